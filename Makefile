@@ -1,0 +1,50 @@
+# Two commands from a fresh clone: `make demo` and `make test`. Both install what they need, once.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+# Without a GPU, one test process per core with one thread each is faster than torch's threads competing.
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 FLWR_TELEMETRY_ENABLED=0
+TEST_PROCESSES ?= auto
+
+.PHONY: setup demo test test-network lint format bench clean
+
+setup: $(INSTALLED)
+
+$(INSTALLED): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Fedvox needs Python 3.11 or newer: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[dev,ray]'
+	@touch $@
+
+# make demo                 four simulated hospitals on phantoms, made here
+# make demo DATA=DIR        three natural sites of the Decathlon hippocampus task in DIR
+demo: $(INSTALLED)
+ifdef DATA
+	$(VENV)/bin/fedvox-server simulate deploy/examples/hippocampus.yaml --data '$(DATA)' --out runs/demo-hippocampus --resume
+else
+	$(VENV)/bin/fedvox-server simulate deploy/examples/phantom.yaml --out runs/demo-phantom --resume
+endif
+
+test: $(INSTALLED)
+	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadscope -q -m 'not network' $(ARGS)
+
+# Real servers and sites on the loopback interface, killed at many points: minutes, and needs nginx.
+test-network: $(INSTALLED)
+	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -q -m network $(ARGS)
+
+lint: $(INSTALLED)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/python -m mypy
+
+format: $(INSTALLED)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(INSTALLED)
+	$(VENV)/bin/python -m tests.benchmarks
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
