@@ -1,0 +1,1 @@
+"""Volumes: reading, geometry, preprocessing, patches, augmentation, sliding-window inference."""

@@ -1,0 +1,186 @@
+"""From a volume as it was read to the array that the network sees, and predictions back again.
+
+The steps, in this order: crop to the box that is not zero, clip and normalise intensities, resample. Padding up to
+a patch comes later, after normalisation, with zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.imaging.geometry import Grid
+from common.imaging.io import Volume
+from common.imaging.resampling import resample_label, resample_to_shape, resampled_shape, thick_axes
+from common.plan import Axes3, IntensityPlan, PreprocessingPlan, Spacing
+
+_BACKGROUND = 0
+
+
+@dataclass(frozen=True)
+class PreprocessedGeometry:
+    """Where a preprocessed array came from: all that is needed to bring a prediction back.
+
+    Attributes:
+        grid: the volume's RAS+ grid, before anything was done to it.
+        crop_start: first voxel of that grid that was kept, along x, y, z.
+        crop_stop: one past the last voxel kept.
+        shape: voxels of the preprocessed array.
+        spacing: its spacing in mm: the cropped extent divided by ``shape``, so it may differ a little from the target.
+        nearest_axes: axes that are resampled to the nearest voxel because slices are thick along them.
+    """
+
+    grid: Grid
+    crop_start: Axes3
+    crop_stop: Axes3
+    shape: Axes3
+    spacing: Spacing
+    nearest_axes: tuple[int, ...]
+
+    @property
+    def crop(self) -> tuple[slice, slice, slice]:
+        """The kept box of the RAS+ grid as slices along x, y, z."""
+        x, y, z = (slice(a, b) for a, b in zip(self.crop_start, self.crop_stop, strict=True))
+        return (x, y, z)
+
+    @property
+    def cropped_shape(self) -> Axes3:
+        """Voxels of the kept box, before resampling."""
+        x, y, z = (b - a for a, b in zip(self.crop_start, self.crop_stop, strict=True))
+        return (x, y, z)
+
+
+@dataclass(frozen=True)
+class Preprocessed:
+    """An image ready for the network: (channels, x, y, z) float32, and the way back."""
+
+    image: NDArray[np.float32]
+    geometry: PreprocessedGeometry
+
+
+def preprocess_image(volume: Volume, plan: PreprocessingPlan) -> Preprocessed:
+    """Crops, normalises and resamples a volume.
+
+    Raises:
+        ValueError: the volume does not have one channel per entry of ``plan.intensity``.
+    """
+    if len(volume.array) != len(plan.intensity):
+        raise ValueError(f"the scan has {len(volume.array)} channels, the plan expects {len(plan.intensity)}")
+    geometry = plan_geometry(volume, plan)
+    channels = zip(volume.array, plan.intensity, strict=True)
+    normalised = np.stack([normalise_intensity(channel[geometry.crop], intensity) for channel, intensity in channels])
+    image = resample_to_shape(normalised, geometry.shape, plan.image_order, geometry.nearest_axes)
+    return Preprocessed(image, geometry)
+
+
+def preprocess_label(
+    label: NDArray[np.uint8], geometry: PreprocessedGeometry, plan: PreprocessingPlan
+) -> NDArray[np.uint8]:
+    """Brings a label map (x, y, z) on the volume's RAS+ grid onto the grid of its preprocessed image."""
+    cropped = label[geometry.crop]
+    return np.ascontiguousarray(resample_label(cropped, geometry.shape, plan.label_mode, geometry.nearest_axes))
+
+
+def restore_prediction(class_scores: NDArray[np.float32], geometry: PreprocessedGeometry) -> NDArray[np.uint8]:
+    """Turns scores on the preprocessed grid into a label map on the volume's RAS+ grid.
+
+    Scores are resampled linearly one class at a time, so that no more than two full-size float arrays exist beside
+    them. The class with the highest score wins, of equal ones the first; outside the crop all is background.
+
+    Args:
+        class_scores: (classes, x, y, z) float32: logits or probabilities, background first, 2 to 256 classes.
+        geometry: of the preprocessed image that was predicted.
+
+    Returns:
+        (x, y, z) uint8.
+    """
+    _check_scores(class_scores, geometry)
+    best = _restore_class(class_scores[0], geometry).copy()
+    labels = np.zeros(geometry.cropped_shape, dtype=np.uint8)
+    for value in range(1, len(class_scores)):
+        score = _restore_class(class_scores[value], geometry)
+        wins = score > best
+        np.copyto(best, score, where=wins)
+        np.copyto(labels, np.uint8(value), where=wins)
+    result = np.full(geometry.grid.shape, _BACKGROUND, dtype=np.uint8)
+    result[geometry.crop] = labels
+    return result
+
+
+def restore_probabilities(probabilities: NDArray[np.float32], geometry: PreprocessedGeometry) -> NDArray[np.float32]:
+    """Resamples probabilities (classes, x, y, z) onto the volume's RAS+ grid; outside the crop background is 1."""
+    _check_scores(probabilities, geometry)
+    result = np.zeros((len(probabilities), *geometry.grid.shape), dtype=np.float32)
+    result[_BACKGROUND] = 1
+    for value, scores in enumerate(probabilities):
+        result[value][geometry.crop] = _restore_class(scores, geometry)
+    return result
+
+
+def normalise_intensity(channel: NDArray[np.float32], plan: IntensityPlan) -> NDArray[np.float32]:
+    """Clips and normalises one channel; a channel without any contrast becomes all zero under ``volume``.
+
+    Args:
+        channel: (x, y, z) float32 in stored units; not changed.
+        plan: what to do. Percentiles, mean and standard deviation are those of the voxels given.
+
+    Returns:
+        A new (x, y, z) float32 array.
+    """
+    if plan.clip == "window":
+        result = np.clip(channel, plan.lower, plan.upper)
+    elif plan.clip == "percentile":
+        lower, upper = np.percentile(channel, (plan.lower, plan.upper))
+        result = np.clip(channel, lower, upper)
+    else:
+        result = channel.astype(np.float32)
+    if plan.normalise == "volume":
+        if result.min() == result.max():
+            return np.zeros_like(result)
+        # Stored values may be large and their spread small: a mean in float32 would be off by part of that spread.
+        result -= result.mean(dtype=np.float64)
+        result /= result.std(dtype=np.float64)
+    elif plan.normalise == "given":
+        result -= plan.mean
+        result /= plan.std
+    return result.astype(np.float32, copy=False)
+
+
+def nonzero_box(image: NDArray[np.float32]) -> tuple[Axes3, Axes3]:
+    """Start and stop of the smallest box in which any channel of (channels, x, y, z) differs from zero.
+
+    The whole extent if all is zero.
+    """
+    mask = np.any(image != 0, axis=0)
+    if not mask.any():
+        return (0, 0, 0), (mask.shape[0], mask.shape[1], mask.shape[2])
+    occupied = [np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    start, stop = [int(o[0]) for o in occupied], [int(o[-1]) + 1 for o in occupied]
+    return (start[0], start[1], start[2]), (stop[0], stop[1], stop[2])
+
+
+def plan_geometry(volume: Volume, plan: PreprocessingPlan) -> PreprocessedGeometry:
+    """Decides crop, shape and thick axes for a volume, without touching its intensities."""
+    spacing = volume.grid.spacing
+    start, stop = (0, 0, 0), volume.grid.shape
+    if plan.crop == "nonzero":
+        start, stop = nonzero_box(volume.array)
+    cropped = (stop[0] - start[0], stop[1] - start[1], stop[2] - start[2])
+    target = plan.spacing or spacing
+    shape = resampled_shape(cropped, spacing, target)
+    x, y, z = (n * s / m for n, s, m in zip(cropped, spacing, shape, strict=True))
+    thick = {*thick_axes(spacing, plan.anisotropy), *thick_axes(target, plan.anisotropy)}
+    return PreprocessedGeometry(volume.grid, start, stop, shape, (x, y, z), tuple(sorted(thick)))
+
+
+def _restore_class(scores: NDArray[np.float32], geometry: PreprocessedGeometry) -> NDArray[np.float32]:
+    return resample_to_shape(scores, geometry.cropped_shape, 1, geometry.nearest_axes)
+
+
+def _check_scores(class_scores: NDArray[np.float32], geometry: PreprocessedGeometry) -> None:
+    if class_scores.shape[1:] != geometry.shape:
+        raise ValueError(f"scores have shape {class_scores.shape[1:]}, the preprocessed image {geometry.shape}")
+    if not 2 <= len(class_scores) <= 256:
+        raise ValueError(f"{len(class_scores)} classes do not fit a label map of bytes: 2 to 256 do")

@@ -1,0 +1,51 @@
+"""The same work for many cases, in threads.
+
+Threads are enough: reading, unzipping, sorting and checksums all release the interpreter lock, and nothing has to be
+sent between processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Progress = Callable[[int, int], None]
+
+
+def map_in_threads(
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int, progress: Progress | None = None
+) -> list[Result]:
+    """Applies a function to each item.
+
+    Args:
+        function: called in several threads at once.
+        items: what to work on.
+        workers: threads; 1 works in the calling thread.
+        progress: called in the calling thread with items done and items in all, after each.
+
+    Returns:
+        The results in the order of the items.
+
+    Raises:
+        Exception: the first one that the function raises; items not yet begun are dropped.
+    """
+    report = progress or (lambda _done, _total: None)
+    if workers <= 1:
+        results = []
+        for item in items:
+            results.append(function(item))
+            report(len(results), len(items))
+        return results
+    with ThreadPoolExecutor(workers, thread_name_prefix="cases") as executor:
+        futures = [executor.submit(function, item) for item in items]
+        try:
+            for done, future in enumerate(as_completed(futures), start=1):
+                future.result()
+                report(done, len(items))
+        except BaseException:
+            executor.shutdown(wait=True, cancel_futures=True)
+            raise
+        return [future.result() for future in futures]

@@ -1,0 +1,146 @@
+"""The plan of a federation: everything that must be equal at all sites, resolved to numbers.
+
+A plan holds no value that was measured at a single site: it comes from the federation file, or, in simulation,
+from the fingerprint of the whole dataset. It is written to ``plan.json`` and into every model bundle.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Axes3 = tuple[int, int, int]
+Spacing = tuple[float, float, float]
+PositiveInt = Annotated[int, Field(ge=1)]
+Kernel = tuple[Literal[1, 3, 5], Literal[1, 3, 5], Literal[1, 3, 5]]
+Stride = tuple[Literal[1, 2, 4], Literal[1, 2, 4], Literal[1, 2, 4]]
+
+
+class Frozen(BaseModel):
+    """Base of all plan and configuration models: immutable, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class IntensityPlan(Frozen):
+    """How one channel's intensities are clipped and normalised.
+
+    clip: ``window`` clips to ``lower`` and ``upper`` in stored units (Hounsfield for CT); ``percentile`` clips to
+        these percentiles (0 to 100) of the volume's own voxels; ``none`` does not clip.
+    normalise: ``volume`` subtracts the volume's own mean and divides by its own standard deviation;
+        ``given`` uses ``mean`` and ``std``; ``none`` leaves intensities as they are.
+    """
+
+    clip: Literal["window", "percentile", "none"] = "percentile"
+    lower: float = 0.5
+    upper: float = 99.5
+    normalise: Literal["volume", "given", "none"] = "volume"
+    mean: float = 0.0
+    std: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> IntensityPlan:
+        if self.clip != "none" and not self.lower < self.upper:
+            raise ValueError(f"lower ({self.lower}) must be less than upper ({self.upper})")
+        if self.clip == "percentile" and not (self.lower >= 0 and self.upper <= 100):
+            raise ValueError("percentiles lie between 0 and 100; for stored units use clip: window")
+        return self
+
+
+class PreprocessingPlan(Frozen):
+    """From a volume on disk to the array that the network sees.
+
+    spacing: target spacing in mm along x, y, z in RAS+; None keeps every volume's own.
+    intensity: one entry per channel.
+    image_order: 3 (cubic B-spline) or 1 (linear).
+    label_mode: ``nearest``, or ``linear``: each label's mask is resampled linearly and the largest wins.
+    anisotropy: an axis whose spacing is more than this many times the finest is resampled separately, with
+        nearest-neighbour along it (a spline across thick slices invents tissue).
+    crop: ``nonzero`` crops to the box in which any channel differs from zero (before normalisation).
+    """
+
+    spacing: Spacing | None = None
+    intensity: tuple[IntensityPlan, ...] = (IntensityPlan(),)
+    image_order: Literal[1, 3] = 3
+    label_mode: Literal["nearest", "linear"] = "linear"
+    anisotropy: float = Field(default=3.0, gt=1)
+    crop: Literal["nonzero", "none"] = "nonzero"
+
+
+class ModelPlan(Frozen):
+    """A GroupNorm 3D U-Net; every sequence has one entry per stage, finest first.
+
+    classes: outputs of the network, background included.
+    strides: the down-sampling on entry of each stage; the first is (1, 1, 1) as a rule.
+    blocks: convolutions (plain) or residual blocks per encoder stage; decoder stages have ``decoder_blocks``.
+    groups: groups of every GroupNorm; must divide all channel counts.
+    """
+
+    in_channels: PositiveInt = 1
+    classes: Annotated[int, Field(ge=2)] = 2
+    channels: tuple[PositiveInt, ...] = (16, 32, 64, 128)
+    strides: tuple[Stride, ...] = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
+    kernels: tuple[Kernel, ...] = ((3, 3, 3),) * 4
+    blocks: tuple[PositiveInt, ...] = (2, 2, 2, 2)
+    decoder_blocks: PositiveInt = 2
+    residual: bool = False
+    groups: PositiveInt = 8
+    deep_supervision: bool = False
+
+    @model_validator(mode="after")
+    def _check_stages(self) -> ModelPlan:
+        stages = len(self.channels)
+        if stages < 2:
+            raise ValueError("a U-Net needs at least two stages: give at least two channel counts")
+        for name in ("strides", "kernels", "blocks"):
+            if len(getattr(self, name)) != stages:
+                raise ValueError(f"{name} has {len(getattr(self, name))} entries, channels has {stages}")
+        for count in self.channels:
+            if count % self.groups:
+                raise ValueError(f"groups ({self.groups}) does not divide {count} channels")
+        return self
+
+    @property
+    def divisors(self) -> Axes3:
+        """Total down-sampling along x, y, z: patch sizes must be multiples of it."""
+        total = [1, 1, 1]
+        for stride in self.strides:
+            total = [t * s for t, s in zip(total, stride, strict=True)]
+        return (total[0], total[1], total[2])
+
+
+class Plan(Frozen):
+    """All that a site needs to train, and a user to predict.
+
+    channels: names of the input channels (modalities), in order.
+    labels: value in the label map -> name, for foreground labels only; values run from 1 without gaps.
+    patch_size: voxels along x, y, z at the target spacing.
+    mirror_axes: spatial axes (0 is x, left-right in RAS+) along which the anatomy may be flipped.
+    """
+
+    channels: tuple[str, ...]
+    labels: dict[int, str]
+    preprocessing: PreprocessingPlan
+    model: ModelPlan
+    patch_size: tuple[PositiveInt, PositiveInt, PositiveInt]
+    mirror_axes: tuple[Literal[0, 1, 2], ...] = ()
+
+    @model_validator(mode="after")
+    def _check_parts_agree(self) -> Plan:
+        if sorted(self.labels) != list(range(1, len(self.labels) + 1)):
+            raise ValueError(f"labels must be 1, 2, 3, ... without gaps, not {sorted(self.labels)}")
+        if self.model.classes != len(self.labels) + 1:
+            raise ValueError(
+                f"model.classes is {self.model.classes}, but there are {len(self.labels)} labels + background"
+            )
+        if self.model.in_channels != len(self.channels):
+            raise ValueError(
+                f"model.in_channels is {self.model.in_channels}, but there are {len(self.channels)} channels"
+            )
+        if len(self.preprocessing.intensity) != len(self.channels):
+            raise ValueError("preprocessing.intensity needs one entry per channel")
+        for size, divisor in zip(self.patch_size, self.model.divisors, strict=True):
+            if size % divisor:
+                raise ValueError(f"patch_size {self.patch_size} must be a multiple of {self.model.divisors}")
+        return self
