@@ -1,0 +1,217 @@
+"""The Flower ClientApp of a site: unpack, check, train or score, pack. No training code.
+
+The same app runs in simulation and at a hospital. What leaves it is what ``common.protocol`` lists: when something
+goes wrong, that is an error code and the name of an exception class; the message and the traceback stay in the site's
+own log.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import flwr
+import torch
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+
+import common
+from client.trainer import NonFiniteLossError, Trainer
+from common.errors import ProtocolError
+from common.imaging.cache import CachedCase
+from common.protocol import (
+    ErrorCode,
+    Result,
+    SiteInfo,
+    Task,
+    Vector,
+    pack_info,
+    pack_result,
+    unpack_hello,
+    unpack_task,
+)
+from common.transport import ErrorFeedback
+
+log = logging.getLogger("fedvox.client")
+
+
+class Observer(Protocol):
+    """Who wants to see a site at work: a progress display, on the same machine."""
+
+    def site_started(self, round: int, site: str, steps: int) -> None:
+        """A site begins a round."""
+
+    def site_step(self, round: int, site: str, step: int, steps: int, loss: float | None) -> None:
+        """A site has done ``step`` of ``steps`` steps."""
+
+
+class Guard(Protocol):
+    """Stands between the server and the site: it allows what is done, and sees what leaves."""
+
+    def check(self, digest: str) -> None:
+        """Raises a FedvoxError with a ``code`` unless the site takes part in the federation of this digest now."""
+
+    def record(self, kind: str, task: Message, reply: Message) -> None:
+        """Writes down what is about to leave; raising keeps it from leaving."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One hospital's patients, and the trainer that works on them.
+
+    seed: of patch drawing and augmentation; differs between sites.
+    digest: of the federation that this site agreed to.
+    feedback: what lossy uploads cut off so far; it lasts as long as the site stays open.
+    """
+
+    name: str
+    train_cases: Sequence[CachedCase]
+    validation_cases: Sequence[CachedCase]
+    seed: int
+    digest: str
+    trainer: Trainer
+    observer: Observer | None = None
+    feedback: ErrorFeedback = field(default_factory=ErrorFeedback)
+
+
+OpenSite = Callable[[Context], Site]
+
+
+class WrongFederationError(ProtocolError):
+    """The server runs another configuration than the one this site agreed to."""
+
+
+def make_client_app(open_site: OpenSite, guard: Guard | None = None) -> ClientApp:
+    """A ClientApp that answers for whatever site ``open_site`` finds for Flower's context.
+
+    Args:
+        open_site: finds the site; called only after the guard has allowed the task.
+        guard: of a real hospital; a simulation has none.
+    """
+    app = ClientApp()
+
+    @app.query("hello")
+    def hello(message: Message, context: Context) -> Message:
+        return _answer("hello", message, guard, lambda: _hello(message, open_site(context)))
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        return _answer("train", message, guard, lambda: _work(message, open_site(context)))
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return _answer("evaluate", message, guard, lambda: _work(message, open_site(context)))
+
+    return app
+
+
+def _answer(kind: str, message: Message, guard: Guard | None, work: Callable[[], Message]) -> Message:
+    try:
+        if guard is not None:
+            guard.check(_digest_asked_for(message))
+        reply = work()
+    except Exception as error:  # whatever happens inside a site, only a code and a class name leave it
+        reply = _failure(error, message)
+    if guard is None:
+        return reply
+    try:
+        guard.record(kind, message, reply)
+    except Exception as error:  # what cannot be written down does not leave
+        return _failure(error, message)
+    return reply
+
+
+def _digest_asked_for(message: Message) -> str:
+    for name in ("hello", "task"):
+        record = message.content.config_records.get(name)
+        if record is not None and isinstance(digest := record.get("digest"), str):
+            return digest
+    raise ProtocolError("the message names no federation")
+
+
+def _failure(error: Exception, message: Message) -> Message:
+    log.error("task failed", exc_info=error)
+    return Message(Error(code=_code_of(error), reason=type(error).__name__), reply_to=message)
+
+
+def _code_of(error: Exception) -> ErrorCode:
+    code = getattr(error, "code", None)
+    if isinstance(code, ErrorCode):
+        return code
+    if isinstance(error, WrongFederationError):
+        return ErrorCode.WRONG_FEDERATION
+    if isinstance(error, ProtocolError):
+        return ErrorCode.BAD_TASK
+    if isinstance(error, NonFiniteLossError):
+        return ErrorCode.NON_FINITE_LOSS
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return ErrorCode.OUT_OF_MEMORY
+    return ErrorCode.INTERNAL
+
+
+def _hello(message: Message, site: Site) -> Message:
+    _check_digest(unpack_hello(message.content), site)
+    info = SiteInfo(
+        site=site.name,
+        train_examples=len(site.train_cases),
+        validation_examples=len(site.validation_cases),
+        fedvox=common.__version__,
+        flwr=flwr.__version__,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        device=site.trainer.device.type,
+        precision=site.trainer.precision,
+    )
+    return Message(pack_info(info), reply_to=message)
+
+
+def _work(message: Message, site: Site) -> Message:
+    started = time.perf_counter()
+    task, weights = unpack_task(message.content, site.trainer.layout.size)
+    _check_digest(task.digest, site)
+    if task.refused_last is not None:
+        log.warning("round %d: the server did not count the last reply: %s", task.round, task.refused_last)
+    result, update = _evaluate_then_train(task, weights, site, started)
+    return Message(pack_result(result, update, task.upload, site.feedback), reply_to=message)
+
+
+def _evaluate_then_train(task: Task, weights: Vector, site: Site, started: float) -> tuple[Result, Vector | None]:
+    trainer, observer = site.trainer, site.observer
+    steps = trainer.config.local_steps if task.train else 0
+    if observer is not None:
+        observer.site_started(task.round, site.name, steps)
+    validation = trainer.validate(weights, site.validation_cases)
+    training = None
+    if task.train:
+
+        def on_step(step: int, loss: float) -> None:
+            if observer is not None:
+                observer.site_step(task.round, site.name, step, steps, loss)
+
+        training = trainer.train(weights, site.train_cases, task.round, site.seed, on_step)
+    result = Result(
+        site=site.name,
+        run=task.run,
+        round=task.round,
+        examples=len(site.train_cases),
+        validation_examples=len(site.validation_cases),
+        steps=training.steps if training else 0,
+        train_loss=training.loss if training else math.nan,
+        validation_loss=validation.loss,
+        dice=validation.dice,
+        seconds=time.perf_counter() - started,
+        seconds_data=training.seconds_data if training else 0.0,
+        seconds_compute=training.seconds_compute if training else 0.0,
+        seconds_evaluate=validation.seconds,
+    )
+    return result, training.update if training else None
+
+
+def _check_digest(digest: str, site: Site) -> None:
+    if digest != site.digest:
+        raise WrongFederationError("the server runs another federation file than this site agreed to")

@@ -1,0 +1,142 @@
+"""The commands with which a hospital takes part: request, preflight, start, status."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.cli import default_cache
+
+if TYPE_CHECKING:
+    from client.start import SiteOptions
+
+
+def add_network_commands(commands: Any) -> None:
+    """Adds the commands to what ``ArgumentParser.add_subparsers`` returned."""
+    request = commands.add_parser(
+        "request",
+        help="make this site's own key, and a request to be let in",
+        epilog="example:\n  fedvox-client request --name north --out key\n",
+    )
+    request.add_argument("--name", "--site", required=True, metavar="NAME", help="the site's name in the federation")
+    request.add_argument("--out", type=Path, required=True, metavar="DIR", help="where key and request go")
+    request.set_defaults(command=_request)
+
+    preflight = commands.add_parser(
+        "preflight",
+        help="see whether everything is there that start needs",
+        epilog="example:\n  fedvox-client preflight --kit kit --data scans\n",
+    )
+    _add_site_options(preflight)
+    preflight.set_defaults(command=_preflight)
+
+    start = commands.add_parser(
+        "start",
+        help="take part in a federation, until Ctrl-C or SIGTERM",
+        epilog="example:\n  fedvox-client start --kit kit --data scans\n",
+    )
+    _add_site_options(start)
+    start.set_defaults(command=_start)
+
+    status = commands.add_parser(
+        "status",
+        help="say what a site does at this moment",
+        epilog="example:\n  fedvox-client status --kit kit\n",
+    )
+    _add_kit_options(status)
+    status.add_argument("--json", action="store_true", help="for machines")
+    status.set_defaults(command=_status)
+
+
+def _add_kit_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--kit", type=Path, required=True, metavar="DIR", help="the kit that the coordinator sent")
+    command.add_argument("--state", type=Path, metavar="DIR", help="the site's own files (default: state in the kit)")
+
+
+def _add_site_options(command: argparse.ArgumentParser) -> None:
+    _add_kit_options(command)
+    command.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder with labels")
+    command.add_argument("--cache", type=Path, metavar="DIR", help="preprocessed scans (default: $FEDVOX_CACHE)")
+    command.add_argument("--no-cache", action="store_true", help="keep preprocessed scans in memory only")
+    command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
+
+
+def _state(options: argparse.Namespace) -> Path:
+    state: Path | None = options.state
+    return (state if state is not None else options.kit / "state").absolute()
+
+
+def _site_options(options: argparse.Namespace) -> SiteOptions:
+    from client.start import SiteOptions
+
+    cache = None if options.no_cache else (options.cache or default_cache()).absolute()
+    return SiteOptions(options.kit.absolute(), options.data.absolute(), _state(options), cache, options.device)
+
+
+def _request(options: argparse.Namespace) -> int:
+    from client.request import make_request
+
+    files = make_request(options.name, options.out)
+    print(f"{files.key}: stays here; later copy it into the kit")
+    print(f"{files.request}: send this to the coordinator")
+    return 0
+
+
+def _preflight(options: argparse.Namespace) -> int:
+    from client.site_state import StateFolder
+    from client.start import look_around
+
+    site = _site_options(options)
+    StateFolder(site.state).make()
+    worst = 0
+    for item in look_around(site):
+        print(item, flush=True)
+        worst = max(worst, int(item.severity == "error"))
+    return worst
+
+
+def _start(options: argparse.Namespace) -> int:
+    from client.start import start
+
+    return start(_site_options(options), lambda line: print(line, flush=True))
+
+
+def _status(options: argparse.Namespace) -> int:
+    from client.site_state import StateFolder, site_status
+    from common.config import as_json
+    from common.network_config import read_kit
+
+    kit = read_kit(options.kit, "site")
+    status = site_status(StateFolder(_state(options)))
+    if options.json:
+        print(as_json({"site": kit.site, "federation": kit.federation, **status}), end="")
+        return 0 if status["running"] else 1
+    print(f"site {kit.site} of {kit.federation}: {'running' if status['running'] else 'not running'}")
+    if not status["running"]:
+        return 1
+    contact = status["last_contact"]
+    seen = "no contact yet" if contact is None else f"last contact {contact:.0f} s ago"
+    print(f"server {kit.endpoint}: {'connected' if status['connected'] else 'NOT connected'}, {seen}")
+    print(f"runner: {_what_runner_does(status['runner'])}")
+    for name, process in status["processes"].items():
+        age = time.time() - process["since"]
+        print(f"{name}: {process['state']} for {age:.0f} s, pid {process['pid']}, {process['restarts']} restarts")
+    return 0
+
+
+def _what_runner_does(runner: dict[str, Any]) -> str:
+    if runner.get("problem"):
+        return f"PROBLEM: {runner['problem']}"
+    if runner.get("state") == "preparing data" and runner.get("cases"):
+        return f"preparing data, {runner['prepared']} of {runner['cases']} cases"
+    if runner.get("step", 0) < runner.get("steps", 0):
+        return f"training, round {runner['round']}, step {runner['step']} of {runner['steps']}"
+    words = {
+        "waiting": "waiting for a task",
+        "away": "waiting for SuperNode",
+        "refused": "PROBLEM: SuperNode refuses it",
+    }
+    state = str(runner.get("state"))
+    return words.get(state, state)

@@ -1,0 +1,314 @@
+"""What a federation wants from a hospital, in plain words: the document that a person reads before approving.
+
+What is sent back is not written down here by hand: it follows from the fields of ``common.messages``, the closed list
+of what may leave, and every field has its meaning beside it. A field without one is an error, so that neither this
+document nor an approval can fall behind the protocol.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import common
+from common.config import FederationConfig, load_federation
+from common.errors import ConfigError
+from common.messages import ErrorCode, Progress, Result, SiteInfo
+from common.network_config import Kit, read_kit
+from common.plan import Plan
+from common.transport import pieces_of
+
+MEANINGS: Mapping[type, Mapping[str, str]] = {
+    SiteInfo: {
+        "site": "the name that your hospital has in this federation",
+        "train_examples": "how many patients are trained on",
+        "validation_examples": "how many patients are kept back to score models",
+        "fedvox": "version of Fedvox at your site",
+        "flwr": "version of Flower, the transport, at your site",
+        "torch": "version of PyTorch at your site",
+        "python": "version of Python at your site",
+        "device": "kind of processor that computes: cpu or cuda",
+        "precision": "number format of the computation: float32, bfloat16 or float16",
+    },
+    Progress: {
+        "run": "random name of the run, repeated from the task",
+        "round": "number of the round, repeated from the task",
+        "step": "training steps done so far in this round",
+        "steps": "training steps of the round",
+    },
+    Result: {
+        "site": "the name that your hospital has in this federation",
+        "run": "random name of the run, repeated from the task",
+        "round": "number of the round, repeated from the task",
+        "examples": "how many patients were trained on",
+        "validation_examples": "how many patients the model was scored on",
+        "steps": "training steps done",
+        "train_loss": "training loss, one mean over the round's steps",
+        "validation_loss": "validation loss, one mean over all validation patients",
+        "dice": "for each label, one Dice score: the mean over all validation patients",
+        "seconds": "how long the task took",
+        "seconds_data": "how much of that was waiting for data",
+        "seconds_compute": "how much of that was training",
+        "seconds_evaluate": "how much of that was scoring",
+        "epsilon": "differential-privacy budget spent so far; empty without differential privacy",
+    },
+}
+OCCASIONS: Mapping[type, str] = {
+    SiteInfo: "before the first round, and when your site or the server was restarted",
+    Progress: "while a round is being worked on, as a sign of life",
+    Result: "after every round",
+}
+NEVER_SENT = (
+    "Scans, label maps, predictions, or any part or thumbnail of them.",
+    "Names, dates, identifiers or anything else about a single patient; file and folder names.",
+    "Scores or losses patient by patient: only means over all patients. (The mean over one patient is that patient's: "
+    "keep several for validation.)",
+    "Error messages and logs. When something goes wrong, a code and the kind of error leave, nothing else.",
+)
+NO_PRIVACY = (
+    "NONE: this federation does not use differential privacy. The model update is computed from your patients' "
+    "scans, and it may be possible to learn something about single patients from it. Whoever operates the server can "
+    "see your hospital's own update."
+)
+NOT_CALLED_BACK = (
+    "What was sent cannot be called back. A pause or a withdrawal holds from the next task on; what is already part of "
+    "the model stays in it, and the coordinator may pass the model on."
+)
+
+
+class ConsentError(ConfigError):
+    """A kit asks for something that cannot be shown as it would be done."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One thing that leaves a hospital: name, meaning, and the message it is part of."""
+
+    message: str
+    name: str
+    meaning: str
+
+
+def fields_that_leave() -> list[Field]:
+    """Every field of every message that a site sends, with its meaning in plain words.
+
+    Raises:
+        ConsentError: the protocol has a field that nobody has explained.
+    """
+    found = []
+    for message, meanings in MEANINGS.items():
+        names = [field.name for field in fields(message)]
+        if strangers := set(names) ^ set(meanings):
+            raise ConsentError(f"{message.__name__}: {', '.join(sorted(strangers))}: fields and meanings differ")
+        found += [Field(message.__name__, name, meanings[name]) for name in names]
+    return found
+
+
+def digest_of_fields() -> str:
+    """SHA-256 over what leaves: an approval covers no version of Fedvox that sends anything else."""
+    listed = [(field.message, field.name) for field in fields_that_leave()]
+    return hashlib.sha256(json.dumps(sorted(listed)).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a kit asks for.
+
+    plan: follows from the federation.
+    """
+
+    kit: Kit
+    federation: FederationConfig
+    plan: Plan
+
+
+def read_request(kit: Path) -> Request:
+    """Reads a kit and checks that its files say the same thing.
+
+    Raises:
+        ConfigError: a file is missing, cannot be read, or contradicts another.
+    """
+    # Late: it brings SciPy with it, which not every command needs.
+    from common.planning import plan_from_config
+
+    described = read_kit(kit, "site")
+    federation = load_federation(kit / "federation.yaml")
+    if described.digest != federation.digest():
+        raise ConsentError(f"{kit / 'federation.yaml'}: is not the federation of kit.yaml; ask for a new kit")
+    plan = plan_from_config(federation)
+    file = kit / "plan.json"
+    try:
+        written = Plan.model_validate_json(file.read_bytes())
+    except (OSError, ValueError):
+        raise ConsentError(f"{file}: is missing or damaged; ask for a new kit") from None
+    if written != plan:
+        raise ConsentError(f"{file}: does not follow from federation.yaml; ask for a new kit")
+    return Request(described, federation, plan)
+
+
+def document(request: Request) -> dict[str, Any]:
+    """What a federation wants, as plain values; ``as_text`` is the same for people."""
+    federation, plan = request.federation, request.plan
+    weights, upload = _weights(plan), federation.transport.upload
+    return {
+        "format": 1,
+        "federation": federation.name,
+        "description": federation.description,
+        "digest": federation.digest(),
+        "site": request.kit.site,
+        "server": request.kit.endpoint,
+        "software": {"fedvox": common.__version__},
+        "data": {
+            "channels": list(plan.channels),
+            "labels": {str(value): name for value, name in plan.labels.items()},
+            "modality": federation.modality,
+        },
+        "work": {
+            "rounds": federation.rounds,
+            "local_steps": federation.training.local_steps,
+            "batch_size": federation.training.batch_size,
+            "optimizer": federation.training.optimizer,
+            "loss": federation.training.loss,
+            "min_sites": federation.strategy.min_sites,
+            "min_fraction": federation.strategy.min_fraction,
+            "early_stop": federation.early_stop is not None,
+        },
+        "model": {
+            "kind": "3D U-Net with GroupNorm",
+            "parameters": weights,
+            "stages": list(plan.model.channels),
+            "patch_size": list(plan.patch_size),
+            "spacing_mm": list(plan.preprocessing.spacing) if plan.preprocessing.spacing else None,
+        },
+        "privacy": {"method": "none", "meaning": NO_PRIVACY, "lasting": NOT_CALLED_BACK},
+        "sent_back": {
+            "update": {
+                "meaning": "the change of the model's weights by your site's training, in numbered pieces",
+                "values": weights,
+                "encoding": upload,
+                "bytes_per_round": sum(piece.size for piece in pieces_of(weights, upload)),
+            },
+            "fields": [vars(field) for field in fields_that_leave()],
+            "errors": [code.name.lower().replace("_", "-") for code in ErrorCode],
+        },
+        "never_sent": list(NEVER_SENT),
+        "configuration": federation.model_dump(mode="json"),
+    }
+
+
+def as_text(content: Mapping[str, Any], width: int = 100) -> str:
+    """The document for a reader, wrapped to ``width`` columns."""
+    parts = [f"WHAT THE FEDERATION {content['federation']!r} WANTS FROM YOUR HOSPITAL"]
+    if content["description"]:
+        parts.append(_wrapped(content["description"], width))
+    work, model, data, sent = content["work"], content["model"], content["data"], content["sent_back"]
+    update = sent["update"]
+    parts += [
+        _section("What is learned", _learned(data, model), width),
+        _section("What your site does", _work(work), width),
+        _section("Privacy", [content["privacy"]["meaning"], content["privacy"]["lasting"]], width),
+        _section(
+            "What is sent back after every round: the model update",
+            [
+                f"{update['meaning'][0].upper()}{update['meaning'][1:]}: {update['values']:,} numbers as "
+                f"{update['encoding']}, {_readable(update['bytes_per_round'])} a round.",
+            ],
+            width,
+        ),
+    ]
+    for message, occasion in OCCASIONS.items():
+        listed = [(field["name"], field["meaning"]) for field in sent["fields"] if field["message"] == message.__name__]
+        parts.append(_table(f"What is sent {occasion} ({message.__name__})", listed, width))
+    parts += [
+        _section(
+            "What is sent when something goes wrong", [f"One of these codes: {', '.join(sent['errors'])}."], width
+        ),
+        _section("What is never sent", content["never_sent"], width),
+        _section(
+            "Where it goes",
+            [
+                f"To {content['server']}, as site {content['site']}. The server also sees your site's network address, "
+                "its public key, and when it is connected.",
+            ],
+            width,
+        ),
+        _section(
+            "Software",
+            [
+                f"Fedvox {content['software']['fedvox']}, as installed at your site. "
+                "Nothing that comes from the server is run as a program."
+            ],
+            width,
+        ),
+        f"Digest: {content['digest']}",
+    ]
+    return _printable("\n\n".join(parts))
+
+
+def _learned(data: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
+    labels = ", ".join(f"{name} (label {value})" for value, name in data["labels"].items())
+    spacing = model["spacing_mm"]
+    grid = f"resampled to {_by(spacing)} mm" if spacing else "on their own grids"
+    return [
+        f"To segment {labels}.",
+        f"From {data['modality']} volumes with the channels {', '.join(data['channels'])}, {grid}, in patches of "
+        f"{_by(model['patch_size'])} voxels.",
+        f"By a {model['kind']}: {model['parameters']:,} weights, stages of {', '.join(map(str, model['stages']))} "
+        "channels.",
+    ]
+
+
+def _work(work: Mapping[str, Any]) -> list[str]:
+    share = f", and that is at least {work['min_fraction']:.0%} of those that take part" if work["min_fraction"] else ""
+    ending = "; it may end earlier" if work["early_stop"] else ""
+    return [
+        f"{work['rounds']} rounds{ending}. In each, your site scores the model on its validation patients and trains "
+        f"it for {work['local_steps']} steps with {work['batch_size']} patches each "
+        f"({work['optimizer']}, loss {work['loss']}). A last message only scores the final model.",
+        f"A round counts if {work['min_sites']} or more sites answer with an update{share}.",
+    ]
+
+
+def _weights(plan: Plan) -> int:
+    # Late: PyTorch takes seconds to import, and only the document needs the size of the network.
+    import torch
+
+    from common.models.unet3d import build_model
+
+    with torch.device("meta"):
+        return sum(tensor.numel() for tensor in build_model(plan.model).state_dict().values())
+
+
+def _printable(text: str) -> str:
+    """The text without what could steer a terminal: parts of it were written by the coordinator."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def _by(values: Sequence[float]) -> str:
+    return " x ".join(f"{value:g}" for value in values)
+
+
+def _readable(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 1_000_000 else f"{size / 1e3:,.1f} kB"
+
+
+def _section(title: str, items: Iterable[str], width: int) -> str:
+    return "\n".join([_wrapped(title, width), *(_wrapped(item, width, "  - ") for item in items)])
+
+
+def _table(title: str, rows: Sequence[tuple[str, str]], width: int) -> str:
+    column = max(len(name) for name, _ in rows) + 2
+    return "\n".join(
+        [_wrapped(title, width), *(_wrapped(meaning, width, f"  {name:<{column}}") for name, meaning in rows)]
+    )
+
+
+def _wrapped(text: str, width: int, start: str = "") -> str:
+    return textwrap.fill(
+        text, max(width, 40), initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False
+    )

@@ -1,0 +1,171 @@
+"""Where a running site keeps its files, and what it says of itself to whoever asks from outside."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.errors import FedvoxError, OutputError
+
+CONTACT_IS_LOST_AFTER_SECONDS = 15.0
+
+
+class AlreadyRunningError(FedvoxError):
+    """Another process runs this site."""
+
+
+@dataclass(frozen=True)
+class StateFolder:
+    """The files of a site's state folder.
+
+    path: the folder; by rule ``state`` in the kit.
+    """
+
+    path: Path
+
+    @property
+    def secret(self) -> Path:
+        """Shared by SuperNode and runner, and by nobody else."""
+        return self.path / "secret"
+
+    @property
+    def task(self) -> Path:
+        """The runner's note of its open task."""
+        return self.path / "runner-task.json"
+
+    @property
+    def runner(self) -> Path:
+        """What the runner does."""
+        return self.path / "runner.json"
+
+    @property
+    def contact(self) -> Path:
+        """Touched by SuperNode whenever the server has answered it."""
+        return self.path / "contact"
+
+    @property
+    def status(self) -> Path:
+        """What ``start`` knows."""
+        return self.path / "status.json"
+
+    @property
+    def logs(self) -> Path:
+        """The logs of all processes."""
+        return self.path / "logs"
+
+    @property
+    def flower_home(self) -> Path:
+        """Flower's own state."""
+        return self.path / "flwr-home"
+
+    def make(self) -> None:
+        """Makes the folder, for its owner alone.
+
+        Raises:
+            OutputError: it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.logs.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be made: {error.strerror}; give another --state") from None
+
+    def new_secret(self) -> None:
+        """Replaces the secret.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        try:
+            self.secret.unlink(missing_ok=True)
+            descriptor = os.open(self.secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(secrets.token_bytes(32))
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be written: {error.strerror}; give another --state") from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for this process; the kernel lets go of it however the process ends.
+
+        Raises:
+            AlreadyRunningError: another process holds it.
+        """
+        self.make()
+        with (self.path / "lock").open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise AlreadyRunningError(
+                    f"{self.path}: this site is already running; see fedvox-client status"
+                ) from None
+            yield
+
+    def is_locked(self) -> bool:
+        """Whether a process holds the folder."""
+        try:
+            with (self.path / "lock").open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            return False
+        return False
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replaces a file that others read; not flushed to disk, for it means nothing after a loss of power."""
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(json.dumps(content), encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a status file holds; empty if there is none, or none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def site_status(folder: StateFolder) -> dict[str, Any]:
+    """What is true of a site now, whatever its files say that a killed process left behind.
+
+    Returns:
+        ``running``; if so also ``since`` (seconds since the epoch), ``pid``, ``connected`` (to the server),
+        ``last_contact`` (seconds ago; None if there was none), ``ready``, ``processes`` (name -> state) and ``runner``
+        (state, and what it works on).
+    """
+    if not folder.is_locked():
+        return {"running": False}
+    known, runner = read_json(folder.status), read_json(folder.runner)
+    try:
+        last_contact: float | None = max(0.0, time.time() - folder.contact.stat().st_mtime)
+    except OSError:
+        last_contact = None
+    processes = known.get("processes", {})
+    if runner.get("pid") != processes.get("runner", {}).get("pid"):
+        runner = {"state": "starting"}
+    supernode_runs = processes.get("supernode", {}).get("pid") is not None
+    fresh = last_contact is not None and last_contact < CONTACT_IS_LOST_AFTER_SECONDS
+    # While a task is at work SuperNode does not ask the server for more.
+    connected = supernode_runs and (fresh or runner.get("state") == "working")
+    return {
+        "running": True,
+        "since": known.get("since"),
+        "pid": known.get("pid"),
+        "connected": connected,
+        "last_contact": last_contact,
+        "ready": connected and runner.get("state") in ("waiting", "working") and not runner.get("problem"),
+        "processes": processes,
+        "runner": runner,
+    }
