@@ -1,0 +1,241 @@
+"""The Flower ServerApp: the round loop.
+
+One message per round and site: it carries the global weights, the site scores them on its own validation patients,
+trains, and answers with its update. So line ``r`` of ``rounds.jsonl`` holds the scores of the model that arrived in
+round ``r`` (the result of round ``r - 1``), and one evaluate-only message follows the last round.
+
+``state.json`` is committed after every round, and every accepted update lies in the run folder before the next one is
+looked at. Whatever is killed at whatever moment, the loop goes on from the last finished round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from common.config import FederationConfig
+from common.protocol import Progress, SiteInfo, Task, Vector, WeightLayout
+from server import round_lines
+from server.exchange import Exchange, FederationError, Patience
+from server.quarantine import count_refusals, read_releases
+from server.roster import Names, Roster
+from server.round import Round
+from server.state import RunFolder, RunState
+from server.strategies import FedAvg
+
+
+class RoundObserver(Protocol):
+    """Who wants to see the rounds go by: a progress display."""
+
+    def round_started(self, round: int, phase: str) -> None:
+        """A round begins; ``phase`` is ``train`` or ``evaluate``."""
+
+    def site_done(self, round: int, site: str, line: Mapping[str, Any]) -> None:
+        """A site has answered; ``line`` is its entry in ``rounds.jsonl``. Comes again if the entry changes."""
+
+    def round_done(self, line: Mapping[str, Any]) -> None:
+        """A round is finished; ``line`` is what ``rounds.jsonl`` got."""
+
+    def message(self, text: str) -> None:
+        """Something worth a line happened."""
+
+
+@runtime_checkable
+class StepObserver(Protocol):
+    """An observer that also wants to know how far a site is."""
+
+    def site_step(self, round: int, site: str, step: int, steps: int, loss: float | None) -> None:
+        """A site says that it has done ``step`` of ``steps`` steps."""
+
+
+class RoundLoop:
+    """Runs a federation from its last committed round to its end.
+
+    Args:
+        config: the federation.
+        layout: of the model's weights.
+        labels: foreground label values that every site reports a Dice for.
+        sites: how many sites take part.
+        folder: where everything is kept; its ``state.json`` and checkpoint must exist.
+        observer: sees every reply and round.
+        names: Flower node -> the site that registered its key; None where there is no registration (simulation).
+        patience: how long to wait for sites that come and go; None where all are there from beginning to end
+            (simulation).
+    """
+
+    def __init__(
+        self,
+        config: FederationConfig,
+        layout: WeightLayout,
+        labels: set[int],
+        sites: int,
+        folder: RunFolder,
+        observer: RoundObserver,
+        names: Names | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        self._config = config
+        self._layout = layout
+        self._labels = labels
+        self._sites = sites
+        self._folder = folder
+        self._observer = observer
+        self._names = names
+        self._patience = patience
+        self._strategy = FedAvg()
+
+    @property
+    def quorum(self) -> int:
+        """How many accepted updates a round needs."""
+        strategy = self._config.strategy
+        return max(strategy.min_sites, math.ceil(strategy.min_fraction * self._sites))
+
+    def run(self, grid: Grid) -> None:
+        """Runs all rounds that are left, then the evaluate-only message.
+
+        Raises:
+            FederationError: too few sites, or too many failed rounds in a row.
+        """
+        state = self._folder.load_state()
+        if state is None:
+            raise FederationError(f"{self._folder.path}: has no state.json; start a new run")
+        if state.finished:
+            return
+        self._folder.rewind(state)
+        exchange = Exchange(grid, self._patience)
+        roster = Roster(grid, exchange, state, self._folder, self._sites, self._names, self._patience)
+        roster.gather(self.quorum, self._observer.message)
+        weights = self._folder.load_checkpoint(state.round, self._layout)
+        while state.round < self._config.rounds and not state.stopped_early:
+            weights = self._train_round(exchange, roster, state, weights)
+        if state.accepted_rounds == 0:
+            raise FederationError(f"no round had the {self.quorum} usable updates that it needs; there is no model")
+        self._final_evaluation(exchange, roster, state, weights)
+
+    def _train_round(self, exchange: Exchange, roster: Roster, state: RunState, weights: Vector) -> Vector:
+        sites = self._wait_for_sites(roster, state)
+        upload = self._config.transport.upload
+        task = Task(state.run, state.digest, state.round + 1, self._config.rounds, True, upload)
+        finished = self._run_round(exchange, roster, state, weights, task, sites)
+        self._note_scores(finished, state)
+        if len(finished.accepted) >= self.quorum:
+            updates = finished.spool.updates
+            mean = finished.mean_update(lambda site: self._strategy.weight(updates[site].result))
+            weights = self._strategy.next_weights(weights, mean)
+            state.norms |= {site: updates[site].norm for site in finished.accepted}
+            state.accepted_rounds += 1
+            state.failed_rounds = 0
+        else:
+            state.failed_rounds += 1
+            self._folder.event("round_failed", round=task.round, accepted=len(finished.accepted))
+        early_stop = self._config.early_stop
+        state.stopped_early = early_stop is not None and state.rounds_without_gain >= early_stop.patience
+        state.round = task.round
+        self._folder.save_checkpoint(state.round, weights, self._layout)
+        self._commit(state, finished)
+        finished.spool.close()
+        if state.failed_rounds >= self._config.strategy.max_failed_rounds:
+            raise FederationError(
+                f"{state.failed_rounds} rounds in a row had too few usable updates (strategy.min_sites, "
+                f"min_fraction); see the sites' reasons in {self._folder.path / 'rounds.jsonl'}"
+            )
+        return weights
+
+    def _final_evaluation(self, exchange: Exchange, roster: Roster, state: RunState, weights: Vector) -> None:
+        sites = self._wait_for_sites(roster, state)
+        task = Task(state.run, state.digest, state.round + 1, state.round, False, self._config.transport.upload)
+        finished = self._run_round(exchange, roster, state, weights, task, sites)
+        state.final_mean_dice = self._note_scores(finished, state)
+        state.finished = True
+        self._commit(state, finished)
+        finished.spool.close()
+        self._folder.event("finished", rounds=state.round, best_round=state.best_round)
+
+    def _wait_for_sites(self, roster: Roster, state: RunState) -> dict[int, SiteInfo]:
+        def look_for_releases() -> None:
+            for site in read_releases(self._folder, state):
+                self._observer.message(f"{site} was released from quarantine")
+
+        look_for_releases()
+        roster.refresh()
+        roster.wait_for(self.quorum, self._observer.message, look_for_releases)
+        return roster.active(state.round + 1, self.quorum)
+
+    def _run_round(
+        self,
+        exchange: Exchange,
+        roster: Roster,
+        state: RunState,
+        weights: Vector,
+        task: Task,
+        sites: dict[int, SiteInfo],
+    ) -> Round:
+        number, observer = task.round, self._observer
+        observer.round_started(number, "train" if task.train else "evaluate")
+
+        def seen(site: str, progress: Progress) -> None:
+            if isinstance(observer, StepObserver):
+                observer.site_step(number, site, progress.step, progress.steps, None)
+
+        current = Round(
+            self._config,
+            self._labels,
+            state,
+            self._folder,
+            task,
+            sites,
+            self._layout.size,
+            lambda site, line: observer.site_done(number, site, line),
+        )
+        current.run(exchange, roster, weights, seen)
+        for site in count_refusals(self._folder, state, current.refusals):
+            observer.message(f"{site} was refused three times in a row and is not asked any more; release it to go on")
+        return current
+
+    def _note_scores(self, finished: Round, state: RunState) -> float | None:
+        """Mean validation Dice over sites of the model that was sent, and whether it is the best so far.
+
+        Scores of fewer sites than the quorum are shown but decide nothing.
+        """
+        counted = [finished.lines[site]["mean_dice"] for site in finished.accepted]
+        mean_dice = round_lines.mean(counted)
+        if mean_dice is None or len(counted) < self.quorum:
+            return mean_dice
+        gain = math.inf if state.best_mean_dice is None else mean_dice - state.best_mean_dice
+        early_stop = self._config.early_stop
+        enough = early_stop.min_delta if early_stop else 0.0
+        state.rounds_without_gain = 0 if gain > enough else state.rounds_without_gain + 1
+        if gain > 0:
+            state.best_round, state.best_mean_dice = state.round, mean_dice
+        return mean_dice
+
+    def _commit(self, state: RunState, finished: Round) -> None:
+        line = finished.summary()
+        state.seconds += finished.seconds
+        state.bytes_up += finished.bytes_up
+        state.bytes_down += finished.bytes_down
+        self._folder.append_round(line)
+        self._folder.commit(state)
+        # The checkpoint of the last but one round stays until this one has been scored: it may be the best.
+        best = {state.best_round} if state.best_round is not None else set()
+        self._folder.keep_checkpoints({state.round, *best})
+        self._observer.round_done(line)
+
+
+def make_server_app(loop: Callable[[], RoundLoop]) -> ServerApp:
+    """A ServerApp that runs the loop that ``loop`` makes."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        del context
+        loop().run(grid)
+
+    return app
+
+
+__all__ = ["FederationError", "Patience", "RoundLoop", "RoundObserver", "StepObserver", "make_server_app"]

@@ -1,0 +1,137 @@
+"""Files in a run folder by which the server's ``start`` and its server app find each other; no Torch in here."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import FedvoxError
+
+RUN_VARIABLE = "FEDVOX_RUN"
+NODES_FILE = "nodes.json"
+APP_LOG = "logs/app.log"
+_APP_LOCK = "app.lock"
+_START_LOCK = "start.lock"
+_FORMER_APP_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class AppHolder:
+    """Who holds the app's lock, or held it last. ``alive``: whether it still does."""
+
+    flower_run: int
+    pid: int
+    alive: bool
+
+
+@contextlib.contextmanager
+def only_app(run: Path, flower_run: int) -> Iterator[None]:
+    """Makes this process the one server app that works on a run; a former one gets some time to go.
+
+    Raises:
+        FedvoxError: it does not go.
+    """
+    with _locked(run / _APP_LOCK, _FORMER_APP_SECONDS) as descriptor:
+        if descriptor is None:
+            raise FedvoxError(f"{run}: another server app is at work on this run")
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"flower_run": flower_run, "pid": os.getpid()}).encode(), 0)
+        yield
+
+
+@contextlib.contextmanager
+def only_start(run: Path) -> Iterator[None]:
+    """Makes this process the one ``start`` of a run.
+
+    Raises:
+        FedvoxError: there is another one.
+    """
+    with _locked(run / _START_LOCK, 1.0) as descriptor:
+        if descriptor is None:
+            raise FedvoxError(f"{run}: this federation is running already; see fedvox-server status {run}")
+        yield
+
+
+def is_started(run: Path) -> bool:
+    """Whether a ``start`` of this run is alive; true from outside, whatever was killed."""
+    return _is_held(run / _START_LOCK)
+
+
+def app_holder(run: Path) -> AppHolder | None:
+    """The server app that took the lock last; None if there was none."""
+    lock = run / _APP_LOCK
+    alive = _is_held(lock)
+    try:
+        content = json.loads(lock.read_text(encoding="utf-8"))
+        return AppHolder(int(content["flower_run"]), int(content["pid"]), alive)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def kill_app(run: Path) -> None:
+    """Ends the server app if one is alive; it leaves nothing that the next one could not go on from."""
+    holder = app_holder(run)
+    if holder is not None and holder.alive and _works_on(holder.pid, run):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(holder.pid, signal.SIGKILL)
+
+
+def registered_names(run: Path) -> Mapping[int, str]:
+    """Flower node -> the site that registered its key, as the server's ``start`` wrote it last."""
+    try:
+        content = json.loads((run / NODES_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return {int(node): str(name) for node, name in content.items()}
+
+
+def _works_on(pid: int, run: Path) -> bool:
+    """Whether a process was started for this run; its number may have gone to another one meanwhile."""
+    try:
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+    return f"{RUN_VARIABLE}={run.resolve()}".encode() in environment
+
+
+@contextlib.contextmanager
+def _locked(path: Path, patience: float) -> Iterator[int | None]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        yield descriptor if _lock(descriptor, patience) else None
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, patience: float) -> bool:
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.1)
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        # A shared lock, for an instant: whoever looks at the same time is not taken for a holder.
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False

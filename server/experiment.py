@@ -1,0 +1,238 @@
+"""One simulated federation from its file to its report: prepare, run, release, compare, report."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from common.config import FederationConfig, as_json
+from common.devices import choose_device
+from common.errors import ConfigError, FedvoxError
+from common.imaging.cache import CachedCase
+from common.plan import Plan
+from server import release
+from server.app import RoundLoop, make_server_app
+from server.partition import read_partition
+from server.preparation import find_or_make_data, plan_and_partition
+from server.progress import ProgressDisplay
+from server.report import write_report
+from server.simulation import SimulatedSites, initial_weights, require_ray, run_inline, run_on_ray
+from server.state import RunFolder, RunState, now
+
+Engine = Literal["inline", "ray"]
+
+
+@dataclass(frozen=True)
+class SimulationOptions:
+    """What the command line decides.
+
+    data: dataset folder; None makes phantoms.
+    out: run folder.
+    engine: None takes the federation file's.
+    cache: folder for preprocessed scans; None keeps them in memory.
+    resume: go on with the run in ``out``.
+    """
+
+    data: Path | None
+    out: Path
+    engine: Engine | None = None
+    device: str = "auto"
+    cache: Path | None = None
+    resume: bool = False
+
+
+def simulate(config: FederationConfig, options: SimulationOptions, display: ProgressDisplay) -> Path:
+    """Runs, or goes on with, a simulated federation.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        FedvoxError: configuration, data or output cannot be used.
+        KeyboardInterrupt: the user stopped it; what is finished stays, with a summary and a report.
+    """
+    if config.simulation is None:
+        raise ConfigError("simulation: is missing; a simulation needs simulation.partition (see deploy/examples)")
+    engine: Engine = options.engine or config.simulation.engine
+    if engine == "ray":
+        require_ray()
+    device = choose_device(options.device).type
+    folder = _open_folder(config, options)
+    data = find_or_make_data(config, options.data, folder, display)
+    if not (folder.path / "partition.json").exists():
+        plan_and_partition(config, data, folder, options.cache, display)
+    if _is_finished(folder):
+        display.message(f"{folder.path} is finished; nothing is left to do")
+        return write_report(folder.path)
+    plan = read_plan(folder)
+    partition = read_partition(folder.path / "partition.json")
+    sites = SimulatedSites(config, plan, partition, data, options.cache, device, display)
+    return _Experiment(config, plan, sites, folder, engine, display).run()
+
+
+def read_plan(folder: RunFolder) -> Plan:
+    """The plan of a run."""
+    return Plan.model_validate_json((folder.path / "plan.json").read_bytes())
+
+
+def _is_finished(folder: RunFolder) -> bool:
+    summary = folder.path / "summary.json"
+    return summary.exists() and json.loads(summary.read_text(encoding="utf-8"))["status"] == "finished"
+
+
+def _open_folder(config: FederationConfig, options: SimulationOptions) -> RunFolder:
+    if not (options.resume and (options.out / "federation.yaml").exists()):
+        folder = RunFolder.create(options.out)
+        folder.write_text("federation.yaml", config.resolved())
+        return folder
+    folder = RunFolder.open(options.out)
+    if (folder.path / "federation.yaml").read_text(encoding="utf-8") != config.resolved():
+        raise ConfigError(
+            f"{options.out / 'federation.yaml'}: was made with another configuration than now asked for; "
+            "resume with the same file and --set values, or start a new run"
+        )
+    return folder
+
+
+class _Experiment:
+    """The part of a simulation that comes after its data are ready."""
+
+    def __init__(
+        self,
+        config: FederationConfig,
+        plan: Plan,
+        sites: SimulatedSites,
+        folder: RunFolder,
+        engine: Engine,
+        display: ProgressDisplay,
+    ) -> None:
+        self._config = config
+        self._plan = plan
+        self._sites = sites
+        self._folder = folder
+        self._engine = engine
+        self._display = display
+        self._pooled: dict[str, Any] | None = None
+
+    def run(self) -> Path:
+        """Runs what is left of the run, and writes its summary and report however it ends."""
+        self._display.start(self._config.name, self._config.rounds, self._sites.names)
+        status = "stopped"
+        try:
+            self._run_rounds(self._sites, self._folder, self._engine)
+            self._release()
+            if self._config.simulation is not None and self._config.simulation.pooled:
+                self._pooled = self._run_pooled()
+            status = "finished"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            self._write_summary(status)
+            report = write_report(self._folder.path)
+        return report
+
+    def _run_rounds(self, sites: SimulatedSites, folder: RunFolder, engine: Engine) -> None:
+        weights, layout = initial_weights(self._plan, self._config.seed)
+        state = folder.load_state()
+        if state is None:
+            state = RunState(run=secrets.token_hex(8), digest=sites.config.digest(), started=now())
+            folder.save_checkpoint(0, weights, layout)
+            folder.commit(state)
+            folder.event("started", run=state.run, engine=engine)
+        elif state.finished:
+            return
+        else:
+            folder.rewind(state)
+            folder.event("resumed", round=state.round)
+            self._display.message(f"going on after round {state.round} of {self._config.rounds}")
+
+        def loop() -> RoundLoop:
+            return RoundLoop(sites.config, layout, set(self._plan.labels), len(sites.names), folder, self._display)
+
+        if engine == "ray":
+            run_on_ray(make_server_app(loop), sites)
+        else:
+            run_inline(make_server_app(loop), sites)
+
+    def _release(self) -> None:
+        """Writes the best checkpoint as the bundle, and everything that the report shows of its validation cases."""
+        state = self._finished_state(self._folder)
+        device = self._sites.trainer.device
+        best = state.best_round if state.best_round is not None else state.round
+        model = release.save_released_model(self._folder, self._config, self._plan, state, best, self._sites.names)
+        total = sum(len(site.validation) for site in self._sites.partition.sites.values())
+        scored = []
+        precision = self._config.training.precision
+        for item in release.score_cases(model, self._plan, self._validation_cases(), device, precision):
+            scored.append(item)
+            self._display.stage("measuring validation cases", len(scored), total)
+        release.write_validation_table(self._folder, self._plan, scored)
+        release.write_examples(self._folder, scored)
+
+    def _run_pooled(self) -> dict[str, Any]:
+        """The same code with all data in one site, and as many steps a round as all sites take together."""
+        pooled_folder = self._folder.path / "pooled"
+        training = self._config.training
+        steps = training.local_steps * len(self._sites.names)
+        config = self._config.model_copy(update={"training": training.model_copy(update={"local_steps": steps})})
+        if (pooled_folder / "federation.yaml").exists():
+            folder = RunFolder.open(pooled_folder)
+        else:
+            folder = RunFolder.create(pooled_folder)
+            folder.write_text("federation.yaml", config.resolved())
+        self._display.message("training one model on all data in one place, for comparison")
+        self._display.start(f"{config.name}, pooled", config.rounds, ["pooled"])
+        self._run_rounds(self._sites.pooled(config), folder, "inline")
+        state = self._finished_state(folder)
+        best = state.best_round if state.best_round is not None else state.round
+        model = release.load_model(folder, self._plan, best)
+        device = self._sites.trainer.device
+        scored = list(release.score_cases(model, self._plan, self._validation_cases(), device, training.precision))
+        dice = release.mean_dice_by_label(scored, self._plan.labels)
+        return {"mean_dice": release.mean_of(dice), "dice": dice, "seconds": round(state.seconds, 1), "steps": steps}
+
+    def _validation_cases(self) -> dict[str, list[CachedCase]]:
+        return {name: list(self._sites.open(name).validation_cases) for name in self._sites.names}
+
+    def _finished_state(self, folder: RunFolder) -> RunState:
+        state = folder.load_state()
+        if state is None or not state.finished:
+            raise FedvoxError(f"{folder.path}: the rounds did not finish; go on with --resume")
+        return state
+
+    def _write_summary(self, status: str) -> None:
+        state = self._folder.load_state()
+        if state is None:
+            return
+        best = None
+        if state.best_round is not None:
+            best = next((line for line in self._folder.read_rounds() if line["model_round"] == state.best_round), None)
+        summary = {
+            "name": self._config.name,
+            "status": status,
+            "rounds_planned": self._config.rounds,
+            "rounds_done": state.round,
+            "stopped_early": state.stopped_early,
+            "best_round": state.best_round,
+            "best_mean_dice": state.best_mean_dice,
+            "final_mean_dice": state.final_mean_dice,
+            "best_dice": best["dice"] if best else None,
+            "seconds": round(state.seconds, 1),
+            "started": state.started,
+            "finished": now(),
+            "seed": self._config.seed,
+            "engine": self._engine,
+            "device": self._sites.trainer.device.type,
+            "precision": self._sites.trainer.precision,
+            "versions": release.versions(),
+            "parameters": self._sites.trainer.layout.size,
+            "bytes_up": state.bytes_up,
+            "bytes_down": state.bytes_down,
+            "labels": {str(label): name for label, name in self._plan.labels.items()},
+            "pooled": self._pooled,
+        }
+        self._folder.write_text("summary.json", as_json(summary))

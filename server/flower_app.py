@@ -1,0 +1,126 @@
+"""The ServerApp of a federation over a network, as Flower's superexec starts it.
+
+Everything it needs lies in the run folder, whose path it gets from the environment: Flower may start it any number of
+times, and it goes on from the last finished round. Only one at a time works on a run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from common.audit import AuditLog
+from common.config import FederationConfig, load_federation
+from common.errors import FedvoxError
+from common.plan import Plan
+from server import release
+from server.app import FederationError, Patience, RoundLoop
+from server.app_lock import APP_LOG, RUN_VARIABLE, only_app, registered_names
+from server.initial_weights import initial_weights
+from server.progress_lines import ProgressWriter
+from server.run_summary import write_summary
+from server.state import RunFolder, RunState, now
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Runs what is left of the federation whose run folder the environment names."""
+    folder = RunFolder.open(Path(os.environ[RUN_VARIABLE]))
+    with only_app(folder.path, context.run_id):
+        try:
+            run_federation(grid, folder)
+        except Exception:
+            # Flower keeps what is printed here to itself.
+            with (folder.path / APP_LOG).open("a", encoding="utf-8") as log:
+                log.write(f"{now()}\n{traceback.format_exc()}\n")
+            raise
+
+
+def run_federation(grid: Grid, folder: RunFolder) -> None:
+    """Runs what is left of a federation, releases its model, and writes its summary.
+
+    A federation that cannot go on is stopped, with the reason in its summary; any other error is raised, and whoever
+    started this tries again.
+    """
+    config = load_federation(folder.path / "federation.yaml")
+    plan = Plan.model_validate_json((folder.path / "plan.json").read_bytes())
+    observer = AuditedProgress(folder.path)
+    try:
+        _run_rounds(grid, folder, config, plan, observer)
+    except FederationError as error:
+        observer.message(str(error))
+        write_summary(folder, config, plan, "stopped", str(error))
+        return
+    except FedvoxError as error:
+        observer.message(str(error))
+        raise
+    _release(folder, config, plan)
+    write_summary(folder, config, plan, "finished", None)
+
+
+class AuditedProgress(ProgressWriter):
+    """Progress for the display, and for the audit log what was asked of whom and what came of it."""
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(run)
+        self._audit = AuditLog(run / "audit.jsonl")
+
+    def round_started(self, round: int, phase: str) -> None:
+        """A round begins."""
+        self._audit.append("round_started", round=round, phase=phase)
+        super().round_started(round, phase)
+
+    def round_done(self, line: Mapping[str, Any]) -> None:
+        """A round is finished."""
+        sites = {
+            name: {key: site[key] for key in ("status", "reason", "examples")} for name, site in line["sites"].items()
+        }
+        counts = {key: line[key] for key in ("round", "phase", "bytes_up", "bytes_down")}
+        self._audit.append("round_done", **counts, sites=sites)
+        super().round_done(line)
+
+
+def _run_rounds(grid: Grid, folder: RunFolder, config: FederationConfig, plan: Plan, observer: ProgressWriter) -> None:
+    weights, layout = initial_weights(plan, config.seed)
+    state = folder.load_state()
+    if state is None:
+        state = RunState(run=secrets.token_hex(8), digest=config.digest(), started=now())
+        folder.save_checkpoint(0, weights, layout)
+        folder.commit(state)
+        folder.event("started", run=state.run, engine="network")
+    elif not state.finished:
+        folder.event("resumed", round=state.round)
+        observer.message(f"going on after round {state.round} of {config.rounds}")
+    del weights
+    sites = set(registered_names(folder.path).values())
+    patience = Patience()
+    if config.network is not None:
+        patience = Patience(deadline_seconds=config.network.round_deadline_seconds)
+
+    def name_of(node: int) -> str | None:
+        return registered_names(folder.path).get(node)
+
+    RoundLoop(config, layout, set(plan.labels), len(sites), folder, observer, name_of, patience).run(grid)
+
+
+def _release(folder: RunFolder, config: FederationConfig, plan: Plan) -> None:
+    state = folder.load_state()
+    if state is None or not state.finished:
+        raise FedvoxError(f"{folder.path}: the rounds did not finish")
+    best = state.best_round if state.best_round is not None else state.round
+    sites = sorted({name for line in folder.read_rounds() for name in line["sites"]})
+    release.save_released_model(folder, config, plan, state, best, sites)
+    weights = folder.path / "model" / "model.safetensors"
+    with weights.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    AuditLog(folder.path / "audit.jsonl").append("model_released", round=best, sites=sites, sha256=digest)

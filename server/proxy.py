@@ -1,0 +1,155 @@
+"""The one port that sites reach: nginx with TLS, in front of Flower's SuperLink.
+
+SuperLink serves three interfaces on one port: Fleet for sites, Control for whoever submits runs, and Runtime for
+worker processes. The open-source SuperLink lets anybody who reaches it use Control, and a run that is submitted there
+is code that runs on the server. So SuperLink listens on the loopback interface alone, and the proxy passes on only
+what a site needs. Every path that it passes is written out, to and from: nothing that a client sends becomes part of
+the address that SuperLink sees, so there is no second reading of it to fool.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import FedvoxError
+from common.network_config import format_endpoint
+
+FLEET_METHODS = (
+    "activate-node",
+    "deactivate-node",
+    "send-node-heartbeat",
+    "pull-messages",
+    "push-messages",
+    "get-run",
+    "get-fab",
+    "push-object",
+    "pull-object",
+    "confirm-message-received",
+)
+# Flower sends weights in pieces of a few MB; a body that is larger is not from a site of ours.
+LARGEST_BODY_MB = 64
+_USUAL_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/sbin", "/opt/homebrew/bin", "/usr/local/bin")
+
+_TEMPLATE = """\
+# Written by fedvox-server start; changes are lost.
+daemon off;
+worker_processes 1;
+pid {folder}/nginx.pid;
+error_log stderr warn;
+
+events {{ worker_connections 4096; }}
+
+http {{
+    server_tokens off;
+    default_type text/plain;
+    log_format refused '$time_iso8601 $remote_addr $status "$request_method $uri"';
+    map $status $is_refused {{ ~^[45] 1; default 0; }}
+    access_log {folder}/refused.log refused if=$is_refused;
+
+    # Everything streams through: nothing of a site's data is written to this disk by the proxy.
+    client_body_temp_path {folder}/temporary;
+    proxy_temp_path {folder}/temporary;
+    fastcgi_temp_path {folder}/temporary;
+    uwsgi_temp_path {folder}/temporary;
+    scgi_temp_path {folder}/temporary;
+    client_max_body_size {body}m;
+    client_body_timeout 60s;
+    client_header_timeout 20s;
+    keepalive_timeout 120s;
+    proxy_request_buffering off;
+    proxy_max_temp_file_size 0;
+    proxy_read_timeout 120s;
+
+    upstream superlink {{
+        server 127.0.0.1:{port};
+        keepalive 64;
+    }}
+
+    server {{
+        listen {listen} ssl;
+        ssl_certificate {kit}/server.crt;
+        ssl_certificate_key {kit}/server.key;
+        ssl_protocols TLSv1.2 TLSv1.3;
+        ssl_session_cache shared:sites:1m;
+
+        proxy_http_version 1.1;
+        proxy_set_header Connection "";
+        proxy_set_header Host localhost;
+        proxy_ssl_trusted_certificate {kit}/ca.crt;
+        proxy_ssl_verify on;
+        proxy_ssl_name localhost;
+        proxy_ssl_session_reuse on;
+
+{locations}
+        location / {{ return 403; }}
+    }}
+}}
+"""
+
+_LOCATION = """\
+        location = {path} {{
+            limit_except POST {{ deny all; }}
+            set $args "";
+            proxy_pass https://superlink{path};
+        }}
+"""
+
+
+class ProxyError(FedvoxError):
+    """The proxy cannot be set up."""
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where the proxy listens: an IP address of this machine (``0.0.0.0`` and ``::`` are all), and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return format_endpoint(self.host, self.port)
+
+
+def find_nginx() -> str:
+    """The path of nginx.
+
+    Raises:
+        ProxyError: it is not installed.
+    """
+    found = shutil.which("nginx", path=os.pathsep.join([os.environ.get("PATH", ""), *_USUAL_FOLDERS]))
+    if found is None:
+        raise ProxyError(
+            "nginx is not installed; it guards the port that sites reach. Install it: apt-get install nginx "
+            "(Debian, Ubuntu), dnf install nginx (Fedora, Red Hat), brew install nginx (macOS)"
+        )
+    return found
+
+
+def write_proxy_configuration(folder: Path, kit: Path, listen: Listen, superlink_port: int) -> Path:
+    """Writes ``nginx.conf`` into a folder of its own.
+
+    Args:
+        folder: for the configuration and what nginx keeps; made when needed.
+        kit: the server's kit, with its certificate.
+        listen: where sites reach the proxy.
+        superlink_port: SuperLink's, on the loopback interface.
+
+    Raises:
+        ProxyError: a path has characters that nginx's configuration cannot hold.
+    """
+    folder, kit = folder.resolve(), kit.resolve()
+    for path in (folder, kit):
+        if not re.fullmatch(r"[\w./+@:-]+", str(path), re.ASCII):
+            raise ProxyError(f"{path}: may have only letters, digits and ./_-+@: in its name; move it elsewhere")
+    (folder / "temporary").mkdir(parents=True, exist_ok=True)
+    locations = "".join(_LOCATION.format(path=f"/v1/fleet/{method}") for method in FLEET_METHODS)
+    text = _TEMPLATE.format(
+        folder=folder, kit=kit, listen=listen, port=superlink_port, body=LARGEST_BODY_MB, locations=locations
+    )
+    file = folder / "nginx.conf"
+    file.write_text(text, encoding="utf-8")
+    return file

@@ -1,0 +1,174 @@
+"""Simulated hospitals on one machine: the real ServerApp and ClientApp, without a network.
+
+``inline`` runs the sites one after another in this process; ``ray`` runs them on Flower's simulation engine, several
+at a time. Both call the same apps. This is the one module of ``server`` that imports ``client``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ConfigRecordValues, Context, RecordDict, UserConfig
+from flwr.serverapp import ServerApp
+
+from client.app import Observer, Site, make_client_app
+from client.trainer import Trainer
+from common.config import FederationConfig
+from common.devices import choose_device
+from common.errors import ConfigError, FedvoxError
+from common.imaging.cache import CachedCase, CaseCache
+from common.imaging.dataset import find_dataset
+from common.models.unet3d import build_model
+from common.plan import Plan
+from common.protocol import Vector, WeightLayout
+from common.seeds import seed_of
+from server.inline_grid import InlineGrid
+from server.partition import SiteCases, SitePartition
+
+
+@dataclass
+class SimulatedSites:
+    """Opens the site that a Flower context asks for.
+
+    It can be sent to another process, where it opens its sites anew.
+
+    data: the dataset folder.
+    cache: folder of preprocessed scans; None keeps them in memory.
+    device: as in ``choose_device``.
+    """
+
+    config: FederationConfig
+    plan: Plan
+    partition: SitePartition
+    data: Path
+    cache: Path | None
+    device: str
+    observer: Observer | None = None
+    _opened: dict[str, Site] = field(default_factory=dict, repr=False)
+    _trainer: Trainer | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": {}, "_trainer": None, "observer": None}
+
+    def __call__(self, context: Context) -> Site:
+        """The site of the context's ``partition-id``."""
+        return self.open(self.names[int(context.node_config["partition-id"])])
+
+    @property
+    def names(self) -> list[str]:
+        """All sites, in the order of their ``partition-id``."""
+        return sorted(self.partition.sites)
+
+    def open(self, name: str) -> Site:
+        """The named site, with its scans preprocessed; opened once in a process."""
+        if name not in self._opened:
+            members = self.partition.sites[name]
+            self._opened[name] = Site(
+                name=name,
+                train_cases=self._cases(name, members.train, members),
+                validation_cases=self._cases(name, members.validation, members),
+                seed=seed_of(self.config.seed, name),
+                digest=self.config.digest(),
+                trainer=self.trainer,
+                observer=self.observer,
+            )
+        return self._opened[name]
+
+    @property
+    def trainer(self) -> Trainer:
+        """One trainer serves all sites of a process: weights come with every message."""
+        if self._trainer is None:
+            total_steps = self.config.rounds * self.config.training.local_steps
+            model = build_model(self.plan.model)
+            self._trainer = Trainer(model, self.plan, self.config.training, total_steps, choose_device(self.device))
+        return self._trainer
+
+    def pooled(self, config: FederationConfig) -> SimulatedSites:
+        """One site that holds all patients; every patient keeps the scanner of the site that it came from."""
+        opened = [self.open(name) for name in self.names]
+        members = SiteCases(
+            train=tuple(case.name for site in opened for case in site.train_cases),
+            validation=tuple(case.name for site in opened for case in site.validation_cases),
+        )
+        partition = SitePartition(method="pooled", seed=config.seed, sites={"pooled": members})
+        sites = SimulatedSites(config, self.plan, partition, self.data, self.cache, self.device, self.observer)
+        sites._opened["pooled"] = Site(
+            name="pooled",
+            train_cases=[case for site in opened for case in site.train_cases],
+            validation_cases=[case for site in opened for case in site.validation_cases],
+            seed=seed_of(config.seed, "pooled"),
+            digest=config.digest(),
+            trainer=sites.trainer,
+            observer=self.observer,
+        )
+        return sites
+
+    def _cases(self, site: str, names: Sequence[str], members: SiteCases) -> list[CachedCase]:
+        cache = CaseCache(self.cache, self.plan.preprocessing, self.plan.labels)
+        cases = {case.name: case for case in find_dataset(self.data).cases}
+        missing = [name for name in names if name not in cases]
+        if missing:
+            raise ConfigError(
+                f"{self.data}: has no case {missing[0]}, which partition.json names; give the same --data"
+            )
+        found = [cases[name] for name in names]
+        return cache.prepare(found, shift=members.shift, shift_seed=seed_of(self.config.seed, site))
+
+
+def initial_weights(plan: Plan, seed: int) -> tuple[Vector, WeightLayout]:
+    """The weights before the first round: the network's own initialisation, drawn from the federation's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_model(plan.model)
+    layout = WeightLayout.of(model)
+    return layout.flatten(model.state_dict()), layout
+
+
+def run_inline(server_app: ServerApp, sites: SimulatedSites) -> None:
+    """Runs the apps in this process, site after site."""
+    names = sites.names
+    nodes: dict[int, UserConfig] = {
+        index + 1: {"partition-id": index, "num-partitions": len(names)} for index in range(len(names))
+    }
+    grid = InlineGrid(make_client_app(sites), nodes)
+    context = Context(run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={})
+    server_app(grid, context)
+
+
+def require_ray() -> None:
+    """Refuses ``engine: ray`` where Ray is not installed.
+
+    Raises:
+        FedvoxError: it is not.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise FedvoxError(
+            "engine ray: Ray is not installed; install the extra (pip install 'fedvox[ray]') or use inline"
+        )
+
+
+def run_on_ray(server_app: ServerApp, sites: SimulatedSites) -> None:
+    """Runs the apps on Flower's simulation engine, as many sites at a time as there are processors or GPUs."""
+    require_ray()
+    from flwr.simulation import run_simulation
+
+    count = len(sites.names)
+    processors = os.cpu_count() or 1
+    at_once = min(count, processors)
+    resources: dict[str, ConfigRecordValues] = {"num_cpus": max(1, processors // at_once), "num_gpus": 0.0}
+    if choose_device(sites.device).type == "cuda":
+        resources["num_gpus"] = torch.cuda.device_count() / at_once
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    run_simulation(
+        server_app=server_app,
+        client_app=make_client_app(sites),
+        num_supernodes=count,
+        backend_config={"client_resources": resources, "init_args": {"include_dashboard": False}},
+    )

@@ -1,0 +1,162 @@
+"""The updates of the round that is under way, on disk.
+
+An update is folded into the model only when the norms of all of them are known, so it waits here, in the form in
+which it came. Memory then holds one reply and one piece at a time, however many sites there are, and what was accepted
+before a crash need not be asked for again: ``NAME.json`` is written after ``NAME.update`` and holds its digest.
+
+Files are named by a hash, because a site's name may hold anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import numpy as np
+
+from common.errors import OutputError, ProtocolError
+from common.messages import Result
+from common.protocol import Update
+from common.transport import Encoding, Vector, decode, encoded_bytes, pieces_of
+from server.admission import RefusedError, measure
+from server.aggregation import WeightedMean
+
+
+@dataclass(frozen=True)
+class SpooledUpdate:
+    """What is remembered of an update that passed ``measure``.
+
+    norm: L2 norm; size: bytes as sent; digest: SHA-256 of these bytes.
+    """
+
+    result: Result
+    norm: float
+    size: int
+    digest: str
+
+
+class Spool:
+    """The waiting updates of one round.
+
+    Args:
+        root: a folder for spools of all rounds; made when needed.
+        run, round_number: what the updates answer.
+        size: values of an update.
+        encoding: the form in which updates come.
+    """
+
+    def __init__(self, root: Path, run: str, round_number: int, size: int, encoding: Encoding) -> None:
+        self._root = root
+        self._folder = root / f"{run}_round_{round_number:04d}_{encoding}"
+        self._run = run
+        self._round = round_number
+        self._size = size
+        self._encoding = encoding
+        self.updates: dict[str, SpooledUpdate] = {}
+
+    def open(self) -> None:
+        """Makes the folder, finds again what a crash left in it, and removes the spools of other rounds."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for other in self._root.iterdir():
+                if other != self._folder:
+                    shutil.rmtree(other)
+        except OSError as error:
+            raise OutputError(f"{self._root}: cannot be used: {error.strerror or error}") from None
+        for file in sorted(self._folder.glob("*.json")):
+            found = self._recover(file)
+            if found is not None:
+                self.updates[found.result.site] = found
+
+    def add(self, result: Result, update: Update) -> SpooledUpdate:
+        """Checks an update's values while writing them down.
+
+        Raises:
+            RefusedError, ProtocolError: as ``measure``; nothing of the update stays.
+            OutputError: the disk is full or cannot be written.
+        """
+        path = self._path(result.site)
+        digest = hashlib.sha256()
+        try:
+            with path.open("wb") as stream:
+
+                def keep(_: object, data: bytes) -> None:
+                    digest.update(data)
+                    stream.write(data)
+
+                norm = measure(update, keep)
+        except (RefusedError, ProtocolError):
+            path.unlink(missing_ok=True)
+            raise
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise OutputError(f"{path}: cannot be written: {error.strerror or error}; free space") from None
+        size = sum(len(data) for data in update.data)
+        spooled = SpooledUpdate(result, norm, size, digest.hexdigest())
+        self.updates[result.site] = spooled
+        self._write_down(path, spooled)
+        return spooled
+
+    def drop(self, site: str) -> None:
+        """Forgets a site's update."""
+        del self.updates[site]
+        for suffix in (".json", ".update"):
+            self._path(site).with_suffix(suffix).unlink(missing_ok=True)
+
+    def mean(self, weights: Mapping[str, float]) -> Vector:
+        """The weighted mean of the named sites' updates, added up in the order of ``weights``, piece by piece."""
+        mean = np.empty(self._size, np.float32)
+        with ExitStack() as stack:
+            streams = {site: cast(BinaryIO, stack.enter_context(self._path(site).open("rb"))) for site in weights}
+            for piece in pieces_of(self._size, self._encoding):
+                part = WeightedMean(piece.count)
+                for site, weight in weights.items():
+                    part.add(decode(streams[site].read(piece.size), piece.count, self._encoding), weight)
+                mean[piece.start : piece.start + piece.count] = part.mean()
+        return mean
+
+    def close(self) -> None:
+        """Removes everything, whatever round it is of; the round is committed."""
+        self.updates.clear()
+        shutil.rmtree(self._root, ignore_errors=True)
+
+    def _write_down(self, path: Path, spooled: SpooledUpdate) -> None:
+        """Not flushed to disk: the digest tells after a power failure what is whole, and a round can be repeated."""
+        half = path.with_suffix(".part")
+        try:
+            half.write_text(json.dumps(asdict(spooled)), encoding="utf-8")
+            half.replace(path.with_suffix(".json"))
+        except OSError as error:
+            raise OutputError(f"{half}: cannot be written: {error.strerror or error}; free space") from None
+
+    def _path(self, site: str) -> Path:
+        return self._folder / f"{hashlib.sha256(site.encode()).hexdigest()[:24]}.update"
+
+    def _recover(self, file: Path) -> SpooledUpdate | None:
+        """An update that was accepted before a crash; None, and nothing of it stays, unless every byte is there."""
+        update = file.with_suffix(".update")
+        try:
+            content = json.loads(file.read_bytes())
+            values = content.pop("result")
+            dice = {int(label): float(value) for label, value in values.pop("dice").items()}
+            found = SpooledUpdate(result=Result(**values, dice=dice), **content)
+            with update.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            whole = digest == found.digest and math.isfinite(found.norm) and found.size == self._bytes()
+            if whole and (found.result.run, found.result.round) == (self._run, self._round):
+                return found
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            pass
+        file.unlink(missing_ok=True)
+        update.unlink(missing_ok=True)
+        return None
+
+    def _bytes(self) -> int:
+        return sum(encoded_bytes(piece.count, self._encoding) for piece in pieces_of(self._size, self._encoding))

@@ -1,0 +1,221 @@
+"""What survives a crash: one folder a run.
+
+``state.json`` is the commit point of a round. It is replaced last, after the round's checkpoint and its line in
+``rounds.jsonl``; on resumption, lines and checkpoints beyond it are what a crash left behind, and are dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from common.errors import FedvoxError, OutputError
+from common.files import write_atomically
+from common.protocol import Refusal, Vector, WeightLayout
+
+
+class RunError(FedvoxError):
+    """A run folder that cannot be used as asked."""
+
+
+class RunState(BaseModel):
+    """Everything the round loop needs to go on, besides the weights.
+
+    round: rounds that are finished; their result is checkpoint ``round``.
+    scored: the checkpoint that was scored last.
+    best_round, best_mean_dice: the checkpoint with the best mean validation Dice over sites so far.
+    rounds_without_gain: scored checkpoints since one was better by the early stop's ``min_delta``.
+    accepted_rounds: finished rounds that changed the model; failed_rounds: those since, that had too few updates.
+    norms: site -> L2 norm of its last accepted update.
+    refusals: site -> replies refused in a row; refused_last: site -> why its last reply was refused.
+    quarantine: site -> why it is not asked any more.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int = 1
+    run: str
+    digest: str
+    started: str
+    round: int = 0
+    best_round: int | None = None
+    best_mean_dice: float | None = None
+    final_mean_dice: float | None = None
+    rounds_without_gain: int = 0
+    accepted_rounds: int = 0
+    failed_rounds: int = 0
+    stopped_early: bool = False
+    finished: bool = False
+    seconds: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    norms: dict[str, float] = Field(default_factory=dict)
+    refusals: dict[str, int] = Field(default_factory=dict)
+    refused_last: dict[str, Refusal] = Field(default_factory=dict)
+    quarantine: dict[str, Refusal] = Field(default_factory=dict)
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: an existing folder, made by ``create`` or found by ``open``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path) -> RunFolder:
+        """Makes the folder; refuses one that holds something already.
+
+        Raises:
+            OutputError: it exists and is not empty, or cannot be made.
+        """
+        try:
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise OutputError(f"{path}: exists already; choose another --out, or go on with it by --resume")
+            (path / "checkpoints").mkdir(parents=True)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be made: {error.strerror or error}; choose another --out") from None
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run folder.
+
+        Raises:
+            RunError: there is none at ``path``.
+        """
+        if not (path / "federation.yaml").is_file():
+            raise RunError(f"{path}: is not a run folder (it has no federation.yaml); give the folder of a run")
+        return cls(path)
+
+    def write_text(self, name: str, content: str) -> None:
+        """Writes one of the run's files."""
+        write_atomically(self.path / name, content)
+
+    def load_state(self) -> RunState | None:
+        """The last committed state, or None before the first.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        file = self.path / "state.json"
+        if not file.exists():
+            return None
+        try:
+            return RunState.model_validate_json(file.read_bytes())
+        except (ValidationError, OSError):
+            raise RunError(f"{file}: is damaged; restore it from a backup, or start a new run") from None
+
+    def commit(self, state: RunState) -> None:
+        """Makes ``state`` the one to go on from."""
+        write_atomically(self.path / "state.json", state.model_dump_json(indent=2) + "\n")
+
+    def rewind(self, state: RunState) -> None:
+        """Drops what a crash left behind: lines and checkpoints of rounds that were not committed, and half files.
+
+        Safe to call at any time before the next round, and for a finished run.
+        """
+        rounds = state.round + 1 if state.finished else state.round
+        lines = self.read_rounds()
+        kept = [line for line in lines if line["round"] <= rounds]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+        file = self.path / "rounds.jsonl"
+        if file.exists() and file.read_text(encoding="utf-8") != text:
+            write_atomically(file, text)
+        for half in [*self.path.glob(".*.part"), *(self.path / "checkpoints").glob(".*.part")]:
+            half.unlink(missing_ok=True)
+        best = {state.best_round} if state.best_round is not None else set()
+        self.keep_checkpoints({state.round, *best})
+
+    def read_rounds(self) -> list[dict[str, Any]]:
+        """The lines of ``rounds.jsonl``; a last line that was cut in half is left out."""
+        file = self.path / "rounds.jsonl"
+        if not file.exists():
+            return []
+        lines = []
+        for text in file.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+    def append_round(self, line: Mapping[str, Any]) -> None:
+        """Adds a line to ``rounds.jsonl``."""
+        self._append("rounds.jsonl", line)
+
+    def event(self, event: str, **details: Any) -> None:
+        """Adds a line to ``events.jsonl``."""
+        self._append("events.jsonl", {"time": now(), "event": event, **details})
+
+    def _append(self, name: str, line: Mapping[str, Any]) -> None:
+        file = self.path / name
+        try:
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise OutputError(f"{file}: cannot be written: {error.strerror or error}") from None
+
+    def checkpoint_path(self, round_number: int) -> Path:
+        """Where the model after ``round_number`` rounds lies; 0 is the model before the first."""
+        return self.path / "checkpoints" / f"round_{round_number:04d}.safetensors"
+
+    def save_checkpoint(self, round_number: int, weights: Vector, layout: WeightLayout) -> None:
+        """Writes the global weights after a round, as safetensors, without a copy of them in memory."""
+        if weights.shape != (layout.size,):
+            raise RunError(f"{weights.size} weights do not fit the plan's model, which has {layout.size}")
+        header: dict[str, Any] = {"__metadata__": {"round": str(round_number)}}
+        start = 0
+        for name, shape in layout.shapes.items():
+            end = start + 4 * layout.sizes[name]
+            header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+            start = end
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        values = np.ascontiguousarray(weights, "<f4")
+        length = len(text).to_bytes(8, "little")
+        write_atomically(self.checkpoint_path(round_number), length, text, values.view(np.uint8).data)
+
+    def load_checkpoint(self, round_number: int, layout: WeightLayout) -> Vector:
+        """Reads the global weights after a round.
+
+        Raises:
+            RunError: the file is missing, damaged, or of another model.
+        """
+        file = self.checkpoint_path(round_number)
+        try:
+            with safetensors.safe_open(file, framework="numpy") as stored:
+                shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
+                if shapes != layout.shapes:
+                    raise RunError(f"{file}: holds another model than plan.json describes; start a new run")
+                weights = np.empty(layout.size, np.float32)
+                for name, part in layout.split(weights).items():
+                    part[...] = stored.get_tensor(name)
+        except (OSError, ValueError, safetensors.SafetensorError):
+            raise RunError(f"{file}: is missing or damaged; restore it from a backup, or start a new run") from None
+        return weights
+
+    def keep_checkpoints(self, rounds: set[int]) -> None:
+        """Removes all checkpoints but those of ``rounds``."""
+        kept = {self.checkpoint_path(number) for number in rounds}
+        for file in (self.path / "checkpoints").glob("round_*.safetensors"):
+            if file not in kept:
+                file.unlink(missing_ok=True)
