@@ -1,0 +1,92 @@
+"""A site's own data folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.site_data import LocalSite, SiteDataError, split_by_names, split_cases
+from common.config import load_federation
+from common.messages import ErrorCode
+from common.phantom import write_phantom_dataset
+from common.plan import Plan
+from common.seeds import seed_of
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_phantom_dataset(tmp_path_factory.mktemp("data") / "phantoms", [6], seed=0, shape=(32, 32, 32))
+
+
+@pytest.fixture
+def plan() -> Plan:
+    content = tiny.plan().model_dump()
+    content["labels"] = {1: "body", 2: "core", 3: "vessel"}
+    content["model"]["classes"] = 4
+    return Plan.model_validate(content)
+
+
+def open_site(data: Path, plan: Plan, tmp_path: Path, validation: list[str] | float = 0.34) -> LocalSite:
+    config = load_federation(tiny.write_federation(tmp_path))
+    return LocalSite(config, plan, "north", data, tmp_path / "cache", validation, "cpu")
+
+
+@given(st.sets(st.text("abc", min_size=1), min_size=2, max_size=30), st.floats(0.01, 0.99), st.integers(0, 2**32 - 1))
+def test_a_split_gives_every_case_to_one_side_and_no_side_is_empty(names: set[str], fraction: float, seed: int) -> None:
+    train, validation = split_cases(sorted(names), fraction, seed)
+    assert train and validation
+    assert sorted([*train, *validation]) == sorted(names)
+    assert len(validation) == min(max(1, int(fraction * len(names))), len(names) - 1)
+    assert split_cases(sorted(names, reverse=True), fraction, seed) == (train, validation)
+
+
+def test_other_seeds_give_other_splits() -> None:
+    names = [f"case_{number:03d}" for number in range(40)]
+    splits = {tuple(split_cases(names, 0.2, seed)[1]) for seed in range(10)}
+    assert len(splits) == 10
+
+
+def test_one_case_cannot_be_split() -> None:
+    with pytest.raises(SiteDataError, match="1 labelled cases"):
+        split_cases(["alone"], 0.2, 0)
+
+
+def test_a_hospital_may_name_its_validation_cases() -> None:
+    assert split_by_names(["a", "b", "c"], ["c", "a"]) == (["b"], ["a", "c"])
+
+
+def test_named_cases_must_exist_and_leave_some_to_train_on() -> None:
+    with pytest.raises(SiteDataError, match="no labelled case d"):
+        split_by_names(["a", "b"], ["d"])
+    with pytest.raises(SiteDataError, match="none is left to train on"):
+        split_by_names(["a", "b"], ["a", "b"])
+
+
+def test_opens_a_site_with_the_seeds_of_a_simulation(data: Path, plan: Plan, tmp_path: Path) -> None:
+    local = open_site(data, plan, tmp_path)
+    site = local.open()
+    assert (len(site.train_cases), len(site.validation_cases)) == (4, 2)
+    assert site.seed == seed_of(1, "north")
+    assert site.digest == load_federation(tmp_path / "federation.yaml").digest()
+    assert site.trainer.total_steps == 9
+    assert local.open() is site, "model and data stay warm"
+
+
+def test_data_that_cannot_be_used_has_a_code_for_the_server(plan: Plan, tmp_path: Path) -> None:
+    with pytest.raises(SiteDataError) as caught:
+        open_site(tmp_path / "nowhere", plan, tmp_path).open()
+    assert caught.value.code is ErrorCode.NO_DATA
+
+
+def test_data_that_were_put_right_are_used_without_a_restart(data: Path, plan: Plan, tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    local = open_site(folder, plan, tmp_path)
+    with pytest.raises(SiteDataError):
+        local.open()
+    shutil.copytree(data, folder)
+    assert len(local.open().train_cases) == 4

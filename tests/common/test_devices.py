@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import platform
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.devices import autocast_dtype, choose_device, keep_freed_memory, memory_format
+from common.errors import ConfigError
+
+CPU = torch.device("cpu")
+
+
+def test_auto_is_the_gpu_where_there_is_one():
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert choose_device("cpu") == CPU
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu_is_refused_with_a_way_out():
+    with pytest.raises(ConfigError, match=r"cuda was asked for.*use device: cpu or auto"):
+        choose_device("cuda")
+
+
+def test_unknown_names_are_refused_with_the_names_there_are():
+    with pytest.raises(ConfigError, match="'tpu' is not one of auto, cpu, cuda"):
+        choose_device("tpu")
+    with pytest.raises(ConfigError, match="'half' is not one of auto, float32"):
+        autocast_dtype(CPU, "half")
+
+
+def test_asked_precision_is_kept():
+    assert autocast_dtype(CPU, "float32") is None
+    assert autocast_dtype(CPU, "bfloat16") is torch.bfloat16
+
+
+def test_float16_on_a_cpu_is_refused():
+    with pytest.raises(ConfigError, match="float16 needs a GPU"):
+        autocast_dtype(CPU, "float16")
+
+
+def test_auto_on_a_cpu_is_bfloat16_only_where_the_kernel_reports_it():
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        pytest.skip("only Linux lists the processor's features in a file")
+    flags = set(cpuinfo.read_text().split())
+    expected = torch.bfloat16 if flags & {"avx512_bf16", "amx_bf16", "bf16"} else None
+    assert autocast_dtype(CPU, "auto") is expected
+
+
+def test_memory_format_puts_channels_last():
+    batch = torch.zeros(2, 3, 4, 5, 6).to(memory_format=memory_format(CPU))
+    assert batch.stride(1) == 1
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_freed_tensors_are_reused_without_new_pages():
+    assert keep_freed_memory()
+    torch.ones(4 * 2**20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(50):
+        torch.ones(4 * 2**20)
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    pages_of_one_tensor = 16 * 2**20 // resource.getpagesize()
+    assert faults < 5 * pages_of_one_tensor

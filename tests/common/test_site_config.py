@@ -1,0 +1,91 @@
+"""The hospital's own file: what it allows, and how it is refused when it is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from common.config import FederationConfig
+from common.errors import ConfigError
+from common.site_config import Limits, SiteConfig, load_site_config
+from tests import tiny
+
+
+def federation(**values: object) -> FederationConfig:
+    return tiny.federation(rounds=10, **({"labels": {1: "liver", 2: "tumour"}, "channels": ("CT",)} | values))
+
+
+def test_without_a_file_a_person_must_approve(tmp_path: Path) -> None:
+    site = load_site_config(tmp_path / "site.yaml")
+    assert site == SiteConfig()
+    assert not site.limits.automatic_approval
+    assert site.limits.violations(federation()) == []
+
+
+def test_a_file_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "site.yaml"
+    file.write_text(
+        "limits: {max_rounds: 20, max_local_steps: 50, federations: [tiny], labels: [liver], channels: [CT],"
+        " automatic_approval: true}\npaused: true\nvalidation_cases: [a, b]\n"
+    )
+    site = load_site_config(file)
+    assert (site.paused, site.validation_cases, site.limits.max_rounds) == (True, ("a", "b"), 20)
+    file.write_text("# nothing yet\n")
+    assert load_site_config(file) == SiteConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("limits: {max_round: 3}", "did you mean max_rounds"),
+        ("limits: {max_rounds: 0}", "max_rounds"),
+        ("limits: {max_rounds: many}", "max_rounds"),
+        ("limits: {automatic_approval: true}", "needs bounds: add federations, max_rounds, max_local_steps"),
+        ("limits: {automatic_approval: true, federations: [a], max_rounds: 3}", "max_local_steps"),
+        ("validation_cases: []", "at least one"),
+        ("validation_cases: [a, a]", "only once"),
+        ("paused: true\npaused: false", "stands twice"),
+        ("- paused", "must be a mapping"),
+        ("paused: [", "not valid YAML"),
+        ("paused: !!python/object/apply:os.getcwd []", "not valid YAML"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path: Path, text: str, problem: str) -> None:
+    file = tmp_path / "site.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=problem) as error:
+        load_site_config(file)
+    assert str(file) in str(error.value)
+
+
+def test_a_file_that_cannot_be_read_is_no_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_site_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("limits", "asked", "said"),
+    [
+        ({"max_rounds": 10}, {}, None),
+        ({"max_rounds": 9}, {}, "10 rounds"),
+        ({"max_local_steps": 40}, {}, None),
+        ({"max_local_steps": 39}, {}, "40 training steps"),
+        ({"federations": ["tiny", "other"]}, {}, None),
+        ({"federations": ["other"]}, {}, "'tiny'"),
+        ({"federations": []}, {}, "'tiny'"),
+        ({"labels": ["liver", "tumour", "spleen"]}, {}, None),
+        ({"labels": ["liver"]}, {}, "label 'tumour'"),
+        ({"labels": ["liver"]}, {"labels": None}, "does not name its labels"),
+        ({"channels": ["CT"]}, {}, None),
+        ({"channels": ["T1"]}, {}, "channel 'CT'"),
+        ({"channels": ["T1"]}, {"channels": None}, "does not name its channels"),
+    ],
+)
+def test_limits(limits: dict[str, object], asked: dict[str, object], said: str | None) -> None:
+    found = Limits.model_validate(limits).violations(federation(**asked))
+    if said is None:
+        assert found == []
+    else:
+        assert len(found) == 1
+        assert said in found[0]

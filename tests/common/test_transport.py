@@ -1,0 +1,157 @@
+"""Flat vectors as bytes: against torch's bfloat16, a slow int8, and the promise that nothing is lost for good."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from common.errors import ProtocolError
+from common.transport import (
+    BLOCK,
+    PIECE_BYTES,
+    VALUES_PER_PIECE,
+    Encoding,
+    ErrorFeedback,
+    decode,
+    decode_vector,
+    encode,
+    encode_vector,
+    encoded_bytes,
+    pieces_of,
+)
+
+ENCODINGS: list[Encoding] = ["float32", "bfloat16", "int8"]
+any_float = st.floats(width=32)
+usual_float = st.floats(-(2.0**100), 2.0**100, width=32)
+
+
+def vectors(elements: st.SearchStrategy[float], longest: int = 300) -> st.SearchStrategy[np.ndarray]:
+    return st.integers(1, longest).flatmap(lambda size: arrays(np.float32, size, elements=elements))
+
+
+def round_trip(vector: np.ndarray, encoding: Encoding) -> np.ndarray:
+    return decode_vector([data for _, data in encode_vector(vector, encoding)], vector.size, encoding)
+
+
+@given(st.sampled_from(ENCODINGS), st.integers(0, 3), st.integers(-70, 70))
+def test_pieces_cover_every_value_once_and_are_at_most_4_mib(encoding: Encoding, pieces: int, offset: int) -> None:
+    size = max(1, pieces * VALUES_PER_PIECE[encoding] + offset)
+    start = place = 0
+    for piece in pieces_of(size, encoding):
+        assert (piece.start, piece.offset) == (start, place)
+        assert piece.size == encoded_bytes(piece.count, encoding) <= PIECE_BYTES
+        start, place = start + piece.count, place + piece.size
+    assert start == size
+
+
+@given(vectors(any_float))
+def test_float32_returns_bit_for_bit(vector: np.ndarray) -> None:
+    np.testing.assert_array_equal(round_trip(vector, "float32").view(np.uint32), vector.view(np.uint32))
+
+
+@given(vectors(any_float))
+def test_bfloat16_is_what_torch_makes_of_it(vector: np.ndarray) -> None:
+    expected = torch.from_numpy(vector).to(torch.bfloat16).float().numpy()
+    np.testing.assert_array_equal(round_trip(vector, "bfloat16"), expected)
+
+
+def slow_int8(vector: np.ndarray) -> np.ndarray:
+    """Block by block and value by value, in Python's own numbers."""
+    result = []
+    for start in range(0, len(vector), BLOCK):
+        block = [float(value) for value in vector[start : start + BLOCK]]
+        scale = float(np.float32(max(map(abs, block))) / np.float32(127))
+        result += [round(value / scale) * scale if scale >= 2.0**-126 else 0.0 for value in block]
+    return np.array(result)
+
+
+@given(vectors(st.integers(-10_000, 10_000).map(lambda value: value / 64)))
+def test_int8_is_the_nearest_step_of_its_block(vector: np.ndarray) -> None:
+    ours, slow = round_trip(vector, "int8"), slow_int8(vector)
+    steps = np.repeat([np.abs(vector[i : i + BLOCK]).max() / 127 for i in range(0, vector.size, BLOCK)], BLOCK)
+    # A value that lies just between two steps may go to either.
+    assert (np.abs(ours - vector) <= steps[: vector.size] * 0.50001).all()
+    assert (np.abs(slow - vector) <= steps[: vector.size] * 0.50001).all()
+    assert np.mean(np.isclose(ours, slow, rtol=1e-5, atol=1e-30)) > 0.9
+
+
+@given(vectors(usual_float))
+def test_int8_errs_by_at_most_half_a_step(vector: np.ndarray) -> None:
+    returned = round_trip(vector, "int8")
+    for start in range(0, vector.size, BLOCK):
+        block = vector[start : start + BLOCK].astype(np.float64)
+        error = np.abs(returned[start : start + BLOCK] - block).max()
+        assert error <= max(np.abs(block).max() / 254 * 1.0001, 127 * 2.0**-126)
+
+
+def test_int8_of_a_block_by_hand() -> None:
+    block = np.zeros(BLOCK, np.float32)
+    block[:4] = [127.0, -127.0, 0.4, 0.6]
+    data = encode(block, "int8")
+    assert len(data) == 4 + BLOCK
+    assert np.frombuffer(data[:4], "<f4") == [1.0]
+    assert np.frombuffer(data[4:8], np.int8).tolist() == [127, -127, 0, 1]
+    np.testing.assert_array_equal(round_trip(np.zeros(70, np.float32), "int8"), np.zeros(70))
+
+
+def test_bytes_of_an_upload() -> None:
+    size = 5_600_123
+    whole = sum(piece.size for piece in pieces_of(size, "float32"))
+    assert whole == 4 * size
+    assert sum(piece.size for piece in pieces_of(size, "bfloat16")) == 2 * size
+    assert sum(piece.size for piece in pieces_of(size, "int8")) <= 0.27 * whole
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_piece_of_another_length_is_refused(encoding: Encoding, change: int) -> None:
+    data = encode(np.ones(100, np.float32), encoding)
+    with pytest.raises(ProtocolError, match="bytes"):
+        decode(data[:change] if change < 0 else data + b"\0", 100, encoding)
+
+
+@pytest.mark.parametrize("scale", [-1.0, math.nan])
+def test_a_scale_that_is_no_scale_is_refused(scale: float) -> None:
+    data = encode(np.ones(BLOCK, np.float32), "int8")
+    with pytest.raises(ProtocolError, match="scale"):
+        decode(np.float32(scale).tobytes() + data[4:], BLOCK, "int8")
+
+
+def test_an_infinite_scale_decodes_to_what_is_not_finite() -> None:
+    data = encode(np.ones(BLOCK, np.float32), "int8")
+    assert not np.isfinite(decode(np.float32(math.inf).tobytes() + data[4:], BLOCK, "int8")).any()
+
+
+@given(st.sampled_from(ENCODINGS), st.integers(0, 2**31), st.integers(1, 6))
+def test_what_was_sent_and_what_is_kept_add_up_to_what_was_meant(encoding: Encoding, seed: int, rounds: int) -> None:
+    updates = np.random.default_rng(seed).normal(size=(rounds, 150)).astype(np.float32)
+    feedback = ErrorFeedback()
+    sent = np.zeros(150)
+    for update in updates:
+        sent += decode_vector([data for _, data in feedback.encode(update, encoding)], 150, encoding)
+    step = np.abs(updates).max() * rounds / 127
+    assert np.abs(sent - updates.sum(axis=0, dtype=np.float64)).max() <= step
+
+
+def test_feedback_brings_across_what_is_always_too_small_to_be_sent() -> None:
+    """A value of a thousandth beside a one is rounded to zero by int8 each time; with feedback its sum arrives."""
+    update = np.zeros(BLOCK, np.float32)
+    update[:2] = [1.0, 0.001]
+    feedback = ErrorFeedback()
+    with_feedback = without = 0.0
+    for _ in range(1000):
+        with_feedback += decode(next(feedback.encode(update, "int8"))[1], BLOCK, "int8")[1]
+        without += decode(encode(update, "int8"), BLOCK, "int8")[1]
+    assert without == 0
+    assert with_feedback == pytest.approx(1.0, abs=0.01)
+
+
+def test_feedback_of_another_models_size_is_forgotten() -> None:
+    feedback = ErrorFeedback()
+    list(feedback.encode(np.linspace(0, 1, 70, dtype=np.float32), "int8"))
+    vector = np.linspace(-1, 1, 90, dtype=np.float32)
+    assert [data for _, data in feedback.encode(vector, "int8")] == [data for _, data in encode_vector(vector, "int8")]

@@ -1,0 +1,30 @@
+"""Shared fixtures. Real scans are read in place; they are never part of the repository."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def _real_data_root() -> Path:
+    return Path(os.environ.get("FEDVOX_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
+
+
+def _real_data(name: str) -> Path:
+    folder = _real_data_root() / name
+    if folder.is_dir():
+        return folder
+    reason = f"{name} is missing: set FEDVOX_TEST_DATA to the folder that holds it"
+    if os.environ.get("FEDVOX_REQUIRE_TEST_DATA") == "1":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def hippocampus() -> Path:
+    """The real Decathlon hippocampus dataset (Task04_Hippocampus)."""
+    return _real_data("Task04_Hippocampus")

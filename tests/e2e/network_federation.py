@@ -1,0 +1,186 @@
+"""A small federation over a network: server and sites, each a process of its own, on the loopback interface."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from common.config import load_federation
+from common.phantom import PHANTOM_LABELS, write_phantom_dataset
+from common.supervise import free_port
+from server.provision import provision
+
+NICE = ("nice", "-n", "19")
+SERVER = [sys.executable, "-m", "server.cli"]
+CLIENT = [sys.executable, "-m", "client.cli"]
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+
+FEDERATION = f"""
+name: tiny-network
+rounds: 3
+seed: 1
+channels: [synthetic]
+labels: {PHANTOM_LABELS}
+strategy: {{min_sites: 2, min_fraction: 0.6}}
+preprocessing: {{spacing: keep}}
+model: {{channels: [8, 16], groups: 4, patch_size: [16, 16, 16]}}
+training: {{local_steps: 3, precision: float32}}
+network:
+  address: 127.0.0.1
+  port: PORT
+  sites: SITES
+  heartbeat_seconds: 5
+"""
+
+
+def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None:
+    """Polls until something is true; fails with ``what`` after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for: {what}"
+        time.sleep(0.1)
+
+
+class Federation:
+    """Kits, data and processes of one federation, in one folder.
+
+    Args:
+        folder: for everything.
+        sites: names.
+        settings: ``key.path=value`` items that replace single values of the federation file.
+    """
+
+    def __init__(
+        self, folder: Path, sites: tuple[str, ...] = ("east", "north", "west"), settings: tuple[str, ...] = ()
+    ):
+        self.folder = folder
+        self.sites = sites
+        self.port = free_port()
+        self.kits = folder / "kits"
+        self.run = self.kits / "server" / "run"
+        self.file = folder / "federation.yaml"
+        text = FEDERATION.replace("PORT", str(self.port)).replace("SITES", f"[{', '.join(sites)}]")
+        self.file.write_text(text, encoding="utf-8")
+        self.config = load_federation(self.file, settings)
+        provision(self.config, self.kits)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def data(self, site: str) -> Path:
+        """A site's scans; equal for equal names, whatever the folder."""
+        folder = self.folder / "data" / site
+        if not folder.exists():
+            write_phantom_dataset(folder, [3], seed=len(site) + ord(site[0]), shape=(32, 32, 32))
+        return folder
+
+    def server_command(self) -> list[str]:
+        """``fedvox-server start``."""
+        return [*SERVER, "start", "--kit", str(self.kits / "server")]
+
+    def start_server(self) -> subprocess.Popen[bytes]:
+        """Starts the server."""
+        return self._start("server", self.server_command())
+
+    def start_site(self, site: str, kit: Path | None = None) -> subprocess.Popen[bytes]:
+        """``fedvox-client approve`` and ``start``."""
+        kit = kit or self.kits / "sites" / site
+        approve = [*CLIENT, "approve", "--kit", str(kit), "--user", "test"]
+        subprocess.run(approve, env=ENVIRONMENT, check=True, capture_output=True, timeout=120)
+        cache = self.folder / "cache"
+        return self._start(
+            site, [*CLIENT, "start", "--kit", str(kit), "--data", str(self.data(site)), "--cache", str(cache)]
+        )
+
+    def log(self, name: str) -> str:
+        """What a command said."""
+        return (self.folder / f"{name}.log").read_text(encoding="utf-8")
+
+    def status(self) -> dict[str, Any]:
+        """``fedvox-server status --json``."""
+        command = [*NICE, *SERVER, "status", str(self.run), "--json"]
+        done = subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True, timeout=60)
+        return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+    def pid(self, name: str) -> int | None:
+        """Of one of the server's own processes."""
+        try:
+            content = json.loads((self.run / "status.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        pid: int | None = content["processes"][name]["pid"]
+        return pid
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """The lines of ``rounds.jsonl``."""
+        try:
+            text = (self.run / "rounds.jsonl").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in text.splitlines()]
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        """The events of one kind."""
+        try:
+            text = (self.run / "events.jsonl").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        return [found for found in map(json.loads, text.splitlines()) if found["event"] == event]
+
+    def refused_requests(self) -> str:
+        """What the proxy did not let through, or SuperLink refused."""
+        return (self.run / "proxy/refused.log").read_text(encoding="utf-8")
+
+    def is_up(self) -> bool:
+        """Whether the server has all its processes and a server app that waits for sites."""
+        return "waiting for sites" in self.log("server")
+
+    def stop(self) -> None:
+        """Ends whatever is left."""
+        for process in self.processes.values():
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process in self.processes.values():
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _start(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen([*NICE, *command], env=ENVIRONMENT, stdout=log, stderr=log)
+        self.processes[name] = process
+        return process
+
+
+@contextmanager
+def federation(
+    folder: Path, sites: tuple[str, ...] = ("east", "north", "west"), settings: tuple[str, ...] = ()
+) -> Iterator[Federation]:
+    """A federation whose processes end with the block."""
+    made = Federation(folder, sites, settings)
+    try:
+        yield made
+    finally:
+        made.stop()
+
+
+def processes_in(folder: Path) -> list[str]:
+    """Command lines of all processes that name a folder."""
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal() and int(process.name) != os.getpid():
+            try:
+                line = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if str(folder) in line:
+                found.append(line)
+    return found

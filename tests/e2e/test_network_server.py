@@ -1,0 +1,360 @@
+"""A federation's server over a network: real processes, real TLS, and somebody who kills them."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import yaml
+from fastapi.routing import iter_route_contexts
+from flwr.proto.control_pb2 import StartRunRequest
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.superlink.main import create_app
+from safetensors.numpy import load_file
+
+from client.app import make_client_app
+from client.site_data import LocalSite
+from common.audit import verify
+from common.bundle import load_bundle
+from common.flower import flower_environment
+from common.planning import plan_from_config
+from common.supervise import Child, Supervisor, answers, free_port
+from server.app import RoundLoop
+from server.app_lock import app_holder
+from server.authority import Authority
+from server.initial_weights import initial_weights
+from server.inline_grid import InlineGrid
+from server.progress import PlainProgress
+from server.provision import revoke
+from server.proxy import FLEET_METHODS, Listen, find_nginx, write_proxy_configuration
+from server.state import RunFolder, RunState, now
+from tests.e2e.network_federation import NICE, Federation, federation, processes_in, wait_for
+
+pytestmark = [
+    pytest.mark.network,
+    pytest.mark.skipif(
+        shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None, reason="nginx is not installed"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def waiting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
+    """A server that waits for its sites; ``lost`` was provisioned and then revoked."""
+    with federation(tmp_path_factory.mktemp("waiting"), ("east", "lost", "north", "west")) as made:
+        revoke(made.kits, "lost")
+        made.start_server()
+        wait_for(made.is_up, 120, "a server that waits for sites")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def finished(waiting: Federation) -> Federation:
+    """The same, joined by three sites, at its end."""
+    for site in ("east", "north", "west"):
+        waiting.start_site(site)
+    server = waiting.processes["server"]
+    wait_for(lambda: server.poll() is not None, 240, "the end of the federation")
+    return waiting
+
+
+def ask(made: Federation, path: str, method: str = "POST", body: bytes = b"", **headers: str) -> int:
+    """The status of one request through the proxy; the path goes out as it is written here."""
+    context = ssl.create_default_context(cafile=made.kits / "sites/east/ca.crt")
+    connection = http.client.HTTPSConnection("127.0.0.1", made.port, context=context, timeout=20)
+    try:
+        connection.request(method, path, body, {"content-type": PROTOBUF_MEDIA_TYPE} | headers)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def superlink_paths() -> set[str]:
+    """Every path that SuperLink serves."""
+    os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+    contexts = iter_route_contexts(create_app().routes)
+    return {context.path for context in contexts if context.path is not None}
+
+
+def test_no_path_but_a_sites_own_passes_the_proxy(waiting: Federation) -> None:
+    allowed = {f"/v1/fleet/{method}" for method in FLEET_METHODS}
+    everything = superlink_paths()
+    assert allowed < everything
+    assert len(everything) > 70
+    forbidden = [*(path for path in everything if path not in allowed), "/", "/docs", "/openapi.json", "/v1/fleet/"]
+    answers_ = {path: ask(waiting, path) for path in forbidden}
+    assert set(answers_.values()) == {403}, answers_
+    # What a site may ask reaches SuperLink, and that wants a signature.
+    assert {ask(waiting, path) for path in allowed} == {401}
+    assert {ask(waiting, path, "GET") for path in allowed} == {403}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "//v1/control/start-run",
+        "/v1/fleet/../control/start-run",
+        "/v1/fleet/get-run/../../control/start-run",
+        "/v1/fleet/get-run/..%2f..%2fcontrol/start-run",
+        "/v1/fleet%2f..%2fcontrol%2fstart-run",
+        "/v1/fleet/get-run%00/../../control/start-run",
+        "/v1/control/start-run?/v1/fleet/get-run",
+        "/v1/control/start-run;/v1/fleet/get-run",
+        "/v1/fleet/get-run/",
+        "/V1/control/start-run",
+        "/v1/%63ontrol/start-run",
+        "https://127.0.0.1/v1/control/start-run",
+    ],
+)
+def test_no_spelling_of_a_path_fools_the_proxy(waiting: Federation, path: str) -> None:
+    assert ask(waiting, path) in (400, 403)
+    assert "start-run?/" not in (waiting.run / "logs/superlink.log").read_text()
+
+
+def test_a_path_that_only_ends_at_a_sites_own_reaches_nothing_else(waiting: Federation) -> None:
+    # The proxy reads this as a site's path; SuperLink must then see that very path, and not the spelling.
+    assert ask(waiting, "/v1/control/../fleet/get-run") == 401
+    assert "/v1/control/.." not in (waiting.run / "logs/superlink.log").read_text()
+
+
+def test_nobody_submits_a_run_or_takes_a_task_through_the_proxy(waiting: Federation) -> None:
+    authority = (waiting.kits / "sites/east/ca.crt").read_bytes()
+    address = f"127.0.0.1:{waiting.port}"
+    control = ControlHttpClient.from_server_address(address, False, authority, [])
+    with pytest.raises(httpx.HTTPStatusError, match="403"):
+        control.StartRun(StartRunRequest())
+    runtime = RuntimeHttpClient.from_server_address(address, False, authority, [])
+    with pytest.raises(httpx.HTTPStatusError, match="403"):
+        runtime.AcquireTask(AcquireTaskRequest())
+
+
+def test_a_body_that_is_too_large_is_refused(waiting: Federation) -> None:
+    assert ask(waiting, "/v1/fleet/push-object", body=b"x", **{"content-length": str(10**12)}) == 413
+
+
+def test_a_stranger_is_turned_away_by_certificate_or_key(waiting: Federation, tmp_path: Path) -> None:
+    Authority.create("other").save(tmp_path)
+    lost, own = waiting.kits / "sites/lost", waiting.kits / "sites/east"
+    wrong_authority = supernode(waiting, tmp_path / "ca.crt", own / "node.key")
+    unregistered = supernode(waiting, own / "ca.crt", lost / "node.key")
+    assert "CERTIFICATE_VERIFY_FAILED" in ended(wrong_authority)
+    assert "2004" in ended(unregistered)
+    assert not waiting.events("site_ready")
+
+
+def supernode(made: Federation, authority: Path, key: Path) -> subprocess.Popen[str]:
+    command = [*NICE, str(Path(sys.executable).with_name("flower-supernode"))]
+    command += ["--superlink", f"127.0.0.1:{made.port}", "--root-certificates", str(authority)]
+    command += ["--port", str(free_port()), "--isolation", "process", "--auth-supernode-private-key", str(key)]
+    environment = flower_environment(made.folder / "stranger") | {"NO_COLOR": "1", "COLUMNS": "500"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    try:
+        output, _ = process.communicate(timeout=90)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
+    assert process.returncode != 0
+    return output
+
+
+def test_an_expired_certificate_is_not_accepted(tmp_path: Path) -> None:
+    authority = Authority.create("tiny")
+    authority.save(tmp_path)
+    issued = authority.issue(["127.0.0.1"], 1, datetime.now(UTC) - timedelta(days=2))
+    (tmp_path / "server.crt").write_bytes(issued.certificate)
+    (tmp_path / "server.key").write_bytes(issued.key)
+    port = free_port()
+    file = write_proxy_configuration(tmp_path / "proxy", tmp_path, Listen("127.0.0.1", port), free_port())
+    log = tmp_path / "proxy.log"
+    nginx = Child("proxy", [find_nginx(), "-c", str(file)], dict(os.environ), log, lambda: answers(port))
+    supervisor = Supervisor([nginx], lambda name, event: None)
+    supervisor.start()
+    try:
+        wait_for(lambda: supervisor.poll() or supervisor.all_ready, 20, "nginx")
+        context = ssl.create_default_context(cafile=tmp_path / "ca.crt")
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+            pytest.raises(ssl.SSLCertVerificationError, match="expired"),
+        ):
+            context.wrap_socket(plain, server_hostname="127.0.0.1")
+    finally:
+        supervisor.stop()
+
+
+def test_a_second_server_on_the_same_run_is_refused(waiting: Federation) -> None:
+    second = [*NICE, *waiting.server_command()]
+    done = subprocess.run(second, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "running already" in done.stderr
+
+
+def test_status_tells_the_truth_while_it_waits(waiting: Federation) -> None:
+    status = waiting.status()
+    assert status["status"] == "running"
+    assert {process["state"] for process in status["network"]["processes"].values()} == {"ready"}
+    assert not any(site["connected"] for site in status["network"]["sites"].values())
+
+
+def test_a_site_with_anothers_name_does_not_take_part(waiting: Federation) -> None:
+    kit = waiting.folder / "impostor"
+    shutil.copytree(waiting.kits / "sites/west", kit)
+    content = yaml.safe_load((kit / "kit.yaml").read_text()) | {"site": "north"}
+    (kit / "kit.yaml").write_text(yaml.safe_dump(content))
+    impostor = waiting.start_site("impostor", kit)
+
+    def refused() -> bool:
+        return any(event["reason"] == "wrong-site" for event in waiting.events("site_unusable"))
+
+    try:
+        wait_for(refused, 90, "a refusal")
+    finally:
+        impostor.send_signal(signal.SIGTERM)
+        impostor.wait(30)
+    assert not waiting.events("site_ready")
+
+
+def test_three_sites_finish_three_rounds(finished: Federation) -> None:
+    assert finished.processes["server"].returncode == 0, finished.log("server")
+    rounds = finished.rounds()
+    assert [(line["round"], line["phase"]) for line in rounds] == [
+        (1, "train"),
+        (2, "train"),
+        (3, "train"),
+        (4, "evaluate"),
+    ]
+    for line in rounds:
+        assert {name: site["status"] for name, site in line["sites"].items()} == dict.fromkeys(
+            ("east", "north", "west"), "ok"
+        )
+    assert load_bundle(finished.run / "model").provenance["sites"] == 3
+    assert (finished.run / "report.html").stat().st_size > 10_000
+    events = verify(finished.run / "audit.jsonl").events
+    assert events["round_done"] == 4
+    assert events["model_released"] == 1
+
+
+def test_the_model_is_the_one_that_a_simulation_gives(finished: Federation, tmp_path: Path) -> None:
+    """The same apps and data, without processes, network and proxy."""
+    config, plan = finished.config, plan_from_config(finished.config)
+    names = ("east", "north", "west")
+    sites = {name: LocalSite(config, plan, name, finished.data(name), None, 0.2, "cpu") for name in names}
+    client_app = make_client_app(lambda context: sites[str(context.node_config["name"])].open())
+    weights, layout = initial_weights(plan, config.seed)
+    folder = RunFolder.create(tmp_path / "run")
+    folder.save_checkpoint(0, weights, layout)
+    folder.commit(RunState(run="inline", digest=config.digest(), started=now()))
+    loop = RoundLoop(config, layout, set(plan.labels), 3, folder, PlainProgress(io.StringIO()))
+    loop.run(InlineGrid(client_app, {index + 1: {"name": name} for index, name in enumerate(names)}))
+    for mine, theirs in zip(folder.read_rounds(), finished.rounds(), strict=True):
+        assert mine["dice"] == pytest.approx(theirs["dice"], abs=1e-6)
+        assert mine["train_loss"] == (theirs["train_loss"] and pytest.approx(theirs["train_loss"], rel=1e-5))
+    last = layout.split(folder.load_checkpoint(3, layout))
+    for name, values in layout.split(RunFolder(finished.run).load_checkpoint(3, layout)).items():
+        np.testing.assert_allclose(values, last[name], rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+def test_status_tells_the_truth_at_the_end(finished: Federation) -> None:
+    status = finished.status()
+    assert status["status"] == "finished"
+    assert status["rounds_done"] == 3
+    assert status["network"]["running"] is False
+
+
+def test_nothing_is_left_running_and_no_secret_readable(finished: Federation) -> None:
+    assert [line for line in processes_in(finished.kits / "server") if "pytest" not in line] == []
+    assert (finished.run / "secret").stat().st_mode & 0o077 == 0
+
+
+def test_starting_a_finished_federation_does_nothing(finished: Federation) -> None:
+    before = (finished.run / "rounds.jsonl").read_bytes()
+    done = subprocess.run(finished.server_command(), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "nothing is left to do" in done.stderr
+    assert (finished.run / "rounds.jsonl").read_bytes() == before
+
+
+def test_whatever_is_killed_the_federation_ends_with_the_same_model(finished: Federation, tmp_path: Path) -> None:
+    with federation(tmp_path, ("east", "lost", "north", "west")) as made:
+        revoke(made.kits, "lost")
+        server = made.start_server()
+        for site in ("east", "north", "west"):
+            made.start_site(site)
+
+        def app() -> int | None:
+            holder = app_holder(made.run)
+            return holder.pid if holder is not None and holder.alive else None
+
+        killed = [
+            (0, lambda: made.pid("superlink")),
+            (1, lambda: made.pid("superexec")),
+            (1, lambda: made.pid("proxy")),
+            (2, app),
+        ]
+        wait_for(made.is_up, 120, "a server that waits for sites")
+        for round_number, pid in killed:
+            reached(made, round_number)
+            kill(pid)
+        wait_for(app, 90, "another server app")
+        server.kill()
+        server.wait()
+        assert made.status()["status"] == "not running"
+        server = made.start_server()
+        wait_for(lambda: server.poll() is not None, 300, "the end of the federation")
+        assert server.returncode == 0, made.log("server")
+        assert [line["round"] for line in made.rounds()] == [1, 2, 3, 4]
+        assert made.status()["status"] == "finished"
+        verify(made.run / "audit.jsonl")
+        same, other = (load_file(run / "model/model.safetensors") for run in (finished.run, made.run))
+        assert same.keys() == other.keys()
+        for name, values in same.items():
+            np.testing.assert_allclose(other[name], values, rtol=1e-5, atol=1e-7, err_msg=name)
+        last = finished.rounds()[-1]["mean_dice"]
+        assert made.rounds()[-1]["mean_dice"] == pytest.approx(last, abs=1e-6)
+
+
+def reached(made: Federation, round_number: int) -> None:
+    """Waits until so many rounds are done."""
+    wait_for(lambda: len(made.rounds()) >= round_number, 200, f"round {round_number}: {made.log('server')[-500:]}")
+
+
+def kill(find: Callable[[], int | None]) -> None:
+    wait_for(find, 90, "a process to kill")
+    pid = find()
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_a_revoked_site_is_shut_out_at_once_and_sigterm_ends_everything(tmp_path: Path) -> None:
+    with federation(tmp_path, ("east", "north")) as made:
+        server = made.start_server()
+        made.start_site("east")
+        wait_for(lambda: "east is connected" in made.log("server"), 120, "a site")
+        revoke(made.kits, "east")
+        wait_for(lambda: "east: its key is let in no more" in made.log("server"), 30, "the end of a site")
+        wait_for(lambda: "401" in made.refused_requests(), 60, "a refusal of the revoked site")
+        assert "east" not in json.loads((made.run / "nodes.json").read_text()).values()
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(60) == 1
+        assert "interrupted" in made.log("server")
+        assert processes_in(made.kits / "server") == []
+        assert made.status()["status"] == "interrupted"

@@ -1,0 +1,89 @@
+"""Kills a run, as ``kill -9`` does, at each of its operations on files, and goes on with it each time.
+
+``python -m tests.server.kill_points FOLDER`` forks a child for every operation, in which an audit hook sends SIGKILL
+just before that operation is done; then it goes on with what is left, and compares the end with that of a run that was
+never killed. Prints ``killed N times``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from server.state import RunFolder
+from tests import tiny
+from tests.server.fake_sites import LAYOUT, app_of, broken, honest, run, site
+
+CONFIG = tiny.federation(rounds=2)
+SITES = [
+    ("a", 30, honest("a", 30, 1.0, lambda weights: 1 - abs(float(weights[0]) - 2) / 10)),
+    site("b", 20, 1.2),
+    ("bad", 10, broken("nan")),
+]
+OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
+
+
+def main(root: Path) -> int:
+    """Kills at every point; exit status 1 if an end differs."""
+    whole = RunFolder.create(root / "whole")
+    go(whole)
+    kills = 0
+    while True:
+        folder = RunFolder.create(root / f"killed_{kills}")
+        if not killed_at(folder, kills):
+            print(f"killed {kills} times")
+            return 0
+        go(folder)
+        if end(folder) != end(whole) or leftovers(folder) != leftovers(whole):
+            print(f"killed before operation {kills}: {end(folder)} {leftovers(folder)}, not {end(whole)}")
+            return 1
+        kills += 1
+
+
+def go(folder: RunFolder) -> None:
+    """Runs to the end."""
+    run(CONFIG, app_of(SITES), LAYOUT, 3, folder)
+
+
+def killed_at(folder: RunFolder, operation: int) -> bool:
+    """Whether a child that runs to the end was killed before it did its operation of that number."""
+    child = os.fork()
+    if child == 0:
+        left = operation
+
+        def hook(event: str, arguments: tuple[object, ...]) -> None:
+            nonlocal left
+            if event in OPERATIONS and str(folder.path) in str(arguments[0]):
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left -= 1
+
+        sys.addaudithook(hook)
+        go(folder)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status)
+
+
+def end(folder: RunFolder) -> object:
+    """What must be the same: state, lines and weights, but for times and what had to be sent twice."""
+    state = folder.load_state()
+    assert state is not None
+    times = {"seconds": 0, "started": "", "bytes_down": 0}
+    lines = [{**line, **times} for line in folder.read_rounds()]
+    weights = folder.load_checkpoint(2, LAYOUT)
+    assert np.isfinite(weights).all()
+    return {**state.model_dump(), **times}, lines, weights.tobytes()
+
+
+def leftovers(folder: RunFolder) -> list[str]:
+    """Names of all files."""
+    return sorted(str(path.relative_to(folder.path)) for path in folder.path.rglob("*"))
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

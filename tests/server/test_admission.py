@@ -1,0 +1,195 @@
+"""A known-bad reply for every reason to refuse one."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.protocol import Piece, Refusal, Result, SiteInfo, Task, Update
+from common.transport import Encoding, encode_vector
+from server.admission import RefusedError, admit, judge_norms, measure
+
+TASK = Task(run="r1", digest="d", round=2, rounds=5, train=True)
+INFO = SiteInfo("a", 8, 2, "0.1.0", "1.41.0", "2.13.0", "3.11.7", "cpu", "bfloat16")
+GOOD = Result(
+    site="a",
+    run="r1",
+    round=2,
+    examples=8,
+    validation_examples=2,
+    steps=4,
+    train_loss=0.5,
+    validation_loss=0.7,
+    dice={1: 0.5, 2: math.nan},
+    seconds=2.0,
+    seconds_data=0.1,
+    seconds_compute=1.5,
+    seconds_evaluate=0.4,
+)
+
+
+def packed(vector: np.ndarray, encoding: Encoding = "float32") -> Update:
+    vector = vector.astype(np.float32)
+    return Update(vector.size, encoding, tuple(data for _, data in encode_vector(vector, encoding)))
+
+
+UPDATE = packed(np.zeros(3))
+
+
+def test_a_good_reply_is_admitted() -> None:
+    admit(GOOD, UPDATE, TASK, INFO, {1, 2}, 4)
+    admit(replace(GOOD, train_loss=math.nan, steps=0), None, replace(TASK, train=False), INFO, {1, 2})
+    nobody = {"validation_examples": 0}
+    alone = replace(GOOD, **nobody, validation_loss=math.nan, dice={1: math.nan, 2: math.nan})  # type: ignore[arg-type]
+    admit(alone, UPDATE, TASK, replace(INFO, **nobody), {1, 2})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"site": "b"}, "wrong-site"),
+        ({"run": "r0"}, "wrong-run"),
+        ({"round": 1}, "wrong-round"),
+        ({"dice": {1: 0.5}}, "wrong-labels"),
+        ({"dice": {1: 0.5, 2: 0.5, 3: 0.5}}, "wrong-labels"),
+        ({"examples": 8000}, "examples-differ"),
+        ({"validation_examples": 3}, "examples-differ"),
+        ({"seconds": -1.0}, "number-out-of-range"),
+        ({"seconds": 1e9}, "number-out-of-range"),
+        ({"seconds_data": math.nan}, "number-out-of-range"),
+        ({"train_loss": math.nan}, "number-out-of-range"),
+        ({"train_loss": -1.0}, "number-out-of-range"),
+        ({"train_loss": 1e7}, "number-out-of-range"),
+        ({"validation_loss": math.nan}, "number-out-of-range"),
+        ({"validation_loss": -1.0}, "number-out-of-range"),
+        ({"epsilon": -1.0}, "number-out-of-range"),
+        ({"steps": 0}, "number-out-of-range"),
+        ({"steps": 5}, "number-out-of-range"),
+    ],
+)
+def test_a_bad_number_is_refused(change: dict[str, object], code: str) -> None:
+    with pytest.raises(RefusedError, match=code):
+        admit(replace(GOOD, **change), UPDATE, TASK, INFO, {1, 2}, 4)  # type: ignore[arg-type]
+
+
+def test_scores_of_no_patients_are_refused() -> None:
+    nobody = {"validation_examples": 0}
+    for change in ({"validation_loss": 0.5}, {"validation_loss": math.nan}):
+        with pytest.raises(RefusedError, match="number-out-of-range"):
+            admit(replace(GOOD, **nobody, **change), UPDATE, TASK, replace(INFO, **nobody), {1, 2})  # type: ignore[arg-type]
+
+
+def test_an_update_must_be_there_exactly_when_training_was_asked_for() -> None:
+    with pytest.raises(RefusedError, match="missing-update"):
+        admit(GOOD, None, TASK, INFO, {1, 2})
+    with pytest.raises(RefusedError, match="unexpected-update"):
+        result = replace(GOOD, train_loss=math.nan, steps=0)
+        admit(result, UPDATE, replace(TASK, train=False), INFO, {1, 2})
+
+
+@pytest.mark.parametrize("encoding", ["float32", "bfloat16", "int8"])
+def test_the_norm_is_that_of_what_was_sent(encoding: Encoding) -> None:
+    update = packed(np.random.default_rng(0).normal(size=5000), encoding)
+    kept: list[bytes] = []
+
+    def keep(piece: Piece, data: bytes) -> None:
+        kept.append(data)
+
+    assert measure(update, keep) == pytest.approx(float(np.linalg.norm(update.vector().astype(np.float64))))
+    assert tuple(kept) == update.data
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("encoding", ["float32", "bfloat16"])
+def test_an_update_that_is_not_finite_is_refused(value: float, encoding: Encoding) -> None:
+    with pytest.raises(RefusedError, match="not-finite"):
+        measure(packed(np.array([0, value, 0]), encoding), lambda piece, data: None)
+
+
+def test_an_infinite_scale_is_refused() -> None:
+    data = np.float32(math.inf).tobytes() + bytes([1, 2, 3])
+    with pytest.raises(RefusedError, match="not-finite"):
+        measure(Update(3, "int8", (data,)), lambda piece, data: None)
+
+
+def test_the_largest_float32_do_not_overflow() -> None:
+    largest = float(np.finfo(np.float32).max)
+    assert measure(packed(np.full(4, largest)), lambda piece, data: None) == pytest.approx(2 * largest)
+
+
+# Model of 10,000 weights and length 50; honest updates are of length 10, give or take.
+WEIGHTS, SIZE = 50.0, 10_000
+honest_norm = st.floats(6, 14)
+
+
+def judged(norms: dict[str, float], known: dict[str, float] | None = None) -> dict[str, Refusal]:
+    return judge_norms(norms, known or {}, WEIGHTS, SIZE)
+
+
+@given(st.lists(honest_norm, min_size=1, max_size=8))
+def test_honest_sites_are_never_refused(norms: list[float]) -> None:
+    sites = {str(index): norm for index, norm in enumerate(norms)}
+    assert judged(sites) == {}
+    assert judged(sites, {site: 2.5 * norm for site, norm in sites.items()}) == {}
+
+
+@given(st.lists(honest_norm, min_size=2, max_size=8), st.floats(150, 1e30))
+def test_one_huge_update_is_refused_in_the_first_round_and_no_other(norms: list[float], huge: float) -> None:
+    sites = {str(index): norm for index, norm in enumerate(norms)}
+    assert judged(sites | {"bad": huge}) == {"bad": Refusal.NORM_OUTLIER}
+
+
+@given(st.lists(honest_norm, min_size=5, max_size=8), st.floats(150, 1e30), st.floats(150, 1e30))
+def test_two_of_seven_do_not_vouch_for_each_other(norms: list[float], first: float, second: float) -> None:
+    sites = {str(index): norm for index, norm in enumerate(norms)}
+    assert set(judged(sites | {"bad": first, "worse": second})) == {"bad", "worse"}
+
+
+@given(st.lists(honest_norm, min_size=2, max_size=8), st.floats(0, 1e-6))
+def test_a_tiny_update_turns_no_honest_site_out(norms: list[float], tiny: float) -> None:
+    sites = {str(index): norm for index, norm in enumerate(norms)}
+    assert judged(sites | {"bad": tiny}) == {}
+
+
+def test_the_bound_follows_the_federation_down() -> None:
+    early, late = {"a": 10.0, "b": 9.0, "c": 11.0}, {"a": 0.1, "b": 0.09, "c": 0.11}
+    assert judged(late, early) == {}
+    assert judged(late | {"c": 10.0}, early) == {"c": Refusal.NORM_OUTLIER}
+
+
+def test_sites_that_are_away_bear_witness_by_what_they_sent_last() -> None:
+    known = {"a": 10.0, "b": 9.0, "bad": 10.0}
+    assert judged({"bad": 150.0}, known) == {"bad": Refusal.NORM_OUTLIER}
+    assert judged({"bad": 150.0, "a": 10.0}, known) == {"bad": Refusal.NORM_OUTLIER}
+
+
+def test_a_site_is_not_its_own_witness() -> None:
+    known = {"a": 10.0, "b": 9.0, "bad": 400.0}
+    assert judged({"bad": 400.0, "a": 10.0, "b": 9.0}, known) == {"bad": Refusal.NORM_OUTLIER}
+
+
+def test_no_majority_however_large_gets_beyond_ten_times_the_model() -> None:
+    liars = {str(index): 501.0 for index in range(9)}
+    assert set(judged(liars | {"a": 10.0})) == set(liars)
+
+
+def test_two_sites_that_differ_too_much_are_both_left_out_until_one_is_known() -> None:
+    assert judged({"a": 1.0, "b": 9.0}) == {}
+    disputed = judged({"a": 1.0, "b": 20.0})
+    assert disputed == {"a": Refusal.NORM_DISPUTED, "b": Refusal.NORM_DISPUTED}
+    assert judged({"a": 1.0, "b": 20.0}, {"a": 1.1, "b": 1.0}) == {"b": Refusal.NORM_OUTLIER}
+
+
+def test_a_lone_site_may_grow_tenfold_and_no_more() -> None:
+    assert judged({"a": 499.0}) == {}
+    assert judged({"a": 501.0}) == {"a": Refusal.NORM_OUTLIER}
+    assert judged({"a": 9.0}, {"a": 1.0}) == {}
+    assert judged({"a": 11.0}, {"a": 1.0}) == {"a": Refusal.NORM_OUTLIER}
+
+
+def test_a_model_of_zeros_has_a_bound_too() -> None:
+    assert judge_norms({"a": 10.0}, {}, 0.0, 4) == {}
+    assert judge_norms({"a": 21.0}, {}, 0.0, 4) == {"a": Refusal.NORM_OUTLIER}

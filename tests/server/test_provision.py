@@ -1,0 +1,325 @@
+"""Kits and keys: complete, private, stable, and of one federation only."""
+
+from __future__ import annotations
+
+import io
+import ssl
+import stat
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.x509.oid import NameOID
+from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
+from flwr.supercore.primitives.asymmetric import bytes_to_public_key, uses_nist_ec_curve
+
+from client.request import make_request
+from common.config import FederationConfig
+from common.errors import ConfigError, FedvoxError, OutputError
+from common.network_config import read_kit
+from common.plan import Plan
+from server.authority import Authority, AuthorityError, hosts_of, public_key_pem, read_request
+from server.network_setup import check_certificate
+from server.progress import PlainProgress
+from server.provision import provision, read_register, revoke
+
+
+def network(sites: tuple[str, ...] = ("north", "south"), **values: object) -> FederationConfig:
+    return FederationConfig.model_validate(
+        {
+            "name": values.pop("name", "liver"),
+            "rounds": 2,
+            "labels": {1: "liver"},
+            "channels": ["CT"],
+            "preprocessing": {"spacing": "keep"},
+            "model": {"channels": [8, 16], "groups": 4, "patch_size": [16, 16, 16]},
+            "network": {"address": "fl.example.org", "sites": sites, "other_addresses": ["192.0.2.7"]} | values,
+        }
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_all_kits_are_there_and_readable(tmp_path: Path) -> None:
+    config = network()
+    provision(config, tmp_path / "kits")
+    files = set(contents(tmp_path / "kits"))
+    shared = {"kit.yaml", "ca.crt", "federation.yaml", "plan.json", "README.md"}
+    assert files == {
+        *("authority/ca.key", "authority/ca.crt", "authority/sites.json"),
+        *(f"server/{name}" for name in shared | {"server.crt", "server.key", "sites/north.pub", "sites/south.pub"}),
+        *(f"sites/{site}/{name}" for site in ("north", "south") for name in shared | {"node.key", "node.pub"}),
+    }
+    kit = read_kit(tmp_path / "kits/sites/north", "site")
+    assert (kit.site, kit.endpoint, kit.digest) == ("north", "fl.example.org:9443", config.digest())
+    assert read_kit(tmp_path / "kits/server", "server").site is None
+    Plan.model_validate_json((tmp_path / "kits/sites/north/plan.json").read_bytes())
+    assert "fedvox-client start --kit . --data" in (tmp_path / "kits/sites/north/README.md").read_text()
+
+
+def test_secrets_are_for_their_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
+    provision(network(), tmp_path / "kits")
+    secrets = [path for path in (tmp_path / "kits").rglob("*") if path.name in ("ca.key", "server.key", "node.key")]
+    assert len(secrets) == 4
+    assert {stat.S_IMODE(path.stat().st_mode) for path in secrets} == {0o600}
+
+
+def test_the_certificate_is_good_for_every_address_and_the_given_time(tmp_path: Path) -> None:
+    provision(network(certificate_days=20), tmp_path / "kits")
+    server = tmp_path / "kits/server"
+    authority = x509.load_pem_x509_certificate((server / "ca.crt").read_bytes())
+    certificate = x509.load_pem_x509_certificate((server / "server.crt").read_bytes())
+    assert hosts_of(certificate) == {"fl.example.org", "192.0.2.7", "localhost", "127.0.0.1"}
+    assert certificate.not_valid_after_utc - certificate.not_valid_before_utc == timedelta(days=20)
+    verifier = PolicyBuilder().store(Store([authority]))
+    verifier.build_server_verifier(x509.DNSName("fl.example.org")).verify(certificate, [])
+    with pytest.raises(VerificationError):
+        verifier.build_server_verifier(x509.DNSName("other.example.org")).verify(certificate, [])
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(server / "server.crt", server / "server.key")
+
+
+def test_site_keys_are_what_flower_takes(tmp_path: Path) -> None:
+    provision(network(), tmp_path / "kits")
+    kit = tmp_path / "kits/sites/north"
+    private = serialization.load_ssh_private_key((kit / "node.key").read_bytes(), None)
+    public = bytes_to_public_key(public_key_pem((kit / "node.pub").read_text()))
+    assert isinstance(private, ec.EllipticCurvePrivateKey)
+    assert private.public_key() == public
+    assert uses_nist_ec_curve(public)
+    assert (kit / "node.pub").read_bytes() == (tmp_path / "kits/server/sites/north.pub").read_bytes()
+
+
+def test_running_again_changes_nothing(tmp_path: Path) -> None:
+    provision(network(), tmp_path / "kits")
+    before = contents(tmp_path / "kits")
+    report = provision(network(), tmp_path / "kits")
+    assert contents(tmp_path / "kits") == before
+    assert report.sites == {"north": "as it was", "south": "as it was"}
+
+
+def test_a_new_site_leaves_keys_and_certificate_as_they_were(tmp_path: Path) -> None:
+    provision(network(), tmp_path / "kits")
+    before = contents(tmp_path / "kits")
+    report = provision(network(("north", "south", "west")), tmp_path / "kits")
+    after = contents(tmp_path / "kits")
+    assert report.sites["west"] == "new"
+    kept = [name for name in before if Path(name).suffix in (".key", ".pub", ".crt")]
+    assert len(kept) == 13
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+    assert "sites/west/node.key" in after
+    assert "server/sites/west.pub" in after
+
+
+def test_a_deleted_kit_comes_back_without_the_private_key(tmp_path: Path) -> None:
+    provision(network(), tmp_path / "kits")
+    for file in sorted((tmp_path / "kits/sites/north").iterdir()):
+        file.unlink()
+    (tmp_path / "kits/sites/north").rmdir()
+    provision(network(), tmp_path / "kits")
+    assert not (tmp_path / "kits/sites/north/node.key").exists()
+    assert (tmp_path / "kits/sites/north/node.pub").exists()
+
+
+def test_a_site_that_drops_out_of_the_file_is_not_let_in(tmp_path: Path) -> None:
+    provision(network(), tmp_path / "kits")
+    report = provision(network(("north",)), tmp_path / "kits")
+    assert not (tmp_path / "kits/server/sites/south.pub").exists()
+    assert any("south" in note for note in report.notes)
+
+
+def test_the_certificate_is_renewed_when_it_must_be(tmp_path: Path) -> None:
+    kits = tmp_path / "kits"
+    provision(network(), kits)
+    first = (kits / "server/server.crt").read_bytes()
+    report = provision(network(other_addresses=["192.0.2.8"]), kits)
+    second = (kits / "server/server.crt").read_bytes()
+    assert second != first
+    assert any("addresses" in note for note in report.notes)
+    short = Authority.load(kits / "authority").issue(
+        ["fl.example.org", "192.0.2.8"], 365, datetime.now(UTC) - timedelta(days=350)
+    )
+    (kits / "server/server.crt").write_bytes(short.certificate)
+    (kits / "server/server.key").write_bytes(short.key)
+    report = provision(network(other_addresses=["192.0.2.8"]), kits)
+    assert any("expire" in note for note in report.notes)
+    assert (kits / "server/server.crt").read_bytes() != short.certificate
+
+
+def test_another_federation_or_folder_is_left_alone(tmp_path: Path) -> None:
+    provision(network(), tmp_path / "kits")
+    before = contents(tmp_path / "kits")
+    with pytest.raises(OutputError, match="liver"):
+        provision(network(name="kidney"), tmp_path / "kits")
+    assert contents(tmp_path / "kits") == before
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/holiday.jpg").write_text("x")
+    with pytest.raises(OutputError, match=r"holiday\.jpg"):
+        provision(network(), tmp_path / "photos")
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["holiday.jpg"]
+
+
+def test_a_file_that_leaves_the_plan_open_makes_nothing(tmp_path: Path) -> None:
+    open_plan = network().model_copy(update={"labels": None})
+    with pytest.raises(ConfigError, match="labels"):
+        provision(open_plan, tmp_path / "kits")
+    assert not (tmp_path / "kits").exists()
+    with pytest.raises(ConfigError, match="network"):
+        provision(network().model_copy(update={"network": None}), tmp_path / "kits")
+
+
+def test_a_damaged_authority_is_not_replaced(tmp_path: Path) -> None:
+    provision(network(), tmp_path / "kits")
+    (tmp_path / "kits/authority/ca.key").write_bytes(b"")
+    with pytest.raises(AuthorityError, match="backup"):
+        provision(network(), tmp_path / "kits")
+    assert (tmp_path / "kits/authority/ca.key").read_bytes() == b""
+
+
+def test_a_run_that_failed_half_way_is_completed_by_the_next(tmp_path: Path) -> None:
+    kits = tmp_path / "kits"
+    provision(network(("north",)), kits)
+    (kits / "server/kit.yaml").unlink()
+    (kits / "sites/south").write_text("in the way")
+    with pytest.raises(OutputError, match="south"):
+        provision(network(), kits)
+    assert not list(kits.rglob("*.part"))
+    (kits / "sites/south").unlink()
+    assert provision(network(), kits).sites["south"] == "new"
+    assert read_kit(kits / "server", "server").digest == read_kit(kits / "sites/south").digest
+
+
+def test_a_site_may_make_its_own_key(tmp_path: Path) -> None:
+    files = make_request("north", tmp_path / "north")
+    report = provision(network(), tmp_path / "kits", [files.request])
+    kit = tmp_path / "kits/sites/north"
+    assert not (kit / "node.key").exists()
+    own = serialization.load_ssh_private_key(files.key.read_bytes(), None)
+    assert isinstance(own, ec.EllipticCurvePrivateKey)
+    assert bytes_to_public_key(public_key_pem((kit / "node.pub").read_text())) == own.public_key()
+    assert report.sites["north"] == "new"
+    assert "no `node.key`" in (kit / "README.md").read_text()
+
+
+def test_a_sites_own_key_replaces_the_one_made_for_it(tmp_path: Path) -> None:
+    kits = tmp_path / "kits"
+    provision(network(), kits)
+    made = (kits / "sites/north/node.pub").read_text().strip()
+    files = make_request("north", tmp_path / "north")
+    provision(network(), kits, [files.request])
+    assert not (kits / "sites/north/node.key").exists()
+    assert made in read_register(kits).revoked_keys
+    assert made not in (kits / "server/sites/north.pub").read_text()
+
+
+def test_bad_requests_are_refused(tmp_path: Path) -> None:
+    kits = tmp_path / "kits"
+    stranger = make_request("stranger", tmp_path / "a").request
+    with pytest.raises(ConfigError, match="stranger"):
+        provision(network(), kits, [stranger])
+    garbage = tmp_path / "garbage.csr"
+    garbage.write_bytes(b"not a request")
+    with pytest.raises(AuthorityError, match="signing request"):
+        provision(network(), kits, [garbage])
+    with pytest.raises(AuthorityError, match="no such file"):
+        provision(network(), kits, [tmp_path / "missing.csr"])
+    other = _request("north", ed25519.Ed25519PrivateKey.generate(), None)
+    (tmp_path / "other.csr").write_bytes(other.public_bytes(serialization.Encoding.PEM))
+    with pytest.raises(AuthorityError, match="P-384"):
+        read_request(tmp_path / "other.csr")
+    assert not kits.exists()
+
+
+def test_a_request_that_was_changed_on_the_way_is_refused(tmp_path: Path) -> None:
+    request = _request("north", ec.generate_private_key(ec.SECP384R1()), hashes.SHA384())
+    der = request.public_bytes(serialization.Encoding.DER).replace(b"north", b"south")
+    changed = x509.load_der_x509_csr(der)
+    (tmp_path / "changed.csr").write_bytes(changed.public_bytes(serialization.Encoding.PEM))
+    with pytest.raises(AuthorityError, match="signature"):
+        read_request(tmp_path / "changed.csr")
+
+
+def test_two_sites_cannot_share_a_key(tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    for name in ("north", "south"):
+        request = _request(name, key, hashes.SHA384())
+        (tmp_path / f"{name}.csr").write_bytes(request.public_bytes(serialization.Encoding.PEM))
+    with pytest.raises(AuthorityError, match="key of north"):
+        provision(network(), tmp_path / "kits", [tmp_path / "north.csr", tmp_path / "south.csr"])
+
+
+def test_a_revoked_site_stays_out_until_it_has_a_new_key(tmp_path: Path) -> None:
+    kits = tmp_path / "kits"
+    files = make_request("north", tmp_path / "north")
+    provision(network(), kits, [files.request])
+    revoke(kits, "north")
+    assert not (kits / "server/sites/north.pub").exists()
+    assert provision(network(), kits).sites["north"] == "revoked"
+    assert not (kits / "server/sites/north.pub").exists()
+    with pytest.raises(AuthorityError, match="revoked"):
+        provision(network(), kits, [files.request])
+    provision(network(), kits, renew=["north"])
+    renewed = (kits / "server/sites/north.pub").read_text()
+    assert renewed.strip() not in read_register(kits).revoked_keys
+    assert (kits / "sites/north/node.key").exists()
+    with pytest.raises(AuthorityError, match="revoked"):
+        provision(network(), kits, [files.request])
+
+
+def test_revoking_a_stranger_names_the_sites(tmp_path: Path) -> None:
+    provision(network(), tmp_path / "kits")
+    with pytest.raises(ConfigError, match="north, south"):
+        revoke(tmp_path / "kits", "nobody")
+    with pytest.raises(OutputError, match="no kits"):
+        revoke(tmp_path, "north")
+
+
+def test_kits_are_not_mixed_up(tmp_path: Path) -> None:
+    provision(network(), tmp_path / "kits")
+    with pytest.raises(ConfigError, match="fedvox-client start"):
+        read_kit(tmp_path / "kits/sites/north", "server")
+    with pytest.raises(ConfigError, match="is not a kit"):
+        read_kit(tmp_path)
+    file = tmp_path / "kits/sites/north/kit.yaml"
+    file.write_text(file.read_text().replace("north", "../north"))
+    with pytest.raises(ConfigError, match="site"):
+        read_kit(tmp_path / "kits/sites/north")
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"address": "https://fl.example.org"}, "address"),
+        ({"address": "192.0.2.300"}, "address"),
+        ({"sites": ["north", "north"]}, "sites"),
+        ({"sites": ["North"]}, "sites"),
+        ({"sites": []}, "sites"),
+        ({"port": 0}, "port"),
+        ({"certificate_days": 0}, "certificate_days"),
+        ({"heartbeat_seconds": 7200}, "heartbeat_seconds"),
+    ],
+)
+def test_bad_network_sections_are_refused(values: dict[str, object], key: str) -> None:
+    with pytest.raises(ValueError, match=key):
+        network(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("begin", "days", "message"),
+    [(timedelta(days=-10), 5, "expired"), (timedelta(days=1), 5, "clock")],
+)
+def test_start_refuses_a_certificate_out_of_its_time(tmp_path: Path, begin: timedelta, days: int, message: str) -> None:
+    issued = Authority.create("liver").issue(["fl.example.org"], days, datetime.now(UTC) + begin)
+    (tmp_path / "server.crt").write_bytes(issued.certificate)
+    with pytest.raises(FedvoxError, match=message):
+        check_certificate(tmp_path / "server.crt", PlainProgress(io.StringIO()))
+
+
+def _request(name: str, key: object, algorithm: hashes.HashAlgorithm | None) -> x509.CertificateSigningRequest:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    return x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, algorithm)  # type: ignore[arg-type]
