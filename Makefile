@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 FLWR_TELEMETRY_ENABLED=0
 TEST_PROCESSES ?= auto
 
-.PHONY: setup demo test test-network lint format bench clean
+.PHONY: setup demo test test-fast test-network lint format bench clean
 
 setup: $(INSTALLED)
 
@@ -27,10 +27,14 @@ else
 	$(VENV)/bin/fedvox-server simulate deploy/examples/phantom.yaml --out runs/demo-phantom --resume
 endif
 
-test: $(INSTALLED)
+# make test-fast ARGS=tests/server    some of the first group
+test: $(INSTALLED) test-fast test-network
+
+test-fast: $(INSTALLED)
 	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadscope -q -m 'not network' $(ARGS)
 
-# Real servers and sites on the loopback interface, killed at many points: minutes, and needs nginx.
+# Real servers and sites on the loopback interface, killed at many points: one after another, for they share the cores.
+# The tests of the server's TLS proxy need nginx and are skipped with a word where it is missing.
 test-network: $(INSTALLED)
 	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -q -m network $(ARGS)
 

@@ -47,12 +47,7 @@ from server.proxy import FLEET_METHODS, Listen, find_nginx, write_proxy_configur
 from server.state import RunFolder, RunState, now
 from tests.e2e.network_federation import NICE, Federation, federation, processes_in, wait_for
 
-pytestmark = [
-    pytest.mark.network,
-    pytest.mark.skipif(
-        shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None, reason="nginx is not installed"
-    ),
-]
+pytestmark = [pytest.mark.network, pytest.mark.usefixtures("nginx")]
 
 
 @pytest.fixture(scope="module")
