@@ -24,6 +24,7 @@ import common
 from client.trainer import NonFiniteLossError, Trainer
 from common.errors import ProtocolError
 from common.imaging.cache import CachedCase
+from common.privacy import PrivacyPlan, Spend
 from common.protocol import (
     ErrorCode,
     Result,
@@ -60,6 +61,16 @@ class Guard(Protocol):
         """Writes down what is about to leave; raising keeps it from leaving."""
 
 
+class Budget(Protocol):
+    """The privacy that the site's patients may still lose."""
+
+    def spend(self, run: str, round: int, spends: Sequence[Spend]) -> float:
+        """Writes down what a round is about to cost, before it begins, and returns the epsilon spent so far with it.
+
+        Raises a FedvoxError with a ``code`` if the site's limit does not allow it, and then nothing is written down.
+        """
+
+
 @dataclass(frozen=True)
 class Site:
     """One hospital's patients, and the trainer that works on them.
@@ -67,6 +78,7 @@ class Site:
     seed: of patch drawing and augmentation; differs between sites.
     digest: of the federation that this site agreed to.
     feedback: what lossy uploads cut off so far; it lasts as long as the site stays open.
+    privacy, budget: what a round costs the patients, and who pays; None without differential privacy.
     """
 
     name: str
@@ -77,6 +89,8 @@ class Site:
     trainer: Trainer
     observer: Observer | None = None
     feedback: ErrorFeedback = field(default_factory=ErrorFeedback)
+    privacy: PrivacyPlan | None = None
+    budget: Budget | None = None
 
 
 OpenSite = Callable[[Context], Site]

@@ -21,6 +21,7 @@ from common.imaging.augmentation_plan import AugmentationPlan
 from common.imaging.scanner import ScannerShift
 from common.network_config import NetworkConfig
 from common.plan import Frozen, IntensityPlan, Kernel, PositiveInt, Spacing, Stride
+from common.privacy_config import PrivacyConfig
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
@@ -227,6 +228,7 @@ class FederationConfig(Frozen):
     labels: value in the label maps -> name; foreground only. Left out, the dataset's own are taken.
     channels: names of the input channels. Left out, the dataset's own are taken.
     modality: ``CT`` clips to a Hounsfield window over the foreground, all else to percentiles of each volume.
+    privacy: left out, training is not differentially private.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -242,6 +244,7 @@ class FederationConfig(Frozen):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     transport: TransportConfig = TransportConfig()
+    privacy: PrivacyConfig | None = None
     network: NetworkConfig | None = None
     simulation: SimulationConfig | None = None
 

@@ -24,6 +24,9 @@ class ErrorCode(IntEnum):
     WITHDRAWN = 1012
     OUTSIDE_LIMITS = 1013
     REFUSED_BY_SITE = 1014
+    PRIVACY_BUDGET = 1015
+    PRIVACY_REQUIRED = 1016
+    LEDGER = 1017
 
 
 class Refusal(StrEnum):
