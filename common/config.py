@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from common.errors import ConfigError
 from common.imaging.augmentation_plan import AugmentationPlan
 from common.imaging.scanner import ScannerShift
+from common.initial_model import resolve_initial_model
 from common.network_config import NetworkConfig
 from common.plan import Frozen, IntensityPlan, Kernel, PositiveInt, Spacing, Stride
 from common.privacy_config import PrivacyConfig
@@ -73,8 +74,10 @@ class TrainingConfig(Frozen):
     precision: of the forward and backward pass; ``auto`` takes bfloat16 where the processor computes in it.
     compile: torch.compile the network (pays on GPUs for long runs; needs a C compiler at the site).
     workers: background threads that prepare patches.
+    trainable: part of the network that sites train (see ``common.models.trainable``); the rest stays as it starts.
     """
 
+    trainable: Literal["all", "head", "norms", "head_and_norms", "decoder"] = "all"
     local_steps: PositiveInt = 40
     batch_size: PositiveInt = 2
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -228,6 +231,9 @@ class FederationConfig(Frozen):
     labels: value in the label maps -> name; foreground only. Left out, the dataset's own are taken.
     channels: names of the input channels. Left out, the dataset's own are taken.
     modality: ``CT`` clips to a Hounsfield window over the foreground, all else to percentiles of each volume.
+    initial_model: folder of a model (a bundle) that the first round starts from; in the file relative to it. Sites do
+        not need it: the weights come with the first round. Left out, weights are drawn from the seed.
+    initial_model_sha256: of its weights file; filled in when the file is read, so that the digest holds it.
     privacy: left out, training is not differentially private.
     """
 
@@ -243,10 +249,18 @@ class FederationConfig(Frozen):
     preprocessing: PreprocessingConfig = PreprocessingConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
+    initial_model: Annotated[str, Field(min_length=1)] | None = None
+    initial_model_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     transport: TransportConfig = TransportConfig()
     privacy: PrivacyConfig | None = None
     network: NetworkConfig | None = None
     simulation: SimulationConfig | None = None
+
+    @model_validator(mode="after")
+    def _initial_model_is_known_by_its_hash(self) -> Self:
+        if self.initial_model is not None and self.initial_model_sha256 is None:
+            raise ValueError("initial_model needs initial_model_sha256: the SHA-256 of its model.safetensors")
+        return self
 
     def resolved(self) -> str:
         """The configuration as YAML with every default written out."""
@@ -254,7 +268,8 @@ class FederationConfig(Frozen):
 
     def digest(self) -> str:
         """SHA-256 over all that decides the result: equal digests mean equal federations."""
-        content = self.model_dump(mode="json", exclude={"description": True})
+        # The initial model's hash decides, not the place where it happens to lie.
+        content = self.model_dump(mode="json", exclude={"description": True, "initial_model": True})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -302,6 +317,7 @@ def load_federation(path: Path, overrides: Sequence[str] = ()) -> FederationConf
         raise ConfigError(f"{path}: must be a mapping of keys such as name, rounds, training")
     for override in overrides:
         _apply_override(content, override)
+    resolve_initial_model(content, path)
     try:
         return FederationConfig.model_validate(content)
     except ValidationError as error:

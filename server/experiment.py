@@ -15,11 +15,12 @@ from common.imaging.cache import CachedCase
 from common.plan import Plan
 from server import release
 from server.app import RoundLoop, make_server_app
+from server.initial_weights import first_weights, weight_layout
 from server.partition import read_partition
 from server.preparation import find_or_make_data, plan_and_partition
 from server.progress import ProgressDisplay
 from server.report import write_report
-from server.simulation import SimulatedSites, initial_weights, require_ray, run_inline, run_on_ray
+from server.simulation import SimulatedSites, require_ray, run_inline, run_on_ray
 from server.state import RunFolder, RunState, now
 
 Engine = Literal["inline", "ray"]
@@ -136,9 +137,10 @@ class _Experiment:
         return report
 
     def _run_rounds(self, sites: SimulatedSites, folder: RunFolder, engine: Engine) -> None:
-        weights, layout = initial_weights(self._plan, self._config.seed)
+        layout = weight_layout(self._plan)
         state = folder.load_state()
         if state is None:
+            weights, _ = first_weights(self._config, self._plan)
             state = RunState(run=secrets.token_hex(8), digest=sites.config.digest(), started=now())
             folder.save_checkpoint(0, weights, layout)
             folder.commit(state)

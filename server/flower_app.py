@@ -24,7 +24,7 @@ from common.plan import Plan
 from server import release
 from server.app import FederationError, Patience, RoundLoop
 from server.app_lock import APP_LOG, RUN_VARIABLE, only_app, registered_names
-from server.initial_weights import initial_weights
+from server.initial_weights import first_weights, weight_layout
 from server.progress_lines import ProgressWriter
 from server.run_summary import write_summary
 from server.state import RunFolder, RunState, now
@@ -91,9 +91,10 @@ class AuditedProgress(ProgressWriter):
 
 
 def _run_rounds(grid: Grid, folder: RunFolder, config: FederationConfig, plan: Plan, observer: ProgressWriter) -> None:
-    weights, layout = initial_weights(plan, config.seed)
+    layout = weight_layout(plan)
     state = folder.load_state()
     if state is None:
+        weights, _ = first_weights(config, plan)
         state = RunState(run=secrets.token_hex(8), digest=config.digest(), started=now())
         folder.save_checkpoint(0, weights, layout)
         folder.commit(state)
@@ -101,7 +102,6 @@ def _run_rounds(grid: Grid, folder: RunFolder, config: FederationConfig, plan: P
     elif not state.finished:
         folder.event("resumed", round=state.round)
         observer.message(f"going on after round {state.round} of {config.rounds}")
-    del weights
     sites = set(registered_names(folder.path).values())
     patience = Patience()
     if config.network is not None:

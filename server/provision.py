@@ -26,11 +26,12 @@ from common.config import FederationConfig
 from common.errors import ConfigError, OutputError
 from common.files import write_atomically
 from common.network_config import KIT_FILE, Kit, NetworkConfig, SiteName
-from common.plan import Frozen
+from common.plan import Frozen, Plan
 from common.planning import plan_from_config
 from server.authority import Authority, AuthorityError, SiteKey, new_site_key, read_request, write_private
 from server.kit_readme import server_readme, site_readme
 
+INITIAL_MODEL = "initial_model"
 PRIVATE_FILES = frozenset({"ca.key", "server.key", "node.key"})
 
 
@@ -91,6 +92,7 @@ def provision(
     """
     network = _network_of(config)
     plan = plan_from_config(config)
+    initial_model = _initial_model(config, plan)
     own_keys = dict(read_request(path) for path in requests)
     for name in (*own_keys, *renew):
         if name not in network.sites:
@@ -99,7 +101,7 @@ def provision(
         report = ProvisionReport(out)
         shared = {
             "ca.crt": authority.pem,
-            "federation.yaml": config.resolved().encode(),
+            "federation.yaml": _as_in_kits(config).resolved().encode(),
             "plan.json": (plan.model_dump_json(indent=2) + "\n").encode(),
         }
         records: dict[str, SiteRecord] = {}
@@ -112,7 +114,7 @@ def provision(
                 continue
             report.sites[name] = _write_site_kit(out / "sites" / name, config, name, record, key, shared)
             _write_register(out, register)
-        _write_server_kit(out / "server", config, network, authority, shared, records, report)
+        _write_server_kit(out / "server", config, network, authority, shared | initial_model, records, report)
         _remark(register, network, records, own_keys, report)
     return report
 
@@ -156,6 +158,27 @@ def read_register(out: Path) -> Register:
         raise OutputError(f"{out}: holds no kits; give the --out folder of fedvox-server provision") from None
     except (OSError, ValidationError):
         raise AuthorityError(f"{file}: is damaged; restore it from a backup") from None
+
+
+def _as_in_kits(config: FederationConfig) -> FederationConfig:
+    """The federation with its initial model where the server's kit has it; sites have none, but know its hash."""
+    return config.model_copy(update={"initial_model": INITIAL_MODEL}) if config.initial_model else config
+
+
+def _initial_model(config: FederationConfig, plan: Plan) -> dict[str, bytes]:
+    """The files of the initial model, for the server's kit; empty if there is none.
+
+    Raises:
+        ConfigError: it is another network than the plan's. BundleError: it is damaged.
+    """
+    if config.initial_model is None:
+        return {}
+    # Late: it brings torch with it.
+    from server.initial_weights import first_weights
+
+    first_weights(config, plan)
+    folder = Path(config.initial_model)
+    return {f"{INITIAL_MODEL}/{name}": (folder / name).read_bytes() for name in ("model.safetensors", "model.json")}
 
 
 def _network_of(config: FederationConfig) -> NetworkConfig:
