@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import load_file
+
+from client.app import make_client_app
+from client.site_data import LocalSite
+from client.site_state import StateFolder, site_status
 from common.config import load_federation
 from common.phantom import PHANTOM_LABELS, write_phantom_dataset
+from common.planning import plan_from_config
 from common.supervise import free_port
+from server.app import RoundLoop
+from server.initial_weights import initial_weights
+from server.inline_grid import InlineGrid
+from server.progress import PlainProgress
 from server.provision import provision
+from server.state import RunFolder, RunState, now
 
 NICE = ("nice", "-n", "19")
 SERVER = [sys.executable, "-m", "server.cli"]
 CLIENT = [sys.executable, "-m", "client.cli"]
+SCRIPTED = [sys.executable, "-m", "tests.e2e.scripted_site"]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 
 FEDERATION = f"""
@@ -72,6 +86,7 @@ class Federation:
         self.config = load_federation(self.file, settings)
         provision(self.config, self.kits)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._approved: set[str] = set()
 
     def data(self, site: str) -> Path:
         """A site's scans; equal for equal names, whatever the folder."""
@@ -88,15 +103,65 @@ class Federation:
         """Starts the server."""
         return self._start("server", self.server_command())
 
-    def start_site(self, site: str, kit: Path | None = None) -> subprocess.Popen[bytes]:
-        """``fedvox-client approve`` and ``start``."""
+    def start_site(self, site: str, kit: Path | None = None, client: Sequence[str] = CLIENT) -> subprocess.Popen[bytes]:
+        """``fedvox-client approve`` and ``start``; ``client`` is the program that starts."""
         kit = kit or self.kits / "sites" / site
-        approve = [*CLIENT, "approve", "--kit", str(kit), "--user", "test"]
-        subprocess.run(approve, env=ENVIRONMENT, check=True, capture_output=True, timeout=120)
+        if site not in self._approved:
+            approve = [*CLIENT, "approve", "--kit", str(kit), "--user", "test"]
+            subprocess.run(approve, env=ENVIRONMENT, check=True, capture_output=True, timeout=120)
+            self._approved.add(site)
         cache = self.folder / "cache"
+        StateFolder(kit / "state").make()
         return self._start(
-            site, [*CLIENT, "start", "--kit", str(kit), "--data", str(self.data(site)), "--cache", str(cache)]
+            site, [*client, "start", "--kit", str(kit), "--data", str(self.data(site)), "--cache", str(cache)]
         )
+
+    def start(self, *sites: str, scripted: Sequence[str] = ()) -> None:
+        """Starts the server and, once it waits for sites, some of them."""
+        self.start_server()
+        wait_for(self.is_up, 120, "a server that waits for sites")
+        for site in sites:
+            self.start_site(site, client=SCRIPTED if site in scripted else CLIENT)
+
+    def finish(self, seconds: float, meanwhile: Callable[[], object] = lambda: None) -> None:
+        """Waits for the server's end, calling ``meanwhile`` now and then; it must have finished the federation."""
+
+        def over() -> bool:
+            meanwhile()
+            return self.processes["server"].poll() is not None
+
+        wait_for(over, seconds, "the end of the federation")
+        assert self.processes["server"].returncode == 0, self.log("server")
+        assert self.status()["status"] == "finished"
+
+    def state(self, site: str) -> StateFolder:
+        """A site's own files."""
+        return StateFolder(self.kits / "sites" / site / "state")
+
+    def at_site(self, site: str) -> dict[str, Any]:
+        """``fedvox-client status``, without the time that a process takes to start."""
+        return site_status(self.state(site))
+
+    def site_pid(self, site: str, name: str) -> int | None:
+        """Of a site's ``runner`` or ``supernode``."""
+        pid: int | None = self.at_site(site).get("processes", {}).get(name, {}).get("pid")
+        return pid
+
+    def hold(self, site: str) -> None:
+        """Lets a scripted site wait in the middle of every training from now on."""
+        (self.state(site).path / "hold").touch()
+
+    def release(self, site: str) -> None:
+        """Lets it go on."""
+        (self.state(site).path / "held").unlink(missing_ok=True)
+        (self.state(site).path / "hold").unlink(missing_ok=True)
+
+    def held_in(self, site: str) -> int | None:
+        """The round in whose training a scripted site waits, or was when it was killed."""
+        try:
+            return int((self.state(site).path / "held").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
 
     def log(self, name: str) -> str:
         """What a command said."""
@@ -170,6 +235,30 @@ def federation(
         yield made
     finally:
         made.stop()
+
+
+def simulated(made: Federation, folder: Path, names: Sequence[str] | None = None) -> RunFolder:
+    """What the same apps make of the data of ``names`` (all sites) without processes, network and proxy."""
+    config, plan, names = made.config, plan_from_config(made.config), names or made.sites
+    sites = {name: LocalSite(config, plan, name, made.data(name), None, 0.2, "cpu") for name in names}
+    client_app = make_client_app(lambda context: sites[str(context.node_config["name"])].open())
+    weights, layout = initial_weights(plan, config.seed)
+    run = RunFolder.create(folder)
+    run.save_checkpoint(0, weights, layout)
+    run.commit(RunState(run="inline", digest=config.digest(), started=now()))
+    loop = RoundLoop(config, layout, set(plan.labels), len(names), run, PlainProgress(io.StringIO()))
+    loop.run(InlineGrid(client_app, {index + 1: {"name": name} for index, name in enumerate(names)}))
+    return run
+
+
+def assert_same_model(run: Path, expected: Path, round_number: int) -> None:
+    """The checkpoints of two runs after a round are equal to float tolerance."""
+    ours, theirs = (
+        load_file(folder / f"checkpoints/round_{round_number:04d}.safetensors") for folder in (run, expected)
+    )
+    assert ours.keys() == theirs.keys()
+    for name, values in theirs.items():
+        np.testing.assert_allclose(ours[name], values, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
 def processes_in(folder: Path) -> list[str]:

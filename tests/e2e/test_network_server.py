@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import io
 import json
 import os
 import shutil
@@ -29,23 +28,23 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.main import create_app
 from safetensors.numpy import load_file
 
-from client.app import make_client_app
-from client.site_data import LocalSite
 from common.audit import verify
 from common.bundle import load_bundle
 from common.flower import flower_environment
-from common.planning import plan_from_config
 from common.supervise import Child, Supervisor, answers, free_port
-from server.app import RoundLoop
 from server.app_lock import app_holder
 from server.authority import Authority
-from server.initial_weights import initial_weights
-from server.inline_grid import InlineGrid
-from server.progress import PlainProgress
 from server.provision import revoke
 from server.proxy import FLEET_METHODS, Listen, find_nginx, write_proxy_configuration
-from server.state import RunFolder, RunState, now
-from tests.e2e.network_federation import NICE, Federation, federation, processes_in, wait_for
+from tests.e2e.network_federation import (
+    NICE,
+    Federation,
+    assert_same_model,
+    federation,
+    processes_in,
+    simulated,
+    wait_for,
+)
 
 pytestmark = [pytest.mark.network, pytest.mark.usefixtures("nginx")]
 
@@ -250,22 +249,11 @@ def test_three_sites_finish_three_rounds(finished: Federation) -> None:
 
 def test_the_model_is_the_one_that_a_simulation_gives(finished: Federation, tmp_path: Path) -> None:
     """The same apps and data, without processes, network and proxy."""
-    config, plan = finished.config, plan_from_config(finished.config)
-    names = ("east", "north", "west")
-    sites = {name: LocalSite(config, plan, name, finished.data(name), None, 0.2, "cpu") for name in names}
-    client_app = make_client_app(lambda context: sites[str(context.node_config["name"])].open())
-    weights, layout = initial_weights(plan, config.seed)
-    folder = RunFolder.create(tmp_path / "run")
-    folder.save_checkpoint(0, weights, layout)
-    folder.commit(RunState(run="inline", digest=config.digest(), started=now()))
-    loop = RoundLoop(config, layout, set(plan.labels), 3, folder, PlainProgress(io.StringIO()))
-    loop.run(InlineGrid(client_app, {index + 1: {"name": name} for index, name in enumerate(names)}))
+    folder = simulated(finished, tmp_path / "run", ("east", "north", "west"))
     for mine, theirs in zip(folder.read_rounds(), finished.rounds(), strict=True):
         assert mine["dice"] == pytest.approx(theirs["dice"], abs=1e-6)
         assert mine["train_loss"] == (theirs["train_loss"] and pytest.approx(theirs["train_loss"], rel=1e-5))
-    last = layout.split(folder.load_checkpoint(3, layout))
-    for name, values in layout.split(RunFolder(finished.run).load_checkpoint(3, layout)).items():
-        np.testing.assert_allclose(values, last[name], rtol=1e-5, atol=1e-7, err_msg=name)
+    assert_same_model(finished.run, folder.path, 3)
 
 
 def test_status_tells_the_truth_at_the_end(finished: Federation) -> None:

@@ -1,0 +1,116 @@
+"""A federation whose sites hang, die, come late, or lie: the others finish, and the record says what happened."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.bundle import load_bundle
+from tests.e2e.network_federation import Federation, assert_same_model, federation, simulated, wait_for
+
+pytestmark = [pytest.mark.network, pytest.mark.usefixtures("nginx")]
+
+DEADLINE_SECONDS = 30
+QUORUM = 2
+FINE = ("ok", None)
+
+
+class DiesInEveryRound:
+    """Kills a site's runner in the middle of every round's training."""
+
+    def __init__(self, made: Federation, site: str) -> None:
+        self._made = made
+        self._site = site
+        self.rounds: list[int] = []
+
+    def look(self) -> None:
+        found = self._made.held_in(self._site)
+        pid = self._made.site_pid(self._site, "runner")
+        if found is not None and found not in self.rounds and pid is not None:
+            os.kill(pid, signal.SIGKILL)
+            self.rounds.append(found)
+
+
+def outcome(line: dict[str, Any]) -> dict[str, tuple[str, str | None]]:
+    """What became of every site that was asked in a round."""
+    return {name: (site["status"], site["reason"]) for name, site in line["sites"].items()}
+
+
+def test_others_finish_when_a_site_hangs_one_dies_in_every_round_and_one_comes_late(tmp_path: Path) -> None:
+    settings = (
+        "strategy={min_sites: 2, min_fraction: 0.5}",
+        f"network.round_deadline_seconds={DEADLINE_SECONDS}",
+    )
+    with federation(tmp_path, ("dying", "east", "hanging", "late", "north"), settings) as made:
+        key = made.kits / "server/sites/late.pub"
+        key.rename(tmp_path / "late.pub")
+        dying = DiesInEveryRound(made, "dying")
+        for site in ("dying", "hanging"):
+            made.state(site).make()
+        made.hold("dying")
+        made.start("dying", "east", "hanging", "north", scripted=("dying", "hanging"))
+        wait_for(lambda: dying.look() or made.rounds(), 120, "the first round")
+        (tmp_path / "late.pub").rename(key)
+        made.start_site("late")
+        made.hold("hanging")
+        wait_for(lambda: dying.look() or made.held_in("hanging"), 60, "a site in training")
+        hanging = made.site_pid("hanging", "runner")
+        assert hanging is not None
+        os.kill(hanging, signal.SIGSTOP)
+        try:
+            made.finish(200, dying.look)
+        finally:
+            os.kill(hanging, signal.SIGCONT)
+
+        rounds = made.rounds()
+        phases = [(line["round"], line["phase"]) for line in rounds]
+        assert phases == [(1, "train"), (2, "train"), (3, "train"), (4, "evaluate")]
+        assert dying.rounds == [1, 2, 3]
+        lost, missed = ("failed", "task-lost"), ("missing", "deadline")
+        assert outcome(rounds[0]) == {"dying": lost, "east": FINE, "hanging": FINE, "north": FINE}
+        assert outcome(rounds[1]) == {"dying": lost, "east": FINE, "hanging": missed, "north": FINE}
+        # Nothing is claimed of the site that hangs: it does not answer any more, and so it is not asked.
+        assert outcome(rounds[2]) == {"dying": lost, "east": FINE, "late": FINE, "north": FINE}
+        assert outcome(rounds[3]) == {"dying": FINE, "east": FINE, "late": FINE, "north": FINE}
+        assert rounds[1]["seconds"] >= DEADLINE_SECONDS > rounds[2]["seconds"]
+        assert all(list(outcome(line).values()).count(FINE) >= QUORUM for line in rounds)
+        why = {(event["round"], event["site"]): event["reason"] for event in made.events("site_not_counted")}
+        assert why == {(number, "dying"): "task-lost" for number in (1, 2, 3)} | {(2, "hanging"): "deadline"}
+        assert not made.events("round_failed")
+        assert load_bundle(made.run / "model").provenance["sites"] >= QUORUM
+
+
+def test_what_a_lying_site_sends_is_refused_with_its_reason_and_never_counted(tmp_path: Path) -> None:
+    lies = {"mallory": ["nan", "shape", "norm"], "trudy": ["patients", "replay", "replay"]}
+    refused = {
+        "mallory": ["not-finite", "protocol", "norm-outlier"],
+        "trudy": ["examples-differ", "wrong-round", "wrong-round"],
+    }
+    honest = ("east", "north")
+    settings = ("rounds=4", "strategy={min_sites: 2, min_fraction: 0.5}")
+    with federation(tmp_path, (*honest, *lies), settings) as made:
+        for site, told in lies.items():
+            made.state(site).make()
+            (made.state(site).path / "lies").write_text("\n".join(told))
+        made.start(*made.sites, scripted=tuple(lies))
+        made.finish(200)
+
+        rounds = made.rounds()
+        everybody_else = dict.fromkeys(honest, FINE)
+        for number in range(3):
+            expected = {site: ("refused", reasons[number]) for site, reasons in refused.items()}
+            assert outcome(rounds[number]) == everybody_else | expected
+        assert [outcome(line) for line in rounds[3:]] == [everybody_else, everybody_else]
+        why = [(event["round"], event["site"], event["reason"]) for event in made.events("site_not_counted")]
+        assert sorted(why) == sorted(
+            (number + 1, site, reason) for site, reasons in refused.items() for number, reason in enumerate(reasons)
+        )
+        quarantined = {event["site"]: event["reason"] for event in made.events("site_quarantined")}
+        assert quarantined == {site: reasons[-1] for site, reasons in refused.items()}
+        # Not a trace of them is in the model: it is the one that the honest sites make among themselves.
+        alone = simulated(made, tmp_path / "alone", honest)
+        assert_same_model(made.run, alone.path, 4)
