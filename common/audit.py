@@ -21,7 +21,7 @@ import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -163,8 +163,12 @@ class AuditLog:
         return Entry(chain.n + 1, time, event, details, chain.hash, own)
 
 
-def verify(path: Path) -> AuditSummary:
+def verify(path: Path, see: Callable[[Entry], object] | None = None) -> AuditSummary:
     """Walks the whole chain.
+
+    Args:
+        path: the log.
+        see: gets every entry, in order; what it got counts only if nothing is raised afterwards.
 
     Raises:
         AuditError: there is no log, it cannot be read, or it was edited, cut, or put in another order.
@@ -177,6 +181,8 @@ def verify(path: Path) -> AuditSummary:
                 first, last = first or entry.time, entry.time
                 events[entry.event] += 1
                 hashes.append(entry.hash)
+                if see is not None:
+                    see(entry)
             _compare_with_head(path, chain)
     except FileNotFoundError:
         gone = "is gone, and its .head file says that there was one" if head_of(path).exists() else "there is no log"

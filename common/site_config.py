@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 import yaml
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from common.config import FederationConfig, UniqueKeyLoader, describe_validation_error
 from common.errors import ConfigError
@@ -62,14 +62,35 @@ class Limits(Frozen):
         return found
 
 
+class SitePrivacy(Frozen):
+    """What a hospital's patients may lose at most, over all federations that they ever take part in.
+
+    required: a federation without differential privacy is refused.
+    max_epsilon: of any one patient, over everything in the ledger; left out, spends are written down and not limited.
+    delta: at which ``max_epsilon`` is meant, whatever delta a federation has.
+    """
+
+    required: bool = False
+    max_epsilon: Annotated[float, Field(gt=0, le=1000)] | None = None
+    delta: Annotated[float, Field(gt=0, lt=0.01)] = 1e-5
+
+    def violations(self, federation: FederationConfig) -> list[str]:
+        """Why a federation is refused before anything is spent, one sentence each; empty if it is not."""
+        if self.required and federation.privacy is None:
+            return ["the site file requires differential privacy (privacy.required), and this federation uses none"]
+        return []
+
+
 class SiteConfig(Frozen):
     """A whole site file; left out altogether, every federation needs a person's approval and nothing is limited.
 
+    privacy: see ``SitePrivacy``.
     paused: no task is done while this is true (``fedvox-client pause`` does the same without editing a file).
     validation_cases: names of the cases that are never trained on but used to score models; null draws them.
     """
 
     limits: Limits = Limits()
+    privacy: SitePrivacy = SitePrivacy()
     paused: bool = False
     validation_cases: tuple[str, ...] | None = None
 

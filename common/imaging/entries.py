@@ -18,7 +18,7 @@ import secrets
 import struct
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,20 +146,30 @@ def write_atomically(path: Path, blocks: list[bytes | memoryview]) -> None:
         ) from error
 
 
+def _blake2b(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
 class FileDigests:
     """Digests of files' contents, remembered while a file's size and times stay as they were.
 
     Args:
         folder: where they are remembered for the next start; None remembers nothing.
+        name: of the file in that folder.
+        compute: a file's digest, hexadecimal; by default BLAKE2b of 128 bits over its bytes.
     """
 
-    def __init__(self, folder: Path | None) -> None:
-        self._path = folder / DIGESTS_NAME if folder else None
+    def __init__(
+        self, folder: Path | None, name: str = DIGESTS_NAME, compute: Callable[[Path], str] | None = None
+    ) -> None:
+        self._path = folder / name if folder else None
+        self._compute = compute or _blake2b
         self._known = self._load()
         self._new: dict[str, list[Any]] = {}
 
     def digest(self, path: Path) -> str:
-        """The digest (32 hexadecimal digits) of a file's content.
+        """The digest of a file's content.
 
         Raises:
             DataError: the file cannot be read.
@@ -171,8 +181,7 @@ class FileDigests:
             known = self._known.get(name)
             if known is not None and known[:3] == state:
                 return str(known[3])
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            digest = self._compute(path)
         except OSError as error:
             raise DataError(path, f"cannot be read ({error.strerror or error})") from error
         if time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _SETTLED_NS:

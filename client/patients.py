@@ -1,0 +1,124 @@
+"""Patients known by what their scans hold: renamed, moved or copied, a patient's files stay the same patient's.
+
+A patient is the set of SHA-256 digests of the image files of one case; label maps do not count. A file that ends in
+``.gz`` is read unpacked, so that packing it again makes no new patient. Anything that changes a voxel or a header does.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import zlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from common.errors import DataError, FedvoxError
+from common.imaging.dataset import Case
+from common.imaging.entries import FileDigests
+from common.imaging.workers import Progress
+from common.messages import ErrorCode
+
+Patient = tuple[str, ...]
+"""SHA-256 of each image file, sorted."""
+
+DIGESTS_FILE = "patients.fedvox-json"
+
+
+class PatientsError(FedvoxError):
+    """The patients of a folder cannot be told apart; the server learns the code alone."""
+
+    code = ErrorCode.NO_DATA
+
+
+class PatientIndex:
+    """Identifies patients, and remembers files that did not change since.
+
+    Args:
+        folder: where digests are remembered, by rule the site's state folder; None remembers nothing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._digests = FileDigests(folder, DIGESTS_FILE, sha256_of_content)
+
+    def identify(self, cases: Sequence[Case], progress: Progress | None = None) -> dict[str, Patient]:
+        """Case name -> patient.
+
+        Args:
+            cases: of one dataset.
+            progress: called with cases done and cases in all.
+
+        Raises:
+            DataError: a file cannot be read.
+            PatientsError: two cases share an image, so that one patient would count, and contribute, as two.
+        """
+        found: dict[str, Patient] = {}
+        owners: dict[str, str] = {}
+        try:
+            for case in cases:
+                patient = tuple(sorted(self._digests.digest(path) for path in case.images))
+                for digest in patient:
+                    other = owners.setdefault(digest, case.name)
+                    if other != case.name:
+                        raise PatientsError(
+                            f"{case.images[0]}: {case.name} holds the same image as {other}; remove one of them: a "
+                            "patient who is there twice would be protected half as well"
+                        )
+                found[case.name] = patient
+                if progress is not None:
+                    progress(len(found), len(cases))
+        finally:
+            self._digests.save()
+        return found
+
+
+def sha256_of_content(path: Path) -> str:
+    """SHA-256 of a file's content, unpacked if its name ends in ``.gz``; 64 hexadecimal digits.
+
+    Raises:
+        OSError: it cannot be read.
+        DataError: it is not a whole gzip file although its name says so.
+    """
+    digest = hashlib.sha256()
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise DataError(path, "is damaged: it cannot be unpacked") from None
+    return digest.hexdigest()
+
+
+def dataset_of(patients: Iterable[Patient]) -> str:
+    """The name of a set of patients: SHA-256 over their digests, whatever their order; 64 hexadecimal digits."""
+    return hashlib.sha256("\n".join(sorted(" ".join(patient) for patient in patients)).encode()).hexdigest()
+
+
+def split_by_patient(patients: Mapping[str, Patient], fraction: float) -> tuple[list[str], list[str]]:
+    """Decides for each patient alone, by his own digest, whether he is trained on or models are scored on him.
+
+    So a patient who comes or goes moves no other from one side to the other, in any run of any federation with the same
+    ``fraction``. One exception: where a side would be empty, the patient nearest to it moves there.
+
+    Args:
+        patients: case name -> patient.
+        fraction: share of patients to score models on, on average.
+
+    Returns:
+        Names to train on and names to validate on, each sorted.
+
+    Raises:
+        PatientsError: there are fewer than two.
+    """
+    if len(patients) < 2:
+        raise PatientsError(f"{len(patients)} labelled cases: one is needed to train on and one to score models with")
+    places = {name: _place(patient) for name, patient in patients.items()}
+    ordered = sorted(patients, key=lambda name: (places[name], name))
+    count = sum(place < fraction for place in places.values())
+    count = min(max(1, count), len(ordered) - 1)
+    return sorted(ordered[count:]), sorted(ordered[:count])
+
+
+def _place(patient: Collection[str]) -> float:
+    """A number in [0, 1) that depends on the patient alone."""
+    digest = hashlib.sha256(f"validation {' '.join(patient)}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

@@ -1,0 +1,205 @@
+"""What was spent on whom: the entries of a ledger, added up patient by patient.
+
+The epsilon of some patients is the largest over them, of the composition of everything that each of them ever took
+part in, training and validation, in whatever dataset and federation. A patient who is added to a dataset therefore
+changes nothing for those who were there before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from client.patients import Patient
+from common.plan import Frozen, PositiveInt
+from common.privacy import PrivacyPlan, Purpose, Spend, epsilon_of
+
+# Beyond this, Rényi accounting's own bound is taken: the sharper one takes minutes, and nobody's limit is near.
+SHARP_BELOW = 200.0
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+People = Mapping[Purpose, Collection[Patient]]
+"""Who is trained on, and who is scored on."""
+
+
+class DatasetEntry(Frozen):
+    """A set of patients, written down before anything is spent on it. dataset: ``client.patients.dataset_of``."""
+
+    dataset: Digest
+    patients: tuple[Annotated[tuple[Digest, ...], Field(min_length=1)], ...]
+
+
+class SpendLine(Frozen):
+    """What one round costs everyone in one dataset; as ``common.privacy.Spend``, and how."""
+
+    purpose: Purpose
+    dataset: Digest
+    mechanism: Literal["Gaussian noise, Poisson sample"] = "Gaussian noise, Poisson sample"
+    noise_multiplier: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    sample_rate: Annotated[float, Field(gt=0, le=1)]
+    steps: PositiveInt
+
+    @property
+    def spend(self) -> Spend:
+        """For the accountant."""
+        return Spend(self.purpose, self.noise_multiplier, self.sample_rate, self.steps)
+
+
+class RoundEntry(Frozen):
+    """One round of one run, written down before it begins.
+
+    federation, digest: whose. max_epsilon, delta: the site's limit at that time.
+    epsilon: that the patients of this round had spent with it, at ``delta``; for readers, it is always computed anew.
+    """
+
+    federation: str
+    digest: str
+    run: str
+    round: int
+    spends: tuple[SpendLine, ...]
+    epsilon: float
+    max_epsilon: float | None
+    delta: float
+
+
+@dataclass(frozen=True)
+class TimedRound:
+    """A round entry and when it was written, ISO 8601 in UTC."""
+
+    time: str
+    entry: RoundEntry
+
+
+@dataclass(frozen=True)
+class Account:
+    """The content of a ledger.
+
+    datasets: by their digest. rounds: in order.
+    """
+
+    datasets: Mapping[str, tuple[Patient, ...]] = field(default_factory=dict)
+    rounds: Sequence[TimedRound] = ()
+
+    def memberships(self, patients: Iterable[Patient]) -> dict[Patient, frozenset[str]]:
+        """The datasets that each patient was part of.
+
+        Two patients who share an image are one, and so are two who each share one with a third.
+        """
+        patients = list(patients)
+        groups = _Groups()
+        for patient in patients:
+            groups.join(patient)
+        for members in self.datasets.values():
+            for patient in members:
+                groups.join(patient)
+        found: dict[str, set[str]] = {}
+        for dataset, members in self.datasets.items():
+            for patient in members:
+                found.setdefault(groups.of(patient[0]), set()).add(dataset)
+        return {patient: frozenset(found.get(groups.of(patient[0]), ())) for patient in patients}
+
+    def epsilon(
+        self, people: People, delta: float, upcoming: Sequence[Spend] = (), federation: str | None = None
+    ) -> float:
+        """The largest epsilon of any of these patients.
+
+        Args:
+            people: whose, and what ``upcoming`` would use each for.
+            delta: at which.
+            upcoming: not yet in the ledger.
+            federation: digest of the only one to count; None counts all.
+        """
+        return max((epsilon for epsilon, _ in self.epsilons(people, delta, upcoming, federation)), default=0.0)
+
+    def epsilons(
+        self, people: People, delta: float, upcoming: Sequence[Spend] = (), federation: str | None = None
+    ) -> list[tuple[float, int]]:
+        """As ``epsilon``, for each group of patients with the same history: epsilon and number of patients, rising."""
+        purposes: dict[Patient, set[Purpose]] = {}
+        for purpose, patients in people.items():
+            for patient in patients:
+                purposes.setdefault(patient, set()).add(purpose)
+        sizes: dict[tuple[frozenset[str], frozenset[Purpose]], int] = {}
+        for patient, datasets in self.memberships(purposes).items():
+            key = (datasets, frozenset(purposes[patient]))
+            sizes[key] = sizes.get(key, 0) + 1
+        found: dict[float, int] = {}
+        for (datasets, roles), size in sizes.items():
+            spends = [*self._spends(datasets, federation), *(item for item in upcoming if item.purpose in roles)]
+            epsilon = bounded_epsilon(spends, delta)
+            found[epsilon] = found.get(epsilon, 0) + size
+        return sorted(found.items())
+
+    def rounds_left(
+        self, people: People, delta: float, limit: float, costs: Callable[[int], Sequence[Spend]], wanted: int
+    ) -> int:
+        """How many of ``wanted`` further rounds keep all these patients within ``limit``.
+
+        Args:
+            people, delta: as for ``epsilon``.
+            limit: largest epsilon that is allowed.
+            costs: what so many rounds cost together.
+            wanted: at most as many.
+        """
+
+        def fits(rounds: int) -> bool:
+            return self.epsilon(people, delta, costs(rounds)) <= limit
+
+        if fits(wanted):
+            return wanted
+        low, high = 0, wanted
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        return low
+
+    def _spends(self, datasets: frozenset[str], federation: str | None) -> list[Spend]:
+        return [
+            line.spend
+            for item in self.rounds
+            if federation is None or item.entry.digest == federation
+            for line in item.entry.spends
+            if line.dataset in datasets
+        ]
+
+
+def bounded_epsilon(spends: Sequence[Spend], delta: float) -> float:
+    """An upper bound of the epsilon of ``spends`` at ``delta``: the sharp one wherever it can be near a limit."""
+    rough = epsilon_of(spends, delta, "rdp")
+    return rough if rough > SHARP_BELOW else epsilon_of(spends, delta)
+
+
+class _Groups:
+    """Image files that belong to the same patient, directly or through others."""
+
+    def __init__(self) -> None:
+        self._above: dict[str, str] = {}
+
+    def of(self, digest: str) -> str:
+        """The file that stands for the whole group."""
+        root = digest
+        while (above := self._above.get(root, root)) != root:
+            root = above
+        while (above := self._above.get(digest, digest)) != root:
+            self._above[digest], digest = root, above
+        return root
+
+    def join(self, patient: Patient) -> None:
+        """All files of a patient belong together."""
+        root = self.of(patient[0])
+        for digest in patient[1:]:
+            self._above[self.of(digest)] = root
+
+
+def costs_of(plan: PrivacyPlan, rounds: int) -> list[Spend]:
+    """What so many rounds of a federation and the last scoring of its model cost together; nothing for no rounds."""
+    training = Spend(
+        "training", plan.training.noise_multiplier, plan.training.sample_rate, rounds * plan.training.steps
+    )
+    if plan.validation is None or rounds == 0:
+        return [training] if rounds else []
+    scored = plan.validation
+    return [training, Spend("validation", scored.noise_multiplier, scored.sample_rate, (rounds + 1) * scored.steps)]
