@@ -79,6 +79,9 @@ class Site:
     digest: of the federation that this site agreed to.
     feedback: what lossy uploads cut off so far; it lasts as long as the site stays open.
     privacy, budget: what a round costs the patients, and who pays; None without differential privacy.
+
+    Raises:
+        ValueError: the trainer protects patients and nobody pays, or the other way round.
     """
 
     name: str
@@ -91,6 +94,10 @@ class Site:
     feedback: ErrorFeedback = field(default_factory=ErrorFeedback)
     privacy: PrivacyPlan | None = None
     budget: Budget | None = None
+
+    def __post_init__(self) -> None:
+        if self.trainer.privacy != self.privacy or (self.budget is None) != (self.privacy is None):
+            raise ValueError(f"{self.name}: the trainer, the privacy plan and the budget do not belong together")
 
 
 OpenSite = Callable[[Context], Site]
@@ -199,11 +206,12 @@ def _evaluate_then_train(task: Task, weights: Vector, site: Site, started: float
     steps = trainer.config.local_steps if task.train else 0
     if observer is not None:
         observer.site_started(task.round, site.name, steps)
-    validation = trainer.validate(weights, site.validation_cases)
+    epsilon = _spend(task, site)
+    validation = trainer.validate(weights, site.validation_cases, task.round, site.seed)
     training = None
     if task.train:
 
-        def on_step(step: int, loss: float) -> None:
+        def on_step(step: int, loss: float | None) -> None:
             if observer is not None:
                 observer.site_step(task.round, site.name, step, steps, loss)
 
@@ -222,8 +230,19 @@ def _evaluate_then_train(task: Task, weights: Vector, site: Site, started: float
         seconds_data=training.seconds_data if training else 0.0,
         seconds_compute=training.seconds_compute if training else 0.0,
         seconds_evaluate=validation.seconds,
+        epsilon=epsilon,
     )
     return result, training.update if training else None
+
+
+def _spend(task: Task, site: Site) -> float:
+    """Pays for all that the task takes from the patients, before any of it is computed."""
+    if site.privacy is None or site.budget is None:
+        return math.nan
+    spends = [site.privacy.training] if task.train else []
+    if site.privacy.validation is not None and site.validation_cases:
+        spends.append(site.privacy.validation)
+    return site.budget.spend(task.run, task.round, spends)
 
 
 def _check_digest(digest: str, site: Site) -> None:

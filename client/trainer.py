@@ -3,32 +3,37 @@
 A site keeps nothing between rounds but its data: every round starts a fresh optimizer on the global weights and draws
 patches that depend only on (seed, step). A site that comes back after a crash therefore trains exactly as if it had
 never been away, and a run can be resumed without asking the sites for anything.
+
+``client.private_trainer`` has the differentially private twin: the same loop with another step and other scores.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from common.config import TrainingConfig
 from common.devices import autocast_dtype, keep_freed_memory
 from common.errors import FedvoxError
 from common.imaging.cache import CachedCase
 from common.imaging.inference import sliding_window
-from common.imaging.patches import Batch, PatchSampler, prefetch
+from common.imaging.patches import Batch, BatchSource, PatchSampler, prefetch
 from common.losses import build_loss
 from common.metrics import dice
 from common.plan import Plan
+from common.privacy import PrivacyPlan
 from common.protocol import Vector, WeightLayout
 
-StepCallback = Callable[[int, float], None]
+StepCallback = Callable[[int, float | None], None]
+NextBatch = Callable[[], Batch]
 
 
 class NonFiniteLossError(FedvoxError):
@@ -37,7 +42,7 @@ class NonFiniteLossError(FedvoxError):
 
 @dataclass(frozen=True)
 class Training:
-    """What a round of local training gave: weights minus the global ones, mean loss, seconds."""
+    """What a round of local training gave: weights minus the global ones, mean loss (NaN if private), seconds."""
 
     update: Vector
     steps: int
@@ -51,12 +56,25 @@ class Validation:
     """Scores of some weights on the site's validation patients.
 
     dice: label -> mean over the patients in whom the label or its prediction exists; NaN if there is none.
-    loss: mean over patients.
+    loss: mean over patients; NaN if there are none, or if it is private.
     """
 
     dice: dict[int, float]
     loss: float
     seconds: float
+
+
+@dataclass(frozen=True)
+class LocalSteps:
+    """The optimisation steps of a round.
+
+    source, numbers: the batches to prepare, in order.
+    step: makes one step with as many of them as it asks for; returns its mean loss, or None if that is private.
+    """
+
+    source: BatchSource
+    numbers: Sequence[int]
+    step: Callable[[int, NextBatch], Tensor | None]
 
 
 def poly_learning_rate(base: float, step: int, total: int, power: float) -> float:
@@ -66,6 +84,8 @@ def poly_learning_rate(base: float, step: int, total: int, power: float) -> floa
 
 class Trainer:
     """Trains and scores one model for one site after another; weights come with every call.
+
+    Only parameters that require a gradient are trained; the update has zeros for all others.
 
     Args:
         model: the network of ``plan``; shared by all sites that are simulated in this process.
@@ -95,6 +115,11 @@ class Trainer:
         """The number format of forward and backward passes."""
         return str(self._autocast or torch.float32).removeprefix("torch.")
 
+    @property
+    def privacy(self) -> PrivacyPlan | None:
+        """What a round costs the patients; None if nothing protects them."""
+        return None
+
     def train(
         self,
         weights: Vector,
@@ -110,10 +135,10 @@ class Trainer:
             cases: the site's training patients.
             round_number: 1 for the first; decides the learning rate and which patches are drawn.
             seed: the site's own.
-            on_step: called after each step with the number of steps done and the loss.
+            on_step: called after each step with the number of steps done and the loss, None if that is private.
 
         Raises:
-            NonFiniteLossError: the loss is NaN or infinite.
+            NonFiniteLossError: the loss or a weight is NaN or infinite.
         """
         keep_freed_memory()
         self.layout.load(self._model, weights)
@@ -121,44 +146,50 @@ class Trainer:
         # Validation may have left the weights in the layout that is fastest without a backward pass.
         self._model.to(memory_format=self._memory_format)  # type: ignore[call-overload]
         optimizer = self._make_optimizer()
-        scaler = torch.amp.GradScaler(self.device.type, enabled=self._autocast is torch.float16)
         first = (round_number - 1) * self.config.local_steps
         steps = range(first, first + self.config.local_steps)
-        sampler = self._make_sampler(cases, seed)
+        local = self._local_steps(cases, round_number, seed, steps, optimizer)
         pinned = self.device.type == "cuda"
-        losses: list[torch.Tensor] = []
+        losses: list[Tensor] = []
         waited, started = 0.0, time.perf_counter()
-        with closing(prefetch(sampler, steps, self.config.workers, pin_memory=pinned)) as batches:
-            for step in steps:
+        with closing(prefetch(local.source, local.numbers, self.config.workers, pin_memory=pinned)) as batches:
+
+            def next_batch() -> Batch:
+                nonlocal waited
                 asked = time.perf_counter()
                 batch = next(batches)
                 waited += time.perf_counter() - asked
-                losses.append(self._step(batch, optimizer, scaler, step))
+                return batch
+
+            for step in steps:
+                self._set_learning_rate(optimizer, step)
+                loss = local.step(step, next_batch)
+                if loss is not None:
+                    losses.append(loss)
                 if on_step is not None:
-                    on_step(step - first + 1, self._finite(losses[-1]))
-        mean_loss = self._finite(torch.stack(losses).mean())
+                    on_step(step - first + 1, None if loss is None else self._finite(loss))
+        mean_loss = self._finite(torch.stack(losses).mean()) if losses else math.nan
         seconds = time.perf_counter() - started
         update = self.layout.flatten(self._model.state_dict()) - weights
         if not np.isfinite(update).all():
             raise NonFiniteLossError("training gave weights that are not finite; lower training.learning_rate")
-        return Training(update, len(losses), mean_loss, waited, seconds - waited)
+        return Training(update, len(steps), mean_loss, waited, seconds - waited)
 
-    def validate(self, weights: Vector, cases: Sequence[CachedCase]) -> Validation:
-        """Scores ``weights`` on whole volumes at the plan's spacing, patient by patient."""
+    def validate(
+        self, weights: Vector, cases: Sequence[CachedCase], round_number: int = 0, seed: int = 0
+    ) -> Validation:
+        """Scores ``weights`` on whole volumes at the plan's spacing, patient by patient.
+
+        Args:
+            weights: the global model, flat.
+            cases: the site's validation patients.
+            round_number, seed: as in ``train``; where scores are noised, the noise depends on them.
+        """
+        del round_number, seed
         started = time.perf_counter()
-        self.layout.load(self._model, weights)
-        self._model.eval()
         scores: dict[int, list[float]] = {label: [] for label in self.plan.labels}
         losses = []
-        for case in cases:
-            logits = sliding_window(
-                self._model,
-                np.asarray(case.image),
-                self.plan.patch_size,
-                device=self.device,
-                precision=self.config.precision,
-            )
-            truth = np.asarray(case.label)
+        for logits, truth in self._predictions(weights, cases):
             predicted = logits.argmax(axis=0)
             for label, values in scores.items():
                 score = dice(predicted == label, truth == label)
@@ -171,29 +202,61 @@ class Trainer:
             time.perf_counter() - started,
         )
 
+    def _predictions(
+        self, weights: Vector, cases: Sequence[CachedCase]
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+        """Logits (classes, x, y, z) and truth (x, y, z) of every patient."""
+        self.layout.load(self._model, weights)
+        self._model.eval()
+        for case in cases:
+            logits = sliding_window(
+                self._model,
+                np.asarray(case.image),
+                self.plan.patch_size,
+                device=self.device,
+                precision=self.config.precision,
+            )
+            yield logits, np.asarray(case.label)
+
     def _score_loss(self, logits: np.ndarray, truth: np.ndarray) -> float:
         with torch.inference_mode():
             target = torch.from_numpy(np.array(truth))[None].to(self.device)
-            loss: torch.Tensor = self._validation_loss(torch.as_tensor(logits)[None].to(self.device), target)
+            loss: Tensor = self._validation_loss(torch.as_tensor(logits)[None].to(self.device), target)
         return float(loss)
+
+    @property
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self._model.parameters() if parameter.requires_grad]
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         config = self.config
         if config.optimizer == "sgd":
             return torch.optim.SGD(
-                self._model.parameters(),
+                self._trained,
                 lr=config.learning_rate,
                 momentum=config.momentum,
                 weight_decay=config.weight_decay,
                 nesterov=config.momentum > 0,
             )
-        return torch.optim.AdamW(
-            self._model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
+        return torch.optim.AdamW(self._trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
 
-    def _make_sampler(self, cases: Sequence[CachedCase], seed: int) -> PatchSampler:
+    def _set_learning_rate(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        rate = poly_learning_rate(self.config.learning_rate, step, self.total_steps, self.config.poly_power)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+    def _local_steps(
+        self,
+        cases: Sequence[CachedCase],
+        round_number: int,
+        seed: int,
+        steps: Sequence[int],
+        optimizer: torch.optim.Optimizer,
+    ) -> LocalSteps:
+        """The steps of a round; ``steps`` are counted over the whole federation."""
+        del round_number
         config = self.config
-        return PatchSampler(
+        sampler = PatchSampler(
             cases,
             self.plan.patch_size,
             config.batch_size,
@@ -202,27 +265,32 @@ class Trainer:
             self.plan.mirror_axes,
             seed,
         )
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self._autocast is torch.float16)
 
-    def _step(
-        self, batch: Batch, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, step: int
-    ) -> torch.Tensor:
-        image = batch.image.to(self.device, memory_format=self._memory_format, non_blocking=True)
-        label = batch.label.to(self.device, non_blocking=True)
-        rate = poly_learning_rate(self.config.learning_rate, step, self.total_steps, self.config.poly_power)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.zero_grad(set_to_none=True)
+        def step(number: int, next_batch: NextBatch) -> Tensor:
+            del number
+            batch = next_batch()
+            optimizer.zero_grad(set_to_none=True)
+            loss = self._forward(batch.image, batch.label)
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            if config.gradient_clip > 0:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(self._trained, config.gradient_clip, foreach=True)
+            scaler.step(optimizer)
+            scaler.update()
+            return loss.detach()
+
+        return LocalSteps(sampler, steps, step)
+
+    def _forward(self, image: Tensor, label: Tensor) -> Tensor:
+        """The mean loss of some patches, which may lie on the CPU."""
+        image = image.to(self.device, memory_format=self._memory_format, non_blocking=True)
+        label = label.to(self.device, non_blocking=True)
         with self._autocast_context():
             output = self._network(image)
         # The loss sums over many voxels: outside autocast, in float32.
-        loss: torch.Tensor = self._loss(output, label)
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        if self.config.gradient_clip > 0:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(self._model.parameters(), self.config.gradient_clip, foreach=True)
-        scaler.step(optimizer)
-        scaler.update()
-        return loss.detach()
+        loss: Tensor = self._loss(output, label)
+        return loss
 
     def _autocast_context(self) -> AbstractContextManager[object]:
         if self._autocast is None:
@@ -230,7 +298,7 @@ class Trainer:
         return torch.autocast(self.device.type, self._autocast)
 
     @staticmethod
-    def _finite(loss: torch.Tensor) -> float:
+    def _finite(loss: Tensor) -> float:
         value = float(loss)
         if not math.isfinite(value):
             raise NonFiniteLossError(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from common.privacy_config import PrivacyConfig
 from common.protocol import Piece, Refusal, Result, SiteInfo, Task, Update
 from common.transport import decode
 
@@ -39,7 +40,13 @@ class RefusedError(Exception):
 
 
 def admit(
-    result: Result, update: Update | None, task: Task, info: SiteInfo, labels: set[int], most_steps: int | None = None
+    result: Result,
+    update: Update | None,
+    task: Task,
+    info: SiteInfo,
+    labels: set[int],
+    most_steps: int | None = None,
+    privacy: PrivacyConfig | None = None,
 ) -> None:
     """Checks a reply's numbers against the task that it answers and against what the site declared.
 
@@ -50,6 +57,7 @@ def admit(
         info: what the site declared.
         labels: a Dice must be there for each of them and for no other.
         most_steps: local steps that the federation allows in a round.
+        privacy: of the federation; with it no loss may be there, and an epsilon must.
 
     Raises:
         RefusedError: with the ``Refusal`` that says which.
@@ -64,7 +72,7 @@ def admit(
         raise RefusedError(Refusal.WRONG_LABELS)
     if (result.examples, result.validation_examples) != (info.train_examples, info.validation_examples):
         raise RefusedError(Refusal.EXAMPLES_DIFFER)
-    if not _numbers_are_sane(result, task, most_steps):
+    if not _numbers_are_sane(result, task, most_steps, privacy):
         raise RefusedError(Refusal.NUMBER_OUT_OF_RANGE)
     if task.train and update is None:
         raise RefusedError(Refusal.MISSING_UPDATE)
@@ -72,10 +80,18 @@ def admit(
         raise RefusedError(Refusal.UNEXPECTED_UPDATE)
 
 
-def _numbers_are_sane(result: Result, task: Task, most_steps: int | None) -> bool:
+def _numbers_are_sane(result: Result, task: Task, most_steps: int | None, privacy: PrivacyConfig | None) -> bool:
     seconds = (result.seconds, result.seconds_data, result.seconds_compute, result.seconds_evaluate)
     if not all(0 <= value <= LARGEST_SECONDS for value in seconds):
         return False
+    if not (1 <= result.steps <= (most_steps or result.steps) if task.train else result.steps == 0):
+        return False
+    if privacy is None:
+        return _scores_are_sane(result, task)
+    return _private_scores_are_sane(result, privacy)
+
+
+def _scores_are_sane(result: Result, task: Task) -> bool:
     if not (math.isnan(result.epsilon) or result.epsilon >= 0):
         return False
     if result.validation_examples:
@@ -84,10 +100,16 @@ def _numbers_are_sane(result: Result, task: Task, most_steps: int | None) -> boo
     elif not (math.isnan(result.validation_loss) and math.isnan(result.mean_dice)):
         return False
     if task.train:
-        if not SMALLEST_LOSS <= result.train_loss <= LARGEST_LOSS:
-            return False
-        return 1 <= result.steps <= (most_steps or result.steps)
-    return result.steps == 0 and math.isnan(result.train_loss)
+        return SMALLEST_LOSS <= result.train_loss <= LARGEST_LOSS
+    return math.isnan(result.train_loss)
+
+
+def _private_scores_are_sane(result: Result, privacy: PrivacyConfig) -> bool:
+    """A site that lets out a loss, or a Dice that shall not leave, protects nobody."""
+    if not (math.isnan(result.train_loss) and math.isnan(result.validation_loss) and result.epsilon >= 0):
+        return False
+    scored = privacy.validation == "noised" and result.validation_examples > 0
+    return all(math.isnan(value) != scored for value in result.dice.values())
 
 
 def measure(update: Update, keep: Callable[[Piece, bytes], None]) -> float:

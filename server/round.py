@@ -142,7 +142,8 @@ class Round:
         self.bytes_up += round_lines.payload_bytes(reply.content)
         try:
             result, update = unpack_result(reply.content, self._size, self.task.upload)
-            admit(result, update, self.task, info, self._labels, self._config.training.local_steps)
+            most_steps = self._config.training.local_steps
+            admit(result, update, self.task, info, self._labels, most_steps, self._config.privacy)
             if update is not None:
                 self.spool.add(result, update)
         except ProtocolError:

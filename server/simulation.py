@@ -10,7 +10,7 @@ import importlib.util
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import torch
 from flwr.app import ConfigRecordValues, Context, RecordDict, UserConfig
 from flwr.serverapp import ServerApp
 
-from client.app import Observer, Site, make_client_app
+from client.app import Budget, Observer, Site, make_client_app
+from client.private_trainer import make_trainer
 from client.trainer import Trainer
 from common.config import FederationConfig
 from common.devices import choose_device
@@ -27,10 +28,34 @@ from common.imaging.cache import CachedCase, CaseCache
 from common.imaging.dataset import find_dataset
 from common.models.unet3d import build_model
 from common.plan import Plan
+from common.privacy import PrivacyPlan, Spend, epsilon_of
 from common.protocol import Vector, WeightLayout
 from common.seeds import seed_of
 from server.inline_grid import InlineGrid
 from server.partition import SiteCases, SitePartition
+
+
+@dataclass(frozen=True)
+class SimulatedBudget:
+    """Limits nothing, and knows what a site has spent that answered every round: a function of the round alone.
+
+    plan: what a round costs.
+    delta: of the federation.
+    """
+
+    plan: PrivacyPlan
+    delta: float
+
+    def spend(self, run: str, round: int, spends: Sequence[Spend]) -> float:
+        """The largest epsilon of any patient after ``round``; a patient is trained on or validated on, never both."""
+        del run
+        trains = any(spend.purpose == "training" for spend in spends)
+        trained = replace(self.plan.training, steps=self.plan.training.steps * (round if trains else round - 1))
+        epsilon = epsilon_of([trained], self.delta)
+        if self.plan.validation is not None:
+            scored = replace(self.plan.validation, steps=self.plan.validation.steps * round)
+            epsilon = max(epsilon, epsilon_of([scored], self.delta))
+        return epsilon
 
 
 @dataclass
@@ -78,6 +103,8 @@ class SimulatedSites:
                 digest=self.config.digest(),
                 trainer=self.trainer,
                 observer=self.observer,
+                privacy=self.trainer.privacy,
+                budget=self._budget,
             )
         return self._opened[name]
 
@@ -85,10 +112,14 @@ class SimulatedSites:
     def trainer(self) -> Trainer:
         """One trainer serves all sites of a process: weights come with every message."""
         if self._trainer is None:
-            total_steps = self.config.rounds * self.config.training.local_steps
-            model = build_model(self.plan.model)
-            self._trainer = Trainer(model, self.plan, self.config.training, total_steps, choose_device(self.device))
+            self._trainer = make_trainer(self.config, self.plan, choose_device(self.device), repeatable=True)
         return self._trainer
+
+    @property
+    def _budget(self) -> Budget | None:
+        if self.config.privacy is None or self.trainer.privacy is None:
+            return None
+        return SimulatedBudget(self.trainer.privacy, self.config.privacy.delta)
 
     def pooled(self, config: FederationConfig) -> SimulatedSites:
         """One site that holds all patients; every patient keeps the scanner of the site that it came from."""
@@ -107,6 +138,8 @@ class SimulatedSites:
             digest=config.digest(),
             trainer=sites.trainer,
             observer=self.observer,
+            privacy=sites.trainer.privacy,
+            budget=sites._budget,
         )
         return sites
 

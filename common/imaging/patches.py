@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from math import floor
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -44,13 +45,89 @@ class Batch:
         return Batch(self.image.pin_memory(), self.label.pin_memory(), self.cases)
 
 
+class BatchSource(Protocol):
+    """Where batches come from; may be asked by several threads at a time."""
+
+    def batch(self, step: int) -> Batch:
+        """The batch of a number: always the same for the same source and number."""
+
+
+class PatchCutter:
+    """Cuts single patches out of patients, and augments them.
+
+    A volume smaller than the patch is padded with zeros, at a random place. A rotation or scaling is left out if a
+    patch would lose its foreground by it.
+
+    Args:
+        patch_size: voxels along x, y, z.
+        augmentation: None leaves patches as they are.
+        mirror_axes: axes along which the anatomy may be flipped.
+    """
+
+    def __init__(self, patch_size: Axes3, augmentation: AugmentationPlan | None, mirror_axes: Collection[int]) -> None:
+        self._patch_size = patch_size
+        self._augmentation = augmentation
+        self._straight = augmentation and augmentation.model_copy(update={"rotation": 0.0, "scaling": 0.0})
+        self._mirror_axes = tuple(mirror_axes)
+
+    def patch(self, case: CachedCase, on_foreground: bool, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """One patch of a patient.
+
+        Args:
+            case: the patient.
+            on_foreground: centre it on a foreground voxel, as far as the volume's border allows, of a label drawn
+                with equal chances among those that the patient has.
+            random: all that is drawn depends on it.
+
+        Returns:
+            Image (channels, x, y, z) float32 and label (x, y, z) uint8.
+        """
+        start, has_foreground = self._start(case, on_foreground, random)
+        seed = int(random.integers(2**63))
+        image, label = self._cut(case, start, self._augmentation, seed)
+        if has_foreground and not label.any():
+            # Near the border of a volume a rotation or scaling can push the chosen voxel out of the patch.
+            image, label = self._cut(case, start, self._straight, seed)
+        return image, label
+
+    def _cut(
+        self, case: CachedCase, start: Axes3, augmentation: AugmentationPlan | None, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        if augmentation is None:
+            image, label = cut(case.image, start, self._patch_size), cut(case.label, start, self._patch_size)
+            return torch.from_numpy(image), torch.from_numpy(label)
+        generator = torch.Generator().manual_seed(seed)
+        return augment(
+            case.image,
+            case.label,
+            augmentation,
+            self._mirror_axes,
+            generator,
+            self._patch_size,
+            start=start,
+            spacing=case.spacing,
+        )
+
+    def _start(self, case: CachedCase, on_foreground: bool, random: np.random.Generator) -> tuple[Axes3, bool]:
+        """The first voxel of a patch, and whether the patch was made to hold foreground."""
+        slack = np.array(case.label.shape) - self._patch_size
+        low, high = np.minimum(slack, 0), np.maximum(slack, 0)
+        start = random.integers(low, high + 1)
+        present = [voxels for _, voxels in sorted(case.foreground.items()) if len(voxels)]
+        has_foreground = on_foreground and bool(present)
+        if has_foreground:
+            voxels = present[random.integers(len(present))]
+            centred = voxels[random.integers(len(voxels))] - np.array(self._patch_size) // 2
+            # Along an axis where the volume is smaller than the patch, any place holds the voxel: it stays random.
+            start = np.where(slack < 0, start, np.clip(centred, low, high))
+        return (int(start[0]), int(start[1]), int(start[2])), has_foreground
+
+
 class PatchSampler:
     """Draws batches of patches.
 
     Patients come in shuffled passes, so each is seen equally often. A fixed share of the patches is centred on a
-    foreground voxel, as far as the volume's border allows, of a label drawn with equal chances among those that the
-    patient has; the rest lie anywhere. A volume smaller than the patch is padded with zeros, at a random place.
-    A rotation or scaling is left out if a patch would lose its foreground by it.
+    foreground voxel; the rest lie anywhere.
 
     Args:
         cases: the site's training patients.
@@ -80,12 +157,9 @@ class PatchSampler:
         if batch_size < 1 or not 0 <= foreground_fraction <= 1 or seed < 0:
             raise ValueError("batch_size must be at least 1, foreground_fraction 0 to 1, seed not negative")
         self._cases = tuple(cases)
-        self._patch_size = patch_size
+        self._cutter = PatchCutter(patch_size, augmentation, mirror_axes)
         self._batch_size = batch_size
         self._foreground_fraction = foreground_fraction
-        self._augmentation = augmentation
-        self._straight = augmentation and augmentation.model_copy(update={"rotation": 0.0, "scaling": 0.0})
-        self._mirror_axes = tuple(mirror_axes)
         self._seed = seed
 
     def batch(self, step: int) -> Batch:
@@ -101,57 +175,19 @@ class PatchSampler:
     def _sample(self, index: int) -> tuple[Tensor, Tensor, str]:
         """The patch with a running number counted over all steps."""
         case = self._case(index)
-        random = np.random.default_rng((self._seed, 1, index))
-        start, has_foreground = self._start(case, index, random)
-        seed = int(random.integers(2**63))
-        image, label = self._cut(case, start, self._augmentation, seed)
-        if has_foreground and not label.any():
-            # Near the border of a volume a rotation or scaling can push the chosen voxel out of the patch.
-            image, label = self._cut(case, start, self._straight, seed)
+        # The share is spread evenly over the running numbers instead of drawn, so small federations get it exactly.
+        on_foreground = floor((index + 1) * self._foreground_fraction) > floor(index * self._foreground_fraction)
+        image, label = self._cutter.patch(case, on_foreground, np.random.default_rng((self._seed, 1, index)))
         return image, label, case.name
-
-    def _cut(
-        self, case: CachedCase, start: Axes3, augmentation: AugmentationPlan | None, seed: int
-    ) -> tuple[Tensor, Tensor]:
-        if augmentation is None:
-            image, label = cut(case.image, start, self._patch_size), cut(case.label, start, self._patch_size)
-            return torch.from_numpy(image), torch.from_numpy(label)
-        generator = torch.Generator().manual_seed(seed)
-        return augment(
-            case.image,
-            case.label,
-            augmentation,
-            self._mirror_axes,
-            generator,
-            self._patch_size,
-            start=start,
-            spacing=case.spacing,
-        )
 
     def _case(self, index: int) -> CachedCase:
         cycle, position = divmod(index, len(self._cases))
         order = np.random.default_rng((self._seed, 0, cycle)).permutation(len(self._cases))
         return self._cases[int(order[position])]
 
-    def _start(self, case: CachedCase, index: int, random: np.random.Generator) -> tuple[Axes3, bool]:
-        """The first voxel of a patch, and whether the patch was made to hold foreground."""
-        slack = np.array(case.label.shape) - self._patch_size
-        low, high = np.minimum(slack, 0), np.maximum(slack, 0)
-        start = random.integers(low, high + 1)
-        present = [voxels for _, voxels in sorted(case.foreground.items()) if len(voxels)]
-        # The share is spread evenly over the running numbers instead of drawn, so small federations get it exactly.
-        wants_foreground = floor((index + 1) * self._foreground_fraction) > floor(index * self._foreground_fraction)
-        has_foreground = wants_foreground and bool(present)
-        if has_foreground:
-            voxels = present[random.integers(len(present))]
-            centred = voxels[random.integers(len(voxels))] - np.array(self._patch_size) // 2
-            # Along an axis where the volume is smaller than the patch, any place holds the voxel: it stays random.
-            start = np.where(slack < 0, start, np.clip(centred, low, high))
-        return (int(start[0]), int(start[1]), int(start[2])), has_foreground
-
 
 def prefetch(
-    sampler: PatchSampler, steps: Iterable[int], workers: int = 1, depth: int = 4, pin_memory: bool = False
+    sampler: BatchSource, steps: Iterable[int], workers: int = 1, depth: int = 4, pin_memory: bool = False
 ) -> Generator[Batch, None, None]:
     """Prepares batches in background threads, ahead of the training that consumes them.
 
