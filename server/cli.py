@@ -16,6 +16,7 @@ from pathlib import Path
 from common.cli import base_parser, default_cache, run
 from common.errors import OutputError
 from server.cli_network import add_network_commands
+from server.cli_privacy import add_privacy_commands
 
 SIMULATE_EXAMPLE = """\
 example:
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     export.add_argument("run", type=Path, metavar="RUN_DIR")
     export.add_argument("--out", type=Path, required=True, metavar="MODEL_DIR", help="a folder that does not exist yet")
     export.set_defaults(command=_export)
+    add_privacy_commands(commands)
     add_network_commands(commands)
     return run(parser, arguments)
 

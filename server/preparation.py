@@ -56,6 +56,21 @@ def plan_and_partition(
         ConfigError: the configuration does not fit the data.
         DataError: a scan cannot be used.
     """
+    dataset, plan, partition = examine(config, data, cache, display)
+    _fill_cache(config, dataset, plan, partition, cache, display)
+    folder.write_text("plan.json", as_json(plan))
+    folder.write_text("partition.json", as_json(partition))
+
+
+def examine(
+    config: FederationConfig, data: Path, cache: Path | None, display: ProgressDisplay
+) -> tuple[Dataset, Plan, SitePartition]:
+    """What follows from the data before any scan is preprocessed: the plan, and which cases are where.
+
+    Raises:
+        ConfigError: the configuration does not fit the data.
+        DataError: a scan cannot be used.
+    """
     if config.simulation is None:
         raise ConfigError("simulation: is missing")
     dataset = find_dataset(data)
@@ -76,10 +91,7 @@ def plan_and_partition(
     }
     simulation = config.simulation
     partition = make_partition(simulation.partition, data, names, volumes, config.seed, simulation.patients)
-    partition = _say_what_differs(partition, fingerprint, names)
-    _fill_cache(config, dataset, plan, partition, cache, display)
-    folder.write_text("plan.json", as_json(plan))
-    folder.write_text("partition.json", as_json(partition))
+    return dataset, plan, _say_what_differs(partition, fingerprint, names)
 
 
 def _labels_of(config: FederationConfig, dataset: Dataset) -> dict[int, str]:
