@@ -17,6 +17,7 @@ from server import release
 from server.app import RoundLoop, make_server_app
 from server.initial_weights import first_weights, weight_layout
 from server.partition import read_partition
+from server.plan_privacy import privacy_summary
 from server.preparation import find_or_make_data, plan_and_partition
 from server.progress import ProgressDisplay
 from server.report import write_report
@@ -236,5 +237,6 @@ class _Experiment:
             "bytes_down": state.bytes_down,
             "labels": {str(label): name for label, name in self._plan.labels.items()},
             "pooled": self._pooled,
+            "privacy": privacy_summary(self._config),
         }
         self._folder.write_text("summary.json", as_json(summary))

@@ -88,7 +88,7 @@ def site_style(index: int) -> CurveStyle:
 class Curve:
     """One series; a NaN in ``y`` is a gap."""
 
-    x: Sequence[int]
+    x: Sequence[float]
     y: Sequence[float]
     style: CurveStyle
 
@@ -99,6 +99,7 @@ class Panel:
 
     limits: of the vertical axis; None fits it to the curves.
     released: horizontal position of the released model; reference: height of the pooled model.
+    whole_x: whether the horizontal axis counts something, such as rounds.
     """
 
     title: str
@@ -108,6 +109,7 @@ class Panel:
     limits: tuple[float, float] | None = None
     released: int | None = None
     reference: float | None = None
+    whole_x: bool = True
 
 
 def draw_panels(panels: Sequence[Panel], name: str, description: str) -> str:
@@ -148,7 +150,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.set_ylabel(panel.y_label)
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=panel.whole_x))
     for curve in panel.curves:
         marker = curve.style.marker if len(curve.x) <= MOST_MARKERS else ""
         # A lone point has no line to show it.

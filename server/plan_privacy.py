@@ -191,6 +191,17 @@ def _forecast(
     )
 
 
+def privacy_summary(config: FederationConfig) -> dict[str, float | None] | None:
+    """The noise multipliers of a federation, for a run's ``summary.json``; None if it is not private."""
+    if config.privacy is None:
+        return None
+    plan = plan_privacy(config.privacy, config.rounds, config.training.local_steps)
+    return {
+        "training_noise": plan.training.noise_multiplier,
+        "validation_noise": plan.validation.noise_multiplier if plan.validation else None,
+    }
+
+
 def verdict_of(ratio: float) -> Verdict:
     """What a signal-to-noise ratio promises."""
     if ratio < DROWNED:

@@ -50,7 +50,7 @@ def seconds_text(line: Mapping[str, Any]) -> str:
 
 
 def site_summary(line: Mapping[str, Any]) -> str:
-    """Loss, Dice and time of a site that took part; status and reason of one that did not."""
+    """Loss, Dice, time and privacy spent of a site that took part; status and reason of one that did not."""
     status = str(line.get("status", "ok"))
     if status != "ok":
         reason = line.get("reason")
@@ -58,6 +58,8 @@ def site_summary(line: Mapping[str, Any]) -> str:
     parts = [f"Dice {number_text(line.get('mean_dice'))}", seconds_text(line)]
     if line.get("train_loss") is not None:
         parts.insert(0, f"loss {number_text(line['train_loss'])}")
+    if line.get("epsilon") is not None:
+        parts.append(f"epsilon {number_text(line['epsilon'])}")
     return ", ".join(parts)
 
 

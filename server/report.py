@@ -28,6 +28,7 @@ from server.figures import (
     prediction_colour,
     site_style,
 )
+from server.report_privacy import privacy_section
 from server.report_tables import NOTHING, absences, metric_table, pooled_table, site_table, timing_table
 from server.run_record import Example, Round, RunRecord, SiteRound, as_number, as_scores, read_run
 from server.text import format_bytes, format_seconds
@@ -100,6 +101,7 @@ def render_report(run: RunRecord) -> str:
         losses=_loss_curves(run),
         best_round=best_round,
         labels=run.labels,
+        privacy=privacy_section(run),
         sites=site_table(run, best_round),
         metrics=metric_table(run),
         pooled=pooled_table(run),

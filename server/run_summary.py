@@ -11,6 +11,7 @@ import safetensors
 import common
 from common.config import FederationConfig, as_json
 from common.plan import Plan
+from server.plan_privacy import privacy_summary
 from server.state import RunFolder, RunState, now
 
 
@@ -58,6 +59,7 @@ def write_summary(folder: RunFolder, config: FederationConfig, plan: Plan, statu
         "bytes_down": state.bytes_down,
         "labels": {str(label): name for label, name in plan.labels.items()},
         "pooled": None,
+        "privacy": privacy_summary(config),
     }
     folder.write_text("summary.json", as_json(summary))
 

@@ -30,6 +30,7 @@ class _SiteRow:
     loss: object = None
     dice: object = None
     previous_dice: object = None
+    epsilon: object = None
 
 
 class TerminalProgress:
@@ -96,13 +97,14 @@ class TerminalProgress:
             row.loss = row.loss if loss is None else loss
 
     def site_done(self, round: int, site: str, line: Mapping[str, Any]) -> None:
-        """Shows the site's loss and Dice, or what went wrong."""
+        """Shows the site's loss, Dice and privacy spent, or what went wrong."""
         with self._lock:
             self._round, row = round, self._rows.setdefault(site, _SiteRow())
             if line.get("status", "ok") == "ok":
                 row.state, row.step = f"done, {seconds_text(line)}", row.steps
                 row.loss = row.loss if line.get("train_loss") is None else line["train_loss"]
                 row.previous_dice, row.dice = row.dice, line.get("mean_dice")
+                row.epsilon = line.get("epsilon")
             else:
                 row.state = site_summary(line)
         self._show()
@@ -171,7 +173,8 @@ class TerminalProgress:
         )
         table.add_column("site", no_wrap=True)
         table.add_column("", no_wrap=True, min_width=16)
-        for column in ("steps", "loss", "Dice", "change"):
+        private = any(row.epsilon is not None for row in self._rows.values())
+        for column in ("steps", "loss", "Dice", "change", *(("epsilon",) if private else ())):
             table.add_column(column, justify="right", no_wrap=True)
         for name, row in self._visible_rows():
             bar = ProgressBar(total=row.steps, completed=row.step, width=16) if row.state == "training" else None
@@ -182,6 +185,7 @@ class TerminalProgress:
                 number_text(row.loss),
                 number_text(row.dice),
                 _change(row),
+                *((number_text(row.epsilon),) if private else ()),
             )
         hidden = len(self._rows) - len(self._visible_rows())
         if hidden:

@@ -234,3 +234,27 @@ def test_importing_progress_imports_nothing_heavy() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_privacy_spent_stands_beside_a_site_s_scores() -> None:
+    line = site_line(1, 0, 2) | {"epsilon": 1.25}
+    plain = io.StringIO()
+    display, stream, _ = terminal()
+    for shown in (PlainProgress(plain), display):
+        with shown:
+            shown.start("demo", 2, SITES)
+            shown.round_started(1, "train")
+            shown.site_done(1, "north", line)
+    assert plain.getvalue().splitlines()[-1].endswith(", epsilon 1.250")
+    table = stream.getvalue()
+    assert "epsilon" in table
+    assert "1.250" in table
+
+
+def test_without_privacy_nothing_is_said_of_it() -> None:
+    plain = io.StringIO()
+    display, stream, _ = terminal()
+    for shown in (PlainProgress(plain), display):
+        with shown:
+            run_rounds(shown)
+    assert "epsilon" not in plain.getvalue() + stream.getvalue()
