@@ -1,24 +1,39 @@
 """What differential privacy costs: spends, their sum over rounds and runs, and the noise that a budget allows.
 
 The accountants are Opacus'. The reported epsilon is the upper bound of its PRV accountant (Gopi et al. 2021), which
-composes mechanisms of different noise; Rényi accounting (``accountant="rdp"``) is the cross-check.
+composes mechanisms of different noise; Rényi accounting (Mironov et al. 2019; ``accountant="rdp"``) is the cross-check,
+and is taken where it is the smaller of the two bounds. Where every patient always takes part, the composition of
+Gaussian mechanisms is one Gaussian mechanism, whose epsilon is known exactly (Balle and Wang 2018).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from common.privacy_config import PrivacyConfig
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import log_ndtr
+
+from common.errors import ConfigError
+from common.privacy_config import AdaptiveClipping, PrivacyConfig
 
 Purpose = Literal["training", "validation"]
 Accountant = Literal["prv", "rdp"]
 
-# Of the bound on epsilon and of the noise that is found for an epsilon.
-EPSILON_ERROR = 0.01
+EPSILON_ERROR = 0.002
+"""By how much of itself the reported epsilon may lie above the true one, by the PRV accountant's own estimate."""
+
+NOISE_TOLERANCE = 1.001
+"""The noise found for an epsilon is at most so many times what it would have to be."""
+
+# Opacus' own and larger ones. Only small orders may be fractions: beyond, Opacus' series for them loses all digits.
+_ORDERS = (*(1 + tenth / 10 for tenth in range(1, 100)), *range(12, 64), *(2**n for n in range(6, 11)))
+History = tuple[tuple[float, float, int], ...]
 
 
 @dataclass(frozen=True)
@@ -52,8 +67,12 @@ def plan_privacy(config: PrivacyConfig, rounds: int, local_steps: int) -> Privac
 
     A patient is either trained on or validated on, so either kind may spend the whole budget. Models are scored
     ``rounds`` + 1 times.
+
+    Raises:
+        ConfigError: adaptive clipping would cost more than the budget.
     """
     multiplier = noise_for(config.epsilon, config.delta, config.sample_rate, rounds * local_steps)
+    gradient_noise(multiplier, config.adaptive_clipping)
     training = Spend("training", multiplier, config.sample_rate, local_steps)
     if config.validation == "off":
         return PrivacyPlan(training, None)
@@ -73,39 +92,112 @@ def epsilon_of(spends: Sequence[Spend], delta: float, accountant: Accountant = "
 
 
 @lru_cache(maxsize=512)
-def _composed(history: tuple[tuple[float, float, int], ...], delta: float, accountant: Accountant) -> float:
-    # Late: it brings torch with it, which a command such as ``ledger`` may not need.
-    from opacus.accountants import PRVAccountant, RDPAccountant
-
+def _composed(history: History, delta: float, accountant: Accountant) -> float:
     if not history:
         return 0.0
-    if accountant == "rdp":
-        renyi = RDPAccountant()
-        renyi.history = list(history)
-        return float(renyi.get_epsilon(delta))
+    if accountant == "prv" and all(sample_rate == 1 for _, sample_rate, _ in history):
+        return _gaussian_epsilon(math.sqrt(sum(steps / multiplier**2 for multiplier, _, steps in history)), delta)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        # Opacus warns of logarithms whose result it then does not use, and of orders that are good enough.
+        warnings.simplefilter("ignore")
+        bound = _renyi_epsilon(history, delta)
+        return bound if accountant == "rdp" else min(bound, _prv_epsilon(history, delta, EPSILON_ERROR * bound))
+
+
+def _renyi_epsilon(history: History, delta: float) -> float:
+    # Late: it brings torch with it, which a command such as ``ledger`` may not need.
+    from opacus.accountants import RDPAccountant
+
+    renyi = RDPAccountant()
+    renyi.history = list(history)
+    return float(renyi.get_epsilon(delta, alphas=_ORDERS))
+
+
+def _prv_epsilon(history: History, delta: float, error: float) -> float:
+    """The PRV accountant's upper bound; infinite where its arithmetic does not reach."""
+    from opacus.accountants import PRVAccountant
+
     exact = PRVAccountant()
     exact.history = list(history)
-    return float(exact.get_epsilon(delta, eps_error=EPSILON_ERROR))
+    try:
+        bound = float(exact.get_epsilon(delta, eps_error=error))
+    except (ArithmeticError, RuntimeError, ValueError):
+        return math.inf
+    return bound if math.isfinite(bound) else math.inf
+
+
+def _gaussian_epsilon(shift: float, delta: float) -> float:
+    """The epsilon of a Gaussian mechanism whose two outputs are ``shift`` standard deviations apart.
+
+    delta(epsilon) = Phi(shift / 2 - epsilon / shift) - exp(epsilon) Phi(-shift / 2 - epsilon / shift).
+    """
+
+    def excess(epsilon: float) -> float:
+        first = log_ndtr(shift / 2 - epsilon / shift)
+        second = epsilon + log_ndtr(-shift / 2 - epsilon / shift)
+        # Both terms nearly agree where delta is small: their difference from their logarithms.
+        return float(first + np.log(-np.expm1(min(second - first, -1e-300))) - math.log(delta))
+
+    if excess(0.0) <= 0:
+        return 0.0
+    high = 1.0
+    while excess(high) > 0:
+        high *= 2
+    return float(brentq(excess, 0.0, high, xtol=1e-9, rtol=1e-9))
 
 
 @lru_cache(maxsize=128)
 def noise_for(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
-    """The smallest noise multiplier, to 0.1 %, with which ``steps`` steps stay within ``epsilon`` at ``delta``.
+    """The smallest noise multiplier, to 0.1 %, with which ``steps`` steps stay within ``epsilon`` at ``delta``."""
 
-    Found by bisection on the PRV accountant's upper bound.
-    """
+    def spent(multiplier: float, accountant: Accountant = "prv") -> float:
+        return epsilon_of([Spend("training", multiplier, sample_rate, steps)], delta, accountant)
 
-    def spent(multiplier: float) -> float:
-        return epsilon_of([Spend("training", multiplier, sample_rate, steps)], delta)
-
-    low, high = 0.0, 1.0
-    while spent(high) > epsilon:
-        low, high = high, 2 * high
-    if low == 0.0:
-        low = high / 2
-        while spent(low) <= epsilon:
-            low, high = low / 2, low
-    while high / low > 1.001:
+    # Rényi accounting is quick, and what it finds is a little too much noise: the place to begin.
+    coarse: Accountant = "prv" if sample_rate == 1 else "rdp"
+    high = 1.0
+    while spent(high, coarse) > epsilon:
+        high *= 2
+    low = high
+    while spent(low, coarse) <= epsilon:
+        low /= 2
+    while high / low > 1.01:
         middle = math.sqrt(low * high)
-        low, high = (low, middle) if spent(middle) <= epsilon else (middle, high)
+        low, high = (low, middle) if spent(middle, coarse) <= epsilon else (middle, high)
+    low = high / 1.05
+    while spent(low) <= epsilon:
+        low, high = low / 1.05, low
+    return _narrowed(spent, epsilon, low, high)
+
+
+def _narrowed(spent: Callable[[float], float], epsilon: float, low: float, high: float) -> float:
+    """The upper end of an interval around the noise that spends ``epsilon``, no wider than ``NOISE_TOLERANCE``."""
+    step = NOISE_TOLERANCE**0.4
+    while (width := math.log(high / low)) > math.log(NOISE_TOLERANCE):
+        above, below = math.log(spent(low) / epsilon), math.log(max(spent(high), 1e-300) / epsilon)
+        crossing = low * math.exp(width * above / (above - below))
+        for guess in (crossing * step, crossing / step, math.sqrt(low * high)):
+            # The middle is asked for only where the curve is too bent for the other two.
+            if low < guess < high and math.log(high / low) > width / 2:
+                low, high = (low, guess) if spent(guess) <= epsilon else (guess, high)
     return high
+
+
+def gradient_noise(noise_multiplier: float, adaptive: AdaptiveClipping | None) -> float:
+    """The noise on the gradients, in units of the clipping norm, of a step that costs ``noise_multiplier`` in all.
+
+    With adaptive clipping a step also tells the noised number of unclipped patients, less one half for each patient:
+    one patient changes it by one half. Both together cost what one mechanism of noise z does if the gradients' is
+    (z**-2 - (2 count_noise)**-2)**(-1/2) (Andrew et al. 2021, theorem 1).
+
+    Raises:
+        ConfigError: the count alone would cost more than the step may.
+    """
+    if adaptive is None:
+        return noise_multiplier
+    if 2 * adaptive.count_noise <= noise_multiplier:
+        raise ConfigError(
+            f"privacy.adaptive_clipping.count_noise: must be more than {noise_multiplier / 2:.3g} here, or counting "
+            "alone costs the whole budget; 10 times as much leaves nearly all of it for training"
+        )
+    return float((noise_multiplier**-2 - (2 * adaptive.count_noise) ** -2) ** -0.5)
