@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from client.clipping import ClippedSum, ClippingNorm
 from client.noise import KeyedNoise, Noise, SecureNoise
 from client.private_sampling import KeySource, PatientSampler, draw_patients, fresh_key, repeatable_key
 from client.trainer import LocalSteps, NextBatch, Trainer, Validation
@@ -28,7 +29,7 @@ from common.metrics import dice
 from common.models.trainable import train_only
 from common.models.unet3d import build_model
 from common.plan import Plan
-from common.privacy import PrivacyPlan, plan_privacy
+from common.privacy import PrivacyPlan, gradient_noise, plan_privacy
 from common.privacy_config import PrivacyConfig
 from common.protocol import Vector
 
@@ -55,68 +56,15 @@ def make_trainer(config: FederationConfig, plan: Plan, device: torch.device, rep
     return PrivateTrainer(model, plan, config.training, total_steps, device, config.privacy, spends, key_of)
 
 
-class ClippedSum:
-    """The sum over patients of their clipped gradients, in float32; one patient's gradient in memory at a time.
-
-    All gradients lie in one flat buffer, of which every parameter's ``grad`` is a view: backward passes add into it.
-
-    Args:
-        parameters: those that are trained.
-        max_norm: L2 norm to which a patient's gradient is clipped.
-    """
-
-    def __init__(self, parameters: Sequence[nn.Parameter], max_norm: float) -> None:
-        size = sum(parameter.numel() for parameter in parameters)
-        self.gradient = torch.zeros(size, device=parameters[0].device)
-        self.sum = torch.zeros_like(self.gradient)
-        self.max_norm = torch.tensor(max_norm, device=self.gradient.device)
-        start = 0
-        for parameter in parameters:
-            # In the parameter's own memory layout, as optimizers and autograd want it.
-            parameter.grad = self.gradient.as_strided(parameter.shape, parameter.stride(), start)
-            start += parameter.numel()
-
-    def begin(self) -> None:
-        """Before the first patient of a step."""
-        self.sum.zero_()
-
-    def begin_patient(self) -> None:
-        """Before a patient's backward passes."""
-        self.gradient.zero_()
-
-    def add_patient(self, scale: float = 1.0) -> Tensor:
-        """Clips what the backward passes left, and adds it; a gradient that is not finite counts as zero.
-
-        Nothing here waits for a GPU, or does other work for one patient than for another.
-
-        Args:
-            scale: what the loss was multiplied by.
-
-        Returns:
-            Whether the patient's gradient was within ``max_norm``, a scalar of bool.
-        """
-        if scale != 1:
-            self.gradient.mul_(1 / scale)
-        norm = torch.linalg.vector_norm(self.gradient)
-        factor = torch.where(norm.isfinite(), (self.max_norm / norm).clamp(max=1), 0)
-        self.gradient.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-        self.sum.addcmul_(self.gradient, factor)
-        within: Tensor = norm <= self.max_norm
-        return within
-
-    def finish(self, noise: Tensor, divisor: float) -> None:
-        """Leaves (sum + noise) / divisor in the parameters' ``grad``."""
-        torch.add(self.sum, noise, out=self.gradient)
-        self.gradient.mul_(1 / divisor)
-
-
 class PrivateTrainer(Trainer):
     """Trains and scores under patient-level differential privacy.
 
     A step draws patients by Poisson sampling, takes each patient's mean gradient over ``patches_per_patient`` patches,
     clips it to ``max_grad_norm``, sums, adds noise once and divides by the expected number of patients. What comes
     after the noise (``gradient_clip``, the optimizer) cannot take the protection back. One patient's patches are in
-    memory at a time, and no layer needs anything special.
+    memory at a time, and no layer needs anything special. Adaptive clipping starts anew at ``max_grad_norm`` in every
+    round, as all else does: a site that comes back after a crash, or answers for the first time, does what it would
+    have done anyway.
 
     Args:
         model, plan, config, total_steps, device: as in ``Trainer``; ``config.batch_size`` has no meaning here.
@@ -186,8 +134,10 @@ class PrivateTrainer(Trainer):
         sampler = PatientSampler(
             cases, draws, self._cutter, privacy.patches_per_patient, self.config.foreground_fraction, key
         )
-        gradients = ClippedSum(self._trained, privacy.max_grad_norm)
+        gradients = ClippedSum(self._trained)
+        norm = ClippingNorm(privacy.max_grad_norm, privacy.adaptive_clipping, self.device)
         noise = self._noise(key, self.device)
+        multiplier = gradient_noise(self._spends.training.noise_multiplier, privacy.adaptive_clipping)
         expected = privacy.sample_rate * len(cases)
 
         def step(number: int, next_batch: NextBatch) -> None:
@@ -196,9 +146,9 @@ class PrivateTrainer(Trainer):
                 batch = next_batch()
                 gradients.begin_patient()
                 self._backward(batch.image, batch.label)
-                gradients.add_patient(self._loss_scale)
-            deviation = self._spends.training.noise_multiplier * privacy.max_grad_norm
-            gradients.finish(noise.normal(gradients.sum.numel()).mul_(deviation), expected)
+                norm.count(gradients.add_patient(norm.value, self._loss_scale))
+            gradients.finish(noise.normal(gradients.size).mul_(multiplier * norm.value), expected)
+            norm.follow(noise, expected)
             if self.config.gradient_clip > 0:
                 nn.utils.clip_grad_norm_(self._trained, self.config.gradient_clip, foreach=True)
             optimizer.step()
