@@ -262,6 +262,18 @@ class FederationConfig(Frozen):
             raise ValueError("initial_model needs initial_model_sha256: the SHA-256 of its model.safetensors")
         return self
 
+    @model_validator(mode="after")
+    def _privacy_allows_the_rest(self) -> Self:
+        if self.privacy is None:
+            return self
+        if self.early_stop is not None and self.privacy.validation == "off":
+            raise ValueError("early_stop needs scores, and privacy.validation is off; remove one of them")
+        if self.simulation is not None and self.simulation.patients is not None:
+            raise ValueError(
+                "privacy protects one scan per patient; remove simulation.patients, and all but one scan of a patient"
+            )
+        return self
+
     def resolved(self) -> str:
         """The configuration as YAML with every default written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,120 @@
+"""Epsilons against an independent accountant, exact formulas and simple bounds; noise that spends what it may."""
+
+import json
+import math
+import warnings
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+from scipy.stats import norm
+
+from common.config import FederationConfig
+from common.errors import ConfigError
+from common.privacy import Spend, epsilon_of, gradient_noise, noise_for, plan_privacy
+from common.privacy_config import AdaptiveClipping, PrivacyConfig
+
+REFERENCE = json.loads(Path(__file__).with_name("dp_accounting_reference.json").read_text())
+
+
+def spends(parts: list[tuple[float, float, int]]) -> list[Spend]:
+    return [Spend("training", noise, rate, steps) for noise, rate, steps in parts]
+
+
+@pytest.mark.parametrize("row", REFERENCE, ids=lambda row: f"{row['parts']} {row['delta']}")
+def test_epsilon_is_within_one_percent_of_googles(row: dict) -> None:
+    epsilon = epsilon_of(spends(row["parts"]), row["delta"])
+    assert epsilon == pytest.approx(row["epsilon"], rel=0.01)
+    # An upper bound; their own discretisation rounds up too.
+    assert epsilon >= row["epsilon"] * 0.999
+
+
+@pytest.mark.parametrize("row", REFERENCE, ids=lambda row: f"{row['parts']} {row['delta']}")
+def test_renyi_accounting_bounds_it_from_above(row: dict) -> None:
+    assert epsilon_of(spends(row["parts"]), row["delta"], "rdp") > row["epsilon"]
+
+
+@pytest.mark.parametrize("multiplier", [0.3, 1.0, 5.0, 40.0])
+def test_without_sampling_epsilon_is_that_of_one_gaussian(multiplier: float) -> None:
+    """Put back into the formula of Balle and Wang, written with plain distribution functions, it gives delta."""
+    delta, steps = 1e-5, 9
+    epsilon = epsilon_of([Spend("validation", multiplier, 1.0, steps)], delta)
+    shift = math.sqrt(steps) / multiplier
+    back = norm.cdf(shift / 2 - epsilon / shift) - math.exp(epsilon) * norm.cdf(-shift / 2 - epsilon / shift)
+    assert back == pytest.approx(delta, rel=1e-3)
+
+
+def test_rounds_and_runs_compose_as_one_long_round() -> None:
+    once = epsilon_of([Spend("training", 1.2, 0.2, 60)], 1e-5)
+    rounds = [Spend("training", 1.2, 0.2, 10)] * 3
+    assert epsilon_of(rounds + rounds, 1e-5) == once
+    assert epsilon_of(rounds, 1e-5) < once < 2 * epsilon_of(rounds, 1e-5)
+    other_run = Spend("training", 2.5, 0.1, 40)
+    both = epsilon_of([*rounds, other_run], 1e-5)
+    assert max(epsilon_of(rounds, 1e-5), epsilon_of([other_run], 1e-5)) < both
+    assert both == epsilon_of([other_run, *rounds], 1e-5)
+
+
+def test_nothing_spent_is_zero() -> None:
+    assert epsilon_of([], 1e-5) == 0
+    assert epsilon_of([Spend("training", 1.0, 0.1, 0)], 1e-5) == 0
+
+
+def test_less_noise_more_steps_or_more_sampling_cost_more() -> None:
+    base = epsilon_of([Spend("training", 1.0, 0.1, 50)], 1e-5)
+    for other in (Spend("training", 0.9, 0.1, 50), Spend("training", 1.0, 0.1, 60), Spend("training", 1.0, 0.12, 50)):
+        assert epsilon_of([other], 1e-5) > base
+
+
+@pytest.mark.parametrize(("epsilon", "rate", "steps"), [(8, 0.1, 400), (0.5, 0.2, 50), (30, 0.5, 10), (3, 1.0, 21)])
+def test_noise_spends_the_whole_budget_and_no_more(epsilon: float, rate: float, steps: int) -> None:
+    noise = noise_for(epsilon, 1e-5, rate, steps)
+    assert epsilon * 0.99 < epsilon_of([Spend("training", noise, rate, steps)], 1e-5) <= epsilon
+    assert epsilon_of([Spend("training", noise / 1.002, rate, steps)], 1e-5) > epsilon
+
+
+def test_accounting_warns_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        epsilon_of([Spend("training", 1.01, 0.11, 7)], 1e-5)
+        epsilon_of([Spend("training", 90.0, 0.01, 2)], 1e-5, "rdp")
+
+
+def test_adaptive_clipping_is_paid_for_out_of_the_same_noise() -> None:
+    """The gradients' sum and half the count, both scaled to unit sensitivity, are one Gaussian mechanism."""
+    total, adaptive = 1.5, AdaptiveClipping(count_noise=2.0)
+    gradients = gradient_noise(total, adaptive)
+    assert gradients > total
+    count = 2 * adaptive.count_noise
+    assert gradients**-2 + count**-2 == pytest.approx(total**-2)
+    assert gradient_noise(total, None) == total
+
+
+def test_a_count_that_costs_more_than_the_budget_is_refused() -> None:
+    config = PrivacyConfig(epsilon=1, sample_rate=0.5, adaptive_clipping=AdaptiveClipping(count_noise=0.5))
+    with pytest.raises(ConfigError, match="count_noise: must be more than"):
+        plan_privacy(config, 10, 10)
+
+
+def test_a_plan_ends_at_the_budget_for_either_kind_of_patient() -> None:
+    rounds, steps = 6, 5
+    plan = plan_privacy(PrivacyConfig(epsilon=2, sample_rate=0.3), rounds, steps)
+    assert plan.validation is not None
+    assert 1.98 < epsilon_of([plan.training] * rounds, 1e-5) <= 2
+    assert 1.98 < epsilon_of([plan.validation] * (rounds + 1), 1e-5) <= 2
+    assert plan_privacy(PrivacyConfig(epsilon=2, sample_rate=0.3, validation="off"), rounds, steps).validation is None
+
+
+def test_early_stopping_without_scores_is_refused() -> None:
+    private = {"name": "x", "rounds": 3, "privacy": {"epsilon": 1, "validation": "off"}}
+    FederationConfig.model_validate(private)
+    FederationConfig.model_validate({"name": "x", "rounds": 3, "privacy": {"epsilon": 1}, "early_stop": {}})
+    with pytest.raises(ValidationError, match=r"early_stop needs scores, and privacy.validation is off"):
+        FederationConfig.model_validate(private | {"early_stop": {}})
+
+
+def test_several_scans_of_a_patient_are_refused() -> None:
+    simulation = {"partition": {"method": "iid", "sites": 2}, "patients": {"file": "patients.csv"}}
+    FederationConfig.model_validate({"name": "x", "rounds": 3, "simulation": simulation})
+    with pytest.raises(ValidationError, match="one scan per patient"):
+        FederationConfig.model_validate({"name": "x", "rounds": 3, "simulation": simulation, "privacy": {"epsilon": 1}})
