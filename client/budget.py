@@ -48,7 +48,7 @@ class LedgerBudget:
         self._decide(self._ledger.read(), "", 0, spends)
 
     def spend(self, run: str, round: int, spends: Sequence[Spend]) -> float:
-        """Writes down what a round is about to cost, and waits until it is on disk.
+        """Writes down what a round is about to cost, if it costs anything, and waits until that is on disk.
 
         Returns:
             The epsilon, at the federation's delta, that this federation has cost any one patient so far, this round and
@@ -58,6 +58,8 @@ class LedgerBudget:
             PolicyError: the site's limit does not allow it; nothing was written.
             LedgerError: the ledger cannot be used.
         """
+        if not spends:
+            return self._ledger.read().epsilon(self._people, self._delta, federation=self._digest)
         own = 0.0
 
         def decide(account: Account) -> RoundEntry:

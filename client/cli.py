@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from client.cli_consent import add_consent_commands
+from client.cli_ledger import add_ledger_command
 from client.cli_network import add_network_commands
 from common.cli import Parser, base_parser, run
 from common.errors import DataError
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     evaluate.add_argument("--overwrite", action="store_true", help="replace a file that exists")
     evaluate.set_defaults(command=_evaluate)
     add_consent_commands(commands)
+    add_ledger_command(commands)
     add_network_commands(commands)
     return run(parser, arguments)
 

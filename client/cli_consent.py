@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from common.errors import FedvoxError
 
 if TYPE_CHECKING:
+    from client.budget_outlook import Outlook
     from client.consent import Request
     from common.audit import AuditSummary
 
@@ -22,6 +23,10 @@ def add_consent_commands(commands: Any) -> None:
         epilog="example:\n  fedvox-client review --kit kit\n",
     )
     _add_folders(review)
+    review.add_argument(
+        "--data", type=Path, metavar="DIR", help="say what it costs the patients of this dataset folder"
+    )
+    review.add_argument("--ledger", type=Path, metavar="FILE", help="privacy ledger (default: $FEDVOX_LEDGER)")
     review.add_argument("--json", action="store_true", help="for machines")
     review.set_defaults(command=_review)
 
@@ -83,8 +88,10 @@ def _review(options: argparse.Namespace) -> int:
     state = _state(options)
     request = read_request(options.kit)
     content = document(request)
-    limits = load_site_config(state / SITE_FILE).limits
-    violations = limits.violations(request.federation)
+    site = load_site_config(state / SITE_FILE)
+    limits = site.limits
+    violations = [*limits.violations(request.federation), *site.privacy.violations(request.federation)]
+    found = _outlook(options, state, request)
     decisions = DecisionBook(state).read()
     approval = decisions.approval(content["digest"], automatic=False)
     if options.json:
@@ -94,6 +101,7 @@ def _review(options: argparse.Namespace) -> int:
             "outside_limits": violations,
             "paused": decisions.paused.model_dump() if decisions.paused else None,
             "withdrawn": decisions.withdrawn.model_dump() if decisions.withdrawn else None,
+            "privacy": found.as_values() if found else None,
         }
         print(as_json(content), end="")
         return 0
@@ -101,6 +109,9 @@ def _review(options: argparse.Namespace) -> int:
     print()
     for violation in violations:
         print(f"Outside your site's limits: {violation}.")
+    if found:
+        whose = "The patients in " + str(options.data) if options.data else "Patients who took part in nothing before"
+        print(f"{whose}: {found}.")
     if decisions.withdrawn:
         print(f"Withdrawn by {decisions.withdrawn.user}, {decisions.withdrawn.time}.")
     elif approval:
@@ -114,6 +125,25 @@ def _review(options: argparse.Namespace) -> int:
     return 0
 
 
+def _outlook(options: argparse.Namespace, state: Path, request: Request) -> Outlook | None:
+    """What the federation costs the patients of ``--data``, or, without it, patients who are new."""
+    if request.federation.privacy is None:
+        return None
+    # Late: it brings PyTorch with it, which takes seconds to import.
+    from client.budget_outlook import NEW_PATIENTS, find_people, outlook
+    from client.ledger import Ledger, Witness
+    from client.site_state import default_ledger
+    from common.site_config import SITE_FILE, load_site_config
+
+    site = load_site_config(state / SITE_FILE)
+    people = NEW_PATIENTS
+    if options.data is not None:
+        # Nothing is remembered by a command that only looks.
+        people = find_people(request.federation, site, request.kit.site or "", options.data, None)
+    account = Ledger(options.ledger or default_ledger(), Witness(state)).read()
+    return outlook(request.federation, site.privacy, account, people)
+
+
 def _approve(options: argparse.Namespace) -> int:
     from client.approvals import DecisionBook
     from client.consent import ConsentError, read_request
@@ -124,7 +154,11 @@ def _approve(options: argparse.Namespace) -> int:
     digest = request.federation.digest()
     if options.digest is not None and options.digest != digest:
         raise ConsentError(f"{options.kit}: has digest {digest}, not {options.digest}; review it again")
-    if violations := load_site_config(state / SITE_FILE).limits.violations(request.federation):
+    site = load_site_config(state / SITE_FILE)
+    if violations := [
+        *site.limits.violations(request.federation),
+        *site.privacy.violations(request.federation),
+    ]:
         raise ConsentError(f"{state / SITE_FILE}: does not allow this federation: {'; '.join(violations)}")
     book = DecisionBook(state)
     approval = book.approve(request.federation.name, digest, options.user)

@@ -59,6 +59,7 @@ def _add_site_options(command: argparse.ArgumentParser) -> None:
     _add_kit_options(command)
     command.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder with labels")
     command.add_argument("--cache", type=Path, metavar="DIR", help="preprocessed scans (default: $FEDVOX_CACHE)")
+    command.add_argument("--ledger", type=Path, metavar="FILE", help="privacy ledger (default: $FEDVOX_LEDGER)")
     command.add_argument("--no-cache", action="store_true", help="keep preprocessed scans in memory only")
     command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
 
@@ -69,10 +70,12 @@ def _state(options: argparse.Namespace) -> Path:
 
 
 def _site_options(options: argparse.Namespace) -> SiteOptions:
+    from client.site_state import default_ledger
     from client.start import SiteOptions
 
     cache = None if options.no_cache else (options.cache or default_cache()).absolute()
-    return SiteOptions(options.kit.absolute(), options.data.absolute(), _state(options), cache, options.device)
+    ledger = (options.ledger or default_ledger()).absolute()
+    return SiteOptions(options.kit.absolute(), options.data.absolute(), _state(options), cache, options.device, ledger)
 
 
 def _request(options: argparse.Namespace) -> int:

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import common
+from client.privacy_terms import privacy_terms, private_meanings
 from common.config import FederationConfig, load_federation
 from common.errors import ConfigError
 from common.messages import ErrorCode, Progress, Result, SiteInfo
 from common.network_config import Kit, read_kit
 from common.plan import Plan
+from common.privacy_config import PrivacyConfig
 from common.transport import pieces_of
 
 MEANINGS: Mapping[type, Mapping[str, str]] = {
@@ -55,7 +57,7 @@ MEANINGS: Mapping[type, Mapping[str, str]] = {
         "seconds_data": "how much of that was waiting for data",
         "seconds_compute": "how much of that was training",
         "seconds_evaluate": "how much of that was scoring",
-        "epsilon": "differential-privacy budget spent so far; empty without differential privacy",
+        "epsilon": "what differential privacy has cost so far; empty without it",
     },
 }
 OCCASIONS: Mapping[type, str] = {
@@ -69,15 +71,6 @@ NEVER_SENT = (
     "Scores or losses patient by patient: only means over all patients. (The mean over one patient is that patient's: "
     "keep several for validation.)",
     "Error messages and logs. When something goes wrong, a code and the kind of error leave, nothing else.",
-)
-NO_PRIVACY = (
-    "NONE: this federation does not use differential privacy. The model update is computed from your patients' "
-    "scans, and it may be possible to learn something about single patients from it. Whoever operates the server can "
-    "see your hospital's own update."
-)
-NOT_CALLED_BACK = (
-    "What was sent cannot be called back. A pause or a withdrawal holds from the next task on; what is already part of "
-    "the model stays in it, and the coordinator may pass the model on."
 )
 
 
@@ -94,18 +87,21 @@ class Field:
     meaning: str
 
 
-def fields_that_leave() -> list[Field]:
+def fields_that_leave(privacy: PrivacyConfig | None = None) -> list[Field]:
     """Every field of every message that a site sends, with its meaning in plain words.
+
+    Args:
+        privacy: of the federation; it changes what some fields mean, and which there are it does not change.
 
     Raises:
         ConsentError: the protocol has a field that nobody has explained.
     """
-    found = []
+    found, changed = [], private_meanings(privacy)
     for message, meanings in MEANINGS.items():
         names = [field.name for field in fields(message)]
         if strangers := set(names) ^ set(meanings):
             raise ConsentError(f"{message.__name__}: {', '.join(sorted(strangers))}: fields and meanings differ")
-        found += [Field(message.__name__, name, meanings[name]) for name in names]
+        found += [Field(message.__name__, name, changed.get(name, meanings[name])) for name in names]
     return found
 
 
@@ -172,6 +168,7 @@ def document(request: Request) -> dict[str, Any]:
             "rounds": federation.rounds,
             "local_steps": federation.training.local_steps,
             "batch_size": federation.training.batch_size,
+            "trainable": federation.training.trainable,
             "optimizer": federation.training.optimizer,
             "loss": federation.training.loss,
             "min_sites": federation.strategy.min_sites,
@@ -184,8 +181,9 @@ def document(request: Request) -> dict[str, Any]:
             "stages": list(plan.model.channels),
             "patch_size": list(plan.patch_size),
             "spacing_mm": list(plan.preprocessing.spacing) if plan.preprocessing.spacing else None,
+            "starts_from": federation.initial_model_sha256,
         },
-        "privacy": {"method": "none", "meaning": NO_PRIVACY, "lasting": NOT_CALLED_BACK},
+        "privacy": privacy_terms(federation, len(plan.labels)),
         "sent_back": {
             "update": {
                 "meaning": "the change of the model's weights by your site's training, in numbered pieces",
@@ -193,7 +191,7 @@ def document(request: Request) -> dict[str, Any]:
                 "encoding": upload,
                 "bytes_per_round": sum(piece.size for piece in pieces_of(weights, upload)),
             },
-            "fields": [vars(field) for field in fields_that_leave()],
+            "fields": [vars(field) for field in fields_that_leave(federation.privacy)],
             "errors": [code.name.lower().replace("_", "-") for code in ErrorCode],
         },
         "never_sent": list(NEVER_SENT),
@@ -207,11 +205,15 @@ def as_text(content: Mapping[str, Any], width: int = 100) -> str:
     if content["description"]:
         parts.append(_wrapped(content["description"], width))
     work, model, data, sent = content["work"], content["model"], content["data"], content["sent_back"]
-    update = sent["update"]
+    update, privacy = sent["update"], content["privacy"]
     parts += [
         _section("What is learned", _learned(data, model), width),
-        _section("What your site does", _work(work), width),
-        _section("Privacy", [content["privacy"]["meaning"], content["privacy"]["lasting"]], width),
+        _section("What your site does", _work(work, content["configuration"]["privacy"]), width),
+        _section(
+            "Privacy",
+            [privacy["meaning"], *privacy["details"], *privacy["not_covered"], privacy["lasting"]],
+            width,
+        ),
         _section(
             "What is sent back after every round: the model update",
             [
@@ -253,25 +255,37 @@ def as_text(content: Mapping[str, Any], width: int = 100) -> str:
 def _learned(data: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
     labels = ", ".join(f"{name} (label {value})" for value, name in data["labels"].items())
     spacing = model["spacing_mm"]
+    start = f", beginning with a given model (SHA-256 {model['starts_from']})" if model["starts_from"] else ""
     grid = f"resampled to {_by(spacing)} mm" if spacing else "on their own grids"
     return [
         f"To segment {labels}.",
         f"From {data['modality']} volumes with the channels {', '.join(data['channels'])}, {grid}, in patches of "
         f"{_by(model['patch_size'])} voxels.",
         f"By a {model['kind']}: {model['parameters']:,} weights, stages of {', '.join(map(str, model['stages']))} "
-        "channels.",
+        f"channels{start}.",
     ]
 
 
-def _work(work: Mapping[str, Any]) -> list[str]:
-    share = f", and that is at least {work['min_fraction']:.0%} of those that take part" if work["min_fraction"] else ""
+def _work(work: Mapping[str, Any], privacy: Mapping[str, Any] | None) -> list[str]:
+    least = f", and that is at least {work['min_fraction']:.0%} of those that take part" if work["min_fraction"] else ""
     ending = "; it may end earlier" if work["early_stop"] else ""
+    batch = f"{work['batch_size']} patches each"
+    if privacy is not None:
+        patches = privacy["patches_per_patient"]
+        views = f"{patches} patches" if patches > 1 else "one patch"
+        batch = (
+            f"{views} of every patient who was drawn ({100 * privacy['sample_rate']:.3g} % of your patients on average)"
+        )
     return [
         f"{work['rounds']} rounds{ending}. In each, your site scores the model on its validation patients and trains "
-        f"it for {work['local_steps']} steps with {work['batch_size']} patches each "
+        f"{_trained(work['trainable'])} for {work['local_steps']} steps with {batch} "
         f"({work['optimizer']}, loss {work['loss']}). A last message only scores the final model.",
-        f"A round counts if {work['min_sites']} or more sites answer with an update{share}.",
+        f"A round counts if {work['min_sites']} or more sites answer with an update{least}.",
     ]
+
+
+def _trained(trainable: str) -> str:
+    return "it" if trainable == "all" else f"a part of it ({trainable.replace('_', ' ')})"
 
 
 def _weights(plan: Plan) -> int:

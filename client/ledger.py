@@ -31,7 +31,6 @@ from common.messages import ErrorCode
 from common.plan import Frozen, PositiveInt
 from common.privacy import Purpose
 
-LEDGER_VARIABLE: Final = "FEDVOX_LEDGER"
 WITNESS_FILE: Final = "ledger-witness.json"
 SPENT_EVENT: Final = "privacy_spent"
 _DATASET, _ROUND, _REPAIRED = "dataset", "round", "log_repaired"
@@ -42,14 +41,6 @@ class LedgerError(FedvoxError):
     """The ledger is broken, not the one that this site wrote, or cannot be written; nothing is spent then."""
 
     code = ErrorCode.LEDGER
-
-
-def default_ledger() -> Path:
-    """Where the ledger is: $FEDVOX_LEDGER, or fedvox/ledger.jsonl under the user's data folder."""
-    if file := os.environ.get(LEDGER_VARIABLE):
-        return Path(file)
-    data = os.environ.get("XDG_DATA_HOME")
-    return Path(data or Path.home() / ".local" / "share") / "fedvox" / "ledger.jsonl"
 
 
 class Seen(Frozen):

@@ -70,6 +70,8 @@ class Policy:
             raise PolicyError(
                 ErrorCode.NOT_APPROVED, f"the server runs federation {digest[:12]}, this kit is for {self._digest[:12]}"
             )
+        if violations := site.privacy.violations(self._config):
+            raise PolicyError(ErrorCode.PRIVACY_REQUIRED, "; ".join(violations))
         if violations := site.limits.violations(self._config):
             raise PolicyError(ErrorCode.OUTSIDE_LIMITS, f"outside the site file's limits: {'; '.join(violations)}")
         if decisions.approval(digest, automatic=False) is not None:

@@ -1,25 +1,34 @@
-"""A hospital's own data folder, opened as the ``Site`` that its client app works for."""
+"""A hospital's own data folder, opened as the ``Site`` that its client app works for.
+
+Under differential privacy patients are known by their scans' content (``client.patients``), decided one by one whether
+they are trained on, and paid for in the hospital's ledger. How many there are on either side is public: it leaves the
+site, as the hospital's declaration, and decides how much weight the site has.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from flwr.app import Context
 
 from client.app import Observer, Site
-from client.trainer import Trainer
+from client.budget import LedgerBudget
+from client.ledger import Ledger, LedgerError
+from client.patients import Patient, PatientIndex, PatientsError, split_by_patient
+from client.privacy_account import People
+from client.private_trainer import make_trainer
 from common.config import FederationConfig
 from common.devices import choose_device
 from common.errors import DataError, FedvoxError
 from common.imaging.cache import CachedCase, CaseCache
 from common.imaging.dataset import Case, find_dataset
 from common.messages import ErrorCode
-from common.models.unet3d import build_model
 from common.plan import Plan
 from common.seeds import seed_of
+from common.site_config import SITE_FILE
 
 MOST_WORKERS = 4
 Progress = Callable[[int, int], None]
@@ -40,10 +49,13 @@ class LocalSite:
         name: of the site.
         data: the dataset folder.
         cache: folder for preprocessed scans; None keeps them in memory.
-        validation: names of the cases to score models with, or the share of cases to draw from the seed.
+        validation: names of the cases to score models with, or the share of cases: drawn from the seed, or, under
+            differential privacy, decided by each patient's content.
         device: as in ``choose_device``.
         observer: sees the site at work.
         progress: is told how many of how many cases are prepared.
+        state: the site's state folder, and
+        ledger: the hospital's; both are needed for differential privacy and for nothing else.
     """
 
     def __init__(
@@ -57,6 +69,8 @@ class LocalSite:
         device: str = "auto",
         observer: Observer | None = None,
         progress: Progress | None = None,
+        state: Path | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
         self._config = config
         self._plan = plan
@@ -67,6 +81,8 @@ class LocalSite:
         self._validation = validation
         self._observer = observer
         self._progress = progress
+        self._state = state
+        self._ledger = ledger
         self._site: Site | None = None
 
     def __call__(self, context: Context) -> Site:
@@ -80,6 +96,7 @@ class LocalSite:
         Raises:
             SiteDataError: the data cannot be used.
             ConfigError: the device is not there.
+            LedgerError: there is no ledger, and the federation is differentially private.
         """
         if self._site is None:
             self._site = self._opened()
@@ -88,33 +105,86 @@ class LocalSite:
     def _opened(self) -> Site:
         config, plan = self._config, self._plan
         try:
-            cases = {case.name: case for case in find_dataset(self._data).cases if case.label is not None}
-            train, validation = self._split(sorted(cases))
+            cases = labelled_cases(self._data)
+            patients = self._identify(cases)
+            train, validation = split_site(config, self._name, sorted(cases), self._validation, patients)
             prepared = self._prepare([cases[name] for name in (*train, *validation)])
         except DataError as error:
             raise SiteDataError(str(error)) from error
-        total_steps = config.rounds * config.training.local_steps
-        trainer = Trainer(build_model(plan.model), plan, config.training, total_steps, choose_device(self._device))
+        trainer = make_trainer(config, plan, choose_device(self._device))
         by_name = {case.name: case for case in prepared}
         return Site(
             name=self._name,
             train_cases=[by_name[name] for name in train],
             validation_cases=[by_name[name] for name in validation],
-            # As in a simulation, so that both give the same model.
+            # As in a simulation, so that both give the same model; a private trainer draws from its own secrets.
             seed=seed_of(config.seed, self._name),
             digest=config.digest(),
             trainer=trainer,
             observer=self._observer,
+            privacy=trainer.privacy,
+            budget=None if patients is None else self._budget(people_of(patients, train, validation)),
         )
+
+    def _identify(self, cases: Mapping[str, Case]) -> dict[str, Patient] | None:
+        if self._config.privacy is None:
+            return None
+        return PatientIndex(self._state).identify(list(cases.values()))
+
+    def _budget(self, people: People) -> LedgerBudget:
+        if self._ledger is None or self._state is None:
+            raise LedgerError("the federation is differentially private, and there is no ledger to write it down in")
+        return LedgerBudget(self._ledger, self._config, people, self._state / SITE_FILE)
 
     def _prepare(self, cases: Sequence[Case]) -> list[CachedCase]:
         cache = CaseCache(self._cache, self._plan.preprocessing, self._plan.labels)
         return cache.prepare(cases, workers=min(MOST_WORKERS, os.cpu_count() or 1), progress=self._progress)
 
-    def _split(self, names: Sequence[str]) -> tuple[list[str], list[str]]:
-        if isinstance(self._validation, float):
-            return split_cases(names, self._validation, seed_of(self._config.seed, self._name))
-        return split_by_names(names, self._validation)
+
+def labelled_cases(data: Path) -> dict[str, Case]:
+    """The cases of a dataset folder that can be trained on, by name.
+
+    Raises:
+        DataError: the folder cannot be used.
+    """
+    return {case.name: case for case in find_dataset(data).cases if case.label is not None}
+
+
+def split_site(
+    config: FederationConfig,
+    site: str,
+    names: Sequence[str],
+    validation: Sequence[str] | float,
+    patients: Mapping[str, Patient] | None,
+) -> tuple[list[str], list[str]]:
+    """Which cases of a site are trained on, and which are not; both come back sorted.
+
+    Args:
+        config: the federation.
+        site: its name.
+        names: of all cases.
+        validation: names of the cases that are not, or their share.
+        patients: by case, under differential privacy; without it None.
+
+    Raises:
+        SiteDataError: a side would be empty, or a named case does not exist.
+    """
+    if not isinstance(validation, float):
+        return split_by_names(names, validation)
+    if patients is None:
+        return split_cases(names, validation, seed_of(config.seed, site))
+    try:
+        return split_by_patient(patients, validation)
+    except PatientsError as error:
+        raise SiteDataError(str(error)) from None
+
+
+def people_of(patients: Mapping[str, Patient], train: Sequence[str], validation: Sequence[str]) -> People:
+    """Who is used for what, from the names of their cases."""
+    return {
+        "training": [patients[name] for name in train],
+        "validation": [patients[name] for name in validation],
+    }
 
 
 def split_cases(names: Sequence[str], fraction: float, seed: int) -> tuple[list[str], list[str]]:

@@ -12,10 +12,11 @@ from typing import Any
 
 from client.app import make_client_app
 from client.heartbeat import PatientApp, StepCounter
+from client.ledger import Ledger, Witness
 from client.policy import open_guard
 from client.runner import Runner
 from client.site_data import LocalSite
-from client.site_state import StateFolder, write_json
+from client.site_state import StateFolder, default_ledger, write_json
 from client.task_file import TaskFile
 from common.config import load_federation
 from common.errors import ConfigError, FedvoxError
@@ -100,6 +101,8 @@ def main(arguments: list[str] | None = None) -> None:
         options.device,
         counter,
         status.prepared,
+        options.state,
+        Ledger(options.ledger or default_ledger(), Witness(options.state)),
     )
     runner = Runner(
         options.address,
@@ -127,6 +130,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     for name in ("--kit", "--data", "--state"):
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--cache", type=Path)
+    parser.add_argument("--ledger", type=Path)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--address", required=True)
     return parser.parse_args(arguments)

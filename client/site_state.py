@@ -18,6 +18,13 @@ from common.errors import FedvoxError, OutputError
 CONTACT_IS_LOST_AFTER_SECONDS = 15.0
 
 
+def default_ledger() -> Path:
+    """Where the hospital's privacy ledger is, for all its kits: $FEDVOX_LEDGER, or under the user's data folder."""
+    if file := os.environ.get("FEDVOX_LEDGER"):
+        return Path(file)
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "fedvox" / "ledger.jsonl"
+
+
 class AlreadyRunningError(FedvoxError):
     """Another process runs this site."""
 

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import client
 from client import preflight
 from client.preflight import Item
 from client.request import KEY_FILE
-from client.site_state import StateFolder, site_status, write_json
+from client.site_state import StateFolder, default_ledger, site_status, write_json
 from client.supernode import STATE_VARIABLE
 from common.config import FederationConfig, load_federation
 from common.errors import FedvoxError
@@ -39,6 +39,7 @@ class SiteOptions:
 
     kit: the folder that the coordinator sent. data: the dataset folder. state: the site's own files.
     cache: folder for preprocessed scans; None keeps them in memory.
+    ledger: the hospital's privacy ledger.
     """
 
     kit: Path
@@ -46,6 +47,7 @@ class SiteOptions:
     state: Path
     cache: Path | None
     device: str = "auto"
+    ledger: Path = field(default_factory=default_ledger)
 
 
 def look_around(options: SiteOptions) -> Iterator[Item]:
@@ -63,6 +65,11 @@ def look_around(options: SiteOptions) -> Iterator[Item]:
     yield preflight.check_disk(folders)
     yield preflight.check_device(options.device)
     yield preflight.check_approval(options.state, config)
+    if config.privacy is not None:
+        # Late: it brings PyTorch with it, which takes seconds to import.
+        from client.budget_outlook import check_privacy
+
+        yield check_privacy(options.state, config, kit.site or "", options.data, options.ledger)
 
 
 def start(options: SiteOptions, say: Say) -> int:
@@ -153,6 +160,7 @@ def _children(options: SiteOptions, folder: StateFolder, kit: Kit, port: int) ->
     runner = [sys.executable, "-m", "client.site_runner", "--address", address, "--device", options.device]
     runner += ["--kit", str(options.kit), "--data", str(options.data), "--state", str(folder.path)]
     runner += ["--cache", str(options.cache)] if options.cache else []
+    runner += ["--ledger", str(options.ledger)]
     place = {STATE_VARIABLE: str(folder.path)}
     return [
         Child("supernode", supernode, environment | place, folder.logs / "supernode.log", folder.contact.exists),

@@ -23,11 +23,22 @@ from client.consent import (
     fields_that_leave,
     read_request,
 )
+from client.privacy_terms import (
+    NO_PRIVACY,
+    NOT_CALLED_BACK,
+    NOT_COVERED,
+    PAID,
+    PLAIN_RANDOM,
+    PRIVATE_MEANINGS,
+    SEVERAL_SCANS,
+)
 from common.config import FederationConfig, as_json
 from common.errors import ConfigError
 from common.messages import ErrorCode, Progress, Result, SiteInfo
 from common.models.unet3d import build_model
 from common.planning import plan_from_config
+from common.privacy import plan_privacy
+from common.privacy_config import PrivacyConfig
 from common.protocol import WeightLayout
 from common.transport import encoded_bytes
 from tests import tiny
@@ -100,8 +111,9 @@ def test_more_fields_have_another_digest(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_every_part_of_a_federation_file_was_considered() -> None:
     shown = {"name", "description", "labels", "channels", "modality", "rounds", "strategy", "early_stop"}
-    shown |= {"preprocessing", "model", "training", "transport", "network"}
-    of_no_matter_to_a_site = {"seed", "simulation"}
+    shown |= {"preprocessing", "model", "training", "transport", "network", "privacy", "initial_model_sha256"}
+    # The place where a model lies at the coordinator; its hash is shown.
+    of_no_matter_to_a_site = {"seed", "simulation", "initial_model"}
     # A new part must be shown by ``document`` or, if it says nothing to a hospital, be listed here.
     assert set(FederationConfig.model_fields) <= shown | of_no_matter_to_a_site
 
@@ -132,6 +144,61 @@ def test_the_text_leaves_nothing_out(request_: Request) -> None:
     for part in ("3 rounds", "7 steps", "ball (label 1)", "1 x 1 x 2 mm", "int8", "coordinator.example:9443"):
         assert part in text
     assert text.endswith(f"Digest: {request_.federation.digest()}")
+
+
+PRIVATE = {"epsilon": 3, "delta": 1e-6, "sample_rate": 0.25, "max_grad_norm": 0.5}
+
+
+def test_the_text_says_what_privacy_there_is_and_what_not(tmp_path: Path) -> None:
+    federation = write_kit(tmp_path, privacy=PRIVATE)
+    content = document(read_request(tmp_path))
+    assert federation.privacy is not None
+    plan = plan_privacy(federation.privacy, 3, 7)
+    assert plan.validation is not None
+    terms = content["privacy"]
+    assert (terms["epsilon"], terms["delta"], terms["max_grad_norm"]) == (3, 1e-6, 0.5)
+    assert (terms["training_noise"], terms["validation_noise"]) == (
+        plan.training.noise_multiplier,
+        plan.validation.noise_multiplier,
+    )
+    assert json.loads(as_json(content)) == content
+    text = as_text(content, 10_000)
+    assert NO_PRIVACY not in text
+    assert "epsilon 3, delta 1e-06" in text and "20.1 times as likely" in text
+    assert "In each of 21 steps every patient takes part with probability 0.25" in text
+    assert f"Gaussian noise of {plan.training.noise_multiplier:.3g} times that length" in text
+    for sentence in (*NOT_COVERED, SEVERAL_SCANS, PAID, PLAIN_RANDOM, NOT_CALLED_BACK):
+        assert sentence in text
+    for meaning in PRIVATE_MEANINGS.values():
+        assert meaning in text
+    assert "one patch of every patient who was drawn (25 % of your patients on average)" in text
+
+
+def test_the_text_follows_the_settings_of_privacy(tmp_path: Path) -> None:
+    write_kit(tmp_path, privacy=PRIVATE | {"validation": "off", "secure_random": True, "patches_per_patient": 4})
+    text = as_text(document(read_request(tmp_path)), 10_000)
+    assert "No score of your validation patients leaves" in text and PLAIN_RANDOM not in text
+    assert "always empty: this federation lets no score leave" in text
+    assert "4 patches of every patient" in text
+
+
+def test_meanings_under_privacy_are_of_fields_that_there_are() -> None:
+    assert set(PRIVATE_MEANINGS) <= {field.name for field in fields_that_leave()}
+    names = [(field.message, field.name) for field in fields_that_leave()]
+    private = fields_that_leave(PrivacyConfig.model_validate(PRIVATE))
+    assert [(field.message, field.name) for field in private] == names, "an approval covers the same fields"
+
+
+def test_a_given_model_and_a_part_that_is_trained_are_shown(tmp_path: Path) -> None:
+    write_kit(
+        tmp_path,
+        initial_model="/models/phantoms",
+        initial_model_sha256="ab" * 32,
+        training={"local_steps": 7, "trainable": "head"},
+    )
+    text = as_text(document(read_request(tmp_path)), 10_000)
+    assert f"beginning with a given model (SHA-256 {'ab' * 32})" in text
+    assert "trains a part of it (head) for 7 steps" in text
 
 
 @pytest.mark.parametrize("width", [60, 100])

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from client.budget import LedgerBudget
-from client.ledger import WITNESS_FILE, Ledger, LedgerError, Witness, default_ledger
+from client.ledger import WITNESS_FILE, Ledger, LedgerError, Witness
 from client.patients import Patient
 from client.policy import PolicyError
 from client.privacy_account import Account, costs_of
+from client.site_state import default_ledger
 from common.audit import AuditLog, head_of, read_entries
 from common.config import FederationConfig
 from common.messages import ErrorCode

@@ -102,6 +102,18 @@ def test_the_site_file_is_read_anew(state: Path) -> None:
     assert refusal(policy) is None
 
 
+def test_privacy_that_the_site_file_requires_is_asked_for_at_every_task(state: Path) -> None:
+    DecisionBook(state).approve("tiny", DIGEST)
+    file = state / SITE_FILE
+    policy = Policy(state, FEDERATION, file)
+    file.write_text("privacy: {required: false}\n")
+    assert refusal(policy) is None
+    file.write_text(f"privacy: {{required: true}}\n{AUTOMATIC}")
+    assert refusal(policy) is ErrorCode.PRIVACY_REQUIRED
+    private = tiny.federation(labels={1: "ball"}, channels=("t1",), privacy={"epsilon": 8})
+    assert refusal(Policy(state, private, file), private.digest()) is None
+
+
 def test_limits_approve_automatically_and_only_while_they_stand(state: Path) -> None:
     state.mkdir()
     file = state / SITE_FILE

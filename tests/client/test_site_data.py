@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from client.ledger import Ledger, LedgerError, Witness
+from client.patients import PatientsError
 from client.site_data import LocalSite, SiteDataError, split_by_names, split_cases
 from common.config import load_federation
 from common.messages import ErrorCode
@@ -90,3 +93,69 @@ def test_data_that_were_put_right_are_used_without_a_restart(data: Path, plan: P
         local.open()
     shutil.copytree(data, folder)
     assert len(local.open().train_cases) == 4
+
+
+def private_site(data: Path, plan: Plan, tmp_path: Path, validation: list[str] | float = 0.34) -> LocalSite:
+    content = tiny.FEDERATION + "privacy: {epsilon: 8, sample_rate: 0.5}\n"
+    (tmp_path / "federation.yaml").write_text(content, encoding="utf-8")
+    config = load_federation(tmp_path / "federation.yaml")
+    state = tmp_path / "state"
+    state.mkdir(exist_ok=True)
+    ledger = Ledger(tmp_path / "ledger.jsonl", Witness(state))
+    return LocalSite(config, plan, "north", data, tmp_path / "cache", validation, "cpu", state=state, ledger=ledger)
+
+
+def test_a_private_federation_is_paid_for_in_the_ledger(data: Path, plan: Plan, tmp_path: Path) -> None:
+    site = private_site(data, plan, tmp_path).open()
+    assert site.privacy is not None and site.privacy.validation is not None and site.budget is not None
+    assert len(site.train_cases) + len(site.validation_cases) == 6
+    site.budget.spend("r", 1, [site.privacy.training, site.privacy.validation])
+    account = Ledger(tmp_path / "ledger.jsonl").read()
+    assert [line.purpose for line in account.rounds[0].entry.spends] == ["training", "validation"]
+    sizes = {line.purpose: len(account.datasets[line.dataset]) for line in account.rounds[0].entry.spends}
+    assert sizes == {"training": len(site.train_cases), "validation": len(site.validation_cases)}
+
+
+def test_a_renamed_folder_and_renamed_files_are_the_same_patients(data: Path, plan: Plan, tmp_path: Path) -> None:
+    """The hospital moves its scans, renames every case, and the files are even compressed anew."""
+    first = private_site(data, plan, tmp_path).open()
+    assert first.privacy is not None and first.budget is not None
+    spent = first.budget.spend("r", 1, [first.privacy.training])
+    moved = tmp_path / "moved" / "elsewhere"
+    for kind in ("imagesTr", "labelsTr"):
+        (moved / kind).mkdir(parents=True)
+        for number, file in enumerate(sorted((data / kind).glob("*.nii.gz"))):
+            packed = gzip.compress(gzip.decompress(file.read_bytes()), compresslevel=1)
+            (moved / kind / f"patient_{'xzybca'[number]}.nii.gz").write_bytes(packed)
+    (tmp_path / "state").rename(tmp_path / "earlier-state")
+    second = private_site(moved, plan, tmp_path).open()
+    assert second.budget is not None
+    assert {len(second.train_cases)} == {len(first.train_cases)}
+    assert second.budget.spend("r2", 1, [first.privacy.training]) > spent
+    assert len(Ledger(tmp_path / "ledger.jsonl").read().datasets) == 1
+
+
+def test_a_hospital_may_name_validation_cases_under_privacy_too(data: Path, plan: Plan, tmp_path: Path) -> None:
+    name = sorted((data / "imagesTr").glob("*.nii.gz"))[2].name.removesuffix(".nii.gz")
+    site = private_site(data, plan, tmp_path, [name]).open()
+    assert [case.name for case in site.validation_cases] == [name]
+
+
+def test_a_private_federation_without_a_ledger_is_refused(data: Path, plan: Plan, tmp_path: Path) -> None:
+    config = private_site(data, plan, tmp_path)._config
+    local = LocalSite(config, plan, "north", data, tmp_path / "cache", 0.34, "cpu")
+    with pytest.raises(LedgerError) as caught:
+        local.open()
+    assert caught.value.code is ErrorCode.LEDGER
+
+
+def test_a_patient_who_is_there_twice_is_refused(data: Path, plan: Plan, tmp_path: Path) -> None:
+    folder = tmp_path / "scans"
+    shutil.copytree(data, folder)
+    for kind in ("imagesTr", "labelsTr"):
+        first = min((folder / kind).glob("*.nii.gz"))
+        shutil.copy(first, folder / kind / "again.nii.gz")
+    (folder / "dataset.json").unlink(missing_ok=True)
+    with pytest.raises(PatientsError, match="same image") as caught:
+        private_site(folder, plan, tmp_path).open()
+    assert caught.value.code is ErrorCode.NO_DATA

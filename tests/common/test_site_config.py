@@ -8,7 +8,7 @@ import pytest
 
 from common.config import FederationConfig
 from common.errors import ConfigError
-from common.site_config import Limits, SiteConfig, load_site_config
+from common.site_config import Limits, SiteConfig, SitePrivacy, load_site_config
 from tests import tiny
 
 
@@ -43,6 +43,11 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ("limits: {max_rounds: many}", "max_rounds"),
         ("limits: {automatic_approval: true}", "needs bounds: add federations, max_rounds, max_local_steps"),
         ("limits: {automatic_approval: true, federations: [a], max_rounds: 3}", "max_local_steps"),
+        ("privacy: {max_epsilon: 0}", "max_epsilon"),
+        ("privacy: {max_epsilon: .nan}", "max_epsilon"),
+        ("privacy: {max_epsilon: .inf}", "max_epsilon"),
+        ("privacy: {delta: 0.5}", "delta"),
+        ("privacy: {epsilon: 8}", "did you mean max_epsilon"),
         ("validation_cases: []", "at least one"),
         ("validation_cases: [a, a]", "only once"),
         ("paused: true\npaused: false", "stands twice"),
@@ -89,3 +94,17 @@ def test_limits(limits: dict[str, object], asked: dict[str, object], said: str |
     else:
         assert len(found) == 1
         assert said in found[0]
+
+
+def test_what_patients_may_lose(tmp_path: Path) -> None:
+    file = tmp_path / "site.yaml"
+    assert load_site_config(file).privacy == SitePrivacy(required=False, max_epsilon=None, delta=1e-5)
+    file.write_text("privacy: {required: true, max_epsilon: 8, delta: 1.0e-6}\n")
+    assert load_site_config(file).privacy == SitePrivacy(required=True, max_epsilon=8, delta=1e-6)
+
+
+def test_privacy_can_be_required() -> None:
+    plain, private = federation(), federation(privacy={"epsilon": 100})
+    assert SitePrivacy().violations(plain) == SitePrivacy(required=True).violations(private) == []
+    [said] = SitePrivacy(required=True).violations(plain)
+    assert "requires differential privacy" in said

@@ -1,0 +1,113 @@
+"""Whether the privacy that a hospital's patients have left pays for a whole federation, asked before it begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from client.ledger import Ledger, LedgerError, Witness
+from client.patients import Patient, PatientIndex, PatientsError
+from client.preflight import Item
+from client.privacy_account import Account, People, costs_of
+from client.site_data import SiteDataError, labelled_cases, people_of, split_site
+from common.config import FederationConfig
+from common.errors import ConfigError, DataError
+from common.privacy import plan_privacy
+from common.site_config import SITE_FILE, SiteConfig, SitePrivacy, load_site_config
+
+_NOBODY: dict[str, Patient] = {"one": ("0" * 64,), "other": ("f" * 64,)}
+NEW_PATIENTS: People = people_of(_NOBODY, ["one"], ["other"])
+"""Patients who took part in nothing yet."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What a federation would cost the patient who has spent the most.
+
+    spent, after: epsilon at ``limit.delta`` so far, and with the whole federation.
+    rounds_left: of its ``rounds``, as many as the site's limit allows.
+    """
+
+    spent: float
+    after: float
+    rounds: int
+    rounds_left: int
+    limit: SitePrivacy
+
+    @property
+    def fits(self) -> bool:
+        """Whether the limit allows all rounds."""
+        return self.rounds_left >= self.rounds
+
+    def as_values(self) -> dict[str, Any]:
+        """For machines."""
+        values = {"spent": self.spent, "after": self.after, "rounds": self.rounds, "rounds_left": self.rounds_left}
+        return values | {"max_epsilon": self.limit.max_epsilon, "delta": self.limit.delta}
+
+    def __str__(self) -> str:
+        whole = (
+            f"the whole federation brings a patient from epsilon {self.spent:.2f} to {self.after:.2f} "
+            f"at delta {self.limit.delta:g}"
+        )
+        if self.limit.max_epsilon is None:
+            return f"{whole}; the site file sets no limit (privacy.max_epsilon)"
+        if self.fits:
+            return f"{whole}; {self.limit.max_epsilon:g} are allowed"
+        return (
+            f"{whole}, and the site file allows {self.limit.max_epsilon:g}: what is left lasts for {self.rounds_left} "
+            f"of {self.rounds} rounds, then this site stops"
+        )
+
+
+def outlook(config: FederationConfig, limit: SitePrivacy, account: Account, people: People) -> Outlook:
+    """What a federation with ``privacy`` would cost these patients.
+
+    Raises:
+        ValueError: the federation has no ``privacy``.
+    """
+    if config.privacy is None:
+        raise ValueError("a federation without privacy spends none")
+    plan = plan_privacy(config.privacy, config.rounds, config.training.local_steps)
+    spent = account.epsilon(people, limit.delta)
+    after = account.epsilon(people, limit.delta, costs_of(plan, config.rounds))
+    left = config.rounds
+    if limit.max_epsilon is not None and after > limit.max_epsilon:
+        left = account.rounds_left(
+            people, limit.delta, limit.max_epsilon, lambda rounds: costs_of(plan, rounds), config.rounds
+        )
+    return Outlook(spent, after, config.rounds, left, limit)
+
+
+def find_people(config: FederationConfig, site: SiteConfig, name: str, data: Path, state: Path | None) -> People:
+    """Who in a dataset folder would be trained on, and who scored on, as ``LocalSite`` has it.
+
+    Raises:
+        DataError, PatientsError, SiteDataError: the folder cannot be used.
+    """
+    cases = labelled_cases(data)
+    patients = PatientIndex(state).identify(list(cases.values()))
+    fraction = config.network.validation_fraction if config.network else 0.2
+    train, validation = split_site(config, name, sorted(cases), site.validation_cases or fraction, patients)
+    return people_of(patients, train, validation)
+
+
+def check_privacy(state: Path, config: FederationConfig, name: str, data: Path, ledger: Path) -> Item:
+    """Whether ledger and limit allow a differentially private federation.
+
+    Args:
+        state: the site's state folder.
+        config: the federation.
+        name: of the site.
+        data: its dataset folder.
+        ledger: the hospital's.
+    """
+    try:
+        site = load_site_config(state / SITE_FILE)
+        account = Ledger(ledger, Witness(state)).read()
+        found = outlook(config, site.privacy, account, find_people(config, site, name, data, state))
+    except (LedgerError, ConfigError) as error:
+        return Item("privacy", "error", str(error))
+    except (DataError, PatientsError, SiteDataError) as error:
+        return Item("privacy", "error", f"the patients cannot be told apart: {error}")
+    return Item("privacy", "ok" if found.fits else "warning", str(found))
