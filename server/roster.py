@@ -26,7 +26,12 @@ SITE_SAYS_NO = {
     ErrorCode.WITHDRAWN,
     ErrorCode.OUTSIDE_LIMITS,
     ErrorCode.REFUSED_BY_SITE,
+    ErrorCode.PRIVACY_REQUIRED,
+    ErrorCode.PRIVACY_BUDGET,
+    ErrorCode.LEDGER,
 }
+# It says so only when it is asked to train, and the answer will hardly be another one in the next round.
+CANNOT_PAY = {ErrorCode.PRIVACY_BUDGET, ErrorCode.LEDGER}
 Names = Callable[[int], str | None]
 
 
@@ -83,8 +88,8 @@ class Roster:
     def active(self, round_number: int, quorum: int) -> dict[int, SiteInfo]:
         """The sites to ask in a round.
 
-        Quarantined ones are left out, and those that let several rounds in a row wait sit out 1, 3, then 7 rounds,
-        unless there are too few without them.
+        Quarantined ones are left out, and those that let several rounds in a row wait, or cannot pay for them with
+        their patients' privacy, sit out 1, 3, then 7 rounds, unless there are too few without them.
         """
         free = self.free
         prompt = {node: info for node, info in free.items() if self._back_in_round.get(info.site, 0) <= round_number}
@@ -152,18 +157,18 @@ class Roster:
                 self._take_answer(node, reply)
         self._greet(nodes)
 
-    def lose(self, node: int, site: str, round_number: int, missed: bool) -> None:
+    def lose(self, node: int, site: str, round_number: int, sits_out: bool) -> None:
         """Takes a site off the roster; it must say who it is again, which it cannot while it is busy or hangs.
 
         Args:
             node, site: which.
             round_number: the round that is under way.
-            missed: it let the round wait until the deadline.
+            sits_out: it let the round wait until the deadline, or cannot pay for it: it is asked less often.
         """
         if self._patience is None:
             return
         self.present.pop(node, None)
-        if missed:
+        if sits_out:
             self._absences[site] = self._absences.get(site, 0) + 1
             self._back_in_round[site] = round_number + min(2 ** (self._absences[site] - 1), LONGEST_SIT_OUT)
 
@@ -255,6 +260,11 @@ def error_name(reply: Message) -> str:
 def is_gone(reply: Message) -> bool:
     """Whether an error reply is Flower's, because the site or its reply cannot be reached any more."""
     return reply.error.code in FLOWER_UNAVAILABLE
+
+
+def cannot_pay(reply: Message) -> bool:
+    """Whether an error reply means that the site's privacy budget or ledger does not allow the round."""
+    return reply.error.code in CANNOT_PAY
 
 
 def says_no(reply: Message) -> bool:

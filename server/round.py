@@ -15,7 +15,7 @@ from common.protocol import Progress, Refusal, SiteInfo, Task, Vector, pack_task
 from server import round_lines
 from server.admission import RefusedError, admit, judge_norms
 from server.exchange import Exchange, NoReply
-from server.roster import Roster, error_name, is_gone, says_no
+from server.roster import Roster, cannot_pay, error_name, is_gone, says_no
 from server.spool import Spool
 from server.state import RunFolder, RunState
 
@@ -85,9 +85,9 @@ class Round:
             self._note(info.site, self._entry(reply, info))
             error = None if isinstance(reply, NoReply) or not reply.has_error() else reply
             if reply is NoReply.MISSING or (error is not None and is_gone(error)):
-                roster.lose(node, info.site, self.task.round, missed=True)
+                roster.lose(node, info.site, self.task.round, sits_out=True)
             elif error is not None and says_no(error):
-                roster.lose(node, info.site, self.task.round, missed=False)
+                roster.lose(node, info.site, self.task.round, sits_out=cannot_pay(error))
             else:
                 roster.answered(node, info)
 
