@@ -90,7 +90,7 @@ class ClippingNorm:
 
     def count(self, within: Tensor) -> None:
         """Counts a patient; within: as ``ClippedSum.add_patient`` returns it."""
-        self._halves += within - 0.5
+        self._halves += within.float() - 0.5
 
     def follow(self, noise: Noise, expected: float) -> None:
         """Sets the norm for the next step; expected: number of patients."""
