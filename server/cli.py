@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from common.cli import base_parser, default_cache, run
-from common.errors import OutputError
+from common.errors import ConfigError, OutputError
 from server.cli_network import add_network_commands
 from server.cli_privacy import add_privacy_commands
 
@@ -22,6 +22,7 @@ SIMULATE_EXAMPLE = """\
 example:
   fedvox-server simulate deploy/examples/phantom.yaml --out runs/first
   fedvox-server simulate deploy/examples/hippocampus.yaml --data Task04_Hippocampus --set rounds=3
+  fedvox-server simulate deploy/examples/phantom.yaml --out runs/sweep --sweep training.learning_rate=0.001,0.002
 """
 
 
@@ -40,6 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     simulate.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
     simulate.add_argument(
         "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="replace one value of the federation file"
+    )
+    simulate.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="KEY.PATH=VALUE,...",
+        help="a run for each value, and one report of all; privacy.epsilon=inf is without privacy",
     )
     simulate.add_argument("--resume", action="store_true", help="go on with the run in --out")
     simulate.add_argument("--cache", type=Path, metavar="DIR", help="preprocessed scans (default: $FEDVOX_CACHE)")
@@ -78,6 +86,8 @@ def _simulate(options: argparse.Namespace) -> int:
     config = load_federation(options.federation, options.set)
     if options.resume and options.out is None:
         raise OutputError("--resume: needs --out RUN_DIR, the folder of the run to go on with")
+    if options.sweep:
+        return _sweep(options, config.name)
     from server.experiment import SimulationOptions, simulate
     from server.progress import make_progress
 
@@ -102,6 +112,35 @@ def _simulate(options: argparse.Namespace) -> int:
         print(f"all data in one place: {summary['pooled']['mean_dice']:.3f}")
     print(f"model:  {out / 'model'}\nreport: {report}")
     return 0
+
+
+def _sweep(options: argparse.Namespace, name: str) -> int:
+    from common.config import load_federation
+    from server.sweep import parse_sweep, run_sweep, sweep_configurations
+
+    if len(options.sweep) > 1:
+        raise ConfigError("--sweep: stands more than once; change one key at a time")
+    sweep = parse_sweep(options.sweep[0])
+    configurations = sweep_configurations(sweep, lambda more: load_federation(options.federation, options.set + more))
+    from server.experiment import SimulationOptions
+    from server.progress import make_progress
+
+    out = options.out or Path("runs") / f"{name}-sweep-{datetime.now():%Y%m%d-%H%M%S}"
+    cache = None if options.no_cache else options.cache or default_cache()
+    chosen = SimulationOptions(options.data, out, options.engine, options.device, cache, options.resume)
+    with make_progress() as display:
+        try:
+            report, complete = run_sweep(sweep, configurations, chosen, display)
+        except KeyboardInterrupt:
+            display.message(
+                f"interrupted; what is finished is kept. To go on, say the same again with --out {out} --resume"
+            )
+            raise
+    for result in json.loads((out / "sweep.json").read_text(encoding="utf-8"))["runs"]:
+        score = "no score" if result["mean_dice"] is None else f"mean Dice {result['mean_dice']:.3f}"
+        print(f"{sweep.key}={result['value']}: {result['status']}, {score}")
+    print(f"report: {report}")
+    return 0 if complete else 1
 
 
 def _status(options: argparse.Namespace) -> int:

@@ -100,6 +100,7 @@ class Panel:
     limits: of the vertical axis; None fits it to the curves.
     released: horizontal position of the released model; reference: height of the pooled model.
     whole_x: whether the horizontal axis counts something, such as rounds.
+    ticks: words for the horizontal positions 0, 1, 2, ...; None writes numbers.
     """
 
     title: str
@@ -110,6 +111,7 @@ class Panel:
     released: int | None = None
     reference: float | None = None
     whole_x: bool = True
+    ticks: Sequence[str] | None = None
 
 
 def draw_panels(panels: Sequence[Panel], name: str, description: str) -> str:
@@ -150,7 +152,10 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
     axes.set_ylabel(panel.y_label)
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=panel.whole_x))
+    if panel.ticks is None:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=panel.whole_x))
+    else:
+        axes.set_xticks(range(len(panel.ticks)), panel.ticks)
     for curve in panel.curves:
         marker = curve.style.marker if len(curve.x) <= MOST_MARKERS else ""
         # A lone point has no line to show it.

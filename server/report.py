@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from common.files import write_atomically
 from server.figures import (
@@ -76,18 +76,8 @@ def write_report(run_dir: Path) -> Path:
 
 def render_report(run: RunRecord) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["score"] = lambda value: NOTHING if value is None else f"{value:.3f}"
-    environment.filters["seconds"] = lambda value: NOTHING if value is None else format_seconds(value)
-    environment.filters["count"] = lambda value: NOTHING if value is None else f"{value:,}"
     best_round = _best_model_round(run)
-    return environment.get_template("report.html.jinja").render(
+    return page_template("report.html.jinja").render(
         title=_name(run),
         description=str(run.configuration.get("description") or ""),
         phantom="phantom" in _name(run).lower() or bool(_nested(run.configuration, "simulation", "phantom")),
@@ -115,6 +105,21 @@ def render_report(run: RunRecord) -> str:
         configuration=run.configuration_text,
         notes=run.notes,
     )
+
+
+def page_template(name: str) -> Template:
+    """A template of this package, whose values are escaped, with the filters that pages share."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["score"] = lambda value: NOTHING if value is None else f"{value:.3f}"
+    environment.filters["seconds"] = lambda value: NOTHING if value is None else format_seconds(value)
+    environment.filters["count"] = lambda value: NOTHING if value is None else f"{value:,}"
+    return environment.get_template(name)
 
 
 def _name(run: RunRecord) -> str:
