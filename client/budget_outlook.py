@@ -13,7 +13,7 @@ from client.privacy_account import Account, People, costs_of
 from client.site_data import SiteDataError, labelled_cases, people_of, split_site
 from common.config import FederationConfig
 from common.errors import ConfigError, DataError
-from common.privacy import plan_privacy
+from common.privacy import Spend, plan_privacy
 from common.site_config import SITE_FILE, SiteConfig, SitePrivacy, load_site_config
 
 _NOBODY: dict[str, Patient] = {"one": ("0" * 64,), "other": ("f" * 64,)}
@@ -71,11 +71,13 @@ def outlook(config: FederationConfig, limit: SitePrivacy, account: Account, peop
     plan = plan_privacy(config.privacy, config.rounds, config.training.local_steps)
     spent = account.epsilon(people, limit.delta)
     after = account.epsilon(people, limit.delta, costs_of(plan, config.rounds))
+
+    def costs(rounds: int) -> list[Spend]:
+        return costs_of(plan, rounds, whole=rounds == config.rounds)
+
     left = config.rounds
     if limit.max_epsilon is not None and after > limit.max_epsilon:
-        left = account.rounds_left(
-            people, limit.delta, limit.max_epsilon, lambda rounds: costs_of(plan, rounds), config.rounds
-        )
+        left = account.rounds_left(people, limit.delta, limit.max_epsilon, costs, config.rounds)
     return Outlook(spent, after, config.rounds, left, limit)
 
 

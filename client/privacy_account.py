@@ -194,12 +194,13 @@ class _Groups:
             self._above[self.of(digest)] = root
 
 
-def costs_of(plan: PrivacyPlan, rounds: int) -> list[Spend]:
-    """What so many rounds of a federation and the last scoring of its model cost together; nothing for no rounds."""
-    training = Spend(
-        "training", plan.training.noise_multiplier, plan.training.sample_rate, rounds * plan.training.steps
-    )
-    if plan.validation is None or rounds == 0:
-        return [training] if rounds else []
-    scored = plan.validation
-    return [training, Spend("validation", scored.noise_multiplier, scored.sample_rate, (rounds + 1) * scored.steps)]
+def costs_of(plan: PrivacyPlan, rounds: int, *, whole: bool = True) -> list[Spend]:
+    """What so many rounds of a federation cost together; with the last scoring of its model if that is all of it."""
+    if rounds == 0:
+        return []
+    trained = plan.training
+    costs = [Spend("training", trained.noise_multiplier, trained.sample_rate, rounds * trained.steps)]
+    if (scored := plan.validation) is not None:
+        times = (rounds + whole) * scored.steps
+        costs.append(Spend("validation", scored.noise_multiplier, scored.sample_rate, times))
+    return costs

@@ -1,0 +1,89 @@
+"""The ledger on the command line, as a data-protection officer uses it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from common.audit import head_of
+from common.phantom import write_phantom_dataset
+from tests.client.test_consent import write_kit
+from tests.client.test_ledger import ROUND, budget, edit_number, of, patients
+from tests.e2e.test_consent import done, fedvox, refused
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    path = tmp_path / "ledger.jsonl"
+    for number in (1, 2):
+        budget(path, patients("a", "b"), limit=8).spend("r", number, ROUND)
+    return path
+
+
+def test_it_is_shown_and_proven(ledger: Path) -> None:
+    text = done("ledger", "--verify", FEDVOX_LEDGER=str(ledger))
+    assert "Dataset" in text and "2 patients" in text and "of 8 are left" in text and "first" in text
+    assert "The ledger is whole: 4 entries" in text
+    content = json.loads(done("ledger", "--ledger", ledger, "--json", "--verify"))
+    assert content["datasets"][0]["epsilon"] == of(*[ROUND[0]] * 2)
+    assert content["verified"]["head"] == json.loads(head_of(ledger).read_text())["hash"]
+    assert content["limit"] == {"max_epsilon": 8, "delta": 1e-5}
+
+
+@pytest.mark.parametrize("option", [["--verify"], []])
+def test_a_broken_one_is_refused(ledger: Path, option: list[str]) -> None:
+    edit_number(ledger)
+    assert "was edited" in refused("ledger", "--ledger", ledger, *option, status=1)
+
+
+def test_no_ledger_is_no_proof(tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere.jsonl"
+    assert "Nothing was spent." in done("ledger", "--ledger", nowhere)
+    assert "there is no ledger" in refused("ledger", "--ledger", nowhere, "--verify", status=1)
+    assert not nowhere.exists()
+
+
+def test_the_kit_gives_the_limit_and_remembers_the_ledger(ledger: Path, tmp_path: Path) -> None:
+    kit = tmp_path / "kit"
+    write_kit(kit)
+    state = kit / "state"
+    state.mkdir()
+    (state / "site.yaml").write_text("privacy: {max_epsilon: 5}\n")
+    budget(ledger, patients("a"), state=state).spend("r", 3, ROUND)
+    text = done("ledger", "--ledger", ledger, "--kit", kit, "--verify")
+    assert "more than epsilon 5" in text and "is the one that this site wrote" in text
+    other = tmp_path / "other.jsonl"
+    budget(other, patients("b")).spend("r", 1, ROUND)
+    assert "has 3 entries, and this site has seen" in refused("ledger", "--ledger", other, "--kit", kit, status=1)
+
+
+def test_only_the_patients_of_a_folder(ledger: Path, tmp_path: Path) -> None:
+    scans = write_phantom_dataset(tmp_path / "scans", [3], seed=0, shape=(32, 32, 32))
+    text = " ".join(done("ledger", "--ledger", ledger, "--data", scans).split())
+    assert "3 patients, 0 of them in this ledger" in text
+    assert "Nothing was spent on these patients." in text
+    assert "nowhere" in refused("ledger", "--ledger", ledger, "--data", tmp_path / "nowhere", status=1)
+
+
+def test_help_shows_an_example() -> None:
+    text = fedvox("ledger", "--help").stdout
+    assert "fedvox-client ledger --kit kit --data scans --verify" in text
+
+
+def test_review_says_what_a_federation_costs_and_approve_heeds_the_site(tmp_path: Path) -> None:
+    kit, ledger = tmp_path / "kit", tmp_path / "ledger.jsonl"
+    write_kit(kit, privacy={"epsilon": 16})
+    (kit / "state").mkdir()
+    (kit / "state" / "site.yaml").write_text("privacy: {required: true, max_epsilon: 8}\n")
+    text = done("review", "--kit", kit, "--ledger", ledger)
+    assert "DIFFERENTIAL PRIVACY for every single patient: epsilon 16" in text
+    assert "Patients who took part in nothing before: the whole federation brings a patient" in text
+    assert "then this site stops" in text
+    content = json.loads(done("review", "--kit", kit, "--ledger", ledger, "--json"))
+    assert content["site_decisions"]["privacy"]["max_epsilon"] == 8
+    done("approve", "--kit", kit)
+    write_kit(kit)
+    assert "requires differential privacy" in done("review", "--kit", kit, "--ledger", ledger)
+    assert "requires differential privacy" in refused("approve", "--kit", kit, status=2)
