@@ -1,0 +1,196 @@
+"""A federation in which one hospital's privacy budget runs out half-way: real apps, real ledgers, real training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from client.app import make_client_app
+from client.approvals import AUDIT_FILE, DecisionBook
+from client.ledger import Ledger, Witness
+from client.policy import open_guard
+from client.privacy_account import Account
+from client.site_data import LocalSite
+from common.audit import read_entries, verify
+from common.models.unet3d import build_model
+from common.phantom import write_phantom_dataset
+from common.plan import Plan
+from common.privacy import PrivacyPlan, epsilon_of, plan_privacy
+from common.protocol import WeightLayout
+from common.site_config import SITE_FILE
+from server.app import RoundLoop, make_server_app
+from server.exchange import Patience
+from server.inline_grid import InlineGrid
+from server.state import RunFolder
+from tests import tiny
+from tests.server.fake_sites import ShakyGrid, Silent, begin, nodes
+
+ROUNDS = 5
+NAMES = ("a", "b", "c")
+LABELS = {1: "body", 2: "core", 3: "vessel"}
+CONFIG = tiny.federation(
+    rounds=ROUNDS,
+    strategy={"min_sites": 2},
+    training={"local_steps": 2, "precision": "float32", "augmentation": None},
+    privacy={"epsilon": 6, "sample_rate": 0.5},
+)
+
+
+def noise() -> PrivacyPlan:
+    assert CONFIG.privacy is not None
+    return plan_privacy(CONFIG.privacy, ROUNDS, 2)
+
+
+def after(rounds: int) -> float:
+    """Epsilon of the patients who are trained on."""
+    return epsilon_of([noise().training] * rounds, 1e-5)
+
+
+class Hospitals(ClientApp):
+    """Three hospitals, each with its own patients, ledger, decisions and limit."""
+
+    def __init__(self, folder: Path, data: Mapping[str, Path], limit_of_c: float) -> None:
+        super().__init__()
+        self.folder = folder
+        content = tiny.plan().model_dump()
+        content["labels"] = LABELS
+        content["model"]["classes"] = 4
+        self.plan = Plan.model_validate(content)
+        self._apps = [self._open(name, data[name], limit_of_c if name == "c" else 8) for name in NAMES]
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        return self._apps[int(context.node_config["partition-id"])](message, context)
+
+    def _open(self, name: str, data: Path, limit: float) -> ClientApp:
+        state = self.state(name)
+        DecisionBook(state).approve(CONFIG.name, CONFIG.digest(), "Dr. Example")
+        (state / SITE_FILE).write_text(f"privacy: {{required: true, max_epsilon: {limit}}}\n")
+        ledger = Ledger(self.ledger(name), Witness(state))
+        cache = self.folder / "cache"
+        site = LocalSite(CONFIG, self.plan, name, data, cache, 0.3, "cpu", state=state, ledger=ledger)
+        return make_client_app(site, open_guard(state, CONFIG))
+
+    def state(self, name: str) -> Path:
+        return self.folder / name / "state"
+
+    def ledger(self, name: str) -> Path:
+        return self.folder / name / "ledger.jsonl"
+
+    def account(self, name: str) -> Account:
+        return Ledger(self.ledger(name), Witness(self.state(name))).read()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("data")
+    return {
+        name: write_phantom_dataset(root / name, [5], seed=seed, shape=(32, 32, 32)) for seed, name in enumerate(NAMES)
+    }
+
+
+def run(
+    hospitals: Hospitals, folder: RunFolder, grid: InlineGrid | None = None, patience: Patience | None = None
+) -> list[dict[str, Any]]:
+    layout = WeightLayout.of(build_model(hospitals.plan.model))
+    begin(CONFIG, layout, folder, 0.01)
+    grid = grid or InlineGrid(hospitals, nodes(3))
+    app = make_server_app(lambda: RoundLoop(CONFIG, layout, set(LABELS), 3, folder, Silent(), patience=patience))
+    app(grid, Context(run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={}))
+    return folder.read_rounds()
+
+
+def column(lines: list[dict[str, Any]], site: str, key: str) -> list[Any]:
+    return [line["sites"].get(site, {}).get(key) for line in lines]
+
+
+LIMIT_OF_C = (after(2) + after(3)) / 2
+
+
+def test_a_site_whose_budget_runs_out_stops_and_the_others_finish(data: dict[str, Path], tmp_path: Path) -> None:
+    hospitals, folder = Hospitals(tmp_path, data, LIMIT_OF_C), RunFolder.create(tmp_path / "run")
+    lines = run(hospitals, folder)
+    assert column(lines, "a", "status") == column(lines, "b", "status") == ["ok"] * (ROUNDS + 1)
+    # The last message only scores: other patients, who have something left.
+    assert column(lines, "c", "status") == ["ok", "ok", "failed", "failed", "failed", "ok"]
+    assert column(lines, "c", "reason") == [None, None, *["privacy-budget"] * 3, None]
+    state = folder.load_state()
+    assert state is not None and state.finished and state.accepted_rounds == ROUNDS
+    assert state.quarantine == {} and state.refusals == {}
+    spent = column(lines, "a", "epsilon")
+    assert spent == sorted(spent) and spent[-1] <= 6 and spent[1] < spent[2]
+    assert column(lines, "c", "epsilon")[:3] == [*spent[:2], None]
+    assert column(lines, "c", "epsilon")[-1] <= LIMIT_OF_C
+    assert all(value is None for value in column(lines, "a", "train_loss"))
+
+
+def test_what_was_spent_is_in_the_ledgers_and_nowhere_else(data: dict[str, Path], tmp_path: Path) -> None:
+    hospitals = Hospitals(tmp_path, data, LIMIT_OF_C)
+    lines = run(hospitals, RunFolder.create(tmp_path / "run"))
+    rounds = {name: [item.entry.round for item in hospitals.account(name).rounds] for name in NAMES}
+    assert rounds == {"a": [1, 2, 3, 4, 5, 6], "b": [1, 2, 3, 4, 5, 6], "c": [1, 2, 6]}
+    for name in NAMES:
+        log = hospitals.state(name) / AUDIT_FILE
+        verify(log)
+        entries = read_entries(log)
+        sent = [entry.details for entry in entries if entry.event == "sent" and entry.details.get("epsilon")]
+        assert [item["epsilon"] for item in sent] == [value for value in column(lines, name, "epsilon") if value]
+        refused = [entry.details["error"] for entry in entries if entry.event == "sent" and "error" in entry.details]
+        assert refused == (["privacy-budget"] * 3 if name == "c" else [])
+        ledger = [entry.details["ledger_n"] for entry in entries if entry.event == "privacy_spent"]
+        assert ledger[-1] == len(read_entries(hospitals.ledger(name)))
+
+
+QUICK = Patience(
+    deadline_seconds=300,
+    gathering_seconds=1,
+    offline_seconds=1,
+    stall_seconds=60,
+    look_seconds=0.01,
+    retry_seconds=0.05,
+)
+
+
+def test_over_a_network_the_site_is_asked_less_and_less(data: dict[str, Path], tmp_path: Path) -> None:
+    hospitals, folder = Hospitals(tmp_path, data, LIMIT_OF_C), RunFolder.create(tmp_path / "run")
+    lines = run(hospitals, folder, ShakyGrid(hospitals, nodes(3)), QUICK)
+    assert column(lines, "a", "status") == column(lines, "b", "status") == ["ok"] * (ROUNDS + 1)
+    # Asked once more in the next round, then not in the one after it.
+    assert column(lines, "c", "reason")[2:5] == ["privacy-budget", "privacy-budget", None]
+    assert column(lines, "c", "status")[4] is None
+    state = folder.load_state()
+    assert state is not None and state.quarantine == {} and state.accepted_rounds == ROUNDS
+
+
+def test_a_limit_that_is_raised_lets_the_site_go_on(data: dict[str, Path], tmp_path: Path) -> None:
+    """The site file is read anew; the next round is paid for, and the server need not be told."""
+    hospitals, folder = Hospitals(tmp_path, data, after(1) * 1.001), RunFolder.create(tmp_path / "run")
+
+    class Raising(InlineGrid):
+        def push_messages(self, messages: Any) -> Any:
+            messages = list(messages)
+            if any(message.metadata.group_id == "3" for message in messages):
+                (hospitals.state("c") / SITE_FILE).write_text("privacy: {max_epsilon: 8}\n")
+            return super().push_messages(messages)
+
+    lines = run(hospitals, folder, Raising(hospitals, nodes(3)))
+    assert column(lines, "c", "status") == ["ok", "failed", "ok", "ok", "ok", "ok"]
+
+
+def test_a_broken_ledger_stops_its_own_site_alone(data: dict[str, Path], tmp_path: Path) -> None:
+    hospitals, folder = Hospitals(tmp_path, data, 8), RunFolder.create(tmp_path / "run")
+
+    class Breaking(InlineGrid):
+        def push_messages(self, messages: Any) -> Any:
+            messages = list(messages)
+            if any(message.metadata.group_id == "3" for message in messages):
+                hospitals.ledger("c").unlink(missing_ok=True)
+            return super().push_messages(messages)
+
+    lines = run(hospitals, folder, Breaking(hospitals, nodes(3)))
+    assert column(lines, "c", "reason") == [None, None, *["ledger"] * 4]
+    assert column(lines, "a", "status") == ["ok"] * (ROUNDS + 1)
