@@ -329,7 +329,9 @@ def load_federation(path: Path, overrides: Sequence[str] = ()) -> FederationConf
         raise ConfigError(f"{path}: must be a mapping of keys such as name, rounds, training")
     for override in overrides:
         _apply_override(content, override)
-    resolve_initial_model(content, path)
+    # What a person writes on the command line starts where that person is, what stands in a file starts at the file.
+    typed = any(override.partition("=")[0].strip() == "initial_model" for override in overrides)
+    resolve_initial_model(content, path, Path.cwd() if typed else path.parent)
     try:
         return FederationConfig.model_validate(content)
     except ValidationError as error:

@@ -9,14 +9,15 @@ from typing import Any
 from common.errors import ConfigError
 
 
-def resolve_initial_model(content: dict[Any, Any], file: Path) -> None:
+def resolve_initial_model(content: dict[Any, Any], file: Path, base: Path) -> None:
     """Makes ``initial_model`` of a federation file's content absolute, and fills in ``initial_model_sha256``.
 
     A folder that is not there is no error if the hash is given: sites have no use for the model itself.
 
     Args:
         content: of the file; changed in place. Values of wrong types are left for the schema to refuse.
-        file: the federation file, which a relative path starts from.
+        file: the federation file, for messages.
+        base: the folder that a relative path starts from.
 
     Raises:
         ConfigError: the model is neither there nor known by its hash, or is another than the hash says.
@@ -24,7 +25,7 @@ def resolve_initial_model(content: dict[Any, Any], file: Path) -> None:
     folder, stated = content.get("initial_model"), content.get("initial_model_sha256")
     if not isinstance(folder, str) or not folder:
         return
-    place = Path(file).absolute().parent / Path(folder).expanduser()
+    place = base.absolute() / Path(folder).expanduser()
     content["initial_model"] = str(place)
     if not place.exists():
         if stated is None:

@@ -102,7 +102,7 @@ def make_partition(
         ConfigError: a site would be left without training or validation patients, or a table does not fit.
     """
     rng = np.random.default_rng([seed, 0x5173])
-    groups = group_by_patient(root, sorted(cases), patients)
+    groups = _patients(root, sorted(cases), patients)
     sites, differs = _share_out(partition, root, groups, foreground_volumes, rng)
     shifts = _shifts(partition, list(sites), rng)
     result = {}
@@ -248,12 +248,7 @@ def _describe_shift(shift: ScannerShift | None) -> str:
     return "scanner: " + (", ".join(parts) or "unchanged")
 
 
-def group_by_patient(root: Path, cases: Sequence[str], table: PatientTable | None) -> Groups:
-    """Patient -> the names of his or her cases; without a table every case is a patient of its own.
-
-    Raises:
-        ConfigError: the table cannot be read, or has no patient for a case.
-    """
+def _patients(root: Path, cases: Sequence[str], table: PatientTable | None) -> Groups:
     if table is None:
         return {case: [case] for case in cases}
     values = _read_column(root / table.file, table.case_column, table.column)

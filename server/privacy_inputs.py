@@ -22,7 +22,7 @@ from common.models.unet3d import build_model
 from common.phantom import PHANTOM_LABELS, phantom_sites
 from common.plan import ModelPlan
 from common.planning import plan_from_config
-from server.partition import group_by_patient, make_partition
+from server.partition import make_partition
 from server.preparation import examine
 from server.progress import ProgressDisplay
 
@@ -93,9 +93,8 @@ def _of_data(
     if config.simulation is None:
         raise ConfigError("--data: needs simulation.partition in the federation file; or give --patients instead")
     _, plan, partition = examine(config, data, cache, display)
-    table = config.simulation.patients
-    patients = {name: len(group_by_patient(data, site.train, table)) for name, site in partition.sites.items()}
-    return patients, plan.model
+    # Under differential privacy every case is a patient: the federation file allows no table of several scans of one.
+    return {name: len(site.train) for name, site in partition.sites.items()}, plan.model
 
 
 def _of_phantoms(config: FederationConfig) -> dict[str, int]:

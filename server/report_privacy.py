@@ -20,7 +20,7 @@ def privacy_section(run: RunRecord) -> dict[str, Any] | None:
     epsilon, delta = as_number(privacy.get("epsilon")), as_number(privacy.get("delta"))
     spent = _spent(run)
     facts = [
-        ("Protected", "every patient of every site, with all of his or her scans"),
+        ("Protected", "every patient of every site; each case counts as a patient"),
         ("Budget", f"epsilon {_plain(epsilon)} at delta {_plain(delta)}, for all {_plain(run.rounds_planned)} rounds"),
         ("Spent so far", f"epsilon {spent:.3f} (the site that spent most)" if spent is not None else "nothing yet"),
         (

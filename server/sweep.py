@@ -55,8 +55,8 @@ def parse_sweep(item: str) -> Sweep:
         values = yaml.safe_load(f"[{text}]")
     except yaml.YAMLError:
         raise ConfigError(f"--sweep {item}: the values are not valid YAML") from None
-    if not isinstance(values, list) or not values or any(value is None for value in values):
-        raise ConfigError(f"--sweep {item}: has an empty value; write values separated by commas: {key}=1,3,8")
+    if not isinstance(values, list) or not values:
+        raise ConfigError(f"--sweep {item}: has no values; write them separated by commas: {key}=1,3,8")
     found: list[SweepValue] = []
     seen: list[object] = []
     for value in values:

@@ -120,6 +120,18 @@ def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
         federation(tmp_path, initial_model="empty")
 
 
+def test_a_path_from_the_command_line_starts_where_the_person_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(tmp_path)
+    write_bundle(tmp_path / "here" / "model", plan)
+    write_bundle(tmp_path / "model", plan, seed=8)
+    monkeypatch.chdir(tmp_path / "here")
+    typed = load_federation(tmp_path / "federation.yaml", ["initial_model=model"])
+    assert typed.initial_model_sha256 == load_bundle(tmp_path / "here" / "model").sha256
+    assert federation(tmp_path, initial_model="model").initial_model_sha256 == load_bundle(tmp_path / "model").sha256
+
+
 def test_a_model_of_another_hash_is_refused(tmp_path: Path) -> None:
     write_bundle(tmp_path / "model", plan_of(tmp_path))
     with pytest.raises(ConfigError, match="initial_model_sha256 is 0000"):

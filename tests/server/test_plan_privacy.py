@@ -152,17 +152,12 @@ def test_the_command_counts_the_patients_of_phantoms(tmp_path: Path, capsys: pyt
     assert answer["planned"]["sample_rate"] == 0.5
 
 
-def test_the_command_reads_a_dataset_and_keeps_a_patient_s_scans_together(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = write_phantom_dataset(tmp_path / "data", [6, 4], 0, (16, 16, 16))
-    rows = [f"phantom_{case:03d},{'p' + str(case // 2)}" for case in range(1, 11)]
-    (data / "patients.csv").write_text("case,patient\n" + "\n".join(rows) + "\n", encoding="utf-8")
-    text = FEDERATION + "  patients: {file: patients.csv}\n"
-    text = text.replace("method: column, file: sites.csv, column: site", "method: iid, sites: 2")
-    assert run(tmp_path, "--data", str(data), "--json", text=text) == 0
-    # Ten scans of six patients, three to a site, of whom one validates.
-    assert json.loads(capsys.readouterr().out)["patients"] == {"site-1": 2, "site-2": 2}
+def test_the_command_reads_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_phantom_dataset(tmp_path / "data", [6, 5], 0, (16, 16, 16))
+    assert run(tmp_path, "--data", str(data), "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["patients"] == {"phantom-site-a": 5, "phantom-site-b": 4}
+    assert answer["notes"] == []
 
 
 def test_only_trained_parameters_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

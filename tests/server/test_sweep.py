@@ -58,6 +58,7 @@ def test_values_may_be_lists_and_words(tmp_path: Path) -> None:
         (4, 8),
         (8, 16),
     ]
+    assert [config.labels for config in configurations(path, "labels=null,{1: organ}").values()] == [None, {1: "organ"}]
     chosen = configurations(path, "training.trainable=head,all")
     assert [config.training.trainable for config in chosen.values()] == ["head", "all"]
 
@@ -73,9 +74,9 @@ def test_folders_differ_even_where_names_would_not() -> None:
         ("privacy.epsilon", "write it as key.path=value,value"),
         ("=1,2", "write it as key.path=value,value"),
         ("privacy..epsilon=1", "write it as key.path=value,value"),
-        ("privacy.epsilon=", "has an empty value"),
+        ("privacy.epsilon=", "has no values"),
         ("privacy.epsilon=1,,2", "not valid YAML"),
-        ("privacy.epsilon=1,null", "has an empty value"),
+        ("initial_model=null,~", "null stands twice"),
         ("privacy.epsilon=[1", "not valid YAML"),
         ("privacy.epsilon=1,3,1", "1 stands twice"),
         ("privacy.epsilon=8,8.0", "8.0 stands twice"),
