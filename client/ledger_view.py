@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from client.patients import Patient
-from client.privacy_account import Account, SpendLine, TimedRound, bounded_epsilon
+from client.privacy_account import Account, SpendLine, TimedRound
+from common.privacy import epsilon_of
 from common.site_config import SitePrivacy
 
 TITLE = "PRIVACY SPENT BY THIS HOSPITAL'S PATIENTS"
@@ -123,7 +124,7 @@ def _uses(rounds: Iterable[TimedRound], dataset: str, delta: float) -> list[dict
             "rounds": len(group),
             "first": group[0][0].time,
             "last": group[-1][0].time,
-            "epsilon": bounded_epsilon([line.spend for _, line in group], delta),
+            "epsilon": epsilon_of([line.spend for _, line in group], delta),
         }
         for (federation, digest, purpose, noise, rate), group in found.items()
     ]

@@ -17,9 +17,6 @@ from client.patients import Patient
 from common.plan import Frozen, PositiveInt
 from common.privacy import PrivacyPlan, Purpose, Spend, epsilon_of
 
-# Beyond this, Rényi accounting's own bound is taken: the sharper one takes minutes, and nobody's limit is near.
-SHARP_BELOW = 200.0
-
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 People = Mapping[Purpose, Collection[Patient]]
 """Who is trained on, and who is scored on."""
@@ -129,7 +126,7 @@ class Account:
         found: dict[float, int] = {}
         for (datasets, roles), size in sizes.items():
             spends = [*self._spends(datasets, federation), *(item for item in upcoming if item.purpose in roles)]
-            epsilon = bounded_epsilon(spends, delta)
+            epsilon = epsilon_of(spends, delta)
             found[epsilon] = found.get(epsilon, 0) + size
         return sorted(found.items())
 
@@ -164,12 +161,6 @@ class Account:
             for line in item.entry.spends
             if line.dataset in datasets
         ]
-
-
-def bounded_epsilon(spends: Sequence[Spend], delta: float) -> float:
-    """An upper bound of the epsilon of ``spends`` at ``delta``: the sharp one wherever it can be near a limit."""
-    rough = epsilon_of(spends, delta, "rdp")
-    return rough if rough > SHARP_BELOW else epsilon_of(spends, delta)
 
 
 class _Groups:

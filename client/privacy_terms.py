@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from common.config import FederationConfig
-from common.privacy import PrivacyPlan, plan_privacy
+from common.privacy import PrivacyPlan, gradient_noise, plan_privacy
 from common.privacy_config import PrivacyConfig
 
 NO_PRIVACY = (
@@ -108,11 +108,12 @@ def _promise(privacy: PrivacyConfig) -> str:
 def _details(federation: FederationConfig, privacy: PrivacyConfig, plan: PrivacyPlan, labels: int) -> list[str]:
     steps = federation.rounds * federation.training.local_steps
     adapts = ", which follows a noised count of how many patients it cuts" if privacy.adaptive_clipping else ""
+    noise = gradient_noise(plan.training.noise_multiplier, privacy.adaptive_clipping)
     update = (
         f"Noised at your site, before it leaves: the model update. In each of {steps} steps every patient takes part "
         f"with probability {privacy.sample_rate:g}; one patient's contribution is cut to the length "
-        f"{privacy.max_grad_norm:g}{adapts}, and Gaussian noise of {plan.training.noise_multiplier:.3g} times that "
-        "length is added to the sum."
+        f"{privacy.max_grad_norm:g}{adapts}, and Gaussian noise of {noise:.3g} times that length is added "
+        "to the sum."
     )
     if plan.validation is None:
         scores = "No score of your validation patients leaves, and no loss."

@@ -88,7 +88,8 @@ def epsilon_of(spends: Sequence[Spend], delta: float, accountant: Accountant = "
     for spend in spends:
         key = (spend.noise_multiplier, spend.sample_rate)
         steps[key] = steps.get(key, 0) + spend.steps
-    return _composed(tuple(sorted((*key, count) for key, count in steps.items() if count)), delta, accountant)
+    # The accountants' own arithmetic ends a little below zero where next to nothing is spent.
+    return max(0.0, _composed(tuple(sorted((*key, count) for key, count in steps.items() if count)), delta, accountant))
 
 
 @lru_cache(maxsize=512)

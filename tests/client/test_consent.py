@@ -182,6 +182,15 @@ def test_the_text_follows_the_settings_of_privacy(tmp_path: Path) -> None:
     assert "4 patches of every patient" in text
 
 
+def test_adaptive_clipping_is_shown_with_the_noise_that_is_added(tmp_path: Path) -> None:
+    federation = write_kit(tmp_path, privacy=PRIVATE | {"adaptive_clipping": {"count_noise": 2}})
+    assert federation.privacy is not None
+    total = plan_privacy(federation.privacy, 3, 7).training.noise_multiplier
+    text = as_text(document(read_request(tmp_path)), 10_000)
+    added = (total**-2 - 4.0**-2) ** -0.5
+    assert "which follows a noised count" in text and f"Gaussian noise of {added:.3g} times that length" in text
+
+
 def test_meanings_under_privacy_are_of_fields_that_there_are() -> None:
     assert set(PRIVATE_MEANINGS) <= {field.name for field in fields_that_leave()}
     names = [(field.message, field.name) for field in fields_that_leave()]

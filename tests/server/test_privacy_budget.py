@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from server.state import RunFolder
 from tests import tiny
 from tests.server.fake_sites import ShakyGrid, Silent, begin, nodes
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 ROUNDS = 5
 NAMES = ("a", "b", "c")
 LABELS = {1: "body", 2: "core", 3: "vessel"}
@@ -57,11 +61,15 @@ class Hospitals(ClientApp):
     def __init__(self, folder: Path, data: Mapping[str, Path], limit_of_c: float) -> None:
         super().__init__()
         self.folder = folder
+        self.plan = self.make_plan()
+        self._apps = [self._open(name, data[name], limit_of_c if name == "c" else 8) for name in NAMES]
+
+    @staticmethod
+    def make_plan() -> Plan:
         content = tiny.plan().model_dump()
         content["labels"] = LABELS
         content["model"]["classes"] = 4
-        self.plan = Plan.model_validate(content)
-        self._apps = [self._open(name, data[name], limit_of_c if name == "c" else 8) for name in NAMES]
+        return Plan.model_validate(content)
 
     def __call__(self, message: Message, context: Context) -> Message:
         return self._apps[int(context.node_config["partition-id"])](message, context)
@@ -194,3 +202,45 @@ def test_a_broken_ledger_stops_its_own_site_alone(data: dict[str, Path], tmp_pat
     lines = run(hospitals, folder, Breaking(hospitals, nodes(3)))
     assert column(lines, "c", "reason") == [None, None, *["ledger"] * 4]
     assert column(lines, "a", "status") == ["ok"] * (ROUNDS + 1)
+
+
+KILLED_IN_TRAINING = """
+import os, signal, sys
+from pathlib import Path
+import numpy as np
+from flwr.app import Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from client.app import make_client_app
+from client.site_data import LocalSite
+from client.ledger import Ledger, Witness
+from common.protocol import Task, pack_task
+from tests.server.test_privacy_budget import CONFIG, Hospitals
+
+class Killer:
+    def site_started(self, *_): pass
+    def site_step(self, *_): os.kill(os.getpid(), signal.SIGKILL)
+
+folder, data = map(Path, sys.argv[1:])
+TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+state = folder / "state"
+state.mkdir()
+ledger = Ledger(folder / "ledger.jsonl", Witness(state))
+plan = Hospitals.make_plan()
+site = LocalSite(CONFIG, plan, "a", data, None, 0.3, "cpu", observer=Killer(), state=state, ledger=ledger)
+size = site.open().trainer.layout.size
+task = pack_task(Task("r", CONFIG.digest(), 1, 5, True), np.full(size, 0.01, np.float32))
+context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+make_client_app(site)(Message(task, 1, "train"), context)
+"""
+
+
+def test_a_site_that_is_killed_while_it_trains_has_paid(data: dict[str, Path], tmp_path: Path) -> None:
+    """The spend is on disk before the first step is done; nothing was sent."""
+    command = [sys.executable, "-W", "ignore", "-c", KILLED_IN_TRAINING, str(tmp_path), str(data["a"])]
+    assert subprocess.run(command, cwd=REPOSITORY).returncode == -signal.SIGKILL
+    account = Ledger(tmp_path / "ledger.jsonl", Witness(tmp_path / "state")).read()
+    [found] = account.rounds
+    assert (found.entry.run, found.entry.round) == ("r", 1)
+    assert {line.purpose for line in found.entry.spends} == {"training", "validation"}
+    [training] = [line for line in found.entry.spends if line.purpose == "training"]
+    assert account.epsilon({"training": account.datasets[training.dataset]}, 1e-5) == after(1)
