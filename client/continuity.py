@@ -34,6 +34,7 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from client.approvals import AUDIT_FILE
+from client.uplink import PushObject, Send, Upload
 from common.audit import AuditLog
 from common.errors import FedvoxError
 from common.messages import ErrorCode
@@ -142,12 +143,19 @@ class Continuity:
 def whole_replies_only(push_messages: Callable[..., None]) -> Callable[..., None]:
     """A replacement for ``flwr.supernode.start_client_internal._push_messages``."""
 
-    def push(*, state: Any, object_store: ObjectStore, send: Callable[..., Any], push_object: Any) -> None:
-        def send_whole(message: Message, tree: ObjectTree, seconds: float) -> Any:
-            wait_until_whole(object_store, tree)
-            return send(message, tree, seconds)
+    def push(*, state: Any, object_store: ObjectStore, send: Send, push_object: PushObject) -> None:
+        uploads: dict[str, Upload] = {}
 
-        push_messages(state=state, object_store=object_store, send=send_whole, push_object=push_object)
+        def send_whole(message: Message, tree: ObjectTree, seconds: float) -> tuple[set[str], str]:
+            wait_until_whole(object_store, tree)
+            wanted, session = send(message, tree, seconds)
+            uploads[session] = Upload(message, tree, wanted, object_store, send, push_object)
+            return wanted, session
+
+        def push_piece(run_id: int, session: str, identity: str, content: bytes) -> None:
+            uploads[session].push(run_id, session, identity, content)
+
+        push_messages(state=state, object_store=object_store, send=send_whole, push_object=push_piece)
 
     return push
 

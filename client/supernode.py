@@ -1,6 +1,6 @@
 """Starts Flower's SuperNode for a site: ``python -m client.supernode`` takes ``flower-supernode``'s options.
 
-It differs from ``flower-supernode`` in three ways, for each of which it reaches into a module of Flower; therefore it
+It differs from ``flower-supernode`` in four ways, for each of which it reaches into a module of Flower; therefore it
 runs with the version that it was written for and refuses any other.
 
 Shorter pauses. SuperNode's main loop asks the server for a message, and if there is none sleeps for 3 s; while a task
@@ -13,6 +13,8 @@ Its end. When SuperNode's main loop ends by an error, the thread of its runtime 
 for ever, without a connection to the server. Here the process ends with its main loop, so that it can be restarted.
 
 Continuity. See ``client.continuity``.
+
+A broken line. See ``client.uplink``.
 """
 
 from __future__ import annotations
@@ -77,14 +79,17 @@ def main() -> None:
         FlowerVersionError: another version of Flower is installed.
     """
     check_flower_version()
-    from flwr.supernode import start_client_internal
+    from flwr.supernode import fleet_http_connection, start_client_internal
     from flwr.supernode.cli.flower_supernode import flower_supernode
 
     from client.continuity import Continuity, whole_replies_only
+    from client.uplink import patient
 
     state = Path(os.environ[STATE_VARIABLE])
     connect = start_client_internal.http_request_response  # type: ignore[attr-defined]
     start_client_internal.http_request_response = Continuity(state).around(connect)  # type: ignore[attr-defined,assignment]
+    make_invoker = fleet_http_connection.make_simple_http_retry_invoker  # type: ignore[attr-defined]
+    fleet_http_connection.make_simple_http_retry_invoker = patient(make_invoker)  # type: ignore[attr-defined]
     start_client_internal._push_messages = whole_replies_only(start_client_internal._push_messages)
     # Not time itself, which all modules share: only the name in this one module.
     start_client_internal.time = Pace(StateFolder(state).contact.touch)  # type: ignore[assignment, attr-defined]
