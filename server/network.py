@@ -33,7 +33,7 @@ from server.network_setup import (
 from server.network_status import NetworkStatus, write_network_status
 from server.progress import ProgressDisplay
 from server.progress_lines import ProgressReader
-from server.proxy import Listen, find_nginx
+from server.proxy import Listen, end_leftovers, find_nginx
 from server.registration import Registration
 from server.report import write_report
 from server.run_summary import write_summary
@@ -80,6 +80,7 @@ def start(options: StartOptions, display: ProgressDisplay) -> Path:
             display.message(f"{options.run} is finished; nothing is left to do")
             return write_report(options.run)
         (options.run / "summary.json").unlink(missing_ok=True)
+        end_leftovers(options.run / "proxy")
         check_port(listen)
         return _Server(kit, config, folder, options.kit.resolve(), nginx, listen, display).run()
 

@@ -9,9 +9,12 @@ the address that SuperLink sees, so there is no second reading of it to fool.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
+import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +35,7 @@ FLEET_METHODS = (
 )
 # Flower sends weights in pieces of a few MB; a body that is larger is not from a site of ours.
 LARGEST_BODY_MB = 64
+_LOG = "refused.log"
 _USUAL_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/sbin", "/opt/homebrew/bin", "/usr/local/bin")
 
 _TEMPLATE = """\
@@ -48,7 +52,7 @@ http {{
     default_type text/plain;
     log_format refused '$time_iso8601 $remote_addr $status "$request_method $uri"';
     map $status $is_refused {{ ~^[45] 1; default 0; }}
-    access_log {folder}/refused.log refused if=$is_refused;
+    access_log {folder}/{log} refused if=$is_refused;
 
     # Everything streams through: nothing of a site's data is written to this disk by the proxy.
     client_body_temp_path {folder}/temporary;
@@ -129,6 +133,35 @@ def find_nginx() -> str:
     return found
 
 
+def end_leftovers(folder: Path, patience: float = 5.0) -> None:
+    """Ends what is left of a proxy that was killed together with whoever watched over it.
+
+    nginx's worker outlives its master and keeps the port. It is known by the log that it has open, which is in the
+    folder of this run alone. On systems without ``/proc`` nothing is found.
+
+    Args:
+        folder: that ``write_proxy_configuration`` was given.
+        patience: seconds that it may take to go.
+    """
+    deadline = time.monotonic() + patience
+    while (found := _with_open(folder.resolve() / _LOG)) and time.monotonic() < deadline:
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+
+
+def _with_open(log: Path) -> list[int]:
+    """Processes of nginx that have a file open."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            files = (file.readlink() for file in (process / "fd").iterdir())
+            if (process / "exe").readlink().name.startswith("nginx") and log in files:
+                found.append(int(process.name))
+    return found
+
+
 def write_proxy_configuration(folder: Path, kit: Path, listen: Listen, superlink_port: int) -> Path:
     """Writes ``nginx.conf`` into a folder of its own.
 
@@ -148,7 +181,7 @@ def write_proxy_configuration(folder: Path, kit: Path, listen: Listen, superlink
     (folder / "temporary").mkdir(parents=True, exist_ok=True)
     locations = "".join(_LOCATION.format(path=f"/v1/fleet/{method}") for method in FLEET_METHODS)
     text = _TEMPLATE.format(
-        folder=folder, kit=kit, listen=listen, port=superlink_port, body=LARGEST_BODY_MB, locations=locations
+        folder=folder, log=_LOG, kit=kit, listen=listen, port=superlink_port, body=LARGEST_BODY_MB, locations=locations
     )
     file = folder / "nginx.conf"
     file.write_text(text, encoding="utf-8")
