@@ -9,25 +9,30 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
+from flwr.app import Context, Error, Message, MessageType
 from safetensors.numpy import load_file
 
 from client.app import make_client_app
 from client.site_data import LocalSite
 from client.site_state import StateFolder, site_status
 from common.config import load_federation
+from common.files import write_atomically
 from common.phantom import PHANTOM_LABELS, write_phantom_dataset
 from common.planning import plan_from_config
+from common.protocol import ErrorCode
 from common.supervise import free_port
 from server.app import RoundLoop
 from server.initial_weights import initial_weights
 from server.inline_grid import InlineGrid
 from server.progress import PlainProgress
+from server.progress_lines import PROGRESS_FILE
 from server.provision import provision
 from server.state import RunFolder, RunState, now
 
@@ -106,10 +111,7 @@ class Federation:
     def start_site(self, site: str, kit: Path | None = None, client: Sequence[str] = CLIENT) -> subprocess.Popen[bytes]:
         """``fedvox-client approve`` and ``start``; ``client`` is the program that starts."""
         kit = kit or self.kits / "sites" / site
-        if site not in self._approved:
-            approve = [*CLIENT, "approve", "--kit", str(kit), "--user", "test"]
-            subprocess.run(approve, env=ENVIRONMENT, check=True, capture_output=True, timeout=120)
-            self._approved.add(site)
+        self._approve(site, kit)
         cache = self.folder / "cache"
         StateFolder(kit / "state").make()
         return self._start(
@@ -118,6 +120,9 @@ class Federation:
 
     def start(self, *sites: str, scripted: Sequence[str] = ()) -> None:
         """Starts the server and, once it waits for sites, some of them."""
+        for site in sites:
+            # Not later: the server waits for the others for a minute only once it has its quorum.
+            self._approve(site, self.kits / "sites" / site)
         self.start_server()
         wait_for(self.is_up, 120, "a server that waits for sites")
         for site in sites:
@@ -147,14 +152,10 @@ class Federation:
         pid: int | None = self.at_site(site).get("processes", {}).get(name, {}).get("pid")
         return pid
 
-    def hold(self, site: str) -> None:
-        """Lets a scripted site wait in the middle of every training from now on."""
-        (self.state(site).path / "hold").touch()
-
-    def release(self, site: str) -> None:
-        """Lets it go on."""
-        (self.state(site).path / "held").unlink(missing_ok=True)
-        (self.state(site).path / "hold").unlink(missing_ok=True)
+    def hold(self, site: str, *rounds: int) -> None:
+        """Lets a scripted site wait in the middle of the training of these rounds; of all if none is named."""
+        self.state(site).make()
+        write_atomically(self.state(site).path / "hold", " ".join(map(str, rounds)))
 
     def held_in(self, site: str) -> int | None:
         """The round in whose training a scripted site waits, or was when it was killed."""
@@ -162,6 +163,11 @@ class Federation:
             return int((self.state(site).path / "held").read_text())
         except (FileNotFoundError, ValueError):
             return None
+
+    def put_between(self, site: str, port: int) -> None:
+        """Lets a site reach the server through another port than the proxy's."""
+        file = self.kits / "sites" / site / "kit.yaml"
+        file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"port": port}))
 
     def log(self, name: str) -> str:
         """What a command said."""
@@ -182,6 +188,14 @@ class Federation:
         pid: int | None = content["processes"][name]["pid"]
         return pid
 
+    def said(self, call: str) -> list[list[Any]]:
+        """What the server app told whoever watches: the values of every call of one kind."""
+        try:
+            lines = (self.run / PROGRESS_FILE).read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        return [values for name, *values in map(json.loads, lines) if name == call]
+
     def rounds(self) -> list[dict[str, Any]]:
         """The lines of ``rounds.jsonl``."""
         try:
@@ -190,13 +204,17 @@ class Federation:
             return []
         return [json.loads(line) for line in text.splitlines()]
 
-    def events(self, event: str) -> list[dict[str, Any]]:
-        """The events of one kind."""
+    def all_events(self) -> list[dict[str, Any]]:
+        """The lines of ``events.jsonl``."""
         try:
             text = (self.run / "events.jsonl").read_text(encoding="utf-8")
         except FileNotFoundError:
             return []
-        return [found for found in map(json.loads, text.splitlines()) if found["event"] == event]
+        return [json.loads(line) for line in text.splitlines()]
+
+    def events(self, event: str) -> list[dict[str, Any]]:
+        """The events of one kind."""
+        return [found for found in self.all_events() if found["event"] == event]
 
     def refused_requests(self) -> str:
         """What the proxy did not let through, or SuperLink refused."""
@@ -218,6 +236,12 @@ class Federation:
                 process.kill()
                 process.wait()
 
+    def _approve(self, site: str, kit: Path) -> None:
+        if site not in self._approved:
+            approve = [*CLIENT, "approve", "--kit", str(kit), "--user", "test"]
+            subprocess.run(approve, env=ENVIRONMENT, check=True, capture_output=True, timeout=120)
+            self._approved.add(site)
+
     def _start(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen([*NICE, *command], env=ENVIRONMENT, stdout=log, stderr=log)
@@ -237,17 +261,30 @@ def federation(
         made.stop()
 
 
-def simulated(made: Federation, folder: Path, names: Sequence[str] | None = None) -> RunFolder:
-    """What the same apps make of the data of ``names`` (all sites) without processes, network and proxy."""
+def simulated(
+    made: Federation, folder: Path, names: Sequence[str] | None = None, absent: Collection[tuple[int, str]] = ()
+) -> RunFolder:
+    """What the same apps make of the data of ``names`` (all sites) without processes, network and proxy.
+
+    Args:
+        absent: round and site of every update that is lost.
+    """
     config, plan, names = made.config, plan_from_config(made.config), names or made.sites
     sites = {name: LocalSite(config, plan, name, made.data(name), None, 0.2, "cpu") for name in names}
     client_app = make_client_app(lambda context: sites[str(context.node_config["name"])].open())
+
+    def app(message: Message, context: Context) -> Message:
+        is_training = message.metadata.message_type == MessageType.TRAIN
+        if is_training and (int(message.metadata.group_id), str(context.node_config["name"])) in absent:
+            return Message(Error(code=ErrorCode.TASK_LOST, reason="Absent"), reply_to=message)
+        return client_app(message, context)
+
     weights, layout = initial_weights(plan, config.seed)
     run = RunFolder.create(folder)
     run.save_checkpoint(0, weights, layout)
     run.commit(RunState(run="inline", digest=config.digest(), started=now()))
     loop = RoundLoop(config, layout, set(plan.labels), len(names), run, PlainProgress(io.StringIO()))
-    loop.run(InlineGrid(client_app, {index + 1: {"name": name} for index, name in enumerate(names)}))
+    loop.run(InlineGrid(app, {index + 1: {"name": name} for index, name in enumerate(names)}))  # type: ignore[arg-type]
     return run
 
 

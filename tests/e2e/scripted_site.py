@@ -1,8 +1,8 @@
 """``fedvox-client`` of a site that can be held in the middle of its training, or that lies to the server.
 
-Everything is the real site's, but for two things in its runner. While the file ``hold`` is in the state folder, the
-training waits after its first step and says so in ``held``. And the file ``lies`` names, line by line, what becomes of
-the reply of round 1, 2, ...: one of ``LIES``, or anything else for the truth.
+Everything is the real site's, but for two things in its runner. While the file ``hold`` in the state folder names a
+round, or none at all, training waits after its first step and says so in ``held``. And the file ``lies`` names, line
+by line, what becomes of the reply of round 1, 2, ...: one of ``LIES``, or anything else for the truth.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def run_runner(arguments: Sequence[str]) -> None:
     class HeldCounter(StepCounter):
         def site_step(self, round: int, site: str, step: int, steps: int, loss: float | None) -> None:
             super().site_step(round, site, step, steps, loss)
-            while step == 1 and (state / "hold").exists():
+            while step == 1 and is_held(state, round):
                 if self.cancelled:
                     raise CancelledError("the work was cancelled")
                 (state / "held").write_text(str(round))
@@ -66,6 +66,14 @@ def run_runner(arguments: Sequence[str]) -> None:
     site_runner.StepCounter = HeldCounter  # type: ignore[misc, attr-defined]
     site_runner.make_client_app = lying_app  # type: ignore[assignment, attr-defined]
     site_runner.main(list(arguments))
+
+
+def is_held(state: Path, round_number: int) -> bool:
+    try:
+        rounds = (state / "hold").read_text().split()
+    except FileNotFoundError:
+        return False
+    return not rounds or str(round_number) in rounds
 
 
 def liar(app: App, lies: Sequence[str]) -> App:

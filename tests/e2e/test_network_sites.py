@@ -49,8 +49,6 @@ def test_others_finish_when_a_site_hangs_one_dies_in_every_round_and_one_comes_l
         key = made.kits / "server/sites/late.pub"
         key.rename(tmp_path / "late.pub")
         dying = DiesInEveryRound(made, "dying")
-        for site in ("dying", "hanging"):
-            made.state(site).make()
         made.hold("dying")
         made.start("dying", "east", "hanging", "north", scripted=("dying", "hanging"))
         wait_for(lambda: dying.look() or made.rounds(), 120, "the first round")
