@@ -38,15 +38,6 @@ class LedgerBudget:
         self._datasets = {purpose: dataset_of(patients) for purpose, patients in people.items()}
         self._site = site
 
-    def check(self, spends: Sequence[Spend]) -> None:
-        """Returns if ``spends`` could be paid now; writes nothing.
-
-        Raises:
-            PolicyError: the site's limit does not allow it.
-            LedgerError: the ledger cannot be used.
-        """
-        self._decide(self._ledger.read(), "", 0, spends)
-
     def spend(self, run: str, round: int, spends: Sequence[Spend]) -> float:
         """Writes down what a round is about to cost, if it costs anything, and waits until that is on disk.
 

@@ -20,6 +20,8 @@ from common.privacy import PrivacyPlan, Purpose, Spend, epsilon_of
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 People = Mapping[Purpose, Collection[Patient]]
 """Who is trained on, and who is scored on."""
+History = frozenset[tuple[float, float, int]]
+"""Noise multiplier, sample rate and number of steps of everything that somebody took part in."""
 
 
 class DatasetEntry(Frozen):
@@ -109,24 +111,16 @@ class Account:
             upcoming: not yet in the ledger.
             federation: digest of the only one to count; None counts all.
         """
-        return max((epsilon for epsilon, _ in self.epsilons(people, delta, upcoming, federation)), default=0.0)
+        histories = self._histories(people, upcoming, federation)
+        # Who took part in less than another cannot have spent more, and need not be computed.
+        most = [one for one in histories if not any(one != other and _is_within(one, other) for other in histories)]
+        return max((_epsilon(history, delta) for history in most), default=0.0)
 
-    def epsilons(
-        self, people: People, delta: float, upcoming: Sequence[Spend] = (), federation: str | None = None
-    ) -> list[tuple[float, int]]:
-        """As ``epsilon``, for each group of patients with the same history: epsilon and number of patients, rising."""
-        purposes: dict[Patient, set[Purpose]] = {}
-        for purpose, patients in people.items():
-            for patient in patients:
-                purposes.setdefault(patient, set()).add(purpose)
-        sizes: dict[tuple[frozenset[str], frozenset[Purpose]], int] = {}
-        for patient, datasets in self.memberships(purposes).items():
-            key = (datasets, frozenset(purposes[patient]))
-            sizes[key] = sizes.get(key, 0) + 1
+    def epsilons(self, people: People, delta: float) -> list[tuple[float, int]]:
+        """For each group of patients with the same history: epsilon so far and number of patients, rising."""
         found: dict[float, int] = {}
-        for (datasets, roles), size in sizes.items():
-            spends = [*self._spends(datasets, federation), *(item for item in upcoming if item.purpose in roles)]
-            epsilon = epsilon_of(spends, delta)
+        for history, size in self._histories(people, (), None).items():
+            epsilon = _epsilon(history, delta)
             found[epsilon] = found.get(epsilon, 0) + size
         return sorted(found.items())
 
@@ -153,6 +147,22 @@ class Account:
             low, high = (middle, high) if fits(middle) else (low, middle)
         return low
 
+    def _histories(self, people: People, upcoming: Sequence[Spend], federation: str | None) -> dict[History, int]:
+        """What the patients took part in, past and upcoming, and how many of them have the same behind them."""
+        purposes: dict[Patient, set[Purpose]] = {}
+        for purpose, patients in people.items():
+            for patient in patients:
+                purposes.setdefault(patient, set()).add(purpose)
+        found: dict[History, int] = {}
+        known: dict[tuple[frozenset[str], frozenset[Purpose]], History] = {}
+        for patient, datasets in self.memberships(purposes).items():
+            key = (datasets, frozenset(purposes[patient]))
+            if key not in known:
+                future = [spend for spend in upcoming if spend.purpose in purposes[patient]]
+                known[key] = _history([*self._spends(datasets, federation), *future])
+            found[known[key]] = found.get(known[key], 0) + 1
+        return found
+
     def _spends(self, datasets: frozenset[str], federation: str | None) -> list[Spend]:
         return [
             line.spend
@@ -161,6 +171,23 @@ class Account:
             for line in item.entry.spends
             if line.dataset in datasets
         ]
+
+
+def _history(spends: Iterable[Spend]) -> History:
+    steps: dict[tuple[float, float], int] = {}
+    for spend in spends:
+        key = (spend.noise_multiplier, spend.sample_rate)
+        steps[key] = steps.get(key, 0) + spend.steps
+    return frozenset((*key, count) for key, count in steps.items())
+
+
+def _is_within(one: History, other: History) -> bool:
+    steps = {(noise, rate): count for noise, rate, count in other}
+    return all(count <= steps.get((noise, rate), 0) for noise, rate, count in one)
+
+
+def _epsilon(history: History, delta: float) -> float:
+    return epsilon_of([Spend("training", *mechanism) for mechanism in history], delta)
 
 
 class _Groups:

@@ -12,12 +12,14 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from client.budget import LedgerBudget
 from client.ledger import WITNESS_FILE, Ledger, LedgerError, Witness
-from client.patients import Patient
+from client.patients import Patient, dataset_of
 from client.policy import PolicyError
-from client.privacy_account import Account, costs_of
+from client.privacy_account import Account, RoundEntry, SpendLine, TimedRound, costs_of
 from client.site_state import default_ledger
 from common.audit import AuditLog, head_of, read_entries
 from common.config import FederationConfig
@@ -132,16 +134,56 @@ def test_the_limit_refuses_the_right_round_and_writes_nothing(path: Path) -> Non
     limit = (of(*[TRAINING] * 2) + of(*[TRAINING] * 3)) / 2
     site_budget = budget(path, patients("a"), limit=limit)
     for number in (1, 2):
-        site_budget.check(ROUND)
         site_budget.spend("r", number, ROUND)
     before = path.read_bytes()
-    for attempt in (site_budget.check, lambda spends: site_budget.spend("r", 3, spends)):
+    for _ in range(2):
         with pytest.raises(PolicyError, match="max_epsilon") as refused:
-            attempt(ROUND)
+            site_budget.spend("r", 3, ROUND)
         assert refused.value.code is ErrorCode.PRIVACY_BUDGET
     assert path.read_bytes() == before
     # Scoring a model is the matter of other patients, who have spent less.
     site_budget.spend("r", 3, [VALIDATION])
+
+
+def test_a_task_that_costs_nothing_is_done_and_not_written_down(path: Path) -> None:
+    budget(path, patients("a")).spend("r", 1, ROUND)
+    before = path.read_bytes()
+    assert budget(path, patients("a"), limit=0.01).spend("r", 2, []) == of(TRAINING)
+    assert path.read_bytes() == before
+
+
+@given(
+    st.lists(st.tuples(st.sets(st.sampled_from("abcd"), min_size=1), st.sampled_from([0, 1, 2])), max_size=5),
+    st.sets(st.sampled_from("abcdx"), min_size=1),
+    st.sets(st.sampled_from("abcdx")),
+)
+@settings(max_examples=25, deadline=None)
+def test_the_largest_epsilon_is_that_of_the_patient_who_spent_most(
+    history: list[tuple[set[str], int]], train: set[str], validation: set[str]
+) -> None:
+    """Against every patient's own history, one after another."""
+    mechanisms = [VALIDATION, Spend("training", 3.0, 1.0, 2), Spend("validation", 9.0, 1.0, 1)]
+    datasets = {dataset_of(patients(*names)): tuple(patients(*names)) for names, _ in history}
+    rounds = []
+    for number, (names, kind) in enumerate(history):
+        spend, dataset = mechanisms[kind], dataset_of(patients(*names))
+        line = SpendLine(dataset=dataset, **vars(spend))
+        entry = RoundEntry(
+            federation="f", digest="d", run="r", round=number, spends=(line,), epsilon=0, max_epsilon=None, delta=DELTA
+        )
+        rounds.append(TimedRound("2026", entry))
+    account = Account(datasets, rounds)
+    people = {"training": patients(*train), "validation": patients(*validation)}
+    own = []
+    for name in train | validation:
+        spends = [mechanisms[kind] for names, kind in history if name in names]
+        spends += [item for item in mechanisms if name in people_names(item, train, validation)]
+        own.append(of(*spends))
+    assert account.epsilon(people, DELTA, mechanisms) == max(own)  # type: ignore[arg-type]
+
+
+def people_names(spend: Spend, train: set[str], validation: set[str]) -> set[str]:
+    return train if spend.purpose == "training" else validation
 
 
 def test_the_limit_is_meant_at_the_sites_own_delta(path: Path) -> None:
@@ -276,7 +318,7 @@ def test_a_process_killed_before_it_could_note_the_head_has_spent(path: Path, st
 SPEND_MANY = """
 from client.policy import PolicyError
 granted = 0
-for number in range(6):
+for number in range(4):
     try:
         budget.spend("r", number, ROUND)
         granted += 1
@@ -287,15 +329,15 @@ print(granted)
 
 
 def test_two_processes_on_one_ledger_do_not_overspend(path: Path, tmp_path: Path) -> None:
-    """Each asks for six rounds, the limit allows seven to both together."""
-    limit = (of(*[TRAINING] * 7) + of(*[TRAINING] * 8)) / 2
+    """Each asks for four rounds, the limit allows five to both together."""
+    limit = (of(*[TRAINING] * 5) + of(*[TRAINING] * 6)) / 2
     states = [tmp_path / name for name in ("one", "two")]
     for folder in states:
         folder.mkdir()
     processes = [child(SPEND_MANY, path, folder, limit) for folder in states]
     granted = [int(process.communicate()[0]) for process in processes]
-    assert sum(granted) == 7
-    assert len(Ledger(path).read().rounds) == 7
+    assert sum(granted) == 5
+    assert len(Ledger(path).read().rounds) == 5
     for folder in states:
         Ledger(path, Witness(folder)).read()
 
@@ -375,9 +417,9 @@ def test_a_ledger_that_was_tampered_with_is_refused(
         budget(path, patients("a"), state=known).spend("r", number, ROUND)
     tamper(path)
     site_budget = budget(path, patients("a"), limit=1000, state=known)
-    for attempt in (site_budget.check, lambda spends: site_budget.spend("r", 4, spends)):
+    for spends in (ROUND, []):
         with pytest.raises(LedgerError, match=path.name) as refused:
-            attempt(ROUND)
+            site_budget.spend("r", 4, spends)
         assert refused.value.code is ErrorCode.LEDGER
 
 

@@ -20,6 +20,7 @@ from client.policy import open_guard
 from client.privacy_account import Account
 from client.site_data import LocalSite
 from common.audit import read_entries, verify
+from common.config import FederationConfig
 from common.models.unet3d import build_model
 from common.phantom import write_phantom_dataset
 from common.plan import Plan
@@ -58,8 +59,11 @@ def after(rounds: int) -> float:
 class Hospitals(ClientApp):
     """Three hospitals, each with its own patients, ledger, decisions and limit."""
 
-    def __init__(self, folder: Path, data: Mapping[str, Path], limit_of_c: float) -> None:
+    def __init__(
+        self, folder: Path, data: Mapping[str, Path], limit_of_c: float, config: FederationConfig = CONFIG
+    ) -> None:
         super().__init__()
+        self.config = config
         self.folder = folder
         self.plan = self.make_plan()
         self._apps = [self._open(name, data[name], limit_of_c if name == "c" else 8) for name in NAMES]
@@ -76,12 +80,12 @@ class Hospitals(ClientApp):
 
     def _open(self, name: str, data: Path, limit: float) -> ClientApp:
         state = self.state(name)
-        DecisionBook(state).approve(CONFIG.name, CONFIG.digest(), "Dr. Example")
+        DecisionBook(state).approve(self.config.name, self.config.digest(), "Dr. Example")
         (state / SITE_FILE).write_text(f"privacy: {{required: true, max_epsilon: {limit}}}\n")
         ledger = Ledger(self.ledger(name), Witness(state))
         cache = self.folder / "cache"
-        site = LocalSite(CONFIG, self.plan, name, data, cache, 0.3, "cpu", state=state, ledger=ledger)
-        return make_client_app(site, open_guard(state, CONFIG))
+        site = LocalSite(self.config, self.plan, name, data, cache, 0.3, "cpu", state=state, ledger=ledger)
+        return make_client_app(site, open_guard(state, self.config))
 
     def state(self, name: str) -> Path:
         return self.folder / name / "state"
@@ -102,12 +106,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def run(
-    hospitals: Hospitals, folder: RunFolder, grid: InlineGrid | None = None, patience: Patience | None = None
+    hospitals: Hospitals,
+    folder: RunFolder,
+    grid: InlineGrid | None = None,
+    patience: Patience | None = None,
+    config: FederationConfig = CONFIG,
 ) -> list[dict[str, Any]]:
     layout = WeightLayout.of(build_model(hospitals.plan.model))
-    begin(CONFIG, layout, folder, 0.01)
+    begin(config, layout, folder, 0.01)
     grid = grid or InlineGrid(hospitals, nodes(3))
-    app = make_server_app(lambda: RoundLoop(CONFIG, layout, set(LABELS), 3, folder, Silent(), patience=patience))
+    app = make_server_app(lambda: RoundLoop(config, layout, set(LABELS), 3, folder, Silent(), patience=patience))
     app(grid, Context(run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={}))
     return folder.read_rounds()
 
@@ -244,3 +252,17 @@ def test_a_site_that_is_killed_while_it_trains_has_paid(data: dict[str, Path], t
     assert {line.purpose for line in found.entry.spends} == {"training", "validation"}
     [training] = [line for line in found.entry.spends if line.purpose == "training"]
     assert account.epsilon({"training": account.datasets[training.dataset]}, 1e-5) == after(1)
+
+
+def test_a_site_that_requires_privacy_stays_away_from_a_federation_without(
+    data: dict[str, Path], tmp_path: Path
+) -> None:
+    plain = CONFIG.model_copy(update={"privacy": None, "rounds": 2})
+    hospitals, folder = Hospitals(tmp_path, data, 8, plain), RunFolder.create(tmp_path / "run")
+    for name in "ab":
+        (hospitals.state(name) / SITE_FILE).write_text("privacy: {required: false}\n")
+    lines = run(hospitals, folder, ShakyGrid(hospitals, nodes(3)), QUICK, plain)
+    assert column(lines, "a", "status") == column(lines, "b", "status") == ["ok"] * 3
+    assert column(lines, "c", "status") == [None] * 3
+    assert '"privacy-required"' in (folder.path / "events.jsonl").read_text()
+    assert not hospitals.ledger("a").exists()
