@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,13 +16,14 @@ from pathlib import Path
 from common.errors import DataError, FedvoxError
 from common.imaging.dataset import Case
 from common.imaging.entries import FileDigests
-from common.imaging.workers import Progress
+from common.imaging.workers import Progress, map_in_threads
 from common.messages import ErrorCode
 
 Patient = tuple[str, ...]
 """SHA-256 of each image file, sorted."""
 
 DIGESTS_FILE = "patients.fedvox-json"
+MOST_WORKERS = 4
 
 
 class PatientsError(FedvoxError):
@@ -51,24 +53,24 @@ class PatientIndex:
             DataError: a file cannot be read.
             PatientsError: two cases share an image, so that one patient would count, and contribute, as two.
         """
-        found: dict[str, Patient] = {}
-        owners: dict[str, str] = {}
+        workers = min(MOST_WORKERS, os.cpu_count() or 1)
         try:
-            for case in cases:
-                patient = tuple(sorted(self._digests.digest(path) for path in case.images))
-                for digest in patient:
-                    other = owners.setdefault(digest, case.name)
-                    if other != case.name:
-                        raise PatientsError(
-                            f"{case.images[0]}: {case.name} holds the same image as {other}; remove one of them: a "
-                            "patient who is there twice would be protected half as well"
-                        )
-                found[case.name] = patient
-                if progress is not None:
-                    progress(len(found), len(cases))
+            patients = map_in_threads(self._identify, cases, workers, progress)
         finally:
             self._digests.save()
-        return found
+        owners: dict[str, str] = {}
+        for case, patient in zip(cases, patients, strict=True):
+            for digest in patient:
+                other = owners.setdefault(digest, case.name)
+                if other != case.name:
+                    raise PatientsError(
+                        f"{case.images[0]}: {case.name} holds the same image as {other}; remove one of them: a patient "
+                        "who is there twice would be protected half as well"
+                    )
+        return {case.name: patient for case, patient in zip(cases, patients, strict=True)}
+
+    def _identify(self, case: Case) -> Patient:
+        return tuple(sorted(self._digests.digest(path) for path in case.images))
 
 
 def sha256_of_content(path: Path) -> str:

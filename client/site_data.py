@@ -96,7 +96,7 @@ class LocalSite:
         Raises:
             SiteDataError: the data cannot be used.
             ConfigError: the device is not there.
-            LedgerError: there is no ledger, and the federation is differentially private.
+            LedgerError: there is no ledger, or a broken one, and the federation is differentially private.
         """
         if self._site is None:
             self._site = self._opened()
@@ -134,6 +134,8 @@ class LocalSite:
     def _budget(self, people: People) -> LedgerBudget:
         if self._ledger is None or self._state is None:
             raise LedgerError("the federation is differentially private, and there is no ledger to write it down in")
+        # A ledger that cannot be used is told now, and not only when a round is to be paid for.
+        self._ledger.read()
         return LedgerBudget(self._ledger, self._config, people, self._state / SITE_FILE)
 
     def _prepare(self, cases: Sequence[Case]) -> list[CachedCase]:

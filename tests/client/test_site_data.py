@@ -149,6 +149,16 @@ def test_a_private_federation_without_a_ledger_is_refused(data: Path, plan: Plan
     assert caught.value.code is ErrorCode.LEDGER
 
 
+def test_a_broken_ledger_is_told_when_the_site_is_opened(data: Path, plan: Plan, tmp_path: Path) -> None:
+    local = private_site(data, plan, tmp_path)
+    ledger = tmp_path / "ledger.jsonl"
+    ledger.write_text("nonsense\n")
+    with pytest.raises(LedgerError, match=str(ledger)):
+        local.open()
+    ledger.unlink()
+    assert local.open().budget is not None, "put right, it is used without a restart"
+
+
 def test_a_patient_who_is_there_twice_is_refused(data: Path, plan: Plan, tmp_path: Path) -> None:
     folder = tmp_path / "scans"
     shutil.copytree(data, folder)
