@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.privacy_config import PrivacyConfig
 from common.protocol import Piece, Refusal, Result, SiteInfo, Task, Update
 from common.transport import Encoding, encode_vector
 from server.admission import RefusedError, admit, judge_norms, measure
@@ -193,3 +194,40 @@ def test_a_lone_site_may_grow_tenfold_and_no_more() -> None:
 def test_a_model_of_zeros_has_a_bound_too() -> None:
     assert judge_norms({"a": 10.0}, {}, 0.0, 4) == {}
     assert judge_norms({"a": 21.0}, {}, 0.0, 4) == {"a": Refusal.NORM_OUTLIER}
+
+
+PRIVATE = PrivacyConfig(epsilon=8)
+UNSCORED = PrivacyConfig(epsilon=8, validation="off")
+PROTECTED = replace(GOOD, train_loss=math.nan, validation_loss=math.nan, dice={1: 0.5, 2: 0.25}, epsilon=1.5)
+SILENT = replace(PROTECTED, dice={1: math.nan, 2: math.nan})
+
+
+def test_a_private_reply_is_admitted_in_a_private_federation_alone() -> None:
+    admit(PROTECTED, UPDATE, TASK, INFO, {1, 2}, 4, PRIVATE)
+    admit(SILENT, UPDATE, TASK, INFO, {1, 2}, 4, UNSCORED)
+    admit(replace(PROTECTED, steps=0), None, replace(TASK, train=False), INFO, {1, 2}, 4, PRIVATE)
+    for reply in (PROTECTED, SILENT, replace(GOOD, train_loss=math.nan), replace(GOOD, validation_loss=math.nan)):
+        with pytest.raises(RefusedError) as caught:
+            admit(reply, UPDATE, TASK, INFO, {1, 2}, 4)
+        assert caught.value.code == "number-out-of-range"
+
+
+@pytest.mark.parametrize(
+    ("reply", "privacy"),
+    [
+        (GOOD, PRIVATE),
+        (replace(PROTECTED, train_loss=0.5), PRIVATE),
+        (replace(PROTECTED, validation_loss=0.5), PRIVATE),
+        (replace(PROTECTED, epsilon=math.nan), PRIVATE),
+        (replace(PROTECTED, epsilon=-1.0), PRIVATE),
+        (replace(PROTECTED, dice={1: 0.5, 2: math.nan}), PRIVATE),
+        (replace(PROTECTED, seconds_compute=math.nan), PRIVATE),
+        (replace(PROTECTED, steps=5), PRIVATE),
+        (PROTECTED, UNSCORED),
+        (replace(SILENT, dice={1: math.nan, 2: 0.5}), UNSCORED),
+    ],
+)
+def test_a_reply_that_protects_nobody_is_refused(reply: Result, privacy: PrivacyConfig) -> None:
+    with pytest.raises(RefusedError) as caught:
+        admit(reply, UPDATE, TASK, INFO, {1, 2}, 4, privacy)
+    assert caught.value.code == "number-out-of-range"
