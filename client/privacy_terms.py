@@ -96,10 +96,12 @@ def privacy_terms(federation: FederationConfig, labels: int) -> dict[str, Any]:
 
 
 def _promise(privacy: PrivacyConfig) -> str:
+    factor = math.exp(privacy.epsilon)
+    times = f"{factor:,.0f}" if 100 <= factor < 1e6 else f"{factor:.3g}"
     return (
         f"DIFFERENTIAL PRIVACY for every single patient: epsilon {privacy.epsilon:g}, delta {privacy.delta:g}, over "
         "the whole federation. What anybody, the server included, can learn about one patient from all that your site "
-        f"sends is bounded: nothing becomes more than {math.exp(privacy.epsilon):,.3g} times as likely because this "
+        f"sends is bounded: nothing becomes more than {times} times as likely because this "
         f"patient is among yours (exp(epsilon)), but for an exception of probability {privacy.delta:g} (delta). "
         "A smaller epsilon protects more."
     )
