@@ -30,6 +30,7 @@ from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.object_store import ObjectStore
+from flwr.supercore.run import RunNotRunningException
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
@@ -134,7 +135,7 @@ class Continuity:
                 if identity in wanted:
                     push_object(message.metadata.run_id, session, identity, item.deflate())
             log.warning("told the server that a message was lost")
-        except Exception as error:
+        except (Exception, RunNotRunningException) as error:  # Flower's is no Exception
             # The run may be over, or the message answered before the process was killed.
             log.warning("could not say that a message was lost: %s", type(error).__name__)
         self._message.unlink(missing_ok=True)

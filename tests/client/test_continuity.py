@@ -13,6 +13,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.approvals import AUDIT_FILE
@@ -94,6 +95,19 @@ def test_an_answer_that_fails_does_not_stop_the_site(tmp_path: Path) -> None:
         receive()
         server.broken = True
         assert receive()[0].metadata.message_id == "b" * 64
+
+
+def test_a_message_of_a_run_that_is_over_is_forgotten(tmp_path: Path) -> None:
+    with connected(tmp_path, Server(message("a" * 64))) as (_, receive, *_rest):
+        receive()
+    server = Server(message("b" * 64))
+
+    def refuse(*_: Any) -> None:
+        raise RunNotRunningException
+
+    server.send = refuse  # type: ignore[assignment]
+    with connected(tmp_path, server) as (_, receive, *_rest):
+        assert receive() is not None, "the next run's message"
 
 
 def test_a_damaged_note_is_dropped(tmp_path: Path) -> None:
