@@ -11,6 +11,7 @@ from common.audit import head_of
 from common.phantom import write_phantom_dataset
 from tests.client.test_consent import write_kit
 from tests.client.test_ledger import ROUND, budget, edit_number, of, patients
+from tests.e2e.network_federation import Federation
 from tests.e2e.test_consent import done, fedvox, refused
 
 
@@ -87,3 +88,21 @@ def test_review_says_what_a_federation_costs_and_approve_heeds_the_site(tmp_path
     write_kit(kit)
     assert "requires differential privacy" in done("review", "--kit", kit, "--ledger", ledger)
     assert "requires differential privacy" in refused("approve", "--kit", kit, status=2)
+
+
+def test_preflight_looks_into_the_ledger_that_it_is_given(tmp_path: Path) -> None:
+    """The server is not there, which is a warning; a ledger that is gone keeps the site from starting."""
+    made = Federation(tmp_path, settings=("privacy={epsilon: 6}",))
+    ledger, kit = tmp_path / "book" / "ledger.jsonl", made.kits / "sites" / "north"
+    options = ["--kit", kit, "--data", made.data("north"), "--ledger", ledger, "--no-cache"]
+    (kit / "state").mkdir()
+    (kit / "state" / "site.yaml").write_text("privacy: {required: true, max_epsilon: 5}\n")
+    lines = done("preflight", *options).splitlines()
+    [privacy] = [line for line in lines if " privacy: " in line]
+    assert privacy.startswith("warning") and "of 3 rounds, then this site stops" in privacy
+    budget(ledger, patients("a"), state=kit / "state").spend("r", 1, ROUND)
+    ledger.unlink()
+    looked = fedvox("preflight", *options)
+    assert looked.returncode == 1
+    [privacy] = [line for line in looked.stdout.splitlines() if " privacy: " in line]
+    assert privacy.startswith("error") and "is gone" in privacy
