@@ -43,6 +43,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.runtime.run_clientapp import push_message
 
 from common.errors import FedvoxError
+from common.flower import OBJECT_BACKOFF_CAP_SECONDS, OBJECT_BACKOFF_SECONDS
 
 log = logging.getLogger("fedvox.runner")
 
@@ -50,8 +51,6 @@ ACQUIRE_METHOD = "/flwr.proto.Runtime/AcquireTask"
 HEARTBEAT_SECONDS = 5.0
 MESSAGE_WAIT_SECONDS = 5.0
 MESSAGE_INTERVAL_SECONDS = 0.05
-OBJECT_BACKOFF_SECONDS = 0.05
-OBJECT_BACKOFF_CAP_SECONDS = 1.0
 HTTP_FORBIDDEN = (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN, httpx.codes.NOT_FOUND)
 
 

@@ -16,10 +16,12 @@ from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid import http_grid
 
 from common.audit import AuditLog
 from common.config import FederationConfig, load_federation
 from common.errors import FedvoxError
+from common.flower import shorten_pauses_between_pulls
 from common.plan import Plan
 from server import release
 from server.app import FederationError, Patience, RoundLoop
@@ -36,6 +38,7 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Runs what is left of the federation whose run folder the environment names."""
     folder = RunFolder.open(Path(os.environ[RUN_VARIABLE]))
+    shorten_pauses_between_pulls(http_grid)
     with only_app(folder.path, context.run_id):
         try:
             run_federation(grid, folder)

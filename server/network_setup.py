@@ -144,7 +144,7 @@ def server_processes(run: Path, kit: Path, nginx: str, listen: Listen, port: int
     environment[RUN_VARIABLE] = str(run)
     environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "0.2"
     superlink = [
-        "flower-superlink",
+        *(sys.executable, "-m", "server.superlink"),
         *("--host", "127.0.0.1", "--port", str(port)),
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
         *("--enable-supernode-auth", "--database", str(run / "superlink.db")),
@@ -161,7 +161,7 @@ def server_processes(run: Path, kit: Path, nginx: str, listen: Listen, port: int
     proxy = [nginx, "-c", str(configuration), "-p", str(run / "proxy")]
     logs = run / "logs"
     return [
-        Child("superlink", _found(superlink), environment, logs / "superlink.log", lambda: answers(port)),
+        Child("superlink", superlink, environment, logs / "superlink.log", lambda: answers(port)),
         Child("superexec", _found(superexec), environment, logs / "superexec.log", after=("superlink",)),
         Child(
             "proxy",

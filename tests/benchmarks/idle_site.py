@@ -1,0 +1,67 @@
+"""A site's runner that neither trains nor scores: what is left of a round is overhead.
+
+Everything else is the real thing: task source, consent, audit log, protocol, update on the wire. Takes the options of
+``client.site_runner``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Context
+
+import client.site_runner
+from client.app import Site
+from client.trainer import StepCallback, Training, Validation
+from common.config import FederationConfig
+from common.models.unet3d import build_model
+from common.plan import Plan
+from common.protocol import Vector, WeightLayout
+
+
+class IdleTrainer:
+    """Gives the same small update whatever it gets."""
+
+    precision = "float32"
+    device = torch.device("cpu")
+
+    def __init__(self, config: FederationConfig, plan: Plan, name: str) -> None:
+        self.config = config.training
+        self.layout = WeightLayout.of(build_model(plan.model))
+        random = np.random.default_rng(list(name.encode()))
+        self._update = 1e-3 * random.standard_normal(self.layout.size, np.float32)
+        self._dice = dict.fromkeys(plan.labels, 0.5)
+
+    def train(
+        self, weights: Vector, cases: object, round_number: int, seed: int, on_step: StepCallback | None = None
+    ) -> Training:
+        """The same update again."""
+        return Training(self._update, 1, 0.5, 0.0, 0.0)
+
+    def validate(self, weights: Vector, cases: object) -> Validation:
+        """The same scores again."""
+        return Validation(self._dice, 0.5, 0.0)
+
+
+class IdleSite:
+    """Stands where ``client.site_data.LocalSite`` does."""
+
+    def __init__(self, config: FederationConfig, plan: Plan, name: str, *_: object) -> None:
+        trainer: Any = IdleTrainer(config, plan, name)
+        patients: Any = [None] * 10
+        self._site = Site(name, patients, patients, 0, config.digest(), trainer)
+
+    def __call__(self, context: Context) -> Site:
+        """The site."""
+        return self._site
+
+    def open(self) -> Site:
+        """The site."""
+        return self._site
+
+
+if __name__ == "__main__":
+    client.site_runner.LocalSite = IdleSite  # type: ignore[assignment,misc]
+    client.site_runner.main()
