@@ -28,7 +28,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from client.site_state import StateFolder
-from common.flower import check_flower_version, shorten_pauses_between_pulls
+from common.flower import check_flower_version, replace_pulls
 
 STATE_VARIABLE = "FEDVOX_SITE_STATE"
 """Environment variable: the site's state folder."""
@@ -92,7 +92,7 @@ def main() -> None:
     make_invoker = fleet_http_connection.make_simple_http_retry_invoker  # type: ignore[attr-defined]
     fleet_http_connection.make_simple_http_retry_invoker = patient(make_invoker)  # type: ignore[attr-defined]
     start_client_internal._push_messages = whole_replies_only(start_client_internal._push_messages)
-    shorten_pauses_between_pulls(start_client_internal)
+    replace_pulls(start_client_internal)
     # Not time itself, which all modules share: only the name in this one module.
     start_client_internal.time = Pace(StateFolder(state).contact.touch)  # type: ignore[assignment, attr-defined]
     status: object = 1

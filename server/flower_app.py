@@ -10,7 +10,7 @@ import hashlib
 import os
 import secrets
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from flwr.superlink.grid import http_grid
 from common.audit import AuditLog
 from common.config import FederationConfig, load_federation
 from common.errors import FedvoxError
-from common.flower import shorten_pauses_between_pulls
+from common.flower import most_objects_of, replace_pulls
 from common.plan import Plan
+from common.transport import pieces_of
 from server import release
 from server.app import FederationError, Patience, RoundLoop
 from server.app_lock import APP_LOG, RUN_VARIABLE, only_app, registered_names
@@ -38,7 +39,6 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Runs what is left of the federation whose run folder the environment names."""
     folder = RunFolder.open(Path(os.environ[RUN_VARIABLE]))
-    shorten_pauses_between_pulls(http_grid)
     with only_app(folder.path, context.run_id):
         try:
             run_federation(grid, folder)
@@ -95,6 +95,8 @@ class AuditedProgress(ProgressWriter):
 
 def _run_rounds(grid: Grid, folder: RunFolder, config: FederationConfig, plan: Plan, observer: ProgressWriter) -> None:
     layout = weight_layout(plan)
+    # A site that sends heaps of parts instead of an update must not fill this machine's memory.
+    replace_pulls(http_grid, most_objects_of(len(pieces_of(layout.size, config.transport.upload))))
     state = folder.load_state()
     if state is None:
         weights, _ = first_weights(config, plan)
@@ -116,12 +118,18 @@ def _run_rounds(grid: Grid, folder: RunFolder, config: FederationConfig, plan: P
     RoundLoop(config, layout, set(plan.labels), len(sites), folder, observer, name_of, patience).run(grid)
 
 
+def contributors(rounds: Iterable[Mapping[str, Any]], last: int) -> list[str]:
+    """Names of the sites of which an update was counted up to the round ``last``."""
+    trained = [line for line in rounds if line["phase"] == "train" and line["round"] <= last]
+    return sorted({name for line in trained for name, site in line["sites"].items() if site["status"] == "ok"})
+
+
 def _release(folder: RunFolder, config: FederationConfig, plan: Plan) -> None:
     state = folder.load_state()
     if state is None or not state.finished:
         raise FedvoxError(f"{folder.path}: the rounds did not finish")
     best = state.best_round if state.best_round is not None else state.round
-    sites = sorted({name for line in folder.read_rounds() for name in line["sites"]})
+    sites = contributors(folder.read_rounds(), best)
     release.save_released_model(folder, config, plan, state, best, sites)
     weights = folder.path / "model" / "model.safetensors"
     with weights.open("rb") as stream:
