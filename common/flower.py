@@ -18,6 +18,8 @@ from common.errors import FedvoxError
 
 REQUIRED_FLOWER = "1.41.0"
 
+# What Flower may keep in one object: a whole piece of weights (``common.transport``), for objects are what costs.
+CHUNK_BYTES = 8 * 2**20
 OBJECT_BACKOFF_SECONDS = 0.02
 OBJECT_BACKOFF_CAP_SECONDS = 0.5
 
@@ -50,7 +52,8 @@ def flower_environment(home: Path) -> dict[str, str]:
         home: where Flower keeps its state; made by Flower when needed.
     """
     quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    return {**os.environ, **quiet, "FLWR_HOME": str(home), "PYTHONUNBUFFERED": "1"}
+    chunks = {"FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK_BYTES)}
+    return {**os.environ, **quiet, **chunks, "FLWR_HOME": str(home), "PYTHONUNBUFFERED": "1"}
 
 
 class TooManyObjectsError(FedvoxError):

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from common.errors import ProtocolError
 
-PIECE_BYTES = 4 * 2**20
+PIECE_BYTES = 8 * 2**20
 BLOCK = 64
 Vector = NDArray[np.float32]
 Encoding = Literal["float32", "bfloat16", "int8"]

@@ -132,14 +132,15 @@ class Programs:
         """Polls until something is true.
 
         Raises:
-            RuntimeError: it did not come true in time.
+            RuntimeError: it did not come true in time, or a program ended with an error.
         """
         deadline = time.monotonic() + seconds
         while not condition():
-            if time.monotonic() > deadline:
+            failed = any(process.poll() for process in self._running.values())
+            if failed or time.monotonic() > deadline:
                 for name in self._running:
                     print(name, (self._folder / f"{name}.log").read_text()[-1500:], file=sys.stderr)
-                raise RuntimeError(f"waited {seconds} s for {what}")
+                raise RuntimeError(f"{'a program failed' if failed else f'waited {seconds} s'}: {what}")
             time.sleep(0.05)
 
     def stop(self) -> None:

@@ -9,9 +9,9 @@ from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.inflatable.inflatable_object import get_object_tree, iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
 
-from common.flower import TooManyObjectsError, most_objects_of, replace_pulls
+from common.flower import CHUNK_BYTES, TooManyObjectsError, most_objects_of, replace_pulls
 from common.protocol import Result, Task, pack_result, pack_task
-from common.transport import Encoding, pieces_of
+from common.transport import PIECE_BYTES, Encoding, pieces_of
 
 
 @pytest.fixture
@@ -58,3 +58,7 @@ def test_every_message_of_ours_has_few_enough_parts(size: int, encoding: Encodin
         count = 1 + len(list(iterate_object_tree(get_object_tree(content))))  # and the message itself
         assert count <= most_objects_of(len(pieces_of(size, "float32")))
     assert count <= most
+
+
+def test_a_piece_of_weights_is_one_object_of_content() -> None:
+    assert CHUNK_BYTES >= PIECE_BYTES
