@@ -64,10 +64,12 @@ class LedgerBudget:
 
     def _decide(self, account: Account, run: str, round: int, spends: Sequence[Spend]) -> RoundEntry:
         limit = self._limit()
-        epsilon = account.epsilon(self._people, limit.delta, spends)
+        # Those whom the round does not touch lose nothing, whatever they have spent before.
+        used = {item.purpose: self._people[item.purpose] for item in spends}
+        epsilon = account.epsilon(used, limit.delta, spends)
         most = math.inf if limit.max_epsilon is None else limit.max_epsilon
         if epsilon > most or math.isinf(epsilon):
-            spent = account.epsilon(self._people, limit.delta)
+            spent = account.epsilon(used, limit.delta)
             raise PolicyError(
                 ErrorCode.PRIVACY_BUDGET,
                 f"this round would bring a patient to epsilon {epsilon:.2f} at delta {limit.delta:g}; {spent:.2f} are "

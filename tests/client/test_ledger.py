@@ -145,6 +145,16 @@ def test_the_limit_refuses_the_right_round_and_writes_nothing(path: Path) -> Non
     site_budget.spend("r", 3, [VALIDATION])
 
 
+def test_a_limit_protects_those_whom_a_round_uses(path: Path) -> None:
+    """The limit was lowered: who is trained on has spent more by now, and who is scored on has not."""
+    budget(path, patients("a")).spend("r", 1, ROUND)
+    lowered = (of(VALIDATION, VALIDATION) + of(TRAINING)) / 2
+    site_budget = budget(path, patients("a"), limit=lowered)
+    with pytest.raises(PolicyError):
+        site_budget.spend("r", 2, ROUND)
+    assert site_budget.spend("r", 2, [VALIDATION]) == of(TRAINING)
+
+
 def test_a_task_that_costs_nothing_is_done_and_not_written_down(path: Path) -> None:
     budget(path, patients("a")).spend("r", 1, ROUND)
     before = path.read_bytes()
