@@ -37,8 +37,8 @@ from tests.conftest import REPOSITORY
 PATCH = (40, 56, 40)
 BATCH = 8
 PATIENTS = 40
-STEPS = 3
-TURNS = 7
+STEPS = 2
+TURNS = 5
 PLAN = Plan(
     channels=("t1",),
     labels={1: "a", 2: "b"},
