@@ -10,7 +10,7 @@ and S sites with N patients together the signal adds up coherently to at most T 
 
 Clipping norm and learning rate cancel out. It is an upper bound: gradients of patients and steps never agree
 completely, and a gradient that is shorter than C carries less. It ranks settings; where the line between drowned and
-useful runs is a matter of measurement (``DROWNED``, ``PROMISING``).
+useful runs is a matter of measurement (``DROWNED``, ``PROMISING_FROM_MODEL``, ``PROMISING_FROM_NOTHING``).
 """
 
 from __future__ import annotations
@@ -28,10 +28,12 @@ from common.privacy import Spend, epsilon_of, plan_privacy
 from common.privacy_config import PrivacyConfig
 from server.progress_text import NOTHING
 
-# Bounds on the signal-to-noise ratio, from runs of tests/benchmarks/privacy_utility.py on small networks trained from
-# scratch; provisional, and no promise for other data.
-DROWNED = 2.0
-PROMISING = 6.0
+# Bounds on the signal-to-noise ratio, from a handful of runs of a small network (deploy/docs/privacy.md); provisional,
+# and no promise for other data. A ratio of 3.6 was plenty for a model that was trained on similar scans before, and one
+# of 13 brought a network that knew nothing half of the way.
+DROWNED = 1.0
+PROMISING_FROM_MODEL = 3.0
+PROMISING_FROM_NOTHING = 20.0
 
 SAMPLE_RATES = (0.05, 0.1, 0.2, 0.5, 1.0)
 STEP_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -54,8 +56,8 @@ _ORDERS = [
 Verdict = Literal["drowned", "doubtful", "promising"]
 _WORDS: dict[Verdict, str] = {
     "drowned": "the noise drowns the signal: do not expect this federation to learn anything",
-    "doubtful": "doubtful: noise and signal are of the same size; try it in a simulation first",
-    "promising": "worth trying: the signal can outweigh the noise",
+    "doubtful": "doubtful: the noise slows learning down, or stops it; try it in a simulation first",
+    "promising": "worth trying: the signal outweighs the noise",
 }
 
 
@@ -81,6 +83,7 @@ class PrivacyForecast:
 
     patients: site -> patients that it trains on; expected_batch: site -> patients in a step, on average.
     planned: the federation file's own setting, with its noise by PRV accounting.
+    from_model: whether it starts from a model or from nothing.
     epsilon, epsilon_rdp: of the whole federation by PRV accounting, and by Rényi accounting as a cross-check.
     step_signal_to_noise: of one averaged step.
     validation_noise: multiplier of the noise on the validation scores; None if none leave the sites.
@@ -101,6 +104,7 @@ class PrivacyForecast:
     step_signal_to_noise: float
     validation_noise: float | None
     verdict: Verdict
+    from_model: bool
     alternatives: tuple[Setting, ...]
     best: Setting
     best_affordable: Setting
@@ -184,7 +188,8 @@ def _forecast(
         epsilon_rdp=epsilon_of(whole, privacy.delta, "rdp"),
         step_signal_to_noise=planned.signal_to_noise / math.sqrt(steps),
         validation_noise=plan.validation.noise_multiplier if plan.validation else None,
-        verdict=verdict_of(planned.signal_to_noise),
+        verdict=verdict_of(planned.signal_to_noise, config.initial_model is not None),
+        from_model=config.initial_model is not None,
         alternatives=alternatives,
         best=_best(alternatives),
         best_affordable=_best(affordable or [planned]),
@@ -202,11 +207,15 @@ def privacy_summary(config: FederationConfig) -> dict[str, float | None] | None:
     }
 
 
-def verdict_of(ratio: float) -> Verdict:
-    """What a signal-to-noise ratio promises."""
+def verdict_of(ratio: float, from_model: bool) -> Verdict:
+    """What a signal-to-noise ratio promises for a federation that starts from a model, or from nothing."""
     if ratio < DROWNED:
         return "drowned"
-    return "doubtful" if ratio < PROMISING else "promising"
+    return "promising" if ratio >= _enough(from_model) else "doubtful"
+
+
+def _enough(from_model: bool) -> float:
+    return PROMISING_FROM_MODEL if from_model else PROMISING_FROM_NOTHING
 
 
 def _setting(patients: Sequence[int], rate: float, multiplier: float, steps: int, parameters: int) -> Setting:
@@ -286,8 +295,9 @@ def describe(forecast: PrivacyForecast) -> str:
         f"best:               {_setting_text(forecast.best)}",
         f"best at this cost:  {_setting_text(forecast.best_affordable)}",
         f"verdict: {_WORDS[forecast.verdict]}",
-        f"(below {DROWNED:g} drowned, from {PROMISING:g} worth trying: lines drawn from runs on synthetic volumes and "
-        "small networks, no promise for other data; a model that is trained already starts from more than nothing)",
+        f"(start from {'a model' if forecast.from_model else 'nothing'}: below {DROWNED:g} drowned, from "
+        f"{_enough(forecast.from_model):g} worth trying. These lines were drawn after a few runs on synthetic volumes, "
+        "and are no promise for other data)",
     ]
     return "\n".join(lines)
 

@@ -20,7 +20,8 @@ from common.privacy import noise_for
 from server.cli import main
 from server.plan_privacy import (
     DROWNED,
-    PROMISING,
+    PROMISING_FROM_MODEL,
+    PROMISING_FROM_NOTHING,
     describe,
     forecast_privacy,
     renyi_noise,
@@ -115,13 +116,13 @@ def test_more_patients_fewer_parameters_and_a_larger_budget_raise_the_ratio() ->
     assert ratio(epsilon=20) > 1.2 * ratio()
 
 
-def test_verdicts() -> None:
-    assert [verdict_of(value) for value in (0.99 * DROWNED, DROWNED, 0.99 * PROMISING, PROMISING)] == [
-        "drowned",
-        "doubtful",
-        "doubtful",
-        "promising",
-    ]
+@pytest.mark.parametrize(("from_model", "enough"), [(True, PROMISING_FROM_MODEL), (False, PROMISING_FROM_NOTHING)])
+def test_verdicts(from_model: bool, enough: float) -> None:
+    ratios = (0.99 * DROWNED, DROWNED, 0.99 * enough, enough)
+    assert [verdict_of(ratio, from_model) for ratio in ratios] == ["drowned", "doubtful", "doubtful", "promising"]
+
+
+def test_the_verdict_in_words() -> None:
     few = forecast_privacy(private(), {"north": 10}, 350_000, 350_000)
     assert "the noise drowns the signal" in describe(few)
     many = forecast_privacy(private(), {"north": 5000}, 350_000, 2_000)
