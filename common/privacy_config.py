@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from common.plan import Frozen, PositiveInt
+
+
+def _off_is_a_word(value: object) -> object:
+    """In YAML 1.1 a bare ``off`` means false."""
+    return "off" if value is False else value
 
 
 class AdaptiveClipping(Frozen):
@@ -42,5 +47,5 @@ class PrivacyConfig(Frozen):
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     patches_per_patient: PositiveInt = 1
     adaptive_clipping: AdaptiveClipping | None = None
-    validation: Literal["noised", "off"] = "noised"
+    validation: Annotated[Literal["noised", "off"], BeforeValidator(_off_is_a_word)] = "noised"
     secure_random: bool = False

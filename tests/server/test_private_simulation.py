@@ -1,0 +1,74 @@
+"""A whole simulated federation under differential privacy, on tiny phantoms, in this process."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.config import load_federation
+from server.experiment import SimulationOptions, simulate
+from server.progress import make_progress
+from server.state import RunFolder
+from tests import tiny
+
+EPSILON = 4.0
+
+
+def run(folder: Path, name: str, *values: str) -> RunFolder:
+    """Runs the tiny federation with privacy; ``values`` are overrides of its file."""
+    privacy = f"privacy={{epsilon: {EPSILON}, sample_rate: 0.5, patches_per_patient: 2}}"
+    overrides = [privacy, "rounds=2", "training.local_steps=2", *values]
+    config = load_federation(tiny.write_federation(folder), overrides)
+    with make_progress() as display:
+        simulate(config, SimulationOptions(None, folder / name, cache=folder / "cache", device="cpu"), display)
+    return RunFolder.open(folder / name)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    return run(tmp_path_factory.mktemp("private"), "run")
+
+
+def site_lines(folder: RunFolder) -> list[list[dict[str, Any]]]:
+    return [list(line["sites"].values()) for line in folder.read_rounds()]
+
+
+def test_epsilon_rises_to_what_the_file_allows(finished: RunFolder) -> None:
+    rounds = site_lines(finished)
+    assert len(rounds) == 3
+    for sites in zip(*rounds, strict=True):
+        spent = [line["epsilon"] for line in sites]
+        assert 0 < spent[0] < spent[1] <= spent[2]
+        assert 0.98 * EPSILON < spent[-1] <= EPSILON
+
+
+def test_no_loss_leaves_and_every_reply_counts(finished: RunFolder) -> None:
+    for line in (line for sites in site_lines(finished) for line in sites):
+        assert line["status"] == "ok"
+        assert line["train_loss"] is None
+        assert line["validation_loss"] is None
+        assert all(0 <= value <= 1 for value in line["dice"].values())
+
+
+def test_the_same_seed_gives_the_same_model(finished: RunFolder, tmp_path: Path) -> None:
+    again = run(tmp_path, "run")
+    first, second = (folder.path / "model" / "model.safetensors" for folder in (finished, again))
+    assert first.read_bytes() == second.read_bytes()
+    assert [line["dice"] for line in again.read_rounds()] == [line["dice"] for line in finished.read_rounds()]
+
+
+def test_without_scores_the_last_round_is_released(tmp_path: Path) -> None:
+    folder = run(tmp_path, "run", "privacy.validation=off")
+    state = folder.load_state()
+    assert state is not None
+    assert state.best_round is None
+    assert not state.stopped_early
+    released = json.loads((folder.path / "model" / "model.json").read_text())
+    assert released["provenance"]["round"] == 2
+    spent = [line["epsilon"] for line in site_lines(folder)[-1]]
+    assert np.allclose(spent, EPSILON, rtol=0.02)
+    for line in (line for sites in site_lines(folder) for line in sites):
+        assert line["status"] == "ok"
+        assert line["mean_dice"] is None
