@@ -26,10 +26,8 @@ from common.devices import choose_device
 from common.errors import ConfigError, FedvoxError
 from common.imaging.cache import CachedCase, CaseCache
 from common.imaging.dataset import find_dataset
-from common.models.unet3d import build_model
 from common.plan import Plan
 from common.privacy import PrivacyPlan, Spend, epsilon_of
-from common.protocol import Vector, WeightLayout
 from common.seeds import seed_of
 from server.inline_grid import InlineGrid
 from server.partition import SiteCases, SitePartition
@@ -153,15 +151,6 @@ class SimulatedSites:
             )
         found = [cases[name] for name in names]
         return cache.prepare(found, shift=members.shift, shift_seed=seed_of(self.config.seed, site))
-
-
-def initial_weights(plan: Plan, seed: int) -> tuple[Vector, WeightLayout]:
-    """The weights before the first round: the network's own initialisation, drawn from the federation's seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = build_model(plan.model)
-    layout = WeightLayout.of(model)
-    return layout.flatten(model.state_dict()), layout
 
 
 def run_inline(server_app: ServerApp, sites: SimulatedSites) -> None:
