@@ -142,7 +142,7 @@ def server_processes(run: Path, kit: Path, nginx: str, listen: Listen, port: int
     here = str(Path(server.__file__).resolve().parents[1])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [here, environment.get("PYTHONPATH")]))
     environment[RUN_VARIABLE] = str(run)
-    environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "0.2"
+    environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "1.0"
     superlink = [
         *(sys.executable, "-m", "server.superlink"),
         *("--host", "127.0.0.1", "--port", str(port)),

@@ -65,6 +65,11 @@ http {{
     client_header_timeout 20s;
     keepalive_timeout 120s;
     proxy_request_buffering off;
+    # SuperLink pays for every portion that it gets, at each of its layers; nginx's own portions are 16 KiB and less.
+    client_body_buffer_size 1m;
+    proxy_buffer_size 64k;
+    proxy_buffers 8 256k;
+    proxy_busy_buffers_size 512k;
     proxy_max_temp_file_size 0;
     proxy_read_timeout 120s;
 
