@@ -1,10 +1,10 @@
 """What lets a killed SuperNode be followed by another at once, without the server waiting in vain.
 
-SuperNode keeps everything in memory. Killed, it leaves the server with a message that nobody will ever answer, and
-with the belief that the site is still there, for which reason the server refuses the site's key for about a minute. A
+SuperNode keeps everything in memory. Killed, it leaves the server with a message that nobody will ever answer, and with
+the belief that the site is still there, for which reason the server refuses the site's key for about a minute. A
 message whose content cannot be fetched is dropped without an answer, too. So two things are noted in files: the number
-of the node that is connected, and the message that was received and not answered. The next connection first signs the
-dead node off, and whatever was not answered is answered with a code.
+of the node that is connected, and the message that was received and not yet answered with all pieces of a reply. The
+next connection first signs the dead node off, and whatever was not answered is answered with a code.
 
 SuperNode also announces a reply to the server before it has all of it from the runner; killed in between, the runner
 would leave the server with half a reply. Here a reply is announced when it is whole, and given up when the rest does
@@ -14,6 +14,7 @@ not come. Written for exactly one version of Flower (``common.flower``).
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -109,12 +110,29 @@ class Continuity:
                 self._message.write_bytes(message_to_proto(received[0]).SerializeToString())
             return received
 
-        def send_and_forget(message: Message, *others: Any) -> Any:
-            answer = send(message, *others)
-            self._message.unlink(missing_ok=True)
-            return answer
+        missing: set[str] = set()
+        lock = threading.Lock()
 
-        return node, receive_and_note, send_and_forget, get_run, get_fab, pull_object, push_object, confirm
+        def send_and_note(message: Message, *others: Any) -> Any:
+            wanted, session = send(message, *others)
+            with lock:
+                missing.clear()
+                missing.update(wanted)
+                self._forget_if_done(missing)
+            return wanted, session
+
+        def push_and_note(run_id: int, session: str, identity: str, content: bytes) -> None:
+            push_object(run_id, session, identity, content)
+            with lock:
+                missing.discard(identity)
+                self._forget_if_done(missing)
+
+        return node, receive_and_note, send_and_note, get_run, get_fab, pull_object, push_and_note, confirm
+
+    def _forget_if_done(self, missing: set[str]) -> None:
+        # An announced reply that lacks a piece is no answer: after a crash its message is answered with a code.
+        if not missing:
+            self._message.unlink(missing_ok=True)
 
     def _answer_lost(self, send: Callable[..., Any], push_object: Callable[..., Any]) -> None:
         try:

@@ -1,10 +1,11 @@
 """Starts Flower's SuperLink for a federation: ``python -m server.superlink`` takes ``flower-superlink``'s options.
 
-It differs in how SuperLink keeps its database. Every piece of a model goes through that file, and SQLite's usual
-settings copy it in pages of 4 KiB and wait for the disk again and again: 1.4 s for 96 MB instead of 0.4 s. Here pages
-are large and nobody waits. What has been written still survives the death of every process; a machine that loses
-power may leave a damaged file, which is put aside at the next start. Nothing hangs on it then: sites are registered
-anew at every start, and a federation goes on from its own run folder.
+It differs in two things. Replies are handed out when they are whole (``server.whole_replies``). And in how SuperLink
+keeps its database: every piece of a model goes through that file, and SQLite's usual settings copy it in pages of 4 KiB
+and wait for the disk again and again: 1.4 s for 96 MB instead of 0.4 s. Here pages are large and nobody waits. What has
+been written still survives the death of every process; a machine that loses power may leave a damaged file, which is
+put aside at the next start. Nothing hangs on it then: sites are registered anew at every start, and a federation goes
+on from its own run folder.
 """
 
 from __future__ import annotations
@@ -57,14 +58,18 @@ def main() -> None:
         FlowerVersionError: another version of Flower is installed.
     """
     check_flower_version()
+    from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
     from flwr.supercore import sql_mixin
     from flwr.superlink.cli import flower_superlink
+
+    from server.whole_replies import hand_out_whole_replies
 
     if "--database" in sys.argv[:-1]:
         aside = put_aside_if_damaged(Path(sys.argv[sys.argv.index("--database") + 1]))
         if aside is not None:
             sys.stderr.write(f"the database was damaged and is now {aside}; sites are registered anew\n")
     sql_mixin.SQLITE_PRAGMAS = _with_large_pages(sql_mixin.SQLITE_PRAGMAS)  # type: ignore[assignment,attr-defined]
+    hand_out_whole_replies(SqlLinkState)
     flower_superlink()
 
 

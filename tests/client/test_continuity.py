@@ -29,11 +29,12 @@ class Server:
         self.waiting = list(messages)
         self.got: list[tuple[int, str]] = []
         self.broken = False
+        self.wanted: set[str] = set()
 
     @contextmanager
     def connect(self, *_: Any) -> Iterator[tuple[Any, ...]]:
         nothing = lambda *_: None  # noqa: E731
-        yield 7, self.receive, self.send, nothing, nothing, nothing, nothing, nothing
+        yield 7, self.receive, self.send, nothing, nothing, nothing, self.push, nothing
 
     def receive(self) -> tuple[Message, None] | None:
         return (self.waiting.pop(0), None) if self.waiting else None
@@ -43,7 +44,11 @@ class Server:
             raise ConnectionError
         code = message.error.code if message.has_error() else 0
         self.got.append((code, message.metadata.reply_to_message_id))
-        return set(), "session"
+        return set(self.wanted), "session"
+
+    def push(self, run_id: int, session: str, identity: str, content: bytes) -> None:
+        if self.broken:
+            raise ConnectionError
 
 
 def message(identity: str) -> Message:
@@ -66,6 +71,25 @@ def test_an_answered_message_is_forgotten(tmp_path: Path) -> None:
         assert receive() is None
     assert server.got == [(0, "a" * 64)]
     assert not list(tmp_path.glob("supernode-*"))
+
+
+@pytest.mark.parametrize("pushed", [0, 1, 2])
+def test_a_reply_is_an_answer_when_its_last_piece_was_sent(tmp_path: Path, pushed: int) -> None:
+    server = Server(message("a" * 64))
+    server.wanted = {"x", "y"}
+    with connected(tmp_path, server) as (_, receive, send, _run, _fab, _pull, push, _confirm):
+        reply = Message(RecordDict(), reply_to=receive()[0])
+        _, session = send(reply, get_object_tree(reply), 1.0)
+        for identity in ("x", "y")[:pushed]:
+            push(1, session, identity, b"content")
+        server.broken = True
+        if pushed < 2:
+            with pytest.raises(ConnectionError):
+                push(1, session, "y", b"content")
+    restarted = Server()
+    with connected(tmp_path, restarted) as (_, receive, *_rest):
+        receive()
+    assert restarted.got == ([] if pushed == 2 else [(ErrorCode.TASK_LOST, "a" * 64)])
 
 
 def test_what_was_received_before_a_crash_is_answered_with_a_code_and_written_down(tmp_path: Path) -> None:
