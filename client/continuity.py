@@ -56,6 +56,10 @@ class IncompleteReplyError(FedvoxError):
     """The rest of a reply does not come."""
 
 
+class RunEndedError(FedvoxError):
+    """The run of a message is over."""
+
+
 class Continuity:
     """Stands around Flower's connection to the server.
 
@@ -127,7 +131,16 @@ class Continuity:
                 missing.discard(identity)
                 self._forget_if_done(missing)
 
-        return node, receive_and_note, send_and_note, get_run, get_fab, pull_object, push_and_note, confirm
+        return (
+            node,
+            receive_and_note,
+            send_and_note,
+            get_run,
+            get_fab,
+            _fails_with_the_run(pull_object),
+            push_and_note,
+            _fails_with_the_run(confirm),
+        )
 
     def _forget_if_done(self, missing: set[str]) -> None:
         # An announced reply that lacks a piece is no answer: after a crash its message is answered with a code.
@@ -157,6 +170,22 @@ class Continuity:
             # The run may be over, or the message answered before the process was killed.
             log.warning("could not say that a message was lost: %s", type(error).__name__)
         self._message.unlink(missing_ok=True)
+
+
+def _fails_with_the_run(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Lets a call fail like any other when the run ended meanwhile.
+
+    Flower's own exception is none that SuperNode cleans up after: the runner would wait for ever for the rest of a
+    message that nobody downloads any more, and every later task with it.
+    """
+
+    def wrapped(*arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except RunNotRunningException:
+            raise RunEndedError("the run ended while its message was downloaded") from None
+
+    return wrapped
 
 
 def whole_replies_only(push_messages: Callable[..., None]) -> Callable[..., None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.approvals import AUDIT_FILE
-from client.continuity import Continuity, IncompleteReplyError, wait_until_whole
+from client.continuity import Continuity, IncompleteReplyError, RunEndedError, wait_until_whole
 from common.audit import read_entries
 from common.messages import ErrorCode
 
@@ -30,11 +30,13 @@ class Server:
         self.got: list[tuple[int, str]] = []
         self.broken = False
         self.wanted: set[str] = set()
+        self.pull: Callable[..., None] = lambda *_: None
+        self.confirm: Callable[..., None] = lambda *_: None
 
     @contextmanager
     def connect(self, *_: Any) -> Iterator[tuple[Any, ...]]:
         nothing = lambda *_: None  # noqa: E731
-        yield 7, self.receive, self.send, nothing, nothing, nothing, self.push, nothing
+        yield 7, self.receive, self.send, nothing, nothing, self.pull, self.push, self.confirm
 
     def receive(self) -> tuple[Message, None] | None:
         return (self.waiting.pop(0), None) if self.waiting else None
@@ -132,6 +134,21 @@ def test_a_message_of_a_run_that_is_over_is_forgotten(tmp_path: Path) -> None:
     server.send = refuse  # type: ignore[assignment]
     with connected(tmp_path, server) as (_, receive, *_rest):
         assert receive() is not None, "the next run's message"
+
+
+def test_a_download_that_ends_with_its_run_fails_like_any_other(tmp_path: Path) -> None:
+    server = Server(message("a" * 64))
+
+    def refuse(*_: Any) -> None:
+        raise RunNotRunningException
+
+    server.pull = server.confirm = refuse
+    with connected(tmp_path, server) as (_, receive, _send, _run, _fab, pull, _push, confirm):
+        receive()
+        for call, arguments in ((pull, (1, "x")), (confirm, (1, "a" * 64))):
+            # An ``Exception``, which Flower's is not: only after one does SuperNode drop message and task.
+            with pytest.raises(RunEndedError):
+                call(*arguments)
 
 
 def test_a_damaged_note_is_dropped(tmp_path: Path) -> None:
