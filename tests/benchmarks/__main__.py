@@ -23,7 +23,7 @@ def processor() -> str:
 
 
 def main() -> int:
-    names = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("__"))
+    names = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
     sections, failed = [], []
     for name in names:
         print(f"== {name}", flush=True)

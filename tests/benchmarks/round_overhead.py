@@ -242,7 +242,7 @@ def ours(folder: Path, size: str, encoding: str) -> list[float]:
             supernode += ["--root-certificates", str(kit / "ca.crt")]
             supernode += ["--auth-supernode-private-key", str(kit / "node.key"), "--isolation", "process"]
             supernode += ["--superexec-auth-secret-file", str(state.secret), "--host", "127.0.0.1", "--port", port]
-            runner = [sys.executable, "-m", "tests.benchmarks.idle_site", "--address", f"127.0.0.1:{port}"]
+            runner = [sys.executable, "-m", "tests.benchmarks._idle_site", "--address", f"127.0.0.1:{port}"]
             runner += ["--kit", str(kit), "--data", str(folder), "--state", str(state.path), "--device", "cpu"]
             running.wait_for(lambda: answers(config.network.port if config.network else 0), 90, "our server")
             running.start(f"{site}-supernode", supernode, **{STATE_VARIABLE: str(state.path)})
