@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 FLWR_TELEMETRY_ENABLED=0
 TEST_PROCESSES ?= auto
 
-.PHONY: setup demo test test-fast test-network lint format bench clean
+.PHONY: setup demo test test-fast test-network test-long lint format bench clean
 
 setup: $(INSTALLED)
 
@@ -33,10 +33,15 @@ test: $(INSTALLED) test-fast test-network
 test-fast: $(INSTALLED)
 	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadscope -q -m 'not network' $(ARGS)
 
-# Real servers and sites on the loopback interface, killed at many points: one after another, for they share the cores.
-# The tests of the server's TLS proxy need nginx and are skipped with a word where it is missing.
+# Real servers and sites on the loopback interface: one after another, for they share the cores. What fails gets a second
+# attempt, which tells a machine that was busy from a defect. The TLS proxy needs nginx; without it, tests say so and skip.
+NETWORK_TESTS := $(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -q
 test-network: $(INSTALLED)
-	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -q -m network $(ARGS)
+	$(NETWORK_TESTS) -m 'network and not long' $(ARGS) || $(NETWORK_TESTS) -m 'network and not long' --last-failed $(ARGS)
+
+# The rest of them: every process killed at five points of a round, a firewall closed for a minute. About ten minutes.
+test-long: $(INSTALLED)
+	$(NETWORK_TESTS) -m long $(ARGS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

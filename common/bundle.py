@@ -175,7 +175,11 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError as error:
-        raise BundleError(f"{path}: is missing; a model is {WEIGHTS_FILE} and {DESCRIPTION_FILE} together") from error
+        inside = path.parent / "model"
+        hint = f"; did you mean {inside}?" if (inside / path.name).exists() else ""
+        raise BundleError(
+            f"{path}: is missing; a model is {WEIGHTS_FILE} and {DESCRIPTION_FILE} together{hint}"
+        ) from error
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {error.strerror or error}") from error
 

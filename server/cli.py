@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from common.cli import base_parser, default_cache, run
 from common.errors import ConfigError, OutputError
 from server.cli_network import add_network_commands
 from server.cli_privacy import add_privacy_commands
+from server.text import format_best, scores_are_noised
 
 SIMULATE_EXAMPLE = """\
 example:
@@ -98,20 +100,27 @@ def _simulate(options: argparse.Namespace) -> int:
         try:
             report = simulate(config, chosen, display)
         except KeyboardInterrupt:
-            data = f" --data {options.data}" if options.data else ""
-            display.message(
-                f"interrupted; what is finished is kept. To go on: fedvox-server simulate {options.federation}{data} "
-                f"--out {out} --resume (with the same --set values)"
-            )
+            display.message(f"interrupted; what is finished is kept. To go on: {_command_to_resume(options, out)}")
             raise
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     score = summary["best_mean_dice"]
     if score is not None:
-        print(f"best mean validation Dice {score:.3f}, after round {summary['best_round']}")
+        print(format_best(score, summary["best_round"], scores_are_noised(config.model_dump(mode="json"))))
     if summary["pooled"] and summary["pooled"]["mean_dice"] is not None:
         print(f"all data in one place: {summary['pooled']['mean_dice']:.3f}")
     print(f"model:  {out / 'model'}\nreport: {report}")
     return 0
+
+
+def _command_to_resume(options: argparse.Namespace, out: Path) -> str:
+    command = ["fedvox-server", "simulate", str(options.federation)]
+    for flag, value in (("--data", options.data), ("--engine", options.engine), ("--cache", options.cache)):
+        command += [flag, str(value)] if value else []
+    command += ["--no-cache"] if options.no_cache else []
+    command += ["--device", options.device] if options.device != "auto" else []
+    for override in options.set:
+        command += ["--set", override]
+    return shlex.join([*command, "--out", str(out), "--resume"])
 
 
 def _sweep(options: argparse.Namespace, name: str) -> int:

@@ -7,9 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from common.errors import ConfigError
 from common.network_config import is_ip_address
 from server.proxy import Listen
+from server.text import format_best, scores_are_noised
 
 PROVISION_EXAMPLE = """\
 example:
@@ -94,7 +97,8 @@ def _start(options: argparse.Namespace) -> int:
             raise
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     if summary["best_mean_dice"] is not None:
-        print(f"best mean validation Dice {summary['best_mean_dice']:.3f}, after round {summary['best_round']}")
+        federation = yaml.safe_load((run / "federation.yaml").read_text(encoding="utf-8"))
+        print(format_best(summary["best_mean_dice"], summary["best_round"], scores_are_noised(federation)))
     print(f"model:  {run / 'model'}\nreport: {report}")
     return 0
 

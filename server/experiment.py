@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from common.config import FederationConfig, as_json
 from common.devices import choose_device
 from common.errors import ConfigError, FedvoxError
@@ -91,12 +93,29 @@ def _open_folder(config: FederationConfig, options: SimulationOptions) -> RunFol
         folder.write_text("federation.yaml", config.resolved())
         return folder
     folder = RunFolder.open(options.out)
-    if (folder.path / "federation.yaml").read_text(encoding="utf-8") != config.resolved():
+    written = (folder.path / "federation.yaml").read_text(encoding="utf-8")
+    if written != config.resolved():
+        differing = ", ".join(_differences(yaml.safe_load(written), config.model_dump(mode="json"))[:5])
         raise ConfigError(
-            f"{options.out / 'federation.yaml'}: was made with another configuration than now asked for; "
+            f"{options.out / 'federation.yaml'}: was made with another configuration than now asked for ({differing}); "
             "resume with the same file and --set values, or start a new run"
         )
     return folder
+
+
+def _differences(before: Any, after: Any, key: str = "") -> list[str]:
+    """Keys whose values differ, with both values."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        names = {str(name): name for name in (*before, *after)}
+        mine, theirs = ({str(name): value for name, value in content.items()} for content in (before, after))
+        return [
+            found
+            for name in names
+            for found in _differences(mine.get(name), theirs.get(name), f"{key}.{name}" if key else name)
+        ]
+    if isinstance(before, list) and isinstance(after, list) and before == after:
+        return []
+    return [] if before == after else [f"{key}: {before} then, {after} now"]
 
 
 class _Experiment:

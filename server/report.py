@@ -31,7 +31,7 @@ from server.figures import (
 from server.report_privacy import privacy_section
 from server.report_tables import NOTHING, absences, metric_table, pooled_table, site_table, timing_table
 from server.run_record import Example, Round, RunRecord, SiteRound, as_number, as_scores, read_run
-from server.text import format_bytes, format_seconds
+from server.text import format_bytes, format_seconds, scores_are_noised
 
 # More panels than this are too small to read; the table of sites has every label.
 MOST_LABEL_PANELS = 4
@@ -165,9 +165,12 @@ def _headline(run: RunRecord, best_round: int | None) -> list[tuple[str, str, st
         stated = as_number(run.summary.get(key))
         moved[key] = sum(getattr(line, key) or 0.0 for line in run.rounds) if stated is None else stated
     planned = run.rounds_planned
+    meaning = "of validation patients, then of sites"
+    if scores_are_noised(run.configuration):
+        meaning = "as the sites sent it, with noise; exact values stand in the table of sites where they are known"
     released = "Released model" if run.summary else "Best model so far"
     return [
-        ("Best mean Dice", NOTHING if best is None else f"{best:.3f}", "of validation patients, then of sites"),
+        ("Best mean Dice", NOTHING if best is None else f"{best:.3f}", meaning),
         (released, NOTHING if best_round is None else f"round {best_round}", "after this round, mean Dice was highest"),
         ("Rounds", f"{done}" if planned is None else f"{done} of {planned}", "each site trains once in a round"),
         ("Sites", str(len(run.sites)), "none of them shares a scan"),

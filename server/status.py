@@ -10,6 +10,7 @@ import yaml
 
 from server.network_status import NetworkStatus, read_network_status
 from server.state import RunFolder
+from server.text import format_best, scores_are_noised
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class RunStatus:
     last_mean_dice: float | None
     sites: dict[str, str]
     seconds: float
+    noised: bool = False
     network: NetworkStatus | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -42,7 +44,7 @@ class RunStatus:
             f"{self.name}: {self.status}, {self.rounds_done} of {self.rounds_planned} rounds, {self.seconds:.0f} s"
         ]
         if self.best_mean_dice is not None:
-            lines.append(f"best mean validation Dice {self.best_mean_dice:.3f}, after round {self.best_round}")
+            lines.append(format_best(self.best_mean_dice, self.best_round or 0, self.noised))
         if self.sites:
             lines.append("last finished round:")
         lines += [f"  {name}: {status}" for name, status in self.sites.items()]
@@ -75,5 +77,6 @@ def describe_run(folder: RunFolder) -> RunStatus:
             for name, site in last["sites"].items()
         },
         seconds=state.seconds if state else 0.0,
+        noised=scores_are_noised(config),
         network=network,
     )

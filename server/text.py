@@ -1,6 +1,9 @@
-"""Durations and sizes as people read them."""
+"""Durations, sizes and scores as people read them."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 
 def format_seconds(seconds: float) -> str:
@@ -25,3 +28,23 @@ def format_bytes(size: float) -> str:
         if size < 999.5:
             return f"{size:.1f} {unit}" if size < 9.95 else f"{size:.0f} {unit}"
     return f"{size / 1000:.1f} TB"
+
+
+def format_best(mean_dice: float, round_number: int, noised: bool) -> str:
+    """The best score of a run, in a line; says so where it is no news or not the exact value.
+
+    Args:
+        mean_dice: over sites and labels.
+        round_number: after which the model had it; 0 is the model that the run started from.
+        noised: whether the sites' scores carry the noise of differential privacy.
+    """
+    line = f"best mean validation Dice {mean_dice:.3f}{' (with noise)' if noised else ''}, after round {round_number}"
+    if round_number == 0:
+        line += ": training did not improve on the model that the run started from"
+    return line
+
+
+def scores_are_noised(federation: Mapping[str, Any]) -> bool:
+    """Whether a federation, as its run folder has it, puts noise on what sites score."""
+    privacy = federation.get("privacy")
+    return isinstance(privacy, Mapping) and privacy.get("validation", "noised") == "noised"
