@@ -7,6 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No example fails for being slow on a machine that has other things to do.
+settings.register_profile("any-machine", deadline=None)
+settings.load_profile("any-machine")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -69,7 +69,7 @@ def test_weights_of_any_size_return_bit_for_bit(pieces: int, offset: int) -> Non
     np.testing.assert_array_equal(returned, weights)
 
 
-def test_weights_travel_in_few_pieces_of_at_most_4_mib() -> None:
+def test_weights_travel_in_few_pieces_of_at_most_8_mib() -> None:
     records = pack_task(TASK, np.zeros(3 * PIECE_BYTES // 4 + 1, np.float32))
     sizes = [len(array.data) for array in records.array_records["weights"].values()]
     assert sizes == [PIECE_BYTES] * 3 + [4]
