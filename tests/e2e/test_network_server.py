@@ -276,6 +276,7 @@ def test_starting_a_finished_federation_does_nothing(finished: Federation) -> No
     assert (finished.run / "rounds.jsonl").read_bytes() == before
 
 
+@pytest.mark.long
 def test_whatever_is_killed_the_federation_ends_with_the_same_model(finished: Federation, tmp_path: Path) -> None:
     with federation(tmp_path, ("east", "lost", "north", "west")) as made:
         revoke(made.kits, "lost")

@@ -40,6 +40,7 @@ def outcome(line: dict[str, Any]) -> dict[str, tuple[str, str | None]]:
     return {name: (site["status"], site["reason"]) for name, site in line["sites"].items()}
 
 
+@pytest.mark.long
 def test_others_finish_when_a_site_hangs_one_dies_in_every_round_and_one_comes_late(tmp_path: Path) -> None:
     settings = (
         "strategy={min_sites: 2, min_fraction: 0.5}",
