@@ -19,10 +19,10 @@ from server import release
 from server.app import RoundLoop, make_server_app
 from server.initial_weights import first_weights, weight_layout
 from server.partition import read_partition
-from server.plan_privacy import privacy_summary
 from server.preparation import find_or_make_data, plan_and_partition
 from server.progress import ProgressDisplay
 from server.report import write_report
+from server.run_summary import summary_of
 from server.simulation import SimulatedSites, require_ray, run_inline, run_on_ray
 from server.state import RunFolder, RunState, now
 
@@ -230,32 +230,12 @@ class _Experiment:
         state = self._folder.load_state()
         if state is None:
             return
-        best = None
-        if state.best_round is not None:
-            best = next((line for line in self._folder.read_rounds() if line["model_round"] == state.best_round), None)
-        summary = {
-            "name": self._config.name,
-            "status": status,
-            "rounds_planned": self._config.rounds,
-            "rounds_done": state.round,
-            "stopped_early": state.stopped_early,
-            "best_round": state.best_round,
-            "best_mean_dice": state.best_mean_dice,
-            "final_mean_dice": state.final_mean_dice,
-            "best_dice": best["dice"] if best else None,
-            "seconds": round(state.seconds, 1),
-            "started": state.started,
-            "finished": now(),
-            "seed": self._config.seed,
+        about = {
             "engine": self._engine,
             "device": self._sites.trainer.device.type,
             "precision": self._sites.trainer.precision,
-            "versions": release.versions(),
             "parameters": self._sites.trainer.layout.size,
-            "bytes_up": state.bytes_up,
-            "bytes_down": state.bytes_down,
-            "labels": {str(label): name for label, name in self._plan.labels.items()},
             "pooled": self._pooled,
-            "privacy": privacy_summary(self._config),
         }
+        summary = summary_of(self._folder, state, self._config, self._plan, status) | about
         self._folder.write_text("summary.json", as_json(summary))

@@ -6,11 +6,8 @@ import csv
 import io
 import json
 import math
-import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 import torch
@@ -152,13 +149,3 @@ def mean_of(values: Mapping[str, float | None]) -> float | None:
     """Mean of the values that are known."""
     known = [value for value in values.values() if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def versions() -> dict[str, Any]:
-    """Versions that a result depends on."""
-    return {
-        "fedvox": common.__version__,
-        "flwr": version("flwr"),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }

@@ -1,4 +1,4 @@
-"""The summary of a federation over a network, from its run folder; Torch is not needed for it."""
+"""The summary of a run, from its run folder; Torch is not needed for it."""
 
 from __future__ import annotations
 
@@ -27,13 +27,25 @@ def write_summary(folder: RunFolder, config: FederationConfig, plan: Plan, statu
     state = folder.load_state()
     if state is None:
         return
+    about = {
+        "reason": reason,
+        "engine": "network",
+        "device": None,
+        "precision": config.training.precision,
+        "parameters": _parameters(folder, state),
+        "pooled": None,
+    }
+    folder.write_text("summary.json", as_json(summary_of(folder, state, config, plan, status) | about))
+
+
+def summary_of(folder: RunFolder, state: RunState, config: FederationConfig, plan: Plan, status: str) -> dict[str, Any]:
+    """What the summaries of all runs have, whoever ran them."""
     best = None
     if state.best_round is not None:
         best = next((line for line in folder.read_rounds() if line["model_round"] == state.best_round), None)
-    summary: dict[str, Any] = {
+    return {
         "name": config.name,
         "status": status,
-        "reason": reason,
         "rounds_planned": config.rounds,
         "rounds_done": state.round,
         "stopped_early": state.stopped_early,
@@ -45,23 +57,17 @@ def write_summary(folder: RunFolder, config: FederationConfig, plan: Plan, statu
         "started": state.started,
         "finished": now(),
         "seed": config.seed,
-        "engine": "network",
-        "device": None,
-        "precision": config.training.precision,
         "versions": {
             "fedvox": common.__version__,
             "flwr": version("flwr"),
             "torch": version("torch"),
             "python": platform.python_version(),
         },
-        "parameters": _parameters(folder, state),
         "bytes_up": state.bytes_up,
         "bytes_down": state.bytes_down,
         "labels": {str(label): name for label, name in plan.labels.items()},
-        "pooled": None,
         "privacy": privacy_summary(config),
     }
-    folder.write_text("summary.json", as_json(summary))
 
 
 def _parameters(folder: RunFolder, state: RunState) -> int | None:

@@ -137,11 +137,6 @@ def _check_affine(affine: NDArray[np.float64]) -> None:
         )
 
 
-def grid_from_spacing(shape: Axes3, spacing: Spacing) -> Grid:
-    """A RAS+ grid without rotation whose first voxel lies at the origin; spacing in mm."""
-    return Grid(shape, np.diag([*spacing, 1.0]))
-
-
 def _anatomical_axes(affine: NDArray[np.float64]) -> list[tuple[int, int]]:
     """For each array axis, the world axis nearest to it (each is used once) and the direction in which it runs."""
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
