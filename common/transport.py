@@ -24,8 +24,10 @@ from numpy.typing import NDArray
 
 from common.errors import ProtocolError
 
-PIECE_BYTES = 8 * 2**20
+PIECE_BYTES = 16 * 2**20
 BLOCK = 64
+# Values that are worked on at a time where it takes several passes: they then stay in the processor's cache.
+AT_A_TIME = 2**16
 Vector = NDArray[np.float32]
 Encoding = Literal["float32", "bfloat16", "int8"]
 WIRE_TYPES: dict[Encoding, str] = {
@@ -89,15 +91,12 @@ def decode(data: bytes, count: int, encoding: Encoding) -> Vector:
     if encoding == "float32":
         return np.frombuffer(data, "<f4").astype(np.float32, copy=False)
     if encoding == "bfloat16":
-        return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32)
+        return _from_bfloat16(np.frombuffer(data, "<u2"))
     blocks = _blocks(count)
     scales = np.frombuffer(data, "<f4", blocks)
     if not (scales >= 0).all():
         raise ProtocolError("a piece has a scale that is negative or not a number")
-    steps = np.frombuffer(data, np.int8, count, 4 * blocks).astype(np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        steps *= np.repeat(scales, BLOCK)[:count]
-    return steps
+    return _from_int8(scales, np.frombuffer(data, np.int8, count, 4 * blocks))
 
 
 def encode_vector(vector: Vector, encoding: Encoding) -> Iterator[tuple[Piece, bytes]]:
@@ -147,10 +146,39 @@ def _blocks(count: int) -> int:
 
 def _to_bfloat16(values: Vector) -> NDArray[np.uint16]:
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    # Half a unit of the last kept place, a little less where that place is even: ties go to the even neighbour.
-    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
-    # The sum would carry a NaN over into an infinity, or around to zero.
-    return np.where(np.isnan(values), 0x7FC0, rounded).astype("<u2")
+    rounded = np.empty(bits.size, "<u2")
+    for part in _parts(bits.size):
+        # Half a unit of the last kept place, a little less where that place is even: ties go to the even neighbour.
+        half = (bits[part] >> 16) & 1
+        half += 0x7FFF
+        half += bits[part]
+        half >>= 16
+        # The sum would carry a NaN over into an infinity, or around to zero.
+        half[np.isnan(values[part])] = 0x7FC0
+        rounded[part] = half
+    return rounded
+
+
+def _from_bfloat16(halves: NDArray[np.uint16]) -> Vector:
+    bits = np.empty(halves.size, np.uint32)
+    for part in _parts(halves.size):
+        bits[part] = halves[part]
+        bits[part] <<= 16
+    return bits.view(np.float32)
+
+
+def _from_int8(scales: NDArray[np.float32], steps: NDArray[np.int8]) -> Vector:
+    values = np.empty(steps.size, np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for part in _parts(steps.size):
+            scale = np.repeat(scales[part.start // BLOCK : _blocks(part.stop)], BLOCK)
+            np.multiply(steps[part], scale[: part.stop - part.start], out=values[part])
+    return values
+
+
+def _parts(size: int) -> Iterator[slice]:
+    for start in range(0, size, AT_A_TIME):
+        yield slice(start, min(start + AT_A_TIME, size))
 
 
 def _to_int8(values: Vector) -> tuple[NDArray[np.float32], NDArray[np.int8]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from common.protocol import Vector
+from common.transport import AT_A_TIME
 
 
 class WeightedMean:
@@ -26,7 +27,9 @@ class WeightedMean:
         """Adds ``vector`` with ``weight`` > 0."""
         if not weight > 0:
             raise ValueError(f"weight must be positive, not {weight}")
-        self._sum += vector.astype(np.float64) * weight
+        for start in range(0, vector.size, AT_A_TIME):
+            part = slice(start, start + AT_A_TIME)
+            self._sum[part] += np.multiply(vector[part], weight, dtype=np.float64)
         self._weight += weight
         self.count += 1
 
@@ -34,4 +37,6 @@ class WeightedMean:
         """The mean of what was added; there must be something."""
         if self.count == 0:
             raise ValueError("nothing was added")
-        return (self._sum / self._weight).astype(np.float32)
+        mean = np.empty(self._sum.size, np.float32)
+        np.divide(self._sum, self._weight, out=mean, casting="unsafe")
+        return mean
