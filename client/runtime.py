@@ -42,6 +42,7 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.runtime.run_clientapp import push_message
 
+from common.bulk_http import speed_up
 from common.errors import FedvoxError
 from common.flower import OBJECT_BACKOFF_CAP_SECONDS, OBJECT_BACKOFF_SECONDS
 
@@ -68,12 +69,14 @@ class Header:
 
 def _connect(address: str, *interceptors: object) -> RuntimeHttpClient:
     # No retry invoker of Flower's: on a 401 it sends SIGINT to its own process.
-    return RuntimeHttpClient.from_server_address(
+    client = RuntimeHttpClient.from_server_address(
         server_address=address,
         insecure=True,  # SuperNode and runner talk over the loopback interface only
         root_certificates=None,
         interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), *interceptors],  # type: ignore[list-item]
     )
+    speed_up(client, verify=False)
+    return client
 
 
 class TaskSource:

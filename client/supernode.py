@@ -26,6 +26,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from client.site_state import StateFolder
 from common.flower import check_flower_version, replace_pulls
@@ -80,13 +81,28 @@ def main() -> None:
         FlowerVersionError: another version of Flower is installed.
     """
     check_flower_version()
+    from fastapi import FastAPI
     from flwr.supernode import fleet_http_connection, start_client_internal
+    from flwr.supernode import main as supernode_main
     from flwr.supernode.cli.flower_supernode import flower_supernode
+    from uvicorn.protocols.http import httptools_impl
 
     from client.continuity import Continuity, whole_replies_only
     from client.uplink import patient
+    from common.bulk_http import use_bulk_transport
+    from common.short_way import ShortWay, receive_whole_bodies, runtime_answers
 
     state = Path(os.environ[STATE_VARIABLE])
+    use_bulk_transport()
+    make_app, answers = supernode_main.create_app, runtime_answers("SuperNode")
+
+    def make_shorter(*arguments: Any, **options: Any) -> FastAPI:
+        app = make_app(*arguments, **options)
+        app.add_middleware(ShortWay, answers=answers)
+        return app
+
+    supernode_main.create_app = make_shorter
+    receive_whole_bodies(httptools_impl)
     connect = start_client_internal.http_request_response  # type: ignore[attr-defined]
     start_client_internal.http_request_response = Continuity(state).around(connect)  # type: ignore[attr-defined,assignment]
     make_invoker = fleet_http_connection.make_simple_http_retry_invoker  # type: ignore[attr-defined]

@@ -16,6 +16,7 @@ from common.errors import FedvoxError
 
 RUN_VARIABLE = "FEDVOX_RUN"
 NODES_FILE = "nodes.json"
+DATABASE = "superlink.db"
 APP_LOG = "logs/app.log"
 _APP_LOCK = "app.lock"
 _START_LOCK = "start.lock"

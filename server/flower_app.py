@@ -26,8 +26,10 @@ from common.plan import Plan
 from common.transport import pieces_of
 from server import release
 from server.app import FederationError, Patience, RoundLoop
-from server.app_lock import APP_LOG, RUN_VARIABLE, only_app, registered_names
+from server.app_lock import APP_LOG, DATABASE, RUN_VARIABLE, only_app, registered_names
+from server.direct_client import connect_directly
 from server.initial_weights import first_weights, weight_layout
+from server.link_state import change_state, open_state
 from server.progress_lines import ProgressWriter
 from server.run_summary import write_summary
 from server.state import RunFolder, RunState, now
@@ -96,6 +98,9 @@ class AuditedProgress(ProgressWriter):
 def _run_rounds(grid: Grid, folder: RunFolder, config: FederationConfig, plan: Plan, observer: ProgressWriter) -> None:
     layout = weight_layout(plan)
     # A site that sends heaps of parts instead of an update must not fill this machine's memory.
+    if isinstance(grid, http_grid.HttpGrid):
+        change_state()
+        connect_directly(grid, open_state(folder.path / DATABASE))
     replace_pulls(http_grid, most_objects_of(len(pieces_of(layout.size, config.transport.upload))))
     state = folder.load_state()
     if state is None:

@@ -19,7 +19,7 @@ from common.errors import ConfigError, FedvoxError, OutputError
 from common.flower import flower_environment
 from common.network_config import Kit
 from common.supervise import Child, answers
-from server.app_lock import RUN_VARIABLE
+from server.app_lock import DATABASE, RUN_VARIABLE
 from server.authority import write_private
 from server.progress import ProgressDisplay
 from server.proxy import Listen, write_proxy_configuration
@@ -147,7 +147,7 @@ def server_processes(run: Path, kit: Path, nginx: str, listen: Listen, port: int
         *(sys.executable, "-m", "server.superlink"),
         *("--host", "127.0.0.1", "--port", str(port)),
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
-        *("--enable-supernode-auth", "--database", str(run / "superlink.db")),
+        *("--enable-supernode-auth", "--database", str(run / DATABASE)),
         *("--ssl-ca-certfile", str(kit / "ca.crt")),
         *("--ssl-certfile", str(kit / "server.crt"), "--ssl-keyfile", str(kit / "server.key")),
         "--disable-runtime-dependency-installation",

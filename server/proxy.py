@@ -33,8 +33,8 @@ FLEET_METHODS = (
     "pull-object",
     "confirm-message-received",
 )
-# Weights travel in pieces of 8 MiB (``common.transport``); a body that is much larger is not from a site of ours.
-LARGEST_BODY_MB = 16
+# Weights travel in pieces of 16 MiB (``common.transport``); a body that is much larger is not from a site of ours.
+LARGEST_BODY_MB = 20
 _LOG = "refused.log"
 _USUAL_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/sbin", "/opt/homebrew/bin", "/usr/local/bin")
 

@@ -337,6 +337,7 @@ def test_a_revoked_site_is_shut_out_at_once_and_sigterm_ends_everything(tmp_path
         wait_for(lambda: "east: its key is let in no more" in made.log("server"), 30, "the end of a site")
         wait_for(lambda: "401" in made.refused_requests(), 60, "a refusal of the revoked site")
         assert "east" not in json.loads((made.run / "nodes.json").read_text()).values()
+        wait_for((made.run / "state.json").exists, 60, "a run that has begun")
         server.send_signal(signal.SIGTERM)
         assert server.wait(60) == 1
         assert "interrupted" in made.log("server")

@@ -1,0 +1,134 @@
+"""A short way through Flower's HTTP servers for the requests that a round consists of.
+
+SuperLink and SuperNode pass every request through up to nine layers, each with tasks, queues and threads of its own:
+10 ms of CPU time or more, for a request whose work takes one. A round needs more than a hundred of them. Here such a
+request is checked and answered in one go, by the very functions of Flower's that check and answer it at the end of the
+long way. Whatever is not as it should be (who asks is not known, the request cannot be read, anything fails) takes
+Flower's own way from the beginning, as if it had been sent again: only there is a request refused. Written for exactly
+one version of Flower (``common.flower``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from flwr.supercore.constant import TASK_TOKEN_HEADER
+from flwr.supercore.dependencies.runtime import get_runtime_handlers, get_runtime_state, get_task
+from flwr.supercore.dependencies.version import VersionDependency
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
+from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES, ProtobufTranslationMiddleware
+from google.protobuf.message import Message  # type: ignore[import-untyped]
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as Event
+
+Answer = Callable[[Request, Any], Message]
+LARGEST_WHOLE_BODY = 32 * 2**20
+RUNTIME_METHODS = (
+    "push-messages",
+    "pull-messages",
+    "push-object",
+    "pull-object",
+    "confirm-message-received",
+    "get-nodes",
+)
+
+
+def runtime_answers(component: str) -> dict[str, Answer]:
+    """What answers the hot requests of the runtime interface: path -> function.
+
+    Args:
+        component: ``SuperLink`` or ``SuperNode``.
+    """
+    check_version = VersionDependency(component_name=component, connection_name=f"Caller <-> {component} Runtime API")
+
+    def answer(name: str) -> Answer:
+        def of(request: Request, content: Message) -> Message:
+            check_version(request)
+            state = get_runtime_state(request)
+            task = get_task(request, request.headers.get(TASK_TOKEN_HEADER), state)
+            result: Message = getattr(get_runtime_handlers(request), name)(content, state, task)
+            return result
+
+        return of
+
+    return {f"/v1/runtime/{method}": answer(method.replace("-", "_")) for method in RUNTIME_METHODS}
+
+
+class ShortWay:
+    """ASGI middleware, to be the outermost.
+
+    Args:
+        app: the long way.
+        answers: path -> what checks who asks and answers; raises whatever it likes.
+    """
+
+    def __init__(self, app: ASGIApp, answers: Mapping[str, Answer]) -> None:
+        self._app = app
+        self._answers = answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request, or passes it on."""
+        answer = self._answers.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if answer is None:
+            await self._app(scope, receive, send)
+            return
+        request = Request(dict(scope) | {"state": dict(scope.get("state", {}))}, receive)
+        try:
+            body = await request.body()
+        except ClientDisconnect:
+            return
+        try:
+            content = await run_in_threadpool(_answer, answer, request, body)
+        except Exception:  # of whatever kind: the long way tells it apart
+            await self._app(scope, _again(body, receive), send)
+            return
+        length, kind = str(len(content)).encode(), PROTOBUF_MEDIA_TYPE.encode()
+        headers = [(b"content-length", length), (b"content-type", kind)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+
+def _answer(answer: Answer, request: Request, body: bytes) -> bytes:
+    ProtobufTranslationMiddleware._check_request_media_type(request)
+    content = PROTOBUF_REQUEST_TYPES["POST", request.url.path]()
+    content.ParseFromString(body)
+    request.state.protobuf_request = content
+    answered: bytes = answer(request, content).SerializeToString()
+    return answered
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """What delivers a body that was already received."""
+    waiting = [body]
+
+    async def deliver() -> Event:
+        if waiting:
+            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+        return await receive()
+
+    return deliver
+
+
+def receive_whole_bodies(protocol: ModuleType) -> None:
+    """Lets uvicorn hand over the body of a request when all of it is there, if it is no larger than 32 MiB.
+
+    Args:
+        protocol: ``uvicorn.protocols.http.httptools_impl``.
+    """
+    protocol.HIGH_WATER_LIMIT = LARGEST_WHOLE_BODY  # type: ignore[attr-defined]
+    receive = protocol.RequestResponseCycle.receive
+
+    async def receive_whole(self: Any) -> Any:
+        if self.more_body and not self.waiting_for_100_continue:
+            while self.more_body and not self.disconnected and len(self.body) <= LARGEST_WHOLE_BODY:
+                self.flow.resume_reading()
+                self.message_event.clear()
+                await self.message_event.wait()
+            self.message_event.set()
+        return await receive(self)
+
+    protocol.RequestResponseCycle.receive = receive_whole

@@ -1,0 +1,94 @@
+"""The server app's own door to SuperLink's state.
+
+SuperLink and the server app run on one machine, for one account, and whoever has one of them has the other. Flower lets
+them speak over TLS nevertheless: every piece of a model is encrypted, sent, parsed and copied again, and half of
+SuperLink's time goes into that. Here the app calls what answers such a request, on the same database. Its task must
+still be alive for every call, as before. Written for exactly one version of Flower (``common.flower``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.proto import message_pb2, runtime_pb2
+from flwr.proto.task_pb2 import Task
+from flwr.server.superlink.linkstate import LinkState
+from flwr.superlink.grid.http_grid import HttpGrid
+from flwr.superlink.servicer.runtime import runtime_handlers
+
+from common.errors import FedvoxError
+
+
+class TaskEndedError(FedvoxError):
+    """The app's task is no longer one: its run was stopped, or another process took its place."""
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """Flower's ``PullObjectResponse``, without copying a piece of a model into it and out of it."""
+
+    object_found: bool
+    object_available: bool
+    object_content: bytes
+
+
+class DirectClient:
+    """Stands in for the connection of Flower's ``HttpGrid``.
+
+    Args:
+        state: of SuperLink.
+        token: of the app's task.
+        other: the connection, for what is not answered here.
+    """
+
+    def __init__(self, state: LinkState, token: str, other: Any) -> None:
+        self._state = state
+        self._token = token
+        self._other = other
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._other, name)
+
+    def GetNodes(self, request: runtime_pb2.GetNodesRequest) -> runtime_pb2.GetNodesResponse:  # noqa: N802 -- Flower's
+        """The nodes that are online."""
+        return runtime_handlers.get_nodes(request, self._state, self._task())
+
+    def PushMessages(  # noqa: N802
+        self, request: runtime_pb2.PushAppMessagesRequest
+    ) -> runtime_pb2.PushAppMessagesResponse:
+        """Announces messages."""
+        return runtime_handlers.push_messages(request, self._state, self._task())
+
+    def PullMessages(  # noqa: N802
+        self, request: runtime_pb2.PullAppMessagesRequest
+    ) -> runtime_pb2.PullAppMessagesResponse:
+        """Replies that are there."""
+        return runtime_handlers.pull_messages(request, self._state, self._task())
+
+    def PushObject(self, request: message_pb2.PushObjectRequest) -> message_pb2.PushObjectResponse:  # noqa: N802
+        """Stores a part of a message."""
+        return runtime_handlers.push_object(request, self._state, self._task())
+
+    def PullObject(self, request: message_pb2.PullObjectRequest) -> Pulled:  # noqa: N802
+        """A part of a reply."""
+        task = self._task()
+        content = self._state.get_object(task.run_id, request.object_id)
+        return Pulled(content is not None, bool(content), content or b"")
+
+    def ConfirmMessageReceived(  # noqa: N802
+        self, request: message_pb2.ConfirmMessageReceivedRequest
+    ) -> message_pb2.ConfirmMessageReceivedResponse:
+        """Lets SuperLink forget a reply."""
+        return runtime_handlers.confirm_message_received(request, self._state, self._task())
+
+    def _task(self) -> Task:
+        task = self._state.get_task_by_token(self._token)
+        if task is None:
+            raise TaskEndedError("this run was stopped")
+        return task
+
+
+def connect_directly(grid: HttpGrid, state: LinkState) -> None:
+    """Lets a grid of Flower's use SuperLink's state; who uses its connection already keeps it."""
+    grid._client = DirectClient(state, grid._token, grid._runtime_client)  # type: ignore[assignment]

@@ -1,0 +1,140 @@
+"""The large objects of SuperLink's database, each in a file of its own beside it.
+
+A piece of a model that goes through SQLite is copied into its log, with a checksum per page, from there into the
+database, and read back page by page, 4 ms per MiB; and as long as it is written nobody else may write. Here the
+database keeps a mark, and the bytes are written and read once. Written for exactly one version of Flower
+(``common.flower``).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
+from flwr.supercore.inflatable.inflatable_object import get_object_id
+from flwr.supercore.inflatable.inflatable_utils import validate_object_content
+from flwr.supercore.object_store.sql_object_store import SqlObjectStore
+from flwr.supercore.state.schema.objectstore_models import StoredObject
+from sqlalchemy import select
+
+FOLDER = "objects"
+LARGE = 65536
+SWEEP_SECONDS = 2.0
+# No object of Flower's begins like this: its first bytes are the name of its kind.
+MARK = b"\0in a file"
+
+
+class FileObjectStore(SqlObjectStore):
+    """Flower's object store, with what is large in files.
+
+    A file appears whole, before its mark, and goes some seconds after its object. What a crash leaves behind is swept
+    up. An object whose file is gone counts as unknown.
+
+    Args:
+        database_path: of the database; files go into the folder ``objects`` beside it.
+    """
+
+    def __init__(self, database_path: str) -> None:
+        super().__init__(database_path, verify=False)
+        self._folder = Path(database_path).with_name(FOLDER)
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        self._sweeping = threading.Lock()
+        self._swept = float("-inf")
+        self._staged = threading.local()
+
+    def put(self, object_id: str, object_content: bytes) -> None:
+        """Stores an object that was announced.
+
+        Raises:
+            ValueError: it is not the one with this name, or none of Flower's.
+            NoObjectInStoreError: it was not announced.
+            OSError: the file cannot be written.
+        """
+        staged = getattr(self._staged, "content", None) is object_content
+        if not staged:
+            self._check(object_id, object_content)
+        if len(object_content) < LARGE:
+            super().put(object_id, object_content)
+            return
+        if not staged:
+            self._write(object_id, object_content)
+        super().put(object_id, MARK)
+
+    def stage(self, object_id: str, object_content: bytes) -> None:
+        """Does before a transaction what takes long in ``put``; what looks wrong is left for ``put`` to refuse."""
+        self._staged.content = None
+        if len(object_content) < LARGE or super().get(object_id) != b"":
+            return
+        try:
+            self._check(object_id, object_content)
+            self._write(object_id, object_content)
+        except (ValueError, OSError):
+            return
+        self._staged.content = object_content
+
+    def unstage(self) -> None:
+        """Lets go of what was staged."""
+        self._staged.content = None
+
+    def get(self, object_id: str) -> bytes | None:
+        """An object; empty if it was announced and has not come, None if it is unknown."""
+        content = super().get(object_id)
+        if content != MARK:
+            return content
+        try:
+            return (self._folder / object_id).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def _check(self, object_id: str, content: bytes) -> None:
+        if get_object_id(content) != object_id:
+            raise ValueError(f"object {object_id} does not have this digest")
+        validate_object_content(content=content)
+
+    def _write(self, object_id: str, content: bytes) -> None:
+        self._sweep()
+        half = self._folder / f"{object_id}.{os.getpid()}.{threading.get_ident()}"
+        try:
+            half.write_bytes(content)
+            half.replace(self._folder / object_id)
+        except OSError:
+            half.unlink(missing_ok=True)
+            raise
+
+    def _sweep(self) -> None:
+        """Removes files without an object, now and then."""
+        if time.monotonic() - self._swept < SWEEP_SECONDS or not self._sweeping.acquire(blocking=False):
+            return
+        try:
+            self._swept = time.monotonic()
+            # Before the database is asked: what is written from here on is not looked at.
+            files = [(file, file.stat().st_mtime) for file in self._folder.iterdir()]
+            with self.session() as session:
+                known = set(session.scalars(select(StoredObject.object_id)))
+            for file, written in files:
+                if file.name not in known and time.time() - written > SWEEP_SECONDS:
+                    file.unlink(missing_ok=True)
+        except OSError:
+            pass  # another process swept at the same time
+        finally:
+            self._sweeping.release()
+
+
+def write_before_transactions(state: type[SqlLinkState]) -> None:
+    """Lets a state of Flower's write large objects before it begins the transaction in which it takes them."""
+    store = state.store_object
+
+    def store_staged(self: SqlLinkState, run_id: int, session_id: str, object_id: str, object_content: bytes) -> bool:
+        files = self.object_store
+        if not isinstance(files, FileObjectStore):
+            return store(self, run_id, session_id, object_id, object_content)
+        files.stage(object_id, object_content)
+        try:
+            return store(self, run_id, session_id, object_id, object_content)
+        finally:
+            files.unstage()
+
+    state.store_object = store_staged  # type: ignore[method-assign,assignment]

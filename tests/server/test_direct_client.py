@@ -1,0 +1,98 @@
+"""The server app's calls on a real state of SuperLink's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.common.constant import SubStatus
+from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
+from flwr.supercore.constant import TaskType
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.federation import NoOpFederationManager
+from flwr.superlink.grid.http_grid import HttpGrid
+
+from common.supervise import free_port
+from server.direct_client import TaskEndedError, connect_directly
+from server.light_state import lighten
+
+
+class State(SqlLinkState):
+    """Flower's, so that changes stay in this test."""
+
+
+lighten(State)
+
+
+class App:
+    """A server app's grid without a SuperLink to answer it, a node, and the run of both."""
+
+    def __init__(self, path: Path) -> None:
+        database = str(path / "superlink.db")
+        self.state = State(database, NoOpFederationManager(), ObjectStoreFactory(database).store())
+        self.state.initialize()
+        self.node = self.state.create_node("aid", "north", b"key", 30.0)
+        self.state.activate_node(self.node, 30.0)
+        self.run = self.state.create_run(None, None, None, {}, "@none/default", None, None, TaskType.SERVER_APP)
+        for name, value in {"run_id": self.run, "node_id": 1, "task_id": 1}.items():
+            setattr(TaskIdentity, name, value)
+        [info] = self.state.get_run_info(run_ids=[self.run])
+        self.task = int(info.primary_task_id or 0)
+        token = self.state.claim_task(self.task)
+        assert token is not None
+        assert self.state.activate_task(self.task)
+        self.grid = HttpGrid(f"127.0.0.1:{free_port()}", insecure=True, token=token)
+        self.grid.set_run(info)
+        connect_directly(self.grid, self.state)
+
+    def answer(self, text: str) -> None:
+        """What the node does with its message."""
+        [asked] = self.state.get_message_ins(self.node, 1)
+        reply = Message(RecordDict({"answer": ConfigRecord({"text": text})}), reply_to=asked)
+        reply.metadata.__dict__["_src_node_id"] = self.node
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        session = self.state.start_session(self.run)
+        _, missing = self.state.store_message_and_object_tree(reply, get_object_tree(reply), session)
+        parts = get_all_nested_objects(reply)
+        for identity in missing:
+            assert self.state.store_object(self.run, session, identity, parts[identity].deflate())
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> App:
+    return App(tmp_path)
+
+
+def ask(app: App) -> Iterable[str]:
+    return app.grid.push_messages([Message(RecordDict({"do": ConfigRecord({"what": "work"})}), app.node, "train")])
+
+
+def test_a_message_and_its_reply_need_no_connection(app: App) -> None:
+    assert list(app.grid.get_node_ids()) == [app.node]
+    identities = list(ask(app))
+    assert len(identities) == 1
+    assert list(app.grid.pull_messages(identities)) == []
+    app.answer("done")
+    [reply] = app.grid.pull_messages(identities)
+    assert reply.content["answer"] == ConfigRecord({"text": "done"})
+    assert len(app.state.object_store) == 3, "the reply is forgotten, the message that the node did not confirm is not"
+
+
+def test_an_app_whose_run_was_stopped_is_not_served_any_more(app: App) -> None:
+    ask(app)
+    assert app.state.finish_task(app.task, SubStatus.STOPPED, "stopped")
+    with pytest.raises(TaskEndedError):
+        app.grid.get_node_ids()
+    with pytest.raises(TaskEndedError):
+        ask(app)
+
+
+def test_a_token_that_is_not_one_opens_nothing(app: App) -> None:
+    grid = HttpGrid(f"127.0.0.1:{free_port()}", insecure=True, token="0" * 32)
+    connect_directly(grid, app.state)
+    with pytest.raises(TaskEndedError):
+        grid.get_node_ids()
