@@ -128,7 +128,7 @@ class DecisionBook:
             decisions = self.read()
             if automatic and (known := decisions.approval(digest, automatic=True)):
                 return known
-            values = _decision(user).model_dump() | {
+            values = decision_of(user).model_dump() | {
                 "federation": federation,
                 "digest": digest,
                 "fields": digest_of_fields(),
@@ -148,7 +148,7 @@ class DecisionBook:
 
     def _decide(self, event: str, user: str | None, change: Callable[[Decisions, Decision], Decisions]) -> Decision:
         with self._locked():
-            decision = _decision(user)
+            decision = decision_of(user)
             # The log comes last: stopping must work even where the log cannot be written.
             self._write(change(self.read(), decision))
             self._audit.append(event, user=decision.user, account=decision.account)
@@ -171,7 +171,8 @@ class DecisionBook:
             os.close(descriptor)
 
 
-def _decision(user: str | None) -> Decision:
+def decision_of(user: str | None) -> Decision:
+    """Who decides now: the account, and under the name that was given."""
     # Not getpass: it believes environment variables.
     try:
         account = pwd.getpwuid(os.getuid()).pw_name

@@ -50,13 +50,13 @@ class LedgerBudget:
             LedgerError: the ledger cannot be used.
         """
         if not spends:
-            return self._ledger.read().epsilon(self._people, self._delta, federation=self._digest)
+            return _bounded(self._ledger.read().epsilon(self._people, self._delta, federation=self._digest))
         own = 0.0
 
         def decide(account: Account) -> RoundEntry:
             nonlocal own
             entry = self._decide(account, run, round, spends)
-            own = account.epsilon(self._people, self._delta, spends, self._digest)
+            own = _bounded(account.epsilon(self._people, self._delta, spends, self._digest))
             return entry
 
         self._ledger.spend(self._people, decide)
@@ -101,3 +101,13 @@ class LedgerBudget:
             return (load_site_config(self._site) if isinstance(self._site, Path) else self._site).privacy
         except ConfigError as error:
             raise PolicyError(ErrorCode.REFUSED_BY_SITE, str(error)) from None
+
+
+def _bounded(epsilon: float) -> float:
+    if math.isinf(epsilon):
+        raise PolicyError(
+            ErrorCode.PRIVACY_BUDGET,
+            "the ledger was recovered, and what it takes as spent leaves nothing at this federation's delta; "
+            "see fedvox-client ledger",
+        )
+    return epsilon

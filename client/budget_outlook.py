@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,17 @@ class Outlook:
         return self.rounds_left >= self.rounds
 
     def as_values(self) -> dict[str, Any]:
-        """For machines."""
-        values = {"spent": self.spent, "after": self.after, "rounds": self.rounds, "rounds_left": self.rounds_left}
+        """For machines; an epsilon without bound is None."""
+        spent, after = (value if math.isfinite(value) else None for value in (self.spent, self.after))
+        values = {"spent": spent, "after": after, "rounds": self.rounds, "rounds_left": self.rounds_left}
         return values | {"max_epsilon": self.limit.max_epsilon, "delta": self.limit.delta}
 
     def __str__(self) -> str:
+        if math.isinf(self.after):
+            return (
+                f"the ledger was recovered, and what it takes as spent leaves nothing at delta {self.limit.delta:g}: "
+                "every round would be refused; see fedvox-client ledger"
+            )
         whole = (
             f"the whole federation brings a patient from epsilon {self.spent:.2f} to {self.after:.2f} "
             f"at delta {self.limit.delta:g}"
@@ -76,7 +83,9 @@ def outlook(config: FederationConfig, limit: SitePrivacy, account: Account, peop
         return costs_of(plan, rounds, whole=rounds == config.rounds)
 
     left = config.rounds
-    if limit.max_epsilon is not None and after > limit.max_epsilon:
+    if math.isinf(after):
+        left = 0
+    elif limit.max_epsilon is not None and after > limit.max_epsilon:
         left = account.rounds_left(people, limit.delta, limit.max_epsilon, costs, config.rounds)
     return Outlook(spent, after, config.rounds, left, limit)
 

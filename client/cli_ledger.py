@@ -6,7 +6,14 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from common.errors import ConfigError, FedvoxError
+
+if TYPE_CHECKING:
+    from client.ledger import Ledger, Witness
+
+_WORD = "recover"
 
 
 def add_ledger_command(commands: Any) -> None:
@@ -14,8 +21,10 @@ def add_ledger_command(commands: Any) -> None:
     ledger = commands.add_parser(
         "ledger",
         help="show what privacy the patients have spent, and prove that the ledger is whole",
-        description="Shows, for every set of patients, what privacy was spent, when, and by which federation.",
-        epilog="examples:\n  fedvox-client ledger\n  fedvox-client ledger --kit kit --data scans --verify\n",
+        description="Shows, for every set of patients, what privacy was spent, when, and by which federation. With "
+        "--recover, for want of a backup: begins a new ledger after the old one was lost, edited or replaced.",
+        epilog="examples:\n  fedvox-client ledger\n  fedvox-client ledger --kit kit --data scans --verify\n"
+        "  fedvox-client ledger --kit kit --recover --spent 8@5e-6 --reason 'disk failed' --user 'Dr. Example'\n",
     )
     ledger.add_argument(
         "--ledger",
@@ -28,6 +37,13 @@ def add_ledger_command(commands: Any) -> None:
     ledger.add_argument("--state", type=Path, metavar="DIR", help="the site's own files (default: state in the kit)")
     ledger.add_argument("--verify", action="store_true", help="prove the chain; exit status 1 if it is broken")
     ledger.add_argument("--json", action="store_true", help="for machines")
+    ledger.add_argument("--recover", action="store_true", help="keep the old file aside and begin anew; asks first")
+    ledger.add_argument(
+        "--spent", metavar="EPSILON@DELTA", help="with --recover: what every patient has spent already, or everything"
+    )
+    ledger.add_argument("--reason", metavar="TEXT", help="with --recover: what happened; kept in the ledger")
+    ledger.add_argument("--user", metavar="NAME", help="with --recover: who decides (default: the account)")
+    ledger.add_argument("--yes", action="store_true", help="with --recover: do not ask")
     ledger.set_defaults(command=_ledger)
 
 
@@ -39,7 +55,12 @@ def _ledger(options: argparse.Namespace) -> int:
     from common.site_config import SITE_FILE, load_site_config
 
     state = options.state or (options.kit / "state" if options.kit else None)
-    ledger = Ledger(options.ledger or default_ledger(), Witness(state) if state else None)
+    witness = Witness(state) if state else None
+    ledger = Ledger(options.ledger or default_ledger(), witness)
+    if options.recover:
+        return _recover(options, ledger, witness, state)
+    if given := [name for name in ("spent", "reason", "user", "yes") if getattr(options, name)]:
+        raise ConfigError(f"--{given[0]}: is for --recover; add that, or leave it out")
     account, proof = ledger.prove()
     if proof is None and options.verify:
         raise LedgerError(f"{ledger.path}: there is no ledger; nothing was spent on this account, or give --ledger")
@@ -58,6 +79,47 @@ def _ledger(options: argparse.Namespace) -> int:
             f"Last hash: {proof.head}"
         )
     return 0
+
+
+class NotConfirmedError(FedvoxError):
+    """A person did not agree."""
+
+
+def _recover(options: argparse.Namespace, ledger: Ledger, witness: Witness | None, state: Path | None) -> int:
+    from client.ledger_recovery import parse_spent, plan_recovery, recover
+    from client.site_state import StateFolder
+
+    if options.spent is None or options.reason is None:
+        raise ConfigError("--recover: needs --spent EPSILON@DELTA (or --spent everything) and --reason TEXT")
+    spent = parse_spent(options.spent)
+    if state is not None and not state.is_dir():
+        raise ConfigError(f"{state}: is not a folder; give the state folder of the site (--state), or leave --kit out")
+    if state is not None and StateFolder(state).is_locked():
+        raise ConfigError(f"{state}: this site is running; stop it first (fedvox-client status)")
+    plan = plan_recovery(ledger, witness, spent)
+    before = f"epsilon {plan.known:.3g}" if plan.known else "nothing"
+    print(
+        f"{plan.problem}\n\n"
+        f"Proven to have been spent already: {before}.\n"
+        f"Every patient, known or new, is taken to have spent: {spent}.\n"
+        "The old file is kept. This decision stays in the ledger for good."
+    )
+    if not options.yes:
+        _ask()
+    entry = recover(ledger, witness, spent, options.reason, options.user)
+    kept = f" The old file is {ledger.path.with_name(entry.set_aside)}." if entry.set_aside else ""
+    print(f"\nRecovered {ledger.path} by {entry.user}.{kept}")
+    if state is None:
+        print("Sites that knew the old one refuse this one until each is recovered too: the same command with --kit.")
+    return 0
+
+
+def _ask() -> None:
+    if not sys.stdin.isatty():
+        raise ConfigError("--recover: a person has to agree; run it in a terminal, or add --yes")
+    print(f"Type {_WORD} to go on: ", end="", flush=True)
+    if sys.stdin.readline().strip() != _WORD:
+        raise NotConfirmedError("nothing was changed")
 
 
 def _folder(data: Path) -> Any:

@@ -7,6 +7,7 @@ and never the other way round. What is in the file is added up by ``client.priva
 A chain does not show that the whole file was replaced by an older copy of itself, or removed together with its
 ``.head``. So each site also notes, in its state folder and in its audit log, how far it has seen the ledger, and what
 the last entry's hash was (``Witness``). Whatever does not fit is refused: without a ledger nobody knows what is left.
+``client.ledger_recovery`` is a person's way back.
 """
 
 from __future__ import annotations
@@ -23,18 +24,31 @@ from pydantic import ValidationError
 
 from client.approvals import AUDIT_FILE
 from client.patients import dataset_of
-from client.privacy_account import Account, DatasetEntry, People, RoundEntry, TimedRound
+from client.privacy_account import (
+    Account,
+    DatasetEntry,
+    People,
+    RecoveryEntry,
+    RoundEntry,
+    SpendLine,
+    TimedRecovery,
+    TimedRound,
+)
 from common.audit import AuditError, AuditLog, AuditSummary, Entry, head_of, read_entries, verify
 from common.errors import FedvoxError, OutputError
 from common.files import write_atomically
 from common.messages import ErrorCode
 from common.plan import Frozen, PositiveInt
-from common.privacy import Purpose
+from common.privacy import Purpose, Spend
 
 WITNESS_FILE: Final = "ledger-witness.json"
 SPENT_EVENT: Final = "privacy_spent"
+RECOVERED_EVENT: Final = "ledger_recovered"
+RECOVERY: Final = "recovery"
 _DATASET, _ROUND, _REPAIRED = "dataset", "round", "log_repaired"
-_NO_BACKUP = "without it nobody knows what the patients have already spent"
+_NO_BACKUP = (
+    "without it nobody knows what the patients have already spent (no backup? fedvox-client ledger --recover --help)"
+)
 
 
 class LedgerError(FedvoxError):
@@ -75,18 +89,53 @@ class Witness:
             self._logged, self._was_read = self._read_log(), True
         return [seen for seen in (self._read_file(), self._logged) if seen is not None]
 
+    def spent(self) -> tuple[float, dict[str, list[Spend]]]:
+        """What the audit log says of the past: the largest epsilon of any round, and what each dataset has paid.
+
+        Raises:
+            LedgerError: the log is broken or cannot be read.
+        """
+        largest, spends = 0.0, dict[str, list[Spend]]()
+        if not self._log.exists():
+            return largest, spends
+        entries: list[Entry] = []
+        try:
+            verify(self._log, entries.append)
+            for entry in entries:
+                if entry.event == SPENT_EVENT:
+                    largest = max(largest, float(entry.details["epsilon"]))
+                    for details in entry.details.get("spends", ()):
+                        line = SpendLine.model_validate_json(json.dumps(details))
+                        spends.setdefault(line.dataset, []).append(line.spend)
+                elif entry.event == RECOVERED_EVENT and entry.details["epsilon"] is not None:
+                    largest = max(largest, float(entry.details["epsilon"]))
+        except (AuditError, KeyError, TypeError, ValueError) as error:
+            raise LedgerError(f"{self._log}: does not tell what was spent: {error}") from None
+        return largest, spends
+
     def note(self, path: Path, entry: Entry, about: RoundEntry) -> None:
         """Notes that the ledger now ends with ``entry``.
 
         Raises:
             LedgerError: that cannot be written down.
         """
-        seen = Seen(n=entry.n, hash=entry.hash, path=str(path))
         details: dict[str, Any] = {"run": about.run, "round": about.round, "epsilon": about.epsilon}
-        details |= {"delta": about.delta, "ledger": str(path), "ledger_n": entry.n, "ledger_hash": entry.hash}
+        details["spends"] = [line.model_dump(mode="json") for line in about.spends]
+        self._note(SPENT_EVENT, path, entry, details | {"delta": about.delta})
+
+    def note_recovery(self, path: Path, entry: Entry, about: RecoveryEntry) -> None:
+        """Notes that the ledger from now on is the one that ends with ``entry``.
+
+        Raises:
+            LedgerError: that cannot be written down.
+        """
+        self._note(RECOVERED_EVENT, path, entry, about.model_dump(mode="json"))
+
+    def _note(self, event: str, path: Path, entry: Entry, details: dict[str, Any]) -> None:
+        seen = Seen(n=entry.n, hash=entry.hash, path=str(path))
         try:
             write_atomically(self._file, seen.model_dump_json() + "\n")
-            self._audit.append(SPENT_EVENT, **details)
+            self._audit.append(event, **details, ledger=str(path), ledger_n=entry.n, ledger_hash=entry.hash)
         except (OutputError, AuditError) as error:
             raise LedgerError(str(error)) from None
         self._logged, self._was_read = seen, True
@@ -104,7 +153,7 @@ class Witness:
             return None
         try:
             for entry in reversed(read_entries(self._log)):
-                if entry.event == SPENT_EVENT:
+                if entry.event in (SPENT_EVENT, RECOVERED_EVENT):
                     details = entry.details
                     return Seen(n=details["ledger_n"], hash=details["ledger_hash"], path=details["ledger"])
         except (AuditError, KeyError, ValidationError) as error:
@@ -150,7 +199,7 @@ class Ledger:
             raise LedgerError(f"{error}; {_NO_BACKUP}") from None
         for note in seen:
             _compare(self.path, entries, note)
-        return _account(self.path, entries), summary
+        return account_of(self.path, entries), summary
 
     def spend(self, people: People, decide: Callable[[Account], RoundEntry]) -> RoundEntry:
         """Appends one round, unless ``decide`` raises; from reading to writing no other process comes between.
@@ -162,7 +211,7 @@ class Ledger:
         Raises:
             LedgerError: the ledger is broken or cannot be written.
         """
-        with self._locked():
+        with self.locked():
             account = self.read()
             entry = decide(account)
             for purpose in sorted({line.purpose for line in entry.spends}):
@@ -185,7 +234,12 @@ class Ledger:
             raise LedgerError(str(error)) from None
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """Keeps every other process from writing.
+
+        Raises:
+            LedgerError: the ledger's folder cannot be written.
+        """
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             lock = self.path.with_name(f".{self.path.name}.lock")
@@ -214,8 +268,17 @@ def _compare(path: Path, entries: list[Entry], seen: Seen) -> None:
         )
 
 
-def _account(path: Path, entries: list[Entry]) -> Account:
-    datasets, rounds = {}, []
+def account_of(path: Path, entries: list[Entry]) -> Account:
+    """What the entries of a ledger say.
+
+    Args:
+        path: of the ledger, for errors.
+        entries: all of it, in order.
+
+    Raises:
+        LedgerError: an entry is not one of a ledger.
+    """
+    datasets, rounds, recoveries = {}, [], []
     for entry in entries:
         try:
             if entry.event == _DATASET:
@@ -228,8 +291,11 @@ def _account(path: Path, entries: list[Entry]) -> Account:
                 if strangers := {line.dataset for line in found.spends} - set(datasets):
                     raise LedgerError(f"{path}, line {entry.n}: dataset {min(strangers)[:12]} is not in the ledger")
                 rounds.append(TimedRound(entry.time, found))
+            elif entry.event == RECOVERY:
+                recovery = RecoveryEntry.model_validate_json(json.dumps(entry.details))
+                recoveries.append(TimedRecovery(entry.time, recovery))
             elif entry.event != _REPAIRED:
                 raise LedgerError(f"{path}, line {entry.n}: is not an entry of a ledger; is this another log?")
         except ValidationError:
             raise LedgerError(f"{path}, line {entry.n}: is not an entry that this version of Fedvox knows") from None
-    return Account(datasets, rounds)
+    return Account(datasets, rounds, recoveries)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ def limit_of(account: Account, site: SitePrivacy | None) -> SitePrivacy:
 
 
 def view(account: Account, limit: SitePrivacy, folder: Folder | None = None) -> dict[str, Any]:
-    """What a ledger says, as plain values.
+    """What a ledger says, as plain values; an epsilon without bound, which only a recovery makes, is None.
 
     Args:
         account: what is in the ledger.
@@ -50,6 +51,7 @@ def view(account: Account, limit: SitePrivacy, folder: Folder | None = None) -> 
     """
     shown = list(account.datasets)
     content: dict[str, Any] = {"limit": {"max_epsilon": limit.max_epsilon, "delta": limit.delta}}
+    content["recoveries"] = [{"time": item.time} | item.entry.model_dump() for item in account.recoveries]
     if folder is not None:
         memberships = account.memberships(folder.patients)
         ours = frozenset[str]().union(*memberships.values())
@@ -59,7 +61,7 @@ def view(account: Account, limit: SitePrivacy, folder: Folder | None = None) -> 
             "patients": len(memberships),
             "known": sum(bool(datasets) for datasets in memberships.values()),
             "groups": [
-                {"epsilon": epsilon, "patients": count}
+                {"epsilon": _finite(epsilon), "patients": count}
                 for epsilon, count in account.epsilons({"training": folder.patients}, limit.delta)
             ],
         } | _balance(account, folder.patients, limit)
@@ -70,24 +72,43 @@ def as_text(content: Mapping[str, Any], width: int = 100) -> str:
     """The view for a reader, wrapped to ``width`` columns where it is not a table."""
     limit = content["limit"]
     most = limit["max_epsilon"]
-    rule = "there is no limit (privacy.max_epsilon in the site file)"
+    rule = "none; one would come from privacy.max_epsilon in the site.yaml of a site's state folder (--kit shows it)"
     if most is not None:
         rule = f"no patient may spend more than epsilon {most:g} at delta {limit['delta']:g}, all federations together"
     parts = [f"{TITLE}\nLedger: {content['ledger']}\nLimit: {rule}."]
+    parts += [_wrapped(_recovered(item), width) for item in content["recoveries"]]
     if (data := content.get("data")) is not None:
-        groups = [f"{group['patients']} at epsilon {group['epsilon']:.2f}" for group in data["groups"]]
+        groups = [f"{group['patients']} at {_epsilon_text(group['epsilon'])}" for group in data["groups"]]
         text = (
             f"In {data['folder']}: {_count(data['patients'])}, {data['known']} of them in this ledger "
             f"({', '.join(groups)}). {_told(data, limit)}"
         )
         parts.append(_wrapped(text, width))
     if not content["datasets"]:
-        parts.append("Nothing was spent." if data is None else "Nothing was spent on these patients.")
+        since = " since then" if content["recoveries"] else ""
+        parts.append(f"Nothing was spent{since}." if data is None else f"Nothing was spent on these patients{since}.")
     for dataset in content["datasets"]:
         head = f"Dataset {dataset['dataset'][:12]}: {_count(dataset['patients'])}. {_told(dataset, limit)}"
         parts.append("\n".join([_wrapped(head, width), *_table(dataset["uses"])]))
     parts.append(_wrapped(HOW_TO_READ, width))
     return "\n\n".join(parts)
+
+
+def _recovered(item: Mapping[str, Any]) -> str:
+    taken = f"epsilon {item['epsilon']:g} at delta {item['delta']:g}" if item["epsilon"] is not None else "everything"
+    kept = f" The file from before is kept as {item['set_aside']}." if item["set_aside"] else ""
+    return (
+        f"RECOVERED {item['time'][:10]} by {item['user']} (account {item['account']}): {item['reason']}. "
+        f"Every patient is taken to have spent {taken} before; proven were {item['known']:.3g}.{kept}"
+    )
+
+
+def _finite(epsilon: float) -> float | None:
+    return epsilon if math.isfinite(epsilon) else None
+
+
+def _epsilon_text(epsilon: float | None) -> str:
+    return "an epsilon without bound" if epsilon is None else f"epsilon {epsilon:.2f}"
 
 
 def _dataset(account: Account, dataset: str, limit: SitePrivacy) -> dict[str, Any]:
@@ -99,7 +120,7 @@ def _dataset(account: Account, dataset: str, limit: SitePrivacy) -> dict[str, An
 def _balance(account: Account, patients: Iterable[Patient], limit: SitePrivacy) -> dict[str, float | None]:
     spent = account.epsilon({"training": list(patients)}, limit.delta)
     left = None if limit.max_epsilon is None else max(0.0, limit.max_epsilon - spent)
-    return {"epsilon": spent, "left": left}
+    return {"epsilon": _finite(spent), "left": left}
 
 
 def _uses(rounds: Iterable[TimedRound], dataset: str, delta: float) -> list[dict[str, Any]]:
@@ -131,7 +152,7 @@ def _uses(rounds: Iterable[TimedRound], dataset: str, delta: float) -> list[dict
 
 
 def _told(balance: Mapping[str, Any], limit: Mapping[str, Any]) -> str:
-    spent = f"The patient who has spent most: epsilon {balance['epsilon']:.2f} at delta {limit['delta']:g}"
+    spent = f"The patient who has spent most: {_epsilon_text(balance['epsilon'])} at delta {limit['delta']:g}"
     if limit["max_epsilon"] is None:
         return f"{spent}."
     return f"{spent}; {balance['left']:.2f} of {limit['max_epsilon']:g} are left."

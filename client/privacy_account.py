@@ -7,11 +7,12 @@ changes nothing for those who were there before.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from client.patients import Patient
 from common.plan import Frozen, PositiveInt
@@ -64,6 +65,45 @@ class RoundEntry(Frozen):
     delta: float
 
 
+class RecoveryEntry(Frozen):
+    """What a person took as spent when an earlier ledger was lost or could no longer be trusted.
+
+    It counts for every patient, for nobody knows any more who took part.
+
+    user, account: as in ``client.approvals.Decision``. reason: in the person's words.
+    epsilon, delta: spent before this entry; both None is everything there was.
+    known: epsilon that the site's own notes and the old file proved, for readers; it was not allowed to say less.
+    set_aside, set_aside_sha256: name and digest of the old file, None if there was none.
+    """
+
+    user: str
+    account: str
+    reason: Annotated[str, Field(min_length=1)]
+    epsilon: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None
+    delta: Annotated[float, Field(gt=0, lt=0.01)] | None
+    known: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    set_aside: str | None = None
+    set_aside_sha256: Digest | None = None
+
+    @model_validator(mode="after")
+    def _both_or_none(self) -> Self:
+        if (self.epsilon is None) != (self.delta is None):
+            raise ValueError("epsilon and delta belong together")
+        return self
+
+    def with_history(self, history: History, delta: float) -> float:
+        """The epsilon at ``delta`` of what this entry says and of ``history`` after it; infinite if none is left.
+
+        What is known of the past is a single pair, so that epsilons and deltas add up (Dwork et al. 2006).
+        """
+        if self.epsilon is None or self.delta is None or delta < self.delta:
+            return math.inf
+        if not history:
+            return self.epsilon
+        rest = delta - self.delta
+        return self.epsilon + _epsilon(history, rest) if rest > 0 else math.inf
+
+
 @dataclass(frozen=True)
 class TimedRound:
     """A round entry and when it was written, ISO 8601 in UTC."""
@@ -73,14 +113,23 @@ class TimedRound:
 
 
 @dataclass(frozen=True)
+class TimedRecovery:
+    """A recovery entry and when it was written, ISO 8601 in UTC."""
+
+    time: str
+    entry: RecoveryEntry
+
+
+@dataclass(frozen=True)
 class Account:
     """The content of a ledger.
 
-    datasets: by their digest. rounds: in order.
+    datasets: by their digest. rounds, recoveries: in order.
     """
 
     datasets: Mapping[str, tuple[Patient, ...]] = field(default_factory=dict)
     rounds: Sequence[TimedRound] = ()
+    recoveries: Sequence[TimedRecovery] = ()
 
     def memberships(self, patients: Iterable[Patient]) -> dict[Patient, frozenset[str]]:
         """The datasets that each patient was part of.
@@ -109,18 +158,19 @@ class Account:
             people: whose, and what ``upcoming`` would use each for.
             delta: at which.
             upcoming: not yet in the ledger.
-            federation: digest of the only one to count; None counts all.
+            federation: digest of the only one to count; None counts all. What a recovery took as spent counts for
+                each, for it may have been spent on this one.
         """
         histories = self._histories(people, upcoming, federation)
         # Who took part in less than another cannot have spent more, and need not be computed.
         most = [one for one in histories if not any(one != other and _is_within(one, other) for other in histories)]
-        return max((_epsilon(history, delta) for history in most), default=0.0)
+        return max((self._total(history, delta) for history in most), default=0.0)
 
     def epsilons(self, people: People, delta: float) -> list[tuple[float, int]]:
         """For each group of patients with the same history: epsilon so far and number of patients, rising."""
         found: dict[float, int] = {}
         for history, size in self._histories(people, (), None).items():
-            epsilon = _epsilon(history, delta)
+            epsilon = self._total(history, delta)
             found[epsilon] = found.get(epsilon, 0) + size
         return sorted(found.items())
 
@@ -146,6 +196,12 @@ class Account:
             middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
         return low
+
+    def _total(self, history: History, delta: float) -> float:
+        # Recoveries by several sites speak of the same past: the one that says most covers the others.
+        if not self.recoveries:
+            return _epsilon(history, delta)
+        return max(item.entry.with_history(history, delta) for item in self.recoveries)
 
     def _histories(self, people: People, upcoming: Sequence[Spend], federation: str | None) -> dict[History, int]:
         """What the patients took part in, past and upcoming, and how many of them have the same behind them."""

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +62,46 @@ def test_the_kit_gives_the_limit_and_remembers_the_ledger(ledger: Path, tmp_path
     other = tmp_path / "other.jsonl"
     budget(other, patients("b")).spend("r", 1, ROUND)
     assert "has 3 entries, and this site has seen" in refused("ledger", "--ledger", other, "--kit", kit, status=1)
+
+
+def test_a_lost_ledger_is_begun_anew_by_a_person(ledger: Path, tmp_path: Path) -> None:
+    kit = tmp_path / "kit"
+    write_kit(kit)
+    (kit / "state").mkdir()
+    budget(ledger, patients("a"), state=kit / "state").spend("r", 3, ROUND)
+    ledger.unlink()
+    assert "--recover" in refused("ledger", "--ledger", ledger, "--kit", kit, status=1)
+    command = ["ledger", "--ledger", ledger, "--kit", kit, "--recover"]
+    assert "--reason" in refused(*command, "--spent", "8@5e-6")
+    reason = ["--reason", "disk failed", "--user", "Dr. Example"]
+    assert "--spent 8" in refused(*command, "--spent", "8", *reason)
+    assert "prove" in refused(*command, "--spent", "0.1@5e-6", *reason, "--yes")
+    assert "a person has to agree" in refused(*command, "--spent", "8@5e-6", *reason)
+    assert not ledger.exists()
+    text = done(*command, "--spent", "8@5e-6", *reason, "--yes")
+    assert "is taken to have spent: epsilon 8 at delta 5e-06" in text and "Recovered" in text
+    text = done("ledger", "--ledger", ledger, "--kit", kit, "--verify")
+    assert "RECOVERED" in text and "Dr. Example" in text and "is the one that this site wrote" in text
+    assert "nothing is to be recovered" in refused(*command, "--spent", "8@5e-6", *reason, "--yes")
+    assert "--reason: is for --recover" in refused("ledger", "--reason", "why")
+
+
+@pytest.mark.parametrize(("typed", "status"), [("recover", 0), ("yes", 1), ("", 1)])
+def test_a_person_is_asked_in_a_terminal(tmp_path: Path, typed: str, status: int) -> None:
+    ledger = tmp_path / "ledger.jsonl"
+    command = ["ledger", "--ledger", ledger, "--recover", "--spent", "everything", "--reason", "lost"]
+    master, slave = pty.openpty()
+    try:
+        os.write(master, f"{typed}\n".encode())
+        process = subprocess.run(
+            [sys.executable, "-m", "client.cli", *map(str, command)], stdin=slave, capture_output=True, text=True
+        )
+    finally:
+        os.close(master)
+        os.close(slave)
+    assert process.returncode == status, process.stderr
+    assert "Type recover to go on" in process.stdout
+    assert ledger.exists() == (status == 0)
 
 
 def test_only_the_patients_of_a_folder(ledger: Path, tmp_path: Path) -> None:
