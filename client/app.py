@@ -75,6 +75,7 @@ class Budget(Protocol):
 class Site:
     """One hospital's patients, and the trainer that works on them.
 
+    train_cases, validation_cases: no patient has scans on both sides.
     seed: of patch drawing and augmentation; differs between sites.
     digest: of the federation that this site agreed to.
     feedback: what lossy uploads cut off so far; it lasts as long as the site stays open.
@@ -98,6 +99,19 @@ class Site:
     def __post_init__(self) -> None:
         if self.trainer.privacy != self.privacy or (self.budget is None) != (self.privacy is None):
             raise ValueError(f"{self.name}: the trainer, the privacy plan and the budget do not belong together")
+
+    @property
+    def train_examples(self) -> int:
+        """What is declared and weighs the update: scans; under privacy patients, whose number is all that is public."""
+        return self._examples(self.train_cases)
+
+    @property
+    def validation_examples(self) -> int:
+        """As ``train_examples``."""
+        return self._examples(self.validation_cases)
+
+    def _examples(self, cases: Sequence[CachedCase]) -> int:
+        return len(cases) if self.privacy is None else len({case.owner for case in cases})
 
 
 OpenSite = Callable[[Context], Site]
@@ -179,8 +193,8 @@ def _hello(message: Message, site: Site) -> Message:
     _check_digest(unpack_hello(message.content), site)
     info = SiteInfo(
         site=site.name,
-        train_examples=len(site.train_cases),
-        validation_examples=len(site.validation_cases),
+        train_examples=site.train_examples,
+        validation_examples=site.validation_examples,
         fedvox=common.__version__,
         flwr=flwr.__version__,
         torch=torch.__version__,
@@ -220,8 +234,8 @@ def _evaluate_then_train(task: Task, weights: Vector, site: Site, started: float
         site=site.name,
         run=task.run,
         round=task.round,
-        examples=len(site.train_cases),
-        validation_examples=len(site.validation_cases),
+        examples=site.train_examples,
+        validation_examples=site.validation_examples,
         steps=training.steps if training else 0,
         train_loss=training.loss if training else math.nan,
         validation_loss=validation.loss,

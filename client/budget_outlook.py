@@ -16,6 +16,7 @@ from common.config import FederationConfig
 from common.errors import ConfigError, DataError
 from common.privacy import Spend, plan_privacy
 from common.site_config import SITE_FILE, SiteConfig, SitePrivacy, load_site_config
+from common.text import counted
 
 _NOBODY: dict[str, Patient] = {"one": ("0" * 64,), "other": ("f" * 64,)}
 NEW_PATIENTS: People = people_of(_NOBODY, ["one"], ["other"])
@@ -63,7 +64,7 @@ class Outlook:
             return f"{whole}; {self.limit.max_epsilon:g} are allowed"
         return (
             f"{whole}, and the site file allows {self.limit.max_epsilon:g}: what is left lasts for {self.rounds_left} "
-            f"of {self.rounds} rounds, then this site stops"
+            f"of {counted(self.rounds, 'round')}, then this site stops"
         )
 
 
@@ -99,7 +100,7 @@ def find_people(config: FederationConfig, site: SiteConfig, name: str, data: Pat
     cases = labelled_cases(data)
     patients = PatientIndex(state).identify(list(cases.values()))
     fraction = config.network.validation_fraction if config.network else 0.2
-    train, validation = split_site(config, name, sorted(cases), site.validation_cases or fraction, patients)
+    train, validation = split_site(config, name, cases, site.validation_cases or fraction, patients)
     return people_of(patients, train, validation)
 
 

@@ -25,6 +25,7 @@ from common.imaging.dataset import (
 )
 from common.imaging.geometry import Grid
 from common.imaging.io import read_label, read_volume
+from common.imaging.patient_table import PATIENTS_FILE
 from common.plan import Axes3, Spacing
 
 
@@ -63,6 +64,7 @@ class DatasetReport:
     Attributes:
         labels: the labels that the dataset was held against; those found in the files if none were declared.
         cases: in the order of their names.
+        patients: how many the cases are of; None if the folder does not say.
         problems: errors and warnings, each with its case (None: the dataset itself) and file.
     """
 
@@ -72,6 +74,7 @@ class DatasetReport:
     labels: dict[int, str]
     cases: tuple[CaseReport, ...]
     problems: tuple[Problem, ...] = field(default=())
+    patients: int | None = None
 
     @property
     def usable(self) -> bool:
@@ -91,6 +94,7 @@ class DatasetReport:
             "channels": self.channels,
             "labels": self.labels,
             "usable": self.usable,
+            "patients": self.patients,
             "cases": [
                 {
                     "name": case.name,
@@ -151,7 +155,10 @@ def check_dataset(
     reports = {item.case.name: _report(item, shown, item.case.name not in broken) for item in found}
     reports |= {name: CaseReport(name, usable=False) for name in broken - set(reports)}
     cases = tuple(reports[name] for name in sorted(reports))
-    return DatasetReport(dataset.root, dataset.layout, dataset.channels, shown, cases, tuple(problems))
+    owners = {case.patient for case in dataset.cases if case.patient is not None}
+    return DatasetReport(
+        dataset.root, dataset.layout, dataset.channels, shown, cases, tuple(problems), len(owners) or None
+    )
 
 
 @dataclass(eq=False)
@@ -213,13 +220,17 @@ def _unreadable(case: Case, error: DataError) -> list[Problem]:
 
 def _twins(found: Sequence[_Found]) -> list[Problem]:
     problems = []
-    first_with: dict[bytes, str] = {}
+    first_with: dict[bytes, Case] = {}
     for item in found:
         if item.digest is None:
             continue
-        twin = first_with.setdefault(item.digest, item.case.name)
-        if twin != item.case.name:
-            text = f"has the very same voxels as case {twin}: one patient may end in training and in validation"
+        twin = first_with.setdefault(item.digest, item.case)
+        if twin.name != item.case.name:
+            text = f"has the very same voxels as case {twin.name}: remove one"
+            if twin.owner != item.case.owner:
+                text += (
+                    f", or one patient may end in training and in validation (or name the patient in {PATIENTS_FILE})"
+                )
             problems.append(Problem(item.case.name, item.case.images[0], text, "warning"))
     return problems
 
@@ -265,6 +276,8 @@ def _summary(report: DatasetReport) -> str:
         ("channels", ", ".join(report.channels)),
         ("cases", f"{len(report.cases)}, usable {sum(case.usable for case in report.cases)}"),
     ]
+    if report.patients is not None:
+        rows.append(("patients", f"{report.patients}, by {PATIENTS_FILE}"))
     if read:
         orientations = Counter(case.orientation for case in read).most_common()
         ends = [pair for case in read for pair in case.intensity if all(map(math.isfinite, pair))] or [(0.0, 0.0)]

@@ -1,7 +1,9 @@
 """Patients known by what their scans hold: renamed, moved or copied, a patient's files stay the same patient's.
 
-A patient is the set of SHA-256 digests of the image files of one case; label maps do not count. A file that ends in
-``.gz`` is read unpacked, so that packing it again makes no new patient. Anything that changes a voxel or a header does.
+A patient is the set of SHA-256 digests of the image files of all his cases: of one, unless the folder's table of
+patients (``common.imaging.patient_table``) says which cases belong together. Label maps do not count. A file that ends
+in ``.gz`` is read unpacked, so that packing it again makes no new patient. Anything that changes a voxel or a header
+does.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ from pathlib import Path
 from common.errors import DataError, FedvoxError
 from common.imaging.dataset import Case
 from common.imaging.entries import FileDigests
+from common.imaging.patient_table import PATIENTS_FILE
 from common.imaging.workers import Progress, map_in_threads
 from common.messages import ErrorCode
+from common.text import counted
 
 Patient = tuple[str, ...]
 """SHA-256 of each image file, sorted."""
@@ -43,33 +47,36 @@ class PatientIndex:
         self._digests = FileDigests(folder, DIGESTS_FILE, sha256_of_content)
 
     def identify(self, cases: Sequence[Case], progress: Progress | None = None) -> dict[str, Patient]:
-        """Case name -> patient.
+        """Case name -> patient; the same for all cases of one.
 
         Args:
-            cases: of one dataset.
+            cases: all that are used, of one dataset.
             progress: called with cases done and cases in all.
 
         Raises:
             DataError: a file cannot be read.
-            PatientsError: two cases share an image, so that one patient would count, and contribute, as two.
+            PatientsError: cases of two patients share an image: one would count, and contribute, as two.
         """
         workers = min(MOST_WORKERS, os.cpu_count() or 1)
         try:
-            patients = map_in_threads(self._identify, cases, workers, progress)
+            scans = map_in_threads(self._identify, cases, workers, progress)
         finally:
             self._digests.save()
-        owners: dict[str, str] = {}
-        for case, patient in zip(cases, patients, strict=True):
-            for digest in patient:
-                other = owners.setdefault(digest, case.name)
-                if other != case.name:
+        first_with: dict[str, Case] = {}
+        images: dict[str, set[str]] = {}
+        for case, scan in zip(cases, scans, strict=True):
+            for digest in scan:
+                other = first_with.setdefault(digest, case)
+                if other.owner != case.owner:
                     raise PatientsError(
-                        f"{case.images[0]}: {case.name} holds the same image as {other}; remove one of them: a patient "
-                        "who is there twice would be protected half as well"
+                        f"{case.images[0]}: {case.name} holds the same image as {other.name}; remove one of them, or "
+                        f"say in {PATIENTS_FILE} that both are of one patient: who counts twice is protected half as "
+                        "well"
                     )
-        return {case.name: patient for case, patient in zip(cases, patients, strict=True)}
+            images.setdefault(case.owner, set()).update(scan)
+        return {case.name: tuple(sorted(images[case.owner])) for case in cases}
 
-    def _identify(self, case: Case) -> Patient:
+    def _identify(self, case: Case) -> tuple[str, ...]:
         return tuple(sorted(self._digests.digest(path) for path in case.images))
 
 
@@ -111,13 +118,20 @@ def split_by_patient(patients: Mapping[str, Patient], fraction: float) -> tuple[
     Raises:
         PatientsError: there are fewer than two.
     """
-    if len(patients) < 2:
-        raise PatientsError(f"{len(patients)} labelled cases: one is needed to train on and one to score models with")
-    places = {name: _place(patient) for name, patient in patients.items()}
-    ordered = sorted(patients, key=lambda name: (places[name], name))
+    everybody = set(patients.values())
+    if len(everybody) < 2:
+        raise PatientsError(
+            f"{counted(len(everybody), 'patient')} with label maps: one is needed to train on and one to score models "
+            "with"
+        )
+    places = {patient: _place(patient) for patient in everybody}
+    ordered = sorted(everybody, key=lambda patient: (places[patient], patient))
     count = sum(place < fraction for place in places.values())
-    count = min(max(1, count), len(ordered) - 1)
-    return sorted(ordered[count:]), sorted(ordered[:count])
+    scored = set(ordered[: min(max(1, count), len(ordered) - 1)])
+    return (
+        sorted(name for name, patient in patients.items() if patient not in scored),
+        sorted(name for name, patient in patients.items() if patient in scored),
+    )
 
 
 def _place(patient: Collection[str]) -> float:

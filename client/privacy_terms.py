@@ -30,8 +30,8 @@ PLAIN_RANDOM = (
     "site (privacy.secure_random is off)."
 )
 SEVERAL_SCANS = (
-    "One case in the dataset folder counts as one patient. A patient with several cases is protected less: with two, "
-    "epsilon is about twice as large."
+    "One case in the dataset folder counts as one patient, unless patients.csv there says whose it is. A patient with "
+    "several cases that it does not join is protected less: with two, epsilon is about twice as large."
 )
 PAID = (
     "Your site writes what a round costs into your hospital's privacy ledger before the round begins (fedvox-client "

@@ -55,14 +55,23 @@ def draw_patients(key: bytes, names: Sequence[str], sample_rate: float, step: in
     ]
 
 
+def scans_by_patient(cases: Sequence[CachedCase]) -> dict[str, list[CachedCase]]:
+    """Every patient's scans, by patient, in the order in which they first stand in ``cases``."""
+    found: dict[str, list[CachedCase]] = {}
+    for case in cases:
+        found.setdefault(case.owner, []).append(case)
+    return found
+
+
 class PatientSampler:
     """The patches of the patients who were drawn: batch ``i`` holds those of the ``i``-th, over all steps.
 
-    A fixed share of a patient's patches, in the mean over draws, is centred on foreground.
+    A fixed share of a patient's patches, in the mean over draws, is centred on foreground. Of several scans of a
+    patient each patch comes from one drawn at random: more scans make him no heavier.
 
     Args:
-        cases: the site's training patients.
-        draws: for each patient drawn, the step and the position in ``cases``.
+        cases: the site's training cases.
+        draws: for each patient drawn, the step and the position among the patients of ``scans_by_patient``.
         cutter: cuts and augments.
         patches_per_patient: patches per batch.
         foreground_fraction: share of the patches that are centred on foreground.
@@ -78,7 +87,7 @@ class PatientSampler:
         foreground_fraction: float,
         key: bytes,
     ) -> None:
-        self._cases = tuple(cases)
+        self._patients = tuple(scans_by_patient(cases).items())
         self._draws = tuple(draws)
         self._cutter = cutter
         self._patches_per_patient = patches_per_patient
@@ -88,17 +97,19 @@ class PatientSampler:
     def batch(self, step: int) -> Batch:
         """The patches of the patient drawn at position ``step`` of the draws."""
         at, position = self._draws[step]
-        case = self._cases[position]
-        random = np.random.default_rng(_keyed(self._key, "patches", at, case.name))
+        patient, scans = self._patients[position]
+        random = np.random.default_rng(_keyed(self._key, "patches", at, patient))
         offset = random.random()
-        images, labels = [], []
+        images, labels, names = [], [], []
         for number in range(self._patches_per_patient):
             # Spread evenly over the patient's own patches, and over patients by a random offset.
             before, after = (math.floor(offset + count * self._foreground_fraction) for count in (number, number + 1))
+            case = scans[0] if len(scans) == 1 else scans[int(random.integers(len(scans)))]
             image, label = self._cutter.patch(case, after > before, random)
             images.append(image)
             labels.append(label)
-        return Batch(torch.stack(images), torch.stack(labels), (case.name,) * self._patches_per_patient)
+            names.append(case.name)
+        return Batch(torch.stack(images), torch.stack(labels), tuple(names))
 
 
 def _keyed(key: bytes, use: str, step: int, name: str) -> list[int]:

@@ -1,8 +1,8 @@
 """The differentially private twin of ``client.trainer``: patient-level DP-SGD (Abadi et al. 2016), and noised scores.
 
-Neighbouring datasets differ by one patient, added or removed; how many patients a site has is public by its
-declaration. What a site sends of its patients is the update, and the Dice of its validation patients. Both are sums of
-one bounded contribution per patient, to which Gaussian noise is added once. Losses are not sent.
+Neighbouring datasets differ by one patient with all his scans, added or removed; how many patients a site has is public
+by its declaration. What a site sends of its patients is the update, and the Dice of its validation patients. Both are
+sums of one bounded contribution per patient, to which Gaussian noise is added once. Losses are not sent.
 
 How long a round takes is not protected.
 """
@@ -23,7 +23,14 @@ from torch.overrides import TorchFunctionMode
 
 from client.clipping import ClippedSum, ClippingNorm
 from client.noise import KeyedNoise, Noise, SecureNoise
-from client.private_sampling import KeySource, PatientSampler, draw_patients, fresh_key, repeatable_key
+from client.private_sampling import (
+    KeySource,
+    PatientSampler,
+    draw_patients,
+    fresh_key,
+    repeatable_key,
+    scans_by_patient,
+)
 from client.trainer import LocalSteps, NextBatch, Trainer, Validation
 from common.config import FederationConfig, TrainingConfig
 from common.imaging.cache import CachedCase
@@ -123,20 +130,23 @@ class PrivateTrainer(Trainer):
         """Noised mean Dice over the validation patients; NaN if none is to leave, and always no loss.
 
         A patient in whom neither a label nor its prediction exists has a Dice of 1 for it. So every patient
-        contributes a vector of one Dice per label, less 1/2, whose L2 norm is at most sqrt(labels) / 2.
+        contributes a vector of one Dice per label, the mean over his scans, less 1/2, whose L2 norm is at most
+        sqrt(labels) / 2.
         """
         started = time.perf_counter()
         labels = list(self.plan.labels)
         if self._spends.validation is None or not cases:
             return Validation(dict.fromkeys(labels, math.nan), math.nan, 0.0)
+        scans = {patient: len(found) for patient, found in scans_by_patient(cases).items()}
         sums = np.zeros(len(labels))
-        for logits, truth in self._predictions(weights, cases):
+        for case, (logits, truth) in zip(cases, self._predictions(weights, cases), strict=True):
             predicted = logits.argmax(axis=0)
-            sums += [dice(predicted == label, truth == label) - 0.5 for label in labels]
+            scores = np.array([dice(predicted == label, truth == label) - 0.5 for label in labels])
+            sums += scores / scans[case.owner]
         noise = self._noise(self._key_of(seed, round_number, "validation"), torch.device("cpu"))
         deviation = self._spends.validation.noise_multiplier * math.sqrt(len(labels)) / 2
         sums += deviation * noise.normal(len(labels)).double().numpy()
-        means = np.clip(0.5 + sums / len(cases), 0, 1)
+        means = np.clip(0.5 + sums / len(scans), 0, 1)
         return Validation(dict(zip(labels, means.tolist(), strict=True)), math.nan, time.perf_counter() - started)
 
     def _local_steps(
@@ -149,7 +159,7 @@ class PrivateTrainer(Trainer):
     ) -> LocalSteps:
         privacy = self._privacy
         key = self._key_of(seed, round_number, "training")
-        names = [case.name for case in cases]
+        names = list(scans_by_patient(cases))
         drawn = {step: draw_patients(key, names, privacy.sample_rate, step) for step in steps}
         draws = [(step, position) for step, positions in drawn.items() for position in positions]
         sampler = PatientSampler(
@@ -159,7 +169,7 @@ class PrivateTrainer(Trainer):
         norm = ClippingNorm(privacy.max_grad_norm, privacy.adaptive_clipping, self.device)
         noise = self._noise(key, self.device)
         multiplier = gradient_noise(self._spends.training.noise_multiplier, privacy.adaptive_clipping)
-        expected = privacy.sample_rate * len(cases)
+        expected = privacy.sample_rate * len(names)
 
         def step(number: int, next_batch: NextBatch) -> None:
             gradients.begin()

@@ -2,7 +2,8 @@
 
 Under differential privacy patients are known by their scans' content (``client.patients``), decided one by one whether
 they are trained on, and paid for in the hospital's ledger. How many there are on either side is public: it leaves the
-site, as the hospital's declaration, and decides how much weight the site has.
+site, as the hospital's declaration, and decides how much weight the site has. Scans of one patient, as the folder's
+``patients.csv`` has them, are never on both sides, with privacy or without.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from common.devices import choose_device
 from common.errors import DataError, FedvoxError
 from common.imaging.cache import CachedCase, CaseCache
 from common.imaging.dataset import Case, find_dataset
+from common.imaging.patient_table import PATIENTS_FILE
 from common.messages import ErrorCode
 from common.plan import Plan
 from common.seeds import seed_of
 from common.site_config import SITE_FILE
+from common.text import counted
 
 MOST_WORKERS = 4
 Progress = Callable[[int, int], None]
@@ -107,7 +110,7 @@ class LocalSite:
         try:
             cases = labelled_cases(self._data)
             patients = self._identify(cases)
-            train, validation = split_site(config, self._name, sorted(cases), self._validation, patients)
+            train, validation = split_site(config, self._name, cases, self._validation, patients)
             prepared = self._prepare([cases[name] for name in (*train, *validation)])
         except DataError as error:
             raise SiteDataError(str(error)) from error
@@ -155,7 +158,7 @@ def labelled_cases(data: Path) -> dict[str, Case]:
 def split_site(
     config: FederationConfig,
     site: str,
-    names: Sequence[str],
+    cases: Mapping[str, Case],
     validation: Sequence[str] | float,
     patients: Mapping[str, Patient] | None,
 ) -> tuple[list[str], list[str]]:
@@ -164,17 +167,18 @@ def split_site(
     Args:
         config: the federation.
         site: its name.
-        names: of all cases.
+        cases: all of them, by name.
         validation: names of the cases that are not, or their share.
         patients: by case, under differential privacy; without it None.
 
     Raises:
-        SiteDataError: a side would be empty, or a named case does not exist.
+        SiteDataError: a side would be empty, a named case does not exist, or a patient would be on both sides.
     """
+    owners = {name: case.owner for name, case in cases.items()}
     if not isinstance(validation, float):
-        return split_by_names(names, validation)
+        return split_by_names(owners, validation)
     if patients is None:
-        return split_cases(names, validation, seed_of(config.seed, site))
+        return split_cases(owners, validation, seed_of(config.seed, site))
     try:
         return split_by_patient(patients, validation)
     except PatientsError as error:
@@ -182,43 +186,62 @@ def split_site(
 
 
 def people_of(patients: Mapping[str, Patient], train: Sequence[str], validation: Sequence[str]) -> People:
-    """Who is used for what, from the names of their cases."""
+    """Who is used for what, each patient once, from the names of their cases."""
     return {
-        "training": [patients[name] for name in train],
-        "validation": [patients[name] for name in validation],
+        "training": list(dict.fromkeys(patients[name] for name in train)),
+        "validation": list(dict.fromkeys(patients[name] for name in validation)),
     }
 
 
-def split_cases(names: Sequence[str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
-    """Draws the cases that are not trained on; every case counts as a patient of its own.
+def split_cases(owners: Mapping[str, str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
+    """Draws the patients that are not trained on.
 
     Args:
-        names: of all cases; their order does not matter.
-        fraction: of all cases, rounded down, but at least one and never all.
+        owners: case name -> patient; their order does not matter.
+        fraction: of all patients, rounded down, but at least one and never all.
         seed: decides the draw.
 
     Returns:
         Names to train on and names to validate on, each sorted.
 
     Raises:
-        SiteDataError: there are fewer than two cases.
+        SiteDataError: there are fewer than two patients.
     """
-    if len(names) < 2:
-        raise SiteDataError(f"{len(names)} labelled cases: one is needed to train on and one to score models with")
-    shuffled = [str(name) for name in np.random.default_rng(seed).permutation(sorted(names))]
-    count = min(max(1, int(fraction * len(shuffled))), len(shuffled) - 1)
-    return sorted(shuffled[count:]), sorted(shuffled[:count])
+    patients = sorted(set(owners.values()))
+    if len(patients) < 2:
+        raise SiteDataError(
+            f"{counted(len(patients), 'patient')} with label maps: one is needed to train on and one to score models "
+            "with"
+        )
+    shuffled = [str(patient) for patient in np.random.default_rng(seed).permutation(patients)]
+    scored = set(shuffled[: min(max(1, int(fraction * len(shuffled))), len(shuffled) - 1)])
+    return (
+        sorted(name for name, patient in owners.items() if patient not in scored),
+        sorted(name for name, patient in owners.items() if patient in scored),
+    )
 
 
-def split_by_names(names: Sequence[str], validation: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_by_names(owners: Mapping[str, str], validation: Sequence[str]) -> tuple[list[str], list[str]]:
     """Splits as a hospital asked for; both lists come back sorted.
 
+    Args:
+        owners: case name -> patient.
+        validation: names of the cases that are not trained on.
+
     Raises:
-        SiteDataError: a named case does not exist, or none would be left to train on.
+        SiteDataError: a named case does not exist, a patient would be on both sides, or no case would be left to train
+            on.
     """
-    if missing := sorted(set(validation) - set(names)):
+    if missing := sorted(set(validation) - set(owners)):
         raise SiteDataError(f"site.yaml: validation_cases: the data has no labelled case {missing[0]}")
-    train = sorted(set(names) - set(validation))
+    scored = {owners[name]: name for name in validation}
+    train = sorted(set(owners) - set(validation))
+    for name in train:
+        if owners[name] in scored:
+            raise SiteDataError(
+                f"site.yaml: validation_cases: names {scored[owners[name]]} and not {name}, which is of the same "
+                f"patient ({PATIENTS_FILE}); name both or neither"
+            )
     if not train:
         raise SiteDataError("site.yaml: validation_cases: names every case, and none is left to train on")
     return train, sorted(validation)

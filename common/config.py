@@ -193,7 +193,10 @@ Partition = Annotated[
 
 
 class PatientTable(Frozen):
-    """A CSV file in the dataset folder that says which cases are scans of the same patient."""
+    """A CSV file in the dataset folder that says which cases are scans of the same patient.
+
+    Left out, ``patients.csv`` is taken if it is there (``common.imaging.patient_table``).
+    """
 
     file: str
     column: str = "patient"
@@ -268,10 +271,6 @@ class FederationConfig(Frozen):
             return self
         if self.early_stop is not None and self.privacy.validation == "off":
             raise ValueError("early_stop needs scores, and privacy.validation is off; remove one of them")
-        if self.simulation is not None and self.simulation.patients is not None:
-            raise ValueError(
-                "privacy protects one scan per patient; remove simulation.patients, and all but one scan of a patient"
-            )
         return self
 
     def resolved(self) -> str:
@@ -371,6 +370,11 @@ def describe_validation_error(error: ValidationError, model: type[BaseModel], so
             lines.append(f"{source}: {key}: unknown key{hint}")
         elif item["type"] == "missing":
             lines.append(f"{source}: {key}: is missing; add it")
+        elif item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+            # The only union of ours with a tag; Pydantic puts the value itself into its text, quoted twice.
+            context, methods = item["ctx"], ", ".join(_PARTITION_METHODS)
+            given = f" (got {context['tag']!r})" if "tag" in context else ""
+            lines.append(f"{source}: {key}.{context['discriminator'].strip(chr(39))}: must be one of {methods}{given}")
         else:
             message = item["msg"].removeprefix("Value error, ")
             value = item["input"]
@@ -379,7 +383,7 @@ def describe_validation_error(error: ValidationError, model: type[BaseModel], so
     return "\n".join(dict.fromkeys(lines))
 
 
-_PARTITION_METHODS = {"column", "iid", "quantity", "label", "scanner"}
+_PARTITION_METHODS = ("column", "iid", "quantity", "label", "scanner")
 
 
 def _is_union_tag(part: str | int) -> bool:

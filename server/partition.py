@@ -6,7 +6,6 @@ run can be repeated exactly.
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,14 +18,15 @@ from common.config import (
     IidPartition,
     LabelPartition,
     Partition,
-    PatientTable,
     QuantityPartition,
     ScannerPartition,
     describe_validation_error,
 )
 from common.errors import ConfigError, DataError
+from common.imaging.patient_table import read_column
 from common.imaging.scanner import ScannerShift
 from common.plan import Frozen
+from common.text import counted
 
 Groups = dict[str, list[str]]
 
@@ -86,7 +86,7 @@ def make_partition(
     cases: Sequence[str],
     foreground_volumes: Mapping[str, float],
     seed: int,
-    patients: PatientTable | None = None,
+    owners: Mapping[str, str] | None = None,
 ) -> SitePartition:
     """Shares the cases of a dataset out to sites.
 
@@ -96,13 +96,15 @@ def make_partition(
         cases: names of all cases.
         foreground_volumes: labelled volume of each case in ml, for label skew.
         seed: decides every draw.
-        patients: says which cases belong to one patient; without it every case is a patient of its own.
+        owners: case name -> patient; None makes every case a patient of its own.
 
     Raises:
         ConfigError: a site would be left without training or validation patients, or a table does not fit.
     """
     rng = np.random.default_rng([seed, 0x5173])
-    groups = _patients(root, sorted(cases), patients)
+    groups: Groups = {}
+    for case in sorted(cases):
+        groups.setdefault(case if owners is None else owners[case], []).append(case)
     sites, differs = _share_out(partition, root, groups, foreground_volumes, rng)
     shifts = _shifts(partition, list(sites), rng)
     result = {}
@@ -130,8 +132,8 @@ def _share_out(
         return sites, {name: f"{partition.column} = {name}" for name in sites}
     if partition.sites > len(patients) // 2:
         raise ConfigError(
-            f"simulation.partition.sites: {partition.sites} sites need at least {2 * partition.sites} patients "
-            f"(one to train, one to validate), and there are {len(patients)}"
+            f"simulation.partition.sites: {counted(partition.sites, 'site')} need at least {2 * partition.sites} "
+            f"patients (one to train, one to validate), and there are {len(patients)}"
         )
     if isinstance(partition, IidPartition | ScannerPartition):
         shares = [list(part) for part in np.array_split(np.array(patients), partition.sites)]
@@ -149,10 +151,13 @@ def _share_out(
 
 
 def _by_column(partition: ColumnPartition, root: Path, groups: Groups) -> Groups:
-    values = _read_column(root / partition.file, partition.case_column, partition.column)
+    try:
+        values = read_column(root / partition.file, partition.case_column, partition.column)
+    except DataError as error:
+        raise ConfigError(str(error)) from None
     sites: Groups = {}
     for patient, cases in groups.items():
-        found = {_slug(values.get(case, "")) for case in cases}
+        found = {_slug(values.get(case, ("", 0))[0]) for case in cases}
         if found == {""} or "" in found:
             raise ConfigError(f"{root / partition.file}: column {partition.column} has no value for case {cases[0]}")
         if len(found) > 1:
@@ -168,8 +173,8 @@ def _by_quantity(partition: QuantityPartition, patients: list[str], rng: np.rand
     free = len(patients) - partition.minimum * partition.sites
     if free < 0:
         raise ConfigError(
-            f"simulation.partition.minimum: {partition.sites} sites of at least {partition.minimum} patients need "
-            f"{partition.sites * partition.minimum}, and there are {len(patients)}"
+            f"simulation.partition.minimum: {counted(partition.sites, 'site')} of at least {partition.minimum} "
+            f"patients need {partition.sites * partition.minimum}, and there are {len(patients)}"
         )
     sizes = partition.minimum + _whole_shares(free, rng.dirichlet([partition.alpha] * partition.sites))
     return [list(share) for share in np.split(np.array(patients), np.cumsum(sizes)[:-1])]
@@ -185,8 +190,8 @@ def _by_label(
     """
     if partition.minimum * partition.sites > len(patients):
         raise ConfigError(
-            f"simulation.partition.minimum: {partition.sites} sites of at least {partition.minimum} patients need "
-            f"{partition.sites * partition.minimum}, and there are {len(patients)}"
+            f"simulation.partition.minimum: {counted(partition.sites, 'site')} of at least {partition.minimum} "
+            f"patients need {partition.sites * partition.minimum}, and there are {len(patients)}"
         )
     ordered = sorted(patients, key=lambda patient: (volumes[patient], patient))
     shares: list[list[str]] = [[] for _ in range(partition.sites)]
@@ -246,37 +251,6 @@ def _describe_shift(shift: ScannerShift | None) -> str:
         if value is not None and value != getattr(neutral, name)
     ]
     return "scanner: " + (", ".join(parts) or "unchanged")
-
-
-def _patients(root: Path, cases: Sequence[str], table: PatientTable | None) -> Groups:
-    if table is None:
-        return {case: [case] for case in cases}
-    values = _read_column(root / table.file, table.case_column, table.column)
-    groups: Groups = {}
-    for case in cases:
-        if not values.get(case):
-            raise ConfigError(f"{root / table.file}: column {table.column} has no patient for case {case}")
-        groups.setdefault(values[case], []).append(case)
-    return groups
-
-
-def _read_column(path: Path, key: str, column: str) -> dict[str, str]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            names = reader.fieldnames or []
-            for name in (key, column):
-                if name not in names:
-                    raise ConfigError(f"{path}: has no column {name}; its columns are {', '.join(names) or 'none'}")
-            values: dict[str, str] = {}
-            for row in reader:
-                case = (row[key] or "").strip()
-                if case in values:
-                    raise DataError(path, f"case {case} stands twice; keep one row per case")
-                values[case] = (row[column] or "").strip()
-            return values
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as CSV: {error}") from None
 
 
 def _slug(value: str) -> str:

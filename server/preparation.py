@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,14 @@ import numpy as np
 from common.config import FederationConfig, PhantomConfig, as_json
 from common.errors import ConfigError
 from common.imaging.cache import CaseCache
-from common.imaging.dataset import Dataset, find_dataset
+from common.imaging.dataset import Dataset, find_dataset, with_patients
 from common.imaging.fingerprint import Fingerprint, fingerprint_dataset
+from common.imaging.patient_table import read_patients
 from common.phantom import write_phantom_dataset
 from common.plan import Plan
 from common.planning import resolve_plan
 from common.seeds import seed_of
+from common.text import counted
 from server.partition import SitePartition, make_partition
 from server.progress import ProgressDisplay
 from server.state import RunFolder
@@ -34,11 +37,14 @@ def find_or_make_data(config: FederationConfig, data: Path | None, folder: RunFo
         return data
     phantom = config.simulation.phantom if config.simulation else None
     if phantom is None:
-        raise ConfigError("--data: is missing, and the federation file has no simulation.phantom to make data from")
+        raise ConfigError(
+            "--data: is missing; give the folder of a dataset (with imagesTr/ and labelsTr/, or images/ and labels/), "
+            "or add simulation.phantom: {} to the federation file, which makes synthetic volumes"
+        )
     root = folder.path / PHANTOMS
     if not (root / "sites.csv").exists():
         count = sum(phantom.cases_per_site)
-        display.message(f"no data given: making {count} phantoms (synthetic volumes, not patients)")
+        display.message(f"no data given: making {counted(count, 'phantom')} (synthetic volumes, not patients)")
         _make_phantoms(root, phantom)
     return root
 
@@ -62,6 +68,21 @@ def plan_and_partition(
     folder.write_text("partition.json", as_json(partition))
 
 
+def find_simulated_dataset(config: FederationConfig, data: Path) -> Dataset:
+    """The dataset of a simulation, its cases with their patients.
+
+    Raises:
+        DataError: the folder or its table of patients cannot be used.
+    """
+    dataset = find_dataset(data)
+    table = config.simulation.patients if config.simulation else None
+    if table is None:
+        return dataset
+    names = [case.name for case in dataset.cases]
+    patients = read_patients(data / table.file, names, (), table.column, table.case_column)
+    return replace(dataset, cases=tuple(with_patients(dataset.cases, patients)))
+
+
 def examine(
     config: FederationConfig, data: Path, cache: Path | None, display: ProgressDisplay
 ) -> tuple[Dataset, Plan, SitePartition]:
@@ -73,7 +94,7 @@ def examine(
     """
     if config.simulation is None:
         raise ConfigError("simulation: is missing")
-    dataset = find_dataset(data)
+    dataset = find_simulated_dataset(config, data)
     labels = _labels_of(config, dataset)
     workers = os.cpu_count() or 1
 
@@ -90,7 +111,8 @@ def examine(
         name: sum(values[index] for values in fingerprint.label_volumes_ml.values()) for index, name in enumerate(names)
     }
     simulation = config.simulation
-    partition = make_partition(simulation.partition, data, names, volumes, config.seed, simulation.patients)
+    owners = {case.name: case.owner for case in dataset.cases}
+    partition = make_partition(simulation.partition, data, names, volumes, config.seed, owners)
     return dataset, plan, _say_what_differs(partition, fingerprint, names)
 
 

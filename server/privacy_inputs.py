@@ -22,6 +22,7 @@ from common.models.unet3d import build_model
 from common.phantom import PHANTOM_LABELS, phantom_sites
 from common.plan import ModelPlan
 from common.planning import plan_from_config
+from common.text import counted
 from server.partition import make_partition
 from server.preparation import examine
 from server.progress import ProgressDisplay
@@ -83,7 +84,9 @@ def _named(config: FederationConfig, counts: Sequence[int]) -> dict[str, int]:
         raise ConfigError("--patients: give one whole number of training patients for every site, such as 117,37,23")
     names = config.network.sites if config.network else [f"site-{index + 1}" for index in range(len(counts))]
     if len(names) != len(counts):
-        raise ConfigError(f"--patients: {len(counts)} numbers, but network.sites has {len(names)} sites")
+        raise ConfigError(
+            f"--patients: {counted(len(counts), 'number')}, but network.sites has {counted(len(names), 'site')}"
+        )
     return dict(zip(names, counts, strict=True))
 
 
@@ -92,9 +95,10 @@ def _of_data(
 ) -> tuple[dict[str, int], ModelPlan]:
     if config.simulation is None:
         raise ConfigError("--data: needs simulation.partition in the federation file; or give --patients instead")
-    _, plan, partition = examine(config, data, cache, display)
-    # Under differential privacy every case is a patient: the federation file allows no table of several scans of one.
-    return {name: len(site.train) for name, site in partition.sites.items()}, plan.model
+    dataset, plan, partition = examine(config, data, cache, display)
+    owners = {case.name: case.owner for case in dataset.cases}
+    patients = {name: len({owners[case] for case in site.train}) for name, site in partition.sites.items()}
+    return patients, plan.model
 
 
 def _of_phantoms(config: FederationConfig) -> dict[str, int]:

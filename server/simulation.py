@@ -25,12 +25,12 @@ from common.config import FederationConfig
 from common.devices import choose_device
 from common.errors import ConfigError, FedvoxError
 from common.imaging.cache import CachedCase, CaseCache
-from common.imaging.dataset import find_dataset
 from common.plan import Plan
 from common.privacy import PrivacyPlan, Spend, epsilon_of
 from common.seeds import seed_of
 from server.inline_grid import InlineGrid
 from server.partition import SiteCases, SitePartition
+from server.preparation import find_simulated_dataset
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,12 @@ class SimulatedSites:
         """All sites, in the order of their ``partition-id``."""
         return sorted(self.partition.sites)
 
+    def training_patients(self) -> list[int]:
+        """How many patients each site trains on, in the order of ``names``."""
+        owners = {case.name: case.owner for case in find_simulated_dataset(self.config, self.data).cases}
+        sites = (self.partition.sites[name] for name in self.names)
+        return [len({owners.get(case, case) for case in site.train}) for site in sites]
+
     def open(self, name: str) -> Site:
         """The named site, with its scans preprocessed; opened once in a process."""
         if name not in self._opened:
@@ -143,7 +149,7 @@ class SimulatedSites:
 
     def _cases(self, site: str, names: Sequence[str], members: SiteCases) -> list[CachedCase]:
         cache = CaseCache(self.cache, self.plan.preprocessing, self.plan.labels)
-        cases = {case.name: case for case in find_dataset(self.data).cases}
+        cases = {case.name: case for case in find_simulated_dataset(self.config, self.data).cases}
         missing = [name for name in names if name not in cases]
         if missing:
             raise ConfigError(

@@ -49,6 +49,7 @@ class CachedCase:
         spacing: of both, in mm.
         foreground: for each label the positions (n, 3) int32 of voxels that have it, all of them or a random
             ``FOREGROUND_SAMPLES``; empty for labels that the case lacks.
+        patient: as in ``Case``.
     """
 
     name: str
@@ -56,6 +57,12 @@ class CachedCase:
     label: NDArray[np.uint8]
     spacing: Spacing
     foreground: dict[int, NDArray[np.int32]]
+    patient: str | None = None
+
+    @property
+    def owner(self) -> str:
+        """As in ``Case``."""
+        return self.name if self.patient is None else self.patient
 
 
 class CaseCache:
@@ -137,7 +144,7 @@ class CaseCache:
         if entry is None:
             noise_seed = int(digest_json([shift_seed, images])[:8], 16)
             entry = self._store(key, self._make(case, key, shift, noise_seed))
-        return _open(case.name, entry)
+        return _open(case, entry)
 
     def _store(self, key: str, entry: Entry) -> Entry:
         if self._folder is None:
@@ -190,7 +197,7 @@ def clear_cache(folder: Path) -> int:
     return len(own)
 
 
-def _open(name: str, entry: Entry) -> CachedCase:
+def _open(case: Case, entry: Entry) -> CachedCase:
     x, y, z = entry.metadata["spacing"]
     foreground = {int(value): entry.arrays[f"foreground_{value}"] for value in entry.metadata["labels"]}
-    return CachedCase(name, entry.arrays["image"], entry.arrays["label"], (x, y, z), foreground)
+    return CachedCase(case.name, entry.arrays["image"], entry.arrays["label"], (x, y, z), foreground, case.patient)

@@ -6,14 +6,16 @@ Layouts:
     nnunet: nnU-Net raw: ``imagesTr/CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ..., ``labelsTr/CASE.nii.gz``.
     plain: ``images/`` and ``labels/`` with equal case names.
     files: a folder of NIfTI files (or a single file), without labels.
+
+All but ``files`` may hold ``patients.csv`` (``common.imaging.patient_table``).
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +26,7 @@ from common.errors import DataError
 from common.imaging.declaration import Declaration, read_declaration
 from common.imaging.geometry import Grid
 from common.imaging.io import Volume, channel_count, grid_problem, nifti_stem, read_label, read_volume
+from common.imaging.patient_table import PATIENTS_FILE, read_patients
 
 Layout = Literal["decathlon", "nnunet", "plain", "files"]
 
@@ -36,11 +39,20 @@ _LOOKED_FOR = (
 
 @dataclass(frozen=True)
 class Case:
-    """One patient's image files (one per channel, or a single file that holds all) and label map."""
+    """One scan's image files (one per channel, or a single file that holds all) and label map.
+
+    patient: whose scan it is, by the folder's table; None is a patient of its own.
+    """
 
     name: str
     images: tuple[Path, ...]
     label: Path | None
+    patient: str | None = None
+
+    @property
+    def owner(self) -> str:
+        """The patient; the same for cases of one patient, and for no others of the dataset."""
+        return self.name if self.patient is None else self.patient
 
 
 @dataclass(frozen=True)
@@ -80,7 +92,7 @@ def find_dataset(root: Path) -> Dataset:
 
     Raises:
         DataError: if the folder is missing, empty or in no known layout, if an image or label has no counterpart, if
-            a case appears twice, or if ``dataset.json`` is unusable.
+            a case appears twice, or if ``dataset.json`` or ``patients.csv`` is unusable.
     """
     dataset, problems = scan_dataset(root)
     errors = [problem for problem in problems if problem.severity == "error"]
@@ -117,7 +129,25 @@ def scan_dataset(root: Path) -> tuple[Dataset, list[Problem]]:
         cases = [Case(name, files, None) for name, files in _case_images(images, (), declaration, problems).items()]
     if not cases and not any(problem.severity == "error" for problem in problems):
         raise DataError(root, f"holds no cases: {_LOOKED_FOR}.{_hint(root)}")
+    if layout != "files" and (root / PATIENTS_FILE).exists():
+        names = [case.name for case in cases]
+        # Cases that are incomplete, or not listed in dataset.json, have their own problem or warning already.
+        others = {problem.case for problem in problems if problem.case is not None}
+        try:
+            cases = with_patients(cases, read_patients(root / PATIENTS_FILE, names, others))
+        except DataError as error:
+            problems.append(Problem(None, error.path, error.problem))
     return _dataset_of(root, layout, cases, declaration), problems
+
+
+def with_patients(cases: Sequence[Case], patients: Mapping[str, str]) -> list[Case]:
+    """The cases, each with its patient.
+
+    Args:
+        cases: of one dataset.
+        patients: case name -> patient, for every case.
+    """
+    return [replace(case, patient=patients[case.name]) for case in cases]
 
 
 def load_case(

@@ -5,10 +5,11 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from client.patients import DIGESTS_FILE, Patient, PatientIndex, PatientsError, dataset_of, split_by_patient
@@ -104,6 +105,34 @@ def test_a_patient_who_comes_moves_no_other(new: dict[str, Patient], fraction: f
         assert (name in alone) == (name in more_validation)
 
 
+def owned(mine: Case, patient: str) -> Case:
+    return replace(mine, patient=patient)
+
+
+def test_cases_of_one_patient_are_one_patient(tmp_path: Path) -> None:
+    first, second = owned(case(tmp_path, "a", b"1"), "p"), owned(case(tmp_path, "b", b"2", b"1"), "p")
+    other = owned(case(tmp_path, "c", b"3"), "q")
+    found = PatientIndex(None).identify([first, second, other])
+    assert found["a"] == found["b"] == tuple(sorted([sha(b"1"), sha(b"2")])), "his images may be there twice"
+    assert found["c"] == (sha(b"3"),)
+    with pytest.raises(PatientsError, match=r"say in patients\.csv"):
+        PatientIndex(None).identify([first, owned(second, "q")])
+
+
+@given(st.dictionaries(st.text("abcdefgh", max_size=4), st.sampled_from("pqrstu"), min_size=2), st.floats(0.01, 0.99))
+def test_no_patient_is_on_both_sides(owners: dict[str, str], fraction: float) -> None:
+    assume(len(set(owners.values())) > 1)
+    patients = {name: (sha(owner.encode()),) for name, owner in owners.items()}
+    train, validation = split_by_patient(patients, fraction)
+    assert train and validation and sorted([*train, *validation]) == sorted(owners)
+    assert not {owners[name] for name in train} & {owners[name] for name in validation}
+
+
+def test_two_scans_of_one_patient_cannot_be_split() -> None:
+    with pytest.raises(PatientsError, match="1 patient with label maps"):
+        split_by_patient({"a": (sha(b"a"),), "b": (sha(b"a"),)}, 0.5)
+
+
 def test_the_share_is_what_was_asked_for() -> None:
     """A binomial count: four standard deviations around the mean hold in all but 6 of 100,000 choices of names."""
     many = {str(number): (sha(str(number).encode()),) for number in range(10_000)}
@@ -120,5 +149,5 @@ def test_no_side_is_empty() -> None:
     few = {"a": (sha(b"a"),), "b": (sha(b"b"),)}
     for fraction in (1e-9, 1 - 1e-9):
         assert [len(side) for side in split_by_patient(few, fraction)] == [1, 1]
-    with pytest.raises(PatientsError, match="1 labelled cases"):
+    with pytest.raises(PatientsError, match="1 patient with label maps"):
         split_by_patient({"a": (sha(b"a"),)}, 0.2)

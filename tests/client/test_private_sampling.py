@@ -1,12 +1,15 @@
 """Poisson sampling by its frequencies; what is drawn for a patient depends on nobody else; noise sources."""
 
+from collections import Counter
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from scipy.stats import binom, binomtest, chi2, chisquare, kstest
 
 from client.noise import KeyedNoise, SecureNoise
-from client.private_sampling import PatientSampler, draw_patients, repeatable_key
+from client.private_sampling import PatientSampler, draw_patients, repeatable_key, scans_by_patient
 from common.imaging.patches import PatchCutter
 from tests import tiny
 
@@ -66,6 +69,23 @@ def test_a_patients_patches_depend_on_step_and_name_alone() -> None:
     assert torch.equal(alone.image, in_company.image)
     assert not torch.equal(alone.image, sampler([(8, 3)], 0.5, 2).batch(0).image)
     assert not torch.equal(alone.image[0], alone.image[1])
+
+
+def test_several_scans_of_a_patient_are_drawn_as_one_patient() -> None:
+    """As many patches as from anybody else, from all of his scans in the long run."""
+    cases = [replace(tiny.ball(name, index), patient=f"p{index % 2}") for index, name in enumerate(NAMES[:5])]
+    patients = scans_by_patient(cases)
+    assert {patient: [case.name for case in scans] for patient, scans in patients.items()} == {
+        "p0": [NAMES[0], NAMES[2], NAMES[4]],
+        "p1": [NAMES[1], NAMES[3]],
+    }
+    draws = [(step, 0) for step in range(40)]
+    source = PatientSampler(cases, draws, PatchCutter((16, 16, 16), None, ()), 2, 0.5, KEY)
+    batches = [source.batch(index) for index in range(40)]
+    assert {len(batch.cases) for batch in batches} == {2}
+    counts = Counter(name for batch in batches for name in batch.cases)
+    assert set(counts) == {NAMES[0], NAMES[2], NAMES[4]}
+    assert chisquare(list(counts.values())).pvalue > ALARM
 
 
 @pytest.mark.parametrize(("fraction", "count"), [(0.5, 2), (0.25, 4), (1.0, 1), (0.0, 2)])

@@ -244,11 +244,39 @@ def test_score_noise_has_the_stated_deviation() -> None:
     weights = np.zeros(private.layout.size, np.float32)
     nothing = replace(CASES[0], label=np.zeros((16, 16, 16), np.uint8), image=CASES[0].image[:, :16, :16, :16])
     missed = replace(nothing, label=np.ones((16, 16, 16), np.uint8))
-    cases = [nothing, missed] * 2
+    cases = [replace(case, name=f"{index}") for index, case in enumerate([nothing, missed] * 2)]
     values = [private.validate(weights, cases, number).dice[1] for number in range(1, 301)]
     scaled = (np.array(values) - 0.5) * len(cases) / (noise / 2)
     low, high = chi2.ppf([ALARM / 2, 1 - ALARM / 2], scaled.size)
     assert low < float((scaled**2).sum()) < high
+
+
+def one_patient(cases: Sequence[CachedCase], *positions: int) -> list[CachedCase]:
+    """The cases, of which some are scans of one patient."""
+    return [replace(case, patient="same" if index in positions else case.name) for index, case in enumerate(cases)]
+
+
+@pytest.mark.parametrize("sample_rate", [0.7, 1.0])
+def test_a_patient_with_many_scans_changes_the_sum_by_the_clipping_norm_at_most(sample_rate: float) -> None:
+    cases = one_patient(CASES, 1, 2, 4)
+    private = trainer(sample_rate=sample_rate, max_grad_norm=0.05, patches_per_patient=4)
+
+    def total(some: Sequence[CachedCase]) -> Vector:
+        update = private.train(start(private), some, 1, 0).update.astype(np.float64)
+        return -update * sample_rate * len({case.owner for case in some}) / RATE
+
+    change = np.linalg.norm(total(cases) - total([case for case in cases if case.owner != "same"]))
+    assert change <= 0.05 * 1.001
+    if sample_rate == 1.0:
+        assert change > 0.05 * 0.9, "clipped, so he counts as much as anybody, and once"
+
+
+def test_a_patient_with_many_scans_has_one_score() -> None:
+    """The mean over patients of the mean over their scans."""
+    private = trainer()
+    single = [private.validate(start(private), [case]).dice[1] for case in CASES[:4]]
+    found = private.validate(start(private), one_patient(CASES[:4], 0, 1, 2)).dice[1]
+    assert found == pytest.approx((np.mean(single[:3]) + single[3]) / 2, abs=1e-6)
 
 
 def test_scores_stay_between_zero_and_one_whatever_the_noise() -> None:

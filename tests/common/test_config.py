@@ -59,7 +59,11 @@ def test_examples_exist() -> None:
         ("labels: {0: background}", "labels.0"),
         ("model: {patch_size: [40, 56]}", "model.patch_size"),
         ("preprocessing: {spacing: fine}", "preprocessing.spacing"),
-        ("simulation: {partition: {method: alphabet, sites: 2}}", "simulation.partition"),
+        (
+            "simulation: {partition: {method: alphabet, sites: 2}}",
+            "simulation.partition.method: must be one of column, iid, quantity, label, scanner (got 'alphabet')",
+        ),
+        ("simulation: {partition: {sites: 2}}", "simulation.partition.method: must be one of column, iid,"),
         ("simulation: {partition: {method: iid}}", "simulation.partition.sites: is missing"),
         ("simulation: {partition: {method: iid, sites: 0}}", "simulation.partition.sites"),
         ("simulation: {partition: {method: scanner, sites: 2, shifts: [{gamma: 1}]}}", "shifts has 1 entries"),

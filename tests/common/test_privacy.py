@@ -111,10 +111,3 @@ def test_early_stopping_without_scores_is_refused() -> None:
     FederationConfig.model_validate({"name": "x", "rounds": 3, "privacy": {"epsilon": 1}, "early_stop": {}})
     with pytest.raises(ValidationError, match=r"early_stop needs scores, and privacy.validation is off"):
         FederationConfig.model_validate(private | {"early_stop": {}})
-
-
-def test_several_scans_of_a_patient_are_refused() -> None:
-    simulation = {"partition": {"method": "iid", "sites": 2}, "patients": {"file": "patients.csv"}}
-    FederationConfig.model_validate({"name": "x", "rounds": 3, "simulation": simulation})
-    with pytest.raises(ValidationError, match="one scan per patient"):
-        FederationConfig.model_validate({"name": "x", "rounds": 3, "simulation": simulation, "privacy": {"epsilon": 1}})

@@ -12,12 +12,11 @@ from common.config import (
     IidPartition,
     LabelPartition,
     Partition,
-    PatientTable,
     QuantityPartition,
     ScannerPartition,
     as_json,
 )
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError
 from common.imaging.scanner import ScannerShift
 from server.partition import SitePartition, make_partition, read_partition
 
@@ -135,7 +134,7 @@ def test_a_column_that_does_not_fit_is_refused(tmp_path: Path, rows: list[str], 
 
 def test_a_case_that_stands_twice_in_the_table_is_refused(tmp_path: Path) -> None:
     table(tmp_path, [f"{case},a" for case in (*CASES, CASES[0])])
-    with pytest.raises(DataError, match="twice"):
+    with pytest.raises(ConfigError, match="line 62: case case_000 stands twice"):
         make_partition(COLUMN, tmp_path, CASES, VOLUMES, 0)
 
 
@@ -146,9 +145,8 @@ def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.method)
 def test_scans_of_one_patient_stay_together(tmp_path: Path, method: Partition) -> None:
-    table(tmp_path, [f"{case},p{index // 3}" for index, case in enumerate(CASES)])
-    patients = PatientTable(file="groups.csv", column="group")
-    partition = make_partition(method, tmp_path, CASES, VOLUMES, 0, patients)
+    owners = {case: f"p{index // 3}" for index, case in enumerate(CASES)}
+    partition = make_partition(method, tmp_path, CASES, VOLUMES, 0, owners)
     for start in range(0, 60, 3):
         scans = set(CASES[start : start + 3])
         homes = [
