@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from scipy.optimize import brentq
@@ -33,6 +33,8 @@ NOISE_TOLERANCE = 1.001
 
 # Opacus' own and larger ones. Only small orders may be fractions: beyond, Opacus' series for them loses all digits.
 _ORDERS = (*(1 + tenth / 10 for tenth in range(1, 100)), *range(12, 64), *(2**n for n in range(6, 11)))
+# About 500 orders are asked for each mechanism.
+_MOST_CURVE_POINTS = 8192
 History = tuple[tuple[float, float, int], ...]
 
 
@@ -105,20 +107,29 @@ def _composed(history: History, delta: float, accountant: Accountant) -> float:
         return bound if accountant == "rdp" else min(bound, _prv_epsilon(history, delta, EPSILON_ERROR * bound))
 
 
-def _renyi_epsilon(history: History, delta: float) -> float:
-    # Late: it brings torch with it, which a command such as ``ledger`` may not need.
-    from opacus.accountants import RDPAccountant
+@lru_cache(maxsize=1)
+def _opacus() -> Any:
+    """Opacus' accountants, imported late: they bring torch with them, which a command such as ``ledger`` may not need.
 
-    renyi = RDPAccountant()
+    Nearly all of their time goes into a mechanism's Rényi curve, which the PRV accountant needs too, for its tails. It
+    does not depend on how often a mechanism is used, so that it is worked out once for all rounds of a federation.
+    """
+    from opacus import accountants
+    from opacus.accountants.analysis import rdp
+
+    rdp._compute_rdp = lru_cache(maxsize=_MOST_CURVE_POINTS)(rdp._compute_rdp)
+    return accountants
+
+
+def _renyi_epsilon(history: History, delta: float) -> float:
+    renyi = _opacus().RDPAccountant()
     renyi.history = list(history)
     return float(renyi.get_epsilon(delta, alphas=_ORDERS))
 
 
 def _prv_epsilon(history: History, delta: float, error: float) -> float:
     """The PRV accountant's upper bound; infinite where its arithmetic does not reach."""
-    from opacus.accountants import PRVAccountant
-
-    exact = PRVAccountant()
+    exact = _opacus().PRVAccountant()
     exact.history = list(history)
     try:
         bound = float(exact.get_epsilon(delta, eps_error=error))
