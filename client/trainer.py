@@ -116,6 +116,11 @@ class Trainer:
         return str(self._autocast or torch.float32).removeprefix("torch.")
 
     @property
+    def trained_parameters(self) -> int:
+        """How many numbers of the model are trained."""
+        return sum(parameter.numel() for parameter in self._trained)
+
+    @property
     def privacy(self) -> PrivacyPlan | None:
         """What a round costs the patients; None if nothing protects them."""
         return None

@@ -19,6 +19,7 @@ from server import release
 from server.app import RoundLoop, make_server_app
 from server.initial_weights import first_weights, weight_layout
 from server.partition import read_partition
+from server.plan_privacy import privacy_summary, verdict_text
 from server.preparation import find_or_make_data, plan_and_partition
 from server.progress import ProgressDisplay
 from server.report import write_report
@@ -137,10 +138,13 @@ class _Experiment:
         self._engine = engine
         self._display = display
         self._pooled: dict[str, Any] | None = None
+        self._privacy = privacy_summary(config, sites.training_patients(), sites.trainer.trained_parameters)
 
     def run(self) -> Path:
         """Runs what is left of the run, and writes its summary and report however it ends."""
         self._display.start(self._config.name, self._config.rounds, self._sites.names)
+        if self._privacy and self._privacy["verdict"] == "drowned":
+            self._display.message(f"{verdict_text(self._privacy)}; see fedvox-server plan-privacy")
         status = "stopped"
         try:
             self._run_rounds(self._sites, self._folder, self._engine)
@@ -236,6 +240,7 @@ class _Experiment:
             "precision": self._sites.trainer.precision,
             "parameters": self._sites.trainer.layout.size,
             "pooled": self._pooled,
+            "privacy": self._privacy,
         }
         summary = summary_of(self._folder, state, self._config, self._plan, status) | about
         self._folder.write_text("summary.json", as_json(summary))

@@ -26,6 +26,7 @@ from common.config import FederationConfig
 from common.errors import ConfigError
 from common.privacy import Spend, epsilon_of, plan_privacy
 from common.privacy_config import PrivacyConfig
+from common.text import counted
 from server.progress_text import NOTHING
 
 # Bounds on the signal-to-noise ratio, from a handful of runs of a small network (deploy/docs/privacy.md); provisional,
@@ -196,15 +197,40 @@ def _forecast(
     )
 
 
-def privacy_summary(config: FederationConfig) -> dict[str, float | None] | None:
-    """The noise multipliers of a federation, for a run's ``summary.json``; None if it is not private."""
+def privacy_summary(
+    config: FederationConfig, patients: Sequence[int] | None = None, trained_parameters: int = 0
+) -> dict[str, Any] | None:
+    """The noise of a federation and, where its patients are known, what is expected of it, for ``summary.json``.
+
+    Args:
+        config: the federation.
+        patients: of each site, that it trains on; None if that is not known here.
+        trained_parameters: of the network.
+
+    Returns:
+        None if the federation is not private.
+    """
     if config.privacy is None:
         return None
     plan = plan_privacy(config.privacy, config.rounds, config.training.local_steps)
-    return {
-        "training_noise": plan.training.noise_multiplier,
+    noise = plan.training.noise_multiplier
+    found: dict[str, Any] = {
+        "training_noise": noise,
         "validation_noise": plan.validation.noise_multiplier if plan.validation else None,
     }
+    if patients is not None:
+        steps = config.rounds * config.training.local_steps
+        ratio = signal_to_noise(patients, config.privacy.sample_rate, noise, steps, trained_parameters)
+        found |= {"signal_to_noise": ratio, "verdict": verdict_of(ratio, config.initial_model is not None)}
+    return found
+
+
+def verdict_text(summary: Mapping[str, Any]) -> str | None:
+    """What ``privacy_summary`` expects, in a sentence; None if it does not say."""
+    words = _WORDS.get(summary.get("verdict"))  # type: ignore[arg-type]
+    if words is None:
+        return None
+    return f"{words} (signal-to-noise of the averaged update, over all steps: at most {summary['signal_to_noise']:.2f})"
 
 
 def verdict_of(ratio: float, from_model: bool) -> Verdict:
@@ -276,7 +302,8 @@ def describe(forecast: PrivacyForecast) -> str:
     width = max(map(len, forecast.patients), default=4)
     lines = [
         f"budget            epsilon {forecast.epsilon:.2f} (PRV; by Rényi accounting {forecast.epsilon_rdp:.2f}) at "
-        f"delta {forecast.delta:g} for every patient, over {forecast.rounds} rounds, {planned.steps} steps",
+        f"delta {forecast.delta:g} for every patient, over {counted(forecast.rounds, 'round')}, "
+        f"{counted(planned.steps, 'step')}",
         f"noise multiplier  {planned.noise_multiplier:.3f} at sample rate {planned.sample_rate:g}, "
         f"clipping norm {forecast.max_grad_norm:g}",
         f"validation        {_validation_text(forecast.validation_noise)}",
@@ -310,7 +337,7 @@ def _validation_text(multiplier: float | None) -> str:
 
 def _setting_text(setting: Setting) -> str:
     return (
-        f"sample rate {setting.sample_rate:g}, {setting.steps} steps: ratio {setting.signal_to_noise:.2f}, "
+        f"sample rate {setting.sample_rate:g}, {counted(setting.steps, 'step')}: ratio {setting.signal_to_noise:.2f}, "
         f"{setting.gradients:,} patients' gradients"
     )
 

@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from common.text import counted
 from server.figures import MEAN_STYLE, Curve, Panel, draw_panels, site_style
+from server.plan_privacy import verdict_text
 from server.run_record import RunRecord, SiteRound, as_number
 
 
@@ -20,8 +22,8 @@ def privacy_section(run: RunRecord) -> dict[str, Any] | None:
     epsilon, delta = as_number(privacy.get("epsilon")), as_number(privacy.get("delta"))
     spent = _spent(run)
     facts = [
-        ("Protected", "every patient of every site; each case counts as a patient"),
-        ("Budget", f"epsilon {_plain(epsilon)} at delta {_plain(delta)}, for all {_plain(run.rounds_planned)} rounds"),
+        ("Protected", "every patient of every site, with all scans that the site knows to be of that patient"),
+        ("Budget", f"epsilon {_plain(epsilon)} at delta {_plain(delta)}, for {_rounds(run)}"),
         ("Spent so far", f"epsilon {spent:.3f} (the site that spent most)" if spent is not None else "nothing yet"),
         (
             "Training",
@@ -32,6 +34,8 @@ def privacy_section(run: RunRecord) -> dict[str, Any] | None:
         ("Noise multiplier", _noise_text(as_number(noise.get("training_noise")), "of the sum of gradients in a step")),
         ("Validation scores", _validation_text(privacy, as_number(noise.get("validation_noise")))),
     ]
+    if expected := verdict_text(noise):
+        facts.append(("Expected", f"{expected[0].upper()}{expected[1:]}"))
     return {
         "facts": facts,
         "epsilon": _plain(epsilon),
@@ -40,6 +44,10 @@ def privacy_section(run: RunRecord) -> dict[str, Any] | None:
         "curves": _curves(run),
         "shows_patients": bool(run.cases or run.examples),
     }
+
+
+def _rounds(run: RunRecord) -> str:
+    return "all rounds" if run.rounds_planned is None else f"all {counted(run.rounds_planned, 'round')}"
 
 
 def _plain(value: float | None) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from common.config import load_federation
 from server.experiment import SimulationOptions, simulate
+from server.plan_privacy import forecast_privacy
 from server.progress import make_progress
 from server.state import RunFolder
 from tests import tiny
@@ -50,6 +51,26 @@ def test_no_loss_leaves_and_every_reply_counts(finished: RunFolder) -> None:
         assert line["train_loss"] is None
         assert line["validation_loss"] is None
         assert all(0 <= value <= 1 for value in line["dice"].values())
+
+
+def test_noise_that_drowns_the_update_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At the start and in the report, as plan-privacy has it; and not where it does not."""
+    drowned = run(tmp_path, "drowned", "rounds=1", "training.local_steps=1")
+    told = capsys.readouterr()
+    config = load_federation(drowned.path / "federation.yaml")
+    layout = json.loads((drowned.path / "summary.json").read_text())["parameters"]
+    partition = json.loads((drowned.path / "partition.json").read_text())["sites"]
+    patients = {name: len(site["train"]) for name, site in partition.items()}
+    forecast = forecast_privacy(config, patients, layout, layout)
+    privacy = json.loads((drowned.path / "summary.json").read_text())["privacy"]
+    assert (privacy["verdict"], forecast.verdict) == ("drowned", "drowned")
+    assert privacy["signal_to_noise"] == pytest.approx(forecast.planned.signal_to_noise)
+    assert (told.out + told.err).count("the noise drowns the signal") == 1
+    assert "The noise drowns the signal" in (drowned.path / "report.html").read_text(encoding="utf-8")
+    calm = run(tmp_path, "calm", "rounds=1", "training.local_steps=1", "training.trainable=head", "privacy.epsilon=100")
+    told = capsys.readouterr()
+    assert "drowns" not in told.out + told.err
+    assert json.loads((calm.path / "summary.json").read_text())["privacy"]["verdict"] != "drowned"
 
 
 def test_the_same_seed_gives_the_same_model(finished: RunFolder, tmp_path: Path) -> None:
