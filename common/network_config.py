@@ -56,6 +56,8 @@ class NetworkConfig(Frozen):
     validation_fraction: share of a site's patients that are not trained on, but score every round's model.
     round_deadline_seconds: how long a round waits for a site; starts anew whenever the site shows progress.
     heartbeat_seconds: how often a site that trains shows its progress.
+    silence_deadline_seconds: how long a round waits for any sign of life of a site that is online; it must be enough to
+        fetch the model over the slowest line.
     """
 
     address: Address
@@ -66,6 +68,7 @@ class NetworkConfig(Frozen):
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     round_deadline_seconds: Annotated[float, Field(gt=0)] = 3600.0
     heartbeat_seconds: Annotated[float, Field(gt=0)] = 30.0
+    silence_deadline_seconds: Annotated[float, Field(gt=0)] = 600.0
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -78,6 +81,8 @@ class NetworkConfig(Frozen):
     def _heartbeats_fit(self) -> Self:
         if not self.heartbeat_seconds < self.round_deadline_seconds:
             raise ValueError("heartbeat_seconds must be less than round_deadline_seconds")
+        if not self.heartbeat_seconds < self.silence_deadline_seconds:
+            raise ValueError("heartbeat_seconds must be less than silence_deadline_seconds")
         return self
 
 

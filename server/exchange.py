@@ -3,7 +3,9 @@
 What Flower's messages allow decides the form. A site can only speak in reply to a message, and its SuperNode handles
 one message at a time, so a site at work cannot be asked how far it is. A site that needs longer than its heartbeat
 interval therefore answers with ``Progress`` while its training goes on, and is asked on with a wait message; every
-new step moves its deadline. That the node is online proves nothing: a SuperNode stays online beside a site that hangs.
+new step moves its deadline. So each message, task or wait, has an answer soon. Where none comes, the message or its
+answer was lost, or the site hangs altogether, and it is waited for a shorter while only. That the node is online proves
+nothing: a SuperNode stays online beside a site that hangs.
 """
 
 from __future__ import annotations
@@ -32,9 +34,10 @@ class FederationError(FedvoxError):
 
 
 class NoReply(Enum):
-    """Why there is no reply to take."""
+    """Why there is no reply to take: no end in time, no sign of life, or something that cannot be read."""
 
     MISSING = "missing"
+    SILENT = "silent"
     UNREADABLE = "unreadable"
 
 
@@ -44,6 +47,8 @@ class Patience:
 
     deadline_seconds: for a reply, or for a site's next step; however slowly it goes on, a site gets no more than
         ``MOST_DEADLINES`` of them in one round.
+    silence_seconds: for any answer to one message, be it a sign of life, unless its upload has begun; while the node is
+        offline it does not run.
     gathering_seconds: for the sites that are not there yet when the federation (re)starts and has its quorum.
     offline_seconds: for a node that went offline while its site was at work; its reply still counts when it is back.
     stall_seconds: for a reply whose upload has begun, before the others are looked after meanwhile.
@@ -52,6 +57,7 @@ class Patience:
     """
 
     deadline_seconds: float = 3600.0
+    silence_seconds: float = 600.0
     gathering_seconds: float = 60.0
     offline_seconds: float = 120.0
     stall_seconds: float = 20.0
@@ -69,6 +75,7 @@ class _Asked:
     round: str
     began: float
     sign: float
+    sent: float
     step: int = -1
     offline_since: float | None = None
 
@@ -134,7 +141,7 @@ class Exchange:
             idle: called between looks; must return soon.
         """
         began = time.monotonic()
-        waiting = {identity: _Asked(node, group, began, began) for identity, node in sent.items()}
+        waiting = {identity: _Asked(node, group, began, began, began) for identity, node in sent.items()}
         self._free()
         self._sweep()
         while waiting:
@@ -167,10 +174,10 @@ class Exchange:
         reply = None if self._may_come_back(asked) else self.poll(identity)
         overdue = self._is_overdue(asked)
         if reply is None:
-            if not overdue:
+            if not overdue and not self._is_silent(asked, identity):
                 return False
             self.abandon([identity])
-            reply = NoReply.MISSING
+            reply = NoReply.MISSING if overdue else NoReply.SILENT
         del waiting[identity]
         progress = _progress_in(reply, asked.round)
         if progress is None:
@@ -185,7 +192,7 @@ class Exchange:
             return True
         content = pack_wait(progress.run, progress.round)
         [following] = self.send({asked.node: content}, f"{MessageType.QUERY}.{WAIT}", asked.round)
-        waiting[following] = asked
+        waiting[following], asked.sent = asked, time.monotonic()
         return False
 
     def _may_come_back(self, asked: _Asked) -> bool:
@@ -196,7 +203,8 @@ class Exchange:
         if now - self._online_at > self._patience.look_seconds:
             self._online, self._online_at = set(self._grid.get_node_ids()), now
         if asked.node in self._online:
-            asked.offline_since = None
+            if asked.offline_since is not None:
+                asked.offline_since, asked.sent = None, now
             return False
         asked.offline_since = asked.offline_since or now
         return now - asked.offline_since < self._patience.offline_seconds
@@ -206,6 +214,11 @@ class Exchange:
             return False
         now, deadline = time.monotonic(), self._patience.deadline_seconds
         return now - asked.sign > deadline or now - asked.began > MOST_DEADLINES * deadline
+
+    def _is_silent(self, asked: _Asked, identity: str) -> bool:
+        if self._patience is None or asked.offline_since is not None or identity in self._stalled:
+            return False
+        return time.monotonic() - asked.sent > self._patience.silence_seconds
 
     def _interval(self, elapsed: float) -> float:
         """Pause between looks: a fiftieth of the time that it took so far, but 0.1 s at least and a second at most."""

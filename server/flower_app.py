@@ -115,7 +115,8 @@ def _run_rounds(grid: Grid, folder: RunFolder, config: FederationConfig, plan: P
     sites = set(registered_names(folder.path).values())
     patience = Patience()
     if config.network is not None:
-        patience = Patience(deadline_seconds=config.network.round_deadline_seconds)
+        network = config.network
+        patience = Patience(network.round_deadline_seconds, network.silence_deadline_seconds)
 
     def name_of(node: int) -> str | None:
         return registered_names(folder.path).get(node)

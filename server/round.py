@@ -84,7 +84,7 @@ class Round:
             info = asked[node]
             self._note(info.site, self._entry(reply, info))
             error = None if isinstance(reply, NoReply) or not reply.has_error() else reply
-            if reply is NoReply.MISSING or (error is not None and is_gone(error)):
+            if reply in (NoReply.MISSING, NoReply.SILENT) or (error is not None and is_gone(error)):
                 roster.lose(node, info.site, self.task.round, sits_out=True)
             elif error is not None and says_no(error):
                 roster.lose(node, info.site, self.task.round, sits_out=cannot_pay(error))
@@ -135,6 +135,8 @@ class Round:
         """Checks one reply, puts its update aside, and says what ``rounds.jsonl`` shall hold of it."""
         if reply is NoReply.MISSING:
             return round_lines.not_counted("missing", "deadline", info, self._labels)
+        if reply is NoReply.SILENT:
+            return round_lines.not_counted("missing", "silence", info, self._labels)
         if isinstance(reply, NoReply):
             return self._refuse(Refusal.PROTOCOL, info)
         if reply.has_error():

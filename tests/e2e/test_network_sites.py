@@ -15,6 +15,7 @@ from tests.e2e.network_federation import Federation, assert_same_model, federati
 pytestmark = [pytest.mark.network, pytest.mark.usefixtures("nginx")]
 
 DEADLINE_SECONDS = 30
+SILENCE_SECONDS = 20
 QUORUM = 2
 FINE = ("ok", None)
 
@@ -81,6 +82,35 @@ def test_others_finish_when_a_site_hangs_one_dies_in_every_round_and_one_comes_l
         assert why == {(number, "dying"): "task-lost" for number in (1, 2, 3)} | {(2, "hanging"): "deadline"}
         assert not made.events("round_failed")
         assert load_bundle(made.run / "model").provenance["sites"] >= QUORUM
+
+
+@pytest.mark.long
+def test_a_site_without_a_sign_of_life_is_given_up_soon_and_one_at_work_is_not(tmp_path: Path) -> None:
+    """The runner of one stands still; the other works in one round for longer than silence is borne, and says so."""
+    settings = (
+        "strategy={min_sites: 2, min_fraction: 0.5}",
+        "network.heartbeat_seconds=2",
+        f"network.silence_deadline_seconds={SILENCE_SECONDS}",
+    )
+    with federation(tmp_path, ("east", "mute", "slow"), settings) as made:
+        for site in ("mute", "slow"):
+            made.hold(site, 1)
+        made.start(*made.sites, scripted=("mute", "slow"))
+        wait_for(lambda: made.held_in("mute") == made.held_in("slow") == 1, 240, "two sites in training")
+        mute = made.site_pid("mute", "runner")
+        assert mute is not None
+        os.kill(mute, signal.SIGSTOP)
+        try:
+            wait_for(lambda: made.events("site_not_counted"), 120, "a site that is given up")
+            (made.state("slow").path / "hold").unlink()
+            wait_for(made.rounds, 60, "the first round")
+        finally:
+            os.kill(mute, signal.SIGCONT)
+        made.finish(200)
+        first, *_, last = made.rounds()
+        assert outcome(first) == {"east": FINE, "mute": ("missing", "silence"), "slow": FINE}
+        assert SILENCE_SECONDS < first["seconds"] < made.config.network.round_deadline_seconds / 10
+        assert outcome(last)["east"] == outcome(last)["slow"] == FINE
 
 
 def test_what_a_lying_site_sends_is_refused_with_its_reason_and_never_counted(tmp_path: Path) -> None:

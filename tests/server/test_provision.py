@@ -302,6 +302,7 @@ def test_kits_are_not_mixed_up(tmp_path: Path) -> None:
         ({"port": 0}, "port"),
         ({"certificate_days": 0}, "certificate_days"),
         ({"heartbeat_seconds": 7200}, "heartbeat_seconds"),
+        ({"heartbeat_seconds": 60, "silence_deadline_seconds": 60}, "silence_deadline_seconds"),
     ],
 )
 def test_bad_network_sections_are_refused(values: dict[str, object], key: str) -> None:
