@@ -75,7 +75,8 @@ def plan_recovery(ledger: Ledger, witness: Witness | None, spent: Spent) -> Plan
     """Looks whether a ledger needs a recovery, and whether ``spent`` is enough; changes nothing.
 
     Raises:
-        ConfigError: the ledger is whole and the site's own, or ``spent`` is less than what is proven.
+        ConfigError: the ledger is whole and the site's own, or a whole one is in another place, or ``spent`` is less
+            than what is proven.
         LedgerError: the site's own notes cannot be read.
     """
     try:
@@ -84,6 +85,8 @@ def plan_recovery(ledger: Ledger, witness: Witness | None, spent: Spent) -> Plan
         problem = f"{ledger.path}: is missing"
     except LedgerError as error:
         problem = str(error)
+    if (elsewhere := _whole_elsewhere(ledger.path, witness)) is not None:
+        raise ConfigError(f"{elsewhere}: is this site's ledger, and whole; give it (--ledger {elsewhere})")
     goes_on = _was_recovered(ledger.path)
     known = _known(None if goes_on else ledger.path, witness, spent.delta)
     if spent.epsilon is not None and spent.epsilon < known:
@@ -137,6 +140,18 @@ def recover(ledger: Ledger, witness: Witness | None, spent: Spent, reason: str, 
         if witness is not None:
             witness.note_recovery(ledger.path, written, entry)
         return entry
+
+
+def _whole_elsewhere(path: Path, witness: Witness | None) -> Path | None:
+    """Where the site has written its ledger, if that is another place and nothing is wrong with it."""
+    try:
+        for note in witness.seen() if witness is not None else ():
+            other = Ledger(Path(note.path), witness)
+            if other.path != path and other.prove()[1] is not None:
+                return other.path
+    except LedgerError:
+        pass
+    return None
 
 
 def _known(path: Path | None, witness: Witness | None, delta: float | None) -> float:

@@ -133,6 +133,15 @@ def test_a_whole_ledger_is_not_recovered(path: Path, state: Path) -> None:
     assert path.read_bytes() == before
 
 
+def test_a_ledger_in_another_place_is_not_lost(path: Path, state: Path, tmp_path: Path) -> None:
+    spend_three(path, state)
+    with pytest.raises(ConfigError, match=f"give it \\(--ledger {path}\\)"):
+        recovered(tmp_path / "wrong.jsonl", state)
+    edit_number(path)
+    recovered(tmp_path / "new-place.jsonl", state)
+    assert is_usable(tmp_path / "new-place.jsonl", state)
+
+
 def test_a_ledger_lost_with_all_that_knew_it_can_be_declared(path: Path) -> None:
     recovered(path, None)
     assert Ledger(path).read().epsilon({"training": patients("anybody")}, DELTA) == 8
