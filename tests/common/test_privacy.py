@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from opacus.accountants.analysis import rdp
 from pydantic import ValidationError
 from scipy.stats import norm
 
@@ -111,3 +112,16 @@ def test_early_stopping_without_scores_is_refused() -> None:
     FederationConfig.model_validate({"name": "x", "rounds": 3, "privacy": {"epsilon": 1}, "early_stop": {}})
     with pytest.raises(ValidationError, match=r"early_stop needs scores, and privacy.validation is off"):
         FederationConfig.model_validate(private | {"early_stop": {}})
+
+
+def test_a_round_more_works_out_no_curve_anew() -> None:
+    """And what is kept is what Opacus would say again."""
+    mechanism = Spend("training", 1.234, 0.123, 10)
+    epsilon_of([mechanism], 1e-5)
+    curve_point = rdp._compute_rdp
+    before = curve_point.cache_info()
+    assert epsilon_of([mechanism] * 3, 1e-5) > epsilon_of([mechanism] * 2, 1e-5)
+    after = curve_point.cache_info()
+    assert after.hits > before.hits and after.misses == before.misses
+    for order in (1.1, 2.5, 8, 64):
+        assert curve_point(0.123, 1.234, order) == curve_point.__wrapped__(0.123, 1.234, order)
