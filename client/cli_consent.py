@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import FedvoxError
+from common.text import counted
 
 if TYPE_CHECKING:
     from client.budget_outlook import Outlook
@@ -223,7 +224,7 @@ def _audit(options: argparse.Namespace) -> int:
         print("The chain was not checked: add --verify.")
     else:
         print(
-            f"The chain is whole: {proof.entries} entries, {proof.first} to {proof.last}.\n"
+            f"The chain is whole: {counted(proof.entries, 'entry', 'entries')}, {proof.first} to {proof.last}.\n"
             f"Last hash: {proof.head}\nNote it elsewhere; --expect finds it again as long as nobody rewrote the log."
         )
     return 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError, FedvoxError
+from common.text import counted
 
 if TYPE_CHECKING:
     from client.ledger import Ledger, Witness
@@ -75,7 +76,8 @@ def _ledger(options: argparse.Namespace) -> int:
     if proof is not None and options.verify:
         witnessed = "and is the one that this site wrote" if state else "add --kit to hold it against the site's memory"
         print(
-            f"\nThe ledger is whole: {proof.entries} entries, {proof.first} to {proof.last}; {witnessed}.\n"
+            f"\nThe ledger is whole: {counted(proof.entries, 'entry', 'entries')}, {proof.first} to {proof.last}; "
+            f"{witnessed}.\n"
             f"Last hash: {proof.head}"
         )
     return 0

@@ -23,6 +23,7 @@ from common.messages import ErrorCode, Progress, Result, SiteInfo
 from common.network_config import Kit, read_kit
 from common.plan import Plan
 from common.privacy_config import PrivacyConfig
+from common.text import counted
 from common.transport import pieces_of
 
 MEANINGS: Mapping[type, Mapping[str, str]] = {
@@ -277,10 +278,10 @@ def _work(work: Mapping[str, Any], privacy: Mapping[str, Any] | None) -> list[st
             f"{views} of every patient who was drawn ({100 * privacy['sample_rate']:.3g} % of your patients on average)"
         )
     return [
-        f"{work['rounds']} rounds{ending}. In each, your site scores the model on its validation patients and trains "
-        f"{_trained(work['trainable'])} for {work['local_steps']} steps with {batch} "
+        f"{counted(work['rounds'], 'round')}{ending}. In each, your site scores the model on its validation "
+        f"patients and trains {_trained(work['trainable'])} for {counted(work['local_steps'], 'step')} with {batch} "
         f"({work['optimizer']}, loss {work['loss']}). A last message only scores the final model.",
-        f"A round counts if {work['min_sites']} or more sites answer with an update{least}.",
+        f"A round counts if {counted(work['min_sites'], 'site')} or more answer with an update{least}.",
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,13 @@ from common.imaging import inference
 from common.imaging.dataset import Case, find_dataset
 from common.metrics import case_metrics
 
+LEGEND = (
+    "cases: in how many of all cases the value exists; the others are left out of mean, median and sd, and are empty "
+    "cells in the file. A distance (mm) does not exist where a structure is in the scan or in the prediction alone, so "
+    "the more a model misses, the better its distances look: read them together with dice, which is 0 there. A ratio "
+    "does not exist where there is nothing to divide by."
+)
+"""What a value that does not exist means; in the file and in the table alike."""
 CaseMetrics = dict[int, dict[str, float]]
 """Label -> name of the metric -> value; NaN where the metric is not defined."""
 
@@ -63,8 +71,8 @@ def evaluate_dataset(
     """Predict every labelled case of a dataset, compare on the scan's own grid, and write a CSV file.
 
     The file has the columns case, label, label_name and one per metric of :func:`common.metrics.case_metrics`; one
-    row per case and label. A value that is not defined is an empty cell, an infinite distance is ``inf``. A case that
-    cannot be read does not stop the others.
+    row per case and label. A value that does not exist is an empty cell (``LEGEND`` says when). A case that cannot be
+    read does not stop the others.
 
     Args:
         model_dir: folder of the bundle.
@@ -109,11 +117,9 @@ def evaluate_dataset(
 
 
 def summarise(metrics: Mapping[str, CaseMetrics], labels: Mapping[int, str]) -> str:
-    """A table with mean, median and standard deviation over cases, of every metric by label.
+    """A table with mean, median and standard deviation over cases, of every metric by label, and how to read it.
 
-    ``cases`` counts the finite values that the three are taken over: a distance to an empty mask is not defined or
-    infinite and left out, which makes distances look better than they are. The standard deviation is the sample's
-    (n - 1), and needs two cases.
+    The standard deviation is the sample's (n - 1), and needs two cases.
     """
     rows = [("label", "metric", "mean", "median", "sd", "cases")]
     for label, name in labels.items():
@@ -130,7 +136,7 @@ def summarise(metrics: Mapping[str, CaseMetrics], labels: Mapping[int, str]) -> 
         words = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
         numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
         lines.append("  ".join(words + numbers))
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *textwrap.wrap(LEGEND, 100)])
 
 
 def _measure(predictor: Predictor, case: Case, progress: inference.Progress) -> CaseMetrics:
@@ -150,7 +156,7 @@ def _to_csv(metrics: Mapping[str, CaseMetrics], labels: Mapping[int, str]) -> st
         for label, label_name in labels.items():
             values = [by_label[label][name] for name in names]
             writer.writerow(
-                [case, label, label_name, *("" if math.isnan(value) else f"{value:.6g}" for value in values)]
+                [case, label, label_name, *(f"{value:.6g}" if math.isfinite(value) else "" for value in values)]
             )
     return text.getvalue()
 

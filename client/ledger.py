@@ -40,6 +40,7 @@ from common.files import write_atomically
 from common.messages import ErrorCode
 from common.plan import Frozen, PositiveInt
 from common.privacy import Purpose, Spend
+from common.text import counted
 
 WITNESS_FILE: Final = "ledger-witness.json"
 SPENT_EVENT: Final = "privacy_spent"
@@ -189,8 +190,8 @@ class Ledger:
         if not self.path.exists() and not head_of(self.path).exists():
             for note in seen:
                 raise LedgerError(
-                    f"{self.path}: is missing, but this site has written {note.n} entries into {note.path}; give that "
-                    f"file (--ledger) or put it back; {_NO_BACKUP}"
+                    f"{self.path}: is missing, but this site has written {counted(note.n, 'entry', 'entries')} into "
+                    f"{note.path}; give that file (--ledger) or put it back; {_NO_BACKUP}"
                 )
             return Account(), None
         try:
@@ -258,8 +259,8 @@ def _compare(path: Path, entries: list[Entry], seen: Seen) -> None:
     where = "" if str(path) == seen.path else f" (as {seen.path})"
     if len(entries) < seen.n:
         raise LedgerError(
-            f"{path}: has {len(entries)} entries, and this site has seen {seen.n}{where}: it was replaced by an older "
-            f"copy or by another ledger; put the right one back; {_NO_BACKUP}"
+            f"{path}: has {counted(len(entries), 'entry', 'entries')}, and this site has seen {seen.n}{where}: it was "
+            f"replaced by an older copy or by another ledger; put the right one back; {_NO_BACKUP}"
         )
     if entries[seen.n - 1].hash != seen.hash:
         raise LedgerError(

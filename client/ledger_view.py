@@ -12,6 +12,7 @@ from client.patients import Patient
 from client.privacy_account import Account, SpendLine, TimedRound
 from common.privacy import epsilon_of
 from common.site_config import SitePrivacy
+from common.text import counted
 
 TITLE = "PRIVACY SPENT BY THIS HOSPITAL'S PATIENTS"
 HOW_TO_READ = (
@@ -80,7 +81,7 @@ def as_text(content: Mapping[str, Any], width: int = 100) -> str:
     if (data := content.get("data")) is not None:
         groups = [f"{group['patients']} at {_epsilon_text(group['epsilon'])}" for group in data["groups"]]
         text = (
-            f"In {data['folder']}: {_count(data['patients'])}, {data['known']} of them in this ledger "
+            f"In {data['folder']}: {counted(data['patients'], 'patient')}, {data['known']} of them in this ledger "
             f"({', '.join(groups)}). {_told(data, limit)}"
         )
         parts.append(_wrapped(text, width))
@@ -88,7 +89,7 @@ def as_text(content: Mapping[str, Any], width: int = 100) -> str:
         since = " since then" if content["recoveries"] else ""
         parts.append(f"Nothing was spent{since}." if data is None else f"Nothing was spent on these patients{since}.")
     for dataset in content["datasets"]:
-        head = f"Dataset {dataset['dataset'][:12]}: {_count(dataset['patients'])}. {_told(dataset, limit)}"
+        head = f"Dataset {dataset['dataset'][:12]}: {counted(dataset['patients'], 'patient')}. {_told(dataset, limit)}"
         parts.append("\n".join([_wrapped(head, width), *_table(dataset["uses"])]))
     parts.append(_wrapped(HOW_TO_READ, width))
     return "\n\n".join(parts)
@@ -179,10 +180,6 @@ def _table(uses: Sequence[Mapping[str, Any]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     cells = (zip(row, widths, strict=True) for row in rows)
     return ["  " + "  ".join(cell.ljust(width) for cell, width in row).rstrip() for row in cells]
-
-
-def _count(patients: int) -> str:
-    return f"{patients} patient{'' if patients == 1 else 's'}"
 
 
 def _wrapped(text: str, width: int) -> str:

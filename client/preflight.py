@@ -28,6 +28,7 @@ from common.config import FederationConfig
 from common.errors import ConfigError, DataError, FedvoxError
 from common.flower import check_flower_version
 from common.network_config import Kit
+from common.text import counted
 
 CONNECT_SECONDS = 5.0
 CLOCK_WARNING_SECONDS = 30.0
@@ -181,7 +182,7 @@ def check_data(
         count = sum(problem.severity == "error" for problem in report.problems)
         more = f" (and {count - 1} more; fedvox-client check lists them all)" if count > 1 else ""
         return Item("data", "error", f"{first.path}: {first.text}{more}")
-    text = f"{len(report.cases)} cases"
+    text = counted(len(report.cases), "case")
     write_json(memory, {"state": state, "text": text})
     return Item("data", "ok", text)
 

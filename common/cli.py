@@ -14,6 +14,8 @@ from typing import NoReturn
 import common
 from common.errors import FedvoxError
 
+INTERRUPTED = 130
+"""Exit status, as shells have it for a program that SIGINT ended."""
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -41,7 +43,7 @@ def run(parser: Parser, arguments: Sequence[str] | None) -> int:
     """Parses, runs the chosen command, and turns errors into text on stderr.
 
     Returns:
-        0 done, 2 wrong usage or configuration, 1 anything else.
+        0 done, 2 wrong usage or configuration, 130 interrupted by a person or a service manager, 1 anything else.
     """
     # Before anything imports flwr: it reads both when it is imported.
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
@@ -67,11 +69,12 @@ def run(parser: Parser, arguments: Sequence[str] | None) -> int:
             raise
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return error.exit_status
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if options.debug:
             raise
-        print(f"{parser.prog}: interrupted", file=sys.stderr)
-        return 1
+        # Who knows how to go on says so, in the exception.
+        print(f"{parser.prog}: {error or 'interrupted'}", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output is gone (a pager that was quit): nobody is left to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -19,6 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from common.config import FederationConfig
 from common.protocol import Progress, SiteInfo, Task, Vector, WeightLayout
+from common.text import counted
 from server import round_lines
 from server.exchange import Exchange, FederationError, Patience
 from server.quarantine import count_refusals, read_releases
@@ -140,7 +141,7 @@ class RoundLoop:
         finished.spool.close()
         if state.failed_rounds >= self._config.strategy.max_failed_rounds:
             raise FederationError(
-                f"{state.failed_rounds} rounds in a row had too few usable updates (strategy.min_sites, "
+                f"{counted(state.failed_rounds, 'round')} in a row had too few usable updates (strategy.min_sites, "
                 f"min_fraction); see the sites' reasons in {self._folder.path / 'rounds.jsonl'}"
             )
         return weights

@@ -18,7 +18,7 @@ from common.cli import base_parser, default_cache, run
 from common.errors import ConfigError, OutputError
 from server.cli_network import add_network_commands
 from server.cli_privacy import add_privacy_commands
-from server.text import format_best, scores_are_noised
+from server.text import format_best, format_seconds, scores_are_noised
 
 SIMULATE_EXAMPLE = """\
 example:
@@ -100,14 +100,19 @@ def _simulate(options: argparse.Namespace) -> int:
         try:
             report = simulate(config, chosen, display)
         except KeyboardInterrupt:
-            display.message(f"interrupted; what is finished is kept. To go on: {_command_to_resume(options, out)}")
-            raise
+            raise KeyboardInterrupt(
+                f"interrupted; what is finished is kept. To go on: {_command_to_resume(options, out)}"
+            ) from None
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     score = summary["best_mean_dice"]
     if score is not None:
         print(format_best(score, summary["best_round"], scores_are_noised(config.model_dump(mode="json"))))
     if summary["pooled"] and summary["pooled"]["mean_dice"] is not None:
-        print(f"all data in one place: {summary['pooled']['mean_dice']:.3f}")
+        print(
+            f"all data in one place: {summary['pooled']['mean_dice']:.3f} "
+            f"({format_seconds(summary['pooled']['seconds'])}, besides {format_seconds(summary['seconds'])} for the "
+            "federation)"
+        )
     print(f"model:  {out / 'model'}\nreport: {report}")
     return 0
 
@@ -141,10 +146,9 @@ def _sweep(options: argparse.Namespace, name: str) -> int:
         try:
             report, complete = run_sweep(sweep, configurations, chosen, display)
         except KeyboardInterrupt:
-            display.message(
+            raise KeyboardInterrupt(
                 f"interrupted; what is finished is kept. To go on, say the same again with --out {out} --resume"
-            )
-            raise
+            ) from None
     for result in json.loads((out / "sweep.json").read_text(encoding="utf-8"))["runs"]:
         score = "no score" if result["mean_dice"] is None else f"mean Dice {result['mean_dice']:.3f}"
         print(f"{sweep.key}={result['value']}: {result['status']}, {score}")

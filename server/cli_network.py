@@ -93,8 +93,9 @@ def _start(options: argparse.Namespace) -> int:
         try:
             report = start(StartOptions(options.kit, run, listen), display)
         except KeyboardInterrupt:
-            display.message(f"interrupted; what is finished is kept. To go on: fedvox-server start --kit {options.kit}")
-            raise
+            raise KeyboardInterrupt(
+                f"interrupted; what is finished is kept. To go on: fedvox-server start --kit {options.kit}"
+            ) from None
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     if summary["best_mean_dice"] is not None:
         federation = yaml.safe_load((run / "federation.yaml").read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
+from common.text import counted
 from server.progress_text import RoundTimes, one_line, round_summary, seconds_text, site_summary
 from server.text import format_seconds
 
@@ -95,7 +96,7 @@ class PlainProgress:
     def start(self, name: str, rounds: int, sites: Sequence[str]) -> None:
         """Says what is about to run."""
         self._times = RoundTimes(rounds)
-        self._write(f"{name}: {rounds} rounds, {len(sites)} sites: {', '.join(sites)}")
+        self._write(f"{name}: {counted(rounds, 'round')}, {counted(len(sites), 'site')}: {', '.join(sites)}")
 
     def stage(self, text: str, done: int, total: int) -> None:
         """Reports at most every three seconds, and always the end."""

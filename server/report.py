@@ -174,10 +174,23 @@ def _headline(run: RunRecord, best_round: int | None) -> list[tuple[str, str, st
         (released, NOTHING if best_round is None else f"round {best_round}", "after this round, mean Dice was highest"),
         ("Rounds", f"{done}" if planned is None else f"{done} of {planned}", "each site trains once in a round"),
         ("Sites", str(len(run.sites)), "none of them shares a scan"),
-        ("Time", format_seconds(seconds), "from start to end" if run.summary else "in complete rounds"),
+        ("Time", format_seconds(seconds), _meaning_of_time(run)),
         ("Moved", format_bytes(moved["bytes_up"] + moved["bytes_down"]),
          f"{format_bytes(moved['bytes_up'])} from the sites, {format_bytes(moved['bytes_down'])} to them"),
     ]  # fmt: skip
+
+
+def _pooled_seconds(run: RunRecord) -> float | None:
+    return as_number(_nested(run.summary, "pooled", "seconds"))
+
+
+def _meaning_of_time(run: RunRecord) -> str:
+    if not run.summary:
+        return "in complete rounds"
+    pooled = _pooled_seconds(run)
+    if pooled is None:
+        return "of all rounds"
+    return f"of all rounds of the federation; pooled training, for comparison, took {format_seconds(pooled)} more"
 
 
 def _learning_curves(run: RunRecord, best_round: int | None) -> str | None:
@@ -337,7 +350,9 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
     ]
     seconds = as_number(run.summary.get("seconds"))
     if seconds is not None:
-        facts.append(("Time", format_seconds(seconds)))
+        facts.append(("Time of all rounds", format_seconds(seconds)))
+    if (pooled := _pooled_seconds(run)) is not None:
+        facts.append(("Time of pooled training", format_seconds(pooled)))
     facts += [
         (title, str(run.summary[key]))
         for title, key in (("Seed", "seed"), ("Engine", "engine"), ("Device", "device"), ("Precision", "precision"))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import mean, median, quantiles, stdev
 from typing import Any
 
+from common.text import fixed
 from server.run_record import CaseScore, RunRecord, as_number, as_scores
 
 NOTHING = "–"
@@ -82,12 +83,12 @@ def _metric_cell(cases: Sequence[CaseScore], key: str) -> dict[str, Any]:
     values = [case.metrics[key] for case in cases if key in case.metrics]
     digits = 2 if key.endswith("_mm") and not key.startswith("nsd") else 3
     if len(values) > 1:
-        low, middle, high = (f"{value:.{digits}f}" for value in quantiles(values, n=4, method="inclusive"))
+        low, middle, high = (fixed(value, digits) for value in quantiles(values, n=4, method="inclusive"))
     else:
-        low, middle, high = "", f"{values[0]:.{digits}f}" if values else NOTHING, ""
+        low, middle, high = "", fixed(values[0], digits) if values else NOTHING, ""
     return {
-        "text": middle.replace("-", "−"),
-        "range": f"{low} to {high}".replace("-", "−") if low else "",
+        "text": middle,
+        "range": f"{low} to {high}" if low else "",
         "undefined": len(cases) - len(values),
     }
 
@@ -106,7 +107,7 @@ def pooled_table(run: RunRecord) -> dict[str, Any] | None:
                 "name": name,
                 "federated": ours,
                 "pooled": theirs,
-                "difference": None if ours is None or theirs is None else f"{ours - theirs:+.3f}".replace("-", "−"),
+                "difference": None if ours is None or theirs is None else fixed(ours - theirs, 3, signed=True),
             }
             for name, ours, theirs in pairs
         ],

@@ -128,7 +128,7 @@ class Roster:
         while (here := len(self.free)) < quorum:
             if self._patience is None:
                 held = ", ".join(sorted(self._state.quarantine))
-                raise FederationError(f"{here} sites are left, {quorum} are needed (in quarantine: {held})")
+                raise FederationError(f"sites that are left: {here}, needed: {quorum} (in quarantine: {held})")
             if here != said:
                 said = here
                 say(f"waiting for sites: {here} are there, {quorum} are needed")

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from common.text import counted
 from server.network_status import NetworkStatus, read_network_status
 from server.state import RunFolder
 from server.text import format_best, scores_are_noised
@@ -41,7 +42,8 @@ class RunStatus:
     def as_text(self) -> str:
         """A few lines for people."""
         lines = [
-            f"{self.name}: {self.status}, {self.rounds_done} of {self.rounds_planned} rounds, {self.seconds:.0f} s"
+            f"{self.name}: {self.status}, {self.rounds_done} of {counted(self.rounds_planned, 'round')}, "
+            f"{self.seconds:.0f} s"
         ]
         if self.best_mean_dice is not None:
             lines.append(format_best(self.best_mean_dice, self.best_round or 0, self.noised))

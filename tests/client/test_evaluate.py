@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from client.evaluate import evaluate_dataset, summarise
+from client.evaluate import _to_csv, evaluate_dataset, summarise
 from client.predict import predict_path
 from common.errors import ConfigError, DataError, OutputError
 from common.imaging.io import read_label
@@ -90,6 +90,14 @@ def test_undefined_values_are_empty_cells(model, data, tmp_path):
     with (tmp_path / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["sensitivity"] for row in rows} == {""}
+
+
+def test_a_value_that_does_not_exist_is_told_in_one_way(tmp_path):
+    """Not defined and infinite alike: an empty cell, left out of the table, and the table says so."""
+    metrics = {f"case{i}": {1: {"hd95_mm": value}} for i, value in enumerate([2.0, math.nan, math.inf, -math.inf])}
+    assert [line.split(",")[3] for line in _to_csv(metrics, {1: "head"}).splitlines()] == ["hd95_mm", "2", "", "", ""]
+    summary = summarise(metrics, {1: "head"})
+    assert "1/4" in summary and "are empty cells in the file" in " ".join(summary.split())
 
 
 def test_one_unreadable_file_does_not_stop_the_others(model, data, tmp_path):

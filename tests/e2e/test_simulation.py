@@ -112,8 +112,10 @@ def test_interrupted_and_resumed_equals_uninterrupted(finished: Path, tmp_path: 
         time.sleep(0.01)
     process.send_signal(ending)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert "--resume" in errors
+    said = [line for line in errors.splitlines() if "interrupted;" in line or line.endswith("interrupted")]
+    assert len(said) == 1, said
     assert "Traceback" not in errors
     summary = json.loads((run / "summary.json").read_text())
     assert summary["status"] == "interrupted"

@@ -109,7 +109,7 @@ def test_plain_survives_a_stream_that_cannot_write_a_name() -> None:
     data = io.BytesIO()
     stream = io.TextIOWrapper(data, encoding="ascii")
     PlainProgress(stream).start("demo", 1, ["Zürich"])
-    assert data.getvalue() == b"demo: 1 rounds, 1 sites: Z?rich\n"
+    assert data.getvalue() == b"demo: 1 round, 1 site: Z?rich\n"
 
 
 def test_time_left_is_the_median_of_finished_training_rounds() -> None:

@@ -152,6 +152,17 @@ def test_pooled_training_is_compared(finished: Page, tmp_path: Path) -> None:
     assert "pooled" not in report(folder).text
 
 
+def test_both_times_are_stated(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run")
+    summary = json.loads((folder / "summary.json").read_text())
+    pooled = summary["pooled"] | {"seconds": 125.0, "mean_dice": summary["best_mean_dice"] + 0.0001}
+    (folder / "summary.json").write_text(json.dumps(summary | {"pooled": pooled}))
+    page = report(folder)
+    assert "of all rounds of the federation; pooled training, for comparison, took 2 min 05 s more" in page.text
+    assert "Time of pooled training" in page.text
+    assert page.row("mean")[-1] == "0.000", "a difference that rounds to nothing has no sign"
+
+
 def test_best_and_worst_cases_are_drawn_in_order(finished: Page) -> None:
     pictures = [attributes["alt"] for tag, attributes in finished.elements if tag == "img"]
     assert [re.search(r"(\S+) with", alt or "")[1] for alt in pictures] == [  # type: ignore[index]
