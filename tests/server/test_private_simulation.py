@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from common.config import load_federation
+from common.imaging.dataset import find_dataset
+from common.phantom import write_phantom_dataset
 from server.experiment import SimulationOptions, simulate
 from server.plan_privacy import forecast_privacy
 from server.progress import make_progress
@@ -17,13 +19,13 @@ from tests import tiny
 EPSILON = 4.0
 
 
-def run(folder: Path, name: str, *values: str) -> RunFolder:
+def run(folder: Path, name: str, *values: str, data: Path | None = None) -> RunFolder:
     """Runs the tiny federation with privacy; ``values`` are overrides of its file."""
     privacy = f"privacy={{epsilon: {EPSILON}, sample_rate: 0.5, patches_per_patient: 2}}"
     overrides = [privacy, "rounds=2", "training.local_steps=2", *values]
     config = load_federation(tiny.write_federation(folder), overrides)
     with make_progress() as display:
-        simulate(config, SimulationOptions(None, folder / name, cache=folder / "cache", device="cpu"), display)
+        simulate(config, SimulationOptions(data, folder / name, cache=folder / "cache", device="cpu"), display)
     return RunFolder.open(folder / name)
 
 
@@ -71,6 +73,25 @@ def test_noise_that_drowns_the_update_is_told(tmp_path: Path, capsys: pytest.Cap
     told = capsys.readouterr()
     assert "drowns" not in told.out + told.err
     assert json.loads((calm.path / "summary.json").read_text())["privacy"]["verdict"] != "drowned"
+
+
+@pytest.mark.parametrize("table", ["patients.csv", "scans.csv"])
+def test_scans_of_one_patient_count_as_one_patient(tmp_path: Path, table: str) -> None:
+    """By the folder's own table or by the one that the file names; in the split and in what weighs an update."""
+    data = write_phantom_dataset(tmp_path / "data", [12], seed=0, shape=(32, 32, 32))
+    owners = {case.name: f"p{index // 2}" for index, case in enumerate(find_dataset(data).cases)}
+    (data / table).write_text("case,patient\n" + "".join(f"{case},{owner}\n" for case, owner in owners.items()))
+    values = ["simulation.partition={method: iid, sites: 2}", "rounds=1"]
+    if table != "patients.csv":
+        values.append(f"simulation.patients={{file: {table}}}")
+    folder = run(tmp_path, "run", *values, data=data)
+    sites = json.loads((folder.path / "partition.json").read_text())["sites"]
+    sides = [{owners[case] for case in site[side]} for site in sites.values() for side in ("train", "validation")]
+    assert sum(map(len, sides)) == len(set().union(*sides)) == 6, "every patient in one place"
+    [line, _] = folder.read_rounds()
+    assert {name: part["examples"] for name, part in line["sites"].items()} == {
+        name: len({owners[case] for case in site["train"]}) for name, site in sites.items()
+    }
 
 
 def test_the_same_seed_gives_the_same_model(finished: RunFolder, tmp_path: Path) -> None:
