@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 FLWR_TELEMETRY_ENABLED=0
 TEST_PROCESSES ?= auto
 
-.PHONY: setup demo test test-fast test-network test-long lint format bench clean
+.PHONY: setup demo test test-fast test-network test-long test-deploy lint format bench clean
 
 setup: $(INSTALLED)
 
@@ -31,7 +31,7 @@ endif
 test: $(INSTALLED) test-fast test-network
 
 test-fast: $(INSTALLED)
-	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadscope -q -m 'not network' $(ARGS)
+	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadscope -q -m 'not network and not deploy' $(ARGS)
 
 # Real servers and sites on the loopback interface: one after another, for they share the cores. What fails gets a second
 # attempt, which tells a machine that was busy from a defect. The TLS proxy needs nginx; without it, tests say so and skip.
@@ -42,6 +42,12 @@ test-network: $(INSTALLED)
 # The rest of them: every process killed at five points of a round, a firewall closed for a minute. About ten minutes.
 test-long: $(INSTALLED)
 	$(NETWORK_TESTS) -m long $(ARGS)
+
+# Charts, units, faults. What a test needs and this machine lacks (root, nftables, systemd) it names, and skips.
+test-deploy: $(INSTALLED)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[deploy]'
+	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -q -m deploy tests/deploy $(ARGS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
