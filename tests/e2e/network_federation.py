@@ -71,6 +71,9 @@ def wait_for(condition: Callable[[], object], seconds: float, what: str) -> None
 class Federation:
     """Kits, data and processes of one federation, in one folder.
 
+    Attributes:
+        within: name of a process (``server``, or a site's) -> a command that runs it in another place.
+
     Args:
         folder: for everything.
         sites: names.
@@ -91,6 +94,7 @@ class Federation:
         self.config = load_federation(self.file, settings)
         provision(self.config, self.kits)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.within: dict[str, tuple[str, ...]] = {}
         self._approved: set[str] = set()
 
     def data(self, site: str) -> Path:
@@ -244,7 +248,8 @@ class Federation:
 
     def _start(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen([*NICE, *command], env=ENVIRONMENT, stdout=log, stderr=log)
+            command = [*NICE, *self.within.get(name, ()), *command]
+            process = subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=log)
         self.processes[name] = process
         return process
 
