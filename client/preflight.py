@@ -31,9 +31,11 @@ from common.network_config import Kit
 from common.text import counted
 
 CONNECT_SECONDS = 5.0
-CLOCK_WARNING_SECONDS = 30.0
-CLOCK_ERROR_SECONDS = 150.0
-"""The server refuses a site whose clock differs by about 300 s."""
+CLOCK_AHEAD_SECONDS = 4.0
+"""The server refuses what was signed more than 5 s in its own future; HTTP tells it in whole seconds."""
+CLOCK_BEHIND_WARNING_SECONDS = 30.0
+CLOCK_BEHIND_ERROR_SECONDS = 150.0
+"""The server refuses what was signed about 300 s ago."""
 RENEW_DAYS = 14
 DISK_BYTES = 2**30
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
@@ -149,9 +151,9 @@ def judge_clock(difference: float | None) -> Item:
     if difference is None:
         return Item("clock", "warning", "the server does not tell the time; see that this clock is right")
     text = f"{abs(difference):.0f} s {'behind' if difference > 0 else 'ahead of'} the server's"
-    if abs(difference) >= CLOCK_ERROR_SECONDS:
+    if difference <= -CLOCK_AHEAD_SECONDS or difference >= CLOCK_BEHIND_ERROR_SECONDS:
         return Item("clock", "error", f"{text}; the server would refuse this site: set the clock (NTP)")
-    if abs(difference) >= CLOCK_WARNING_SECONDS:
+    if difference >= CLOCK_BEHIND_WARNING_SECONDS:
         return Item("clock", "warning", f"{text}; set the clock (NTP)")
     return Item("clock", "ok", "agrees with the server's")
 
