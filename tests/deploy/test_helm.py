@@ -12,10 +12,6 @@ import yaml
 
 from tests.deploy.tools import DEPLOY
 
-helm = pytest.importorskip("helm_python", reason="helm-python-sdk is not installed (extra deploy)")
-kubernetes_validate = pytest.importorskip(
-    "kubernetes_validate", reason="kubernetes-validate is not installed (extra deploy)"
-)
 pytestmark = pytest.mark.deploy
 
 KUBERNETES = ("1.28", "1.33")
@@ -64,6 +60,14 @@ FULL: dict[str, dict[str, Any]] = {
 }
 
 
+def helm() -> Any:
+    return pytest.importorskip("helm_python", reason="helm-python-sdk is not installed (extra deploy)")
+
+
+def kubernetes() -> Any:
+    return pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed (extra deploy)")
+
+
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     result = deepcopy(base)
     for key, value in changes.items():
@@ -72,7 +76,7 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def render(chart: str, changes: dict[str, Any] | None = None) -> list[dict[str, Any]]:
-    with helm.Chart.load(str(DEPLOY / "helm" / chart)) as loaded:
+    with helm().Chart.load(str(DEPLOY / "helm" / chart)) as loaded:
         values = merged(VALUES[chart], changes or {})
         loaded.validate_schema(values)
         files = loaded.render(values, name="heart.north", namespace="fedvox")
@@ -86,13 +90,13 @@ CASES = [pytest.param(chart, changes, id=f"{chart}-{size}") for size, all_ in
 
 @pytest.mark.parametrize(("chart", "changes"), CASES)
 def test_charts_pass_helms_and_kubernetes_own_checks(chart: str, changes: dict[str, Any]) -> None:
-    findings = helm.lint(str(DEPLOY / "helm" / chart), merged(VALUES[chart], changes), strict=True)
+    findings = helm().lint(str(DEPLOY / "helm" / chart), merged(VALUES[chart], changes), strict=True)
     assert findings["errors"] == []
     documents = render(chart, changes)
     assert len(documents) >= 6
     for document in documents:
         for version in KUBERNETES:
-            kubernetes_validate.validate(document, version, strict=True)
+            kubernetes().validate(document, version, strict=True)
 
 
 def pods(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -268,5 +272,5 @@ BAD_VALUES = [
 
 @pytest.mark.parametrize(("chart", "changes", "named"), BAD_VALUES)
 def test_values_that_would_be_unsafe_or_mistyped_are_refused(chart: str, changes: dict[str, Any], named: str) -> None:
-    with pytest.raises(helm.HelmError, match=named):
+    with pytest.raises(helm().HelmError, match=named):
         render(chart, changes)
