@@ -14,6 +14,10 @@ pytestmark = pytest.mark.deploy
 DOCKERFILES = sorted(DEPLOY.glob("**/Dockerfile*"))
 COMPOSE_FILES = sorted([*DEPLOY.glob("**/compose*.yaml"), *DEPLOY.glob("**/docker-compose*.yaml")])
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+ACCEPTED = {
+    "DL3008": "a version of a Debian package that is written out is gone with its next security update",
+    "SC2174": "mkdir -p -m: the mode is meant for the last folder alone",
+}
 LARGEST_EXPOSURE = 1.5
 """Of 10, by systemd's own count."""
 
@@ -25,7 +29,8 @@ def named(files: list[Path]) -> list[object]:
 
 @pytest.mark.parametrize("file", named(DOCKERFILES))
 def test_dockerfiles_follow_good_practice(file: Path) -> None:
-    status, text = said(program("hadolint", "extra deploy"), file)
+    accepted = [f"--ignore={rule}" for rule in ACCEPTED]
+    status, text = said(program("hadolint", "extra deploy"), *accepted, file)
     assert status == 0, text
 
 
