@@ -187,7 +187,12 @@ class Runner:
             with self._interrupts:
                 packed = claimed.start()
             task = OpenTask(Stage.STARTED, task.token, packed.SerializeToString())
-            self._file.save(task)
+            try:
+                self._file.save(task)
+            except OSError:
+                # A full disk. SuperNode would wait for ever for whoever began a task and never fetches its message.
+                claimed.header()
+                raise
         context = identity_of(packed)
         with self._interrupts:
             header = claimed.header()

@@ -1,10 +1,11 @@
 """A runner whose client app does what the message says; and which dies at a chosen point, once.
 
-Arguments: runtime address, state folder, point at which to die (or ``never``).
+Arguments: runtime address, state folder, point at which to die (or ``never``; at ``full`` its disk is, instead).
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -17,7 +18,7 @@ from flwr.app import Context, Error, Message, RecordDict
 
 from client import runtime
 from client.runner import Runner
-from client.task_file import TaskFile
+from client.task_file import OpenTask, Stage, TaskFile
 
 
 def die_once(state: Path) -> None:
@@ -36,6 +37,19 @@ def die_before(owner: Any, name: str, state: Path) -> None:
         return original(*arguments)
 
     setattr(owner, name, wrapped)
+
+
+def fill_disk_once(state: Path) -> None:
+    """Lets the note of one task that has begun fail."""
+    save = TaskFile.save
+
+    def wrapped(file: TaskFile, task: OpenTask) -> None:
+        if task.stage is Stage.STARTED and not (state / "full").exists():
+            (state / "full").touch()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(file, task)
+
+    TaskFile.save = wrapped  # type: ignore[method-assign]
 
 
 def app(message: Message, context: Context) -> Message:
@@ -68,6 +82,8 @@ def main() -> None:
         die_before(runtime.ClaimedTask, "header", state)
     elif point == "replying":
         die_before(runtime.RuntimeHttpClient, "PushObject", state)
+    elif point == "full":
+        fill_disk_once(state)
     Runner(
         address,
         (state / "secret").read_bytes(),

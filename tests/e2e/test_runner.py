@@ -174,6 +174,15 @@ def test_killed_while_replying_no_half_reply_reaches_the_server(server: FlowerSe
         assert not ask(server, site, node, "echo")[0].has_error(), "the next round is normal"
 
 
+def test_a_full_disk_costs_one_task_and_no_other(server: FlowerServer, tmp_path: Path) -> None:
+    with site_of(server, tmp_path / "site", die_at="full") as (site, node):
+        lost = server.send(node, "train", content("echo"))
+        wait_for((site.state / "full").exists, 60, "a full disk", site.supervisor.poll)
+        assert server.reply(lost, 120).has_error(), "SuperNode answers in the runner's place"
+        assert not ask(server, site, node, "echo")[0].has_error(), "the next round is normal"
+        assert {state["restarts"] for state in site.supervisor.states().values()} == {0}
+
+
 def test_a_task_is_broken_off_when_supernode_does_not_know_it_any_more(server: FlowerServer, tmp_path: Path) -> None:
     with site_of(server, tmp_path / "site") as (site, node):
         server.send(node, "train", content("sleep 120"))
