@@ -1,0 +1,89 @@
+"""Disks that are full: at a site, and at the server."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.faults.conftest import Disk
+from tests.e2e.network_federation import (
+    CLIENT,
+    ENVIRONMENT,
+    NICE,
+    Federation,
+    assert_same_model,
+    federation,
+    simulated,
+    wait_for,
+)
+
+pytestmark = [pytest.mark.deploy, pytest.mark.usefixtures("nginx")]
+
+Mount = Callable[[Path], Disk]
+PATIENCE_SECONDS = 240
+FULL = "west"
+SETTINGS = (
+    "rounds=6",
+    "strategy={min_sites: 2, min_fraction: 0.5}",
+    "network.round_deadline_seconds=100",
+)
+
+
+def test_a_site_with_little_room_does_not_start(tmp_path: Path, disk: Mount) -> None:
+    with federation(tmp_path, ("east", "north")) as made:
+        kit = made.kits / "sites/east"
+        disk(kit / "state").shrink(64 * 2**20)
+        command = [*NICE, *CLIENT, "preflight", "--kit", str(kit), "--data", str(made.data("east")), "--no-cache"]
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 1
+        [line] = [line for line in done.stdout.splitlines() if line.split()[1:2] == ["disk:"]]
+        assert line.startswith("error")
+        assert "1.0 are needed" in line
+
+
+def outcomes(made: Federation, site: str) -> list[str | None]:
+    """What became of a site in every round; None where it was not asked."""
+    return [line["sites"].get(site, {}).get("status") for line in made.rounds()]
+
+
+def not_counted(made: Federation) -> list[tuple[int, str]]:
+    """Round and site of every update that is not in the model; on a slow machine another one may come late."""
+    return [
+        (line["round"], site)
+        for line in made.rounds()
+        for site in made.sites
+        if line["sites"].get(site, {}).get("status") != "ok" and line["phase"] == "train"
+    ]
+
+
+def is_ready(made: Federation, site: str, since: int) -> bool:
+    """Whether a site has said who it is after so many events."""
+    return any(event["event"] == "site_ready" and event.get("site") == site for event in made.all_events()[since:])
+
+
+def test_what_a_site_cannot_write_down_does_not_leave_and_the_others_go_on(tmp_path: Path, disk: Mount) -> None:
+    with federation(tmp_path, settings=SETTINGS) as made:
+        state = disk(made.state(FULL).path)
+        made.hold("east", 2)
+        made.start(*made.sites, scripted=("east",))
+        wait_for(lambda: made.held_in("east") == 2, PATIENCE_SECONDS, "round 2")
+        state.fill()
+        made.hold("east", 4)
+        wait_for(lambda: made.held_in("east") == 4, PATIENCE_SECONDS, "round 4")
+        assert "ok" in outcomes(made, FULL)[:2]
+        assert outcomes(made, FULL)[2] != "ok", "it had room"
+        before = len(made.all_events())
+        print(outcomes(made, FULL), made.processes[FULL].poll(), made.log(FULL)[-1500:])
+        state.free()
+        if made.processes[FULL].poll() is not None:
+            made.start_site(FULL)
+        wait_for(lambda: is_ready(made, FULL, before), PATIENCE_SECONDS, "the site's return")
+        made.hold("east", 0)
+        made.finish(PATIENCE_SECONDS)
+        assert outcomes(made, FULL)[-1] == "ok"
+        for line in made.rounds():
+            assert {site["status"] for name, site in line["sites"].items() if name != FULL} == {"ok"}
+        assert_same_model(made.run, simulated(made, tmp_path / "undisturbed", absent=not_counted(made)).path, 6)
