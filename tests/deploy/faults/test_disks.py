@@ -87,3 +87,27 @@ def test_what_a_site_cannot_write_down_does_not_leave_and_the_others_go_on(tmp_p
         for line in made.rounds():
             assert {site["status"] for name, site in line["sites"].items() if name != FULL} == {"ok"}
         assert_same_model(made.run, simulated(made, tmp_path / "undisturbed", absent=not_counted(made)).path, 6)
+
+
+def test_a_server_goes_on_when_there_is_room_again(tmp_path: Path, disk: Mount) -> None:
+    with federation(tmp_path, settings=("rounds=3",)) as made:
+        room = disk(made.run)
+        made.hold("east", 2)
+        made.start(*made.sites, scripted=("east",))
+        wait_for(lambda: made.held_in("east") == 2, PATIENCE_SECONDS, "round 2")
+        room.fill()
+        made.hold("east", 0)
+        server = made.processes["server"]
+        wait_for(
+            lambda: server.poll() is not None or "the server app ended" in made.log("server"),
+            PATIENCE_SECONDS,
+            "a server without room",
+        )
+        assert len(made.rounds()) == 1
+        print(server.poll(), made.log("server")[-1500:])
+        room.free()
+        if server.poll() is not None:
+            made.start_server()
+        made.finish(PATIENCE_SECONDS)
+        assert [line["round"] for line in made.rounds()] == [1, 2, 3, 4]
+        assert_same_model(made.run, simulated(made, tmp_path / "undisturbed", absent=not_counted(made)).path, 3)
