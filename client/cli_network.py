@@ -1,4 +1,4 @@
-"""The commands with which a hospital takes part: request, preflight, start, status."""
+"""The commands with which a hospital takes part: request, preflight, start, supernode, runner, status, health."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.cli import default_cache
+from common.network_config import format_endpoint, parse_endpoint, parse_listen
 
 if TYPE_CHECKING:
     from client.start import SiteOptions
@@ -40,6 +41,29 @@ def add_network_commands(commands: Any) -> None:
     _add_site_options(start)
     start.set_defaults(command=_start)
 
+    supernode = commands.add_parser(
+        "supernode",
+        help="run the one half of a site that speaks with the server, and sees no scans",
+        epilog="example:\n  fedvox-client supernode --kit kit --state state --listen 10.0.0.2:9094 "
+        "--secret-file secret\n",
+    )
+    _add_kit_options(supernode)
+    supernode.add_argument("--listen", required=True, metavar="HOST:PORT", help="where the runner reaches it")
+    _add_secret(supernode)
+    supernode.add_argument("--health", metavar="HOST:PORT", help="where it tells its health by gRPC (default: nowhere)")
+    supernode.set_defaults(command=_supernode)
+
+    runner = commands.add_parser(
+        "runner",
+        help="run the other half, which trains, and needs no network but its way to supernode",
+        epilog="example:\n  fedvox-client runner --kit kit --data scans --state state --supernode 10.0.0.2:9094 "
+        "--secret-file secret\n",
+    )
+    _add_site_options(runner)
+    runner.add_argument("--supernode", required=True, metavar="HOST:PORT", help="where supernode listens")
+    _add_secret(runner)
+    runner.set_defaults(command=_runner)
+
     status = commands.add_parser(
         "status",
         help="say what a site does at this moment",
@@ -48,6 +72,14 @@ def add_network_commands(commands: Any) -> None:
     _add_kit_options(status)
     status.add_argument("--json", action="store_true", help="for machines")
     status.set_defaults(command=_status)
+
+    health = commands.add_parser(
+        "health",
+        help="say in a line whether what runs on a state folder does its work; for health checks",
+        epilog="example:\n  fedvox-client health --state state\n",
+    )
+    health.add_argument("--state", type=Path, required=True, metavar="DIR", help="of start, supernode or runner")
+    health.set_defaults(command=_health)
 
 
 def _add_kit_options(command: argparse.ArgumentParser) -> None:
@@ -62,6 +94,12 @@ def _add_site_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--ledger", type=Path, metavar="FILE", help="privacy ledger (default: $FEDVOX_LEDGER)")
     command.add_argument("--no-cache", action="store_true", help="keep preprocessed scans in memory only")
     command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
+
+
+def _add_secret(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--secret-file", type=Path, required=True, metavar="FILE", help="by which supernode and runner know each other"
+    )
 
 
 def _state(options: argparse.Namespace) -> Path:
@@ -103,7 +141,37 @@ def _preflight(options: argparse.Namespace) -> int:
 def _start(options: argparse.Namespace) -> int:
     from client.start import start
 
-    return start(_site_options(options), lambda line: print(line, flush=True))
+    return start(_site_options(options), _say)
+
+
+def _supernode(options: argparse.Namespace) -> int:
+    from client.parts import SupernodeOptions, start_supernode
+
+    listen = parse_listen("--listen", options.listen, "10.0.0.2:9094")
+    health = format_endpoint(*parse_endpoint("--health", options.health, "127.0.0.1:9095")) if options.health else ""
+    return start_supernode(
+        SupernodeOptions(options.kit.absolute(), _state(options), listen, options.secret_file.absolute(), health), _say
+    )
+
+
+def _runner(options: argparse.Namespace) -> int:
+    from client.parts import RunnerOptions, start_runner
+
+    supernode = format_endpoint(*parse_endpoint("--supernode", options.supernode, "10.0.0.2:9094"))
+    return start_runner(RunnerOptions(_site_options(options), supernode, options.secret_file.absolute()), _say)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _health(options: argparse.Namespace) -> int:
+    from client.health import illness
+    from client.site_state import StateFolder
+
+    wrong = illness(StateFolder(options.state))
+    print(wrong or "well")
+    return 1 if wrong else 0
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -119,9 +187,12 @@ def _status(options: argparse.Namespace) -> int:
     print(f"site {kit.site} of {kit.federation}: {'running' if status['running'] else 'not running'}")
     if not status["running"]:
         return 1
-    contact = status["last_contact"]
-    seen = "no contact yet" if contact is None else f"last contact {contact:.0f} s ago"
-    print(f"server {kit.endpoint}: {'connected' if status['connected'] else 'NOT connected'}, {seen}")
+    if status["role"] == "runner":
+        print(f"server {kit.endpoint}: ask the status of supernode, which speaks with it")
+    else:
+        contact = status["last_contact"]
+        seen = "no contact yet" if contact is None else f"last contact {contact:.0f} s ago"
+        print(f"server {kit.endpoint}: {'connected' if status['connected'] else 'NOT connected'}, {seen}")
     print(f"runner: {_what_runner_does(status['runner'])}")
     for name, process in status["processes"].items():
         age = time.time() - process["since"]
@@ -140,6 +211,7 @@ def _what_runner_does(runner: dict[str, Any]) -> str:
         "waiting": "waiting for a task",
         "away": "waiting for SuperNode",
         "refused": "PROBLEM: SuperNode refuses it",
+        "elsewhere": "runs elsewhere",
     }
     state = str(runner.get("state"))
     return words.get(state, state)

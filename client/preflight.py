@@ -38,6 +38,7 @@ CLOCK_BEHIND_ERROR_SECONDS = 150.0
 """The server refuses what was signed about 300 s ago."""
 RENEW_DAYS = 14
 DISK_BYTES = 2**30
+SECRET_BYTES = 16
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Of NVIDIA's and AMD's drivers, and of Windows' for Linux; without any of them PyTorch finds no GPU."""
 _VERIFY_EXPIRED, _VERIFY_NOT_YET_VALID = 10, 9
@@ -85,14 +86,42 @@ def check_version() -> Item:
 def check_kit(folder: Path, kit: Kit, config: FederationConfig) -> Item:
     """Whether the kit is whole, and its key for its owner's eyes only."""
     key = folder / KEY_FILE
-    if config.digest() != kit.digest:
-        return Item("kit", "error", f"{folder / 'federation.yaml'} was changed; ask the coordinator for a new kit")
+    found = check_federation(folder, kit, config)
+    if found.severity == "error":
+        return found
     if not key.exists():
         return Item("kit", "error", f"{key} is missing; copy the key that fedvox-client request made to this place")
     mode = stat.S_IMODE(key.stat().st_mode)
     if mode & 0o077:
         return Item("kit", "error", f"{key} can be read by others (mode {mode:o}); do: chmod 600 {key}")
+    return found
+
+
+def check_federation(folder: Path, kit: Kit, config: FederationConfig) -> Item:
+    """Whether the kit is for the federation that it says, whoever holds its key."""
+    if config.digest() != kit.digest:
+        return Item("kit", "error", f"{folder / 'federation.yaml'} was changed; ask the coordinator for a new kit")
     return Item("kit", "ok", f"site {kit.site} of {kit.federation}, server {kit.endpoint}")
+
+
+def check_no_key(folder: Path) -> Item:
+    """Whether the key is out of the reach of the process that sees the scans."""
+    key = folder / KEY_FILE
+    if os.access(key, os.R_OK):
+        return Item("key", "warning", f"{key} can be read here; where SuperNode runs apart it should be its alone")
+    return Item("key", "ok", "is not here; SuperNode has it")
+
+
+def check_secret(file: Path) -> Item:
+    """Whether SuperNode and runner have a secret by which they know each other."""
+    advice = f"make one that both are given: head -c 32 /dev/urandom > {file}"
+    try:
+        size = len(file.read_bytes())
+    except OSError as error:
+        return Item("secret", "error", f"{file}: cannot be read ({error.strerror}); {advice}")
+    if size < SECRET_BYTES:
+        return Item("secret", "error", f"{file}: has {size} bytes, {SECRET_BYTES} are the least; {advice}")
+    return Item("secret", "ok", "is there")
 
 
 def check_authority(file: Path, now: datetime) -> Item:

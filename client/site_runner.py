@@ -28,6 +28,9 @@ from common.site_config import SITE_FILE, load_site_config
 log = logging.getLogger("fedvox.runner")
 
 WRITE_SECONDS = 0.5
+SIGN_SECONDS = 10.0
+LONGEST_SILENCE_SECONDS = 180.0
+"""A case is prepared, or a message fetched, in less than that."""
 
 
 class RunnerStatus:
@@ -35,24 +38,30 @@ class RunnerStatus:
 
     Args:
         path: the file.
+        heartbeat_seconds: how often it has something to say while it trains.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, heartbeat_seconds: float = 0) -> None:
         self._path = path
+        self._patience = max(LONGEST_SILENCE_SECONDS, 3 * heartbeat_seconds)
         self._content: dict[str, Any] = {"pid": os.getpid(), "state": "starting"}
         self._written = 0.0
         self._lock = threading.Lock()
 
     def say(self, **content: Any) -> None:
-        """Changes entries; a change of state or of a problem is written at once, anything else now and then."""
+        """Changes entries; a change of state or of a problem is written at once, anything else now and then.
+
+        Also what is unchanged is written every 10 s, with the time by which the next sign of life will have come.
+        """
         with self._lock:
             before = dict(self._content)
             self._content |= content
             urgent = any(before.get(name) != self._content.get(name) for name in ("state", "problem"))
-            due = time.monotonic() - self._written >= WRITE_SECONDS
-            if urgent or (due and self._content != before):
+            silent = time.monotonic() - self._written
+            if urgent or silent >= SIGN_SECONDS or (silent >= WRITE_SECONDS and self._content != before):
                 self._written = time.monotonic()
-                write_json(self._path, self._content | {"time": time.time()})
+                now = time.time()
+                write_json(self._path, self._content | {"time": now, "sign_by": now + self._patience})
 
     def state(self, name: str) -> None:
         """What the runner reports of itself."""
@@ -84,11 +93,11 @@ def main(arguments: list[str] | None = None) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     check_flower_version()
     folder = StateFolder(options.state)
-    status = RunnerStatus(folder.runner)
-    status.state("preparing data")
     config = load_federation(options.kit / "federation.yaml")
     if config.network is None:
         raise ConfigError(f"{options.kit / 'federation.yaml'}: network: is missing; ask for a new kit")
+    status = RunnerStatus(folder.runner, config.network.heartbeat_seconds)
+    status.state("preparing data")
     counter = StepCounter(status)
     guard = open_guard(options.state, config)
     site = LocalSite(
@@ -106,7 +115,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     runner = Runner(
         options.address,
-        folder.secret.read_bytes(),
+        (options.secret_file or folder.secret).read_bytes(),
         TaskFile(folder.task),
         PatientApp(make_client_app(site, guard), counter, config.network.heartbeat_seconds, guard),
         report=status.state,
@@ -131,6 +140,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         parser.add_argument(name, type=Path, required=True)
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--ledger", type=Path)
+    parser.add_argument("--secret-file", type=Path)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--address", required=True)
     return parser.parse_args(arguments)

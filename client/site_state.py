@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from common.errors import FedvoxError, OutputError
 
 CONTACT_IS_LOST_AFTER_SECONDS = 15.0
+
+Role = Literal["site", "supernode", "runner"]
+"""What works on a state folder: a whole site, or one of its two processes by itself."""
 
 
 def default_ledger() -> Path:
@@ -57,6 +60,11 @@ class StateFolder:
     def contact(self) -> Path:
         """Touched by SuperNode whenever the server has answered it."""
         return self.path / "contact"
+
+    @property
+    def busy(self) -> Path:
+        """Touched by SuperNode while the runner works on a task."""
+        return self.path / "busy"
 
     @property
     def status(self) -> Path:
@@ -148,31 +156,44 @@ def site_status(folder: StateFolder) -> dict[str, Any]:
     """What is true of a site now, whatever its files say that a killed process left behind.
 
     Returns:
-        ``running``; if so also ``since`` (seconds since the epoch), ``pid``, ``connected`` (to the server),
-        ``last_contact`` (seconds ago; None if there was none), ``ready``, ``processes`` (name -> state) and ``runner``
-        (state, and what it works on).
+        ``running``; if so also ``role``, ``since`` (seconds since the epoch), ``pid``, ``connected`` (to the server;
+        None where only the runner runs, which cannot know), ``last_contact`` (seconds ago; None if there was none),
+        ``ready``, ``processes`` (name -> state) and ``runner`` (state, and what it works on).
     """
     if not folder.is_locked():
         return {"running": False}
     known, runner = read_json(folder.status), read_json(folder.runner)
-    try:
-        last_contact: float | None = max(0.0, time.time() - folder.contact.stat().st_mtime)
-    except OSError:
-        last_contact = None
-    processes = known.get("processes", {})
-    if runner.get("pid") != processes.get("runner", {}).get("pid"):
+    role, processes = known.get("role", "site"), known.get("processes", {})
+    last_contact = _age(folder.contact)
+    if role == "supernode":
+        runner = {"state": "elsewhere"}
+    elif runner.get("pid") != processes.get("runner", {}).get("pid"):
         runner = {"state": "starting"}
-    supernode_runs = processes.get("supernode", {}).get("pid") is not None
-    fresh = last_contact is not None and last_contact < CONTACT_IS_LOST_AFTER_SECONDS
     # While a task is at work SuperNode does not ask the server for more.
-    connected = supernode_runs and (fresh or runner.get("state") == "working")
+    is_busy = runner.get("state") == "working" or _is_fresh(_age(folder.busy))
+    supernode_runs = processes.get("supernode", {}).get("pid") is not None
+    connected = None if role == "runner" else supernode_runs and (_is_fresh(last_contact) or is_busy)
+    runner_serves = runner.get("state") in ("waiting", "working", "elsewhere") and not runner.get("problem")
     return {
         "running": True,
+        "role": role,
         "since": known.get("since"),
         "pid": known.get("pid"),
         "connected": connected,
         "last_contact": last_contact,
-        "ready": connected and runner.get("state") in ("waiting", "working") and not runner.get("problem"),
+        "ready": connected is not False and runner_serves,
         "processes": processes,
         "runner": runner,
     }
+
+
+def _age(file: Path) -> float | None:
+    """Seconds since a file was touched; None if it is not there."""
+    try:
+        return max(0.0, time.time() - file.stat().st_mtime)
+    except OSError:
+        return None
+
+
+def _is_fresh(age: float | None) -> bool:
+    return age is not None and age < CONTACT_IS_LOST_AFTER_SECONDS

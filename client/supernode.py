@@ -48,6 +48,7 @@ class Pace:
     Args:
         on_contact: called when the server has just answered that it has no message.
         clock, pause: of ``time``; to be replaced in tests.
+        on_work: called while the runner works on a task.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class Pace:
         on_contact: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         pause: Callable[[float], None] = time.sleep,
+        on_work: Callable[[], None] = lambda: None,
     ) -> None:
         self._on_contact = on_contact
+        self._on_work = on_work
         self._clock = clock
         self._pause = pause
         self._kind = 0.0
@@ -71,6 +74,8 @@ class Pace:
         if seconds > LONGEST_LOCAL_PAUSE_SECONDS:
             shortest = SHORTEST_REMOTE_SECONDS
             self._on_contact()
+        else:
+            self._on_work()
         self._pause(min(seconds, max(shortest, SHARE_OF_WAIT * (now - self._since))))
 
 
@@ -110,7 +115,8 @@ def main() -> None:
     start_client_internal._push_messages = whole_replies_only(start_client_internal._push_messages)
     replace_pulls(start_client_internal)
     # Not time itself, which all modules share: only the name in this one module.
-    start_client_internal.time = Pace(StateFolder(state).contact.touch)  # type: ignore[assignment, attr-defined]
+    folder = StateFolder(state)
+    start_client_internal.time = Pace(folder.contact.touch, on_work=folder.busy.touch)  # type: ignore[assignment, attr-defined]
     status: object = 1
     try:
         flower_supernode()

@@ -118,6 +118,40 @@ def format_endpoint(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
+def parse_endpoint(option: str, text: str, example: str) -> tuple[str, int]:
+    """Host (a name, or an IP address without brackets) and port of ``HOST:PORT``.
+
+    Args:
+        option: on the command line, for the error.
+        text: to read.
+        example: of a good value, for the error.
+
+    Raises:
+        ConfigError: it is not of that form.
+    """
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        _check_address(host)
+        if port.isdecimal() and 1 <= int(port) <= 65535:
+            return host, int(port)
+    except ValueError:
+        pass
+    raise ConfigError(f"{option} {text}: write a host and a port, for example {example}")
+
+
+def parse_listen(option: str, text: str, example: str) -> tuple[str, int]:
+    """As ``parse_endpoint``, for a place to listen: the host must be an IP address.
+
+    Raises:
+        ConfigError: it is not of that form.
+    """
+    host, port = parse_endpoint(option, text, example)
+    if not is_ip_address(host):
+        raise ConfigError(f"{option} {text}: write an IP address of this machine and a port, for example {example}")
+    return host, port
+
+
 def read_kit(folder: Path, role: Literal["server", "site"] | None = None) -> Kit:
     """Reads whose kit a folder is.
 
@@ -156,5 +190,7 @@ __all__ = [
     "SiteName",
     "format_endpoint",
     "is_ip_address",
+    "parse_endpoint",
+    "parse_listen",
     "read_kit",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from common.errors import ConfigError
-from common.network_config import is_ip_address
+from common.network_config import format_endpoint, parse_endpoint, parse_listen
 from server.proxy import Listen
 from server.text import format_best, scores_are_noised
 
@@ -24,10 +24,19 @@ example:
   fedvox-server start --kit kits/server
   fedvox-server start --kit kits/server --run runs/first --listen 0.0.0.0:9443
 """
+PROXY_EXAMPLE = """\
+example:
+  fedvox-server proxy --kit kits/server --listen 0.0.0.0:9443 --superlink 10.0.0.2:9091
+"""
+HEALTH_EXAMPLE = """\
+example:
+  fedvox-server health --superlink 127.0.0.1:9095
+  fedvox-server health --proxy 127.0.0.1:9443 --kit kits/server
+"""
 
 
 def add_network_commands(commands: argparse._SubParsersAction[Any]) -> None:
-    """Adds ``provision``, ``revoke``, ``start`` and ``release``."""
+    """Adds ``provision``, ``revoke``, ``start``, ``proxy``, ``health`` and ``release``."""
     provision = commands.add_parser(
         "provision", help="make the kits of a federation's server and sites", epilog=PROVISION_EXAMPLE
     )
@@ -52,7 +61,33 @@ def add_network_commands(commands: argparse._SubParsersAction[Any]) -> None:
     start.add_argument(
         "--listen", metavar="HOST:PORT", help="where sites reach it (default: the kit's port, all addresses)"
     )
+    start.add_argument("--no-proxy", action="store_true", help="leave the proxy out: it runs elsewhere")
+    start.add_argument(
+        "--superlink",
+        metavar="HOST:PORT",
+        help="with --no-proxy: where SuperLink listens, on a network that only the proxy reaches",
+    )
+    start.add_argument("--health", metavar="HOST:PORT", help="where SuperLink tells its health by gRPC")
     start.set_defaults(command=_start)
+
+    proxy = commands.add_parser(
+        "proxy", help="run the TLS proxy by itself, in front of start --no-proxy", epilog=PROXY_EXAMPLE
+    )
+    proxy.add_argument(
+        "--kit", type=Path, required=True, metavar="DIR", help="the server's kit; its sites/ is not read"
+    )
+    proxy.add_argument("--listen", required=True, metavar="HOST:PORT", help="where sites reach it")
+    proxy.add_argument("--superlink", required=True, metavar="HOST:PORT", help="where SuperLink listens")
+    proxy.set_defaults(command=_proxy)
+
+    health = commands.add_parser(
+        "health", help="say whether SuperLink or the proxy answers; for health checks", epilog=HEALTH_EXAMPLE
+    )
+    which = health.add_mutually_exclusive_group(required=True)
+    which.add_argument("--superlink", metavar="HOST:PORT", help="what was given to start --health")
+    which.add_argument("--proxy", metavar="HOST:PORT", help="where the proxy listens; needs --kit")
+    health.add_argument("--kit", type=Path, metavar="DIR", help="the server's kit")
+    health.set_defaults(command=_health)
 
     release = commands.add_parser(
         "release",
@@ -88,10 +123,16 @@ def _start(options: argparse.Namespace) -> int:
     from server.progress import make_progress
 
     run = options.run or options.kit / "run"
+    if bool(options.superlink) != options.no_proxy:
+        raise ConfigError("--no-proxy and --superlink HOST:PORT belong together: give both or neither")
+    if options.no_proxy and options.listen:
+        raise ConfigError(f"--listen {options.listen}: is for the proxy, which --no-proxy leaves out")
     listen = _listen(options.listen) if options.listen else None
+    superlink = _superlink(options.superlink) if options.superlink else None
+    health = format_endpoint(*parse_endpoint("--health", options.health, "127.0.0.1:9095")) if options.health else ""
     with make_progress() as display:
         try:
-            report = start(StartOptions(options.kit, run, listen), display)
+            report = start(StartOptions(options.kit, run, listen, superlink, health), display)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"interrupted; what is finished is kept. To go on: fedvox-server start --kit {options.kit}"
@@ -113,9 +154,37 @@ def _release(options: argparse.Namespace) -> int:
     return 0
 
 
+def _proxy(options: argparse.Namespace) -> int:
+    from server.proxy_alone import run_proxy
+
+    superlink = format_endpoint(*parse_endpoint("--superlink", options.superlink, "10.0.0.2:9091"))
+    run_proxy(options.kit, _listen(options.listen), superlink, lambda line: print(line, flush=True))
+
+
+def _health(options: argparse.Namespace) -> int:
+    if options.superlink:
+        from common.health import is_serving
+
+        well = is_serving(format_endpoint(*parse_endpoint("--superlink", options.superlink, "127.0.0.1:9095")))
+    else:
+        from server.proxy_alone import shakes_hands
+
+        if options.kit is None:
+            raise ConfigError("--proxy needs --kit DIR, for the certificate that the proxy must show")
+        well = shakes_hands(options.kit, *parse_endpoint("--proxy", options.proxy, "127.0.0.1:9443"))
+    print("well" if well else f"no answer at {options.superlink or options.proxy}")
+    return 0 if well else 1
+
+
 def _listen(text: str) -> Listen:
-    host, _, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not is_ip_address(host) or not port.isdecimal() or not 1 <= int(port) <= 65535:
-        raise ConfigError(f"--listen {text}: write an IP address of this machine and a port, for example 0.0.0.0:9443")
-    return Listen(host, int(port))
+    return Listen(*parse_listen("--listen", text, "0.0.0.0:9443"))
+
+
+def _superlink(text: str) -> Listen:
+    superlink = Listen(*parse_listen("--superlink", text, "0.0.0.0:9091"))
+    if superlink.host not in ("0.0.0.0", "127.0.0.1"):  # noqa: S104 -- compared, not bound
+        raise ConfigError(
+            f"--superlink {text}: SuperLink must listen on the loopback interface too, where its own helpers reach it: "
+            "write 0.0.0.0 or 127.0.0.1 as the host"
+        )
+    return superlink

@@ -2,12 +2,14 @@
 
 Four processes besides this one: Flower's SuperLink on the loopback interface, Flower's superexec, which starts the
 server app (``server.flower_app``), and nginx in front (``server.proxy``). All of them may be killed at any time; the
-run folder holds what is needed to go on.
+run folder holds what is needed to go on. Where the proxy runs elsewhere (``server.proxy_alone``), SuperLink listens for
+it on a network that nobody else must reach.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from common.errors import FedvoxError
 from common.flower import check_flower_version
 from common.network_config import Kit, read_kit
 from common.plan import Plan
-from common.supervise import Supervisor, free_port
+from common.supervise import Child, Supervisor, free_port
 from server.app_lock import kill_app, only_start
 from server.control import ControlError, SuperLinkControl, build_bundle
 from server.flower_run import FlowerRun, outcome_of
@@ -25,9 +27,10 @@ from server.network_setup import (
     check_certificate,
     check_port,
     default_listen,
+    flower_processes,
     make_run_folder,
+    proxy_process,
     read_federation,
-    server_processes,
     take_over_run,
 )
 from server.network_status import NetworkStatus, write_network_status
@@ -50,11 +53,15 @@ class StartOptions:
 
     kit: the server's kit. run: the run folder. listen: where sites reach the proxy; None is the kit's port on all of
     the machine's addresses, or the kit's address alone where that is a loopback address.
+    superlink: where SuperLink listens for a proxy that runs elsewhere; None starts a proxy here.
+    health: where SuperLink tells its health by gRPC (host:port); empty is nowhere.
     """
 
     kit: Path
     run: Path
     listen: Listen | None = None
+    superlink: Listen | None = None
+    health: str = ""
 
 
 def start(options: StartOptions, display: ProgressDisplay) -> Path:
@@ -70,8 +77,8 @@ def start(options: StartOptions, display: ProgressDisplay) -> Path:
     check_flower_version()
     kit = read_kit(options.kit, "server")
     config = read_federation(options.kit, kit)
-    nginx = find_nginx()
-    check_certificate(options.kit / "server.crt", display)
+    nginx = find_nginx() if options.superlink is None else None
+    check_certificate(options.kit / "server.crt", display.message)
     listen = options.listen or default_listen(kit)
     make_run_folder(options.run)
     with only_start(options.run):
@@ -81,8 +88,13 @@ def start(options: StartOptions, display: ProgressDisplay) -> Path:
             return write_report(options.run)
         (options.run / "summary.json").unlink(missing_ok=True)
         end_leftovers(options.run / "proxy")
-        check_port(listen)
-        return _Server(kit, config, folder, options.kit.resolve(), nginx, listen, display).run()
+        check_port(options.superlink or listen)
+        superlink = options.superlink or Listen("127.0.0.1", free_port())
+        run, kit_folder = folder.path.resolve(), options.kit.resolve()
+        children = flower_processes(run, kit_folder, superlink, options.health)
+        if nginx is not None:
+            children.append(proxy_process(run, kit_folder, nginx, listen, superlink))
+        return _Server(kit, config, folder, kit_folder, superlink.port, children, display).run()
 
 
 class _Server:
@@ -94,8 +106,8 @@ class _Server:
         config: FederationConfig,
         folder: RunFolder,
         kit_folder: Path,
-        nginx: str,
-        listen: Listen,
+        port: int,
+        children: Sequence[Child],
         display: ProgressDisplay,
     ) -> None:
         run = folder.path.resolve()
@@ -104,12 +116,12 @@ class _Server:
         self._folder = folder
         self._display = display
         self._authority = (kit_folder / "ca.crt").read_bytes()
-        self._port = free_port()
+        self._port = port
         self._audit = AuditLog(run / "audit.jsonl")
         self._registration = Registration(kit_folder, run, self._audit, display.message)
         self._flower_run = FlowerRun(run, build_bundle(config), self._audit, display.message)
         self._progress = ProgressReader(run, display)
-        self._supervisor = Supervisor(server_processes(run, kit_folder, nginx, listen, self._port), self._on_event)
+        self._supervisor = Supervisor(children, self._on_event)
         self._control: SuperLinkControl | None = None
         self._looked = self._synced = self._stated = float("-inf")
         self._trouble = ""

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -21,7 +22,6 @@ from common.network_config import Kit
 from common.supervise import Child, answers
 from server.app_lock import DATABASE, RUN_VARIABLE
 from server.authority import write_private
-from server.progress import ProgressDisplay
 from server.proxy import Listen, write_proxy_configuration
 from server.state import RunFolder
 
@@ -44,7 +44,7 @@ def read_federation(kit_folder: Path, kit: Kit) -> FederationConfig:
     return config
 
 
-def check_certificate(file: Path, display: ProgressDisplay) -> None:
+def check_certificate(file: Path, say: Callable[[str], None]) -> None:
     """Says when the server's certificate is about to expire.
 
     Raises:
@@ -60,7 +60,7 @@ def check_certificate(file: Path, display: ProgressDisplay) -> None:
     if now < begin:
         raise FedvoxError(f"{file}: is valid only from {begin:%Y-%m-%d %H:%M} UTC on; is this machine's clock right?")
     if end - now < WARN_BEFORE:
-        display.message(f"the server's certificate expires on {end:%Y-%m-%d}; fedvox-server provision renews it")
+        say(f"the server's certificate expires on {end:%Y-%m-%d}; fedvox-server provision renews it")
 
 
 def default_listen(kit: Kit) -> Listen:
@@ -123,16 +123,16 @@ def check_port(listen: Listen) -> None:
             ) from None
 
 
-def server_processes(run: Path, kit: Path, nginx: str, listen: Listen, port: int) -> list[Child]:
-    """SuperLink, superexec and the proxy, in the order of starting.
+def flower_processes(run: Path, kit: Path, superlink: Listen, health: str = "") -> list[Child]:
+    """SuperLink and superexec, in the order of starting.
 
     Args:
         run: the run folder, for state and logs; absolute, as is ``kit``.
         kit: the server's kit.
-        nginx: its path.
-        listen: where the proxy listens.
-        port: for SuperLink, on the loopback interface.
+        superlink: where SuperLink listens; the loopback interface must be among it.
+        health: where it tells its health by gRPC (host:port); empty is nowhere.
     """
+    port = superlink.port
     secret = run / "secret"
     write_private(secret, secrets.token_hex(32).encode())
     environment = flower_environment(run / "flwr-home")
@@ -143,36 +143,48 @@ def server_processes(run: Path, kit: Path, nginx: str, listen: Listen, port: int
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [here, environment.get("PYTHONPATH")]))
     environment[RUN_VARIABLE] = str(run)
     environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "1.0"
-    superlink = [
+    superlink_command = [
         *(sys.executable, "-m", "server.superlink"),
-        *("--host", "127.0.0.1", "--port", str(port)),
+        *("--host", superlink.host, "--port", str(port)),
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
         *("--enable-supernode-auth", "--database", str(run / DATABASE)),
         *("--ssl-ca-certfile", str(kit / "ca.crt")),
         *("--ssl-certfile", str(kit / "server.crt"), "--ssl-keyfile", str(kit / "server.key")),
         "--disable-runtime-dependency-installation",
+        *(("--health-server-address", health) if health else ()),
     ]
     superexec = [
         "flower-superexec",
         *("--runtime-api-address", f"127.0.0.1:{port}", "--root-certificates", str(kit / "ca.crt")),
         *("--superexec-auth-secret-file", str(secret)),
     ]
-    configuration = write_proxy_configuration(run / "proxy", kit, listen, port)
-    proxy = [nginx, "-c", str(configuration), "-p", str(run / "proxy")]
     logs = run / "logs"
     return [
-        Child("superlink", superlink, environment, logs / "superlink.log", lambda: answers(port)),
+        Child("superlink", superlink_command, environment, logs / "superlink.log", lambda: answers(port)),
         Child("superexec", _found(superexec), environment, logs / "superexec.log", after=("superlink",)),
-        Child(
-            "proxy",
-            proxy,
-            dict(os.environ),
-            logs / "proxy.log",
-            lambda: answers(listen.port, _reachable(listen.host)),
-            after=("superlink",),
-            on_parent_death=signal.SIGTERM,
-        ),
     ]
+
+
+def proxy_process(run: Path, kit: Path, nginx: str, listen: Listen, superlink: Listen) -> Child:
+    """The proxy, as a child to keep alive; it waits for a child ``superlink``.
+
+    Args:
+        run: the run folder, for configuration and logs; absolute, as is ``kit``.
+        kit: the server's kit.
+        nginx: its path.
+        listen: where it listens.
+        superlink: where SuperLink does.
+    """
+    configuration = write_proxy_configuration(run / "proxy", kit, listen, str(superlink))
+    return Child(
+        "proxy",
+        [nginx, "-c", str(configuration), "-p", str(run / "proxy")],
+        dict(os.environ),
+        run / "logs" / "proxy.log",
+        lambda: answers(listen.port, _reachable(listen.host)),
+        after=("superlink",),
+        on_parent_death=signal.SIGTERM,
+    )
 
 
 def _found(command: list[str]) -> list[str]:

@@ -39,7 +39,7 @@ _LOG = "refused.log"
 _USUAL_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/sbin", "/opt/homebrew/bin", "/usr/local/bin")
 
 _TEMPLATE = """\
-# Written by fedvox-server start; changes are lost.
+# Written by fedvox-server; changes are lost.
 daemon off;
 worker_processes 1;
 pid {folder}/nginx.pid;
@@ -52,7 +52,7 @@ http {{
     default_type text/plain;
     log_format refused '$time_iso8601 $remote_addr $status "$request_method $uri"';
     map $status $is_refused {{ ~^[45] 1; default 0; }}
-    access_log {folder}/{log} refused if=$is_refused;
+    access_log {log} refused if=$is_refused;
 
     # Everything streams through: nothing of a site's data is written to this disk by the proxy.
     client_body_temp_path {folder}/temporary;
@@ -74,7 +74,7 @@ http {{
     proxy_read_timeout 120s;
 
     upstream superlink {{
-        server 127.0.0.1:{port};
+        server {superlink};
         keepalive 64;
     }}
 
@@ -167,14 +167,15 @@ def _with_open(log: Path) -> list[int]:
     return found
 
 
-def write_proxy_configuration(folder: Path, kit: Path, listen: Listen, superlink_port: int) -> Path:
+def write_proxy_configuration(folder: Path, kit: Path, listen: Listen, superlink: str, log: Path | None = None) -> Path:
     """Writes ``nginx.conf`` into a folder of its own.
 
     Args:
         folder: for the configuration and what nginx keeps; made when needed.
         kit: the server's kit, with its certificate.
         listen: where sites reach the proxy.
-        superlink_port: SuperLink's, on the loopback interface.
+        superlink: host:port of SuperLink; whatever the host, its certificate must be valid for ``localhost``.
+        log: gets what was refused; None is a file in ``folder``.
 
     Raises:
         ProxyError: a path has characters that nginx's configuration cannot hold.
@@ -186,7 +187,13 @@ def write_proxy_configuration(folder: Path, kit: Path, listen: Listen, superlink
     (folder / "temporary").mkdir(parents=True, exist_ok=True)
     locations = "".join(_LOCATION.format(path=f"/v1/fleet/{method}") for method in FLEET_METHODS)
     text = _TEMPLATE.format(
-        folder=folder, log=_LOG, kit=kit, listen=listen, port=superlink_port, body=LARGEST_BODY_MB, locations=locations
+        folder=folder,
+        log=log or folder / _LOG,
+        kit=kit,
+        listen=listen,
+        superlink=superlink,
+        body=LARGEST_BODY_MB,
+        locations=locations,
     )
     file = folder / "nginx.conf"
     file.write_text(text, encoding="utf-8")

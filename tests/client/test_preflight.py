@@ -26,7 +26,10 @@ from client.preflight import (
     check_data,
     check_device,
     check_disk,
+    check_federation,
     check_kit,
+    check_no_key,
+    check_secret,
     check_server,
     judge_clock,
 )
@@ -226,6 +229,26 @@ def test_the_kit(tmp_path: Path) -> None:
     key.chmod(0o644)
     item = check_kit(tmp_path, good, config)
     assert item.severity == "error" and "chmod 600" in item.text
+
+
+def test_a_kit_without_its_key_is_enough_for_a_runner(tmp_path: Path) -> None:
+    config = FederationConfig.model_validate({"name": "tiny", "rounds": 3})
+    assert check_federation(tmp_path, kit(digest=config.digest()), config).severity == "ok"
+    assert "was changed" in check_federation(tmp_path, kit(), config).text
+    assert check_no_key(tmp_path).severity == "ok"
+    make_request("north", tmp_path)
+    assert check_no_key(tmp_path).severity == "warning"
+
+
+def test_the_secret_of_supernode_and_runner(tmp_path: Path) -> None:
+    file = tmp_path / "secret"
+    missing = check_secret(file)
+    assert missing.severity == "error" and "/dev/urandom" in missing.text
+    file.write_bytes(b"short")
+    assert check_secret(file).severity == "error"
+    file.write_bytes(bytes(range(32)))
+    found = check_secret(file)
+    assert found.severity == "ok" and "\x01" not in found.text
 
 
 @pytest.fixture(scope="module")

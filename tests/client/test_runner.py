@@ -133,11 +133,12 @@ def test_status_writes_changes_of_state_at_once_and_steps_now_and_then(tmp_path:
         status.site_step(3, "north", step, 100, 0.5)
     assert read_json(tmp_path / "runner.json").get("step", 0) < 99, "a hundred steps in no time are not all written"
     status.state("waiting")
-    assert read_json(tmp_path / "runner.json") | {"time": 0} == {
+    assert read_json(tmp_path / "runner.json") | {"time": 0, "sign_by": 0} == {
         "state": "waiting",
         "round": 3,
         "step": 99,
         "steps": 100,
         "time": 0,
+        "sign_by": 0,
         "pid": read_json(tmp_path / "runner.json")["pid"],
     }

@@ -27,7 +27,9 @@ def test_a_worker_that_outlived_the_proxy_is_ended_and_nothing_else(tmp_path: Pa
     ports = {folder: free_port() for folder in ("left", "other")}
     masters = {}
     for folder, port in ports.items():
-        file = write_proxy_configuration(tmp_path / folder, tmp_path / folder, Listen("127.0.0.1", port), free_port())
+        file = write_proxy_configuration(
+            tmp_path / folder, tmp_path / folder, Listen("127.0.0.1", port), f"127.0.0.1:{free_port()}"
+        )
         masters[folder] = subprocess.Popen([find_nginx(), "-c", str(file)], stderr=subprocess.DEVNULL)
     try:
         wait_for(lambda: all(map(answers, ports.values())), 20, "two proxies")

@@ -178,7 +178,9 @@ def test_an_expired_certificate_is_not_accepted(tmp_path: Path) -> None:
     (tmp_path / "server.crt").write_bytes(issued.certificate)
     (tmp_path / "server.key").write_bytes(issued.key)
     port = free_port()
-    file = write_proxy_configuration(tmp_path / "proxy", tmp_path, Listen("127.0.0.1", port), free_port())
+    file = write_proxy_configuration(
+        tmp_path / "proxy", tmp_path, Listen("127.0.0.1", port), f"127.0.0.1:{free_port()}"
+    )
     log = tmp_path / "proxy.log"
     nginx = Child("proxy", [find_nginx(), "-c", str(file)], dict(os.environ), log, lambda: answers(port))
     supervisor = Supervisor([nginx], lambda name, event: None)

@@ -1,0 +1,106 @@
+"""Keeps the processes of a site alive, all of them or one, and says in the state folder how they are."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+
+from client.preflight import Item
+from client.site_state import Role, StateFolder, site_status, write_json
+from common.errors import FedvoxError
+from common.supervise import Child, Supervisor
+
+POLL_SECONDS = 0.1
+STATUS_SECONDS = 2.0
+STOP_SECONDS = 10.0
+
+Say = Callable[[str], None]
+
+
+class PreflightError(FedvoxError):
+    """Something must be put right before the site can start."""
+
+
+def see_to(items: Iterable[Item], say: Say) -> None:
+    """Shows what the preflight finds.
+
+    Raises:
+        PreflightError: an item stands in the way.
+    """
+    wrong = []
+    for item in items:
+        say(str(item))
+        if item.severity == "error":
+            wrong.append(item.name)
+    if wrong:
+        raise PreflightError(f"not started; put right first: {', '.join(wrong)}")
+
+
+class Upkeep:
+    """Processes of one site, under supervision.
+
+    Args:
+        folder: the state folder, held by this process.
+        children: what to keep alive.
+        role: what of a site this is.
+        ready_line: what to say when it is ready.
+        say: shows a line.
+        health: where SuperNode tells its health, if it does; noted for ``fedvox-client health``.
+    """
+
+    def __init__(
+        self, folder: StateFolder, children: Sequence[Child], role: Role, ready_line: str, say: Say, health: str = ""
+    ) -> None:
+        self._folder = folder
+        self._role = role
+        self._ready_line = ready_line
+        self._say = say
+        self._health = health
+        self._since = time.time()
+        self._written = 0.0
+        self._was_ready = False
+        self._supervisor = Supervisor(children, self._on_event)
+
+    def run(self) -> None:
+        """Keeps all alive; returns when told to stop."""
+        for leftover in (self._folder.contact, self._folder.busy, self._folder.runner):
+            leftover.unlink(missing_ok=True)
+        try:
+            self._supervisor.start()
+            while True:
+                self._supervisor.poll()
+                self._write_status()
+                time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:
+            self._say("stopping")
+        finally:
+            self._supervisor.stop(STOP_SECONDS)
+            self._write_status(now=True)
+
+    def _on_event(self, name: str, event: str) -> None:
+        if name == "supernode" and event.startswith("started"):
+            self._folder.contact.unlink(missing_ok=True)
+        with (self._folder.logs / "start.log").open("a", encoding="utf-8") as log:
+            log.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {name}: {event}\n")
+        if "again in" in event:
+            self._say(f"{name} {event} (see {self._folder.logs / (name + '.log')})")
+        self._written = 0.0
+
+    def _write_status(self, now: bool = False) -> None:
+        if not now and time.monotonic() - self._written < STATUS_SECONDS and self._was_ready:
+            return
+        self._written = time.monotonic()
+        content = {
+            "pid": os.getpid(),
+            "since": self._since,
+            "role": self._role,
+            "health": self._health,
+            "processes": self._supervisor.states(),
+        }
+        write_json(self._folder.status, content)
+        ready = site_status(self._folder)["ready"]
+        if ready and not self._was_ready:
+            self._say(self._ready_line)
+        self._was_ready = ready
