@@ -17,6 +17,11 @@ Look at what the federation wants, approve it, and join:
     fedvox-client approve --kit .
     fedvox-client start --kit . --data /path/to/scans
 
+Or in two containers, one with the network and one with the scans: name this folder and that of the scans in `.env`, as
+`deploy/site/README.md` of Fedvox says, approve, and in `deploy/site`
+
+    docker compose up -d
+
 The site needs a way out to `{endpoint}` (TCP, TLS). Nothing needs to reach the site.
 
 {key}
@@ -46,6 +51,11 @@ This starts the federation, waits for the sites ({sites}), and ends with the rel
 How far it is:
 
     fedvox-server status run
+
+Or in two containers, the proxy and all else: name this folder in `.env`, as `deploy/server/README.md` of Fedvox says,
+and in `deploy/server`
+
+    docker compose up -d
 
 Sites must reach `{endpoint}` (TCP, TLS); no other port of this machine needs to be open. `server.key` is private.
 The sites in `sites/` are let in; `fedvox-server revoke` takes one out.
