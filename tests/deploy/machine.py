@@ -1,0 +1,235 @@
+"""Podman and Buildah with a storage of their own, a base image made of Debian's packages, and the real images.
+
+What takes long (base, wheels, layers) is kept in $FEDVOX_DEPLOY_CACHE, by default /var/tmp/fedvox-deploy, and made
+again when what it is made of changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from tests.e2e.network_federation import wait_for
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BASE = "docker.io/library/python:3.11-slim-bookworm"
+CLIENT, SERVER = "localhost/fedvox-client:cpu", "localhost/fedvox-server:latest"
+PROGRAMS = ("podman", "buildah", "runc", "debootstrap", "podman-compose")
+NICE = ("nice", "-n", "19")
+_BESIDE = str(Path(sys.executable).parent)
+_PATH = os.pathsep.join([_BESIDE, os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+
+_CONTAINERS = """\
+[containers]
+# A machine that is itself a container may not raise limits; lower ones are allowed everywhere.
+default_ulimits = ["nofile=4096:4096", "nproc=4096:4096"]
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+[network]
+network_backend = "netavark"
+"""
+_STORAGE = """\
+[storage]
+driver = "overlay"
+graphroot = "{folder}/storage"
+runroot = "{folder}/run"
+"""
+
+
+def missing_programs() -> list[str]:
+    """What has to be installed for these tests."""
+    return [name for name in PROGRAMS if shutil.which(name, path=_PATH) is None]
+
+
+class Machine:
+    """Runs containers and builds images.
+
+    Args:
+        folder: for storage, base and wheels; kept from run to run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "containers.conf").write_text(_CONTAINERS)
+        (folder / "storage.conf").write_text(_STORAGE.format(folder=folder))
+        self.environment = os.environ | {
+            "CONTAINERS_CONF": str(folder / "containers.conf"),
+            "CONTAINERS_STORAGE_CONF": str(folder / "storage.conf"),
+            "PATH": _PATH,
+        }
+
+    def run(self, *command: str, check: bool = True, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Runs a program with this storage; fails with what it said."""
+        done = subprocess.run(
+            [*NICE, *command], env=self.environment, cwd=cwd, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0 or not check, f"{' '.join(command)}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        return done
+
+    def podman(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """``podman``; without a service manager it says on stderr that health checks get no timer, which is true."""
+        return self.run("podman", *arguments, check=check)
+
+    def inside(self, container: str, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """A command in a container that runs."""
+        return self.podman("exec", container, *command, check=check)
+
+    def bytes_of(self, image: str) -> int:
+        """The size of an image with all its layers."""
+        return int(self.podman("image", "inspect", "--format", "{{.Size}}", image).stdout)
+
+    def make_images(self) -> None:
+        """Makes the base where it is missing, and both images."""
+        if self.podman("image", "exists", BASE, check=False).returncode != 0:
+            self._make_base()
+        context = self._context()
+        revision = self.run("git", "rev-parse", "HEAD", cwd=REPOSITORY, check=False).stdout.strip() or "unknown"
+        for name, tag in (("server", SERVER), ("client", CLIENT)):
+            # The host's network, for Debian's packages; wheels come with the context.
+            options = ["--format", "docker", "--layers", "--network", "host", "--tag", tag]
+            labels = ["--build-arg", "VERSION=0.0.test", "--build-arg", f"REVISION={revision}"]
+            self.run("buildah", "bud", *options, *labels, "-f", f"deploy/Dockerfile.{name}", ".", cwd=context)
+
+    def _make_base(self) -> None:
+        base = self.folder / "base"
+        packages = "--include=python3,python3-venv,python3-pip,ca-certificates,tzdata"
+        shutil.rmtree(base, ignore_errors=True)
+        self.run("debootstrap", "--variant=minbase", packages, "bookworm", str(base), "http://deb.debian.org/debian")
+        for leftover in (*base.glob("var/cache/apt/archives/*.deb"), *base.glob("var/lib/apt/lists/*_*")):
+            leftover.unlink()
+        archive = self.folder / "base.tar"
+        self.run("tar", "-C", str(base), "-cf", str(archive), ".")
+        self.podman("import", str(archive), BASE)
+        archive.unlink()
+        shutil.rmtree(base)
+
+    def _wheels(self) -> Path:
+        """Wheels of everything that both images need, fetched with this machine's own settings of pip."""
+        recipe = b"".join((REPOSITORY / name).read_bytes() for name in ("pyproject.toml", "constraints.txt"))
+        wheels = self.folder / f"wheels-{hashlib.sha256(recipe).hexdigest()[:12]}"
+        if not wheels.exists():
+            part = self.folder / "wheels.part"
+            shutil.rmtree(part, ignore_errors=True)
+            source = self._copy_of_tree(self.folder / "source")
+            wanted = [".", "setuptools>=77", "cyclonedx-bom==7.5.0"]
+            pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--constraint", "constraints.txt"]
+            self.run(*pip, "--wheel-dir", str(part), *wanted, cwd=source)
+            for own in part.glob("fedvox-*"):
+                own.unlink()
+            part.rename(wheels)
+        return wheels
+
+    def _context(self) -> Path:
+        """The tree as it is checked in or about to be, with wheels; and with data and keys that must not get in."""
+        context = self._copy_of_tree(self.folder / "context")
+        for wheel in self._wheels().iterdir():
+            (context / "deploy/wheels" / wheel.name).hardlink_to(wheel)
+        for name in ("kits/server/server.key", "runs/first/report.html", "client/secret.nii.gz", "data/scan.nii.gz"):
+            (context / name).parent.mkdir(parents=True, exist_ok=True)
+            (context / name).write_text("must not get into an image")
+        return context
+
+    def _copy_of_tree(self, folder: Path) -> Path:
+        shutil.rmtree(folder, ignore_errors=True)
+        listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+        for name in filter(None, self.run(*listed, cwd=REPOSITORY).stdout.split("\0")):
+            if (REPOSITORY / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(REPOSITORY / name, folder / name)
+        return folder
+
+
+class Stack:
+    """The containers of one compose file.
+
+    Args:
+        machine: where they run.
+        kind: ``site`` or ``server``: the folder of the compose file.
+        settings: what its ``.env`` says.
+    """
+
+    def __init__(self, machine: Machine, folder: Path, kind: str, settings: Mapping[str, object]) -> None:
+        self.machine = machine
+        self.project = str(settings["FEDVOX_PROJECT"])
+        self._compose = REPOSITORY / "deploy" / kind / "compose.yaml"
+        self._env = folder / f"{self.project}.env"
+        self._env.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
+
+    def compose(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """``podman-compose`` on this file."""
+        files = ["--env-file", str(self._env), "-f", str(self._compose)]
+        return self.machine.run("podman-compose", "--in-pod=false", *files, *arguments, check=check)
+
+    def name(self, service: str) -> str:
+        """Of a service's container."""
+        return f"{self.project}_{service}_1"
+
+    def log(self, service: str) -> str:
+        """What a service has said."""
+        done = self.machine.podman("logs", self.name(service), check=False)
+        return done.stdout + done.stderr
+
+    def save(self, service: str, what: str, file: Path) -> None:
+        """Packs something in a service's ``/state`` into a tar file on this machine."""
+        with file.open("wb") as archive:
+            subprocess.run(
+                self._tar(service, "-cf", "-", what), env=self.machine.environment, stdout=archive, check=True
+            )
+
+    def restore(self, service: str, file: Path) -> None:
+        """Unpacks a tar file into a service's ``/state``."""
+        with file.open("rb") as archive:
+            subprocess.run(self._tar(service, "-xf", "-"), env=self.machine.environment, stdin=archive, check=True)
+
+    def _tar(self, service: str, *options: str) -> list[str]:
+        files = ["--env-file", str(self._env), "-f", str(self._compose)]
+        run = ["run", "--rm", "-T", "--no-deps", "--entrypoint", "tar", service, "-C", "/state"]
+        return [*NICE, "podman-compose", "--in-pod=false", *files, *run, *options]
+
+    def wait_until(self, condition: Callable[[], object], service: str, what: str, seconds: float = 180) -> None:
+        """Polls until something is true; fails with what a service has said meanwhile."""
+        try:
+            wait_for(condition, seconds, what)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; {service} said:\n{self.log(service)[-2000:]}") from None
+
+    def wait_for_line(self, service: str, text: str) -> None:
+        """Waits until a service has said something."""
+        self.wait_until(lambda: text in self.log(service), service, text)
+
+    def inside(self, service: str, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """A command in a service's container."""
+        return self.machine.inside(self.name(service), *command, check=check)
+
+    def python(self, service: str, code: str) -> str:
+        """What a piece of Python says in a service's container."""
+        return self.inside(service, "python", "-c", code).stdout.strip()
+
+    def volume(self, name: str) -> Path:
+        """Where a volume's files are on this machine."""
+        found = self.machine.podman("volume", "inspect", "--format", "{{.Mountpoint}}", f"{self.project}_{name}")
+        return Path(found.stdout.strip())
+
+    def is_running(self, service: str) -> bool:
+        """Whether a service's container runs."""
+        done = self.machine.podman("inspect", "--format", "{{.State.Running}}", self.name(service), check=False)
+        return done.stdout.strip() == "true"
+
+    def healthy(self, services: Sequence[str]) -> dict[str, bool]:
+        """What the health checks find that are in the image or the compose file."""
+        return {
+            service: self.machine.podman("healthcheck", "run", self.name(service), check=False).returncode == 0
+            for service in services
+        }
+
+    def down(self) -> None:
+        """Removes containers, networks and volumes."""
+        self.compose("down", "--volumes", "--timeout", "10", check=False)
