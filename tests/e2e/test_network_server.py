@@ -333,6 +333,7 @@ def kill(find: Callable[[], int | None]) -> None:
 def test_a_revoked_site_is_shut_out_at_once_and_sigterm_ends_everything(tmp_path: Path) -> None:
     with federation(tmp_path, ("east", "north")) as made:
         server = made.start_server()
+        wait_for(made.is_up, 120, "a server that waits for sites")
         made.start_site("east")
         wait_for(lambda: "east is connected" in made.log("server"), 120, "a site")
         revoke(made.kits, "east")
