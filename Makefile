@@ -43,9 +43,9 @@ test-network: $(INSTALLED)
 test-long: $(INSTALLED)
 	$(NETWORK_TESTS) -m long $(ARGS)
 
-# Charts and units against their tools, lines, clocks and disks that fail, the container images and both compose files
-# for real: as root, on Debian. About half an hour the first time; what it
-# needs for that is kept in $$FEDVOX_DEPLOY_CACHE (default /var/tmp/fedvox-deploy).
+# Charts and units against their tools, lines, clocks and disks that fail, the container images and both compose files for
+# real: as root, on Debian. About half an hour the first time; what images are built from is kept in
+# $$FEDVOX_DEPLOY_CACHE (default /var/tmp/fedvox-deploy).
 DEPLOY_PACKAGES := buildah podman runc netavark aardvark-dns debootstrap iptables nginx-light
 test-deploy: $(INSTALLED)
 	@command -v podman buildah runc debootstrap >/dev/null || { apt-get update -qq && \
