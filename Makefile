@@ -45,11 +45,12 @@ test-long: $(INSTALLED)
 
 # Charts and units against their tools, lines, clocks and disks that fail, the container images and both compose files for
 # real: as root, on Debian. About half an hour the first time; what images are built from is kept in
-# $$FEDVOX_DEPLOY_CACHE (default /var/tmp/fedvox-deploy).
-DEPLOY_PACKAGES := buildah podman runc netavark aardvark-dns debootstrap iptables nginx-light
+# $FEDVOX_DEPLOY_CACHE (default /var/tmp/fedvox-deploy).
+DEPLOY_PACKAGES := buildah podman runc netavark aardvark-dns debootstrap iptables
 test-deploy: $(INSTALLED)
-	@command -v podman buildah runc debootstrap >/dev/null || { apt-get update -qq && \
-		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(DEPLOY_PACKAGES) >/dev/null; }
+	@for program in podman buildah runc debootstrap; do command -v $$program >/dev/null || missing=1; done; \
+		test -z "$$missing" || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends $(DEPLOY_PACKAGES) >/dev/null; }
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[deploy]'
 	FEDVOX_REQUIRE_DEPLOY=1 $(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -q -rP -m deploy tests/deploy $(ARGS)
 
