@@ -17,6 +17,7 @@ from common.errors import FedvoxError
 RUN_VARIABLE = "FEDVOX_RUN"
 NODES_FILE = "nodes.json"
 DATABASE = "superlink.db"
+OBJECTS = "objects"
 APP_LOG = "logs/app.log"
 _APP_LOCK = "app.lock"
 _START_LOCK = "start.lock"

@@ -28,6 +28,7 @@ from server.network_setup import (
     check_port,
     default_listen,
     flower_processes,
+    forget_messages,
     make_run_folder,
     proxy_process,
     read_federation,
@@ -186,6 +187,8 @@ class _Server:
         if self._control is not None:
             self._control.close()  # SuperLink waits for open connections before it ends
         self._supervisor.stop()
+        if outcome is not None:
+            forget_messages(self._folder.path)
         self._audit.append("server_stopped", outcome=outcome or ("stopped" if reason else "interrupted"))
         self._write_status(running=False)
 

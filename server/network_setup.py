@@ -20,7 +20,7 @@ from common.errors import ConfigError, FedvoxError, OutputError
 from common.flower import flower_environment
 from common.network_config import Kit
 from common.supervise import Child, answers
-from server.app_lock import DATABASE, RUN_VARIABLE
+from server.app_lock import DATABASE, OBJECTS, RUN_VARIABLE
 from server.authority import write_private
 from server.proxy import Listen, write_proxy_configuration
 from server.state import RunFolder
@@ -104,6 +104,13 @@ def take_over_run(run: Path, kit_folder: Path, config: FederationConfig) -> RunF
     # Last: this file makes it a run folder. Sites and addresses in it may have changed since.
     folder.write_text("federation.yaml", config.resolved())
     return folder
+
+
+def forget_messages(run: Path) -> None:
+    """Removes what SuperLink kept of a run that is over: sites' updates may be among it, and nothing hangs on it."""
+    shutil.rmtree(run / OBJECTS, ignore_errors=True)
+    for file in run.glob(f"{DATABASE}*"):
+        file.unlink(missing_ok=True)
 
 
 def check_port(listen: Listen) -> None:

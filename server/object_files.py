@@ -20,7 +20,8 @@ from flwr.supercore.object_store.sql_object_store import SqlObjectStore
 from flwr.supercore.state.schema.objectstore_models import StoredObject
 from sqlalchemy import select
 
-FOLDER = "objects"
+from server.app_lock import OBJECTS
+
 LARGE = 65536
 SWEEP_SECONDS = 2.0
 # No object of Flower's begins like this: its first bytes are the name of its kind.
@@ -39,7 +40,7 @@ class FileObjectStore(SqlObjectStore):
 
     def __init__(self, database_path: str) -> None:
         super().__init__(database_path, verify=False)
-        self._folder = Path(database_path).with_name(FOLDER)
+        self._folder = Path(database_path).with_name(OBJECTS)
         self._folder.mkdir(mode=0o700, exist_ok=True)
         self._sweeping = threading.Lock()
         self._swept = float("-inf")

@@ -270,6 +270,12 @@ def test_nothing_is_left_running_and_no_secret_readable(finished: Federation) ->
     assert (finished.run / "secret").stat().st_mode & 0o077 == 0
 
 
+def test_no_update_of_a_site_stays_at_the_server(finished: Federation) -> None:
+    names = {file.name for file in finished.run.iterdir()}
+    assert not names & {"spool", "objects", "superlink.db", "superlink.db-wal", "superlink.db-shm"}
+    assert {"model", "rounds.jsonl", "audit.jsonl"} <= names
+
+
 def test_starting_a_finished_federation_does_nothing(finished: Federation) -> None:
     before = (finished.run / "rounds.jsonl").read_bytes()
     done = subprocess.run(finished.server_command(), capture_output=True, text=True, timeout=120)

@@ -16,6 +16,7 @@ from flwr.supercore.object_store.sql_object_store import SqlObjectStore
 from flwr.supercore.task_identity import TaskIdentity
 
 from server import object_files
+from server.app_lock import OBJECTS
 from server.object_files import LARGE, FileObjectStore
 
 RUN = 7
@@ -59,7 +60,7 @@ def fill(store: ObjectStore, message: Message) -> dict[str, bytes]:
 
 
 def files(path: Path) -> list[str]:
-    return sorted(file.name for file in (path / object_files.FOLDER).iterdir())
+    return sorted(file.name for file in (path / OBJECTS).iterdir())
 
 
 @pytest.mark.parametrize("kind", [SqlObjectStore, FileObjectStore])
@@ -136,7 +137,7 @@ def test_a_file_that_is_gone_makes_its_object_unknown(tmp_path: Path, message: M
     store = opened(FileObjectStore, tmp_path)
     fill(store, message)
     [name] = files(tmp_path)
-    (tmp_path / object_files.FOLDER / name).unlink()
+    (tmp_path / OBJECTS / name).unlink()
     assert store.get(name) is None
 
 
@@ -147,7 +148,7 @@ def test_files_without_an_object_are_swept_up(
     store = opened(FileObjectStore, tmp_path)
     parts = fill(store, message)
     [kept] = files(tmp_path)
-    folder = tmp_path / object_files.FOLDER
+    folder = tmp_path / OBJECTS
     for left in ("f" * 64, f"{'a' * 64}.123.456"):
         (folder / left).write_bytes(b"half")
         os.utime(folder / left, (time.time() - 60,) * 2)
