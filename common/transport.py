@@ -86,17 +86,35 @@ def decode(data: bytes, count: int, encoding: Encoding) -> Vector:
     Raises:
         ProtocolError: ``data`` has another length than ``count`` values take, or a scale is negative.
     """
+    if encoding == "float32" and len(data) == encoded_bytes(count, encoding):
+        return np.frombuffer(data, "<f4").astype(np.float32, copy=False)
+    values = np.empty(count, np.float32)
+    for part, content in decode_parts(data, count, encoding):
+        values[part] = content
+    return values
+
+
+def decode_parts(data: bytes, count: int, encoding: Encoding) -> Iterator[tuple[slice, Vector]]:
+    """One piece as ``decode`` gives it, in parts of at most ``AT_A_TIME`` values: where they belong, and the values.
+
+    Raises:
+        ProtocolError: as ``decode``, before the first part.
+    """
     if len(data) != encoded_bytes(count, encoding):
         raise ProtocolError(f"a piece has {len(data)} bytes, {encoded_bytes(count, encoding)} expected")
     if encoding == "float32":
-        return np.frombuffer(data, "<f4").astype(np.float32, copy=False)
-    if encoding == "bfloat16":
-        return _from_bfloat16(np.frombuffer(data, "<u2"))
-    blocks = _blocks(count)
-    scales = np.frombuffer(data, "<f4", blocks)
-    if not (scales >= 0).all():
-        raise ProtocolError("a piece has a scale that is negative or not a number")
-    return _from_int8(scales, np.frombuffer(data, np.int8, count, 4 * blocks))
+        whole = np.frombuffer(data, "<f4").astype(np.float32, copy=False)
+        yield from ((part, whole[part]) for part in _parts(count))
+    elif encoding == "bfloat16":
+        halves = np.frombuffer(data, "<u2")
+        yield from ((part, (halves[part].astype(np.uint32) << 16).view(np.float32)) for part in _parts(count))
+    else:
+        blocks = _blocks(count)
+        scales = np.frombuffer(data, "<f4", blocks)
+        if not (scales >= 0).all():
+            raise ProtocolError("a piece has a scale that is negative or not a number")
+        steps = np.frombuffer(data, np.int8, count, 4 * blocks)
+        yield from ((part, _from_int8(scales, steps, part)) for part in _parts(count))
 
 
 def encode_vector(vector: Vector, encoding: Encoding) -> Iterator[tuple[Piece, bytes]]:
@@ -159,20 +177,10 @@ def _to_bfloat16(values: Vector) -> NDArray[np.uint16]:
     return rounded
 
 
-def _from_bfloat16(halves: NDArray[np.uint16]) -> Vector:
-    bits = np.empty(halves.size, np.uint32)
-    for part in _parts(halves.size):
-        bits[part] = halves[part]
-        bits[part] <<= 16
-    return bits.view(np.float32)
-
-
-def _from_int8(scales: NDArray[np.float32], steps: NDArray[np.int8]) -> Vector:
-    values = np.empty(steps.size, np.float32)
+def _from_int8(scales: NDArray[np.float32], steps: NDArray[np.int8], part: slice) -> Vector:
+    scale = np.repeat(scales[part.start // BLOCK : _blocks(part.stop)], BLOCK)[: part.stop - part.start]
     with np.errstate(over="ignore", invalid="ignore"):
-        for part in _parts(steps.size):
-            scale = np.repeat(scales[part.start // BLOCK : _blocks(part.stop)], BLOCK)
-            np.multiply(steps[part], scale[: part.stop - part.start], out=values[part])
+        values: Vector = steps[part] * scale
     return values
 
 

@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from common.privacy_config import PrivacyConfig
-from common.protocol import Piece, Refusal, Result, SiteInfo, Task, Update, Vector
-from common.transport import AT_A_TIME, decode
+from common.protocol import Piece, Refusal, Result, SiteInfo, Task, Update
+from common.transport import decode_parts
 
 SMALLEST_LOSS, LARGEST_LOSS = -1e-3, 1e6  # a Dice loss of zero may be rounded to just below it
 LARGEST_SECONDS = 1e8
@@ -121,21 +121,15 @@ def measure(update: Update, keep: Callable[[Piece, bytes], None]) -> float:
     """
     total = 0.0
     for piece, data in update.pieces():
-        values = decode(data, piece.count, update.encoding)
-        squares = _sum_of_squares(values)
+        squares = 0.0
+        for _, values in decode_parts(data, piece.count, update.encoding):
+            part = values.astype(np.float64)
+            squares += float(part @ part)
         if not math.isfinite(squares):
             raise RefusedError(Refusal.NOT_FINITE)
         total += squares
         keep(piece, data)
     return math.sqrt(total)
-
-
-def _sum_of_squares(values: Vector) -> float:
-    total = 0.0
-    for start in range(0, values.size, AT_A_TIME):
-        part = values[start : start + AT_A_TIME].astype(np.float64)
-        total += float(part @ part)
-    return total
 
 
 def judge_norms(

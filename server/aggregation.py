@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from common.protocol import Vector
-from common.transport import AT_A_TIME
 
 
 class WeightedMean:
@@ -23,13 +24,12 @@ class WeightedMean:
         self._weight = 0.0
         self.count = 0
 
-    def add(self, vector: Vector, weight: float) -> None:
-        """Adds ``vector`` with ``weight`` > 0."""
+    def add(self, parts: Iterable[tuple[slice, Vector]], weight: float) -> None:
+        """Adds a vector with ``weight`` > 0, in parts that cover it: where they belong, and their values."""
         if not weight > 0:
             raise ValueError(f"weight must be positive, not {weight}")
-        for start in range(0, vector.size, AT_A_TIME):
-            part = slice(start, start + AT_A_TIME)
-            self._sum[part] += np.multiply(vector[part], weight, dtype=np.float64)
+        for where, values in parts:
+            self._sum[where] += np.multiply(values, weight, dtype=np.float64)
         self._weight += weight
         self.count += 1
 

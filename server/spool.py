@@ -24,7 +24,7 @@ import numpy as np
 from common.errors import OutputError, ProtocolError
 from common.messages import Result
 from common.protocol import Update
-from common.transport import Encoding, Vector, decode, encoded_bytes, pieces_of
+from common.transport import Encoding, Vector, decode_parts, encoded_bytes, pieces_of
 from server.admission import RefusedError, measure
 from server.aggregation import WeightedMean
 
@@ -118,7 +118,7 @@ class Spool:
             for piece in pieces_of(self._size, self._encoding):
                 part = WeightedMean(piece.count)
                 for site, weight in weights.items():
-                    part.add(decode(streams[site].read(piece.size), piece.count, self._encoding), weight)
+                    part.add(decode_parts(streams[site].read(piece.size), piece.count, self._encoding), weight)
                 mean[piece.start : piece.start + piece.count] = part.mean()
         return mean
 
