@@ -162,6 +162,11 @@ def check_server(kit: Kit, authority: Path, timeout: float = CONNECT_SECONDS) ->
     except HandshakeError as error:
         yield Item("certificate", "error", str(error))
         return
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
+        # As a proxy on the way does while the server behind it is being started.
+        text = f"{kit.endpoint} hangs up; look at firewall and proxy. It is tried again and again"
+        yield Item("server", "warning", text)
+        return
     except ssl.SSLError as error:
         yield Item("server", "error", f"{kit.endpoint} does not speak TLS ({error.reason}); is the port right?")
         return

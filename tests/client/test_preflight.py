@@ -145,6 +145,25 @@ def test_a_server_that_accepts_and_says_nothing_is_a_warning(authority: Authorit
     assert item.severity == "warning" and "no answer" in item.text
 
 
+def test_a_proxy_that_hangs_up_is_a_warning_for_the_server_behind_it_may_be_starting(authority: Authority) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hanging_up:
+
+        def hang_up() -> None:
+            connection, _ = hanging_up.accept()
+            connection.recv(1)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(4096):
+                pass
+            connection.close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        [item] = check_server(kit(hanging_up.getsockname()[1]), authority.file)
+        thread.join()
+    assert item.severity == "warning"
+    assert "hangs up" in item.text
+
+
 def test_something_without_tls_is_an_error(authority: Authority) -> None:
     with serving(None) as site_kit:
         items = found(site_kit, authority.file)
