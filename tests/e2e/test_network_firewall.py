@@ -38,7 +38,7 @@ def settled(between: Relay) -> None:
 
 
 def test_a_minute_without_a_connection_costs_no_process_no_round_and_no_second_upload(tmp_path: Path) -> None:
-    settings = ("rounds=2", "model.channels=[8, 16, 32, 384]", "training.local_steps=2")
+    settings = ("rounds=2", "model.channels=[8, 16, 32, 896]", "training.local_steps=2")
     with federation(tmp_path, settings=settings) as made, relay(made.port) as north, relay(made.port) as west:
         weights, _ = initial_weights(plan_from_config(made.config), made.config.seed)
         upload = weights.nbytes
