@@ -1,6 +1,6 @@
 """Starts Flower's SuperNode for a site: ``python -m client.supernode`` takes ``flower-supernode``'s options.
 
-It differs from ``flower-supernode`` in four ways, for each of which it reaches into a module of Flower; therefore it
+It differs from ``flower-supernode`` in five ways, for each of which it reaches into a module of Flower; therefore it
 runs with the version that it was written for and refuses any other.
 
 Shorter pauses. SuperNode's main loop asks the server for a message, and if there is none sleeps for 3 s; while a task
@@ -16,6 +16,9 @@ for ever, without a connection to the server. Here the process ends with its mai
 Continuity. See ``client.continuity``.
 
 A broken line. See ``client.uplink``.
+
+Speed. The runner's requests go a short way through it (``common.short_way``), and its own over connections that do not
+take pieces of a model apart (``common.bulk_http``).
 """
 
 from __future__ import annotations

@@ -111,13 +111,12 @@ class FileObjectStore(SqlObjectStore):
             return
         try:
             self._swept = time.monotonic()
-            # Before the database is asked: what is written from here on is not looked at.
-            files = [(file, file.stat().st_mtime) for file in self._folder.iterdir()]
-            with self.session() as session:
+            # As long as this transaction lasts nobody announces an object, whose file of old could be meant here.
+            with self._mutation_session() as session:
                 known = set(session.scalars(select(StoredObject.object_id)))
-            for file, written in files:
-                if file.name not in known and time.time() - written > SWEEP_SECONDS:
-                    file.unlink(missing_ok=True)
+                for file in self._folder.iterdir():
+                    if file.name not in known and time.time() - file.stat().st_mtime > SWEEP_SECONDS:
+                        file.unlink(missing_ok=True)
         except OSError:
             pass  # another process swept at the same time
         finally:
