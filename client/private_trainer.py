@@ -14,15 +14,14 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from client.clipping import ClippedSum, ClippingNorm
 from client.noise import KeyedNoise, Noise, SecureNoise
+from client.onednn import OneDnnConvolutions, is_available
 from client.private_sampling import (
     KeySource,
     PatientSampler,
@@ -64,24 +63,6 @@ def make_trainer(config: FederationConfig, plan: Plan, device: torch.device, rep
     spends = plan_privacy(config.privacy, config.rounds, config.training.local_steps)
     key_of = repeatable_key if repeatable else fresh_key
     return PrivateTrainer(model, plan, config.training, total_steps, device, config.privacy, spends, key_of)
-
-
-class OneDnnConvolutions(TorchFunctionMode):
-    """Within it, 3D convolutions on a CPU in float32 are oneDNN's.
-
-    For a single sample of up to 20,480 values (the last axis not counted) Torch takes its own kernel, which suits 2D
-    images; in 3D a whole step took 15 % longer with it.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Calls ``func``, or oneDNN if it is the convolution of ``nn.Conv3d``."""
-        del types
-        if func is torch.conv3d and len(args) == 7 and not isinstance(args[4], str):
-            image, weight, bias, stride, padding, dilation, groups = args
-            return torch.mkldnn_convolution(image, weight, bias, padding, stride, dilation, groups)
-        return func(*args, **(kwargs or {}))
 
 
 class PrivateTrainer(Trainer):
@@ -198,7 +179,7 @@ class PrivateTrainer(Trainer):
 
     def _convolutions(self) -> AbstractContextManager[object]:
         one_by_one = self.device.type == "cpu" and self._autocast is None and not self.config.compile
-        return OneDnnConvolutions() if one_by_one and torch._C._has_mkldnn else nullcontext()
+        return OneDnnConvolutions() if one_by_one and is_available() else nullcontext()
 
     def _noise(self, key: bytes, device: torch.device) -> Noise:
         if self._privacy.secure_random:
