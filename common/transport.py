@@ -28,6 +28,9 @@ PIECE_BYTES = 16 * 2**20
 BLOCK = 64
 # Values that are worked on at a time where it takes several passes: they then stay in the processor's cache.
 AT_A_TIME = 2**16
+# BLAS takes a thread per core for longer vectors than this; waiting for them takes ten times as long as the work where
+# other processes use the cores too.
+UNTHREADED = 2**13
 Vector = NDArray[np.float32]
 Encoding = Literal["float32", "bfloat16", "int8"]
 WIRE_TYPES: dict[Encoding, str] = {
@@ -182,6 +185,15 @@ def _from_int8(scales: NDArray[np.float32], steps: NDArray[np.int8], part: slice
     with np.errstate(over="ignore", invalid="ignore"):
         values: Vector = steps[part] * scale
     return values
+
+
+def squared_norm(values: Vector) -> float:
+    """The sum of squares in float64; not finite if a value is not."""
+    total = 0.0
+    for start in range(0, values.size, UNTHREADED):
+        part = values[start : start + UNTHREADED].astype(np.float64)
+        total += float(part @ part)
+    return total
 
 
 def _parts(size: int) -> Iterator[slice]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from common.privacy_config import PrivacyConfig
 from common.protocol import Piece, Refusal, Result, SiteInfo, Task, Update
-from common.transport import decode_parts
+from common.transport import decode_parts, squared_norm
 
 SMALLEST_LOSS, LARGEST_LOSS = -1e-3, 1e6  # a Dice loss of zero may be rounded to just below it
 LARGEST_SECONDS = 1e8
@@ -121,10 +121,7 @@ def measure(update: Update, keep: Callable[[Piece, bytes], None]) -> float:
     """
     total = 0.0
     for piece, data in update.pieces():
-        squares = 0.0
-        for _, values in decode_parts(data, piece.count, update.encoding):
-            part = values.astype(np.float64)
-            squares += float(part @ part)
+        squares = sum(squared_norm(values) for _, values in decode_parts(data, piece.count, update.encoding))
         if not math.isfinite(squares):
             raise RefusedError(Refusal.NOT_FINITE)
         total += squares

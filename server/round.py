@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 from flwr.app import Message, MessageType
 
 from common.config import FederationConfig
 from common.errors import ProtocolError
 from common.protocol import Progress, Refusal, SiteInfo, Task, Vector, pack_tasks, unpack_result
+from common.transport import squared_norm
 from server import round_lines
 from server.admission import RefusedError, admit, judge_norms
 from server.exchange import Exchange, NoReply
@@ -158,7 +159,7 @@ class Round:
     def _judge(self, weights: Vector) -> None:
         """Takes back updates that moved too far, now that all are known."""
         norms = {site: update.norm for site, update in self.spool.updates.items()}
-        length = float(np.sqrt(np.dot(weights, weights)))
+        length = math.sqrt(squared_norm(weights))
         infos = {info.site: info for info in self._sites.values()}
         for site, reason in judge_norms(norms, self._state.norms, length, self._size).items():
             self.spool.drop(site)

@@ -13,6 +13,7 @@ from common.errors import ProtocolError
 from common.transport import (
     BLOCK,
     PIECE_BYTES,
+    UNTHREADED,
     VALUES_PER_PIECE,
     Encoding,
     ErrorFeedback,
@@ -22,6 +23,7 @@ from common.transport import (
     encode_vector,
     encoded_bytes,
     pieces_of,
+    squared_norm,
 )
 
 ENCODINGS: list[Encoding] = ["float32", "bfloat16", "int8"]
@@ -155,3 +157,18 @@ def test_feedback_of_another_models_size_is_forgotten() -> None:
     list(feedback.encode(np.linspace(0, 1, 70, dtype=np.float32), "int8"))
     vector = np.linspace(-1, 1, 90, dtype=np.float32)
     assert [data for _, data in feedback.encode(vector, "int8")] == [data for _, data in encode_vector(vector, "int8")]
+
+
+@given(vectors(usual_float))
+def test_the_squared_norm_is_the_exact_sum(vector: np.ndarray) -> None:
+    expected = math.fsum(float(value) ** 2 for value in vector)
+    assert squared_norm(vector) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("place", [0, UNTHREADED - 1, UNTHREADED, 3 * UNTHREADED + 4])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_the_squared_norm_tells_of_every_value_that_is_not_finite(place: int, value: float) -> None:
+    vector = np.ones(3 * UNTHREADED + 5, np.float32)
+    assert squared_norm(vector) == vector.size
+    vector[place] = value
+    assert not math.isfinite(squared_norm(vector))
