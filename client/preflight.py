@@ -6,6 +6,7 @@ does not answer now) or takes effect later (an approval) is a warning.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -25,7 +26,7 @@ from cryptography import x509
 from client.request import KEY_FILE
 from client.site_state import read_json, write_json
 from common.config import FederationConfig
-from common.errors import ConfigError, DataError, FedvoxError
+from common.errors import ConfigError, DataError, FedvoxError, OutputError
 from common.flower import check_flower_version
 from common.network_config import Kit
 from common.text import counted
@@ -219,7 +220,8 @@ def check_data(
         more = f" (and {count - 1} more; fedvox-client check lists them all)" if count > 1 else ""
         return Item("data", "error", f"{first.path}: {first.text}{more}")
     text = counted(len(report.cases), "case")
-    write_json(memory, {"state": state, "text": text})
+    with contextlib.suppress(OutputError):  # it is read again next time; a full disk is an item of its own
+        write_json(memory, {"state": state, "text": text})
     return Item("data", "ok", text)
 
 

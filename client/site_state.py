@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from common.errors import FedvoxError, OutputError
 
@@ -113,9 +113,10 @@ class StateFolder:
 
         Raises:
             AlreadyRunningError: another process holds it.
+            OutputError: it cannot be written.
         """
         self.make()
-        with (self.path / "lock").open("a") as file:
+        with _opened_lock(self.path / "lock") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -136,11 +137,30 @@ class StateFolder:
         return False
 
 
+def _opened_lock(path: Path) -> TextIO:
+    try:
+        return path.open("a")
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def cannot_write(path: Path, error: OSError) -> OutputError:
+    """What to say when one of these files cannot be written."""
+    return OutputError(f"{path}: cannot be written: {error.strerror or error}; free space, or restore its rights")
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replaces a file that others read; not flushed to disk, for it means nothing after a loss of power."""
+    """Replaces a file that others read; not flushed to disk, for it means nothing after a loss of power.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(json.dumps(content), encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 
 from client.preflight import Item
-from client.site_state import Role, StateFolder, site_status, write_json
-from common.errors import FedvoxError
+from client.site_state import Role, StateFolder, cannot_write, site_status, write_json
+from common.errors import FedvoxError, OutputError
 from common.supervise import Child, Supervisor
 
 POLL_SECONDS = 0.1
@@ -61,6 +61,7 @@ class Upkeep:
         self._since = time.time()
         self._written = 0.0
         self._was_ready = False
+        self._trouble = ""
         self._supervisor = Supervisor(children, self._on_event)
 
     def run(self) -> None:
@@ -82,8 +83,12 @@ class Upkeep:
     def _on_event(self, name: str, event: str) -> None:
         if name == "supernode" and event.startswith("started"):
             self._folder.contact.unlink(missing_ok=True)
-        with (self._folder.logs / "start.log").open("a", encoding="utf-8") as log:
-            log.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {name}: {event}\n")
+        file = self._folder.logs / "start.log"
+        try:
+            with file.open("a", encoding="utf-8") as log:
+                log.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {name}: {event}\n")
+        except OSError as error:
+            self._complain(cannot_write(file, error))
         if "again in" in event:
             self._say(f"{name} {event} (see {self._folder.logs / (name + '.log')})")
         self._written = 0.0
@@ -99,8 +104,19 @@ class Upkeep:
             "health": self._health,
             "processes": self._supervisor.states(),
         }
-        write_json(self._folder.status, content)
+        try:
+            write_json(self._folder.status, content)
+            self._trouble = ""
+        except OutputError as error:
+            self._complain(error)
+            return
         ready = site_status(self._folder)["ready"]
         if ready and not self._was_ready:
             self._say(self._ready_line)
         self._was_ready = ready
+
+    def _complain(self, error: OutputError) -> None:
+        """Says once that the disk is full. The processes are kept alive all the same: there may be room again soon."""
+        if not self._trouble:
+            self._say(str(error))
+        self._trouble = str(error)

@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from common.errors import FedvoxError
+from common.errors import FedvoxError, OutputError
 
 FIRST_DELAY_SECONDS = 1.0
 LONGEST_DELAY_SECONDS = 30.0
@@ -168,10 +168,7 @@ class Supervisor:
 
     def _launch(self, kept: _Kept) -> None:
         child = kept.child
-        child.log.parent.mkdir(parents=True, exist_ok=True)
-        if child.log.exists() and child.log.stat().st_size > LARGEST_LOG_BYTES:
-            child.log.replace(child.log.with_name(child.log.name + ".1"))
-        with child.log.open("ab") as log:
+        with _opened_log(child.log) as log:
             try:
                 kept.process = subprocess.Popen(
                     list(child.command),
@@ -201,6 +198,21 @@ class Supervisor:
         kept.restarts += 1
         kept.since = time.time()
         self._on_event(kept.child.name, f"{_in_words(kept.exit_status)}; starting again in {kept.delay:g} s")
+
+
+def _opened_log(path: Path) -> BinaryIO:
+    """To be appended to; one that is large is put aside first.
+
+    Raises:
+        OutputError: it cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and path.stat().st_size > LARGEST_LOG_BYTES:
+            path.replace(path.with_name(path.name + ".1"))
+        return path.open("ab")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}; free space, or restore its rights") from None
 
 
 def _state_of(kept: _Kept) -> str:
