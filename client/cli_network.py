@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.cli import default_cache
+from common.cli import add_linger, default_cache
 from common.network_config import format_endpoint, parse_endpoint, parse_listen
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def add_network_commands(commands: Any) -> None:
     supernode.add_argument("--listen", required=True, metavar="HOST:PORT", help="where the runner reaches it")
     _add_secret(supernode)
     supernode.add_argument("--health", metavar="HOST:PORT", help="where it tells its health by gRPC (default: nowhere)")
+    add_linger(supernode)
     supernode.set_defaults(command=_supernode)
 
     runner = commands.add_parser(
@@ -62,6 +63,7 @@ def add_network_commands(commands: Any) -> None:
     _add_site_options(runner)
     runner.add_argument("--supernode", required=True, metavar="HOST:PORT", help="where supernode listens")
     _add_secret(runner)
+    add_linger(runner)
     runner.set_defaults(command=_runner)
 
     status = commands.add_parser(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -16,6 +18,7 @@ from common.errors import FedvoxError
 
 INTERRUPTED = 130
 """Exit status, as shells have it for a program that SIGINT ended."""
+LONGEST_LINGER_SECONDS = 3600.0
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -37,6 +40,17 @@ def base_parser(program: str, description: str) -> Parser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {common.__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks and the log")
     return parser
+
+
+def add_linger(command: argparse.ArgumentParser) -> None:
+    """Adds ``--linger``, for commands that run until they are stopped."""
+    command.add_argument(
+        "--linger",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="wait that long before it ends with an error; for what starts it again at once, such as containers",
+    )
 
 
 def run(parser: Parser, arguments: Sequence[str] | None) -> int:
@@ -67,7 +81,7 @@ def run(parser: Parser, arguments: Sequence[str] | None) -> int:
     except FedvoxError as error:
         if options.debug:
             raise
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        _tell(f"{parser.prog}: {error}", options)
         return error.exit_status
     except KeyboardInterrupt as error:
         if options.debug:
@@ -82,11 +96,16 @@ def run(parser: Parser, arguments: Sequence[str] | None) -> int:
     except Exception as error:  # the last resort: a bug, told as one
         if options.debug:
             raise
-        print(
-            f"{parser.prog}: internal error, {type(error).__name__}: {error}\nRun again with --debug to see more.",
-            file=sys.stderr,
-        )
+        text = f"{parser.prog}: internal error, {type(error).__name__}: {error}"
+        _tell(f"{text}\nRun again with --debug to see more.", options)
         return 1
+
+
+def _tell(text: str, options: argparse.Namespace) -> None:
+    """Says what is wrong, and lingers; a signal ends that, but does not hide what was wrong."""
+    with contextlib.suppress(KeyboardInterrupt):
+        print(text, file=sys.stderr, flush=True)
+        time.sleep(min(max(0.0, getattr(options, "linger", 0.0)), LONGEST_LINGER_SECONDS))
 
 
 def _interrupt(signal_number: int, frame: object) -> NoReturn:

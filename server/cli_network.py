@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from common.cli import add_linger
 from common.errors import ConfigError
 from common.network_config import format_endpoint, parse_endpoint, parse_listen
 from server.proxy import Listen
@@ -68,6 +69,7 @@ def add_network_commands(commands: argparse._SubParsersAction[Any]) -> None:
         help="with --no-proxy: where SuperLink listens, on a network that only the proxy reaches",
     )
     start.add_argument("--health", metavar="HOST:PORT", help="where SuperLink tells its health by gRPC")
+    add_linger(start)
     start.set_defaults(command=_start)
 
     proxy = commands.add_parser(
@@ -78,6 +80,7 @@ def add_network_commands(commands: argparse._SubParsersAction[Any]) -> None:
     )
     proxy.add_argument("--listen", required=True, metavar="HOST:PORT", help="where sites reach it")
     proxy.add_argument("--superlink", required=True, metavar="HOST:PORT", help="where SuperLink listens")
+    add_linger(proxy)
     proxy.set_defaults(command=_proxy)
 
     health = commands.add_parser(
