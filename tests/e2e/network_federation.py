@@ -200,6 +200,16 @@ class Federation:
             return []
         return [values for name, *values in map(json.loads, lines) if name == call]
 
+    def answered(self, site: str, round_number: int) -> bool:
+        """Whether what became of a site in a round is known, and it can be asked in the next one."""
+        done = [line for number, name, line in self.said("site_done") if (number, name) == (round_number, site)]
+        if not done:
+            return False
+        if done[-1]["status"] == "ok" or done[-1]["reason"] == "task-lost":
+            return True
+        told = [event for event in self.all_events() if event.get("site") == site]
+        return bool(told[-1]["event"] == "site_ready")
+
     def rounds(self) -> list[dict[str, Any]]:
         """The lines of ``rounds.jsonl``."""
         try:

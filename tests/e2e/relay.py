@@ -18,6 +18,7 @@ class Relay:
 
     Args:
         target: the port.
+        address: of this machine, on which both ports are.
 
     Attributes:
         port: where it listens itself.
@@ -25,10 +26,11 @@ class Relay:
         stalled: set while something is held back (``stall_after``).
     """
 
-    def __init__(self, target: int) -> None:
+    def __init__(self, target: int, address: str = "127.0.0.1") -> None:
         self.port = free_port()
         self.sent = 0
         self.stalled = threading.Event()
+        self._address = address
         self._target = target
         self._lock = threading.Lock()
         self._stall_at: int | None = None
@@ -43,7 +45,7 @@ class Relay:
         self._is_deaf = False
         if self._listener is not None:
             return
-        listener = socket.create_server(("127.0.0.1", self.port))
+        listener = socket.create_server((self._address, self.port))
         self._listener = listener
         threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 
@@ -87,7 +89,7 @@ class Relay:
                 site.close()
                 continue
             try:
-                server = socket.create_connection(("127.0.0.1", self._target))
+                server = socket.create_connection((self._address, self._target))
             except OSError:
                 site.close()
                 continue
@@ -120,9 +122,9 @@ class Relay:
 
 
 @contextlib.contextmanager
-def relay(target: int) -> Iterator[Relay]:
+def relay(target: int, address: str = "127.0.0.1") -> Iterator[Relay]:
     """An open relay to a port of this machine."""
-    made = Relay(target)
+    made = Relay(target, address)
     made.open()
     try:
         yield made

@@ -17,32 +17,32 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, MessageType, RecordDict
 from numpy.typing import NDArray
 
-from client import cli, site_runner, start
+from client import cli, parts, site_runner, start
 from client.heartbeat import CancelledError, StepCounter
 from client.runner import App
 from common.supervise import Child
 
 REPLAY = "replay"
+RUNNER = "scripted-runner"
+"""In the place of a command: the program of the runner process."""
 POLL_SECONDS = 0.02
 
 
 def main() -> int:
-    if sys.argv[1] == "runner":
+    if sys.argv[1] == RUNNER:
         run_runner(sys.argv[2:])
         return 0
-    children = start._children
+    honest = start.runner_process
 
-    def with_this_runner(*arguments: Any) -> list[Child]:
-        return [as_this_module(child) if child.name == "runner" else child for child in children(*arguments)]
+    def with_this_program(*arguments: Any) -> Child:
+        child = honest(*arguments)
+        place = child.command.index("client.site_runner")
+        command = [*child.command[:place], "tests.e2e.scripted_site", RUNNER, *child.command[place + 1 :]]
+        return Child(child.name, command, child.env, child.log, child.ready)
 
-    start._children = with_this_runner  # type: ignore[assignment]
+    for module in (start, parts):
+        module.runner_process = with_this_program  # type: ignore[attr-defined]
     return cli.main()
-
-
-def as_this_module(child: Child) -> Child:
-    place = child.command.index("client.site_runner")
-    command = [*child.command[:place], "tests.e2e.scripted_site", "runner", *child.command[place + 1 :]]
-    return Child(child.name, command, child.env, child.log, child.ready)
 
 
 def run_runner(arguments: Sequence[str]) -> None:

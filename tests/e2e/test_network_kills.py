@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -96,21 +95,6 @@ class Killer:
         made.start_site(VICTIM, client=SCRIPTED)
 
 
-def answered(made: Federation, round_number: int) -> Callable[[], bool]:
-    """Whether what became of the victim in a round is known, and it can be asked in the next one."""
-
-    def known() -> bool:
-        done = [line for number, site, line in made.said("site_done") if (number, site) == (round_number, VICTIM)]
-        if not done:
-            return False
-        if done[-1]["status"] == "ok" or done[-1]["reason"] == "task-lost":
-            return True
-        told = [event for event in made.all_events() if event.get("site") == VICTIM]
-        return told[-1]["event"] == "site_ready"
-
-    return known
-
-
 @pytest.mark.parametrize("plan", TABLE.values(), ids=TABLE)
 def test_killed_at_five_points_of_a_federation(tmp_path: Path, plan: dict[str, tuple[str, ...]]) -> None:
     with federation(tmp_path, settings=("rounds=4",)) as made, relay(made.port) as line:
@@ -127,13 +111,13 @@ def test_killed_at_five_points_of_a_federation(tmp_path: Path, plan: dict[str, t
 
         wait_for(lambda: made.said("round_started"), PATIENCE_SECONDS, "the first task")
         killer.kill("sent")
-        wait_for(answered(made, 1), PATIENCE_SECONDS, "an answer in round 1")
+        wait_for(lambda: made.answered(VICTIM, 1), PATIENCE_SECONDS, "an answer in round 1")
         made.hold("east", 2, 3)
 
         wait_for(lambda: made.held_in(VICTIM) == 2, PATIENCE_SECONDS, "training")
         killer.kill("training")
         made.hold(VICTIM, 3)
-        wait_for(answered(made, 2), PATIENCE_SECONDS, "an answer in round 2")
+        wait_for(lambda: made.answered(VICTIM, 2), PATIENCE_SECONDS, "an answer in round 2")
         made.hold("east", 3)
 
         wait_for(lambda: made.held_in(VICTIM) == 3, PATIENCE_SECONDS, "training")
@@ -142,7 +126,7 @@ def test_killed_at_five_points_of_a_federation(tmp_path: Path, plan: dict[str, t
         wait_for(line.stalled.is_set, PATIENCE_SECONDS, "half an upload")
         killer.kill("uploading")
         line.go_on()
-        wait_for(answered(made, 3), PATIENCE_SECONDS, "an answer in round 3")
+        wait_for(lambda: made.answered(VICTIM, 3), PATIENCE_SECONDS, "an answer in round 3")
         made.hold("east", 0)
 
         wait_for(lambda: len(made.rounds()) == 3, PATIENCE_SECONDS, "the end of round 3")
