@@ -52,11 +52,11 @@ def test_others_finish_when_a_site_hangs_one_dies_in_every_round_and_one_comes_l
         key.rename(tmp_path / "late.pub")
         dying = DiesInEveryRound(made, "dying")
         made.hold("dying")
+        made.hold("hanging", 2, 3)
         made.start("dying", "east", "hanging", "north", scripted=("dying", "hanging"))
         wait_for(lambda: dying.look() or made.rounds(), 120, "the first round")
         (tmp_path / "late.pub").rename(key)
         made.start_site("late")
-        made.hold("hanging")
         wait_for(lambda: dying.look() or made.held_in("hanging"), 60, "a site in training")
         hanging = made.site_pid("hanging", "runner")
         assert hanging is not None
