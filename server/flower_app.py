@@ -26,7 +26,7 @@ from common.plan import Plan
 from common.transport import pieces_of
 from server import release
 from server.app import FederationError, Patience, RoundLoop
-from server.app_lock import APP_LOG, DATABASE, RUN_VARIABLE, only_app, registered_names
+from server.app_lock import APP_LOG, DATABASE, RUN_VARIABLE, only_app, registered_names, write_most_parts
 from server.direct_client import connect_directly
 from server.initial_weights import first_weights, weight_layout
 from server.link_state import change_state, open_state
@@ -101,7 +101,9 @@ def _run_rounds(grid: Grid, folder: RunFolder, config: FederationConfig, plan: P
     if isinstance(grid, http_grid.HttpGrid):
         change_state()
         connect_directly(grid, open_state(folder.path / DATABASE))
-    replace_pulls(http_grid, most_objects_of(len(pieces_of(layout.size, config.transport.upload))))
+    most = most_objects_of(len(pieces_of(layout.size, config.transport.upload)))
+    write_most_parts(folder.path, most)
+    replace_pulls(http_grid, most)
     state = folder.load_state()
     if state is None:
         weights, _ = first_weights(config, plan)

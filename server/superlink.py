@@ -1,8 +1,8 @@
 """Starts Flower's SuperLink for a federation: ``python -m server.superlink`` takes ``flower-superlink``'s options.
 
-It differs in three things. Its state is kept in another way (``server.link_state``). The hot requests go a short way
-through it (``common.short_way``). And the body of a request goes through its layers at once, not in portions of
-64 KiB, each of which costs as much as a request.
+It differs in four things. A site may do less (``server.site_requests``). Its state is kept in another way
+(``server.link_state``). The hot requests go a short way through it (``common.short_way``). And the body of a request
+goes through its layers at once, not in portions of 64 KiB, each of which costs as much as a request.
 """
 
 from __future__ import annotations
@@ -28,12 +28,14 @@ def main() -> None:
     from common.short_way import ShortWay, receive_whole_bodies, runtime_answers
     from server.fleet import fleet_answers
     from server.link_state import change_state, put_aside_if_damaged
+    from server.site_requests import check_all_requests
 
     if "--database" in sys.argv[:-1]:
         aside = put_aside_if_damaged(Path(sys.argv[sys.argv.index("--database") + 1]))
         if aside is not None:
             sys.stderr.write(f"the database was damaged and is now {aside}; sites are registered anew\n")
     change_state()
+    check_all_requests()
     layers = superlink_main._get_middleware
     shorter = Middleware(ShortWay, answers=fleet_answers() | runtime_answers("SuperLink"))
     superlink_main._get_middleware = lambda: [shorter, *layers()]

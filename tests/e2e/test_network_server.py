@@ -14,26 +14,46 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import yaml
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from fastapi.routing import iter_route_contexts
+from flwr.app import Message
+from flwr.common.constant import SUPERLINK_NODE_ID
+from flwr.common.serde import message_to_proto
 from flwr.proto.control_pb2 import StartRunRequest
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PushMessagesRequest,
+)
+from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.control import ControlHttpClient
+from flwr.supercore.inflatable.inflatable_object import get_object_tree
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.superlink.grid.http_grid import remove_content_from_message
 from flwr.superlink.main import create_app
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from safetensors.numpy import load_file
 
 from common.audit import verify
 from common.bundle import load_bundle
 from common.flower import flower_environment
+from common.protocol import SiteInfo, pack_info
 from common.supervise import Child, Supervisor, answers, free_port
 from server.app_lock import app_holder
-from server.authority import Authority
+from server.authority import Authority, public_key_pem
 from server.provision import revoke
 from server.proxy import FLEET_METHODS, Listen, find_nginx, write_proxy_configuration
 from tests.e2e.network_federation import (
@@ -227,6 +247,41 @@ def test_a_site_with_anothers_name_does_not_take_part(waiting: Federation) -> No
         impostor.send_signal(signal.SIGTERM)
         impostor.wait(30)
     assert not waiting.events("site_ready")
+
+
+def test_a_registered_site_cannot_speak_for_another(waiting: Federation) -> None:
+    """With its own key, past the proxy: what SuperLink would take for an answer of whomever the server asks."""
+    kit = waiting.kits / "sites/west"
+    private = load_ssh_private_key((kit / "node.key").read_bytes(), None)
+    assert isinstance(private, EllipticCurvePrivateKey)
+    proof = NodeAuthHttpInterceptor(private, private.public_key())
+    version = RuntimeVersionHttpInterceptor(component_name="SuperNode")
+    authority = (kit / "ca.crt").read_bytes()
+    public = public_key_pem((kit / "node.pub").read_text())
+    with FleetHttpClient.from_server_address(f"127.0.0.1:{waiting.port}", False, authority, [version, proof]) as client:
+        node = client.ActivateNode(ActivateNodeRequest(public_key=public, heartbeat_interval=30)).node_id
+        asked: list[Any] = []
+
+        def greeted() -> bool:
+            asked.extend(client.PullMessages(PullMessagesRequest(node=Node(node_id=node))).messages_list)
+            return bool(asked)
+
+        wait_for(greeted, 60, "a greeting")
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = asked[0].metadata.run_id, 1, 1
+        info = SiteInfo("north", 10, 2, "0", "0", "0", "0", "cpu", "float32")
+        forged = Message(pack_info(info), SUPERLINK_NODE_ID, "query")
+        forged.metadata.__dict__["_message_id"] = forged.object_id
+        request = PushMessagesRequest(
+            node=Node(node_id=node),
+            messages_list=[message_to_proto(remove_content_from_message(forged))],
+            message_object_trees=[get_object_tree(forged)],
+        )
+        try:
+            with pytest.raises(httpx.HTTPStatusError, match="403"):
+                client.PushMessages(request)
+        finally:
+            client.DeactivateNode(DeactivateNodeRequest(node_id=node))
+    assert f"node {node} is refused: a message of somebody else" in (waiting.run / "logs/superlink.log").read_text()
 
 
 def test_three_sites_finish_three_rounds(finished: Federation) -> None:
