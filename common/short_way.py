@@ -116,19 +116,27 @@ def _again(body: bytes, receive: Receive) -> Receive:
 def receive_whole_bodies(protocol: ModuleType) -> None:
     """Lets uvicorn hand over the body of a request when all of it is there, if it is no larger than 32 MiB.
 
+    As before, no more than 64 KiB are read of a body that nobody has asked for.
+
     Args:
         protocol: ``uvicorn.protocols.http.httptools_impl``.
     """
-    protocol.HIGH_WATER_LIMIT = LARGEST_WHOLE_BODY  # type: ignore[attr-defined]
-    receive = protocol.RequestResponseCycle.receive
+    receive, pause = protocol.RequestResponseCycle.receive, protocol.FlowControl.pause_reading
 
     async def receive_whole(self: Any) -> Any:
         if self.more_body and not self.waiting_for_100_continue:
+            self.flow.asked_for = True
             while self.more_body and not self.disconnected and len(self.body) <= LARGEST_WHOLE_BODY:
                 self.flow.resume_reading()
                 self.message_event.clear()
                 await self.message_event.wait()
+            self.flow.asked_for = False
             self.message_event.set()
         return await receive(self)
 
+    def pause_unless_asked_for(self: Any) -> None:
+        if not getattr(self, "asked_for", False):
+            pause(self)
+
     protocol.RequestResponseCycle.receive = receive_whole
+    protocol.FlowControl.pause_reading = pause_unless_asked_for

@@ -1,8 +1,8 @@
 """Starts Flower's SuperLink for a federation: ``python -m server.superlink`` takes ``flower-superlink``'s options.
 
-It differs in four things. A site may do less (``server.site_requests``). Its state is kept in another way
-(``server.link_state``). The hot requests go a short way through it (``common.short_way``). And the body of a request
-goes through its layers at once, not in portions of 64 KiB, each of which costs as much as a request.
+It differs in four things. A site may do less (``server.site_requests``, ``server.doorkeeper``). Its state is kept in
+another way (``server.link_state``). The hot requests go a short way through it (``common.short_way``). And the body of
+a request goes through its layers at once, not in portions of 64 KiB, each of which costs as much as a request.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ def main() -> None:
     from uvicorn.protocols.http import httptools_impl
 
     from common.short_way import ShortWay, receive_whole_bodies, runtime_answers
+    from server.doorkeeper import Doorkeeper
     from server.fleet import fleet_answers
     from server.link_state import change_state, put_aside_if_damaged
     from server.site_requests import check_all_requests
@@ -38,7 +39,7 @@ def main() -> None:
     check_all_requests()
     layers = superlink_main._get_middleware
     shorter = Middleware(ShortWay, answers=fleet_answers() | runtime_answers("SuperLink"))
-    superlink_main._get_middleware = lambda: [shorter, *layers()]
+    superlink_main._get_middleware = lambda: [Middleware(Doorkeeper), shorter, *layers()]
     receive_whole_bodies(httptools_impl)
     flower_superlink()
 

@@ -163,6 +163,19 @@ def test_a_body_that_is_too_large_is_refused(waiting: Federation) -> None:
     assert ask(waiting, "/v1/fleet/push-object", body=b"x", **{"content-length": str(10**12)}) == 413
 
 
+def test_the_large_body_of_a_stranger_is_not_waited_for(waiting: Federation) -> None:
+    context = ssl.create_default_context(cafile=waiting.kits / "sites/east/ca.crt")
+    connection = http.client.HTTPSConnection("127.0.0.1", waiting.port, context=context, timeout=30)
+    try:
+        connection.putrequest("POST", "/v1/fleet/push-object")
+        connection.putheader("content-type", PROTOBUF_MEDIA_TYPE)
+        connection.putheader("content-length", str(10 * 2**20))
+        connection.endheaders(b"the first bytes of many")
+        assert connection.getresponse().status == 401
+    finally:
+        connection.close()
+
+
 def test_a_stranger_is_turned_away_by_certificate_or_key(waiting: Federation, tmp_path: Path) -> None:
     Authority.create("other").save(tmp_path)
     lost, own = waiting.kits / "sites/lost", waiting.kits / "sites/east"

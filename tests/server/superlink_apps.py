@@ -30,6 +30,7 @@ from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from starlette.testclient import TestClient
 
 from common.short_way import Answer, ShortWay, runtime_answers
+from server.doorkeeper import Doorkeeper
 from server.fleet import fleet_answers
 from server.site_requests import check_all_requests
 
@@ -111,6 +112,7 @@ def made() -> Apps:
 
     answers = fleet_answers() | runtime_answers("SuperLink")
     shorter.add_middleware(ShortWay, answers={path: noted(path, answer) for path, answer in answers.items()})
+    shorter.add_middleware(Doorkeeper)
     return Apps(plain.state.linkstate_factory.state(), client(plain), client(shorter), taken)
 
 
