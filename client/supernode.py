@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from client.site_state import StateFolder
-from common.flower import check_flower_version, replace_pulls
+from common.flower import check_flower_version
 
 STATE_VARIABLE = "FEDVOX_SITE_STATE"
 """Environment variable: the site's state folder."""
@@ -98,6 +98,7 @@ def main() -> None:
     from client.continuity import Continuity, whole_replies_only
     from client.uplink import patient
     from common.bulk_http import use_bulk_transport
+    from common.pulls import replace_pulls
     from common.short_way import ShortWay, receive_whole_bodies, runtime_answers
 
     state = Path(os.environ[STATE_VARIABLE])

@@ -8,11 +8,8 @@ version: there, any other version is refused before anything starts.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 from common.errors import FedvoxError
 
@@ -61,36 +58,3 @@ def flower_environment(home: Path) -> dict[str, str]:
     quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     chunks = {"FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK_BYTES)}
     return {**os.environ, **quiet, **chunks, **_KEEP_FREED_PIECES, "FLWR_HOME": str(home), "PYTHONUNBUFFERED": "1"}
-
-
-class TooManyObjectsError(FedvoxError):
-    """A message has more parts than any message of ours."""
-
-
-def replace_pulls(module: ModuleType, most_objects: int | None = None) -> None:
-    """Lets a module of Flower ask for an object that is still on its way after 0.02 s, not after 1 s.
-
-    A message is announced before its content has arrived, so that almost every message with weights runs into that
-    pause, at both ends. As before it is waited for until the message's time has run out.
-
-    Args:
-        module: one that has imported ``pull_objects``.
-        most_objects: a message that is announced with more is not pulled at all; None pulls any.
-    """
-    pull: Callable[..., dict[str, bytes]] = module.pull_objects
-
-    def quicker(object_ids: list[str], *arguments: Any, **options: Any) -> dict[str, bytes]:
-        if most_objects is not None and len(object_ids) > most_objects:
-            raise TooManyObjectsError(
-                f"a message of {len(object_ids)} objects, {most_objects} is the most there may be"
-            )
-        pauses = {"initial_backoff": OBJECT_BACKOFF_SECONDS, "backoff_cap": OBJECT_BACKOFF_CAP_SECONDS}
-        return pull(object_ids, *arguments, **pauses, max_tries_per_object=None, **options)
-
-    module.pull_objects = quicker  # type: ignore[attr-defined]
-
-
-def most_objects_of(pieces: int) -> int:
-    """The number of objects that Flower makes of a message of ours with so many pieces of weights, or somewhat more."""
-    # Each piece is an array and its content; around them are the message, its records and their container.
-    return 2 * pieces + 16

@@ -8,6 +8,7 @@ still be alive for every call, as before. Written for exactly one version of Flo
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,8 @@ class DirectClient:
         self._state = state
         self._token = token
         self._other = other
+        # Of each thread, for one may wait for a reply while another takes the next.
+        self._own = threading.local()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._other, name)
@@ -63,8 +66,14 @@ class DirectClient:
     def PullMessages(  # noqa: N802
         self, request: runtime_pb2.PullAppMessagesRequest
     ) -> runtime_pb2.PullAppMessagesResponse:
-        """Replies that are there."""
-        return runtime_handlers.pull_messages(request, self._state, self._task())
+        """Replies that are there. What this thread got before and did not confirm was given up, and is removed."""
+        task = self._task()
+        for given_up in getattr(self._own, "unconfirmed", ()):
+            self._state.object_store.delete(given_up)
+        self._own.unconfirmed = set()
+        answer = runtime_handlers.pull_messages(request, self._state, task)
+        self._own.unconfirmed = {message.metadata.message_id for message in answer.messages_list}
+        return answer
 
     def PushObject(self, request: message_pb2.PushObjectRequest) -> message_pb2.PushObjectResponse:  # noqa: N802
         """Stores a part of a message."""
@@ -80,6 +89,7 @@ class DirectClient:
         self, request: message_pb2.ConfirmMessageReceivedRequest
     ) -> message_pb2.ConfirmMessageReceivedResponse:
         """Lets SuperLink forget a reply."""
+        getattr(self._own, "unconfirmed", set()).discard(request.message_object_id)
         return runtime_handlers.confirm_message_received(request, self._state, self._task())
 
     def _task(self) -> Task:

@@ -21,8 +21,8 @@ from flwr.superlink.grid import http_grid
 from common.audit import AuditLog
 from common.config import FederationConfig, load_federation
 from common.errors import FedvoxError
-from common.flower import most_objects_of, replace_pulls
 from common.plan import Plan
+from common.pulls import limits_of, replace_pulls
 from common.transport import pieces_of
 from server import release
 from server.app import FederationError, Patience, RoundLoop
@@ -101,9 +101,9 @@ def _run_rounds(grid: Grid, folder: RunFolder, config: FederationConfig, plan: P
     if isinstance(grid, http_grid.HttpGrid):
         change_state()
         connect_directly(grid, open_state(folder.path / DATABASE))
-    most = most_objects_of(len(pieces_of(layout.size, config.transport.upload)))
-    write_most_parts(folder.path, most)
-    replace_pulls(http_grid, most)
+    limits = limits_of(len(pieces_of(layout.size, config.transport.upload)))
+    write_most_parts(folder.path, limits.objects)
+    replace_pulls(http_grid, limits)
     state = folder.load_state()
     if state is None:
         weights, _ = first_weights(config, plan)

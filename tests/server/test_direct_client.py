@@ -14,8 +14,10 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.federation import NoOpFederationManager
+from flwr.superlink.grid import http_grid
 from flwr.superlink.grid.http_grid import HttpGrid
 
+from common.pulls import Limits, TooManyObjectsError, replace_pulls
 from common.supervise import free_port
 from server.direct_client import TaskEndedError, connect_directly
 from server.light_state import lighten
@@ -49,10 +51,11 @@ class App:
         self.grid.set_run(info)
         connect_directly(self.grid, self.state)
 
-    def answer(self, text: str) -> None:
-        """What the node does with its message."""
+    def answer(self, text: str, more: int = 0) -> None:
+        """What the node does with its message; its answer has some records more."""
         [asked] = self.state.get_message_ins(self.node, 1)
-        reply = Message(RecordDict({"answer": ConfigRecord({"text": text})}), reply_to=asked)
+        records = {str(index): ConfigRecord({"number": index}) for index in range(more)}
+        reply = Message(RecordDict({"answer": ConfigRecord({"text": text}), **records}), reply_to=asked)
         reply.metadata.__dict__["_src_node_id"] = self.node
         reply.metadata.__dict__["_message_id"] = reply.object_id
         session = self.state.start_session(self.run)
@@ -96,3 +99,18 @@ def test_a_token_that_is_not_one_opens_nothing(app: App) -> None:
     connect_directly(grid, app.state)
     with pytest.raises(TaskEndedError):
         grid.get_node_ids()
+
+
+def test_a_reply_that_cannot_be_taken_is_removed(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_grid, "pull_objects", http_grid.pull_objects)  # so that it is put back afterwards
+    replace_pulls(http_grid, Limits(10, 10**6))
+    first = list(ask(app))
+    app.answer("heaps", more=20)
+    with pytest.raises(TooManyObjectsError):
+        app.grid.pull_messages(first)
+    before = len(app.state.object_store)
+    assert list(app.grid.pull_messages([])) == []
+    assert len(app.state.object_store) == before - 23
+    second = list(ask(app))
+    app.answer("done")
+    assert len(list(app.grid.pull_messages(second))) == 1

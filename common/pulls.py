@@ -1,0 +1,121 @@
+"""How the parts of a message are fetched, and what may be made of them.
+
+Flower puts together whatever it has fetched. A part can name the same piece of an array a thousand times, and is then
+a thousand pieces in memory; a record of many short entries takes thirty times its own bytes. So where somebody else has
+written the message, both are added up before.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from flwr.app import Array
+from flwr.app.message.arraychunk import ArrayChunk
+from flwr.supercore.inflatable.inflatable_object import (
+    get_object_body,
+    get_object_head_values_from_object_content,
+)
+
+from common.errors import FedvoxError
+from common.flower import CHUNK_BYTES, OBJECT_BACKOFF_CAP_SECONDS, OBJECT_BACKOFF_SECONDS
+
+LARGEST_RECORD = 2**18
+"""Bytes of a part that is not a piece of an array; Flower's list of 500 pieces has 75 kB."""
+
+
+class TooManyObjectsError(FedvoxError):
+    """A message has more parts than any message of ours."""
+
+
+class OversizedMessageError(FedvoxError):
+    """A message is larger, or would become larger, than any message of ours."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large a message may be: the number of Flower's objects, and the bytes of all of them together."""
+
+    objects: int
+    bytes: int
+
+
+def replace_pulls(module: ModuleType, limits: Limits | None = None) -> None:
+    """Lets a module of Flower ask for an object that is still on its way after 0.02 s, not after 1 s.
+
+    A message is announced before its content has arrived, so that almost every message with weights runs into that
+    pause, at both ends. As before it is waited for until the message's time has run out.
+
+    Args:
+        module: one that has imported ``pull_objects``.
+        limits: a message that is larger, or would be once it is put together, is given up; None takes any.
+    """
+    pull: Callable[..., dict[str, bytes]] = module.pull_objects
+
+    def quicker(object_ids: list[str], pull_object_fn: Callable[[str], bytes], **options: Any) -> dict[str, bytes]:
+        if limits is not None and len(object_ids) > limits.objects:
+            raise TooManyObjectsError(
+                f"a message of {len(object_ids)} objects, {limits.objects} is the most there may be"
+            )
+        pauses = {"initial_backoff": OBJECT_BACKOFF_SECONDS, "backoff_cap": OBJECT_BACKOFF_CAP_SECONDS}
+        counted = pull_object_fn if limits is None else _counted(pull_object_fn, limits.bytes)
+        contents = pull(object_ids, pull_object_fn=counted, **pauses, max_tries_per_object=None, **options)
+        if limits is not None:
+            check_contents(contents, limits.bytes)
+        return contents
+
+    module.pull_objects = quicker  # type: ignore[attr-defined]
+
+
+def limits_of(pieces: int) -> Limits:
+    """What Flower makes of a message of ours with so many pieces of weights, or somewhat more."""
+    # Each piece is an array and its content; around them are the message, its records and their container.
+    return Limits(2 * pieces + 16, pieces * CHUNK_BYTES + LARGEST_RECORD * (pieces + 16))
+
+
+def check_contents(contents: Mapping[str, bytes], most_bytes: int) -> None:
+    """Returns if the parts of a message take no more memory together than they may.
+
+    Args:
+        contents: name -> bytes of all parts.
+        most_bytes: that all arrays may have.
+
+    Raises:
+        OversizedMessageError: they take more, or an array is made of something else than pieces.
+        Exception: of any kind, a part is not in Flower's form.
+    """
+    heads = {name: get_object_head_values_from_object_content(content)[:2] for name, content in contents.items()}
+    total = 0
+    for name, content in contents.items():
+        kind, children = heads[name]
+        if kind == ArrayChunk.__qualname__:
+            continue
+        if len(content) > LARGEST_RECORD:
+            raise OversizedMessageError(f"a {kind[:20]} of {len(content)} bytes, {LARGEST_RECORD} are the most")
+        if kind != Array.__qualname__:
+            continue
+        if any(heads[child][0] != ArrayChunk.__qualname__ for child in children):
+            raise OversizedMessageError("an array that is made of something else than pieces")
+        pieces = json.loads(get_object_body(content, Array))["arraychunk_ids"]
+        total += sum(len(contents[children[piece]]) for piece in pieces)
+    if total > most_bytes:
+        raise OversizedMessageError(f"arrays of {total} bytes, {most_bytes} are the most")
+
+
+def _counted(pull: Callable[[str], bytes], most: int) -> Callable[[str], bytes]:
+    pulled, lock = 0, threading.Lock()
+
+    def pull_and_count(identity: str) -> bytes:
+        nonlocal pulled
+        content = pull(identity)
+        with lock:
+            pulled += len(content)
+            if pulled > most:
+                raise OversizedMessageError(f"a message of more than {most} bytes")
+        return content
+
+    return pull_and_count
