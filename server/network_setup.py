@@ -73,13 +73,14 @@ def default_listen(kit: Kit) -> Listen:
 
 
 def make_run_folder(run: Path) -> None:
-    """Makes the folder of a new run, or finds an existing one.
+    """Makes the folder of a new run, for its owner alone, or finds an existing one.
 
     Raises:
         OutputError: it holds something else, or cannot be made.
     """
     try:
-        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+        run.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (run / "checkpoints").mkdir(exist_ok=True)
         (run / "logs").mkdir(exist_ok=True)
         strangers = {path.name for path in run.iterdir() if not path.name.startswith(".")} - _SKELETON
     except OSError as error:

@@ -130,7 +130,8 @@ def write_atomically(path: Path, blocks: list[bytes | memoryview]) -> None:
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        # What is kept is as confidential as the scans.
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
                 file.writelines(blocks)

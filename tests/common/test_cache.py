@@ -352,3 +352,10 @@ def test_real_cases(hippocampus, folder):
     for cached, case in zip(CaseCache(folder, PLAN, LABELS).prepare(cases, 2), cases, strict=True):
         assert_is_fresh(cached, case)
         assert all(len(voxels) > 100 for voxels in cached.foreground.values())
+
+
+def test_a_new_cache_is_its_owners_alone(tmp_path):
+    folder = tmp_path / "cache" / "fedvox"
+    CaseCache(folder, PLAN, LABELS).get(write_case(tmp_path, "a"))
+    assert entries(folder)
+    assert folder.stat().st_mode & 0o077 == 0

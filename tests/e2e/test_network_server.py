@@ -336,6 +336,7 @@ def test_status_tells_the_truth_at_the_end(finished: Federation) -> None:
 def test_nothing_is_left_running_and_no_secret_readable(finished: Federation) -> None:
     assert [line for line in processes_in(finished.kits / "server") if "pytest" not in line] == []
     assert (finished.run / "secret").stat().st_mode & 0o077 == 0
+    assert finished.run.stat().st_mode & 0o077 == 0
 
 
 def test_no_update_of_a_site_stays_at_the_server(finished: Federation) -> None:
