@@ -28,11 +28,12 @@ from flwr.proto.runtime_pb2 import (
     SendTaskHeartbeatRequest,
 )
 from flwr.supercore.constant import TaskType
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_confirm_message_received_fn_protobuf,
     make_pull_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -45,6 +46,7 @@ from flwr.supernode.runtime.run_clientapp import push_message
 from common.bulk_http import speed_up
 from common.errors import FedvoxError
 from common.flower import OBJECT_BACKOFF_CAP_SECONDS, OBJECT_BACKOFF_SECONDS
+from common.pulls import check_contents
 
 log = logging.getLogger("fedvox.runner")
 
@@ -151,17 +153,24 @@ class ClaimedTask:
             time.sleep(MESSAGE_INTERVAL_SECONDS)
 
     def message(self, header: Header, context: Context) -> Message:
-        """The whole message; waits for what SuperNode is still downloading."""
-        node = Node(node_id=context.node_id)
-        message = pull_and_inflate_object_from_tree(
-            header.tree,
+        """The whole message; waits for what SuperNode is still downloading.
+
+        Raises:
+            OversizedMessageError: put together it would be larger than what was sent.
+        """
+        node, root = Node(node_id=context.node_id), header.tree.object_id
+        contents = pull_objects(
+            [part.object_id for part in iterate_object_tree(header.tree)],
             make_pull_object_fn_protobuf(self._client.PullObject, node, context.run_id),
-            make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, node, context.run_id),
-            return_type=Message,
             max_tries_per_object=None,
             initial_backoff=OBJECT_BACKOFF_SECONDS,
             backoff_cap=OBJECT_BACKOFF_CAP_SECONDS,
         )
+        make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, node, context.run_id)(root)
+        check_contents(contents)
+        message = inflate_object_from_contents(root, contents)
+        if not isinstance(message, Message):
+            raise TypeError("what the server sent is no message")
         # As Flower's own worker does: a message without its identity cannot be replied to.
         message.metadata.__dict__["_message_id"] = header.tree.object_id
         return message

@@ -16,6 +16,8 @@ import urllib3
 from flwr.supercore.protobuf.client import ProtobufClient
 
 CONNECTIONS = 8
+LARGEST_ANSWER = 32 * 2**20
+"""Bytes; a piece of a model has 16 MiB."""
 _ERRORS: tuple[tuple[type[Exception], type[httpx.TransportError]], ...] = (
     # First: to urllib3 it is a kind of ConnectTimeoutError.
     (urllib3.exceptions.NewConnectionError, httpx.ConnectError),
@@ -42,6 +44,7 @@ class BulkTransport(httpx.BaseTransport):
 
         Raises:
             httpx.TransportError: there is none; with a certificate that is not accepted it says so.
+            httpx.DecodingError: it is larger than any answer of ours, or may become so: it is compressed.
         """
         times = request.extensions.get("timeout", {})
         try:
@@ -49,19 +52,37 @@ class BulkTransport(httpx.BaseTransport):
                 request.method,
                 str(request.url),
                 body=request.read(),
-                headers=dict(request.headers),
+                headers=dict(request.headers) | {"accept-encoding": "identity"},
                 timeout=urllib3.Timeout(connect=times.get("connect"), read=times.get("read")),
                 redirect=False,
                 decode_content=False,
+                preload_content=False,
             )
+            content = _content(answer)
         except urllib3.exceptions.HTTPError as error:
             kind = next(ours for theirs, ours in _ERRORS if isinstance(error, theirs))
             raise kind(str(error), request=request) from error
-        return httpx.Response(answer.status, headers=list(answer.headers.items()), content=answer.data)
+        if content is None:
+            raise httpx.DecodingError("the answer is compressed, or too large", request=request)
+        return httpx.Response(answer.status, headers=list(answer.headers.items()), content=content)
 
     def close(self) -> None:
         """Closes the connections that nobody uses."""
         self._pool.clear()
+
+
+def _content(answer: urllib3.BaseHTTPResponse) -> bytes | None:
+    """The whole of an answer; None if nobody may want it."""
+    length = answer.headers.get("content-length", "")
+    known = int(length) if length.isdecimal() else 0
+    if answer.headers.get("content-encoding", "identity") == "identity" and known <= LARGEST_ANSWER:
+        # Of an answer without a length, one byte more shows that it is too large.
+        content = answer.read() if known else answer.read(LARGEST_ANSWER + 1)
+        if len(content) <= LARGEST_ANSWER:
+            answer.release_conn()
+            return content
+    answer.close()
+    return None
 
 
 def use_bulk_transport(client: type[ProtobufClient] = ProtobufClient) -> None:

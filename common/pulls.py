@@ -65,7 +65,7 @@ def replace_pulls(module: ModuleType, limits: Limits | None = None) -> None:
         counted = pull_object_fn if limits is None else _counted(pull_object_fn, limits.bytes)
         contents = pull(object_ids, pull_object_fn=counted, **pauses, max_tries_per_object=None, **options)
         if limits is not None:
-            check_contents(contents, limits.bytes)
+            check_contents(contents)
         return contents
 
     module.pull_objects = quicker  # type: ignore[attr-defined]
@@ -77,33 +77,31 @@ def limits_of(pieces: int) -> Limits:
     return Limits(2 * pieces + 16, pieces * CHUNK_BYTES + LARGEST_RECORD * (pieces + 16))
 
 
-def check_contents(contents: Mapping[str, bytes], most_bytes: int) -> None:
-    """Returns if the parts of a message take no more memory together than they may.
+def check_contents(contents: Mapping[str, bytes]) -> None:
+    """Returns if the parts of a message, put together, take no more memory than by themselves.
 
     Args:
         contents: name -> bytes of all parts.
-        most_bytes: that all arrays may have.
 
     Raises:
         OversizedMessageError: they take more, or an array is made of something else than pieces.
         Exception: of any kind, a part is not in Flower's form.
     """
     heads = {name: get_object_head_values_from_object_content(content)[:2] for name, content in contents.items()}
+    pieces = {name: len(contents[name]) for name, (kind, _) in heads.items() if kind == ArrayChunk.__qualname__}
     total = 0
-    for name, content in contents.items():
+    for name in contents.keys() - pieces.keys():
         kind, children = heads[name]
-        if kind == ArrayChunk.__qualname__:
-            continue
-        if len(content) > LARGEST_RECORD:
-            raise OversizedMessageError(f"a {kind[:20]} of {len(content)} bytes, {LARGEST_RECORD} are the most")
+        if len(contents[name]) > LARGEST_RECORD:
+            raise OversizedMessageError(f"a {kind[:20]} of {len(contents[name])} bytes, {LARGEST_RECORD} are the most")
         if kind != Array.__qualname__:
             continue
-        if any(heads[child][0] != ArrayChunk.__qualname__ for child in children):
+        if not pieces.keys() >= set(children):
             raise OversizedMessageError("an array that is made of something else than pieces")
-        pieces = json.loads(get_object_body(content, Array))["arraychunk_ids"]
-        total += sum(len(contents[children[piece]]) for piece in pieces)
-    if total > most_bytes:
-        raise OversizedMessageError(f"arrays of {total} bytes, {most_bytes} are the most")
+        order = json.loads(get_object_body(contents[name], Array))["arraychunk_ids"]
+        total += sum(pieces[children[index]] for index in order)
+    if total > sum(pieces.values()):
+        raise OversizedMessageError(f"arrays of {total} bytes, made of {sum(pieces.values())}")
 
 
 def _counted(pull: Callable[[str], bytes], most: int) -> Callable[[str], bytes]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import socket
 import ssl
 import threading
@@ -14,11 +16,30 @@ import pytest
 from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse
 from flwr.supercore.protobuf.client import ProtobufClient
 
+from common import bulk_http
 from common.bulk_http import speed_up, use_bulk_transport
 from common.supervise import free_port
 from server.authority import Authority
 
 CONTENT = bytes(range(256)) * 4 * 4096
+
+
+def compressed() -> tuple[dict[str, str], bytes]:
+    content = PullObjectResponse(object_content=bytes(10**7)).SerializeToString()
+    body = gzip.compress(content)
+    return {"content-encoding": "gzip", "content-length": str(len(body))}, body
+
+
+def long() -> tuple[dict[str, str], bytes]:
+    body = PullObjectResponse(object_content=bytes(10**7)).SerializeToString()
+    return {"content-length": str(len(body))}, body
+
+
+def of_unknown_length() -> tuple[dict[str, str], bytes]:
+    return {"connection": "close"}, long()[1]
+
+
+BOMBS = {"compressed": compressed, "long": long, "of unknown length": of_unknown_length}
 
 
 class Answering(BaseHTTPRequestHandler):
@@ -28,6 +49,16 @@ class Answering(BaseHTTPRequestHandler):
         request = PullObjectRequest.FromString(self.rfile.read(int(self.headers["content-length"])))
         if request.object_id == "hang up":
             self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        if request.object_id in BOMBS:
+            headers, body = BOMBS[request.object_id]()
+            self.send_response(200)
+            for header in headers.items():
+                self.send_header(*header)
+            self.end_headers()
+            with contextlib.suppress(ConnectionError):
+                self.wfile.write(body)
+            self.close_connection = True
             return
         status = int(request.object_id) if request.object_id.isdecimal() else 200
         body = PullObjectResponse(object_content=CONTENT).SerializeToString()
@@ -87,6 +118,19 @@ def test_a_line_that_breaks_is_an_error_of_httpx_and_the_next_call_connects_anew
 def test_nobody_there_is_a_connect_error() -> None:
     with pytest.raises(httpx.ConnectError):
         ask(connected(free_port()), "a piece")
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_an_answer_that_is_or_becomes_too_large_is_not_taken(
+    bomb: str, server: ThreadingHTTPServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connected(server.server_port)
+    if bomb != "compressed":
+        assert len(ask(client, bomb)) == 10**7
+    monkeypatch.setattr(bulk_http, "LARGEST_ANSWER", 5 * 10**6)
+    with pytest.raises(httpx.DecodingError, match="too large"):
+        ask(client, bomb)
+    assert ask(client, "a piece") == CONTENT
 
 
 @pytest.fixture

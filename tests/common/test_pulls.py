@@ -75,7 +75,7 @@ def test_every_message_of_ours_has_few_enough_parts(size: int, encoding: Encodin
         count = 1 + len(list(iterate_object_tree(get_object_tree(content))))  # and the message itself
         assert count <= limits_of(len(pieces_of(size, "float32"))).objects
     assert count <= most.objects
-    check_contents(deflated(content), most.bytes)
+    check_contents(deflated(content))
 
 
 def test_a_piece_of_weights_is_one_object_of_content() -> None:
@@ -130,4 +130,4 @@ def test_a_message_of_too_many_bytes_is_given_up_on_the_way(module: ModuleType) 
 
 def test_equal_pieces_may_be_sent_once() -> None:
     equal = {str(index): Array("u1", (1000,), "x", bytes(1000)) for index in range(4)}
-    check_contents(deflated(RecordDict({"update": ArrayRecord(equal)})), 4000)
+    check_contents(deflated(RecordDict({"update": ArrayRecord(equal)})))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.supercore.constant import HEAD_BODY_DIVIDER
 
 from client.supernode import STATE_VARIABLE
 from common.supervise import Child, Supervisor, answers, free_port
@@ -128,6 +130,29 @@ def test_an_exception_leaves_as_its_class_name_alone(server: FlowerServer, site:
     assert "Meier" in site[0].log(), "the site's own log has the rest"
     assert "Meier" not in site[0].log("supernode")
     assert "Meier" not in (server.folder / "superlink.log").read_text()
+
+
+class Repeated(Array):
+    """An array that names its one piece a thousand times."""
+
+    __qualname__ = "Array"
+
+    def deflate(self) -> bytes:
+        [piece] = self.children or {}
+        values = {"dtype": "u1", "shape": [1], "stype": "x", "arraychunk_ids": [0] * 1000}
+        body = json.dumps(values).encode()
+        return f"Array {piece} {len(body)}".encode() + HEAD_BODY_DIVIDER + body
+
+
+def test_a_message_that_would_grow_a_thousandfold_is_not_put_together(
+    server: FlowerServer, site: tuple[Site, int]
+) -> None:
+    weights = ArrayRecord({"0": Array("u1", (2**20,), "x", bytes(2**20))})
+    weights["0"].__class__ = Repeated
+    identity = server.send(site[1], "train", RecordDict({**content("echo"), "weights": weights}))
+    reply = server.reply(identity)
+    assert (reply.error.code, reply.error.reason) == (1000, "OversizedMessageError")
+    assert ask(server, *site, "echo")[0].has_content()
 
 
 def test_the_note_of_the_task_is_for_its_owner_alone_and_does_not_stay(
