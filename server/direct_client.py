@@ -9,16 +9,20 @@ still be alive for every call, as before. Written for exactly one version of Flo
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
 from flwr.proto import message_pb2, runtime_pb2
 from flwr.proto.task_pb2 import Task
-from flwr.server.superlink.linkstate import LinkState
+from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.superlink.servicer.runtime import runtime_handlers
 
 from common.errors import FedvoxError
+from server.leftovers import remove_leftovers
+
+TIDY_SECONDS = 60.0
 
 
 class TaskEndedError(FedvoxError):
@@ -43,12 +47,14 @@ class DirectClient:
         other: the connection, for what is not answered here.
     """
 
-    def __init__(self, state: LinkState, token: str, other: Any) -> None:
+    def __init__(self, state: SqlLinkState, token: str, other: Any) -> None:
         self._state = state
         self._token = token
         self._other = other
         # Of each thread, for one may wait for a reply while another takes the next.
-        self._own = threading.local()
+        self._unconfirmed: dict[int, set[str]] = {}
+        self._lock = threading.Lock()
+        self._tidied = float("-inf")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._other, name)
@@ -67,12 +73,15 @@ class DirectClient:
         self, request: runtime_pb2.PullAppMessagesRequest
     ) -> runtime_pb2.PullAppMessagesResponse:
         """Replies that are there. What this thread got before and did not confirm was given up, and is removed."""
-        task = self._task()
-        for given_up in getattr(self._own, "unconfirmed", ()):
-            self._state.object_store.delete(given_up)
-        self._own.unconfirmed = set()
-        answer = runtime_handlers.pull_messages(request, self._state, task)
-        self._own.unconfirmed = {message.metadata.message_id for message in answer.messages_list}
+        task, thread = self._task(), threading.get_ident()
+        with self._lock:
+            for given_up in self._unconfirmed.pop(thread, ()):
+                self._state.object_store.delete(given_up)
+            answer = runtime_handlers.pull_messages(request, self._state, task)
+            self._unconfirmed[thread] = {message.metadata.message_id for message in answer.messages_list}
+            if time.monotonic() - self._tidied >= TIDY_SECONDS:
+                self._tidied = time.monotonic()
+                remove_leftovers(self._state, set().union(*self._unconfirmed.values()))
         return answer
 
     def PushObject(self, request: message_pb2.PushObjectRequest) -> message_pb2.PushObjectResponse:  # noqa: N802
@@ -89,7 +98,7 @@ class DirectClient:
         self, request: message_pb2.ConfirmMessageReceivedRequest
     ) -> message_pb2.ConfirmMessageReceivedResponse:
         """Lets SuperLink forget a reply."""
-        getattr(self._own, "unconfirmed", set()).discard(request.message_object_id)
+        self._unconfirmed.get(threading.get_ident(), set()).discard(request.message_object_id)
         return runtime_handlers.confirm_message_received(request, self._state, self._task())
 
     def _task(self) -> Task:
@@ -99,6 +108,6 @@ class DirectClient:
         return task
 
 
-def connect_directly(grid: HttpGrid, state: LinkState) -> None:
+def connect_directly(grid: HttpGrid, state: SqlLinkState) -> None:
     """Lets a grid of Flower's use SuperLink's state; who uses its connection already keeps it."""
     grid._client = DirectClient(state, grid._token, grid._runtime_client)  # type: ignore[assignment]

@@ -12,8 +12,8 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
-from flwr.server.superlink.linkstate import LinkState
 from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 from flwr.supercore import sql_mixin
 from flwr.supercore.object_store import object_store_factory
@@ -59,12 +59,13 @@ def change_state() -> None:
     lighten(SqlLinkState)
 
 
-def open_state(database: Path) -> LinkState:
+def open_state(database: Path) -> SqlLinkState:
     """The state of a SuperLink that runs, or ran, on this machine; after ``change_state``."""
     from flwr.superlink.config_loader import get_federation_manager, get_objectstore_linkstate_factories
 
     manager = get_federation_manager(is_simulation=False)
-    return get_objectstore_linkstate_factories(str(database), manager)[1].state()
+    state = get_objectstore_linkstate_factories(str(database), manager)[1].state()
+    return cast(SqlLinkState, state)
 
 
 def _with_large_pages(pragmas: Sequence[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
