@@ -204,14 +204,21 @@ class PatientTable(Frozen):
 
 
 class PhantomConfig(Frozen):
-    """Synthetic volumes, made when no real data is given; they say PHANTOM wherever they appear."""
+    """Synthetic volumes, made when no real data is given; they say PHANTOM wherever they appear.
 
+    anatomy: ``body``, an abdomen with three labels, for demonstrations; or ``bent_tube``, a tube of about 40 mm in two
+        parts (1 anterior, 2 posterior) as a stand-in for the hippocampus, to start other federations from.
+    shape: voxels of a case at ``spacing_mm``, about which the sites' own voxels vary.
+    """
+
+    anatomy: Literal["body", "bent_tube"] = "body"
     cases_per_site: tuple[Annotated[int, Field(ge=2)], ...] = (14, 12, 10, 8)
     shape: tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]] = (
         40,
         48,
         40,
     )
+    spacing_mm: Annotated[float, Field(ge=0.2, le=5)] = 2.0
     seed: Annotated[int, Field(ge=0)] = 0
 
 

@@ -1,9 +1,11 @@
-"""Synthetic scans of several sites, for demonstrations and tests. They show nobody.
+"""Synthetic scans of several sites, for demonstrations, tests and pretraining. They show nobody.
 
 A body with a layer of fat holds a large organ on its right side with a core inside, and a node on its left. What makes
 them harder than a threshold: the core has nearly the intensity of the soft tissue around the organ, the node that of
 the organ, and a pouch and bowel-like loops without label repeat both. Size, place, outline and intensities vary from
 case to case; contrast, shading, noise, resolution, spacing, orientation and number format vary from site to site.
+
+``common.phantom_tube`` has the other anatomy.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +26,15 @@ from common.errors import OutputError
 from common.imaging.geometry import Grid
 from common.imaging.io import Source, write_image
 from common.imaging.scanner import ScannerShift, apply_scanner_shift, smooth_field
+from common.phantom_tube import BENT_TUBE_LABELS, draw_bent_tube
 from common.plan import Axes3, Spacing
+
+Anatomy = Literal["body", "bent_tube"]
 
 PHANTOM_LABELS = {1: "organ", 2: "core", 3: "node"}
 
-_FIELD_OF_VIEW_SPACING_MM = 2.0  # the shape asked for is that of a scan with 2 mm voxels; other sites see as much
+USUAL_SPACING_MM = 2.0
+"""The shape asked for is that of a scan with such voxels; sites with other voxels see as much."""
 _FULL_SCALE = 1000.0
 
 _TISSUES = {
@@ -78,9 +84,18 @@ _SITES: tuple[tuple[Spacing, str, str, str, ScannerShift], ...] = (
 )
 
 
-def phantom_sites(count: int, seed: int) -> list[PhantomSite]:
-    """The scanners of ``count`` sites: four that are fixed, then variations of them drawn from ``seed``."""
+def phantom_labels(anatomy: Anatomy) -> dict[int, str]:
+    """The labels that an anatomy has: value -> name."""
+    return BENT_TUBE_LABELS if anatomy == "bent_tube" else PHANTOM_LABELS
+
+
+def phantom_sites(count: int, seed: int, spacing_mm: float = USUAL_SPACING_MM) -> list[PhantomSite]:
+    """The scanners of ``count`` sites: four that are fixed, then variations of them drawn from ``seed``.
+
+    Voxels and resolutions are about as large as ``spacing_mm``.
+    """
     sites = []
+    finer = spacing_mm / USUAL_SPACING_MM
     for index in range(count):
         spacing, orientation, image_type, label_type, shift = _SITES[index % len(_SITES)]
         if index >= len(_SITES):
@@ -93,18 +108,31 @@ def phantom_sites(count: int, seed: int) -> list[PhantomSite]:
                 }
             )
         types = np.dtype(image_type), np.dtype(label_type)
+        if finer != 1:
+            x, y, z = (round(step * finer, 3) for step in spacing)
+            spacing = (x, y, z)
+            shift = shift.model_copy(update={"resolution_mm": round((shift.resolution_mm or 0) * finer, 3)})
         sites.append(PhantomSite(f"phantom-site-{_letters(index)}", spacing, orientation, *types, shift))
     return sites
 
 
-def write_phantom_dataset(root: Path, cases_per_site: Sequence[int], seed: int, shape: Axes3 = (40, 48, 40)) -> Path:
+def write_phantom_dataset(
+    root: Path,
+    cases_per_site: Sequence[int],
+    seed: int,
+    shape: Axes3 = (40, 48, 40),
+    anatomy: Anatomy = "body",
+    spacing_mm: float = USUAL_SPACING_MM,
+) -> Path:
     """Write a synthetic dataset of several sites in the Decathlon layout, with ``sites.csv`` (case, site).
 
     Args:
         root: folder to make; appears only once it is complete.
         cases_per_site: how many cases each site has.
         seed: the same seed gives the same voxels.
-        shape: voxels of a case with 2 mm spacing; sites with other spacings cover the same field of view.
+        shape: voxels of a case with ``spacing_mm``; sites with other spacings cover the same field of view.
+        anatomy: what the scans show.
+        spacing_mm: about the size of the voxels.
 
     Returns:
         ``root``.
@@ -120,7 +148,9 @@ def write_phantom_dataset(root: Path, cases_per_site: Sequence[int], seed: int, 
         root.parent.mkdir(parents=True, exist_ok=True)
         (partial / "imagesTr").mkdir(parents=True)
         (partial / "labelsTr").mkdir()
-        _write_contents(partial, cases_per_site, seed, shape)
+        sites = phantom_sites(len(cases_per_site), seed, spacing_mm)
+        field_of_view = (shape[0] * spacing_mm, shape[1] * spacing_mm, shape[2] * spacing_mm)
+        _write_contents(partial, sites, cases_per_site, seed, anatomy, field_of_view)
         partial.replace(root)
     except OSError as error:
         raise OutputError(f"{root}: cannot be written ({error.strerror or error})") from error
@@ -176,13 +206,19 @@ def draw_phantom(shape: Axes3, generator: np.random.Generator) -> tuple[NDArray[
     return image, label
 
 
-def _write_contents(folder: Path, cases_per_site: Sequence[int], seed: int, shape: Axes3) -> None:
-    sites = phantom_sites(len(cases_per_site), seed)
+def _write_contents(
+    folder: Path,
+    sites: Sequence[PhantomSite],
+    cases_per_site: Sequence[int],
+    seed: int,
+    anatomy: Anatomy,
+    field_of_view: Spacing,
+) -> None:
     rows: list[tuple[str, str]] = []
     for site, count in zip(sites, cases_per_site, strict=True):
         for _ in range(count):
             name = f"phantom_{len(rows) + 1:03d}"
-            _write_case(folder, name, site, shape, [seed, 2, len(rows)])
+            _write_case(folder, name, site, anatomy, field_of_view, [seed, 2, len(rows)])
             rows.append((name, site.name))
     with (folder / "sites.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([("case", "site"), *rows])
@@ -191,7 +227,7 @@ def _write_contents(folder: Path, cases_per_site: Sequence[int], seed: int, shap
         "description": "Synthetic volumes for demonstrations and tests. No patient data, no clinical meaning.",
         "tensorImageSize": "3D",
         "modality": {"0": "synthetic"},
-        "labels": {"0": "background"} | {str(value): name for value, name in PHANTOM_LABELS.items()},
+        "labels": {"0": "background"} | {str(value): name for value, name in phantom_labels(anatomy).items()},
         "numTraining": len(rows),
         "numTest": 0,
         "training": [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name, _ in rows],
@@ -200,10 +236,15 @@ def _write_contents(folder: Path, cases_per_site: Sequence[int], seed: int, shap
     (folder / "dataset.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 
 
-def _write_case(folder: Path, name: str, site: PhantomSite, shape: Axes3, seed: list[int]) -> None:
+def _write_case(
+    folder: Path, name: str, site: PhantomSite, anatomy: Anatomy, field_of_view: Spacing, seed: list[int]
+) -> None:
     generator = np.random.default_rng(seed)
-    x, y, z = (max(1, round(n * _FIELD_OF_VIEW_SPACING_MM / s)) for n, s in zip(shape, site.spacing, strict=True))
-    ideal, label = draw_phantom((x, y, z), generator)
+    x, y, z = (max(1, round(mm / s)) for mm, s in zip(field_of_view, site.spacing, strict=True))
+    if anatomy == "bent_tube":
+        ideal, label = draw_bent_tube((x, y, z), site.spacing, generator)
+    else:
+        ideal, label = draw_phantom((x, y, z), generator)
     image = apply_scanner_shift(
         ideal[None] * np.float32(_FULL_SCALE), site.spacing, site.shift, int(generator.integers(2**31))
     )[0]

@@ -50,7 +50,9 @@ def find_or_make_data(config: FederationConfig, data: Path | None, folder: RunFo
 
 
 def _make_phantoms(root: Path, phantom: PhantomConfig) -> None:
-    write_phantom_dataset(root, phantom.cases_per_site, phantom.seed, phantom.shape)
+    write_phantom_dataset(
+        root, phantom.cases_per_site, phantom.seed, phantom.shape, phantom.anatomy, phantom.spacing_mm
+    )
 
 
 def plan_and_partition(

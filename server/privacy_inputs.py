@@ -19,7 +19,7 @@ from common.config import (
 from common.errors import ConfigError
 from common.models.trainable import train_only
 from common.models.unet3d import build_model
-from common.phantom import PHANTOM_LABELS, phantom_sites
+from common.phantom import phantom_labels, phantom_sites
 from common.plan import ModelPlan
 from common.planning import plan_from_config
 from common.text import counted
@@ -128,8 +128,8 @@ def _model_without_data(config: FederationConfig) -> tuple[ModelPlan, tuple[str,
         return plan_from_config(config).model, ()
     except ConfigError:
         pass
-    phantom = config.simulation is not None and config.simulation.phantom is not None
-    labels = config.labels or (PHANTOM_LABELS if phantom else None)
+    phantom = config.simulation.phantom if config.simulation else None
+    labels = config.labels or (phantom_labels(phantom.anatomy) if phantom else None)
     if labels is None:
         raise ConfigError("labels: is missing; name every label ({1: name, ...}), or give --data")
     network, stages = config.model, len(config.model.channels)
