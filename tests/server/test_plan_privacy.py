@@ -19,7 +19,8 @@ from common.planning import plan_from_config
 from common.privacy import noise_for
 from server.cli import main
 from server.plan_privacy import (
-    DROWNED,
+    DROWNED_FROM_MODEL,
+    DROWNED_FROM_NOTHING,
     PROMISING_FROM_MODEL,
     PROMISING_FROM_NOTHING,
     describe,
@@ -99,6 +100,7 @@ def test_the_forecast_of_a_federation() -> None:
     assert forecast.planned.signal_to_noise == pytest.approx(
         signal_to_noise((30, 10), 0.5, forecast.planned.noise_multiplier, 10, 1000)
     )
+    assert forecast.share_of_enough == pytest.approx(forecast.planned.signal_to_noise / PROMISING_FROM_NOTHING)
     assert 7.9 < forecast.epsilon <= 8
     assert forecast.epsilon <= forecast.epsilon_rdp < 10
     assert forecast.best.sample_rate == 1.0
@@ -116,9 +118,15 @@ def test_more_patients_fewer_parameters_and_a_larger_budget_raise_the_ratio() ->
     assert ratio(epsilon=20) > 1.2 * ratio()
 
 
-@pytest.mark.parametrize(("from_model", "enough"), [(True, PROMISING_FROM_MODEL), (False, PROMISING_FROM_NOTHING)])
-def test_verdicts(from_model: bool, enough: float) -> None:
-    ratios = (0.99 * DROWNED, DROWNED, 0.99 * enough, enough)
+@pytest.mark.parametrize(
+    ("from_model", "drowned", "enough"),
+    [
+        (True, DROWNED_FROM_MODEL, PROMISING_FROM_MODEL),
+        (False, DROWNED_FROM_NOTHING, PROMISING_FROM_NOTHING),
+    ],
+)
+def test_verdicts(from_model: bool, drowned: float, enough: float) -> None:
+    ratios = (0.99 * drowned, drowned, 0.99 * enough, enough)
     assert [verdict_of(ratio, from_model) for ratio in ratios] == ["drowned", "doubtful", "doubtful", "promising"]
 
 
