@@ -18,6 +18,8 @@ from flwr.supercore.protobuf.client import ProtobufClient
 CONNECTIONS = 8
 LARGEST_ANSWER = 32 * 2**20
 """Bytes; a piece of a model has 16 MiB."""
+# A compressed answer may become any size. And whose library we use, in which version, is nobody's business.
+_OUR_HEADERS = {"accept-encoding": "identity", "user-agent": "fedvox"}
 _ERRORS: tuple[tuple[type[Exception], type[httpx.TransportError]], ...] = (
     # First: to urllib3 it is a kind of ConnectTimeoutError.
     (urllib3.exceptions.NewConnectionError, httpx.ConnectError),
@@ -52,7 +54,7 @@ class BulkTransport(httpx.BaseTransport):
                 request.method,
                 str(request.url),
                 body=request.read(),
-                headers=dict(request.headers) | {"accept-encoding": "identity"},
+                headers=dict(request.headers) | _OUR_HEADERS,
                 timeout=urllib3.Timeout(connect=times.get("connect"), read=times.get("read")),
                 redirect=False,
                 decode_content=False,

@@ -28,6 +28,7 @@ class Server:
     def __init__(self, *messages: Message) -> None:
         self.waiting = list(messages)
         self.got: list[tuple[int, str]] = []
+        self.seconds: list[float] = []
         self.broken = False
         self.wanted: set[str] = set()
         self.pull: Callable[..., None] = lambda *_: None
@@ -45,6 +46,7 @@ class Server:
         if self.broken:
             raise ConnectionError
         code = message.error.code if message.has_error() else 0
+        self.seconds.append(seconds)
         self.got.append((code, message.metadata.reply_to_message_id))
         return set(self.wanted), "session"
 
@@ -72,6 +74,7 @@ def test_an_answered_message_is_forgotten(tmp_path: Path) -> None:
         send(reply, get_object_tree(reply), 1.0)
         assert receive() is None
     assert server.got == [(0, "a" * 64)]
+    assert server.seconds == [0], "how long it took is on no list of what leaves"
     assert not list(tmp_path.glob("supernode-*"))
 
 

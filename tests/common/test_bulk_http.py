@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 import pytest
@@ -44,8 +45,10 @@ BOMBS = {"compressed": compressed, "long": long, "of unknown length": of_unknown
 
 class Answering(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    headers_of_last: ClassVar[dict[str, str]] = {}
 
     def do_POST(self) -> None:
+        Answering.headers_of_last = {name.lower(): value for name, value in self.headers.items()}
         request = PullObjectRequest.FromString(self.rfile.read(int(self.headers["content-length"])))
         if request.object_id == "hang up":
             self.connection.shutdown(socket.SHUT_RDWR)
@@ -113,6 +116,15 @@ def test_a_line_that_breaks_is_an_error_of_httpx_and_the_next_call_connects_anew
     with pytest.raises(httpx.TransportError):
         ask(client, "hang up")
     assert ask(client, "a piece") == CONTENT
+
+
+def test_headers_tell_no_more_of_a_site_than_flowers_own(server: ThreadingHTTPServer) -> None:
+    ask(connected(server.server_port), "a piece")
+    assert set(Answering.headers_of_last) == {
+        *("host", "connection", "content-length", "content-type", "accept"),
+        *("accept-encoding", "user-agent"),
+    }
+    assert Answering.headers_of_last["user-agent"] == "fedvox"
 
 
 def test_nobody_there_is_a_connect_error() -> None:
