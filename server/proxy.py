@@ -35,6 +35,8 @@ FLEET_METHODS = (
 )
 # Weights travel in pieces of 16 MiB (``common.transport``); a body that is much larger is not from a site of ours.
 LARGEST_BODY_MB = 20
+# That one site makes at a time; its SuperNode keeps eight connections.
+MOST_REQUESTS = 16
 _LOG = "refused.log"
 _USUAL_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/sbin", "/opt/homebrew/bin", "/usr/local/bin")
 
@@ -63,6 +65,9 @@ http {{
     client_max_body_size {body}m;
     client_body_timeout 60s;
     client_header_timeout 20s;
+    # Who reads or writes slowly has SuperLink keep up to a piece of a model for each request.
+    limit_conn_zone $http_flwr_public_key zone=keys:1m;
+    limit_conn keys {requests};
     keepalive_timeout 120s;
     proxy_request_buffering off;
     # SuperLink pays for every portion that it gets, at each of its layers; nginx's own portions are 16 KiB and less.
@@ -193,6 +198,7 @@ def write_proxy_configuration(folder: Path, kit: Path, listen: Listen, superlink
         listen=listen,
         superlink=superlink,
         body=LARGEST_BODY_MB,
+        requests=MOST_REQUESTS,
         locations=locations,
     )
     file = folder / "nginx.conf"

@@ -11,8 +11,11 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +58,7 @@ from common.supervise import Child, Supervisor, answers, free_port
 from server.app_lock import app_holder
 from server.authority import Authority, public_key_pem
 from server.provision import revoke
-from server.proxy import FLEET_METHODS, Listen, find_nginx, write_proxy_configuration
+from server.proxy import FLEET_METHODS, MOST_REQUESTS, Listen, find_nginx, write_proxy_configuration
 from tests.e2e.network_federation import (
     NICE,
     Federation,
@@ -204,30 +207,83 @@ def ended(process: subprocess.Popen[str]) -> str:
     return output
 
 
-def test_an_expired_certificate_is_not_accepted(tmp_path: Path) -> None:
-    authority = Authority.create("tiny")
-    authority.save(tmp_path)
-    issued = authority.issue(["127.0.0.1"], 1, datetime.now(UTC) - timedelta(days=2))
-    (tmp_path / "server.crt").write_bytes(issued.certificate)
-    (tmp_path / "server.key").write_bytes(issued.key)
+@contextmanager
+def proxy_alone(folder: Path, superlink: int) -> Iterator[int]:
+    """nginx as it is configured, with the kit in a folder."""
     port = free_port()
-    file = write_proxy_configuration(
-        tmp_path / "proxy", tmp_path, Listen("127.0.0.1", port), f"127.0.0.1:{free_port()}"
-    )
-    log = tmp_path / "proxy.log"
-    nginx = Child("proxy", [find_nginx(), "-c", str(file)], dict(os.environ), log, lambda: answers(port))
+    file = write_proxy_configuration(folder / "proxy", folder, Listen("127.0.0.1", port), f"127.0.0.1:{superlink}")
+    nginx = Child("proxy", [find_nginx(), "-c", str(file)], dict(os.environ), folder / "log", lambda: answers(port))
     supervisor = Supervisor([nginx], lambda name, event: None)
     supervisor.start()
     try:
         wait_for(lambda: supervisor.poll() or supervisor.all_ready, 20, "nginx")
-        context = ssl.create_default_context(cafile=tmp_path / "ca.crt")
-        with (
-            socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
-            pytest.raises(ssl.SSLCertVerificationError, match="expired"),
-        ):
-            context.wrap_socket(plain, server_hostname="127.0.0.1")
+        yield port
     finally:
         supervisor.stop()
+
+
+def issue(folder: Path, begin: datetime | None = None) -> None:
+    """A server's certificate of one day and its authority."""
+    authority = Authority.create("tiny")
+    authority.save(folder)
+    issued = authority.issue(["127.0.0.1"], 1, begin)
+    (folder / "server.crt").write_bytes(issued.certificate)
+    (folder / "server.key").write_bytes(issued.key)
+
+
+def test_an_expired_certificate_is_not_accepted(tmp_path: Path) -> None:
+    issue(tmp_path, datetime.now(UTC) - timedelta(days=2))
+    context = ssl.create_default_context(cafile=tmp_path / "ca.crt")
+    with (
+        proxy_alone(tmp_path, free_port()) as port,
+        socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+        pytest.raises(ssl.SSLCertVerificationError, match="expired"),
+    ):
+        context.wrap_socket(plain, server_hostname="127.0.0.1")
+
+
+class Hesitating(BaseHTTPRequestHandler):
+    """Answers nothing before it may."""
+
+    protocol_version = "HTTP/1.1"
+    may = threading.Event()
+    asked = threading.Semaphore(0)
+
+    def do_POST(self) -> None:
+        Hesitating.asked.release()
+        Hesitating.may.wait(60)
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_one_site_has_no_more_than_some_requests_at_a_time(tmp_path: Path) -> None:
+    issue(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "server.crt", tmp_path / "server.key")
+    context = ssl.create_default_context(cafile=tmp_path / "ca.crt")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hesitating) as superlink:
+        superlink.socket = tls.wrap_socket(superlink.socket, server_side=True)
+        threading.Thread(target=superlink.serve_forever, daemon=True).start()
+        with proxy_alone(tmp_path, superlink.server_port) as port, ExitStack() as stack:
+
+            def begin(key: str) -> http.client.HTTPSConnection:
+                made = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=60)
+                stack.callback(made.close)
+                made.request("POST", "/v1/fleet/pull-object", b"", {"flwr-public-key": key})
+                return made
+
+            first = [begin("east") for _ in range(MOST_REQUESTS)]
+            assert all(Hesitating.asked.acquire(timeout=30) for _ in first)
+            assert begin("east").getresponse().status == 503
+            other = begin("north")
+            assert Hesitating.asked.acquire(timeout=30)
+            Hesitating.may.set()
+            assert {connection.getresponse().status for connection in [*first, other]} == {200}
+        superlink.shutdown()
 
 
 def test_a_second_server_on_the_same_run_is_refused(waiting: Federation) -> None:
