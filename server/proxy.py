@@ -52,7 +52,9 @@ events {{ worker_connections 4096; }}
 http {{
     server_tokens off;
     default_type text/plain;
-    log_format refused '$time_iso8601 $remote_addr $status "$request_method $uri"';
+    # Of what a stranger asks for, no more than helps to see what it was.
+    map "$request_method $uri" $asked {{ "~^(?<beginning>.{{0,150}})" $beginning; }}
+    log_format refused '$time_iso8601 $remote_addr $status "$asked"';
     map $status $is_refused {{ ~^[45] 1; default 0; }}
     access_log {log} refused if=$is_refused;
 

@@ -12,6 +12,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import urllib.parse
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -240,6 +241,22 @@ def test_an_expired_certificate_is_not_accepted(tmp_path: Path) -> None:
         pytest.raises(ssl.SSLCertVerificationError, match="expired"),
     ):
         context.wrap_socket(plain, server_hostname="127.0.0.1")
+
+
+def test_a_stranger_writes_little_into_the_log(tmp_path: Path) -> None:
+    issue(tmp_path)
+    context = ssl.create_default_context(cafile=tmp_path / "ca.crt")
+    with proxy_alone(tmp_path, free_port()) as port:
+        for path in ("/short", "/" + "x" * 6000, "/a%0a%1b[2J" + "\u20ac" * 300):
+            connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=20)
+            connection.putrequest("POST", urllib.parse.quote(path, safe="/%"))
+            connection.endheaders()
+            assert connection.getresponse().status == 403
+            connection.close()
+        lines = (tmp_path / "proxy/refused.log").read_bytes().split(b"\n")
+    assert b'403 "POST /short"' in lines[0]
+    assert len(lines) == 4
+    assert all(len(line) < 800 and line.decode().isprintable() for line in lines)
 
 
 class Hesitating(BaseHTTPRequestHandler):
