@@ -1,6 +1,6 @@
 """Starts Flower's SuperNode for a site: ``python -m client.supernode`` takes ``flower-supernode``'s options.
 
-It differs from ``flower-supernode`` in five ways, for each of which it reaches into a module of Flower; therefore it
+It differs from ``flower-supernode`` in six ways, for each of which it reaches into a module of Flower; therefore it
 runs with the version that it was written for and refuses any other.
 
 Shorter pauses. SuperNode's main loop asks the server for a message, and if there is none sleeps for 3 s; while a task
@@ -12,6 +12,9 @@ are still on their way.
 
 Its end. When SuperNode's main loop ends by an error, the thread of its runtime interface keeps the process alive
 for ever, without a connection to the server. Here the process ends with its main loop, so that it can be restarted.
+
+The app bundle of a run stays shut: SuperNode would read configuration out of it, for which there is no use here, and an
+archive that somebody else has packed may be made to fill this machine's memory.
 
 Continuity. See ``client.continuity``.
 
@@ -29,6 +32,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from client.site_state import StateFolder
@@ -82,6 +86,11 @@ class Pace:
         self._pause(min(seconds, max(shortest, SHARE_OF_WAIT * (now - self._since))))
 
 
+def leave_bundles_shut(module: ModuleType) -> None:
+    """Changes ``flwr.supernode.start_client_internal``: a run has no configuration, whatever its app bundle holds."""
+    module.get_fused_config_from_fab = lambda *_: {}  # type: ignore[attr-defined]
+
+
 def main() -> None:
     """Runs Flower's SuperNode with the options on the command line.
 
@@ -118,6 +127,7 @@ def main() -> None:
     fleet_http_connection.make_simple_http_retry_invoker = patient(make_invoker)  # type: ignore[attr-defined]
     start_client_internal._push_messages = whole_replies_only(start_client_internal._push_messages)
     replace_pulls(start_client_internal)
+    leave_bundles_shut(start_client_internal)
     # Not time itself, which all modules share: only the name in this one module.
     folder = StateFolder(state)
     start_client_internal.time = Pace(folder.contact.touch, on_work=folder.busy.touch)  # type: ignore[assignment, attr-defined]
