@@ -75,8 +75,9 @@ pytestmark = [pytest.mark.network, pytest.mark.usefixtures("nginx")]
 
 @pytest.fixture(scope="module")
 def waiting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    """A server that waits for its sites; ``lost`` was provisioned and then revoked."""
-    with federation(tmp_path_factory.mktemp("waiting"), ("east", "lost", "north", "west")) as made:
+    """A server that waits for all its sites, however late they come; ``lost`` was provisioned and then revoked."""
+    everybody = ("strategy.min_sites=3",)
+    with federation(tmp_path_factory.mktemp("waiting"), ("east", "lost", "north", "west"), everybody) as made:
         revoke(made.kits, "lost")
         made.start_server()
         wait_for(made.is_up, 120, "a server that waits for sites")
@@ -241,66 +242,6 @@ def test_an_expired_certificate_is_not_accepted(tmp_path: Path) -> None:
         pytest.raises(ssl.SSLCertVerificationError, match="expired"),
     ):
         context.wrap_socket(plain, server_hostname="127.0.0.1")
-
-
-def test_a_stranger_writes_little_into_the_log(tmp_path: Path) -> None:
-    issue(tmp_path)
-    context = ssl.create_default_context(cafile=tmp_path / "ca.crt")
-    with proxy_alone(tmp_path, free_port()) as port:
-        for path in ("/short", "/" + "x" * 6000, "/a%0a%1b[2J" + "\u20ac" * 300):
-            connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=20)
-            connection.putrequest("POST", urllib.parse.quote(path, safe="/%"))
-            connection.endheaders()
-            assert connection.getresponse().status == 403
-            connection.close()
-        lines = (tmp_path / "proxy/refused.log").read_bytes().split(b"\n")
-    assert b'403 "POST /short"' in lines[0]
-    assert len(lines) == 4
-    assert all(len(line) < 800 and line.decode().isprintable() for line in lines)
-
-
-class Hesitating(BaseHTTPRequestHandler):
-    """Answers nothing before it may."""
-
-    protocol_version = "HTTP/1.1"
-    may = threading.Event()
-    asked = threading.Semaphore(0)
-
-    def do_POST(self) -> None:
-        Hesitating.asked.release()
-        Hesitating.may.wait(60)
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-def test_one_site_has_no_more_than_some_requests_at_a_time(tmp_path: Path) -> None:
-    issue(tmp_path)
-    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    tls.load_cert_chain(tmp_path / "server.crt", tmp_path / "server.key")
-    context = ssl.create_default_context(cafile=tmp_path / "ca.crt")
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hesitating) as superlink:
-        superlink.socket = tls.wrap_socket(superlink.socket, server_side=True)
-        threading.Thread(target=superlink.serve_forever, daemon=True).start()
-        with proxy_alone(tmp_path, superlink.server_port) as port, ExitStack() as stack:
-
-            def begin(key: str) -> http.client.HTTPSConnection:
-                made = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=60)
-                stack.callback(made.close)
-                made.request("POST", "/v1/fleet/pull-object", b"", {"flwr-public-key": key})
-                return made
-
-            first = [begin("east") for _ in range(MOST_REQUESTS)]
-            assert all(Hesitating.asked.acquire(timeout=30) for _ in first)
-            assert begin("east").getresponse().status == 503
-            other = begin("north")
-            assert Hesitating.asked.acquire(timeout=30)
-            Hesitating.may.set()
-            assert {connection.getresponse().status for connection in [*first, other]} == {200}
-        superlink.shutdown()
 
 
 def test_a_second_server_on_the_same_run_is_refused(waiting: Federation) -> None:
@@ -494,3 +435,63 @@ def test_a_revoked_site_is_shut_out_at_once_and_sigterm_ends_everything(tmp_path
         assert "interrupted" in made.log("server")
         assert processes_in(made.kits / "server") == []
         assert made.status()["status"] == "interrupted"
+
+
+def test_a_stranger_writes_little_into_the_log(tmp_path: Path) -> None:
+    issue(tmp_path)
+    context = ssl.create_default_context(cafile=tmp_path / "ca.crt")
+    with proxy_alone(tmp_path, free_port()) as port:
+        for path in ("/short", "/" + "x" * 6000, "/a%0a%1b[2J" + "\u20ac" * 300):
+            connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=20)
+            connection.putrequest("POST", urllib.parse.quote(path, safe="/%"))
+            connection.endheaders()
+            assert connection.getresponse().status == 403
+            connection.close()
+        lines = (tmp_path / "proxy/refused.log").read_bytes().split(b"\n")
+    assert b'403 "POST /short"' in lines[0]
+    assert len(lines) == 4
+    assert all(len(line) < 800 and line.decode().isprintable() for line in lines)
+
+
+class Hesitating(BaseHTTPRequestHandler):
+    """Answers nothing before it may."""
+
+    protocol_version = "HTTP/1.1"
+    may = threading.Event()
+    asked = threading.Semaphore(0)
+
+    def do_POST(self) -> None:
+        Hesitating.asked.release()
+        Hesitating.may.wait(60)
+        self.send_response(200)
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_one_site_has_no_more_than_some_requests_at_a_time(tmp_path: Path) -> None:
+    issue(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "server.crt", tmp_path / "server.key")
+    context = ssl.create_default_context(cafile=tmp_path / "ca.crt")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hesitating) as superlink:
+        superlink.socket = tls.wrap_socket(superlink.socket, server_side=True)
+        threading.Thread(target=superlink.serve_forever, daemon=True).start()
+        with proxy_alone(tmp_path, superlink.server_port) as port, ExitStack() as stack:
+
+            def begin(key: str) -> http.client.HTTPSConnection:
+                made = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=60)
+                stack.callback(made.close)
+                made.request("POST", "/v1/fleet/pull-object", b"", {"flwr-public-key": key})
+                return made
+
+            first = [begin("east") for _ in range(MOST_REQUESTS)]
+            assert all(Hesitating.asked.acquire(timeout=30) for _ in first)
+            assert begin("east").getresponse().status == 503
+            other = begin("north")
+            assert Hesitating.asked.acquire(timeout=30)
+            Hesitating.may.set()
+            assert {connection.getresponse().status for connection in [*first, other]} == {200}
+        superlink.shutdown()
