@@ -18,6 +18,7 @@ from flwr.proto.task_pb2 import Task
 from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.superlink.servicer.runtime import runtime_handlers
+from sqlalchemy.exc import OperationalError
 
 from common.errors import FedvoxError
 from server.leftovers import remove_leftovers
@@ -75,13 +76,9 @@ class DirectClient:
         """Replies that are there. What this thread got before and did not confirm was given up, and is removed."""
         task, thread = self._task(), threading.get_ident()
         with self._lock:
-            for given_up in self._unconfirmed.pop(thread, ()):
-                self._state.object_store.delete(given_up)
+            self._tidy(self._unconfirmed.pop(thread, set()))
             answer = runtime_handlers.pull_messages(request, self._state, task)
             self._unconfirmed[thread] = {message.metadata.message_id for message in answer.messages_list}
-            if time.monotonic() - self._tidied >= TIDY_SECONDS:
-                self._tidied = time.monotonic()
-                remove_leftovers(self._state, set().union(*self._unconfirmed.values()))
         return answer
 
     def PushObject(self, request: message_pb2.PushObjectRequest) -> message_pb2.PushObjectResponse:  # noqa: N802
@@ -98,8 +95,19 @@ class DirectClient:
         self, request: message_pb2.ConfirmMessageReceivedRequest
     ) -> message_pb2.ConfirmMessageReceivedResponse:
         """Lets SuperLink forget a reply."""
-        self._unconfirmed.get(threading.get_ident(), set()).discard(request.message_object_id)
+        with self._lock:
+            self._unconfirmed.get(threading.get_ident(), set()).discard(request.message_object_id)
         return runtime_handlers.confirm_message_received(request, self._state, self._task())
+
+    def _tidy(self, given_up: set[str]) -> None:
+        try:
+            for message in given_up:
+                self._state.object_store.delete(message)
+            if time.monotonic() - self._tidied >= TIDY_SECONDS:
+                self._tidied = time.monotonic()
+                remove_leftovers(self._state, set().union(*self._unconfirmed.values()))
+        except OperationalError:
+            pass  # the database is busy; what is left over now is removed a minute later
 
     def _task(self) -> Task:
         task = self._state.get_task_by_token(self._token)
