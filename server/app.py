@@ -153,7 +153,7 @@ class RoundLoop:
         state.final_mean_dice = self._note_scores(finished, state)
         state.finished = True
         self._commit(state, finished)
-        finished.spool.close()
+        finished.spool.remove()
         self._folder.event("finished", rounds=state.round, best_round=state.best_round)
 
     def _wait_for_sites(self, roster: Roster, state: RunState) -> dict[int, SiteInfo]:

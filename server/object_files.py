@@ -24,6 +24,9 @@ from server.app_lock import OBJECTS
 
 LARGE = 65536
 SWEEP_SECONDS = 2.0
+# Files whose objects are gone are written over: fresh pages and blocks from the system take longer than the writing.
+SPARE = ".spare"
+MOST_SPARES = 24
 # No object of Flower's begins like this: its first bytes are the name of its kind.
 MARK = b"\0in a file"
 
@@ -31,8 +34,8 @@ MARK = b"\0in a file"
 class FileObjectStore(SqlObjectStore):
     """Flower's object store, with what is large in files.
 
-    A file appears whole, before its mark, and goes some seconds after its object. What a crash leaves behind is swept
-    up. An object whose file is gone counts as unknown.
+    A file appears whole, before its mark, and goes some seconds after its object, or waits under another name to be
+    written over. What a crash leaves behind is swept up. An object whose file is gone counts as unknown.
 
     Args:
         database_path: of the database; files go into the folder ``objects`` beside it.
@@ -99,14 +102,27 @@ class FileObjectStore(SqlObjectStore):
         self._sweep()
         half = self._folder / f"{object_id}.{os.getpid()}.{threading.get_ident()}"
         try:
-            half.write_bytes(content)
+            with half.open("r+b" if self._take_spare(half) else "wb") as file:
+                file.write(content)
+                file.truncate()
             half.replace(self._folder / object_id)
         except OSError:
             half.unlink(missing_ok=True)
             raise
 
+    def _take_spare(self, name: Path) -> bool:
+        """Gives a spare file another name; whether there was one."""
+        for spare in self._folder.glob(f"*{SPARE}"):
+            try:
+                os.utime(spare)  # a sweep must not think that it was left behind
+                spare.replace(name)
+                return True
+            except FileNotFoundError:
+                continue  # another thread or process has taken it
+        return False
+
     def _sweep(self) -> None:
-        """Removes files without an object, now and then."""
+        """Puts files without an object aside, now and then, and removes those that are too many."""
         if time.monotonic() - self._swept < SWEEP_SECONDS or not self._sweeping.acquire(blocking=False):
             return
         try:
@@ -114,13 +130,23 @@ class FileObjectStore(SqlObjectStore):
             # As long as this transaction lasts nobody announces an object, whose file of old could be meant here.
             with self._mutation_session() as session:
                 known = set(session.scalars(select(StoredObject.object_id)))
+                spares = len(list(self._folder.glob(f"*{SPARE}")))
                 for file in self._folder.iterdir():
-                    if file.name not in known and time.time() - file.stat().st_mtime > SWEEP_SECONDS:
+                    if file.name in known or file.suffix == SPARE or _age(file) < SWEEP_SECONDS:
+                        continue
+                    if spares < MOST_SPARES:
+                        file.replace(file.with_name(file.name + SPARE))
+                        spares += 1
+                    else:
                         file.unlink(missing_ok=True)
         except OSError:
             pass  # another process swept at the same time
         finally:
             self._sweeping.release()
+
+
+def _age(file: Path) -> float:
+    return time.time() - file.stat().st_mtime
 
 
 def write_before_transactions(state: type[SqlLinkState]) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -141,24 +142,62 @@ def test_a_file_that_is_gone_makes_its_object_unknown(tmp_path: Path, message: M
     assert store.get(name) is None
 
 
-def test_files_without_an_object_are_swept_up(
+def put_piece(store: SqlObjectStore, fill: int, size: int = 3 * LARGE) -> tuple[str, bytes]:
+    """Stores a piece of ``size`` equal bytes; its name and content."""
+    array = Array("u1", (1,), "x", bytes([fill]) * size)
+    store.preregister(RUN, get_object_tree(array))
+    [(identity, chunk)] = [(child.object_id, child.deflate()) for child in (array.children or {}).values()]
+    store.put(identity, chunk)
+    return identity, chunk
+
+
+def age(path: Path, *names: str) -> None:
+    for name in names:
+        os.utime(path / OBJECTS / name, (time.time() - 60,) * 2)
+
+
+def test_files_without_an_object_are_written_over(
     tmp_path: Path, message: Message, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(object_files, "SWEEP_SECONDS", 0.0)
     store = opened(FileObjectStore, tmp_path)
     parts = fill(store, message)
     [kept] = files(tmp_path)
-    folder = tmp_path / OBJECTS
-    for left in ("f" * 64, f"{'a' * 64}.123.456"):
-        (folder / left).write_bytes(b"half")
-        os.utime(folder / left, (time.time() - 60,) * 2)
+    left = [f"{'a' * 64}.123.456", "f" * 64]
+    for name in left:
+        (tmp_path / OBJECTS / name).write_bytes(b"half" * LARGE)
+    age(tmp_path, *left)
     store.put(kept, parts[kept])
-    assert files(tmp_path) == [kept]
+    assert len(files(tmp_path)) == 2, "one is written over, the other waits"
     store.delete(message.object_id)
-    os.utime(folder / kept, (time.time() - 60,) * 2)
-    other = ArrayRecord({"0": Array("u1", (1,), "x", b"\7" * 3 * LARGE)})
-    store.preregister(RUN, get_object_tree(other))
-    for identity, part in get_all_nested_objects(other).items():
-        store.put(identity, part.deflate())
-    assert kept not in files(tmp_path)
-    assert len(files(tmp_path)) == 1
+    age(tmp_path, kept)
+    inodes = {file.stat().st_ino for file in (tmp_path / OBJECTS).iterdir()}
+    first, second = put_piece(store, 5), put_piece(store, 6, LARGE)
+    assert files(tmp_path) == sorted([first[0], second[0]])
+    assert {file.stat().st_ino for file in (tmp_path / OBJECTS).iterdir()} == inodes
+    for name, content in (first, second):
+        assert store.get(name) == content
+    assert store.get(kept) is None
+
+
+def test_files_that_are_too_many_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(object_files, "SWEEP_SECONDS", 0.0)
+    monkeypatch.setattr(object_files, "MOST_SPARES", 3)
+    store = opened(FileObjectStore, tmp_path)
+    left = [str(number) * 64 for number in range(8)]
+    for name in left:
+        (tmp_path / OBJECTS / name).write_bytes(b"left")
+    age(tmp_path, *left)
+    name, content = put_piece(store, 1)
+    assert len(files(tmp_path)) == 3
+    assert store.get(name) == content
+
+
+def test_threads_and_stores_do_not_take_the_same_spare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stores = [opened(FileObjectStore, tmp_path) for _ in range(2)]
+    for number in range(12):
+        (tmp_path / OBJECTS / f"{number}.spare").write_bytes(bytes(5 * LARGE))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda number: put_piece(stores[number % 2], number), range(24)))
+    assert all(stores[0].get(name) == content for name, content in found)
+    assert files(tmp_path) == sorted(name for name, _ in found)

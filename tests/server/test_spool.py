@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import OutputError
-from common.protocol import Update
-from common.transport import Encoding, encode_vector
+from common.transport import Encoding
 from server.admission import RefusedError
 from server.aggregation import WeightedMean
 from server.spool import Spool
@@ -97,8 +96,23 @@ def test_a_disk_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         spool(tmp_path)
 
 
-def test_the_end_of_a_round_leaves_no_file(tmp_path: Path) -> None:
-    waiting = spool(tmp_path)
-    waiting.add(GOOD, Update(3, "float32", tuple(data for _, data in encode_vector(np.ones(3, np.float32), "float32"))))
+def test_after_the_end_of_a_round_nothing_is_found_and_its_files_are_written_over(tmp_path: Path) -> None:
+    waiting = spool(tmp_path, size=SIZE)
+    waiting.add(GOOD, packed(np.ones(SIZE)))
+    [file] = (tmp_path / "spool").glob("*.update")
+    before = file.stat().st_ino
     waiting.close()
+    assert spool(tmp_path, size=SIZE).updates == {}
+    after = spool(tmp_path, 3, size=100, encoding="int8")
+    after.add(replace(GOOD, round=3), packed(np.full(100, 5.0), "int8"))
+    assert file.stat().st_ino == before
+    assert file.stat().st_size == after.updates["a"].size
+    again = spool(tmp_path, 3, size=100, encoding="int8")
+    np.testing.assert_array_equal(again.mean({"a": 1}), np.full(100, 5.0))
+
+
+def test_the_end_of_a_run_leaves_no_file(tmp_path: Path) -> None:
+    waiting = spool(tmp_path)
+    waiting.add(GOOD, packed(np.ones(3)))
+    waiting.remove()
     assert not (tmp_path / "spool").exists()
