@@ -45,8 +45,7 @@ from flwr.supernode.runtime.run_clientapp import push_message
 
 from common.bulk_http import speed_up
 from common.errors import FedvoxError
-from common.flower import OBJECT_BACKOFF_CAP_SECONDS, OBJECT_BACKOFF_SECONDS
-from common.pulls import check_contents
+from common.pulls import SHORTEST_PAUSE_SECONDS, check_contents, waiting
 
 log = logging.getLogger("fedvox.runner")
 
@@ -161,10 +160,10 @@ class ClaimedTask:
         node, root = Node(node_id=context.node_id), header.tree.object_id
         contents = pull_objects(
             [part.object_id for part in iterate_object_tree(header.tree)],
-            make_pull_object_fn_protobuf(self._client.PullObject, node, context.run_id),
+            waiting(make_pull_object_fn_protobuf(self._client.PullObject, node, context.run_id)),
             max_tries_per_object=None,
-            initial_backoff=OBJECT_BACKOFF_SECONDS,
-            backoff_cap=OBJECT_BACKOFF_CAP_SECONDS,
+            initial_backoff=SHORTEST_PAUSE_SECONDS,
+            backoff_cap=SHORTEST_PAUSE_SECONDS,
         )
         make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, node, context.run_id)(root)
         check_contents(contents)

@@ -1,6 +1,6 @@
 """Starts Flower's SuperNode for a site: ``python -m client.supernode`` takes ``flower-supernode``'s options.
 
-It differs from ``flower-supernode`` in six ways, for each of which it reaches into a module of Flower; therefore it
+It differs from ``flower-supernode`` in seven ways, for each of which it reaches into a module of Flower; therefore it
 runs with the version that it was written for and refuses any other.
 
 Shorter pauses. SuperNode's main loop asks the server for a message, and if there is none sleeps for 3 s; while a task
@@ -19,6 +19,8 @@ archive that somebody else has packed may be made to fill this machine's memory.
 Continuity. See ``client.continuity``.
 
 A broken line. See ``client.uplink``.
+
+Downloads. See ``client.downlink``.
 
 Speed. The runner's requests go a short way through it (``common.short_way``), and its own over connections that do not
 take pieces of a model apart (``common.bulk_http``).
@@ -40,6 +42,7 @@ from common.flower import check_flower_version
 
 STATE_VARIABLE = "FEDVOX_SITE_STATE"
 """Environment variable: the site's state folder."""
+PULL_OBJECT = "/v1/runtime/pull-object"
 SHARE_OF_WAIT = 0.02
 SHORTEST_LOCAL_SECONDS = 0.02
 SHORTEST_REMOTE_SECONDS = 0.1
@@ -105,6 +108,7 @@ def main() -> None:
     from uvicorn.protocols.http import httptools_impl
 
     from client.continuity import Continuity, whole_replies_only
+    from client.downlink import Arrivals, answer_when_there, store_pieces_as_they_come
     from client.uplink import patient
     from common.bulk_http import use_bulk_transport
     from common.pulls import replace_pulls
@@ -112,7 +116,8 @@ def main() -> None:
 
     state = Path(os.environ[STATE_VARIABLE])
     use_bulk_transport()
-    make_app, answers = supernode_main.create_app, runtime_answers("SuperNode")
+    make_app, answers, arrivals = supernode_main.create_app, runtime_answers("SuperNode"), Arrivals()
+    answers[PULL_OBJECT] = answer_when_there(answers[PULL_OBJECT], arrivals)
 
     def make_shorter(*arguments: Any, **options: Any) -> FastAPI:
         app = make_app(*arguments, **options)
@@ -128,6 +133,7 @@ def main() -> None:
     start_client_internal._push_messages = whole_replies_only(start_client_internal._push_messages)
     replace_pulls(start_client_internal)
     leave_bundles_shut(start_client_internal)
+    store_pieces_as_they_come(start_client_internal, arrivals)
     # Not time itself, which all modules share: only the name in this one module.
     folder = StateFolder(state)
     start_client_internal.time = Pace(folder.contact.touch, on_work=folder.busy.touch)  # type: ignore[assignment, attr-defined]

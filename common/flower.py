@@ -24,8 +24,6 @@ _KEEP_FREED_PIECES = {
     "MALLOC_TRIM_THRESHOLD_": str(512 * 2**20),
     "MALLOC_ARENA_MAX": "1",
 }
-OBJECT_BACKOFF_SECONDS = 0.02
-OBJECT_BACKOFF_CAP_SECONDS = 0.5
 
 
 class FlowerVersionError(FedvoxError):

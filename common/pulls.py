@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
@@ -20,10 +21,15 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_body,
     get_object_head_values_from_object_content,
 )
+from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
 
 from common.errors import FedvoxError
-from common.flower import CHUNK_BYTES, OBJECT_BACKOFF_CAP_SECONDS, OBJECT_BACKOFF_SECONDS
+from common.flower import CHUNK_BYTES
 
+SHORTEST_PAUSE_SECONDS = 0.02
+LONGEST_PAUSE_SECONDS = 0.5
+SHARE_OF_WAIT = 0.05
+LOOK_UP_SECONDS = 1.0
 LARGEST_RECORD = 2**18
 """Bytes of a part that is not a piece of an array; Flower's list of 500 pieces has 75 kB."""
 
@@ -44,11 +50,34 @@ class Limits:
     bytes: int
 
 
-def replace_pulls(module: ModuleType, limits: Limits | None = None) -> None:
-    """Lets a module of Flower ask for an object that is still on its way after 0.02 s, not after 1 s.
+def waiting(pull: Callable[[str], bytes]) -> Callable[[str], bytes]:
+    """What pulls an object, and waits for one that is still on its way.
 
-    A message is announced before its content has arrived, so that almost every message with weights runs into that
-    pause, at both ends. As before it is waited for until the message's time has run out.
+    A message is announced before its content has arrived, so that almost every message with weights is waited for, at
+    both ends. Flower pauses for 1, 2, 4 seconds; here it is a twentieth of the time waited so far. From time to time
+    Flower is let in, to see whether it is to go on.
+
+    Args:
+        pull: raises ``ObjectUnavailableError`` while the object is on its way.
+    """
+    began = time.monotonic()
+
+    def wait(identity: str) -> bytes:
+        asked = time.monotonic()
+        while True:
+            try:
+                return pull(identity)
+            except ObjectUnavailableError:
+                now = time.monotonic()
+                if now - asked > LOOK_UP_SECONDS:
+                    raise
+            time.sleep(min(max(SHARE_OF_WAIT * (now - began), SHORTEST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS))
+
+    return wait
+
+
+def replace_pulls(module: ModuleType, limits: Limits | None = None) -> None:
+    """Lets a module of Flower wait for objects as ``waiting`` does. As before, until the message's time has run out.
 
     Args:
         module: one that has imported ``pull_objects``.
@@ -61,9 +90,9 @@ def replace_pulls(module: ModuleType, limits: Limits | None = None) -> None:
             raise TooManyObjectsError(
                 f"a message of {len(object_ids)} objects, {limits.objects} is the most there may be"
             )
-        pauses = {"initial_backoff": OBJECT_BACKOFF_SECONDS, "backoff_cap": OBJECT_BACKOFF_CAP_SECONDS}
+        pauses = {"initial_backoff": SHORTEST_PAUSE_SECONDS, "backoff_cap": SHORTEST_PAUSE_SECONDS}
         counted = pull_object_fn if limits is None else _counted(pull_object_fn, limits.bytes)
-        contents = pull(object_ids, pull_object_fn=counted, **pauses, max_tries_per_object=None, **options)
+        contents = pull(object_ids, pull_object_fn=waiting(counted), **pauses, max_tries_per_object=None, **options)
         if limits is not None:
             check_contents(contents)
         return contents
