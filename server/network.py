@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +43,7 @@ from server.registration import Registration
 from server.report import write_report
 from server.run_summary import write_summary
 from server.state import RunFolder
+from server.unix_socket import socket_path
 
 LOOK_SECONDS = 1.0
 SYNC_SECONDS = 3.0
@@ -92,10 +94,12 @@ def start(options: StartOptions, display: ProgressDisplay) -> Path:
         check_port(options.superlink or listen)
         superlink = options.superlink or Listen("127.0.0.1", free_port())
         run, kit_folder = folder.path.resolve(), options.kit.resolve()
-        children = flower_processes(run, kit_folder, superlink, options.health)
-        if nginx is not None:
-            children.append(proxy_process(run, kit_folder, nginx, listen, superlink))
-        return _Server(kit, config, folder, kit_folder, superlink.port, children, display).run()
+        with ExitStack() as stack:
+            beside = stack.enter_context(socket_path()) if nginx is not None else None
+            children = flower_processes(run, kit_folder, superlink, options.health, beside)
+            if nginx is not None and beside is not None:
+                children.append(proxy_process(run, kit_folder, nginx, listen, beside))
+            return _Server(kit, config, folder, kit_folder, superlink.port, children, display).run()
 
 
 class _Server:

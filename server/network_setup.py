@@ -20,6 +20,7 @@ from common.errors import ConfigError, FedvoxError, OutputError
 from common.flower import flower_environment
 from common.network_config import Kit
 from common.supervise import Child, answers
+from server import unix_socket
 from server.app_lock import DATABASE, OBJECTS, RUN_VARIABLE
 from server.authority import write_private
 from server.proxy import Listen, write_proxy_configuration
@@ -131,7 +132,9 @@ def check_port(listen: Listen) -> None:
             ) from None
 
 
-def flower_processes(run: Path, kit: Path, superlink: Listen, health: str = "") -> list[Child]:
+def flower_processes(
+    run: Path, kit: Path, superlink: Listen, health: str = "", beside: Path | None = None
+) -> list[Child]:
     """SuperLink and superexec, in the order of starting.
 
     Args:
@@ -139,17 +142,20 @@ def flower_processes(run: Path, kit: Path, superlink: Listen, health: str = "") 
         kit: the server's kit.
         superlink: where SuperLink listens; the loopback interface must be among it.
         health: where it tells its health by gRPC (host:port); empty is nowhere.
+        beside: a socket that it listens on too.
     """
     port = superlink.port
     secret = run / "secret"
     write_private(secret, secrets.token_hex(32).encode())
     environment = flower_environment(run / "flwr-home")
-    beside = str(Path(sys.executable).parent)
-    environment["PATH"] = os.pathsep.join([beside, environment.get("PATH", "")])
+    programs = str(Path(sys.executable).parent)
+    environment["PATH"] = os.pathsep.join([programs, environment.get("PATH", "")])
     # The server app is found where this program's own modules are, installed or not.
     here = str(Path(server.__file__).resolve().parents[1])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [here, environment.get("PYTHONPATH")]))
     environment[RUN_VARIABLE] = str(run)
+    if beside is not None:
+        environment[unix_socket.VARIABLE] = str(beside)
     environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "1.0"
     superlink_command = [
         *(sys.executable, "-m", "server.superlink"),
@@ -173,7 +179,7 @@ def flower_processes(run: Path, kit: Path, superlink: Listen, health: str = "") 
     ]
 
 
-def proxy_process(run: Path, kit: Path, nginx: str, listen: Listen, superlink: Listen) -> Child:
+def proxy_process(run: Path, kit: Path, nginx: str, listen: Listen, superlink: Path) -> Child:
     """The proxy, as a child to keep alive; it waits for a child ``superlink``.
 
     Args:
@@ -181,9 +187,9 @@ def proxy_process(run: Path, kit: Path, nginx: str, listen: Listen, superlink: L
         kit: the server's kit.
         nginx: its path.
         listen: where it listens.
-        superlink: where SuperLink does.
+        superlink: SuperLink's socket.
     """
-    configuration = write_proxy_configuration(run / "proxy", kit, listen, str(superlink))
+    configuration = write_proxy_configuration(run / "proxy", kit, listen, superlink)
     return Child(
         "proxy",
         [nginx, "-c", str(configuration), "-p", str(run / "proxy")],

@@ -110,7 +110,7 @@ _LOCATION = """\
         location = {path} {{
             limit_except POST {{ deny all; }}
             set $args "";
-            proxy_pass https://superlink{path};
+            proxy_pass {scheme}://superlink{path};
         }}
 """
 
@@ -174,14 +174,17 @@ def _with_open(log: Path) -> list[int]:
     return found
 
 
-def write_proxy_configuration(folder: Path, kit: Path, listen: Listen, superlink: str, log: Path | None = None) -> Path:
+def write_proxy_configuration(
+    folder: Path, kit: Path, listen: Listen, superlink: str | Path, log: Path | None = None
+) -> Path:
     """Writes ``nginx.conf`` into a folder of its own.
 
     Args:
         folder: for the configuration and what nginx keeps; made when needed.
         kit: the server's kit, with its certificate.
         listen: where sites reach the proxy.
-        superlink: host:port of SuperLink; whatever the host, its certificate must be valid for ``localhost``.
+        superlink: host:port of SuperLink, whose certificate must be valid for ``localhost`` whatever the host; or the
+            path of its socket.
         log: gets what was refused; None is a file in ``folder``.
 
     Raises:
@@ -192,13 +195,14 @@ def write_proxy_configuration(folder: Path, kit: Path, listen: Listen, superlink
         if not re.fullmatch(r"[\w./+@:-]+", str(path), re.ASCII):
             raise ProxyError(f"{path}: may have only letters, digits and ./_-+@: in its name; move it elsewhere")
     (folder / "temporary").mkdir(parents=True, exist_ok=True)
-    locations = "".join(_LOCATION.format(path=f"/v1/fleet/{method}") for method in FLEET_METHODS)
+    scheme, server = ("http", f"unix:{superlink}") if isinstance(superlink, Path) else ("https", superlink)
+    locations = "".join(_LOCATION.format(path=f"/v1/fleet/{method}", scheme=scheme) for method in FLEET_METHODS)
     text = _TEMPLATE.format(
         folder=folder,
         log=log or folder / _LOG,
         kit=kit,
         listen=listen,
-        superlink=superlink,
+        superlink=server,
         body=LARGEST_BODY_MB,
         requests=MOST_REQUESTS,
         locations=locations,

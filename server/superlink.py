@@ -1,16 +1,19 @@
 """Starts Flower's SuperLink for a federation: ``python -m server.superlink`` takes ``flower-superlink``'s options.
 
-It differs in four things. A site may do less (``server.site_requests``, ``server.doorkeeper``). Its state is kept in
-another way (``server.link_state``). The hot requests go a short way through it (``common.short_way``). And the body of
-a request goes through its layers at once, not in portions of 64 KiB, each of which costs as much as a request.
+It differs in five things. A site may do less (``server.site_requests``, ``server.doorkeeper``). Its state is kept in
+another way (``server.link_state``). The hot requests go a short way through it (``common.short_way``). The body of a
+request goes through its layers at once, not in portions of 64 KiB, each of which costs as much as a request. And a
+proxy on the same machine reaches it by ``server.unix_socket``.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 from common.flower import check_flower_version
+from server import unix_socket
 
 
 def main() -> None:
@@ -20,6 +23,7 @@ def main() -> None:
         FlowerVersionError: another version of Flower is installed.
     """
     check_flower_version()
+    import uvicorn
     from flwr.superlink import main as superlink_main
     from flwr.superlink.cli import flower_superlink
     from starlette.middleware import Middleware
@@ -41,6 +45,8 @@ def main() -> None:
     shorter = Middleware(ShortWay, answers=fleet_answers() | runtime_answers("SuperLink"))
     superlink_main._get_middleware = lambda: [Middleware(Doorkeeper), shorter, *layers()]
     receive_whole_bodies(httptools_impl)
+    if path := os.environ.get(unix_socket.VARIABLE):
+        unix_socket.listen_also_on(Path(path), uvicorn.Server)
     flower_superlink()
 
 
