@@ -53,6 +53,11 @@ def test_an_image_lists_its_contents(machine: Machine, image: str) -> None:
     assert content["bomFormat"] == "CycloneDX"
     assert found["flwr"] == "1.41.0"
     assert found["torch"].startswith("2.13.0") and "fedvox" in found
+    debian = dict(
+        line.split(" ") for line in inside(machine, image, "cat", "/opt/fedvox/debian-packages.txt").splitlines()
+    )
+    assert len(debian) > 50 and debian["libc6"].startswith("2.36-")
+    assert ("nginx-light" in debian) == (image == SERVER)
 
 
 @IMAGES
