@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,16 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.deploy.tools import cannot_run, program
+
 SERVER_ADDRESS, SITE_ADDRESS = "10.77.0.1", "10.77.0.2"
 
 
 def root_only(*programs: str) -> None:
     """Skips a test that this machine, or this account, cannot run."""
     if os.getuid() != 0:
-        pytest.skip("needs root: it makes networks and mounts disks")
-    for program in programs:
-        if shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None:
-            pytest.skip(f"{program} is not installed")
+        cannot_run("needs root: it makes networks and mounts disks")
+    for name in programs:
+        program(name, name)
 
 
 class Line:
@@ -63,7 +63,7 @@ def line() -> Iterator[Line]:
     """A line that is yet to be opened."""
     root_only("ip")
     if not Path("/dev/net/tun").exists():
-        pytest.skip("this kernel has no TUN devices")
+        cannot_run("this kernel has no TUN devices")
     made = Line()
     try:
         yield made
