@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 FLWR_TELEMETRY_ENABLED=0
 TEST_PROCESSES ?= auto
 
-.PHONY: setup demo test test-fast test-network test-long test-deploy lint format bench clean
+.PHONY: setup demo test test-fast test-network test-long test-deploy deploy-tools lint format bench clean
 
 setup: $(INSTALLED)
 
@@ -44,15 +44,21 @@ test-long: $(INSTALLED)
 	$(NETWORK_TESTS) -m long $(ARGS)
 
 # Charts and units against their tools, lines, clocks and disks that fail, the container images and both compose files for
-# real: as root, on Debian. About half an hour the first time; what images are built from is kept in
+# real, with processes killed and lines cut: as root, on Debian. What images are built from is kept in
 # $FEDVOX_DEPLOY_CACHE (default /var/tmp/fedvox-deploy).
-DEPLOY_PACKAGES := buildah podman runc netavark aardvark-dns debootstrap iptables
-test-deploy: $(INSTALLED)
-	@for program in podman buildah runc debootstrap; do command -v $$program >/dev/null || missing=1; done; \
+# make test-deploy SELECT='deploy and not slow'    without what takes minutes each
+SELECT ?= deploy
+DEPLOY_PROGRAMS := podman buildah runc debootstrap iptables nginx faketime systemd-analyze ip tc
+DEPLOY_PACKAGES := podman buildah runc netavark aardvark-dns debootstrap iptables nginx faketime systemd iproute2
+test-deploy: deploy-tools
+	FEDVOX_REQUIRE_DEPLOY=1 $(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -q -rP -m '$(SELECT)' tests/deploy $(ARGS)
+
+deploy-tools: $(INSTALLED)
+	@PATH="$$PATH:/usr/sbin:/sbin"; \
+		for program in $(DEPLOY_PROGRAMS); do command -v $$program >/dev/null || missing=1; done; \
 		test -z "$$missing" || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 		apt-get install -y -qq --no-install-recommends $(DEPLOY_PACKAGES) >/dev/null; }
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[deploy]'
-	FEDVOX_REQUIRE_DEPLOY=1 $(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -q -rP -m deploy tests/deploy $(ARGS)
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

@@ -1,19 +1,22 @@
 """Podman and Buildah with a storage of their own, a base image made of Debian's packages, and the real images.
 
 What takes long (base, wheels, layers) is kept in $FEDVOX_DEPLOY_CACHE, by default /var/tmp/fedvox-deploy, and made
-again when what it is made of changes.
+again when what it is made of changes. ``python -m tests.deploy.machine`` fetches what comes from elsewhere.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from tests.deploy.tools import PLACES
 from tests.e2e.network_federation import wait_for
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -21,8 +24,7 @@ BASE = "docker.io/library/python:3.11-slim-bookworm"
 CLIENT, SERVER = "localhost/fedvox-client:cpu", "localhost/fedvox-server:latest"
 PROGRAMS = ("podman", "buildah", "runc", "debootstrap", "podman-compose")
 NICE = ("nice", "-n", "19")
-_BESIDE = str(Path(sys.executable).parent)
-_PATH = os.pathsep.join([_BESIDE, os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+CACHE = Path(os.environ.get("FEDVOX_DEPLOY_CACHE", "/var/tmp/fedvox-deploy"))  # noqa: S108
 
 _CONTAINERS = """\
 [containers]
@@ -45,7 +47,7 @@ runroot = "{folder}/run"
 
 def missing_programs() -> list[str]:
     """What has to be installed for these tests."""
-    return [name for name in PROGRAMS if shutil.which(name, path=_PATH) is None]
+    return [name for name in PROGRAMS if shutil.which(name, path=PLACES) is None]
 
 
 class Machine:
@@ -55,7 +57,7 @@ class Machine:
         folder: for storage, base and wheels; kept from run to run.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path = CACHE) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "containers.conf").write_text(_CONTAINERS)
@@ -63,7 +65,7 @@ class Machine:
         self.environment = os.environ | {
             "CONTAINERS_CONF": str(folder / "containers.conf"),
             "CONTAINERS_STORAGE_CONF": str(folder / "storage.conf"),
-            "PATH": _PATH,
+            "PATH": PLACES,
         }
 
     def run(self, *command: str, check: bool = True, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -86,10 +88,15 @@ class Machine:
         """The size of an image with all its layers."""
         return int(self.podman("image", "inspect", "--format", "{{.Size}}", image).stdout)
 
-    def make_images(self) -> None:
-        """Makes the base where it is missing, and both images."""
+    def fetch(self) -> None:
+        """Makes what comes from elsewhere, where it is missing: the base, and the wheels."""
         if self.podman("image", "exists", BASE, check=False).returncode != 0:
             self._make_base()
+        self._wheels()
+
+    def make_images(self) -> None:
+        """Makes both images."""
+        self.fetch()
         context = self._context()
         revision = self.run("git", "rev-parse", "HEAD", cwd=REPOSITORY, check=False).stdout.strip() or "unknown"
         for name, tag in (("server", SERVER), ("client", CLIENT)):
@@ -154,18 +161,27 @@ class Stack:
         machine: where they run.
         kind: ``site`` or ``server``: the folder of the compose file.
         settings: what its ``.env`` says.
+        overlay: a further compose file.
     """
 
-    def __init__(self, machine: Machine, folder: Path, kind: str, settings: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        folder: Path,
+        kind: str,
+        settings: Mapping[str, object],
+        overlay: Path | None = None,
+    ) -> None:
         self.machine = machine
         self.project = str(settings["FEDVOX_PROJECT"])
-        self._compose = REPOSITORY / "deploy" / kind / "compose.yaml"
+        files = [REPOSITORY / "deploy" / kind / "compose.yaml", *filter(None, [overlay])]
+        self._files = [option for file in files for option in ("-f", str(file))]
         self._env = folder / f"{self.project}.env"
         self._env.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
 
     def compose(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """``podman-compose`` on this file."""
-        files = ["--env-file", str(self._env), "-f", str(self._compose)]
+        files = ["--env-file", str(self._env), *self._files]
         return self.machine.run("podman-compose", "--in-pod=false", *files, *arguments, check=check)
 
     def name(self, service: str) -> str:
@@ -177,22 +193,20 @@ class Stack:
         done = self.machine.podman("logs", self.name(service), check=False)
         return done.stdout + done.stderr
 
-    def save(self, service: str, what: str, file: Path) -> None:
-        """Packs something in a service's ``/state`` into a tar file on this machine."""
+    def save(self, service: str, file: Path, *command: str) -> None:
+        """Writes what a command says into a file; it runs in a container of its own, with a service's volumes."""
         with file.open("wb") as archive:
-            subprocess.run(
-                self._tar(service, "-cf", "-", what), env=self.machine.environment, stdout=archive, check=True
-            )
+            subprocess.run(self._alone(service, *command), env=self.machine.environment, stdout=archive, check=True)
 
-    def restore(self, service: str, file: Path) -> None:
-        """Unpacks a tar file into a service's ``/state``."""
+    def restore(self, service: str, file: Path, *command: str) -> None:
+        """Gives a file to a command, which runs in a container of its own, with a service's volumes."""
         with file.open("rb") as archive:
-            subprocess.run(self._tar(service, "-xf", "-"), env=self.machine.environment, stdin=archive, check=True)
+            subprocess.run(self._alone(service, *command), env=self.machine.environment, stdin=archive, check=True)
 
-    def _tar(self, service: str, *options: str) -> list[str]:
-        files = ["--env-file", str(self._env), "-f", str(self._compose)]
-        run = ["run", "--rm", "-T", "--no-deps", "--entrypoint", "tar", service, "-C", "/state"]
-        return [*NICE, "podman-compose", "--in-pod=false", *files, *run, *options]
+    def _alone(self, service: str, program: str, *arguments: str) -> list[str]:
+        files = ["--env-file", str(self._env), *self._files]
+        run = ["run", "--rm", "-T", "--no-deps", "--entrypoint", program, service, *arguments]
+        return [*NICE, "podman-compose", "--in-pod=false", *files, *run]
 
     def wait_until(self, condition: Callable[[], object], service: str, what: str, seconds: float = 180) -> None:
         """Polls until something is true; fails with what a service has said meanwhile."""
@@ -223,6 +237,16 @@ class Stack:
         done = self.machine.podman("inspect", "--format", "{{.State.Running}}", self.name(service), check=False)
         return done.stdout.strip() == "true"
 
+    def process(self, service: str, number: int = 1) -> int:
+        """The number on this machine of the process that has this one in a service's container; 0 if there is none."""
+        first = self.machine.podman("inspect", "--format", "{{.State.Pid}}", self.name(service), check=False)
+        with contextlib.suppress(OSError):
+            namespace = Path(f"/proc/{first.stdout.strip()}/ns/pid").readlink()
+            for place in Path("/proc").iterdir():
+                if place.name.isdecimal() and _number_within(place, namespace) == number:
+                    return int(place.name)
+        return 0
+
     def healthy(self, services: Sequence[str]) -> dict[str, bool]:
         """What the health checks find that are in the image or the compose file."""
         return {
@@ -233,3 +257,18 @@ class Stack:
     def down(self) -> None:
         """Removes containers, networks and volumes."""
         self.compose("down", "--volumes", "--timeout", "10", check=False)
+
+
+def _number_within(process: Path, namespace: Path) -> int | None:
+    """A process's number in a namespace; None if it is in none of that name, or gone."""
+    try:
+        if (process / "ns/pid").readlink() != namespace:
+            return None
+        found = re.search(r"^NSpid:\s(.*)$", (process / "status").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1].split()[-1]) if found else None
+
+
+if __name__ == "__main__":
+    Machine().fetch()

@@ -2,110 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import socket
-import time
+import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 from server.proxy import FLEET_METHODS
-from tests.deploy.machine import CLIENT, SERVER, Machine, Stack
+from tests.deploy.machine import Machine
+from tests.deploy.stacks import KIT, STATE, UID, Coordinator, Hospital, own_address, removed_at_the_end
 from tests.e2e.network_federation import Federation, assert_same_model, simulated
 from tests.e2e.test_network_server import superlink_paths
 
 pytestmark = pytest.mark.deploy
 
-UID = 10001
-KIT, STATE = "--kit=/kit", "--state=/state"
 SITES = ("east", "north")
-# Rounds long enough that a backup falls into the middle of the run.
-SETTINGS = ("training.local_steps=150",)
-
-
-class Hospital(Stack):
-    """One site's containers.
-
-    Args:
-        number: of its network between the two containers.
-    """
-
-    def __init__(self, machine: Machine, made: Federation, site: str, number: int) -> None:
-        folder = made.folder / "hospitals" / site
-        for name in ("ledger", "cache"):
-            (folder / name).mkdir(parents=True)
-        (folder / "secret").write_bytes(bytes(range(32)))
-        (folder / "secret").chmod(0o600)
-        self.data = made.data(site)
-        self.link = f"10.213.{number}"
-        give(folder, made.kits / "sites" / site)
-        settings = {
-            "FEDVOX_PROJECT": f"fedvox-test-{site}",
-            "FEDVOX_CLIENT_IMAGE": CLIENT,
-            "FEDVOX_KIT": made.kits / "sites" / site,
-            "FEDVOX_DATA": self.data,
-            "FEDVOX_SECRET": folder / "secret",
-            "FEDVOX_LINK": self.link,
-            "FEDVOX_LEDGER": folder / "ledger",
-            "FEDVOX_CACHE": folder / "cache",
-            "FEDVOX_DEVICE": "cpu",
-            "FEDVOX_RUNNER_MEMORY": "4g",
-            # As many threads as the simulation that the model is compared with: sums depend on their order.
-            "FEDVOX_RUNNER_CPUS": 1,
-        }
-        super().__init__(machine, folder, "site", settings)
-
-    def join(self) -> float:
-        """Approves and starts; the seconds from ``up`` until both halves wait for the federation."""
-        self.compose("run", "--rm", "-T", "runner", "approve", KIT, STATE, "--user", "Dr. Example")
-        began = time.monotonic()
-        self.compose("up", "-d")
-        self.wait_for_line("supernode", "connected to the server")
-        self.wait_for_line("runner", "ready for tasks")
-        return time.monotonic() - began
-
-
-class Coordinator(Stack):
-    """The server's containers."""
-
-    def __init__(self, machine: Machine, made: Federation) -> None:
-        give(made.kits / "server")
-        settings = {
-            "FEDVOX_PROJECT": "fedvox-test-server",
-            "FEDVOX_SERVER_IMAGE": SERVER,
-            "FEDVOX_KIT": made.kits / "server",
-            "FEDVOX_LISTEN": made.port,
-            "FEDVOX_CONTROL": "10.213.200",
-            "FEDVOX_SERVER_MEMORY": "4g",
-        }
-        super().__init__(machine, made.folder, "server", settings)
-
-    @property
-    def run(self) -> Path:
-        """The run folder."""
-        return self.volume("state") / "run"
-
-    def rounds_done(self) -> int:
-        """Lines of ``rounds.jsonl``."""
-        file = self.run / "rounds.jsonl"
-        return len(file.read_text().splitlines()) if file.exists() else 0
-
-
-def give(*folders: Path) -> None:
-    """Makes files the containers' account's."""
-    for folder in folders:
-        for path in (folder, *folder.rglob("*")):
-            shutil.chown(path, UID, UID)
-
-
-def own_address() -> str:
-    """An address of this machine that containers reach, too."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(("192.0.2.1", 9))  # sends nothing
-        address: str = probe.getsockname()[0]
-        return address
+# Rounds so long that the second is still under way when the end of the first is noticed.
+SETTINGS = ("training.local_steps=50",)
 
 
 @pytest.fixture(scope="module")
@@ -116,13 +33,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Federation:
 @pytest.fixture(scope="module")
 def coordinator(machine: Machine, made: Federation) -> Iterator[Coordinator]:
     stack = Coordinator(machine, made)
-    stack.down()
-    try:
-        stack.compose("up", "-d")
-        stack.wait_for_line("server", "waiting for sites")
+    with removed_at_the_end(stack):
+        stack.start()
+        made.run = stack.run
         yield stack
-    finally:
-        stack.down()
 
 
 @pytest.fixture(scope="module")
@@ -136,12 +50,9 @@ def north(machine: Machine, made: Federation, coordinator: Coordinator) -> Itera
 
 
 def joined(hospital: Hospital) -> Iterator[Hospital]:
-    hospital.down()
-    try:
+    with removed_at_the_end(hospital):
         print(f"{hospital.project}: {hospital.join():.1f} s from compose up to waiting for the federation")
         yield hospital
-    finally:
-        hospital.down()
 
 
 @pytest.mark.parametrize("service", ["supernode", "runner"])
@@ -217,6 +128,18 @@ def test_no_secret_shows_in_environment_or_command_lines(east: Hospital, coordin
             assert bytes(range(32)).hex() not in told
 
 
+@contextmanager
+def standing_still(hospital: Hospital, number: int | None) -> Iterator[None]:
+    """Lets a process of a runner do nothing meanwhile, so that no round ends."""
+    process = hospital.process("runner", number or 0)
+    assert process > 1
+    os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(process, signal.SIGCONT)
+
+
 ASK = """
 import http.client, ssl
 context = ssl.create_default_context(cafile="/kit/ca.crt")
@@ -260,18 +183,46 @@ def test_a_hospital_decides_and_looks_back_inside_the_runner(east: Hospital) -> 
 def test_backup_and_restore_in_the_middle_give_the_model_of_a_simulation(
     north: Hospital, east: Hospital, coordinator: Coordinator, made: Federation, tmp_path: Path
 ) -> None:
-    coordinator.wait_until(lambda: coordinator.rounds_done() >= 1, "server", "a round")
-    # As deploy/docs/backup.md says.
-    coordinator.compose("stop", "server")
-    assert coordinator.rounds_done() < 4, "the run is over already"
-    coordinator.save("server", "run", tmp_path / "state.tar")
+    coordinator.wait_until(lambda: len(made.rounds()) >= 1, "server", "a round")
+    with standing_still(north, made.site_pid("north", "runner")):
+        # From here on as deploy/docs/backup.md says.
+        coordinator.compose("stop", "server")
+    assert len(made.rounds()) < 4, "the run is over already"
+    coordinator.save("server", tmp_path / "state.tar", "tar", "-C", "/state", "-cf", "-", "run")
     coordinator.compose("down", "--volumes")
-    coordinator.restore("server", tmp_path / "state.tar")
+    coordinator.restore("server", tmp_path / "state.tar", "tar", "-C", "/state", "-xf", "-")
     coordinator.compose("up", "-d")
     coordinator.wait_until(lambda: not coordinator.is_running("server"), "server", "the end of the federation", 400)
     assert "report:" in coordinator.log("server"), coordinator.log("server")
-    assert coordinator.rounds_done() == 4
+    assert len(made.rounds()) == 4
     assert_same_model(coordinator.run, simulated(made, tmp_path / "simulated").path, 3)
     assert (coordinator.run / "model/model.safetensors").stat().st_size > 0
     for hospital in (east, north):
         assert "error codes" not in hospital.inside("runner", "fedvox-client", "audit", KIT, STATE, "--verify").stderr
+
+
+def test_a_hospital_restores_what_it_decided_what_left_and_what_was_spent(
+    east: Hospital, made: Federation, tmp_path: Path
+) -> None:
+    volumes = (made.state("east").path, made.folder / "hospitals/east/ledger")
+    (volumes[1] / "spent").write_text("what was spent")
+
+    def said() -> str:
+        fedvox = ("fedvox-client", "audit", KIT, STATE, "--verify", "--json")
+        return east.inside("runner", *fedvox).stdout
+
+    before = said()
+    assert before
+    # As deploy/docs/backup.md says.
+    east.compose("stop", "runner")
+    pack = "cd / && find state ledger -mindepth 1 | tar --no-recursion --files-from - --create"
+    east.save("runner", tmp_path / "runner.tar", "sh", "-c", pack)
+    for volume in volumes:
+        for path in volume.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    east.restore("runner", tmp_path / "runner.tar", "tar", "-C", "/", "-xf", "-")
+    east.compose("start", "runner")
+    east.wait_until(lambda: made.at_site("east")["running"], "runner", "the runner")
+    assert said() == before
+    assert "Approved by Dr. Example" in east.inside("runner", "fedvox-client", "review", KIT, STATE).stdout
+    assert (volumes[1] / "spent").read_text() == "what was spent"
