@@ -28,6 +28,7 @@ take pieces of a model apart (``common.bulk_http``).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -143,9 +144,12 @@ def main() -> None:
     except SystemExit as end:
         status = end.code or 0
     except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
+        with contextlib.suppress(OSError):
+            traceback.print_exc()
+    for stream in (sys.stdout, sys.stderr):
+        # A log on a full disk must not keep the process here: it would hang for ever, without a connection.
+        with contextlib.suppress(OSError):
+            stream.flush()
     os._exit(status if isinstance(status, int) else 1)
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +19,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import start_client_internal
 from flwr.supernode.nodestate import NodeStateFactory
 
-from client.supernode import leave_bundles_shut
+from client.supernode import STATE_VARIABLE, leave_bundles_shut
 
 RUN, NODE = 7, 9
 
@@ -45,3 +49,24 @@ def test_a_task_arrives_whatever_its_bundle_holds(content: bytes, monkeypatch: p
     )
     assert received == RUN
     assert objects.store().get(message.object_id) == message.deflate()
+
+
+FAILS = """
+import threading
+from flwr.supernode.cli import flower_supernode as module
+from client import supernode
+
+def fail():
+    threading.Thread(target=threading.Event().wait).start()
+    raise RuntimeError("the connection is gone")
+
+module.flower_supernode = fail
+supernode.main()
+"""
+
+
+def test_the_process_ends_with_its_main_loop_although_its_log_is_on_a_full_disk(tmp_path: Path) -> None:
+    environment = os.environ | {STATE_VARIABLE: str(tmp_path)}
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", FAILS]
+        assert subprocess.run(command, env=environment, stdout=full, stderr=full, timeout=60).returncode == 1
