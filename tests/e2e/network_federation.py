@@ -207,8 +207,10 @@ class Federation:
             return False
         if done[-1]["status"] == "ok" or done[-1]["reason"] == "task-lost":
             return True
-        told = [event for event in self.all_events() if event.get("site") == site]
-        return bool(told[-1]["event"] == "site_ready")
+        told = [(event["event"], event.get("round")) for event in self.all_events() if event.get("site") == site]
+        # Off the roster from here on, until it has said again who it is.
+        lost = ("site_not_counted", round_number)
+        return lost in told and ("site_ready", None) in told[told.index(lost) :]
 
     def rounds(self) -> list[dict[str, Any]]:
         """The lines of ``rounds.jsonl``."""
