@@ -68,7 +68,9 @@ http {{
     client_body_timeout 60s;
     client_header_timeout 20s;
     # Who reads or writes slowly has SuperLink keep up to a piece of a model for each request.
-    limit_conn_zone $http_flwr_public_key zone=keys:1m;
+    # A key of P-384 takes 288 characters, of which nginx counts by no more than 255.
+    map $http_flwr_public_key $site {{ default $http_flwr_public_key; "~(?<end>.{{200}})$" $end; }}
+    limit_conn_zone $site zone=keys:1m;
     limit_conn keys {requests};
     keepalive_timeout 120s;
     proxy_request_buffering off;

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import urllib.parse
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -42,6 +43,7 @@ from flwr.proto.runtime_pb2 import AcquireTaskRequest
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supercore.task_identity import TaskIdentity
@@ -487,10 +489,12 @@ def test_one_site_has_no_more_than_some_requests_at_a_time(tmp_path: Path) -> No
                 made.request("POST", "/v1/fleet/pull-object", b"", {"flwr-public-key": key})
                 return made
 
-            first = [begin("east") for _ in range(MOST_REQUESTS)]
+            east, north = (b64encode(public_key_to_bytes(generate_key_pairs()[1])).decode() for _ in range(2))
+            assert len(east) > 255
+            first = [begin(east) for _ in range(MOST_REQUESTS)]
             assert all(Hesitating.asked.acquire(timeout=30) for _ in first)
-            assert begin("east").getresponse().status == 503
-            other = begin("north")
+            assert begin(east).getresponse().status == 503
+            other = begin(north)
             assert Hesitating.asked.acquire(timeout=30)
             Hesitating.may.set()
             assert {connection.getresponse().status for connection in [*first, other]} == {200}
