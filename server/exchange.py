@@ -221,10 +221,10 @@ class Exchange:
         return time.monotonic() - asked.sent > self._patience.silence_seconds
 
     def _interval(self, elapsed: float) -> float:
-        """Pause between looks: a fiftieth of the time that it took so far, but 0.1 s at least and a second at most."""
+        """Pause between looks: a fiftieth of the time that it took so far, but 0.05 s at least and a second at most."""
         if self._patience is None:
             return PULL_INTERVAL_SECONDS
-        return min(max(elapsed / 50, 0.1), 1.0)
+        return min(max(elapsed / 50, 0.05), 1.0)
 
     def _free(self) -> None:
         """Flower's records refer to themselves: what was sent or taken would stay until the collector comes by."""

@@ -71,12 +71,12 @@ def test_pauses_start_short_grow_with_the_wait_and_never_exceed_flowers_own() ->
     pace = Pace(clock=clock.read, pause=clock.sleep)
     while clock.now < 1600:
         pace.sleep(3)
-    assert clock.pauses[0] == 0.1
+    assert clock.pauses[0] == 0.05
     assert clock.pauses == sorted(clock.pauses)
     assert clock.pauses[-1] == 3
     waited = 0.0
     for pause in clock.pauses:
-        assert pause <= max(0.1, 0.02 * waited) + 1e-9, "a task waits at most a fiftieth longer than it must"
+        assert pause <= max(0.05, 0.02 * waited) + 1e-9, "a task waits at most a fiftieth longer than it must"
         waited += pause
 
 
@@ -89,7 +89,7 @@ def test_pauses_are_short_again_after_work() -> None:
     pace.sleep(0.5)
     assert clock.pauses[-1] == 0.02
     pace.sleep(3)
-    assert clock.pauses[-1] == 0.1
+    assert clock.pauses[-1] == 0.05
 
 
 def test_pace_tells_of_every_answer_of_the_server_and_of_nothing_else() -> None:
