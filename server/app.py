@@ -152,8 +152,9 @@ class RoundLoop:
         finished = self._run_round(exchange, roster, state, weights, task, sites)
         state.final_mean_dice = self._note_scores(finished, state)
         state.finished = True
-        self._commit(state, finished)
+        # Before the run is marked as finished, after which nobody would look for what a crash has left.
         finished.spool.remove()
+        self._commit(state, finished)
         self._folder.event("finished", rounds=state.round, best_round=state.best_round)
 
     def _wait_for_sites(self, roster: Roster, state: RunState) -> dict[int, SiteInfo]:
