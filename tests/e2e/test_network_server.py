@@ -449,7 +449,10 @@ def test_a_stranger_writes_little_into_the_log(tmp_path: Path) -> None:
             connection.endheaders()
             assert connection.getresponse().status == 403
             connection.close()
-        lines = (tmp_path / "proxy/refused.log").read_bytes().split(b"\n")
+        log = tmp_path / "proxy/refused.log"
+        # It writes a line after the answer.
+        wait_for(lambda: log.read_bytes().count(b"\n") >= 3, 20, "three lines")
+        lines = log.read_bytes().split(b"\n")
     assert b'403 "POST /short"' in lines[0]
     assert len(lines) == 4
     assert all(len(line) < 800 and line.decode().isprintable() for line in lines)
