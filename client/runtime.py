@@ -33,7 +33,7 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_confirm_message_received_fn_protobuf,
     make_pull_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -45,7 +45,7 @@ from flwr.supernode.runtime.run_clientapp import push_message
 
 from common.bulk_http import speed_up
 from common.errors import FedvoxError
-from common.pulls import SHORTEST_PAUSE_SECONDS, check_contents, waiting
+from common.pulls import check_contents, pull_patiently
 
 log = logging.getLogger("fedvox.runner")
 
@@ -158,12 +158,9 @@ class ClaimedTask:
             OversizedMessageError: put together it would be larger than what was sent.
         """
         node, root = Node(node_id=context.node_id), header.tree.object_id
-        contents = pull_objects(
+        contents = pull_patiently(
             [part.object_id for part in iterate_object_tree(header.tree)],
-            waiting(make_pull_object_fn_protobuf(self._client.PullObject, node, context.run_id)),
-            max_tries_per_object=None,
-            initial_backoff=SHORTEST_PAUSE_SECONDS,
-            backoff_cap=SHORTEST_PAUSE_SECONDS,
+            make_pull_object_fn_protobuf(self._client.PullObject, node, context.run_id),
         )
         make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, node, context.run_id)(root)
         check_contents(contents)
@@ -171,7 +168,7 @@ class ClaimedTask:
         if not isinstance(message, Message):
             raise TypeError("what the server sent is no message")
         # As Flower's own worker does: a message without its identity cannot be replied to.
-        message.metadata.__dict__["_message_id"] = header.tree.object_id
+        message.metadata.__dict__["_message_id"] = root
         return message
 
     def reply(self, message: Message, context: Context) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from common.errors import FedvoxError, OutputError
+from common.files import cannot_write
 
 CONTACT_IS_LOST_AFTER_SECONDS = 15.0
 
@@ -142,11 +143,6 @@ def _opened_lock(path: Path) -> TextIO:
         return path.open("a")
     except OSError as error:
         raise cannot_write(path, error) from None
-
-
-def cannot_write(path: Path, error: OSError) -> OutputError:
-    """What to say when one of these files cannot be written."""
-    return OutputError(f"{path}: cannot be written: {error.strerror or error}; free space, or restore its rights")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 
 from client.preflight import Item
-from client.site_state import Role, StateFolder, cannot_write, site_status, write_json
+from client.site_state import Role, StateFolder, site_status, write_json
 from common.errors import FedvoxError, OutputError
+from common.files import cannot_write
 from common.supervise import Child, Supervisor
 
 POLL_SECONDS = 0.1

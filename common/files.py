@@ -17,6 +17,11 @@ _BUFFER = 2**22
 _ALIGNMENT = 4096
 
 
+def cannot_write(path: Path, error: OSError) -> OutputError:
+    """What to say when a file that a program keeps for itself cannot be written."""
+    return OutputError(f"{path}: cannot be written: {error.strerror or error}; free space, or restore its rights")
+
+
 def write_atomically(path: Path, *parts: bytes | memoryview | str) -> None:
     """Writes ``parts``, one after another, to a temporary name beside ``path``, flushes it to disk, then renames it.
 

@@ -21,7 +21,7 @@ from flwr.supercore.inflatable.inflatable_object import (
     get_object_body,
     get_object_head_values_from_object_content,
 )
-from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError
+from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError, pull_objects
 
 from common.errors import FedvoxError
 from common.flower import CHUNK_BYTES
@@ -50,15 +50,17 @@ class Limits:
     bytes: int
 
 
-def waiting(pull: Callable[[str], bytes]) -> Callable[[str], bytes]:
-    """What pulls an object, and waits for one that is still on its way.
+def pull_patiently(object_ids: list[str], pull_object_fn: Callable[[str], bytes], **options: Any) -> dict[str, bytes]:
+    """Flower's ``pull_objects``, with other pauses while objects are still on their way.
 
     A message is announced before its content has arrived, so that almost every message with weights is waited for, at
     both ends. Flower pauses for 1, 2, 4 seconds; here it is a twentieth of the time waited so far. From time to time
-    Flower is let in, to see whether it is to go on.
+    Flower is let in, to see whether it is to go on. As before, until the message's time has run out.
 
     Args:
-        pull: raises ``ObjectUnavailableError`` while the object is on its way.
+        object_ids: of all objects.
+        pull_object_fn: raises ``ObjectUnavailableError`` while an object is on its way.
+        options: further ones of Flower's.
     """
     began = time.monotonic()
 
@@ -66,33 +68,38 @@ def waiting(pull: Callable[[str], bytes]) -> Callable[[str], bytes]:
         asked = time.monotonic()
         while True:
             try:
-                return pull(identity)
+                return pull_object_fn(identity)
             except ObjectUnavailableError:
                 now = time.monotonic()
                 if now - asked > LOOK_UP_SECONDS:
                     raise
             time.sleep(min(max(SHARE_OF_WAIT * (now - began), SHORTEST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS))
 
-    return wait
+    return pull_objects(
+        object_ids,
+        wait,
+        max_tries_per_object=None,
+        initial_backoff=SHORTEST_PAUSE_SECONDS,
+        backoff_cap=SHORTEST_PAUSE_SECONDS,
+        **options,
+    )
 
 
 def replace_pulls(module: ModuleType, limits: Limits | None = None) -> None:
-    """Lets a module of Flower wait for objects as ``waiting`` does. As before, until the message's time has run out.
+    """Lets a module of Flower pull objects by ``pull_patiently``.
 
     Args:
         module: one that has imported ``pull_objects``.
         limits: a message that is larger, or would be once it is put together, is given up; None takes any.
     """
-    pull: Callable[..., dict[str, bytes]] = module.pull_objects
 
     def quicker(object_ids: list[str], pull_object_fn: Callable[[str], bytes], **options: Any) -> dict[str, bytes]:
         if limits is not None and len(object_ids) > limits.objects:
             raise TooManyObjectsError(
                 f"a message of {len(object_ids)} objects, {limits.objects} is the most there may be"
             )
-        pauses = {"initial_backoff": SHORTEST_PAUSE_SECONDS, "backoff_cap": SHORTEST_PAUSE_SECONDS}
         counted = pull_object_fn if limits is None else _counted(pull_object_fn, limits.bytes)
-        contents = pull(object_ids, pull_object_fn=waiting(counted), **pauses, max_tries_per_object=None, **options)
+        contents = pull_patiently(object_ids, counted, **options)
         if limits is not None:
             check_contents(contents)
         return contents

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from common.errors import FedvoxError, OutputError
+from common.errors import FedvoxError
+from common.files import cannot_write
 
 FIRST_DELAY_SECONDS = 1.0
 LONGEST_DELAY_SECONDS = 30.0
@@ -212,7 +213,7 @@ def _opened_log(path: Path) -> BinaryIO:
             path.replace(path.with_name(path.name + ".1"))
         return path.open("ab")
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}; free space, or restore its rights") from None
+        raise cannot_write(path, error) from None
 
 
 def _state_of(kept: _Kept) -> str:

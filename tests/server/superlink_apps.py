@@ -144,7 +144,13 @@ def push(link: Link) -> runtime_pb2.PushAppMessagesResponse:
         message_object_trees=[get_object_tree(link.asked)],
     )
     announced = runtime_pb2.PushAppMessagesResponse.FromString(link.ask("/v1/runtime/push-messages", request))
-    for identity, part in get_all_nested_objects(link.asked).items():
+    store_parts(link, link.asked, announced.session_id)
+    return announced
+
+
+def store_parts(link: Link, message: Message, session: str) -> None:
+    """Stores the parts of a message that the server app has announced."""
+    for identity, part in get_all_nested_objects(message).items():
         stored = link.ask(
             "/v1/runtime/push-object",
             message_pb2.PushObjectRequest(
@@ -152,8 +158,7 @@ def push(link: Link) -> runtime_pb2.PushAppMessagesResponse:
                 run_id=link.run,
                 object_id=identity,
                 object_content=part.deflate(),
-                session_id=announced.session_id,
+                session_id=session,
             ),
         )
         assert message_pb2.PushObjectResponse.FromString(stored).stored
-    return announced

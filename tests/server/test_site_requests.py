@@ -21,7 +21,7 @@ from flwr.superlink.grid.http_grid import remove_content_from_message
 from starlette.testclient import TestClient
 
 from server.app_lock import MOST_PARTS, RUN_VARIABLE, write_most_parts
-from tests.server.superlink_apps import Key, Link, apps, link, push
+from tests.server.superlink_apps import Key, Link, apps, link, push, store_parts
 
 __all__ = ["apps", "link"]
 
@@ -161,18 +161,7 @@ def test_no_site_ends_the_upload_of_a_task(link: Link, south: Site) -> None:
     header = message_to_proto(remove_content_from_message(answer))
     header.metadata.message_id = task.object_id
     assert south.announce(answer, get_object_tree(task), header)[0] == 403
-    for identity, part in get_all_nested_objects(task).items():
-        stored = link.ask(
-            "/v1/runtime/push-object",
-            message_pb2.PushObjectRequest(
-                node=Node(node_id=SUPERLINK_NODE_ID),
-                run_id=link.run,
-                object_id=identity,
-                object_content=part.deflate(),
-                session_id=announced.session_id,
-            ),
-        )
-        assert message_pb2.PushObjectResponse.FromString(stored).stored
+    store_parts(link, task, announced.session_id)
 
 
 def test_a_part_is_had_by_the_site_that_its_message_is_for(link: Link, south: Site, north: Site) -> None:
