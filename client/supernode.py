@@ -1,6 +1,6 @@
 """Starts Flower's SuperNode for a site: ``python -m client.supernode`` takes ``flower-supernode``'s options.
 
-It differs from ``flower-supernode`` in seven ways, for each of which it reaches into a module of Flower; therefore it
+It differs from ``flower-supernode`` in eight ways, for each of which it reaches into a module of Flower; therefore it
 runs with the version that it was written for and refuses any other.
 
 Shorter pauses. SuperNode's main loop asks the server for a message, and if there is none sleeps for 3 s; while a task
@@ -21,6 +21,8 @@ Continuity. See ``client.continuity``.
 A broken line. See ``client.uplink``.
 
 Downloads. See ``client.downlink``.
+
+Waiting. See ``client.task_wait``.
 
 Speed. The runner's requests go a short way through it (``common.short_way``), and its own over connections that do not
 take pieces of a model apart (``common.bulk_http``).
@@ -110,6 +112,7 @@ def main() -> None:
 
     from client.continuity import Continuity, whole_replies_only
     from client.downlink import Arrivals, answer_when_there, store_pieces_as_they_come
+    from client.task_wait import TaskWait
     from client.uplink import patient
     from common.bulk_http import use_bulk_transport
     from common.pulls import replace_pulls
@@ -123,6 +126,7 @@ def main() -> None:
     def make_shorter(*arguments: Any, **options: Any) -> FastAPI:
         app = make_app(*arguments, **options)
         app.add_middleware(ShortWay, answers=answers)
+        app.add_middleware(TaskWait)
         return app
 
     supernode_main.create_app = make_shorter

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
 from flwr.supercore.constant import TASK_TOKEN_HEADER
 from flwr.supercore.dependencies.runtime import get_runtime_handlers, get_runtime_state, get_task
@@ -21,7 +21,7 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES, ProtobufTranslationMiddleware
 from google.protobuf.message import Message  # type: ignore[import-untyped]
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as Event
 
@@ -77,14 +77,13 @@ class ShortWay:
             await self._app(scope, receive, send)
             return
         request = Request(dict(scope) | {"state": dict(scope.get("state", {}))}, receive)
-        try:
-            body = await request.body()
-        except ClientDisconnect:
+        body = await whole_body(receive)
+        if body is None:
             return
         try:
             content = await run_in_threadpool(_answer, answer, request, body)
         except Exception:  # of whatever kind: the long way tells it apart
-            await self._app(scope, _again(body, receive), send)
+            await self._app(scope, again(body, receive), send)
             return
         length, kind = str(len(content)).encode(), PROTOBUF_MEDIA_TYPE.encode()
         headers = [(b"content-length", length), (b"content-type", kind)]
@@ -101,7 +100,19 @@ def _answer(answer: Answer, request: Request, body: bytes) -> bytes:
     return answered
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
+async def whole_body(receive: Receive) -> bytes | None:
+    """The body of a request; None if the connection broke."""
+    portions, more = [], True
+    while more:
+        event = await receive()
+        if event["type"] != "http.request":
+            return None
+        portions.append(event.get("body", b""))
+        more = event.get("more_body", False)
+    return b"".join(portions)
+
+
+def again(body: bytes, receive: Receive) -> Receive:
     """What delivers a body that was already received."""
     waiting = [body]
 
@@ -111,6 +122,25 @@ def _again(body: bytes, receive: Receive) -> Receive:
         return await receive()
 
     return deliver
+
+
+class Portions:
+    """Stands in for ``bytearray`` where uvicorn gathers a body: what grows is a list, and the bytes are copied once."""
+
+    def __init__(self) -> None:
+        self._portions: list[bytes] = []
+        self._size = 0
+
+    def __iadd__(self, portion: bytes) -> Self:
+        self._portions.append(portion)
+        self._size += len(portion)
+        return self
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self._portions)
 
 
 def receive_whole_bodies(protocol: ModuleType) -> None:
@@ -138,5 +168,6 @@ def receive_whole_bodies(protocol: ModuleType) -> None:
         if not getattr(self, "asked_for", False):
             pause(self)
 
+    protocol.bytearray = Portions  # type: ignore[attr-defined]
     protocol.RequestResponseCycle.receive = receive_whole
     protocol.FlowControl.pause_reading = pause_unless_asked_for
