@@ -64,13 +64,17 @@ class Update:
 
 def pack_task(task: Task, weights: Vector, encoding: Encoding = "float32") -> RecordDict:
     """A task and the global weights as Flower records."""
-    return pack_tasks([task], weights, encoding)[0]
+    return pack_tasks([task], pack_weights(weights, encoding))[0]
 
 
-def pack_tasks(tasks: Sequence[Task], weights: Vector, encoding: Encoding = "float32") -> list[RecordDict]:
-    """Several tasks that share the same weights, also in memory."""
-    packed = _pack_pieces(encode_vector(weights, encoding), encoding)
-    return [RecordDict({"task": _pack_text_and_numbers(task), "weights": packed}) for task in tasks]
+def pack_weights(weights: Vector, encoding: Encoding = "float32") -> ArrayRecord:
+    """The part of a task that is the same for all sites."""
+    return _pack_pieces(encode_vector(weights, encoding), encoding)
+
+
+def pack_tasks(tasks: Sequence[Task], weights: ArrayRecord) -> list[RecordDict]:
+    """Several tasks that share the same weights, also in memory; they are what ``pack_weights`` made."""
+    return [RecordDict({"task": _pack_text_and_numbers(task), "weights": weights}) for task in tasks]
 
 
 def unpack_task(records: RecordDict, size: int) -> tuple[Task, Vector]:
@@ -342,6 +346,7 @@ __all__: Sequence[str] = [
     "pack_task",
     "pack_tasks",
     "pack_wait",
+    "pack_weights",
     "unpack_hello",
     "unpack_info",
     "unpack_progress",

@@ -26,8 +26,10 @@ from common.errors import ProtocolError
 
 PIECE_BYTES = 16 * 2**20
 BLOCK = 64
-# Values that are worked on at a time where it takes several passes: they then stay in the processor's cache.
+# Values, whole blocks, that are worked on at a time where it takes several passes: they then stay in the cache.
 AT_A_TIME = 2**16
+# Values of a window: larger, for every one costs the calls that read it.
+WINDOW = 2**17
 # BLAS takes a thread per core for longer vectors than this; waiting for them takes ten times as long as the work where
 # other processes use the cores too.
 UNTHREADED = 2**13
@@ -77,10 +79,10 @@ def encode(values: Vector, encoding: Encoding) -> bytes:
     """One piece as bytes, little-endian."""
     if encoding == "float32":
         return values.astype("<f4", copy=False).tobytes()
-    if encoding == "bfloat16":
-        return _to_bfloat16(values).tobytes()
-    scales, steps = _to_int8(values)
-    return scales.tobytes() + steps.tobytes()
+    data = np.empty(encoded_bytes(values.size, encoding), np.uint8)
+    for part in _parts(values.size):
+        _write(data, values[part], part, values.size, encoding)
+    return data.tobytes()
 
 
 def decode(data: bytes, count: int, encoding: Encoding) -> Vector:
@@ -105,19 +107,28 @@ def decode_parts(data: bytes, count: int, encoding: Encoding) -> Iterator[tuple[
     """
     if len(data) != encoded_bytes(count, encoding):
         raise ProtocolError(f"a piece has {len(data)} bytes, {encoded_bytes(count, encoding)} expected")
-    if encoding == "float32":
-        whole = np.frombuffer(data, "<f4").astype(np.float32, copy=False)
-        yield from ((part, whole[part]) for part in _parts(count))
-    elif encoding == "bfloat16":
-        halves = np.frombuffer(data, "<u2")
-        yield from ((part, (halves[part].astype(np.uint32) << 16).view(np.float32)) for part in _parts(count))
-    else:
-        blocks = _blocks(count)
-        scales = np.frombuffer(data, "<f4", blocks)
-        if not (scales >= 0).all():
-            raise ProtocolError("a piece has a scale that is negative or not a number")
-        steps = np.frombuffer(data, np.int8, count, 4 * blocks)
-        yield from ((part, _from_int8(scales, steps, part)) for part in _parts(count))
+    content = np.frombuffer(data, np.uint8)
+    if encoding == "int8" and not (content[: 4 * _blocks(count)].view("<f4") >= 0).all():
+        raise ProtocolError("a piece has a scale that is negative or not a number")
+    yield from ((part, _read(content, part, count, encoding)) for part in _parts(count))
+
+
+def windows_of(piece: Piece, encoding: Encoding) -> Iterator[tuple[slice, list[tuple[int, int]]]]:
+    """Parts of a piece that can be read by themselves: their values' place in the vector, and which bytes they take.
+
+    The bytes are given as offset in the vector's bytes and size, of one or two stretches. Put together they are what
+    ``encode`` makes of these values.
+    """
+    for start in range(0, piece.count, WINDOW):
+        part = slice(start, min(start + WINDOW, piece.count))
+        count = part.stop - part.start
+        if encoding == "int8":
+            scales = (piece.offset + 4 * (part.start // BLOCK), 4 * _blocks(count))
+            stretches = [scales, (piece.offset + 4 * _blocks(piece.count) + part.start, count)]
+        else:
+            width = encoded_bytes(1, encoding)
+            stretches = [(piece.offset + width * part.start, width * count)]
+        yield slice(piece.start + part.start, piece.start + part.stop), stretches
 
 
 def encode_vector(vector: Vector, encoding: Encoding) -> Iterator[tuple[Piece, bytes]]:
@@ -130,7 +141,9 @@ def decode_vector(data: Sequence[bytes], size: int, encoding: Encoding) -> Vecto
     """The whole vector from the bytes of all its pieces."""
     vector = np.empty(size, np.float32)
     for piece, content in zip(pieces_of(size, encoding), data, strict=True):
-        vector[piece.start : piece.start + piece.count] = decode(content, piece.count, encoding)
+        whole = vector[piece.start : piece.start + piece.count]
+        for part, values in decode_parts(content, piece.count, encoding):
+            whole[part] = values
     return vector
 
 
@@ -154,37 +167,58 @@ class ErrorFeedback:
         if self._residual is None or self._residual.shape != update.shape:
             self._residual = np.zeros(update.size, np.float32)
         for piece in pieces_of(update.size, encoding):
-            part = slice(piece.start, piece.start + piece.count)
-            wanted = update[part] + self._residual[part]
-            data = encode(wanted, encoding)
-            self._residual[part] = wanted - decode(data, piece.count, encoding)
-            yield piece, data
+            where = slice(piece.start, piece.start + piece.count)
+            # Part by part: each is added up, encoded and read back while it is in the processor's cache.
+            wanted, new, data = self._residual[where], update[where], np.empty(piece.size, np.uint8)
+            for part in _parts(piece.count):
+                wanted[part] += new[part]
+                _write(data, wanted[part], part, piece.count, encoding)
+                wanted[part] -= _read(data, part, piece.count, encoding)
+            yield piece, data.tobytes()
 
 
 def _blocks(count: int) -> int:
     return -(-count // BLOCK)
 
 
-def _to_bfloat16(values: Vector) -> NDArray[np.uint16]:
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    rounded = np.empty(bits.size, "<u2")
-    for part in _parts(bits.size):
-        # Half a unit of the last kept place, a little less where that place is even: ties go to the even neighbour.
-        half = (bits[part] >> 16) & 1
-        half += 0x7FFF
-        half += bits[part]
-        half >>= 16
-        # The sum would carry a NaN over into an infinity, or around to zero.
-        half[np.isnan(values[part])] = 0x7FC0
-        rounded[part] = half
-    return rounded
+def _write(data: NDArray[np.uint8], values: Vector, part: slice, count: int, encoding: Encoding) -> None:
+    """Writes a part of a lossy piece's values to where its bytes belong; ``count`` and ``data`` are the piece's."""
+    if encoding == "bfloat16":
+        data.view("<u2")[part] = _to_bfloat16(values)
+        return
+    blocks = _blocks(count)
+    scales = data[: 4 * blocks].view("<f4")
+    steps = data[4 * blocks :].view(np.int8)
+    scales[part.start // BLOCK : _blocks(part.stop)], steps[part] = _to_int8(values)
 
 
-def _from_int8(scales: NDArray[np.float32], steps: NDArray[np.int8], part: slice) -> Vector:
-    scale = np.repeat(scales[part.start // BLOCK : _blocks(part.stop)], BLOCK)[: part.stop - part.start]
-    with np.errstate(over="ignore", invalid="ignore"):
-        values: Vector = steps[part] * scale
+def _read(data: NDArray[np.uint8], part: slice, count: int, encoding: Encoding) -> Vector:
+    """A part of a piece's values."""
+    if encoding == "float32":
+        values: Vector = data.view("<f4")[part].astype(np.float32, copy=False)
+    elif encoding == "bfloat16":
+        values = np.left_shift(data.view("<u2")[part], 16, dtype=np.uint32).view(np.float32)
+    else:
+        blocks = _blocks(count)
+        scales = data[: 4 * blocks].view("<f4")[part.start // BLOCK : _blocks(part.stop)]
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = data[4 * blocks :].view(np.int8)[part] * np.repeat(scales, BLOCK)[: part.stop - part.start]
     return values
+
+
+def _to_bfloat16(values: Vector) -> NDArray[np.uint32]:
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    # Half a unit of the last kept place, a little less where that place is even: ties go to the even neighbour.
+    rounded: NDArray[np.uint32] = np.right_shift(bits, 16, dtype=np.uint32)
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded += bits
+    rounded >>= 16
+    not_numbers = np.isnan(values)
+    if not_numbers.any():
+        # The sum would carry a NaN over into an infinity, or around to zero.
+        rounded[not_numbers] = 0x7FC0
+    return rounded
 
 
 def squared_norm(values: Vector) -> float:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from common.protocol import Vector
@@ -20,16 +18,16 @@ class WeightedMean:
     """
 
     def __init__(self, size: int) -> None:
+        self.size = size
         self._sum = np.zeros(size, np.float64)
         self._weight = 0.0
         self.count = 0
 
-    def add(self, parts: Iterable[tuple[slice, Vector]], weight: float) -> None:
-        """Adds a vector with ``weight`` > 0, in parts that cover it: where they belong, and their values."""
+    def add(self, values: Vector, weight: float) -> None:
+        """Adds a vector with ``weight`` > 0."""
         if not weight > 0:
             raise ValueError(f"weight must be positive, not {weight}")
-        for where, values in parts:
-            self._sum[where] += np.multiply(values, weight, dtype=np.float64)
+        self._sum += np.multiply(values, weight, dtype=np.float64)
         self._weight += weight
         self.count += 1
 

@@ -24,7 +24,7 @@ from server import round_lines
 from server.exchange import Exchange, FederationError, Patience
 from server.quarantine import count_refusals, read_releases
 from server.roster import Names, Roster
-from server.round import Round
+from server.round import OutgoingWeights, Round
 from server.state import RunFolder, RunState
 from server.strategies import FedAvg
 
@@ -110,23 +110,29 @@ class RoundLoop:
         exchange = Exchange(grid, self._patience)
         roster = Roster(grid, exchange, state, self._folder, self._sites, self._names, self._patience)
         roster.gather(self.quorum, self._observer.message)
-        weights = self._folder.load_checkpoint(state.round, self._layout)
+        weights = self._outgoing(self._folder.load_checkpoint(state.round, self._layout))
         while state.round < self._config.rounds and not state.stopped_early:
             weights = self._train_round(exchange, roster, state, weights)
         if state.accepted_rounds == 0:
             raise FederationError(f"no round had the {self.quorum} usable updates that it needs; there is no model")
         self._final_evaluation(exchange, roster, state, weights)
 
-    def _train_round(self, exchange: Exchange, roster: Roster, state: RunState, weights: Vector) -> Vector:
+    def _outgoing(self, weights: Vector) -> OutgoingWeights:
+        return OutgoingWeights(weights, self._config.transport.download)
+
+    def _train_round(
+        self, exchange: Exchange, roster: Roster, state: RunState, weights: OutgoingWeights
+    ) -> OutgoingWeights:
         sites = self._wait_for_sites(roster, state)
         upload = self._config.transport.upload
         task = Task(state.run, state.digest, state.round + 1, self._config.rounds, True, upload)
         finished = self._run_round(exchange, roster, state, weights, task, sites)
         self._note_scores(finished, state)
+        values = weights.values
         if len(finished.accepted) >= self.quorum:
             updates = finished.spool.updates
             mean = finished.mean_update(lambda site: self._strategy.weight(updates[site].result))
-            weights = self._strategy.next_weights(weights, mean)
+            values = self._strategy.next_weights(values, mean)
             state.norms |= {site: updates[site].norm for site in finished.accepted}
             state.accepted_rounds += 1
             state.failed_rounds = 0
@@ -136,7 +142,8 @@ class RoundLoop:
         early_stop = self._config.early_stop
         state.stopped_early = early_stop is not None and state.rounds_without_gain >= early_stop.patience
         state.round = task.round
-        self._folder.save_checkpoint(state.round, weights, self._layout)
+        following = self._outgoing(values)
+        self._folder.save_checkpoint(state.round, values, self._layout)
         self._commit(state, finished)
         finished.spool.close()
         if state.failed_rounds >= self._config.strategy.max_failed_rounds:
@@ -144,9 +151,9 @@ class RoundLoop:
                 f"{counted(state.failed_rounds, 'round')} in a row had too few usable updates (strategy.min_sites, "
                 f"min_fraction); see the sites' reasons in {self._folder.path / 'rounds.jsonl'}"
             )
-        return weights
+        return following
 
-    def _final_evaluation(self, exchange: Exchange, roster: Roster, state: RunState, weights: Vector) -> None:
+    def _final_evaluation(self, exchange: Exchange, roster: Roster, state: RunState, weights: OutgoingWeights) -> None:
         sites = self._wait_for_sites(roster, state)
         task = Task(state.run, state.digest, state.round + 1, state.round, False, self._config.transport.upload)
         finished = self._run_round(exchange, roster, state, weights, task, sites)
@@ -172,7 +179,7 @@ class RoundLoop:
         exchange: Exchange,
         roster: Roster,
         state: RunState,
-        weights: Vector,
+        weights: OutgoingWeights,
         task: Task,
         sites: dict[int, SiteInfo],
     ) -> Round:

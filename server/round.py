@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from flwr.app import Message, MessageType
+from flwr.app import ArrayRecord, Message, MessageType
 
 from common.config import FederationConfig
 from common.errors import ProtocolError
-from common.protocol import Progress, Refusal, SiteInfo, Task, Vector, pack_tasks, unpack_result
-from common.transport import squared_norm
+from common.parts import name_arrays
+from common.protocol import Progress, Refusal, SiteInfo, Task, Vector, pack_tasks, pack_weights, unpack_result
+from common.transport import Encoding, squared_norm
 from server import round_lines
 from server.admission import RefusedError, admit, judge_norms
 from server.exchange import Exchange, NoReply
@@ -21,6 +23,34 @@ from server.spool import Spool
 from server.state import RunFolder, RunState
 
 SiteDone = Callable[[str, Mapping[str, Any]], None]
+
+
+class OutgoingWeights:
+    """Weights to be sent, packed and measured by another thread from now on, while this one writes them down.
+
+    Args:
+        values: the weights, which must not change.
+        encoding: the form in which they are sent.
+    """
+
+    def __init__(self, values: Vector, encoding: Encoding) -> None:
+        self.values = values
+        beside = ThreadPoolExecutor(1)
+        self._packed: Future[ArrayRecord] | None = beside.submit(lambda: name_arrays(pack_weights(values, encoding)))
+        self._squares = beside.submit(squared_norm, values)
+        beside.shutdown(wait=False)
+
+    @property
+    def norm(self) -> float:
+        """L2 norm of the weights."""
+        return math.sqrt(self._squares.result())
+
+    def take(self) -> ArrayRecord:
+        """The packed weights; once, so that nothing keeps them in memory when they are sent."""
+        packed, self._packed = self._packed, None
+        if packed is None:
+            raise RuntimeError("these weights were sent already")
+        return packed.result()
 
 
 class Round:
@@ -73,7 +103,9 @@ class Round:
         """Sites whose replies count, in a fixed order."""
         return sorted(site for site, line in self.lines.items() if line["status"] == "ok")
 
-    def run(self, exchange: Exchange, roster: Roster, weights: Vector, seen: Callable[[str, Progress], None]) -> None:
+    def run(
+        self, exchange: Exchange, roster: Roster, weights: OutgoingWeights, seen: Callable[[str, Progress], None]
+    ) -> None:
         """Asks all sites, waits for their replies, and judges the updates together."""
         if self.task.train:
             self.spool.open()
@@ -94,7 +126,7 @@ class Round:
 
         exchange.gather(sent, str(self.task.round), take, lambda node, step: seen(asked[node].site, step), roster.look)
         if self.task.train:
-            self._judge(weights)
+            self._judge(weights.norm)
 
     def mean_update(self, weight: Callable[[str], float]) -> Vector:
         """The weighted mean of the updates that count."""
@@ -113,10 +145,10 @@ class Round:
             "sites": {site: self.lines[site] for site in sorted(self.lines)},
         }
 
-    def _send(self, exchange: Exchange, asked: Mapping[int, SiteInfo], weights: Vector) -> dict[str, int]:
+    def _send(self, exchange: Exchange, asked: Mapping[int, SiteInfo], weights: OutgoingWeights) -> dict[str, int]:
         refused_last = self._state.refused_last
         tasks = [Task(**vars(self.task) | {"refused_last": refused_last.get(info.site)}) for info in asked.values()]
-        contents = dict(zip(asked, pack_tasks(tasks, weights, self._config.transport.download), strict=True))
+        contents = dict(zip(asked, pack_tasks(tasks, weights.take()), strict=True))
         self.bytes_down = sum(round_lines.payload_bytes(content) for content in contents.values())
         kind = MessageType.TRAIN if self.task.train else MessageType.EVALUATE
         return exchange.send(contents, kind, str(self.task.round))
@@ -156,10 +188,9 @@ class Round:
         self.refusals[info.site] = None
         return round_lines.accepted(result)
 
-    def _judge(self, weights: Vector) -> None:
-        """Takes back updates that moved too far, now that all are known."""
+    def _judge(self, length: float) -> None:
+        """Takes back updates that moved too far from weights of this norm, now that all are known."""
         norms = {site: update.norm for site, update in self.spool.updates.items()}
-        length = math.sqrt(squared_norm(weights))
         infos = {info.site: info for info in self._sites.values()}
         for site, reason in judge_norms(norms, self._state.norms, length, self._size).items():
             self.spool.drop(site)

@@ -26,7 +26,7 @@ import numpy as np
 from common.errors import OutputError, ProtocolError
 from common.messages import Result
 from common.protocol import Update
-from common.transport import Encoding, Piece, Vector, decode_parts, encoded_bytes, pieces_of
+from common.transport import Encoding, Piece, Vector, decode, encoded_bytes, pieces_of, windows_of
 from server.admission import RefusedError, measure
 from server.aggregation import WeightedMean
 
@@ -117,11 +117,12 @@ class Spool:
             files = {site: stack.enter_context(self._path(site).open("rb")).fileno() for site in weights}
 
             def add_up(piece: Piece) -> None:
-                part = WeightedMean(piece.count)
-                for site, weight in weights.items():
-                    data = os.pread(files[site], piece.size, piece.offset)
-                    part.add(decode_parts(data, piece.count, self._encoding), weight)
-                mean[piece.start : piece.start + piece.count] = part.mean()
+                for where, stretches in windows_of(piece, self._encoding):
+                    part = WeightedMean(where.stop - where.start)
+                    for site, weight in weights.items():
+                        data = b"".join(os.pread(files[site], size, offset) for offset, size in stretches)
+                        part.add(decode(data, part.size, self._encoding), weight)
+                    mean[where] = part.mean()
 
             pool = stack.enter_context(ThreadPoolExecutor(2))
             for done in [pool.submit(add_up, piece) for piece in pieces_of(self._size, self._encoding)]:

@@ -80,7 +80,7 @@ def test_every_field_that_leaves_has_a_meaning() -> None:
 
 
 def test_every_message_of_the_protocol_is_known_to_go_one_way() -> None:
-    to_site = {"pack_task", "pack_tasks", "pack_hello", "pack_wait"}
+    to_site = {"pack_task", "pack_tasks", "pack_weights", "pack_hello", "pack_wait"}
     from_site = {"pack_info": SiteInfo, "pack_progress": Progress, "pack_result": Result}
     # A new message must be explained to the hospitals here if it comes from them.
     assert {name for name in dir(common.protocol) if name.startswith("pack_")} == to_site | set(from_site)

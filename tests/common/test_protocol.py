@@ -27,6 +27,7 @@ from common.protocol import (
     pack_task,
     pack_tasks,
     pack_wait,
+    pack_weights,
     unpack_hello,
     unpack_info,
     unpack_progress,
@@ -104,7 +105,7 @@ def test_weights_may_come_in_bfloat16_but_never_in_int8() -> None:
 
 def test_each_site_gets_its_own_task_and_all_share_the_weights() -> None:
     tasks = [TASK, Task("r1", "d1", 2, 5, True, "int8", Refusal.NORM_OUTLIER)]
-    records = pack_tasks(tasks, np.zeros(3, np.float32))
+    records = pack_tasks(tasks, pack_weights(np.zeros(3, np.float32)))
     assert records[0]["weights"] is records[1]["weights"]
     assert [unpack_task(over_the_wire(record), 3)[0] for record in records] == tasks
 

@@ -15,6 +15,7 @@ from common.transport import (
     PIECE_BYTES,
     UNTHREADED,
     VALUES_PER_PIECE,
+    WINDOW,
     Encoding,
     ErrorFeedback,
     decode,
@@ -24,6 +25,7 @@ from common.transport import (
     encoded_bytes,
     pieces_of,
     squared_norm,
+    windows_of,
 )
 
 ENCODINGS: list[Encoding] = ["float32", "bfloat16", "int8"]
@@ -47,6 +49,19 @@ def test_pieces_cover_every_value_once_and_are_at_most_4_mib(encoding: Encoding,
         assert (piece.start, piece.offset) == (start, place)
         assert piece.size == encoded_bytes(piece.count, encoding) <= PIECE_BYTES
         start, place = start + piece.count, place + piece.size
+    assert start == size
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@given(size=st.integers(1, 3 * WINDOW), seed=st.integers(0, 2**31))
+def test_a_window_of_the_bytes_is_what_its_values_are_encoded_to(encoding: Encoding, size: int, seed: int) -> None:
+    vector = np.random.default_rng(seed).standard_normal(size, np.float32)
+    [(piece, data)] = encode_vector(vector, encoding)
+    start = 0
+    for where, stretches in windows_of(piece, encoding):
+        read = b"".join(data[offset : offset + count] for offset, count in stretches)
+        assert (where.start, read) == (start, encode(vector[where], encoding))
+        start = where.stop
     assert start == size
 
 

@@ -15,22 +15,22 @@ def test_equals_numpy_average_in_any_order(weights: list[int], seed: int) -> Non
     for order in (range(len(weights)), reversed(range(len(weights)))):
         mean = WeightedMean(50)
         for index in order:
-            mean.add([(slice(0, 20), vectors[index][:20]), (slice(20, 50), vectors[index][20:])], weights[index])
+            mean.add(vectors[index], weights[index])
         np.testing.assert_allclose(mean.mean(), expected, rtol=1e-6, atol=1e-7)
 
 
 def test_one_site_is_returned_bit_for_bit() -> None:
     vector = np.random.default_rng(0).normal(size=1000).astype(np.float32)
     mean = WeightedMean(1000)
-    mean.add([(slice(None), vector)], 4)
+    mean.add(vector, 4)
     np.testing.assert_array_equal(mean.mean(), vector)
 
 
 def test_what_was_added_is_not_changed() -> None:
     vector = np.ones(3, np.float32)
     mean = WeightedMean(3)
-    mean.add([(slice(None), vector)], 2)
-    mean.add([(slice(None), 3 * vector)], 2)
+    mean.add(vector, 2)
+    mean.add(3 * vector, 2)
     np.testing.assert_array_equal(vector, [1, 1, 1])
     np.testing.assert_array_equal(mean.mean(), [2, 2, 2])
 
@@ -43,4 +43,4 @@ def test_nothing_has_no_mean() -> None:
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])
 def test_weight_must_be_positive(weight: float) -> None:
     with pytest.raises(ValueError, match="positive"):
-        WeightedMean(3).add([(slice(None), np.ones(3, np.float32))], weight)
+        WeightedMean(3).add(np.ones(3, np.float32), weight)

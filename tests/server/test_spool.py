@@ -32,7 +32,7 @@ def test_the_mean_is_that_of_whole_vectors_to_the_last_bit(tmp_path: Path, encod
     for index, site in enumerate("abc"):
         update = packed(np.random.default_rng(index).normal(size=SIZE), encoding)
         waiting.add(replace(GOOD, site=site), update)
-        expected.add([(slice(None), update.vector())], index + 1)
+        expected.add(update.vector(), index + 1)
     mean = waiting.mean({site: index + 1 for index, site in enumerate("abc")})
     np.testing.assert_array_equal(mean, expected.mean())
 
