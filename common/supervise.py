@@ -201,6 +201,19 @@ class Supervisor:
         self._on_event(kept.child.name, f"{_in_words(kept.exit_status)}; starting again in {kept.delay:g} s")
 
 
+def put_aside_if_large(log: Path) -> None:
+    """Gives a log that has grown another name, in place of the one that was put aside before.
+
+    Raises:
+        OutputError: it cannot be renamed.
+    """
+    try:
+        if log.exists() and log.stat().st_size > LARGEST_LOG_BYTES:
+            log.replace(log.with_name(log.name + ".1"))
+    except OSError as error:
+        raise cannot_write(log, error) from None
+
+
 def _opened_log(path: Path) -> BinaryIO:
     """To be appended to; one that is large is put aside first.
 
@@ -209,8 +222,7 @@ def _opened_log(path: Path) -> BinaryIO:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and path.stat().st_size > LARGEST_LOG_BYTES:
-            path.replace(path.with_name(path.name + ".1"))
+        put_aside_if_large(path)
         return path.open("ab")
     except OSError as error:
         raise cannot_write(path, error) from None

@@ -19,6 +19,7 @@ RUN_VARIABLE = "FEDVOX_RUN"
 NODES_FILE = "nodes.json"
 DATABASE = "superlink.db"
 OBJECTS = "objects"
+SPOOL = "spool"
 APP_LOG = "logs/app.log"
 MOST_PARTS = 1024
 """Of a message, where nobody has said how many there are: enough for eight gigabytes."""

@@ -19,11 +19,11 @@ from common.config import FederationConfig, load_federation
 from common.errors import ConfigError, FedvoxError, OutputError
 from common.flower import flower_environment
 from common.network_config import Kit
-from common.supervise import Child, answers
+from common.supervise import Child, answers, put_aside_if_large
 from server import unix_socket
-from server.app_lock import DATABASE, OBJECTS, RUN_VARIABLE
+from server.app_lock import DATABASE, OBJECTS, RUN_VARIABLE, SPOOL
 from server.authority import write_private
-from server.proxy import Listen, write_proxy_configuration
+from server.proxy import REFUSED_LOG, Listen, write_proxy_configuration
 from server.state import RunFolder
 
 WARN_BEFORE = timedelta(days=14)
@@ -109,8 +109,9 @@ def take_over_run(run: Path, kit_folder: Path, config: FederationConfig) -> RunF
 
 
 def forget_messages(run: Path) -> None:
-    """Removes what SuperLink kept of a run that is over: sites' updates may be among it, and nothing hangs on it."""
-    shutil.rmtree(run / OBJECTS, ignore_errors=True)
+    """Removes sites' updates, and all else that SuperLink kept, of a run that is over; a model hangs on none of it."""
+    for folder in (OBJECTS, SPOOL):
+        shutil.rmtree(run / folder, ignore_errors=True)
     for file in run.glob(f"{DATABASE}*"):
         file.unlink(missing_ok=True)
 
@@ -190,6 +191,7 @@ def proxy_process(run: Path, kit: Path, nginx: str, listen: Listen, superlink: P
         superlink: SuperLink's socket.
     """
     configuration = write_proxy_configuration(run / "proxy", kit, listen, superlink)
+    put_aside_if_large(run / "proxy" / REFUSED_LOG)
     return Child(
         "proxy",
         [nginx, "-c", str(configuration), "-p", str(run / "proxy")],

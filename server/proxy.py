@@ -37,7 +37,7 @@ FLEET_METHODS = (
 LARGEST_BODY_MB = 20
 # That one site makes at a time; its SuperNode keeps eight connections.
 MOST_REQUESTS = 16
-_LOG = "refused.log"
+REFUSED_LOG = "refused.log"
 _USUAL_FOLDERS = ("/usr/sbin", "/usr/local/sbin", "/sbin", "/opt/homebrew/bin", "/usr/local/bin")
 
 _TEMPLATE = """\
@@ -158,7 +158,7 @@ def end_leftovers(folder: Path, patience: float = 5.0) -> None:
         patience: seconds that it may take to go.
     """
     deadline = time.monotonic() + patience
-    while (found := _with_open(folder.resolve() / _LOG)) and time.monotonic() < deadline:
+    while (found := _with_open(folder.resolve() / REFUSED_LOG)) and time.monotonic() < deadline:
         for pid in found:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
@@ -201,7 +201,7 @@ def write_proxy_configuration(
     locations = "".join(_LOCATION.format(path=f"/v1/fleet/{method}", scheme=scheme) for method in FLEET_METHODS)
     text = _TEMPLATE.format(
         folder=folder,
-        log=log or folder / _LOG,
+        log=log or folder / REFUSED_LOG,
         kit=kit,
         listen=listen,
         superlink=server,

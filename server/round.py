@@ -17,6 +17,7 @@ from common.protocol import Progress, Refusal, SiteInfo, Task, Vector, pack_task
 from common.transport import Encoding, squared_norm
 from server import round_lines
 from server.admission import RefusedError, admit, judge_norms
+from server.app_lock import SPOOL
 from server.exchange import Exchange, NoReply
 from server.roster import Roster, cannot_pay, error_name, is_gone, says_no
 from server.spool import Spool
@@ -91,7 +92,7 @@ class Round:
         self.refusals: dict[str, Refusal | None] = {}
         self.bytes_up = 0
         self.bytes_down = 0
-        self.spool = Spool(folder.path / "spool", task.run, task.round, size, task.upload)
+        self.spool = Spool(folder.path / SPOOL, task.run, task.round, size, task.upload)
 
     @property
     def seconds(self) -> float:
