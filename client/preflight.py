@@ -237,22 +237,28 @@ def check_disk(folders: Mapping[str, Path], needed: int = DISK_BYTES) -> Item:
 
 def check_device(name: str) -> Item:
     """What will compute."""
-    if name == "cpu" or (name == "auto" and not any(Path(device).exists() for device in _GPU_DEVICES)):
+    without = f"training runs on {os.cpu_count()} processors"
+    is_there = any(Path(device).exists() for device in _GPU_DEVICES)
+    if name == "cpu" or (name == "auto" and not is_there):
         # Told without PyTorch, which takes seconds to import.
-        return Item("device", "ok", f"no GPU is used; training runs on {os.cpu_count()} processors")
+        return Item("device", "ok", f"no GPU is used; {without}")
     import torch
 
-    from common.devices import choose_device
+    from common.devices import choose_device, why_no_gpu
 
     try:
         device = choose_device(name)
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info()
+            text = f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+            return Item("device", "ok", text)
     except ConfigError as error:
         return Item("device", "error", str(error))
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info()
-        text = f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
-        return Item("device", "ok", text)
-    return Item("device", "ok", f"no GPU is used; training runs on {os.cpu_count()} processors")
+    except RuntimeError as error:  # whatever PyTorch and the driver say, in lines of advice to programmers
+        reason = str(error).partition("\n")[0]
+        return Item("device", "error", f"the GPU cannot be used ({reason}); mend that, or use --device cpu")
+    advice = "install a PyTorch for it (image: VARIANT=cuda) and its driver, or use --device cpu"
+    return Item("device", "warning", f"a GPU is there, but {why_no_gpu()}; {without}. {advice}")
 
 
 def check_approval(state: Path, config: FederationConfig) -> Item:

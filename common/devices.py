@@ -26,9 +26,13 @@ def choose_device(name: str = "auto") -> torch.device:
     if name not in get_args(DeviceName):
         raise ConfigError(f"device: {name!r} is not one of {', '.join(get_args(DeviceName))}")
     if name == "cuda" and not torch.cuda.is_available():
-        reason = "this PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch finds no GPU"
-        raise ConfigError(f"device: cuda was asked for, but {reason}; use device: cpu or auto")
+        raise ConfigError(f"device: cuda was asked for, but {why_no_gpu()}; use device: cpu or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def why_no_gpu() -> str:
+    """What keeps PyTorch from a GPU, where it has found none."""
+    return "this PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch finds no GPU"
 
 
 def autocast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype | None:

@@ -311,6 +311,34 @@ def test_device() -> None:
     assert check_device("cuda").severity == ("ok" if torch.cuda.is_available() else "error")
 
 
+def test_a_gpu_that_pytorch_does_not_find_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(preflight, "_GPU_DEVICES", (str(tmp_path / "none"),))
+    assert check_device("auto").severity == "ok"
+    monkeypatch.setattr(preflight, "_GPU_DEVICES", (str(tmp_path),))
+    assert check_device("cpu").severity == "ok"
+    for cuda, text in ((None, "built without CUDA"), ("13.0", "finds no GPU")):
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        found = check_device("auto")
+        assert (found.severity, text in found.text) == ("warning", True)
+
+
+def test_a_gpu_that_refuses_is_an_error_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    def refuse() -> None:
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable\nCompile with ...")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", refuse)
+    monkeypatch.setattr(preflight, "_GPU_DEVICES", (str(tmp_path),))
+    found = check_device("auto")
+    assert (found.severity, "\n" in found.text) == ("error", False)
+    assert "are busy or unavailable" in found.text
+
+
 def test_a_federation_that_nobody_approved_is_a_warning(tmp_path: Path) -> None:
     from client.approvals import DecisionBook
 
