@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.deploy.tools import DEPLOY, program, said
+from tests.deploy.tools import DEPLOY, PLACES, program, said
 
 pytestmark = pytest.mark.deploy
 
@@ -59,6 +62,38 @@ def test_a_mistyped_compose_key_is_found(tmp_path: Path) -> None:
     assert "read-only" in text
 
 
+NOTING_PODMAN = """\
+#!/bin/sh
+echo "$@" >>"$(dirname "$0")/commands"
+case "$1" in
+    --version) echo "podman version 4.3.1" ;;
+    ps) echo "[]" ;;
+esac
+"""
+
+
+def test_the_gpu_is_given_to_the_runner_alone_and_no_right_with_it(tmp_path: Path) -> None:
+    podman = tmp_path / "podman"
+    podman.write_text(NOTING_PODMAN, encoding="utf-8")
+    podman.chmod(0o755)
+    (tmp_path / "secret").write_text("secret", encoding="utf-8")
+    settings = {"FEDVOX_KIT": tmp_path, "FEDVOX_DATA": tmp_path, "FEDVOX_SECRET": tmp_path / "secret"}
+    files = [option for name in ("compose.yaml", "compose.gpu.yaml") for option in ("-f", DEPLOY / "site" / name)]
+    command = [program("podman-compose", "extra deploy"), "--in-pod=false", *files, "up", "-d"]
+    environment = os.environ | {name: str(value) for name, value in settings.items()}
+    environment["PATH"] = os.pathsep.join([str(tmp_path), PLACES])
+    subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    commands = (tmp_path / "commands").read_text(encoding="utf-8").splitlines()
+    made = [line for line in commands if line.split()[0] in ("create", "run")]
+    [runner] = [line for line in made if "fedvox-site_runner_1" in line]
+    [supernode] = [line for line in made if "fedvox-site_supernode_1" in line]
+    assert re.findall(r"--device (\S+)", runner) == ["nvidia.com/gpu=0"]
+    assert "nvidia" not in supernode and "--device" not in supernode
+    for line in (runner, supernode):
+        assert "--cap-drop ALL" in line and "--read-only" in line and "no-new-privileges" in line
+        assert "--privileged" not in line and "--cap-add" not in line
+
+
 @pytest.fixture
 def units(tmp_path: Path) -> Path:
     """The units as they are installed, but with programs that exist on this machine."""
@@ -94,6 +129,21 @@ def test_units_stay_hardened_with_a_gpu(units: Path) -> None:
     assert exposure(unit)[0] <= LARGEST_EXPOSURE + 0.5
 
 
+def test_a_supernode_can_be_held_to_its_servers_address(units: Path) -> None:
+    folder = units / "fedvox-supernode.service.d"
+    folder.mkdir()
+    unit = units / "fedvox-supernode.service"
+    open_to_all, _ = exposure(unit)
+    example = DEPLOY / "systemd/examples/server-address.conf"
+    shutil.copy(example, folder)
+    assert said(program("systemd-analyze", "systemd"), "verify", "--man=no", unit) == (0, "")
+    assert exposure(unit)[0] < open_to_all
+    lines = example.read_text(encoding="utf-8").splitlines()
+    runners = settings("fedvox-runner.service", "IPAddressAllow")
+    assert "IPAddressDeny=any" in lines
+    assert {f"IPAddressAllow={address}" for address in runners} < set(lines)
+
+
 def test_a_mistyped_setting_and_a_forgotten_hardening_are_found(units: Path) -> None:
     unit = units / "fedvox-runner.service"
     unit.write_text(unit.read_text(encoding="utf-8").replace("IPAddressDeny", "IPAdressDeny"), encoding="utf-8")
@@ -122,3 +172,40 @@ def test_the_runner_reaches_the_supernodes_address_and_no_other() -> None:
     supernode = (DEPLOY / "systemd/fedvox-supernode.service").read_text(encoding="utf-8")
     assert f"--listen {allowed.removesuffix('/32')}:" in supernode
     assert settings(unit, "SocketBindAllow") == []
+
+
+TESTS = DEPLOY.parent / "tests"
+DOCUMENTS = sorted((DEPLOY / "docs").glob("*.md"))
+
+
+def named_tests(text: str) -> set[str]:
+    """``folder/test_file.py``, ``folder/test_file.py::test_name`` and ``test_name`` as documents write them."""
+    return set(re.findall(r"`(?:tests/)?((?:[\w/]+/)?test_\w+(?:\.py(?:::\w+)?)?)`", text))
+
+
+def is_there(name: str) -> bool:
+    file, _, function = name.rpartition("::")
+    if name.endswith(".py"):
+        return (TESTS / name).is_file()
+    files = [TESTS / file] if file else TESTS.rglob("test_*.py")
+    return any(f"def {function}(" in path.read_text(encoding="utf-8") for path in files if path.is_file())
+
+
+@pytest.mark.parametrize("document", named(DOCUMENTS))
+def test_every_test_that_a_document_names_is_there(document: Path) -> None:
+    missing = {name for name in named_tests(document.read_text(encoding="utf-8")) if not is_there(name)}
+    assert not missing
+
+
+def test_a_test_that_is_not_there_is_found() -> None:
+    found = named_tests("| `deploy/test_lint.py` | `tests/deploy/test_lint.py::test_no_more` | `test_never_was` |")
+    assert {name for name in found if not is_there(name)} == {"deploy/test_lint.py::test_no_more", "test_never_was"}
+    assert len(named_tests((DEPLOY / "docs/faults.md").read_text(encoding="utf-8"))) > 10
+
+
+def test_every_fault_names_a_test() -> None:
+    """Rows of tables without a column for it are covered by the test that the text above them names."""
+    for line in (DEPLOY / "docs/faults.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 5 and cells[0] != "fault" and set(cells[0]) != {"-"}:
+            assert named_tests(cells[4]) or cells[4] == "the same", line
