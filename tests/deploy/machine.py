@@ -22,6 +22,7 @@ from tests.e2e.network_federation import wait_for
 REPOSITORY = Path(__file__).resolve().parents[2]
 BASE = "docker.io/library/python:3.11-slim-bookworm"
 CLIENT, SERVER = "localhost/fedvox-client:cpu", "localhost/fedvox-server:latest"
+CUDA = "localhost/fedvox-client:cuda"
 PROGRAMS = ("podman", "buildah", "runc", "debootstrap", "podman-compose")
 NICE = ("nice", "-n", "19")
 CACHE = Path(os.environ.get("FEDVOX_DEPLOY_CACHE", "/var/tmp/fedvox-deploy"))  # noqa: S108
@@ -90,22 +91,35 @@ class Machine:
 
     def fetch(self) -> None:
         """Makes what comes from elsewhere, where it is missing: the base, and the wheels."""
-        if self.podman("image", "exists", BASE, check=False).returncode != 0:
-            self._make_base()
+        self._make_base()
         self._wheels()
 
     def make_images(self) -> None:
         """Makes both images."""
         self.fetch()
-        context = self._context()
-        revision = self.run("git", "rev-parse", "HEAD", cwd=REPOSITORY, check=False).stdout.strip() or "unknown"
+        context = self._context(self._wheels())
         for name, tag in (("server", SERVER), ("client", CLIENT)):
             # The host's network, for Debian's packages; wheels come with the context.
-            options = ["--format", "docker", "--layers", "--network", "host", "--tag", tag]
-            labels = ["--build-arg", "VERSION=0.0.test", "--build-arg", f"REVISION={revision}"]
-            self.run("buildah", "bud", *options, *labels, "-f", f"deploy/Dockerfile.{name}", ".", cwd=context)
+            self._build(context, name, tag, "--layers", "--network", "host")
+
+    def make_cuda_image(self, wheels: Path) -> None:
+        """Makes the client's image for GPUs, and keeps nothing that it is made of: no layers, no wheels.
+
+        Args:
+            wheels: that were fetched as ``deploy/wheels/.gitignore`` says, on the same disk.
+        """
+        self._make_base()
+        self._build(self._context(wheels), "client", CUDA, "--network", "none", "--build-arg", "VARIANT=cuda")
+
+    def _build(self, context: Path, name: str, tag: str, *options: str) -> None:
+        revision = self.run("git", "rev-parse", "HEAD", cwd=REPOSITORY, check=False).stdout.strip() or "unknown"
+        labels = ["--build-arg", "VERSION=0.0.test", "--build-arg", f"REVISION={revision}"]
+        command = ["buildah", "bud", "--format", "docker", "--tag", tag, *options, *labels]
+        self.run(*command, "-f", f"deploy/Dockerfile.{name}", ".", cwd=context)
 
     def _make_base(self) -> None:
+        if self.podman("image", "exists", BASE, check=False).returncode == 0:
+            return
         base = self.folder / "base"
         packages = "--include=python3,python3-venv,python3-pip,ca-certificates,tzdata"
         shutil.rmtree(base, ignore_errors=True)
@@ -134,10 +148,10 @@ class Machine:
             part.rename(wheels)
         return wheels
 
-    def _context(self) -> Path:
+    def _context(self, wheels: Path) -> Path:
         """The tree as it is checked in or about to be, with wheels; and with data and keys that must not get in."""
         context = self._copy_of_tree(self.folder / "context")
-        for wheel in self._wheels().iterdir():
+        for wheel in wheels.iterdir():
             (context / "deploy/wheels" / wheel.name).hardlink_to(wheel)
         for name in ("kits/server/server.key", "runs/first/report.html", "client/secret.nii.gz", "data/scan.nii.gz"):
             (context / name).parent.mkdir(parents=True, exist_ok=True)

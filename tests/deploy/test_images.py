@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.deploy.machine import BASE, CLIENT, SERVER, Machine
+from tests.deploy.machine import BASE, CLIENT, CUDA, SERVER, Machine
 
 pytestmark = pytest.mark.deploy
 
-LARGEST_BYTES = {CLIENT: 1.2e9, SERVER: 1.0e9}
+LARGEST_BYTES = {CLIENT: 1.2e9, SERVER: 1.0e9, CUDA: 5.5e9}
+TOOLS = "gcc cc c++ g++ clang ld make cmake ninja pip pip3 uv uvx git"
 IMAGES = pytest.mark.parametrize("image", [CLIENT, SERVER])
 
 
@@ -41,8 +45,7 @@ def test_an_image_says_what_it_is_and_how_to_ask_for_its_health(machine: Machine
 
 @IMAGES
 def test_nothing_in_an_image_compiles_or_installs(machine: Machine, image: str) -> None:
-    tools = "gcc cc c++ g++ clang ld make cmake ninja pip pip3 uv uvx git"
-    assert inside(machine, image, "sh", "-c", f"for tool in {tools}; do command -v $tool; done; true") == ""
+    assert inside(machine, image, "sh", "-c", f"for tool in {TOOLS}; do command -v $tool; done; true") == ""
     assert inside(machine, image, "python", "-c", "import importlib.util as u; print(u.find_spec('pip'))") == "None\n"
 
 
@@ -73,3 +76,39 @@ def test_the_program_runs_as_nobody_in_particular(machine: Machine, image: str, 
     assert inside(machine, image, "id", "-u") == "10001\n"
     assert "fedvox" in inside(machine, image, program, "--version")
     assert machine.podman("run", "--rm", "--user=4711:4711", "--read-only", image, "--version").stdout
+
+
+@pytest.fixture(scope="module")
+def gpus() -> Iterator[Machine]:
+    """A machine that has the image for GPUs; its wheels, 2.7 GB, are used if they are there and never fetched."""
+    wheels = os.environ.get("FEDVOX_CUDA_WHEELS")
+    if not wheels:
+        pytest.skip("FEDVOX_CUDA_WHEELS names no folder of wheels (deploy/wheels/.gitignore); 20 GB of disk are needed")
+    made = Machine()
+    made.make_cuda_image(Path(wheels))
+    yield made
+    made.podman("rmi", "--force", CUDA)
+
+
+@pytest.mark.slow
+def test_the_image_for_gpus_works_without_one_and_may_do_as_little(gpus: Machine) -> None:
+    size = gpus.bytes_of(CUDA) - gpus.bytes_of(BASE)
+    print(f"{CUDA}: {size / 1e9:.3f} GB without its base")
+    assert size < LARGEST_BYTES[CUDA]
+    found = json.loads(inside(gpus, CUDA, "python", "-c", ABOUT_TORCH))
+    assert found["cuda"] and not found["gpu"]
+    assert found["cpu"] == found["auto"] and found["auto"].startswith("ok") and "no GPU is used" in found["auto"]
+    assert found["cuda alone"].startswith("error") and "PyTorch finds no GPU" in found["cuda alone"]
+    assert "runner" in inside(gpus, CUDA, "fedvox-client", "--help")
+    assert inside(gpus, CUDA, "sh", "-c", "fedvox-client health --state /state || true") == "nothing runs on /state\n"
+    assert inside(gpus, CUDA, "id", "-u") == "10001\n"
+    assert "Read-only" in inside(gpus, CUDA, "sh", "-c", "touch /opt/fedvox/x 2>&1 || true")
+    assert inside(gpus, CUDA, "sh", "-c", f"for tool in {TOOLS}; do command -v $tool; done; true") == ""
+
+
+ABOUT_TORCH = """
+import json, torch
+from client.preflight import check_device
+found = {"cuda": torch.version.cuda, "gpu": torch.cuda.is_available(), "cuda alone": str(check_device("cuda"))}
+print(json.dumps(found | {name: str(check_device(name)) for name in ("cpu", "auto")}))
+"""
