@@ -19,14 +19,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Literal
 
 from cryptography import x509
 
+from client import gpu
+from client.gpu import Severity
 from client.request import KEY_FILE
 from client.site_state import read_json, write_json
 from common.config import FederationConfig
-from common.errors import ConfigError, DataError, FedvoxError, OutputError
+from common.errors import DataError, FedvoxError, OutputError
 from common.flower import check_flower_version
 from common.network_config import Kit
 from common.text import counted
@@ -44,8 +45,6 @@ _GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Of NVIDIA's and AMD's drivers, and of Windows' for Linux; without any of them PyTorch finds no GPU."""
 _VERIFY_EXPIRED, _VERIFY_NOT_YET_VALID = 10, 9
 _VERIFY_WRONG_NAME, _VERIFY_WRONG_ADDRESS = 62, 64
-
-Severity = Literal["ok", "warning", "error"]
 
 
 @dataclass(frozen=True)
@@ -237,28 +236,11 @@ def check_disk(folders: Mapping[str, Path], needed: int = DISK_BYTES) -> Item:
 
 def check_device(name: str) -> Item:
     """What will compute."""
-    without = f"training runs on {os.cpu_count()} processors"
     is_there = any(Path(device).exists() for device in _GPU_DEVICES)
     if name == "cpu" or (name == "auto" and not is_there):
         # Told without PyTorch, which takes seconds to import.
-        return Item("device", "ok", f"no GPU is used; {without}")
-    import torch
-
-    from common.devices import choose_device, why_no_gpu
-
-    try:
-        device = choose_device(name)
-        if device.type == "cuda":
-            free, total = torch.cuda.mem_get_info()
-            text = f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
-            return Item("device", "ok", text)
-    except ConfigError as error:
-        return Item("device", "error", str(error))
-    except RuntimeError as error:  # whatever PyTorch and the driver say, in lines of advice to programmers
-        reason = str(error).partition("\n")[0]
-        return Item("device", "error", f"the GPU cannot be used ({reason}); mend that, or use --device cpu")
-    advice = "install a PyTorch for it (image: VARIANT=cuda) and its driver, or use --device cpu"
-    return Item("device", "warning", f"a GPU is there, but {why_no_gpu()}; {without}. {advice}")
+        return Item("device", "ok", f"no GPU is used; {gpu.without_gpu()}")
+    return Item("device", *gpu.ask(name))
 
 
 def check_approval(state: Path, config: FederationConfig) -> Item:

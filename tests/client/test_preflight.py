@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import ssl
@@ -19,7 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from client import preflight
+from client import gpu, preflight
 from client.preflight import (
     Item,
     check_authority,
@@ -311,21 +312,24 @@ def test_device() -> None:
     assert check_device("cuda").severity == ("ok" if torch.cuda.is_available() else "error")
 
 
-def test_a_gpu_that_pytorch_does_not_find_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_pytorch_does_not_use_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(preflight, "_GPU_DEVICES", (str(tmp_path / "none"),))
     assert check_device("auto").severity == "ok"
     monkeypatch.setattr(preflight, "_GPU_DEVICES", (str(tmp_path),))
     assert check_device("cpu").severity == "ok"
+    if not torch.cuda.is_available():
+        found = check_device("auto")
+        assert (found.severity, "a GPU is there, but" in found.text) == ("warning", True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for cuda, text in ((None, "built without CUDA"), ("13.0", "finds no GPU")):
         monkeypatch.setattr(torch.version, "cuda", cuda)
-        found = check_device("auto")
-        assert (found.severity, text in found.text) == ("warning", True)
+        severity, said = gpu.look("auto")
+        assert (severity, text in said) == ("warning", True)
 
 
-def test_a_gpu_that_refuses_is_an_error_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_refuses_is_an_error_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     def refuse() -> None:
@@ -333,10 +337,18 @@ def test_a_gpu_that_refuses_is_an_error_in_a_line(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", refuse)
+    severity, said = gpu.look("auto")
+    assert (severity, "\n" in said) == ("error", False)
+    assert "are busy or unavailable" in said
+
+
+def test_a_gpu_whose_look_crashes_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "_GPU_DEVICES", (str(tmp_path),))
+    # As a driver that does not fit can: the process ends without a word.
+    (tmp_path / "torch.py").write_text("import os\nos._exit(3)\n", encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     found = check_device("auto")
-    assert (found.severity, "\n" in found.text) == ("error", False)
-    assert "are busy or unavailable" in found.text
+    assert (found.severity, "ended with 3" in found.text) == ("error", True)
 
 
 def test_a_federation_that_nobody_approved_is_a_warning(tmp_path: Path) -> None:
