@@ -81,6 +81,22 @@ def plan_privacy(config: PrivacyConfig, rounds: int, local_steps: int) -> Privac
     return PrivacyPlan(training, Spend("validation", noise_for(config.epsilon, config.delta, 1.0, rounds + 1), 1.0, 1))
 
 
+def score_deviation(plan: PrivacyPlan, patients: Sequence[int]) -> float:
+    """Standard deviation of the noise in the mean over sites of their mean Dice over labels; 0 if no score leaves.
+
+    A site's sum over its patients has noise of ``noise_multiplier`` times the root of the number of labels, halved, on
+    every label (``client.private_trainer``); the mean over labels takes that root away again.
+
+    Args:
+        plan: of the federation.
+        patients: that each site validates on, of the sites that sent a score.
+    """
+    if plan.validation is None or not patients:
+        return 0.0
+    squares = sum((plan.validation.noise_multiplier / (2 * count)) ** 2 for count in patients)
+    return math.sqrt(squares) / len(patients)
+
+
 def epsilon_of(spends: Sequence[Spend], delta: float, accountant: Accountant = "prv") -> float:
     """The epsilon at ``delta`` of all ``spends`` together on the same patients; 0 for none.
 

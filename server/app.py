@@ -18,6 +18,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.config import FederationConfig
+from common.privacy import plan_privacy, score_deviation
 from common.protocol import Progress, SiteInfo, Task, Vector, WeightLayout
 from common.text import counted
 from server import round_lines
@@ -27,6 +28,9 @@ from server.roster import Names, Roster
 from server.round import OutgoingWeights, Round
 from server.state import RunFolder, RunState
 from server.strategies import FedAvg
+
+STANDARD_DEVIATIONS = 2.0
+"""By which noise makes two scores differ once in twenty times."""
 
 
 class RoundObserver(Protocol):
@@ -214,13 +218,27 @@ class RoundLoop:
         mean_dice = round_lines.mean(counted)
         if mean_dice is None or len(counted) < self.quorum:
             return mean_dice
-        gain = math.inf if state.best_mean_dice is None else mean_dice - state.best_mean_dice
+        highest = state.best_mean_dice if state.highest_mean_dice is None else state.highest_mean_dice
+        gain = math.inf if highest is None else mean_dice - highest
         early_stop = self._config.early_stop
         enough = early_stop.min_delta if early_stop else 0.0
         state.rounds_without_gain = 0 if gain > enough else state.rounds_without_gain + 1
         if gain > 0:
+            state.highest_mean_dice = mean_dice
+        # Of models that noise alone may have told apart, the one that was trained longest.
+        if gain > 0 or gain > -self._explained_by_noise(finished):
             state.best_round, state.best_mean_dice = state.round, mean_dice
         return mean_dice
+
+    def _explained_by_noise(self, finished: Round) -> float:
+        """The largest usual difference of two mean Dice that noise alone makes; 0 where there is none."""
+        privacy = self._config.privacy
+        if privacy is None:
+            return 0.0
+        plan = plan_privacy(privacy, self._config.rounds, self._config.training.local_steps)
+        scored = [line for site in finished.accepted if (line := finished.lines[site])["mean_dice"] is not None]
+        deviation = score_deviation(plan, [line["validation_examples"] for line in scored])
+        return STANDARD_DEVIATIONS * math.sqrt(2) * deviation
 
     def _commit(self, state: RunState, finished: Round) -> None:
         line = finished.summary()

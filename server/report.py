@@ -165,13 +165,19 @@ def _headline(run: RunRecord, best_round: int | None) -> list[tuple[str, str, st
         stated = as_number(run.summary.get(key))
         moved[key] = sum(getattr(line, key) or 0.0 for line in run.rounds) if stated is None else stated
     planned = run.rounds_planned
-    meaning = "of validation patients, then of sites"
+    name, meaning, why = (
+        "Best mean Dice",
+        "of validation patients, then of sites",
+        "after this round, mean Dice was highest",
+    )
     if scores_are_noised(run.configuration):
+        name = "Mean Dice"
         meaning = "as the sites sent it, with noise; exact values stand in the table of sites where they are known"
+        why = "the last one whose mean Dice is not lower than another's by more than noise explains"
     released = "Released model" if run.summary else "Best model so far"
     return [
-        ("Best mean Dice", NOTHING if best is None else f"{best:.3f}", meaning),
-        (released, NOTHING if best_round is None else f"round {best_round}", "after this round, mean Dice was highest"),
+        (name, NOTHING if best is None else f"{best:.3f}", meaning),
+        (released, NOTHING if best_round is None else f"round {best_round}", why),
         ("Rounds", f"{done}" if planned is None else f"{done} of {planned}", "each site trains once in a round"),
         ("Sites", str(len(run.sites)), "none of them shares a scan"),
         ("Time", format_seconds(seconds), _meaning_of_time(run)),

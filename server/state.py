@@ -31,7 +31,9 @@ class RunState(BaseModel):
 
     round: rounds that are finished; their result is checkpoint ``round``.
     scored: the checkpoint that was scored last.
-    best_round, best_mean_dice: the checkpoint with the best mean validation Dice over sites so far.
+    best_round, best_mean_dice: the checkpoint with the best mean validation Dice over sites so far; with noise on the
+        scores, the last one that is not clearly worse.
+    highest_mean_dice: of all checkpoints; differs from ``best_mean_dice`` with noise alone.
     rounds_without_gain: scored checkpoints since one was better by the early stop's ``min_delta``.
     accepted_rounds: finished rounds that changed the model; failed_rounds: those since, that had too few updates.
     norms: site -> L2 norm of its last accepted update.
@@ -48,6 +50,7 @@ class RunState(BaseModel):
     round: int = 0
     best_round: int | None = None
     best_mean_dice: float | None = None
+    highest_mean_dice: float | None = None
     final_mean_dice: float | None = None
     rounds_without_gain: int = 0
     accepted_rounds: int = 0

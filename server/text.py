@@ -38,7 +38,9 @@ def format_best(mean_dice: float, round_number: int, noised: bool) -> str:
         round_number: after which the model had it; 0 is the model that the run started from.
         noised: whether the sites' scores carry the noise of differential privacy.
     """
-    line = f"best mean validation Dice {mean_dice:.3f}{' (with noise)' if noised else ''}, after round {round_number}"
+    line = f"best mean validation Dice {mean_dice:.3f}, after round {round_number}"
+    if noised:
+        line = f"mean validation Dice {mean_dice:.3f} (with noise), after round {round_number}"
     if round_number == 0:
         line += ": training did not improve on the model that the run started from"
     return line

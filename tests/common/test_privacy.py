@@ -4,6 +4,7 @@ import math
 import warnings
 from functools import cache
 
+import numpy as np
 import pytest
 from dp_accounting import dp_event
 from dp_accounting.pld import PLDAccountant
@@ -13,7 +14,7 @@ from scipy.stats import norm
 
 from common.config import FederationConfig
 from common.errors import ConfigError
-from common.privacy import Spend, epsilon_of, gradient_noise, noise_for, plan_privacy
+from common.privacy import Spend, epsilon_of, gradient_noise, noise_for, plan_privacy, score_deviation
 from common.privacy_config import AdaptiveClipping, PrivacyConfig
 
 DELTAS = (1e-5, 1e-6)
@@ -152,3 +153,14 @@ def test_a_round_more_works_out_no_curve_anew() -> None:
     assert after.hits > before.hits and after.misses == before.misses
     for order in (1.1, 2.5, 8, 64):
         assert curve_point(0.123, 1.234, order) == curve_point.__wrapped__(0.123, 1.234, order)
+
+
+def test_the_deviation_of_the_mean_score_is_that_of_many_draws() -> None:
+    plan, labels, patients = plan_privacy(PrivacyConfig(epsilon=3), 4, 2), 3, (2, 5)
+    assert plan.validation is not None
+    width = plan.validation.noise_multiplier * math.sqrt(labels) / 2
+    noise = np.random.default_rng(0).normal(scale=width, size=(100_000, len(patients), labels))
+    means = (noise / np.array(patients)[:, None]).mean(axis=2).mean(axis=1)
+    assert means.std() == pytest.approx(score_deviation(plan, patients), rel=0.02)
+    assert score_deviation(plan_privacy(PrivacyConfig(epsilon=3, validation="off"), 4, 2), patients) == 0
+    assert score_deviation(plan, []) == 0

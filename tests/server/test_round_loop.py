@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +53,26 @@ def test_the_best_round_is_the_one_whose_weights_scored_best(tmp_path: Path) -> 
     assert (state.best_round, state.best_mean_dice) == (2, 1.0)
     np.testing.assert_array_equal(folder.load_checkpoint(2, LAYOUT), np.full(4, 2.0))
     assert state.final_mean_dice == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(("epsilon", "released"), [(8.0, 5), (100.0, 3)])
+def test_under_privacy_a_model_is_not_set_aside_for_what_may_be_noise(
+    tmp_path: Path, epsilon: float, released: int
+) -> None:
+    """As above, but two patients' scores have noise: at epsilon 8 it explains everything, at 100 a loss of 0.16."""
+    folder = RunFolder.create(tmp_path / "run")
+    config = tiny.federation(rounds=5, privacy={"epsilon": epsilon, "delta": 1e-5, "max_grad_norm": 1.0})
+    scored = honest("a", 3, 1.0, lambda weights: 1 - abs(float(weights[0]) - 2) / 10)
+
+    def private(task: Task, weights: np.ndarray) -> tuple[object, np.ndarray | None]:
+        result, update = scored(task, weights)
+        return replace(result, train_loss=math.nan, validation_loss=math.nan, epsilon=1.0), update
+
+    run(config, app_of([("a", 3, private)]), LAYOUT, 1, folder)  # type: ignore[list-item]
+    state = folder.load_state()
+    assert state is not None
+    assert (state.best_round, state.highest_mean_dice) == (released, 1.0)
+    assert state.best_mean_dice == pytest.approx(1 - abs(released - 2) / 10)
 
 
 def test_early_stop_ends_a_run_that_does_not_get_better(tmp_path: Path) -> None:
