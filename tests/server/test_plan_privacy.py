@@ -104,7 +104,8 @@ def test_the_forecast_of_a_federation() -> None:
     assert 7.9 < forecast.epsilon <= 8
     assert forecast.epsilon <= forecast.epsilon_rdp < 10
     assert forecast.best.sample_rate == 1.0
-    assert forecast.best_affordable.gradients <= 200
+    assert (forecast.best_affordable.steps, forecast.best_affordable.gradients) == (5, 200)
+    assert forecast.best.steps == max(setting.steps for setting in forecast.alternatives)
     assert forecast.best.signal_to_noise >= forecast.best_affordable.signal_to_noise
     assert forecast.validation_noise is not None
 
