@@ -4,7 +4,7 @@ Pages of the database are large and nobody waits for the disk: every message goe
 settings copy it in pages of 4 KiB and wait for the disk again and again. What has been written still survives the death
 of every process; a machine that loses power may leave a damaged file, which is put aside at the next start. Nothing
 hangs on it then: sites are registered anew at every start, and a federation goes on from its own run folder. The rest
-is in ``server.object_files``, ``server.whole_replies`` and ``server.light_state``.
+is in ``server.object_files``, ``server.whole_replies``, ``server.lost_tasks`` and ``server.light_state``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from flwr.supercore import sql_mixin
 from flwr.supercore.object_store import object_store_factory
 
 from server.light_state import lighten
+from server.lost_tasks import hand_out_again
 from server.object_files import FileObjectStore, write_before_transactions
 from server.whole_replies import hand_out_whole_replies
 
@@ -55,6 +56,7 @@ def change_state() -> None:
     sql_mixin.SQLITE_PRAGMAS = _with_large_pages(sql_mixin.SQLITE_PRAGMAS)  # type: ignore[assignment,attr-defined]
     object_store_factory.SqlObjectStore = FileObjectStore  # type: ignore[attr-defined,assignment]
     hand_out_whole_replies(SqlLinkState)
+    hand_out_again(SqlLinkState)
     write_before_transactions(SqlLinkState)
     lighten(SqlLinkState)
 
