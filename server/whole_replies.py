@@ -19,7 +19,7 @@ from flwr.supercore.date import now
 from flwr.supercore.state.schema.corestate_models import ObjectPushSession, ObjectPushSessionRoot
 from flwr.supercore.state.schema.linkstate_models import MessageRes
 from flwr.supercore.utils import uint64_to_int64
-from sqlalchemy import Select, select
+from sqlalchemy import Select, false, select, update
 
 
 def hand_out_whole_replies(state: type[SqlLinkState]) -> None:
@@ -29,8 +29,10 @@ def hand_out_whole_replies(state: type[SqlLinkState]) -> None:
 
     def get_whole(self: SqlLinkState, message_ids: set[str], run_id: int) -> list[Message]:
         with self.session() as session:
+            # Takes the lock for writing: a reply announced after the look would be handed out without its parts.
+            session.execute(update(MessageRes).where(false()).values(delivered_at=""))
             coming = set(session.scalars(_coming(MessageRes.reply_to_message_id, message_ids)))
-        return get_message_res(self, set(message_ids) - coming, run_id)
+            return get_message_res(self, set(message_ids) - coming, run_id)
 
     def store_in_place(
         self: SqlLinkState, message: Message, object_tree: ObjectTree, session_id: str

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -16,7 +18,7 @@ from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.state.schema.corestate_models import ObjectPushSession
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink.federation import NoOpFederationManager
-from sqlalchemy import update
+from sqlalchemy import Engine, event, update
 
 from server.whole_replies import hand_out_whole_replies
 
@@ -111,6 +113,30 @@ def test_a_reply_is_handed_out_when_its_last_piece_is_there(link: Link) -> None:
     announced.missing = announced.missing[3:]
     link.push(announced)
     assert link.handed_out() == [announced.reply.object_id]
+
+
+def test_a_reply_that_is_announced_during_the_look_is_not_handed_out(link: Link) -> None:
+    if not ours(link):
+        pytest.skip("Flower does not look")
+    reply = link.reply("done")
+    announcing = threading.Thread(target=link.announce, args=[reply])
+
+    def announce_after_the_look(*arguments: Any) -> None:
+        if "object_push_session" in arguments[2] and announcing.ident is None:
+            announcing.start()
+            announcing.join(1)
+
+    event.listen(Engine, "after_cursor_execute", announce_after_the_look)
+    try:
+        assert link.handed_out() == []
+    finally:
+        event.remove(Engine, "after_cursor_execute", announce_after_the_look)
+    announcing.join()
+    assert link.handed_out() == [], "nothing of it has come"
+    again = link.announce(reply)
+    assert again is not None
+    link.push(again)
+    assert link.handed_out() == [reply.object_id]
 
 
 def test_what_is_still_missing_can_be_announced_again(link: Link) -> None:
