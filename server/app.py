@@ -136,7 +136,8 @@ class RoundLoop:
         if len(finished.accepted) >= self.quorum:
             updates = finished.spool.updates
             mean = finished.mean_update(lambda site: self._strategy.weight(updates[site].result))
-            values = self._strategy.next_weights(values, mean)
+            # The old ones go at once: the caller would keep them in memory while the new ones are packed.
+            weights.values = values = self._strategy.next_weights(values, mean)
             state.norms |= {site: updates[site].norm for site in finished.accepted}
             state.accepted_rounds += 1
             state.failed_rounds = 0

@@ -22,8 +22,10 @@ from flwr.proto.task_pb2 import Task
 from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_push_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import push_objects
+from flwr.supercore.state.schema.linkstate_models import MessageRes
 from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.superlink.servicer.runtime import runtime_handlers
+from sqlalchemy import exists, select
 from sqlalchemy.exc import OperationalError
 
 from common.errors import FedvoxError
@@ -31,6 +33,7 @@ from common.parts import Parts, parts_of
 from server.leftovers import remove_leftovers
 
 TIDY_SECONDS = 60.0
+ASK_SECONDS = 1.0
 
 
 class TaskEndedError(FedvoxError):
@@ -63,6 +66,7 @@ class DirectClient:
         self._unconfirmed: dict[int, set[str]] = {}
         self._lock = threading.Lock()
         self._tidied = float("-inf")
+        self._asked: dict[tuple[str, ...], float] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._other, name)
@@ -84,6 +88,8 @@ class DirectClient:
         task, thread = self._task(), threading.get_ident()
         with self._lock:
             self._tidy(self._unconfirmed.pop(thread, set()))
+            if not self._may_be_there(tuple(request.message_ids)):
+                return runtime_pb2.PullAppMessagesResponse()
             answer = runtime_handlers.pull_messages(request, self._state, task)
             self._unconfirmed[thread] = {message.metadata.message_id for message in answer.messages_list}
         return answer
@@ -105,6 +111,16 @@ class DirectClient:
         with self._lock:
             self._unconfirmed.get(threading.get_ident(), set()).discard(request.message_object_id)
         return runtime_handlers.confirm_message_received(request, self._state, self._task())
+
+    def _may_be_there(self, messages: tuple[str, ...]) -> bool:
+        """Whether a reply was announced. Once a second it may in any case: Flower also tells of what will not come."""
+        now = time.monotonic()
+        self._asked = {asked: at for asked, at in self._asked.items() if now - at < ASK_SECONDS}
+        if messages not in self._asked:
+            self._asked[messages] = now
+            return True
+        with self._state.session() as session:
+            return bool(session.scalar(select(exists().where(MessageRes.reply_to_message_id.in_(messages)))))
 
     def _tidy(self, given_up: set[str]) -> None:
         try:
