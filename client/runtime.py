@@ -16,16 +16,14 @@ from typing import Self
 
 import httpx
 from flwr.app import Context, Message
-from flwr.app.message import remove_content_from_message
 from flwr.common.constant import SubStatus
-from flwr.common.serde import context_from_proto, context_to_proto, message_from_proto, message_to_proto
+from flwr.common.serde import context_from_proto, context_to_proto, message_from_proto
 from flwr.proto import message_pb2
 from flwr.proto.node_pb2 import Node
 from flwr.proto.runtime_pb2 import (
     AcquireTaskRequest,
     PullAppMessagesRequest,
     PullTaskInputRequest,
-    PushAppMessagesRequest,
     PushTaskOutputRequest,
     SendTaskHeartbeatRequest,
 )
@@ -34,9 +32,8 @@ from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_confirm_message_received_fn_protobuf,
     make_pull_object_fn_protobuf,
-    make_push_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, push_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -47,7 +44,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from common.bulk_http import speed_up
 from common.errors import FedvoxError
-from common.parts import parts_of
+from common.parts import push
 from common.pulls import check_contents, pull_patiently
 
 log = logging.getLogger("fedvox.runner")
@@ -176,13 +173,8 @@ class ClaimedTask:
 
     def reply(self, message: Message, context: Context) -> None:
         """Hands a reply to SuperNode, which must come before ``finish``."""
-        node = Node(node_id=context.node_id)
         message.metadata.__dict__["_message_id"] = message.object_id
-        tree, parts = parts_of(message)
-        header = message_to_proto(remove_content_from_message(message))
-        answer = self._client.PushMessages(PushAppMessagesRequest(messages_list=[header], message_object_trees=[tree]))
-        push = make_push_object_fn_protobuf(self._client.PushObject, node, context.run_id, answer.session_id)
-        push_objects(parts, push, object_ids_to_push=set(answer.objects_to_push))
+        push(self._client, [message], Node(node_id=context.node_id), context.run_id)
 
     def finish(self, context: Context | None, failure: str = "") -> None:
         """Gives the task back.

@@ -10,18 +10,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import Message
-from flwr.app.message import remove_content_from_message
-from flwr.common.serde import message_to_proto
 from flwr.proto import message_pb2, runtime_pb2
 from flwr.proto.task_pb2 import Task
 from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
-from flwr.supercore.inflatable.inflatable_protobuf_utils import make_push_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import push_objects
 from flwr.supercore.state.schema.linkstate_models import MessageRes
 from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.superlink.servicer.runtime import runtime_handlers
@@ -29,7 +23,7 @@ from sqlalchemy import exists, select
 from sqlalchemy.exc import OperationalError
 
 from common.errors import FedvoxError
-from common.parts import Parts, parts_of
+from common.parts import push
 from server.leftovers import remove_leftovers
 
 TIDY_SECONDS = 60.0
@@ -144,21 +138,5 @@ def connect_directly(grid: HttpGrid, state: SqlLinkState) -> None:
     client = DirectClient(state, grid._token, grid._runtime_client)
     grid._client = client  # type: ignore[assignment]
 
-    def push(run_id: int, messages: Iterable[Message]) -> list[str]:
-        """As Flower's, but for hashing pieces that have their names."""
-        headers: list[message_pb2.Message] = []
-        trees: list[message_pb2.ObjectTree] = []
-        parts: Parts = {}
-        for message in messages:
-            tree, own = parts_of(message)
-            headers.append(message_to_proto(remove_content_from_message(message)))
-            trees.append(tree)
-            parts |= own
-        answer = client.PushMessages(
-            runtime_pb2.PushAppMessagesRequest(messages_list=headers, message_object_trees=trees)
-        )
-        push_one = make_push_object_fn_protobuf(client.PushObject, grid.node, run_id, answer.session_id)
-        push_objects(parts, push_one, object_ids_to_push=set(answer.objects_to_push))
-        return list(answer.message_ids)
-
-    grid._try_push_messages = push  # type: ignore[method-assign]
+    # As Flower's, but for hashing pieces that have their names.
+    grid._try_push_messages = lambda run_id, messages: push(client, messages, grid.node, run_id)  # type: ignore[method-assign]
