@@ -8,7 +8,9 @@ next connection first signs the dead node off, and whatever was not answered is 
 
 SuperNode also announces a reply to the server before it has all of it from the runner; killed in between, the runner
 would leave the server with half a reply. Here a reply is announced when it is whole, and given up when the rest does
-not come. Written for exactly one version of Flower (``common.flower``).
+not come. And SuperNode takes the next best reply for the one to the message that it received last, but a runner that
+was still at a message of a run that ended replies late; here SuperNode then goes on waiting. Written for exactly one
+version of Flower (``common.flower``).
 """
 
 from __future__ import annotations
@@ -65,9 +67,13 @@ class Continuity:
 
     Args:
         state: the site's state folder.
+
+    Attributes:
+        received: name of the message that came last.
     """
 
     def __init__(self, state: Path) -> None:
+        self.received: str | None = None
         self._node = state / "supernode-id"
         self._message = state / "supernode-message"
         self._audit = AuditLog(state / AUDIT_FILE)
@@ -111,27 +117,31 @@ class Continuity:
             self._answer_lost(send, push_object)
             received = receive()
             if received is not None:
+                missing.clear()
+                self.received = received[0].metadata.message_id
                 self._message.write_bytes(message_to_proto(received[0]).SerializeToString())
             return received
 
-        missing: set[str] = set()
+        # Of the reply to it, when it is announced: session -> pieces.
+        missing: dict[str, set[str]] = {}
         lock = threading.Lock()
 
         def send_and_note(message: Message, tree: ObjectTree, seconds: float) -> Any:
             # Flower would also send how long the runner took, which is on no list of what leaves.
             del seconds
             wanted, session = send(message, tree, 0.0)
-            with lock:
-                missing.clear()
-                missing.update(wanted)
-                self._forget_if_done(missing)
+            if message.metadata.reply_to_message_id == self.received:
+                with lock:
+                    missing[session] = set(wanted)
+                    self._forget_if_done(missing[session])
             return wanted, session
 
         def push_and_note(run_id: int, session: str, identity: str, content: bytes) -> None:
             push_object(run_id, session, identity, content)
             with lock:
-                missing.discard(identity)
-                self._forget_if_done(missing)
+                if session in missing:
+                    missing[session].discard(identity)
+                    self._forget_if_done(missing[session])
 
         return (
             node,
@@ -190,13 +200,20 @@ def _fails_with_the_run(call: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def whole_replies_only(push_messages: Callable[..., None]) -> Callable[..., None]:
-    """A replacement for ``flwr.supernode.start_client_internal._push_messages``."""
+def whole_replies_only(push_messages: Callable[..., None], continuity: Continuity) -> Callable[..., None]:
+    """A replacement for ``flwr.supernode.start_client_internal._push_messages``.
+
+    Args:
+        push_messages: Flower's, which returns when it has sent a reply, whichever.
+        continuity: knows which message is to be replied to.
+    """
 
     def push(*, state: Any, object_store: ObjectStore, send: Send, push_object: PushObject) -> None:
         uploads: dict[str, Upload] = {}
+        replied_to: set[str] = set()
 
         def send_whole(message: Message, tree: ObjectTree, seconds: float) -> tuple[set[str], str]:
+            replied_to.add(message.metadata.reply_to_message_id)
             wait_until_whole(object_store, tree)
             wanted, session = send(message, tree, seconds)
             uploads[session] = Upload(message, tree, wanted, object_store, send, push_object)
@@ -205,7 +222,11 @@ def whole_replies_only(push_messages: Callable[..., None]) -> Callable[..., None
         def push_piece(run_id: int, session: str, identity: str, content: bytes) -> None:
             uploads[session].push(run_id, session, identity, content)
 
-        push_messages(state=state, object_store=object_store, send=send_whole, push_object=push_piece)
+        while True:
+            push_messages(state=state, object_store=object_store, send=send_whole, push_object=push_piece)
+            if not replied_to or continuity.received is None or continuity.received in replied_to:
+                return
+            log.warning("that was a late reply to an earlier message; waiting for the one to the last")
 
     return push
 

@@ -13,6 +13,9 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from flwr.supercore.inflatable.inflatable_object import get_object_id
+from flwr.supercore.inflatable.inflatable_utils import validate_object_content
+
 from common.short_way import Answer
 
 LONGEST_WAIT_SECONDS = 1.0
@@ -54,10 +57,14 @@ def store_pieces_as_they_come(module: ModuleType, arrivals: Arrivals) -> None:
     def pull_and_store_at_once(*, object_store: Any, **others: Any) -> int | None:
         def pull(object_ids: list[str], pull_object_fn: Callable[[str], bytes], **options: Any) -> dict[str, bytes]:
             def pull_one(identity: str) -> bytes:
-                object_store.put(identity, pull_object_fn(identity))
+                content = pull_object_fn(identity)
+                _check(identity, content)
+                object_store.put(identity, content)
                 arrivals.note()
                 return b""
 
+            # What comes from the server is checked here. What comes from the runner has got its name a moment ago.
+            object_store.verify = False
             pull_objects(object_ids, pull_one, **options)
             return {}  # nothing is left to be stored
 
@@ -66,6 +73,12 @@ def store_pieces_as_they_come(module: ModuleType, arrivals: Arrivals) -> None:
         return run
 
     module._pull_and_store_message = pull_and_store_at_once  # type: ignore[attr-defined]
+
+
+def _check(identity: str, content: bytes) -> None:
+    if get_object_id(content) != identity:
+        raise ValueError(f"object {identity} does not have this digest")
+    validate_object_content(content)
 
 
 def answer_when_there(answer: Answer, arrivals: Arrivals) -> Answer:

@@ -33,7 +33,6 @@ from flwr.supercore.inflatable.inflatable_protobuf_utils import (
     make_confirm_message_received_fn_protobuf,
     make_pull_object_fn_protobuf,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -44,7 +43,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from common.bulk_http import speed_up
 from common.errors import FedvoxError
-from common.parts import push
+from common.parts import message_name, push, put_together
 from common.pulls import check_contents, pull_patiently
 
 log = logging.getLogger("fedvox.runner")
@@ -164,7 +163,7 @@ class ClaimedTask:
         )
         make_confirm_message_received_fn_protobuf(self._client.ConfirmMessageReceived, node, context.run_id)(root)
         check_contents(contents)
-        message = inflate_object_from_contents(root, contents)
+        message = put_together(root, contents)
         if not isinstance(message, Message):
             raise TypeError("what the server sent is no message")
         # As Flower's own worker does: a message without its identity cannot be replied to.
@@ -173,7 +172,7 @@ class ClaimedTask:
 
     def reply(self, message: Message, context: Context) -> None:
         """Hands a reply to SuperNode, which must come before ``finish``."""
-        message.metadata.__dict__["_message_id"] = message.object_id
+        message.metadata.__dict__["_message_id"] = message_name(message)
         push(self._client, [message], Node(node_id=context.node_id), context.run_id)
 
     def finish(self, context: Context | None, failure: str = "") -> None:

@@ -105,9 +105,11 @@ def main() -> None:
     """
     check_flower_version()
     from fastapi import FastAPI
+    from flwr.supercore.inflatable import inflatable_protobuf_utils
     from flwr.supernode import fleet_http_connection, start_client_internal
     from flwr.supernode import main as supernode_main
     from flwr.supernode.cli.flower_supernode import flower_supernode
+    from flwr.supernode.servicer.runtime import runtime_handlers
     from uvicorn.protocols.http import httptools_impl
 
     from client.continuity import Continuity, whole_replies_only
@@ -115,6 +117,7 @@ def main() -> None:
     from client.task_wait import TaskWait
     from client.uplink import patient
     from common.bulk_http import use_bulk_transport
+    from common.large_objects import leave_pieces_beside
     from common.pulls import replace_pulls
     from common.short_way import ShortWay, receive_whole_bodies, runtime_answers
 
@@ -130,12 +133,15 @@ def main() -> None:
         return app
 
     supernode_main.create_app = make_shorter
+    leave_pieces_beside(runtime_handlers)
+    leave_pieces_beside(inflatable_protobuf_utils)
     receive_whole_bodies(httptools_impl)
     connect = start_client_internal.http_request_response  # type: ignore[attr-defined]
-    start_client_internal.http_request_response = Continuity(state).around(connect)  # type: ignore[attr-defined,assignment]
+    continuity = Continuity(state)
+    start_client_internal.http_request_response = continuity.around(connect)  # type: ignore[attr-defined,assignment]
     make_invoker = fleet_http_connection.make_simple_http_retry_invoker  # type: ignore[attr-defined]
     fleet_http_connection.make_simple_http_retry_invoker = patient(make_invoker)  # type: ignore[attr-defined]
-    start_client_internal._push_messages = whole_replies_only(start_client_internal._push_messages)
+    start_client_internal._push_messages = whole_replies_only(start_client_internal._push_messages, continuity)
     replace_pulls(start_client_internal)
     leave_bundles_shut(start_client_internal)
     store_pieces_as_they_come(start_client_internal, arrivals)

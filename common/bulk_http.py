@@ -2,18 +2,22 @@
 
 Flower's HTTP client is httpx, which takes a body apart in portions of 64 KiB, in Python: 15 ms of CPU time for a piece
 of 8 MiB, against 2 ms with urllib3. Everything above the connection (requests, interceptors, repetitions, errors) stays
-as it is. A body is always read whole, so this is for calls with one answer, not for streams.
+as it is, but for pieces, which protobuf does not copy (``common.large_objects``). A body is always read whole, so this
+is for calls with one answer, not for streams.
 """
 
 from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import urllib3
+from flwr.proto.message_pb2 import PullObjectResponse
 from flwr.supercore.protobuf.client import ProtobufClient
+
+from common.large_objects import PulledObject
 
 CONNECTIONS = 8
 LARGEST_ANSWER = 32 * 2**20
@@ -53,7 +57,7 @@ class BulkTransport(httpx.BaseTransport):
             answer = self._pool.urlopen(
                 request.method,
                 str(request.url),
-                body=request.read(),
+                body=cast(httpx.SyncByteStream, request.stream),
                 headers=dict(request.headers) | _OUR_HEADERS,
                 timeout=urllib3.Timeout(connect=times.get("connect"), read=times.get("read")),
                 redirect=False,
@@ -111,3 +115,9 @@ def speed_up(client: ProtobufClient, verify: ssl.SSLContext | bool | str = True)
         transport=BulkTransport(context), timeout=former.timeout, follow_redirects=former.follow_redirects
     )
     former.close()
+    ask = client._unary_unary
+
+    def ask_without_copying(*, response_type: type[Any], **others: Any) -> Any:
+        return ask(response_type=PulledObject if response_type is PullObjectResponse else response_type, **others)
+
+    client._unary_unary = ask_without_copying  # type: ignore[method-assign]

@@ -1,7 +1,7 @@
 """Exactly what a message holds, for the audit logs of both sides.
 
-A site writes the manifest of what it sends, the server that of what it received; equal hashes mean that the same
-bytes left here and arrived there.
+A site writes the manifest of what it sends, and the server the hash of what it counts; equal hashes mean that the
+same bytes left here and arrived there.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any
 
 from flwr.app import ArrayRecord, RecordDict
 
+from common.parts import name_of
+
 
 def manifest_of(records: RecordDict) -> dict[str, Any]:
     """What ``records`` hold, as values that JSON can take.
@@ -20,7 +22,8 @@ def manifest_of(records: RecordDict) -> dict[str, Any]:
     Returns:
         ``bytes`` (tensors and fields as they are sent, without the transport's own framing), ``tensor_bytes``,
         ``tensors`` (name, dtype, shape, bytes of each piece), ``fields`` (record -> name -> value; a number that is
-        not finite is None) and ``sha256`` over names, forms and contents of all of them.
+        not finite is None) and ``sha256`` over the names and contents of all of them, of tensors over their names in
+        Flower, which are hashes of form and content.
     """
     total = hashlib.sha256()
     tensors: list[dict[str, Any]] = []
@@ -30,8 +33,7 @@ def manifest_of(records: RecordDict) -> dict[str, Any]:
         if isinstance(record, ArrayRecord):
             for name, array in sorted(record.items()):
                 size = len(array.data)
-                _add(total, [record_name, name, array.dtype, array.stype, list(array.shape), size])
-                total.update(array.data)
+                _add(total, [record_name, name, name_of(array)])
                 entry = {"name": f"{record_name}/{name}", "dtype": array.dtype, "shape": list(array.shape)}
                 tensors.append(entry | {"bytes": size})
                 tensor_bytes += size

@@ -14,8 +14,9 @@ site speak only in reply.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar, get_args
 
@@ -24,6 +25,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from common.errors import ProtocolError
 from common.layout import WeightLayout
 from common.messages import ErrorCode, Progress, Refusal, Result, SiteInfo, Task
+from common.parts import name_of
 from common.transport import (
     PIECE_BYTES,
     WIRE_TYPES,
@@ -47,11 +49,22 @@ class Update:
     """A site's update as it came over the wire; the form of every piece is checked, its values are not.
 
     size: values of the vector.
+    arrays: its pieces.
     """
 
     size: int
     encoding: Encoding
-    data: tuple[bytes, ...]
+    arrays: tuple[Array, ...]
+
+    @property
+    def data(self) -> tuple[bytes, ...]:
+        """The bytes of the pieces."""
+        return tuple(array.data for array in self.arrays)
+
+    @property
+    def digest(self) -> str:
+        """What ``digest_of`` makes of its pieces."""
+        return digest_of(self.arrays)
 
     def pieces(self) -> Iterator[tuple[Piece, bytes]]:
         """The pieces in order, with their bytes."""
@@ -220,8 +233,21 @@ def _unpack_dice(record: MetricRecord) -> dict[int, float]:
     return dice
 
 
+def piece_array(piece: Piece, data: bytes, encoding: Encoding) -> Array:
+    """One piece as an array of Flower's."""
+    return Array(encoding, (piece.count,), WIRE_TYPES[encoding], data)
+
+
+def digest_of(arrays: Iterable[Array]) -> str:
+    """SHA-256 over the names of arrays, which are hashes of their forms and bytes and may be known already."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(name_of(array).encode())
+    return total.hexdigest()
+
+
 def _pack_pieces(pieces: Iterator[tuple[Piece, bytes]], encoding: Encoding) -> ArrayRecord:
-    arrays = (Array(encoding, (piece.count,), WIRE_TYPES[encoding], data) for piece, data in pieces)
+    arrays = (piece_array(piece, data, encoding) for piece, data in pieces)
     return ArrayRecord({f"{index:05d}": array for index, array in enumerate(arrays)})
 
 
@@ -235,7 +261,7 @@ def _unpack_pieces(record: ArrayRecord, size: int, encoding: Encoding) -> Update
             raise ProtocolError(f"weights: piece {name} is not {piece.count} {encoding} values in the protocol's form")
         if len(array.data) != piece.size:
             raise ProtocolError(f"weights: piece {name} has {len(array.data)} bytes, {piece.size} expected")
-    return Update(size, encoding, tuple(record[name].data for name in names))
+    return Update(size, encoding, tuple(record[name] for name in names))
 
 
 Message = TypeVar("Message", Task, SiteInfo, Progress)

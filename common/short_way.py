@@ -25,6 +25,8 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as Event
 
+from common.large_objects import Buffer, frames_of, read_message
+
 Answer = Callable[[Request, Any], Message]
 LARGEST_WHOLE_BODY = 32 * 2**20
 RUNTIME_METHODS = (
@@ -81,23 +83,22 @@ class ShortWay:
         if body is None:
             return
         try:
-            content = await run_in_threadpool(_answer, answer, request, body)
+            frames = await run_in_threadpool(_answer, answer, request, body)
         except Exception:  # of whatever kind: the long way tells it apart
             await self._app(scope, again(body, receive), send)
             return
-        length, kind = str(len(content)).encode(), PROTOBUF_MEDIA_TYPE.encode()
+        length, kind = str(sum(map(len, frames))).encode(), PROTOBUF_MEDIA_TYPE.encode()
         headers = [(b"content-length", length), (b"content-type", kind)]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
+        for left, frame in zip(reversed(range(len(frames))), frames, strict=True):
+            await send({"type": "http.response.body", "body": frame, "more_body": left > 0})
 
 
-def _answer(answer: Answer, request: Request, body: bytes) -> bytes:
+def _answer(answer: Answer, request: Request, body: bytes) -> list[Buffer]:
     ProtobufTranslationMiddleware._check_request_media_type(request)
-    content = PROTOBUF_REQUEST_TYPES["POST", request.url.path]()
-    content.ParseFromString(body)
+    content = read_message(PROTOBUF_REQUEST_TYPES["POST", request.url.path], body)
     request.state.protobuf_request = content
-    answered: bytes = answer(request, content).SerializeToString()
-    return answered
+    return frames_of(answer(request, content))
 
 
 async def whole_body(receive: Receive) -> bytes | None:

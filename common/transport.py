@@ -15,7 +15,9 @@ al. 2014, "1-bit stochastic gradient descent", and Karimireddy et al. 2019, arXi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,6 +35,8 @@ WINDOW = 2**17
 # BLAS takes a thread per core for longer vectors than this; waiting for them takes ten times as long as the work where
 # other processes use the cores too.
 UNTHREADED = 2**13
+# A sum of float32 squares below this may have lost terms: they are float32 too, and end at 1e-45.
+SMALLEST_SQUARES = 1e-30
 Vector = NDArray[np.float32]
 Encoding = Literal["float32", "bfloat16", "int8"]
 WIRE_TYPES: dict[Encoding, str] = {
@@ -79,10 +83,12 @@ def encode(values: Vector, encoding: Encoding) -> bytes:
     """One piece as bytes, little-endian."""
     if encoding == "float32":
         return values.astype("<f4", copy=False).tobytes()
-    data = np.empty(encoded_bytes(values.size, encoding), np.uint8)
-    for part in _parts(values.size):
-        _write(data, values[part], part, values.size, encoding)
-    return data.tobytes()
+
+    def fill(data: NDArray[np.uint8]) -> None:
+        for part in _parts(values.size):
+            _write(data, values[part], part, values.size, encoding)
+
+    return _new_bytes(encoded_bytes(values.size, encoding), fill)
 
 
 def decode(data: bytes, count: int, encoding: Encoding) -> Vector:
@@ -168,13 +174,29 @@ class ErrorFeedback:
             self._residual = np.zeros(update.size, np.float32)
         for piece in pieces_of(update.size, encoding):
             where = slice(piece.start, piece.start + piece.count)
+            yield piece, self._encode_piece(self._residual[where], update[where], piece, encoding)
+
+    def _encode_piece(self, residual: Vector, new: Vector, piece: Piece, encoding: Encoding) -> bytes:
+        def fill(data: NDArray[np.uint8]) -> None:
             # Part by part: each is added up, encoded and read back while it is in the processor's cache.
-            wanted, new, data = self._residual[where], update[where], np.empty(piece.size, np.uint8)
             for part in _parts(piece.count):
-                wanted[part] += new[part]
-                _write(data, wanted[part], part, piece.count, encoding)
-                wanted[part] -= _read(data, part, piece.count, encoding)
-            yield piece, data.tobytes()
+                residual[part] += new[part]
+                _write(data, residual[part], part, piece.count, encoding)
+                residual[part] -= _read(data, part, piece.count, encoding)
+
+        return _new_bytes(piece.size, fill)
+
+
+def _new_bytes(size: int, fill: Callable[[NDArray[np.uint8]], None]) -> bytes:
+    """``bytes`` from what ``fill`` writes, which are not copied: Flower takes nothing else, and pieces are large."""
+    if not size:
+        return b""
+    stream = io.BytesIO()
+    stream.seek(size - 1)
+    stream.write(b"\0")
+    with stream.getbuffer() as buffer:
+        fill(np.frombuffer(buffer, np.uint8))
+    return stream.getvalue()
 
 
 def _blocks(count: int) -> int:
@@ -222,11 +244,16 @@ def _to_bfloat16(values: Vector) -> NDArray[np.uint32]:
 
 
 def squared_norm(values: Vector) -> float:
-    """The sum of squares in float64; not finite if a value is not."""
+    """The sum of squares, to four digits at least; not finite if and only if a value is not."""
     total = 0.0
     for start in range(0, values.size, UNTHREADED):
-        part = values[start : start + UNTHREADED].astype(np.float64)
-        total += float(part @ part)
+        part = values[start : start + UNTHREADED]
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = float(part @ part)
+        if not SMALLEST_SQUARES < squares < math.inf:
+            exact = part.astype(np.float64)
+            squares = float(exact @ exact)
+        total += squares
     return total
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from common.privacy_config import PrivacyConfig
-from common.protocol import Piece, Refusal, Result, SiteInfo, Task, Update
+from common.protocol import Refusal, Result, SiteInfo, Task, Update
 from common.transport import decode_parts, squared_norm
 
 SMALLEST_LOSS, LARGEST_LOSS = -1e-3, 1e6  # a Dice loss of zero may be rounded to just below it
@@ -112,7 +112,7 @@ def _private_scores_are_sane(result: Result, privacy: PrivacyConfig) -> bool:
     return all(math.isnan(value) != scored for value in result.dice.values())
 
 
-def measure(update: Update, keep: Callable[[Piece, bytes], None]) -> float:
+def measure(update: Update, keep: Callable[[bytes], object]) -> float:
     """Reads an update once, piece by piece, hands every piece to ``keep``, and returns its L2 norm.
 
     Raises:
@@ -125,7 +125,7 @@ def measure(update: Update, keep: Callable[[Piece, bytes], None]) -> float:
         if not math.isfinite(squares):
             raise RefusedError(Refusal.NOT_FINITE)
         total += squares
-        keep(piece, data)
+        keep(data)
     return math.sqrt(total)
 
 

@@ -3,44 +3,39 @@
 SuperLink and the server app run on one machine, for one account, and whoever has one of them has the other. Flower lets
 them speak over TLS nevertheless: every piece of a model is encrypted, sent, parsed and copied again, and half of
 SuperLink's time goes into that. Here the app calls what answers such a request, on the same database. Its task must
-still be alive for every call, as before. Written for exactly one version of Flower (``common.flower``).
+still be alive, as before; that is looked up for every call, but for pieces half a second at most after the last time.
+Written for exactly one version of Flower (``common.flower``).
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
 from typing import Any
 
 from flwr.proto import message_pb2, runtime_pb2
 from flwr.proto.task_pb2 import Task
 from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
 from flwr.supercore.state.schema.linkstate_models import MessageRes
+from flwr.superlink.grid import http_grid
 from flwr.superlink.grid.http_grid import HttpGrid
 from flwr.superlink.servicer.runtime import runtime_handlers
 from sqlalchemy import exists, select
 from sqlalchemy.exc import OperationalError
 
 from common.errors import FedvoxError
-from common.parts import push
+from common.large_objects import PulledObject
+from common.parts import push, put_together
 from server.leftovers import remove_leftovers
+from server.object_files import FileObjectStore
 
 TIDY_SECONDS = 60.0
 ASK_SECONDS = 1.0
+TASK_SECONDS = 0.5
 
 
 class TaskEndedError(FedvoxError):
     """The app's task is no longer one: its run was stopped, or another process took its place."""
-
-
-@dataclass(frozen=True)
-class Pulled:
-    """Flower's ``PullObjectResponse``, without copying a piece of a model into it and out of it."""
-
-    object_found: bool
-    object_available: bool
-    object_content: bytes
 
 
 class DirectClient:
@@ -61,6 +56,7 @@ class DirectClient:
         self._lock = threading.Lock()
         self._tidied = float("-inf")
         self._asked: dict[tuple[str, ...], float] = {}
+        self._known_task: tuple[Task, float] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._other, name)
@@ -89,14 +85,21 @@ class DirectClient:
         return answer
 
     def PushObject(self, request: message_pb2.PushObjectRequest) -> message_pb2.PushObjectResponse:  # noqa: N802
-        """Stores a part of a message."""
-        return runtime_handlers.push_object(request, self._state, self._task())
+        """Stores a part of a message, which this process has named (``common.parts``)."""
+        files = self._state.object_store
+        if isinstance(files, FileObjectStore):
+            files.stage(request.object_id, request.object_content, checked=True)
+        try:
+            return runtime_handlers.push_object(request, self._state, self._recent_task())
+        finally:
+            if isinstance(files, FileObjectStore):
+                files.unstage()
 
-    def PullObject(self, request: message_pb2.PullObjectRequest) -> Pulled:  # noqa: N802
+    def PullObject(self, request: message_pb2.PullObjectRequest) -> PulledObject:  # noqa: N802
         """A part of a reply."""
-        task = self._task()
+        task = self._recent_task()
         content = self._state.get_object(task.run_id, request.object_id)
-        return Pulled(content is not None, bool(content), content or b"")
+        return PulledObject(content is not None, bool(content), content)
 
     def ConfirmMessageReceived(  # noqa: N802
         self, request: message_pb2.ConfirmMessageReceivedRequest
@@ -130,7 +133,12 @@ class DirectClient:
         task = self._state.get_task_by_token(self._token)
         if task is None:
             raise TaskEndedError("this run was stopped")
+        self._known_task = task, time.monotonic()
         return task
+
+    def _recent_task(self) -> Task:
+        known = self._known_task
+        return known[0] if known and time.monotonic() - known[1] < TASK_SECONDS else self._task()
 
 
 def connect_directly(grid: HttpGrid, state: SqlLinkState) -> None:
@@ -138,5 +146,6 @@ def connect_directly(grid: HttpGrid, state: SqlLinkState) -> None:
     client = DirectClient(state, grid._token, grid._runtime_client)
     grid._client = client  # type: ignore[assignment]
 
+    http_grid.inflate_object_from_contents = put_together  # type: ignore[assignment,attr-defined]
     # As Flower's, but for hashing pieces that have their names.
     grid._try_push_messages = lambda run_id, messages: push(client, messages, grid.node, run_id)  # type: ignore[method-assign]

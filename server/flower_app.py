@@ -87,9 +87,8 @@ class AuditedProgress(ProgressWriter):
 
     def round_done(self, line: Mapping[str, Any]) -> None:
         """A round is finished."""
-        sites = {
-            name: {key: site[key] for key in ("status", "reason", "examples")} for name, site in line["sites"].items()
-        }
+        about_site = ("status", "reason", "examples", "sha256")
+        sites = {name: {key: site[key] for key in about_site} for name, site in line["sites"].items()}
         counts = {key: line[key] for key in ("round", "phase", "bytes_up", "bytes_down")}
         self._audit.append("round_done", **counts, sites=sites)
         super().round_done(line)

@@ -67,13 +67,21 @@ class FileObjectStore(SqlObjectStore):
             self._write(object_id, object_content)
         super().put(object_id, MARK)
 
-    def stage(self, object_id: str, object_content: bytes) -> None:
-        """Does before a transaction what takes long in ``put``; what looks wrong is left for ``put`` to refuse."""
+    def stage(self, object_id: str, object_content: bytes, checked: bool = False) -> None:
+        """Does before a transaction what takes long in ``put``; what looks wrong is left for ``put`` to refuse.
+
+        Args:
+            object_id, object_content: the object; if this very content is staged already there is nothing to do.
+            checked: whether the caller has made the name from the content.
+        """
+        if getattr(self._staged, "content", None) is object_content:
+            return
         self._staged.content = None
         if len(object_content) < LARGE or super().get(object_id) != b"":
             return
         try:
-            self._check(object_id, object_content)
+            if not checked:
+                self._check(object_id, object_content)
             self._write(object_id, object_content)
         except (ValueError, OSError):
             return

@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, Message, MessageType
 
 from common.config import FederationConfig
 from common.errors import ProtocolError
+from common.manifest import manifest_of
 from common.parts import name_arrays
 from common.protocol import Progress, Refusal, SiteInfo, Task, Vector, pack_tasks, pack_weights, unpack_result
 from common.transport import Encoding, squared_norm
@@ -163,7 +164,7 @@ class Round:
                 continue
             self.bytes_up += update.size
             self.refusals[site] = None
-            self._note(site, round_lines.accepted(update.result))
+            self._note(site, round_lines.accepted(update.result, update.sha256))
 
     def _entry(self, reply: Message | NoReply, info: SiteInfo) -> dict[str, Any]:
         """Checks one reply, puts its update aside, and says what ``rounds.jsonl`` shall hold of it."""
@@ -180,14 +181,15 @@ class Round:
             result, update = unpack_result(reply.content, self._size, self.task.upload)
             most_steps = self._config.training.local_steps
             admit(result, update, self.task, info, self._labels, most_steps, self._config.privacy)
+            sha256 = manifest_of(reply.content)["sha256"]
             if update is not None:
-                self.spool.add(result, update)
+                self.spool.add(result, update, sha256)
         except ProtocolError:
             return self._refuse(Refusal.PROTOCOL, info)
         except RefusedError as error:
             return self._refuse(error.code, info)
         self.refusals[info.site] = None
-        return round_lines.accepted(result)
+        return round_lines.accepted(result, sha256)
 
     def _judge(self, length: float) -> None:
         """Takes back updates that moved too far from weights of this norm, now that all are known."""

@@ -11,8 +11,8 @@ from flwr.app import RecordDict
 from common.protocol import Result, SiteInfo
 
 
-def accepted(result: Result) -> dict[str, Any]:
-    """The entry of a site whose reply is counted."""
+def accepted(result: Result, sha256: str | None) -> dict[str, Any]:
+    """The entry of a site whose reply is counted, with its hash (``common.manifest``)."""
     return {
         "status": "ok",
         "reason": None,
@@ -28,6 +28,7 @@ def accepted(result: Result) -> dict[str, Any]:
         "seconds_compute": round(result.seconds_compute, 3),
         "seconds_evaluate": round(result.seconds_evaluate, 3),
         "epsilon": _known(result.epsilon),
+        "sha256": sha256,
     }
 
 
@@ -48,7 +49,7 @@ def not_counted(status: str, reason: str, info: SiteInfo, labels: Collection[int
         seconds_compute=0.0,
         seconds_evaluate=0.0,
     )
-    return accepted(empty) | {"status": status, "reason": reason}
+    return accepted(empty, None) | {"status": status, "reason": reason}
 
 
 def totals(sites: Mapping[str, Mapping[str, Any]], labels: Collection[int]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from flwr.superlink.routers.fleet import node_auth
 from google.protobuf.message import Message  # type: ignore[import-untyped]
 from sqlalchemy import exists, literal, or_, select
 
+from common.large_objects import PushedObject
 from server.app_lock import RUN_VARIABLE, most_parts
 
 LARGEST_HEADER = 65536
@@ -151,5 +152,6 @@ _CHECKS: dict[type[Message], Callable[[Any, SqlLinkState], None]] = {
     PushObjectRequest: _part_up,
     PullObjectRequest: _part_down,
     ConfirmMessageReceivedRequest: _received,
+    PushedObject: _part_up,
     GetFabRequest: _bundle,
 }

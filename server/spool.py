@@ -25,7 +25,7 @@ import numpy as np
 
 from common.errors import OutputError, ProtocolError
 from common.messages import Result
-from common.protocol import Update
+from common.protocol import Update, digest_of, piece_array
 from common.transport import Encoding, Piece, Vector, decode, encoded_bytes, pieces_of, windows_of
 from server.admission import RefusedError, measure
 from server.aggregation import WeightedMean
@@ -35,13 +35,14 @@ from server.aggregation import WeightedMean
 class SpooledUpdate:
     """What is remembered of an update that passed ``measure``.
 
-    norm: L2 norm; size: bytes as sent; digest: SHA-256 of these bytes.
+    norm: L2 norm; size: bytes as sent; digest: of the update; sha256: of the whole reply.
     """
 
     result: Result
     norm: float
     size: int
     digest: str
+    sha256: str
 
 
 class Spool:
@@ -73,24 +74,21 @@ class Spool:
             if found is not None:
                 self.updates[found.result.site] = found
 
-    def add(self, result: Result, update: Update) -> SpooledUpdate:
+    def add(self, result: Result, update: Update, sha256: str = "") -> SpooledUpdate:
         """Checks an update's values while writing them down.
+
+        Args:
+            result, update: the reply.
+            sha256: of the reply, to be remembered.
 
         Raises:
             RefusedError, ProtocolError: as ``measure``; nothing of the update stays.
             OutputError: the disk is full or cannot be written.
         """
         path = self._path(result.site)
-        digest = hashlib.sha256()
         try:
-            # Hashing takes as long as measuring and writing together, and lets other threads work meanwhile.
-            with self._open(path) as stream, ThreadPoolExecutor(1) as hashing:
-
-                def keep(_: object, data: bytes) -> None:
-                    hashing.submit(digest.update, data)
-                    stream.write(data)
-
-                norm = measure(update, keep)
+            with self._open(path) as stream:
+                norm = measure(update, stream.write)
                 stream.truncate()
         except (RefusedError, ProtocolError):
             path.unlink(missing_ok=True)
@@ -99,7 +97,7 @@ class Spool:
             path.unlink(missing_ok=True)
             raise OutputError(f"{path}: cannot be written: {error.strerror or error}; free space") from None
         size = sum(len(data) for data in update.data)
-        spooled = SpooledUpdate(result, norm, size, digest.hexdigest())
+        spooled = SpooledUpdate(result, norm, size, update.digest, sha256)
         self.updates[result.site] = spooled
         self._write_down(path, spooled)
         return spooled
@@ -167,9 +165,7 @@ class Spool:
             values = content.pop("result")
             dice = {int(label): float(value) for label, value in values.pop("dice").items()}
             found = SpooledUpdate(result=Result(**values, dice=dice), **content)
-            with update.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            whole = digest == found.digest and math.isfinite(found.norm) and found.size == self._bytes()
+            whole = self._digest(update) == found.digest and math.isfinite(found.norm) and found.size == self._bytes()
             if whole and (found.result.run, found.result.round) == (self._run, self._round):
                 return found
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
@@ -177,6 +173,13 @@ class Spool:
         file.unlink(missing_ok=True)
         update.unlink(missing_ok=True)
         return None
+
+    def _digest(self, file: Path) -> str | None:
+        if file.stat().st_size != self._bytes():
+            return None
+        with file.open("rb") as stream:
+            pieces = pieces_of(self._size, self._encoding)
+            return digest_of(piece_array(piece, stream.read(piece.size), self._encoding) for piece in pieces)
 
     def _bytes(self) -> int:
         return sum(encoded_bytes(piece.count, self._encoding) for piece in pieces_of(self._size, self._encoding))

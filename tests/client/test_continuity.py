@@ -17,7 +17,13 @@ from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.approvals import AUDIT_FILE
-from client.continuity import Continuity, IncompleteReplyError, RunEndedError, wait_until_whole
+from client.continuity import (
+    Continuity,
+    IncompleteReplyError,
+    RunEndedError,
+    wait_until_whole,
+    whole_replies_only,
+)
 from common.audit import read_entries
 from common.messages import ErrorCode
 
@@ -166,6 +172,57 @@ def test_the_note_of_a_connected_node_stays_only_if_the_process_died(tmp_path: P
     with connected(tmp_path, Server()):
         assert (tmp_path / "supernode-id").read_text() == "7"
     assert not (tmp_path / "supernode-id").exists()
+
+
+def test_a_late_reply_to_an_earlier_message_is_no_answer_to_the_last(tmp_path: Path) -> None:
+    server = Server(message("b" * 64))
+    server.wanted = {"x"}
+    with connected(tmp_path, server) as (_, receive, send, _run, _fab, _pull, push, _confirm):
+        receive()
+        late = Message(RecordDict(), reply_to=message("a" * 64))
+        _, session = send(late, get_object_tree(late), 1.0)
+        push(1, session, "x", b"content")
+    restarted = Server()
+    with connected(tmp_path, restarted) as (_, receive, *_rest):
+        receive()
+    assert restarted.got == [(ErrorCode.TASK_LOST, "b" * 64)]
+
+
+@pytest.mark.parametrize("over", [True, False])
+def test_after_a_late_reply_supernode_waits_for_the_one_to_the_last_message(tmp_path: Path, over: bool) -> None:
+    server, sent = Server(message("b" * 64)), []
+    server.wanted = {"x"}
+    store = ObjectStoreFactory().store()
+    replies = [Message(RecordDict(), reply_to=message(identity * 64)) for identity in "ab"]
+    for reply in replies:
+        store.preregister(1, get_object_tree(reply))
+        for identity, item in get_all_nested_objects(reply).items():
+            store.put(identity, item.deflate())
+
+    def flowers(*, state: Any, object_store: Any, send: Any, push_object: Any) -> None:
+        reply = replies.pop(0)
+        sent.append(reply.metadata.reply_to_message_id[0])
+        try:
+            _, session = send(reply, get_object_tree(reply), 0.0)
+        except RunNotRunningException:
+            return  # as Flower's
+        push_object(1, session, "x", b"content")
+
+    def send_unless_over(reply: Message, tree: Any, seconds: float) -> Any:
+        if over and len(sent) == 1:
+            raise RunNotRunningException
+        return Server.send(server, reply, tree, seconds)
+
+    server.send = send_unless_over  # type: ignore[method-assign]
+    continuity = Continuity(tmp_path)
+    with continuity.around(server.connect)("address", True, None, None) as callbacks:
+        _, receive, send, _run, _fab, _pull, push, _confirm = callbacks
+        receive()
+        whole_replies_only(flowers, continuity)(state=None, object_store=store, send=send, push_object=push)
+        assert sent == ["a", "b"]
+        assert receive() is None
+    assert [to[0] for _, to in server.got] == (["b"] if over else ["a", "b"])
+    assert not (tmp_path / "supernode-message").exists()
 
 
 def test_a_reply_is_whole_when_its_last_piece_is_there() -> None:

@@ -18,8 +18,8 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supernode.main import create_app
 from flwr.supernode.nodestate import NodeStateFactory
 
-from client import task_wait
 from client.task_wait import ACQUIRE_TASK, TaskWait
+from common import held_question
 
 RUN = 7
 QUESTION = AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]).SerializeToString()
@@ -79,7 +79,7 @@ def test_a_task_that_comes_later_is_given_at_once() -> None:
         await asyncio.sleep(0.2)
         assert not asked.done()
         node.state.create_task(TaskType.CLIENT_APP, RUN)
-        await asyncio.wait_for(asked, task_wait.LONGEST_WAIT_SECONDS - 0.3)
+        await asyncio.wait_for(asked, held_question.LONGEST_WAIT_SECONDS - 0.3)
 
     timed(work)
     assert node.answer().task.run_id == RUN
@@ -88,7 +88,7 @@ def test_a_task_that_comes_later_is_given_at_once() -> None:
 
 def test_without_a_task_the_answer_comes_after_a_second() -> None:
     node = SuperNode()
-    assert timed(node.ask) >= task_wait.LONGEST_WAIT_SECONDS
+    assert timed(node.ask) >= held_question.LONGEST_WAIT_SECONDS
     assert not node.answer().token
 
 
@@ -101,7 +101,7 @@ def test_no_task_is_given_to_a_runner_that_is_gone() -> None:
         node.came.put_nowait({"type": "http.disconnect"})
         await asked
 
-    assert timed(work) < task_wait.LONGEST_WAIT_SECONDS
+    assert timed(work) < held_question.LONGEST_WAIT_SECONDS
     node.state.create_task(TaskType.CLIENT_APP, RUN)
     assert node.answered == []
     timed(node.ask)
@@ -126,5 +126,5 @@ def test_a_task_that_comes_with_the_end_of_the_runner_stays() -> None:
 @pytest.mark.parametrize("path", ["/v1/runtime/pull-task-input", "/v1/runtime/acquire-tasks"])
 def test_nothing_else_waits(path: str) -> None:
     node = SuperNode()
-    assert timed(lambda: node.ask(path)) < task_wait.LONGEST_WAIT_SECONDS
+    assert timed(lambda: node.ask(path)) < held_question.LONGEST_WAIT_SECONDS
     assert node.answered[0]["status"] >= 400

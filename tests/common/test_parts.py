@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.app.message.array import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE as CHUNK_BYTES
 from flwr.app.message.arraychunk import ArrayChunk
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, no_object_id_recompute
+from flwr.supercore.inflatable.inflatable_object import (
+    add_header_to_object_body,
+    get_all_nested_objects,
+    get_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 from flwr.supercore.task_identity import TaskIdentity
 
-from common.parts import name_arrays, parts_of
+from common import parts
+from common.parts import message_name, name_arrays, name_of, parts_of, put_together, written
 
 
 @pytest.fixture
@@ -34,14 +43,66 @@ def test_they_are_flowers(message: Message) -> None:
 
 def test_an_array_is_hashed_when_it_is_named_and_not_again(message: Message, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[int] = []
-    deflate = ArrayChunk.deflate
-    monkeypatch.setattr(ArrayChunk, "deflate", lambda self: hashed.append(len(self.data)) or deflate(self))
+    monkeypatch.setattr(parts, "written", lambda part: hashed.append(len(part.data)) or written(part))
     record = message.content["weights"]
     assert isinstance(record, ArrayRecord)
     name_arrays(record)
     assert sorted(hashed) == [5, 140, 140, CHUNK_BYTES, CHUNK_BYTES]  # small ones in NumPy's format
     parts_of(message)
+    message_name(message)
     assert len(hashed) == 5
+
+
+def test_a_part_is_written_as_flower_does(message: Message) -> None:
+    _, parts = parts_of(message)
+    kinds = {type(part) for part in parts.values()}
+    assert kinds == {ArrayChunk, Array, ArrayRecord, ConfigRecord, RecordDict, Message}
+    for part in parts.values():
+        assert b"".join(written(part)) == part.deflate()
+
+
+def test_what_is_put_together_is_what_flower_would_make(message: Message) -> None:
+    tree, parts = parts_of(message)
+    contents = {name: part.deflate() for name, part in parts.items()}
+    flowers = inflate_object_from_contents(tree.object_id, dict(contents))
+    ours = put_together(tree.object_id, dict(contents))
+    assert isinstance(ours, Message)
+    assert isinstance(flowers, Message)
+    assert ours.content["task"] == flowers.content["task"]
+    for name, array in flowers.content.array_records["weights"].items():
+        mine = ours.content.array_records["weights"][name]
+        assert (mine.dtype, mine.shape, mine.stype, bytes(mine.data)) == (*vars_of(array), array.data)
+        assert name_of(mine) == array.object_id
+    assert parts_of(ours)[0] == tree
+
+
+def test_a_piece_is_not_copied(message: Message) -> None:
+    tree, parts = parts_of(message)
+    contents = {name: part.deflate() for name, part in parts.items()}
+    memory = [np.frombuffer(content, np.uint8) for content in contents.values()]
+    made = put_together(tree.object_id, contents)
+    assert isinstance(made, Message)
+    [small, _] = [made.content.array_records["weights"][name].data for name in "bc"]
+    assert sum(np.shares_memory(np.frombuffer(small, np.uint8), piece) for piece in memory) == 1
+
+
+@pytest.mark.parametrize("indices", [[0, 0, 0], [], [1]])
+def test_an_array_that_names_its_piece_otherwise_than_once_is_flowers_to_judge(indices: list[int]) -> None:
+    whole = Array("uint8", (3,), "raw", b"abc")
+    [(piece, chunk)] = whole.slice_array()
+    body = json.dumps({"dtype": "uint8", "shape": [3], "stype": "raw", "arraychunk_ids": indices}).encode()
+    contents = {"array": add_header_to_object_body(body, whole), piece: chunk.deflate()}
+    if indices == [0, 0, 0]:
+        made = put_together("array", contents)
+        assert isinstance(made, Array)
+        assert made.data == b"abc" * 3
+    else:
+        with pytest.raises((ValueError, IndexError)):
+            put_together("array", contents)
+
+
+def vars_of(array: Array) -> tuple[str, tuple[int, ...], str]:
+    return array.dtype, array.shape, array.stype
 
 
 def test_an_array_that_was_changed_has_another_name(message: Message) -> None:

@@ -175,9 +175,16 @@ def test_feedback_of_another_models_size_is_forgotten() -> None:
 
 
 @given(vectors(usual_float))
-def test_the_squared_norm_is_the_exact_sum(vector: np.ndarray) -> None:
+def test_the_squared_norm_is_the_sum_of_squares(vector: np.ndarray) -> None:
     expected = math.fsum(float(value) ** 2 for value in vector)
-    assert squared_norm(vector) == pytest.approx(expected, rel=1e-12)
+    assert squared_norm(vector) == pytest.approx(expected, rel=1e-4, abs=0)
+
+
+@pytest.mark.parametrize("size", [1e-38, 1e-30, 1e-20, 1e-15, 1e-3, 1.0, 1e15, 1e20, 1e37])
+def test_the_squared_norm_of_values_of_any_size(size: float) -> None:
+    vector = (size * np.random.default_rng(3).normal(size=3 * UNTHREADED + 5)).astype(np.float32)
+    expected = math.fsum(float(value) ** 2 for value in vector)
+    assert squared_norm(vector) == pytest.approx(expected, rel=1e-5, abs=0)
 
 
 @pytest.mark.parametrize("place", [0, UNTHREADED - 1, UNTHREADED, 3 * UNTHREADED + 4])

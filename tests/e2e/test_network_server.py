@@ -53,7 +53,9 @@ from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from safetensors.numpy import load_file
 
-from common.audit import verify
+from client.approvals import AUDIT_FILE
+from client.departures import NUMBERS, UPDATE, departures
+from common.audit import read_entries, verify
 from common.bundle import load_bundle
 from common.flower import flower_environment
 from common.protocol import SiteInfo, pack_info
@@ -311,6 +313,24 @@ def test_a_registered_site_cannot_speak_for_another(waiting: Federation) -> None
         finally:
             client.DeactivateNode(DeactivateNodeRequest(node_id=node))
     assert f"node {node} is refused: a message of somebody else" in (waiting.run / "logs/superlink.log").read_text()
+
+
+def test_what_a_site_notes_as_sent_is_what_the_server_notes_as_counted(finished: Federation) -> None:
+    assert len(finished.rounds()) == finished.config.rounds + 1
+    log = read_entries(finished.run / "audit.jsonl")
+    noted = {entry.details["round"]: entry.details["sites"] for entry in log if entry.event == "round_done"}
+    for line in finished.rounds():
+        for site, entry in line["sites"].items():
+            sent = [
+                departure
+                for departure in departures(read_entries(finished.state(site).path / AUDIT_FILE))
+                if departure.round == line["round"] and departure.kind in (UPDATE, NUMBERS)
+            ]
+            assert (
+                [departure.sha256 for departure in sent] == [entry["sha256"]] == [noted[line["round"]][site]["sha256"]]
+            )
+    hashes = [entry["sha256"] for line in finished.rounds() for entry in line["sites"].values()]
+    assert len(set(hashes)) == len(hashes) >= 6
 
 
 def test_three_sites_finish_three_rounds(finished: Federation) -> None:

@@ -26,9 +26,11 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.superlink import main as superlink_main
 from flwr.superlink.grid.http_grid import remove_content_from_message
 from flwr.superlink.routers.fleet import node_auth
+from flwr.superlink.servicer.fleet import fleet_handlers
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 from starlette.testclient import TestClient
 
+from common.large_objects import leave_pieces_beside
 from common.short_way import Answer, ShortWay, runtime_answers
 from server.doorkeeper import Doorkeeper
 from server.fleet import fleet_answers
@@ -93,6 +95,8 @@ def apps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apps]:
         # So that it is put back afterwards.
         patch.setattr(node_auth, "authenticate_node", node_auth.authenticate_node)
         check_all_requests()
+        patch.setattr(fleet_handlers, "PullObjectResponse", fleet_handlers.PullObjectResponse)
+        leave_pieces_beside(fleet_handlers)
         yield made()
 
 

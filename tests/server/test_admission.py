@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.privacy_config import PrivacyConfig
-from common.protocol import Piece, Refusal, Result, SiteInfo, Task, Update
+from common.protocol import Piece, Refusal, Result, SiteInfo, Task, Update, piece_array
 from common.transport import Encoding, encode_vector
 from server.admission import RefusedError, admit, judge_norms, measure
 
@@ -34,7 +34,8 @@ GOOD = Result(
 
 def packed(vector: np.ndarray, encoding: Encoding = "float32") -> Update:
     vector = vector.astype(np.float32)
-    return Update(vector.size, encoding, tuple(data for _, data in encode_vector(vector, encoding)))
+    pieces = encode_vector(vector, encoding)
+    return Update(vector.size, encoding, tuple(piece_array(piece, data, encoding) for piece, data in pieces))
 
 
 UPDATE = packed(np.zeros(3))
@@ -95,11 +96,7 @@ def test_an_update_must_be_there_exactly_when_training_was_asked_for() -> None:
 def test_the_norm_is_that_of_what_was_sent(encoding: Encoding) -> None:
     update = packed(np.random.default_rng(0).normal(size=5000), encoding)
     kept: list[bytes] = []
-
-    def keep(piece: Piece, data: bytes) -> None:
-        kept.append(data)
-
-    assert measure(update, keep) == pytest.approx(float(np.linalg.norm(update.vector().astype(np.float64))))
+    assert measure(update, kept.append) == pytest.approx(float(np.linalg.norm(update.vector().astype(np.float64))))
     assert tuple(kept) == update.data
 
 
@@ -107,18 +104,18 @@ def test_the_norm_is_that_of_what_was_sent(encoding: Encoding) -> None:
 @pytest.mark.parametrize("encoding", ["float32", "bfloat16"])
 def test_an_update_that_is_not_finite_is_refused(value: float, encoding: Encoding) -> None:
     with pytest.raises(RefusedError, match="not-finite"):
-        measure(packed(np.array([0, value, 0]), encoding), lambda piece, data: None)
+        measure(packed(np.array([0, value, 0]), encoding), lambda data: None)
 
 
 def test_an_infinite_scale_is_refused() -> None:
-    data = np.float32(math.inf).tobytes() + bytes([1, 2, 3])
+    array = piece_array(Piece(0, 3, 0, 7), np.float32(math.inf).tobytes() + bytes([1, 2, 3]), "int8")
     with pytest.raises(RefusedError, match="not-finite"):
-        measure(Update(3, "int8", (data,)), lambda piece, data: None)
+        measure(Update(3, "int8", (array,)), lambda data: None)
 
 
 def test_the_largest_float32_do_not_overflow() -> None:
     largest = float(np.finfo(np.float32).max)
-    assert measure(packed(np.full(4, largest)), lambda piece, data: None) == pytest.approx(2 * largest)
+    assert measure(packed(np.full(4, largest)), lambda data: None) == pytest.approx(2 * largest)
 
 
 # Model of 10,000 weights and length 50; honest updates are of length 10, give or take.

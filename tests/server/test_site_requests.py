@@ -20,6 +20,7 @@ from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_
 from flwr.superlink.grid.http_grid import remove_content_from_message
 from starlette.testclient import TestClient
 
+from common.large_objects import LARGE
 from server.app_lock import MOST_PARTS, RUN_VARIABLE, write_most_parts
 from tests.server.superlink_apps import Key, Link, apps, link, push, store_parts
 
@@ -179,6 +180,41 @@ def test_a_part_is_had_by_the_site_that_its_message_is_for(link: Link, south: Si
     status, content = pull(south, "0" * 64)
     assert status == 200
     assert not message_pb2.PullObjectResponse.FromString(content).object_found
+
+
+def test_large_parts_are_treated_as_small_ones(link: Link, south: Site, north: Site) -> None:
+    content = link.run.to_bytes(8, "big") * LARGE
+    weights = ArrayRecord({"0": Array("u1", (len(content),), "x", content)})
+    link.asked = Message(RecordDict({"weights": weights, "to": ConfigRecord({"run": link.run})}), north.node, "train")
+    link.asked.metadata.__dict__["_message_id"] = link.asked.object_id
+    push(link)
+    parts = get_all_nested_objects(link.asked)
+    large = next(identity for identity, part in parts.items() if len(part.deflate()) > LARGE)
+    status, content = pull(north, large)
+    assert (status, message_pb2.PullObjectResponse.FromString(content).object_content) == (200, parts[large].deflate())
+    assert pull(south, large)[0] == 403
+    answer = reply(link.asked, north.node, update=content[::-1])
+    north.push(answer)
+    assert handed_out(link, link.asked) == [answer.object_id]
+    assert {link.state.object_store.get(name) for name in get_all_nested_objects(answer)} == {
+        part.deflate() for part in get_all_nested_objects(answer).values()
+    }
+
+
+@pytest.mark.parametrize("size", [10, 2 * LARGE])
+def test_a_part_without_a_proper_name_is_refused_whatever_its_size(link: Link, south: Site, size: int) -> None:
+    for name in ("../../somewhere", "A" * 64, ""):
+        request = message_pb2.PushObjectRequest(
+            node=Node(node_id=south.node), run_id=link.run, object_id=name, object_content=bytes(size)
+        )
+        assert south.send("/v1/fleet/push-object", request)[0] == 403
+
+
+def test_a_large_part_in_the_name_of_another_node_is_refused(link: Link, south: Site, north: Site) -> None:
+    request = message_pb2.PushObjectRequest(
+        node=Node(node_id=north.node), run_id=link.run, object_id="0" * 64, object_content=bytes(2 * LARGE)
+    )
+    assert south.send("/v1/fleet/push-object", request)[0] == 401
 
 
 def test_a_part_of_messages_to_several_sites_is_had_by_all_of_them(link: Link, south: Site, north: Site) -> None:
