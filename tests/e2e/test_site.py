@@ -235,6 +235,7 @@ def test_tasks_need_an_approval_and_lost_ones_are_told_at_once(
         wait_for(lambda: bool(site.now()["ready"]), 60, "the runner's return")
         assert ask("query.wait", pack_wait("run", 1)).error.code == ErrorCode.TASK_LOST
 
+        wait_for(lambda: site.now()["runner"].get("state") != "working", 20, "the end of that task")
         identity = server.send(node, "train", federation.task("again", train=True))
         wait_for(lambda: site.now()["runner"].get("state") == "working", 20, "work")
         os.kill(site.pid("supernode"), signal.SIGKILL)
