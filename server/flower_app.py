@@ -87,7 +87,7 @@ class AuditedProgress(ProgressWriter):
 
     def round_done(self, line: Mapping[str, Any]) -> None:
         """A round is finished."""
-        about_site = ("status", "reason", "examples", "sha256")
+        about_site = ("status", "reason", "examples", "epsilon", "sha256")
         sites = {name: {key: site[key] for key in about_site} for name, site in line["sites"].items()}
         counts = {key: line[key] for key in ("round", "phase", "bytes_up", "bytes_down")}
         self._audit.append("round_done", **counts, sites=sites)
