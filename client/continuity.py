@@ -117,7 +117,8 @@ class Continuity:
             self._answer_lost(send, push_object)
             received = receive()
             if received is not None:
-                missing.clear()
+                with lock:
+                    missing.clear()
                 self.received = received[0].metadata.message_id
                 self._message.write_bytes(message_to_proto(received[0]).SerializeToString())
             return received

@@ -5,6 +5,8 @@ Written for exactly one version of Flower (``common.flower``).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from flwr.common.constant import Status
 from flwr.supercore.dependencies.runtime import get_runtime_state
 from starlette.requests import Request
@@ -19,9 +21,10 @@ class TaskWait(HeldQuestion):
     """ASGI middleware around SuperNode's application."""
 
     def __init__(self, app: ASGIApp) -> None:
-        super().__init__(app, ACQUIRE_TASK, _is_task_there)
+        super().__init__(app, ACQUIRE_TASK, _look)
 
 
-def _is_task_there(request: Request, body: bytes) -> bool:
+def _look(request: Request, body: bytes) -> Callable[[], bool]:
     del body
-    return bool(get_runtime_state(request).get_tasks(statuses=[Status.PENDING]))
+    state = get_runtime_state(request)
+    return lambda: bool(state.get_tasks(statuses=[Status.PENDING]))

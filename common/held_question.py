@@ -20,26 +20,29 @@ from common.short_way import again, whole_body
 LONGEST_WAIT_SECONDS = 1.0
 SHORTEST_PAUSE_SECONDS = 0.02
 SHARE_OF_WAIT = 0.02
+LARGEST_QUESTION = 1024
+"""Bytes; the usual ones have less than 100."""
 
 
 class HeldQuestion:
-    """ASGI middleware; what is around it lets nobody in with a large body.
+    """ASGI middleware.
 
     Args:
         app: answers.
-        path: of the question.
-        there_is_one: whether there may be something by now for whoever asks, from the request and its body; quick.
+        path: of the question; with a body of more than ``LARGEST_QUESTION`` it does not wait.
+        look: reads a question, once, and returns what tells whether there may be something by now for whoever asks.
+            Both run in the event loop and must be quick, whoever wrote the question.
     """
 
-    def __init__(self, app: ASGIApp, path: str, there_is_one: Callable[[Request, bytes], bool]) -> None:
+    def __init__(self, app: ASGIApp, path: str, look: Callable[[Request, bytes], Callable[[], bool]]) -> None:
         self._app = app
         self._path = path
-        self._there_is_one = there_is_one
+        self._look = look
         self._idle_since = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes everything on, the question when there is something or after a second."""
-        if scope["type"] != "http" or scope["path"] != self._path:
+        if scope["type"] != "http" or scope["path"] != self._path or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         body = await whole_body(receive)
@@ -48,12 +51,15 @@ class HeldQuestion:
 
     async def _wait(self, request: Request, body: bytes, receive: Receive) -> bool:
         """Whether whoever asks is still there."""
+        if len(body) > LARGEST_QUESTION:
+            return True
+        is_there = self._look(request, body)
         end = time.monotonic() + LONGEST_WAIT_SECONDS
         gone = asyncio.ensure_future(receive())
         try:
             while True:
                 now = time.monotonic()
-                if there_is_one := self._there_is_one(request, body):
+                if there_is_one := is_there():
                     self._idle_since = now
                 # As everywhere, pauses grow: after hours it looks no more than once a second.
                 pause = max(SHORTEST_PAUSE_SECONDS, SHARE_OF_WAIT * (now - self._idle_since))

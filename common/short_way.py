@@ -61,7 +61,7 @@ def runtime_answers(component: str) -> dict[str, Answer]:
 
 
 class ShortWay:
-    """ASGI middleware, to be the outermost.
+    """ASGI middleware, around all of Flower's.
 
     Args:
         app: the long way.

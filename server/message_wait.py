@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from flwr.proto.fleet_pb2 import PullMessagesRequest
@@ -19,7 +20,8 @@ from starlette.types import ASGIApp
 from common.held_question import SHORTEST_PAUSE_SECONDS, HeldQuestion
 
 PULL_MESSAGES = "/v1/fleet/pull-messages"
-_WAITING = "SELECT DISTINCT dst_node_id FROM message_ins WHERE delivered_at = ''"
+# As Flower chooses what it hands out.
+_WAITING = "SELECT DISTINCT dst_node_id FROM message_ins WHERE delivered_at = '' AND created_at + ttl > ?"
 
 
 class MessageWait(HeldQuestion):
@@ -31,20 +33,23 @@ class MessageWait(HeldQuestion):
     """
 
     def __init__(self, app: ASGIApp, database: str) -> None:
-        super().__init__(app, PULL_MESSAGES, self._is_message_there)
+        super().__init__(app, PULL_MESSAGES, self._look_for)
         self._database = Path(database).absolute().as_uri()
         self._connection: sqlite3.Connection | None = None
         self._nodes: set[int] | None = None
         self._looked = float("-inf")
 
-    def _is_message_there(self, request: Request, body: bytes) -> bool:
+    def _look_for(self, request: Request, body: bytes) -> Callable[[], bool]:
         del request
-        if time.monotonic() - self._looked >= SHORTEST_PAUSE_SECONDS / 2:
-            self._nodes, self._looked = self._waited_for(), time.monotonic()
         try:
             node = uint64_to_int64(PullMessagesRequest.FromString(body).node.node_id)
         except DecodeError:
-            return True  # others say what is wrong with it
+            return lambda: True  # others say what is wrong with it
+        return lambda: self._is_message_there(node)
+
+    def _is_message_there(self, node: int) -> bool:
+        if time.monotonic() - self._looked >= SHORTEST_PAUSE_SECONDS / 2:
+            self._nodes, self._looked = self._waited_for(), time.monotonic()
         return self._nodes is None or node in self._nodes
 
     def _waited_for(self) -> set[int] | None:
@@ -52,6 +57,6 @@ class MessageWait(HeldQuestion):
         try:
             if self._connection is None:
                 self._connection = sqlite3.connect(f"{self._database}?mode=ro", timeout=0, uri=True)
-            return {node for (node,) in self._connection.execute(_WAITING)}
+            return {node for (node,) in self._connection.execute(_WAITING, (time.time(),))}
         except sqlite3.Error:
             return None

@@ -44,6 +44,7 @@ def test_they_are_flowers(message: Message) -> None:
 def test_an_array_is_hashed_when_it_is_named_and_not_again(message: Message, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[int] = []
     monkeypatch.setattr(parts, "written", lambda part: hashed.append(len(part.data)) or written(part))
+    monkeypatch.setattr(ArrayChunk, "deflate", lambda self: pytest.fail("Flower hashes it, too"))
     record = message.content["weights"]
     assert isinstance(record, ArrayRecord)
     name_arrays(record)
@@ -84,6 +85,22 @@ def test_a_piece_is_not_copied(message: Message) -> None:
     assert isinstance(made, Message)
     [small, _] = [made.content.array_records["weights"][name].data for name in "bc"]
     assert sum(np.shares_memory(np.frombuffer(small, np.uint8), piece) for piece in memory) == 1
+
+
+@pytest.mark.parametrize("head", [b"ArrayChunk  03", b"ArrayChunk  +3", b"ArrayChunk  4", b"ArrayChunk x 3"])
+def test_a_piece_in_another_form_is_flowers_to_judge(head: bytes) -> None:
+    """It would have another name than the one under which it came."""
+    whole = Array("uint8", (3,), "raw", b"abc")
+    [(piece, _)] = whole.slice_array()
+    contents = {"array": whole.deflate(), piece: head + b"\0abc"}
+    if b"x" in head:
+        with pytest.raises(KeyError):
+            put_together("array", contents)
+        return
+    made = put_together("array", contents)
+    assert isinstance(made, Array)
+    assert made.data == b"abc"
+    assert name_of(made) == name_of(whole)
 
 
 @pytest.mark.parametrize("indices", [[0, 0, 0], [], [1]])

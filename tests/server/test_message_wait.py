@@ -11,9 +11,11 @@ import pytest
 from flwr.proto import fleet_pb2
 from flwr.proto.node_pb2 import Node
 from flwr.supercore.primitives.asymmetric import generate_key_pairs, public_key_to_bytes
+from flwr.supercore.state.schema.linkstate_models import MessageIns
+from sqlalchemy import update
 from starlette.testclient import TestClient
 
-from common.held_question import LONGEST_WAIT_SECONDS
+from common.held_question import LARGEST_QUESTION, LONGEST_WAIT_SECONDS
 from server.message_wait import PULL_MESSAGES, MessageWait
 from tests.server.superlink_apps import Link, apps, link, push
 
@@ -90,10 +92,30 @@ def test_a_stranger_is_refused(link: Link, waiting: TestClient) -> None:
     assert waiting.post(PULL_MESSAGES, headers=headers, content=request.SerializeToString()).status_code == 401
 
 
-def test_nothing_else_waits(link: Link, waiting: TestClient) -> None:
+@pytest.mark.parametrize("path", ["/docs", PULL_MESSAGES])
+def test_nothing_else_waits(link: Link, waiting: TestClient, path: str) -> None:
     began = time.monotonic()
-    assert waiting.get("/docs").status_code == link.flower.get("/docs").status_code
+    assert waiting.get(path).status_code == link.flower.get(path).status_code
     assert time.monotonic() - began < LONGEST_WAIT_SECONDS
+
+
+def test_a_large_question_is_not_looked_into(link: Link, waiting: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MessageWait, "_look_for", lambda *_: pytest.fail("it was read in the event loop"))
+    request = fleet_pb2.PullMessagesRequest(node=Node(node_id=link.node), message_ids=["x"] * LARGEST_QUESTION)
+    headers = link.headers(PULL_MESSAGES, request)
+    ours, flower = (
+        app.post(PULL_MESSAGES, headers=headers, content=request.SerializeToString()) for app in (waiting, link.flower)
+    )
+    assert (ours.status_code, ours.content) == (flower.status_code, flower.content)
+
+
+def test_a_message_whose_time_is_over_is_none(link: Link, waiting: TestClient) -> None:
+    push(link)
+    with link.state.session() as session:
+        session.execute(update(MessageIns).values(ttl=-1.0).where(MessageIns.message_id == link.asked.object_id))
+    names, seconds = ask(link, waiting)
+    assert names == []
+    assert seconds >= LONGEST_WAIT_SECONDS
 
 
 def test_a_database_that_cannot_be_read_holds_nobody_up(link: Link, tmp_path: Path) -> None:
