@@ -105,10 +105,10 @@ def written(part: InflatableObject) -> list[Buffer]:
 
 
 def put_together(name: str, contents: dict[str, bytes]) -> InflatableObject:
-    """A message, or a part of one, from its parts in Flower's form.
+    """A message, or an array by itself, from its parts in Flower's form.
 
     Args:
-        name: of the message.
+        name: of the message, or the array.
         contents: of it and all its parts, by their names, which whoever stored them has checked; of no use afterwards.
 
     Raises:
@@ -127,14 +127,21 @@ def put_together(name: str, contents: dict[str, bytes]) -> InflatableObject:
             array.data = _Pending(children[0], piece)
             arrays[identity] = array
     made = inflate_object_from_contents(name, contents, objects=arrays)
+    if isinstance(made, Array):
+        _fill_in(made)
     for record in made.content.array_records.values() if isinstance(made, Message) and made.has_content() else ():
         for array in record.values():
-            if isinstance(array.data, _Pending):
-                name, body = array.data.name, array.data.body
-                # To everybody who reads them these are bytes.
-                array.data = body  # type: ignore[assignment]
-                array.__dict__["_chunks"] = [(name, ArrayChunk(body))]
+            _fill_in(array)
     return made
+
+
+def _fill_in(array: Array) -> None:
+    """Gives an array its data, and its piece the name under which it came."""
+    if isinstance(array.data, _Pending):
+        piece, body = array.data.name, array.data.body
+        # To everybody who reads them these are bytes.
+        array.data = body  # type: ignore[assignment]
+        array.__dict__["_chunks"] = [(piece, ArrayChunk(body))]
 
 
 class _Pending(bytes):

@@ -87,6 +87,14 @@ def test_a_piece_is_not_copied(message: Message) -> None:
     assert sum(np.shares_memory(np.frombuffer(small, np.uint8), piece) for piece in memory) == 1
 
 
+def test_an_array_by_itself_is_put_together() -> None:
+    whole = Array("uint8", (3,), "raw", b"abc")
+    [(piece, chunk)] = whole.slice_array()
+    made = put_together("array", {"array": whole.deflate(), piece: chunk.deflate()})
+    assert isinstance(made, Array)
+    assert (bytes(made.data), name_of(made)) == (b"abc", name_of(whole))
+
+
 @pytest.mark.parametrize("head", [b"ArrayChunk  03", b"ArrayChunk  +3", b"ArrayChunk  4", b"ArrayChunk x 3"])
 def test_a_piece_in_another_form_is_flowers_to_judge(head: bytes) -> None:
     """It would have another name than the one under which it came."""
