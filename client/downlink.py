@@ -13,9 +13,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from flwr.supercore.inflatable.inflatable_object import get_object_id
-from flwr.supercore.inflatable.inflatable_utils import validate_object_content
-
+from common.parts import check_named
 from common.short_way import Answer
 
 LONGEST_WAIT_SECONDS = 1.0
@@ -58,7 +56,7 @@ def store_pieces_as_they_come(module: ModuleType, arrivals: Arrivals) -> None:
         def pull(object_ids: list[str], pull_object_fn: Callable[[str], bytes], **options: Any) -> dict[str, bytes]:
             def pull_one(identity: str) -> bytes:
                 content = pull_object_fn(identity)
-                _check(identity, content)
+                check_named(identity, content)
                 object_store.put(identity, content)
                 arrivals.note()
                 return b""
@@ -73,12 +71,6 @@ def store_pieces_as_they_come(module: ModuleType, arrivals: Arrivals) -> None:
         return run
 
     module._pull_and_store_message = pull_and_store_at_once  # type: ignore[attr-defined]
-
-
-def _check(identity: str, content: bytes) -> None:
-    if get_object_id(content) != identity:
-        raise ValueError(f"object {identity} does not have this digest")
-    validate_object_content(content)
 
 
 def answer_when_there(answer: Answer, arrivals: Arrivals) -> Answer:

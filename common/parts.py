@@ -31,6 +31,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPushError,
     inflate_object_from_contents,
     push_object_contents_from_iterable,
+    validate_object_content,
 )
 
 from common.large_objects import Buffer, PushedObject
@@ -102,6 +103,17 @@ def written(part: InflatableObject) -> list[Buffer]:
     if not isinstance(part, ArrayChunk):
         return [part.deflate()]
     return [_head_of_piece(len(part.data)), part.data]
+
+
+def check_named(name: str, content: bytes) -> None:
+    """Returns if a part in Flower's form is the one with this name.
+
+    Raises:
+        ValueError: it is not, or is none of Flower's.
+    """
+    if get_object_id(content) != name:
+        raise ValueError(f"object {name} does not have this digest")
+    validate_object_content(content=content)
 
 
 def put_together(name: str, contents: dict[str, bytes]) -> InflatableObject:

@@ -14,12 +14,11 @@ import time
 from pathlib import Path
 
 from flwr.server.superlink.linkstate.sql_linkstate import SqlLinkState
-from flwr.supercore.inflatable.inflatable_object import get_object_id
-from flwr.supercore.inflatable.inflatable_utils import validate_object_content
 from flwr.supercore.object_store.sql_object_store import SqlObjectStore
 from flwr.supercore.state.schema.objectstore_models import StoredObject
 from sqlalchemy import select
 
+from common.parts import check_named
 from server.app_lock import OBJECTS
 
 LARGE = 65536
@@ -59,7 +58,7 @@ class FileObjectStore(SqlObjectStore):
         """
         staged = getattr(self._staged, "content", None) is object_content
         if not staged:
-            self._check(object_id, object_content)
+            check_named(object_id, object_content)
         if len(object_content) < LARGE:
             super().put(object_id, object_content)
             return
@@ -81,7 +80,7 @@ class FileObjectStore(SqlObjectStore):
             return
         try:
             if not checked:
-                self._check(object_id, object_content)
+                check_named(object_id, object_content)
             self._write(object_id, object_content)
         except (ValueError, OSError):
             return
@@ -100,11 +99,6 @@ class FileObjectStore(SqlObjectStore):
             return (self._folder / object_id).read_bytes()
         except FileNotFoundError:
             return None
-
-    def _check(self, object_id: str, content: bytes) -> None:
-        if get_object_id(content) != object_id:
-            raise ValueError(f"object {object_id} does not have this digest")
-        validate_object_content(content=content)
 
     def _write(self, object_id: str, content: bytes) -> None:
         self._sweep()
