@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
@@ -47,14 +48,27 @@ class Refusal(StrEnum):
 
 
 @dataclass(frozen=True)
+class Hello:
+    """Asks a site who it is.
+
+    run: random identity of the run.
+    digest: of the federation's configuration.
+    """
+
+    run: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class Task:
-    """What the server asks of a site in one message.
+    """What the server asks of a site in one message; the weights travel beside it, as a file.
 
     round: 1 to ``rounds`` with training, ``rounds`` + 1 for the last, evaluate-only message.
     digest: of the federation's configuration; a site that agreed to another one refuses.
     run: random identity of the run, so that a reply to another run is never counted.
+    model: SHA-256 of the file that holds the global weights; download: the form of its values.
     upload: the form that the update is to have.
-    refused_last: why this site's last reply was not counted, a ``Refusal``; empty if it was.
+    refused_last: why this site's last reply was not counted, a ``Refusal``; None if it was.
     """
 
     run: str
@@ -62,18 +76,43 @@ class Task:
     round: int
     rounds: int
     train: bool
+    model: str
+    download: Encoding = "float32"
     upload: Encoding = "float32"
     refused_last: Refusal | None = None
 
+    @property
+    def name(self) -> str:
+        """The same for every message that asks for the same work: a function of run, round and model."""
+        return task_name(self.run, self.round, self.model)
+
+
+def task_name(run: str, round_number: int, model: str) -> str:
+    """32 hexadecimal digits that name the work of one round on one model."""
+    return hashlib.sha256(f"{run}\0{round_number}\0{model}".encode()).hexdigest()[:32]
+
 
 @dataclass(frozen=True)
-class Progress:
-    """A sign of life from a site that is still at work: ``step`` of ``steps`` are done."""
+class Heartbeat:
+    """A sign of life from a site, sent every few seconds.
 
-    run: str
-    round: int
-    step: int
-    steps: int
+    tasks: names of the tasks that it has received and not answered yet.
+    task: name of the one that is being worked on; empty if none is.
+    step: training steps done of it, of ``steps``.
+    """
+
+    tasks: tuple[str, ...] = ()
+    task: str = ""
+    step: int = 0
+    steps: int = 0
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What a site answers instead of a result: a code, and the name of an exception class."""
+
+    code: ErrorCode
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -93,8 +132,9 @@ class SiteInfo:
 
 @dataclass(frozen=True)
 class Result:
-    """The numbers that a site sends back; with ``train`` the update goes with them.
+    """The numbers that a site sends back; after training the update goes beside them, as a file.
 
+    update: SHA-256 of the update's file; None without training.
     examples: training patients; validation_examples: validation patients.
     train_loss: mean over the round's steps (NaN without training); validation_loss: mean over patients.
     dice: label -> mean Dice over the validation patients in whom the label or its prediction exists; NaN if none.
@@ -116,6 +156,7 @@ class Result:
     seconds_compute: float
     seconds_evaluate: float
     epsilon: float = math.nan
+    update: str | None = None
 
     @property
     def mean_dice(self) -> float:

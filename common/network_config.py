@@ -46,6 +46,14 @@ FederationName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+_SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+
+def is_site_name(name: str) -> bool:
+    """Whether a site may have this name; such a name is safe as a file's."""
+    return _SITE_NAME.fullmatch(name) is not None
+
+
 class NetworkConfig(Frozen):
     """The ``network`` part of a federation file: what a real federation needs beyond a simulation.
 
@@ -190,6 +198,7 @@ __all__ = [
     "SiteName",
     "format_endpoint",
     "is_ip_address",
+    "is_site_name",
     "parse_endpoint",
     "parse_listen",
     "read_kit",

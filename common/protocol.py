@@ -1,382 +1,349 @@
 """What crosses the wire between a hospital and the server, and nothing else may.
 
-The server sends a ``Task`` and the global weights; a site answers with a ``Result`` and its update. Both are written
-to Flower records field by field from the closed lists below, and read back with every name, type and range checked:
-a message with one field more, or one fewer, is refused. There is no free text from a site. A failure leaves it as an
-``ErrorCode`` and the name of an exception class.
+Messages are small JSON objects, written field by field from the closed lists in ``common.messages`` and read back with
+every name, type and range checked: a message with one field more, or one fewer, is refused. There is no free text from
+a site. A failure leaves it as an ``ErrorCode`` and the name of an exception class.
 
-Weights travel as flat vectors in a few large pieces (``common.transport``). Names and shapes are not sent; both sides
-know them from the plan (``WeightLayout``).
+Weights and updates travel beside the messages as files of raw values (``common.transport``), which messages name by
+their SHA-256. Names and shapes are not sent; both sides know them from the plan (``WeightLayout``).
 
-A site that needs long answers in between with ``Progress``, and the server asks on with a wait message: Flower lets a
-site speak only in reply.
+Flower carries a message as the one text of a record.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, TypeVar, get_args
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, get_args
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 from common.errors import ProtocolError
 from common.layout import WeightLayout
-from common.messages import ErrorCode, Progress, Refusal, Result, SiteInfo, Task
-from common.parts import name_of
-from common.transport import (
-    PIECE_BYTES,
-    WIRE_TYPES,
-    Encoding,
-    ErrorFeedback,
-    Piece,
-    Vector,
-    decode_vector,
-    encode_vector,
-    pieces_of,
-)
+from common.messages import ErrorCode, Failure, Heartbeat, Hello, Refusal, Result, SiteInfo, Task
+from common.transport import Encoding, Vector
 
-FORMAT = 2
+FORMAT = 3
+HELLO = "hello"
 MAX_LABELS = 256
 MAX_PATIENTS = 1_000_000
-HELLO, WAIT = "hello", "wait"
+MAX_STEPS = 10**9
+MAX_TEXT = 200
+MAX_TASKS = 16
+MAX_MESSAGE_BYTES = 32 * 1024
+"""Of one message as JSON: a result with ``MAX_LABELS`` labels fits."""
+RECORD, FIELD = "fedvox", "json"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_TASK_NAME = re.compile(r"[0-9a-f]{32}")
+_CLASS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+
+Question = Hello | Task
+Answer = SiteInfo | Result | Failure
+_KINDS: Mapping[type, str] = {
+    Hello: "hello",
+    Task: "task",
+    SiteInfo: "info",
+    Result: "result",
+    Failure: "failure",
+    Heartbeat: "heartbeat",
+}
 
 
-@dataclass(frozen=True)
-class Update:
-    """A site's update as it came over the wire; the form of every piece is checked, its values are not.
-
-    size: values of the vector.
-    arrays: its pieces.
-    """
-
-    size: int
-    encoding: Encoding
-    arrays: tuple[Array, ...]
-
-    @property
-    def data(self) -> tuple[bytes, ...]:
-        """The bytes of the pieces."""
-        return tuple(array.data for array in self.arrays)
-
-    @property
-    def digest(self) -> str:
-        """What ``digest_of`` makes of its pieces."""
-        return digest_of(self.arrays)
-
-    def pieces(self) -> Iterator[tuple[Piece, bytes]]:
-        """The pieces in order, with their bytes."""
-        return zip(pieces_of(self.size, self.encoding), self.data, strict=True)
-
-    def vector(self) -> Vector:
-        """All values at once."""
-        return decode_vector(self.data, self.size, self.encoding)
+def pack(message: Question | Answer | Heartbeat) -> str:
+    """A message as JSON; numbers that are not a number become null."""
+    content: dict[str, Any] = {"format": FORMAT, "kind": _KINDS[type(message)]}
+    for field in fields(message):
+        content[field.name] = _plain(getattr(message, field.name))
+    return json.dumps(content, allow_nan=False, separators=(",", ":"))
 
 
-def pack_task(task: Task, weights: Vector, encoding: Encoding = "float32") -> RecordDict:
-    """A task and the global weights as Flower records."""
-    return pack_tasks([task], pack_weights(weights, encoding))[0]
-
-
-def pack_weights(weights: Vector, encoding: Encoding = "float32") -> ArrayRecord:
-    """The part of a task that is the same for all sites."""
-    return _pack_pieces(encode_vector(weights, encoding), encoding)
-
-
-def pack_tasks(tasks: Sequence[Task], weights: ArrayRecord) -> list[RecordDict]:
-    """Several tasks that share the same weights, also in memory; they are what ``pack_weights`` made."""
-    return [RecordDict({"task": _pack_text_and_numbers(task), "weights": weights}) for task in tasks]
-
-
-def unpack_task(records: RecordDict, size: int) -> tuple[Task, Vector]:
-    """The inverse of ``pack_task``; ``size`` is the number of weights that the plan's model has."""
-    _expect_keys(records, {"task", "weights"}, "task message")
-    task = _unpack_text_and_numbers(Task, _record(records, "task", ConfigRecord))
-    if not 1 <= task.round <= task.rounds + 1:
-        raise ProtocolError(f"task: round {task.round} of {task.rounds} does not exist")
-    record = _record(records, "weights", ArrayRecord)
-    halved = any(array.stype == WIRE_TYPES["bfloat16"] for array in record.values())
-    return task, _unpack_pieces(record, size, "bfloat16" if halved else "float32").vector()
-
-
-def pack_wait(run: str, round_number: int) -> RecordDict:
-    """The question to a site that answered with ``Progress``: is it done now?"""
-    return RecordDict({"wait": ConfigRecord({"format": FORMAT, "run": run, "round": round_number})})
-
-
-def unpack_wait(records: RecordDict) -> tuple[str, int]:
-    """Run and round from a wait message."""
-    _expect_keys(records, {"wait"}, "wait message")
-    record = _record(records, "wait", ConfigRecord)
-    _expect_keys(record, {"format", "run", "round"}, "wait")
-    _expect_format(record)
-    return _text(record, "run"), _count(record, "round")
-
-
-def pack_progress(progress: Progress) -> RecordDict:
-    """A sign of life as Flower records."""
-    return RecordDict({"progress": _pack_text_and_numbers(progress)})
-
-
-def is_progress(records: RecordDict) -> bool:
-    """Whether a reply is a sign of life rather than a result."""
-    return set(records) == {"progress"}
-
-
-def unpack_progress(records: RecordDict) -> Progress:
-    """The inverse of ``pack_progress``."""
-    _expect_keys(records, {"progress"}, "progress message")
-    return _unpack_text_and_numbers(Progress, _record(records, "progress", ConfigRecord))
-
-
-def pack_hello(run: str, digest: str) -> RecordDict:
-    """The question that a ``SiteInfo`` answers."""
-    return RecordDict({"hello": ConfigRecord({"format": FORMAT, "run": run, "digest": digest})})
-
-
-def unpack_hello(records: RecordDict) -> str:
-    """The federation's digest from a hello message."""
-    _expect_keys(records, {"hello"}, "hello message")
-    record = _record(records, "hello", ConfigRecord)
-    _expect_keys(record, {"format", "run", "digest"}, "hello")
-    _expect_format(record)
-    return _text(record, "digest")
-
-
-def pack_info(info: SiteInfo) -> RecordDict:
-    """A site's declaration as Flower records."""
-    return RecordDict({"info": _pack_text_and_numbers(info)})
-
-
-def unpack_info(records: RecordDict) -> SiteInfo:
-    """The inverse of ``pack_info``."""
-    _expect_keys(records, {"info"}, "site information")
-    info = _unpack_text_and_numbers(SiteInfo, _record(records, "info", ConfigRecord))
-    if not 1 <= info.train_examples <= MAX_PATIENTS or info.validation_examples > MAX_PATIENTS:
-        raise ProtocolError("site information: patient counts are out of range, and there must be one to train on")
-    return info
-
-
-_RESULT_TEXT = ("site", "run")
-_RESULT_COUNTS = ("round", "examples", "validation_examples", "steps")
-_RESULT_NUMBERS = (
-    "train_loss",
-    "validation_loss",
-    "seconds",
-    "seconds_data",
-    "seconds_compute",
-    "seconds_evaluate",
-    "epsilon",
-)
-
-
-def pack_result(
-    result: Result, update: Vector | None, encoding: Encoding = "float32", feedback: ErrorFeedback | None = None
-) -> RecordDict:
-    """A site's numbers and, after training, its update (its weights minus the global ones).
-
-    Args:
-        result: the numbers.
-        update: flat, or None.
-        encoding: the form in which the update travels.
-        feedback: the site's memory of what a lossy form cut off; None forgets it.
-    """
-    numbers: dict[str, Any] = {name: int(getattr(result, name)) for name in _RESULT_COUNTS}
-    numbers |= {name: float(getattr(result, name)) for name in _RESULT_NUMBERS}
-    numbers["dice_labels"] = [int(label) for label in result.dice]
-    numbers["dice_values"] = [float(value) for value in result.dice.values()]
-    records = RecordDict(
-        {
-            "identity": ConfigRecord({"format": FORMAT} | {name: getattr(result, name) for name in _RESULT_TEXT}),
-            "numbers": MetricRecord(numbers),
-        }
-    )
-    if update is not None:
-        records["update"] = _pack_pieces((feedback or ErrorFeedback()).encode(update, encoding), encoding)
-    return records
-
-
-def unpack_result(records: RecordDict, size: int, encoding: Encoding = "float32") -> tuple[Result, Update | None]:
-    """The inverse of ``pack_result``; the update stays in the form in which it came, to be read piece by piece.
+def unpack_question(text: str | bytes) -> Question:
+    """A message from the server.
 
     Raises:
-        ProtocolError: a field is missing, unknown, of another type, or a number lies outside its range.
+        ProtocolError: it is none: a field is missing, unknown, of another type or out of range.
     """
-    expected = {"identity", "numbers"} | ({"update"} if "update" in records else set())
-    _expect_keys(records, expected, "result message")
-    identity = _record(records, "identity", ConfigRecord)
-    _expect_keys(identity, {"format", *_RESULT_TEXT}, "identity")
-    _expect_format(identity)
-    record = _record(records, "numbers", MetricRecord)
-    _expect_keys(record, {*_RESULT_COUNTS, *_RESULT_NUMBERS, "dice_labels", "dice_values"}, "numbers")
-    values: dict[str, Any] = {name: _text(identity, name) for name in _RESULT_TEXT}
-    values |= {name: _count(record, name) for name in _RESULT_COUNTS}
-    values |= {name: _number(record, name) for name in _RESULT_NUMBERS}
-    values["dice"] = _unpack_dice(record)
-    update = _unpack_pieces(_record(records, "update", ArrayRecord), size, encoding) if "update" in records else None
-    return Result(**values), update
+    kind, content = _open(text)
+    if kind == "hello":
+        return Hello(**_read(content, _HELLO, "hello"))
+    if kind == "task":
+        task = Task(**_read(content, _TASK, "task"))
+        if not 1 <= task.round <= task.rounds + 1:
+            raise ProtocolError(f"task: round {task.round} of {task.rounds} does not exist")
+        return task
+    raise ProtocolError("not a message to a site")
 
 
-def _unpack_dice(record: MetricRecord) -> dict[int, float]:
-    labels, values = record["dice_labels"], record["dice_values"]
-    if not isinstance(labels, list) or not isinstance(values, list) or len(labels) != len(values):
-        raise ProtocolError("numbers: dice_labels and dice_values must be lists of equal length")
-    if len(labels) > MAX_LABELS or len(set(labels)) != len(labels):
-        raise ProtocolError("numbers: dice_labels are too many or stand twice")
-    dice = {}
-    for label, value in zip(labels, values, strict=True):
-        if not isinstance(label, int) or not isinstance(value, float) or not (math.isnan(value) or 0 <= value <= 1):
-            raise ProtocolError(f"numbers: Dice of label {label!r} must lie between 0 and 1")
-        dice[label] = value
-    return dice
+def unpack_answer(text: str | bytes) -> Answer:
+    """A message from a site.
+
+    Raises:
+        ProtocolError: as ``unpack_question``.
+    """
+    kind, content = _open(text)
+    if kind == "info":
+        info = SiteInfo(**_read(content, _INFO, "info"))
+        if not 1 <= info.train_examples <= MAX_PATIENTS or info.validation_examples > MAX_PATIENTS:
+            raise ProtocolError("info: patient counts are out of range, and there must be one to train on")
+        return info
+    if kind == "result":
+        return Result(**_read(content, _RESULT, "result"))
+    if kind == "failure":
+        return Failure(**_read(content, _FAILURE, "failure"))
+    raise ProtocolError("not a message from a site")
 
 
-def piece_array(piece: Piece, data: bytes, encoding: Encoding) -> Array:
-    """One piece as an array of Flower's."""
-    return Array(encoding, (piece.count,), WIRE_TYPES[encoding], data)
+def unpack_heartbeat(text: str | bytes) -> Heartbeat:
+    """A site's sign of life.
+
+    Raises:
+        ProtocolError: as ``unpack_question``.
+    """
+    kind, content = _open(text)
+    if kind != "heartbeat":
+        raise ProtocolError("not a heartbeat")
+    beat = Heartbeat(**_read(content, _HEARTBEAT, "heartbeat"))
+    if beat.step > beat.steps or (beat.task and beat.task not in beat.tasks):
+        raise ProtocolError("heartbeat: contradicts itself")
+    return beat
 
 
-def digest_of(arrays: Iterable[Array]) -> str:
-    """SHA-256 over the names of arrays, which are hashes of their forms and bytes and may be known already."""
-    total = hashlib.sha256()
-    for array in arrays:
-        total.update(name_of(array).encode())
-    return total.hexdigest()
+def to_record(text: str) -> RecordDict:
+    """A message as the content of one of Flower's."""
+    return RecordDict({RECORD: ConfigRecord({FIELD: text})})
 
 
-def _pack_pieces(pieces: Iterator[tuple[Piece, bytes]], encoding: Encoding) -> ArrayRecord:
-    arrays = (piece_array(piece, data, encoding) for piece, data in pieces)
-    return ArrayRecord({f"{index:05d}": array for index, array in enumerate(arrays)})
+def from_record(records: RecordDict) -> str:
+    """The inverse of ``to_record``.
+
+    Raises:
+        ProtocolError: the content holds anything else.
+    """
+    record = records[RECORD] if set(records) == {RECORD} else None
+    text = record[FIELD] if isinstance(record, ConfigRecord) and set(record) == {FIELD} else None
+    if not isinstance(text, str):
+        raise ProtocolError("a message of Flower's that holds no message of ours")
+    return text
 
 
-def _unpack_pieces(record: ArrayRecord, size: int, encoding: Encoding) -> Update:
-    pieces = pieces_of(size, encoding)
-    names = [f"{index:05d}" for index in range(len(pieces))]
-    _expect_keys(record, set(names), "weights")
-    for name, piece in zip(names, pieces, strict=True):
-        array = record[name]
-        if (array.stype, array.dtype, tuple(array.shape)) != (WIRE_TYPES[encoding], encoding, (piece.count,)):
-            raise ProtocolError(f"weights: piece {name} is not {piece.count} {encoding} values in the protocol's form")
-        if len(array.data) != piece.size:
-            raise ProtocolError(f"weights: piece {name} has {len(array.data)} bytes, {piece.size} expected")
-    return Update(size, encoding, tuple(record[name] for name in names))
+def is_sha256(text: str) -> bool:
+    """Whether a text can name a file of weights."""
+    return _SHA256.fullmatch(text) is not None
 
 
-Message = TypeVar("Message", Task, SiteInfo, Progress)
-Record = TypeVar("Record")
+def is_task_name(text: str) -> bool:
+    """Whether a text can name a task."""
+    return _TASK_NAME.fullmatch(text) is not None
 
 
-def _pack_text_and_numbers(message: Task | SiteInfo | Progress) -> ConfigRecord:
-    values = {field.name: getattr(message, field.name) for field in fields(message)}
-    # Flower's records know neither None nor enumerations.
-    plain = {name: str(value or "") if name == "refused_last" else value for name, value in values.items()}
-    return ConfigRecord({"format": FORMAT} | plain)
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return None if math.isnan(value) else value
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
-def _unpack_text_and_numbers(kind: type[Message], record: ConfigRecord) -> Message:
-    _expect_keys(record, {"format", *(field.name for field in fields(kind))}, kind.__name__)
-    _expect_format(record)
-    readers: dict[str, Callable[[ConfigRecord, str], Any]] = {"str": _text, "int": _count, "bool": _flag}
-    readers |= {"Encoding": _encoding, "Refusal | None": _refusal}
-    values: dict[str, Any] = {field.name: readers[str(field.type)](record, field.name) for field in fields(kind)}
-    return kind(**values)
+def _open(text: str | bytes) -> tuple[str, dict[str, Any]]:
+    if len(text) > MAX_MESSAGE_BYTES:
+        raise ProtocolError(f"a message of more than {MAX_MESSAGE_BYTES} bytes")
+    try:
+        content = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        raise ProtocolError("a message that is no JSON object") from None
+    if not isinstance(content, dict) or not isinstance(content.get("kind"), str):
+        raise ProtocolError("a message that is no JSON object with a kind")
+    version, kind = content.pop("format", None), content.pop("kind")
+    if version != FORMAT or isinstance(version, bool):
+        raise ProtocolError(f"the other side speaks protocol {version!r}, this one {FORMAT}: install equal versions")
+    return kind, content
 
 
-def _expect_format(record: ConfigRecord) -> None:
-    if record["format"] != FORMAT:
-        raise ProtocolError(
-            f"the other side speaks protocol {record['format']!r}, this one {FORMAT}: install equal versions"
-        )
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("duplicate key")
+    return content
 
 
-def _expect_keys(record: Mapping[str, Any], expected: set[str], where: str) -> None:
-    present = set(record)
-    if present != expected:
-        unknown, missing = sorted(present - expected), sorted(expected - present)
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON")
+
+
+Reader = Callable[[Any, str], Any]
+
+
+def _read(content: Mapping[str, Any], readers: Mapping[str, Reader], where: str) -> dict[str, Any]:
+    if set(content) != set(readers):
+        unknown, missing = sorted(set(content) - set(readers)), sorted(set(readers) - set(content))
         raise ProtocolError(f"{where}: unknown fields {unknown}, missing fields {missing}")
+    return {name: reader(content[name], f"{where}: {name}") for name, reader in readers.items()}
 
 
-def _record(records: RecordDict, name: str, kind: type[Record]) -> Record:
-    record = records[name]
-    if not isinstance(record, kind):
-        raise ProtocolError(f"{name}: must be a {kind.__name__}")
-    return record
-
-
-def _text(record: ConfigRecord, name: str) -> str:
-    value = record[name]
-    if not isinstance(value, str) or len(value) > 200:
-        raise ProtocolError(f"{name}: must be a text of at most 200 characters")
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str) or len(value) > MAX_TEXT:
+        raise ProtocolError(f"{name} must be a text of at most {MAX_TEXT} characters")
     return value
 
 
-def _encoding(record: ConfigRecord, name: str) -> Encoding:
-    value = _text(record, name)
+def _matching(pattern: re.Pattern[str], what: str) -> Reader:
+    def read(value: Any, name: str) -> str:
+        if not isinstance(value, str) or not pattern.fullmatch(value):
+            raise ProtocolError(f"{name} must be {what}")
+        return value
+
+    return read
+
+
+def _flag(value: Any, name: str) -> bool:
+    if not isinstance(value, bool):
+        raise ProtocolError(f"{name} must be true or false")
+    return value
+
+
+def _count(value: Any, name: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_STEPS:
+        raise ProtocolError(f"{name} must be a whole number, not negative")
+    return value
+
+
+def _number(value: Any, name: str) -> float:
+    if value is None:
+        return math.nan
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        raise ProtocolError(f"{name} must be a number")
+    return float(value)
+
+
+def _encoding(value: Any, name: str) -> Encoding:
     for encoding in get_args(Encoding):
         if value == encoding:
             return encoding  # type: ignore[no-any-return]
-    raise ProtocolError(f"{name}: must be one of {', '.join(get_args(Encoding))}")
+    raise ProtocolError(f"{name} must be one of {', '.join(get_args(Encoding))}")
 
 
-def _refusal(record: ConfigRecord, name: str) -> Refusal | None:
-    value = _text(record, name)
+def _weights_encoding(value: Any, name: str) -> Encoding:
+    encoding = _encoding(value, name)
+    if encoding == "int8":
+        raise ProtocolError(f"{name} must be one of float32, bfloat16")
+    return encoding
+
+
+def _optional(reader: Reader) -> Reader:
+    return lambda value, name: None if value is None else reader(value, name)
+
+
+def _refusal(value: Any, name: str) -> Refusal:
     try:
-        return Refusal(value) if value else None
+        return Refusal(value)
     except ValueError:
-        raise ProtocolError(f"{name}: is not a reason that this protocol knows") from None
+        raise ProtocolError(f"{name} is not a reason that this protocol knows") from None
 
 
-def _flag(record: ConfigRecord, name: str) -> bool:
-    value = record[name]
-    if not isinstance(value, bool):
-        raise ProtocolError(f"{name}: must be true or false")
-    return value
+def _error_code(value: Any, name: str) -> ErrorCode:
+    try:
+        return ErrorCode(_count(value, name))
+    except ValueError:
+        raise ProtocolError(f"{name} is not a code that this protocol knows") from None
 
 
-def _count(record: MetricRecord | ConfigRecord, name: str) -> int:
-    value = record[name]
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ProtocolError(f"{name}: must be a whole number, not negative")
-    return value
+def _dice(value: Any, name: str) -> dict[int, float]:
+    if not isinstance(value, dict) or len(value) > MAX_LABELS:
+        raise ProtocolError(f"{name} must hold a number for each of at most {MAX_LABELS} labels")
+    dice = {}
+    for label, score in value.items():
+        number = _number(score, name)
+        if not (label.isascii() and label.isdecimal() and str(int(label[:10])) == label) or not (
+            math.isnan(number) or 0 <= number <= 1
+        ):
+            raise ProtocolError(f"{name} of label {label[:20]!r} must lie between 0 and 1")
+        dice[int(label)] = number
+    return dice
 
 
-def _number(record: MetricRecord, name: str) -> float:
-    value = record[name]
-    if not isinstance(value, float) or math.isinf(value):
-        raise ProtocolError(f"{name}: must be a number")
-    return value
+def _task_names(value: Any, name: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or len(value) > MAX_TASKS:
+        raise ProtocolError(f"{name} must be a list of at most {MAX_TASKS} tasks")
+    return tuple(_task(item, name) for item in value)
 
+
+_sha256 = _matching(_SHA256, "a SHA-256 in hexadecimal digits")
+_task = _matching(_TASK_NAME, "the name of a task")
+_class_name = _matching(_CLASS_NAME, "the name of an exception class")
+
+_HELLO: Mapping[str, Reader] = {"run": _text, "digest": _text}
+_TASK: Mapping[str, Reader] = {
+    "run": _text,
+    "digest": _text,
+    "round": _count,
+    "rounds": _count,
+    "train": _flag,
+    "model": _sha256,
+    "download": _weights_encoding,
+    "upload": _encoding,
+    "refused_last": _optional(_refusal),
+}
+_INFO: Mapping[str, Reader] = {
+    "site": _text,
+    "train_examples": _count,
+    "validation_examples": _count,
+    "fedvox": _text,
+    "flwr": _text,
+    "torch": _text,
+    "python": _text,
+    "device": _text,
+    "precision": _text,
+}
+_RESULT: Mapping[str, Reader] = {
+    "site": _text,
+    "run": _text,
+    "round": _count,
+    "examples": _count,
+    "validation_examples": _count,
+    "steps": _count,
+    "train_loss": _number,
+    "validation_loss": _number,
+    "dice": _dice,
+    "seconds": _number,
+    "seconds_data": _number,
+    "seconds_compute": _number,
+    "seconds_evaluate": _number,
+    "epsilon": _number,
+    "update": _optional(_sha256),
+}
+_FAILURE: Mapping[str, Reader] = {"code": _error_code, "reason": _class_name}
+_HEARTBEAT: Mapping[str, Reader] = {
+    "tasks": _task_names,
+    "task": lambda value, name: value if value == "" else _task(value, name),
+    "step": _count,
+    "steps": _count,
+}
 
 __all__: Sequence[str] = [
     "FORMAT",
     "HELLO",
-    "PIECE_BYTES",
-    "WAIT",
+    "Answer",
+    "Encoding",
     "ErrorCode",
-    "Piece",
-    "Progress",
+    "Failure",
+    "Heartbeat",
+    "Hello",
+    "Question",
     "Refusal",
     "Result",
     "SiteInfo",
     "Task",
-    "Update",
     "Vector",
     "WeightLayout",
-    "is_progress",
-    "pack_hello",
-    "pack_info",
-    "pack_progress",
-    "pack_result",
-    "pack_task",
-    "pack_tasks",
-    "pack_wait",
-    "pack_weights",
-    "unpack_hello",
-    "unpack_info",
-    "unpack_progress",
-    "unpack_result",
-    "unpack_task",
-    "unpack_wait",
+    "from_record",
+    "is_sha256",
+    "is_task_name",
+    "pack",
+    "to_record",
+    "unpack_answer",
+    "unpack_heartbeat",
+    "unpack_question",
 ]

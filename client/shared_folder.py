@@ -1,0 +1,185 @@
+"""The folder between courier and runner: all that passes between the network and the scans is a file in here.
+
+| file | written by | what it is |
+| --- | --- | --- |
+| ``inbox/NAME.task`` | courier | a message of the server's, as it came; its weights are there already |
+| ``inbox/SHA256`` | courier | weights |
+| ``outbox/NAME.reply`` | runner | the answer, as it will leave; its update is there already |
+| ``outbox/SHA256`` | runner | an update |
+| ``progress.json`` | runner | what it works on, for the heartbeat |
+
+Every file is written to a temporary name, beginning with a dot, and appears by rename. The courier removes what it has
+delivered: first the task, then the reply, for a task without a reply is worked on. Updates are the runner's: the last
+one stays until the next task begins, in case it is asked for again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from common.errors import FedvoxError, OutputError
+from common.messages import Heartbeat
+from common.protocol import is_task_name
+
+TASK, REPLY = ".task", ".reply"
+
+
+class SharedFolderError(FedvoxError):
+    """The folder cannot do what it is for."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the runner works on. task: empty if it waits."""
+
+    task: str = ""
+    step: int = 0
+    steps: int = 0
+
+
+class SharedFolder:
+    """The files above.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.inbox = path / "inbox"
+        self.outbox = path / "outbox"
+
+    def make(self) -> None:
+        """Makes the folders, for their owner and group.
+
+        Raises:
+            SharedFolderError: they cannot be made.
+        """
+        try:
+            for folder in (self.path, self.inbox, self.outbox):
+                folder.mkdir(parents=True, exist_ok=True, mode=0o770)
+        except OSError as error:
+            raise SharedFolderError(
+                f"{self.path}: cannot be made: {error.strerror}; make it, writable for courier and runner"
+            ) from None
+
+    def probe(self) -> None:
+        """Sees that files can be made here and appear by rename, in one step.
+
+        Raises:
+            SharedFolderError: they cannot.
+        """
+        first, second = (self.outbox / f".probe-{secrets.token_hex(6)}" for _ in range(2))
+        try:
+            first.write_bytes(b"first")
+            second.write_bytes(b"second")
+            inode = first.stat().st_ino
+            first.replace(second)
+            whole = second.read_bytes() == b"first" and second.stat().st_ino == inode and not first.exists()
+        except OSError as error:
+            raise SharedFolderError(
+                f"{self.path}: cannot be written: {error.strerror}; courier and runner must both be able to write here"
+            ) from None
+        finally:
+            for file in (first, second):
+                with contextlib.suppress(OSError):
+                    file.unlink(missing_ok=True)
+        if not whole:
+            raise SharedFolderError(f"{self.path}: files here do not appear by rename; use a folder on a local disk")
+
+    @contextlib.contextmanager
+    def held_by(self, half: str) -> Iterator[None]:
+        """Makes this process the one ``courier`` or ``runner`` of the folder.
+
+        Raises:
+            SharedFolderError: there is another one, or the folder cannot be locked.
+        """
+        lock = self.path / f".{half}.lock"
+        try:
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise SharedFolderError(f"{lock}: cannot be made: {error.strerror}; restore the folder's rights") from None
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise SharedFolderError(
+                    f"{self.path}: another {half} works here; give every site a folder of its own"
+                ) from None
+            except OSError as error:
+                raise SharedFolderError(
+                    f"{self.path}: cannot be locked: {error.strerror}; use a folder on a local disk"
+                ) from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    def task(self, name: str) -> Path:
+        """Where a task lies."""
+        return self.inbox / f"{name}{TASK}"
+
+    def reply(self, name: str) -> Path:
+        """Where an answer lies."""
+        return self.outbox / f"{name}{REPLY}"
+
+    def tasks(self) -> list[str]:
+        """Names of the tasks in the inbox, oldest first."""
+        return _names(self.inbox, TASK)
+
+    def replies(self) -> list[str]:
+        """Names of the answers in the outbox, oldest first."""
+        return _names(self.outbox, REPLY)
+
+    def set_work(self, work: Work) -> None:
+        """Says what the runner works on; not flushed to disk.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        put_file(self.path / "progress.json", json.dumps(asdict(work)).encode())
+
+    def work(self) -> Work:
+        """What the runner works on."""
+        try:
+            content = json.loads((self.path / "progress.json").read_bytes())
+            task, step, steps = content["task"], int(content["step"]), int(content["steps"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return Work()
+        return Work(task, step, steps) if is_task_name(str(task)) and 0 <= step <= steps else Work()
+
+    def heartbeat(self, tasks: tuple[str, ...]) -> Heartbeat:
+        """The sign of life of a site that holds these tasks."""
+        work = self.work()
+        return Heartbeat(tasks, work.task, work.step, work.steps) if work.task in tasks else Heartbeat(tasks)
+
+
+def put_file(path: Path, content: bytes) -> None:
+    """Writes a small file, which appears by rename; not flushed to disk.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written: {error.strerror}; free space or restore its rights") from None
+
+
+def _names(folder: Path, suffix: str) -> list[str]:
+    found = []
+    for file in folder.glob(f"*{suffix}"):
+        with contextlib.suppress(FileNotFoundError):
+            if is_task_name(file.stem):
+                found.append((file.stat().st_mtime_ns, file.stem))
+    return [name for _, name in sorted(found)]
