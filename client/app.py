@@ -12,7 +12,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import flwr
@@ -26,17 +26,21 @@ from common.errors import ProtocolError
 from common.imaging.cache import CachedCase
 from common.privacy import PrivacyPlan, Spend
 from common.protocol import (
+    Answer,
     ErrorCode,
+    Hello,
+    Question,
     Result,
     SiteInfo,
     Task,
     Vector,
-    pack_info,
-    pack_result,
-    unpack_hello,
-    unpack_task,
+    from_record,
+    pack,
+    to_record,
+    unpack_question,
 )
-from common.transport import ErrorFeedback
+from common.transport import ErrorFeedback, vector_of
+from common.weights.store import WeightStore
 
 log = logging.getLogger("fedvox.client")
 
@@ -52,13 +56,18 @@ class Observer(Protocol):
 
 
 class Guard(Protocol):
-    """Stands between the server and the site: it allows what is done, and sees what leaves."""
+    """Stands between the server and the site: it allows what is done."""
 
     def check(self, digest: str) -> None:
         """Raises a FedvoxError with a ``code`` unless the site takes part in the federation of this digest now."""
 
-    def record(self, kind: str, task: Message, reply: Message) -> None:
-        """Writes down what is about to leave; raising keeps it from leaving."""
+
+@dataclass(frozen=True)
+class SiteWeights:
+    """Where a site finds the weights that a task names, and puts its update."""
+
+    inbox: WeightStore
+    outbox: WeightStore
 
 
 class Budget(Protocol):
@@ -121,52 +130,36 @@ class WrongFederationError(ProtocolError):
     """The server runs another configuration than the one this site agreed to."""
 
 
-def make_client_app(open_site: OpenSite, guard: Guard | None = None) -> ClientApp:
+def make_client_app(open_site: OpenSite, weights: SiteWeights, guard: Guard | None = None) -> ClientApp:
     """A ClientApp that answers for whatever site ``open_site`` finds for Flower's context.
 
     Args:
         open_site: finds the site; called only after the guard has allowed the task.
+        weights: of what the messages name.
         guard: of a real hospital; a simulation has none.
     """
     app = ClientApp()
 
-    @app.query("hello")
-    def hello(message: Message, context: Context) -> Message:
-        return _answer("hello", message, guard, lambda: _hello(message, open_site(context)))
+    def answer(message: Message, context: Context) -> Message:
+        try:
+            question = unpack_question(from_record(message.content))
+            if guard is not None:
+                guard.check(question.digest)
+            found = _answer(question, open_site(context), weights)
+        except Exception as error:  # whatever happens inside a site, only a code and a class name leave it
+            return _failure(error, message)
+        return Message(to_record(pack(found)), reply_to=message)
 
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        return _answer("train", message, guard, lambda: _work(message, open_site(context)))
-
-    @app.evaluate()
-    def evaluate(message: Message, context: Context) -> Message:
-        return _answer("evaluate", message, guard, lambda: _work(message, open_site(context)))
-
+    app.query("hello")(answer)
+    app.train()(answer)
+    app.evaluate()(answer)
     return app
 
 
-def _answer(kind: str, message: Message, guard: Guard | None, work: Callable[[], Message]) -> Message:
-    try:
-        if guard is not None:
-            guard.check(_digest_asked_for(message))
-        reply = work()
-    except Exception as error:  # whatever happens inside a site, only a code and a class name leave it
-        reply = _failure(error, message)
-    if guard is None:
-        return reply
-    try:
-        guard.record(kind, message, reply)
-    except Exception as error:  # what cannot be written down does not leave
-        return _failure(error, message)
-    return reply
-
-
-def _digest_asked_for(message: Message) -> str:
-    for name in ("hello", "task"):
-        record = message.content.config_records.get(name)
-        if record is not None and isinstance(digest := record.get("digest"), str):
-            return digest
-    raise ProtocolError("the message names no federation")
+def _answer(question: Question, site: Site, weights: SiteWeights) -> Answer:
+    if question.digest != site.digest:
+        raise WrongFederationError("the server runs another federation file than this site agreed to")
+    return _declaration(site) if isinstance(question, Hello) else _work(question, site, weights)
 
 
 def _failure(error: Exception, message: Message) -> Message:
@@ -189,9 +182,8 @@ def _code_of(error: Exception) -> ErrorCode:
     return ErrorCode.INTERNAL
 
 
-def _hello(message: Message, site: Site) -> Message:
-    _check_digest(unpack_hello(message.content), site)
-    info = SiteInfo(
+def _declaration(site: Site) -> SiteInfo:
+    return SiteInfo(
         site=site.name,
         train_examples=site.train_examples,
         validation_examples=site.validation_examples,
@@ -202,17 +194,18 @@ def _hello(message: Message, site: Site) -> Message:
         device=site.trainer.device.type,
         precision=site.trainer.precision,
     )
-    return Message(pack_info(info), reply_to=message)
 
 
-def _work(message: Message, site: Site) -> Message:
+def _work(task: Task, site: Site, weights: SiteWeights) -> Result:
     started = time.perf_counter()
-    task, weights = unpack_task(message.content, site.trainer.layout.size)
-    _check_digest(task.digest, site)
     if task.refused_last is not None:
         log.warning("round %d: the server did not count the last reply: %s", task.round, task.refused_last)
-    result, update = _evaluate_then_train(task, weights, site, started)
-    return Message(pack_result(result, update, task.upload, site.feedback), reply_to=message)
+    model = vector_of(weights.inbox.get(task.model), site.trainer.layout.size, task.download)
+    result, update = _evaluate_then_train(task, model, site, started)
+    if update is None:
+        return result
+    pieces = site.feedback.encode(update, task.upload)
+    return replace(result, update=weights.outbox.put(data for _, data in pieces))
 
 
 def _evaluate_then_train(task: Task, weights: Vector, site: Site, started: float) -> tuple[Result, Vector | None]:
@@ -257,8 +250,3 @@ def _spend(task: Task, site: Site) -> float:
     if site.privacy.validation is not None and site.validation_cases:
         spends.append(site.privacy.validation)
     return site.budget.spend(task.run, task.round, spends)
-
-
-def _check_digest(digest: str, site: Site) -> None:
-    if digest != site.digest:
-        raise WrongFederationError("the server runs another federation file than this site agreed to")

@@ -59,4 +59,5 @@ class WeightLayout:
         state = model.state_dict()
         with torch.no_grad():
             for name, values in self.split(vector).items():
-                state[name].copy_(torch.from_numpy(np.ascontiguousarray(values)))
+                # A copy: PyTorch warns of arrays that are read-only, as those of mapped files are.
+                state[name].copy_(torch.from_numpy(np.array(values)))

@@ -1,8 +1,7 @@
 """Flat vectors as bytes: whole, halved, or a quarter of the size.
 
-A vector travels in pieces of at most ``PIECE_BYTES``: Flower moves every array as an object of its own, so a few large
-arrays are much cheaper than a hundred small ones, and what was already sent need not be sent again. The form of a
-piece (``Encoding``) is a closed list; number of pieces, values in each, and bytes follow from it and the vector's size.
+A file holds the values in pieces of at most ``PIECE_BYTES``, one after another, little-endian. The form of a piece
+(``Encoding``) is a closed list; number of pieces, values in each, and bytes follow from it and the vector's size.
 
 * ``float32`` loses nothing.
 * ``bfloat16`` keeps the upper half of a float32, rounded to the nearest even: three significant digits.
@@ -15,7 +14,6 @@ al. 2014, "1-bit stochastic gradient descent", and Karimireddy et al. 2019, arXi
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,11 +37,6 @@ UNTHREADED = 2**13
 SMALLEST_SQUARES = 1e-30
 Vector = NDArray[np.float32]
 Encoding = Literal["float32", "bfloat16", "int8"]
-WIRE_TYPES: dict[Encoding, str] = {
-    "float32": "fedvox.float32-le",
-    "bfloat16": "fedvox.bfloat16-le",
-    "int8": f"fedvox.int8-blocks-of-{BLOCK}",
-}
 VALUES_PER_PIECE: dict[Encoding, int] = {
     "float32": PIECE_BYTES // 4,
     "bfloat16": PIECE_BYTES // 2,
@@ -79,19 +72,19 @@ def encoded_bytes(count: int, encoding: Encoding) -> int:
     return count * (4 if encoding == "float32" else 2)
 
 
-def encode(values: Vector, encoding: Encoding) -> bytes:
-    """One piece as bytes, little-endian."""
+def encode(values: Vector, encoding: Encoding) -> NDArray[np.uint8]:
+    """One piece as bytes, little-endian; of float32 a view of ``values`` where their memory allows."""
     if encoding == "float32":
-        return values.astype("<f4", copy=False).tobytes()
+        return np.ascontiguousarray(values, "<f4").view(np.uint8)
 
     def fill(data: NDArray[np.uint8]) -> None:
         for part in _parts(values.size):
             _write(data, values[part], part, values.size, encoding)
 
-    return _new_bytes(encoded_bytes(values.size, encoding), fill)
+    return _filled(encoded_bytes(values.size, encoding), fill)
 
 
-def decode(data: bytes, count: int, encoding: Encoding) -> Vector:
+def decode(data: bytes | NDArray[np.uint8], count: int, encoding: Encoding) -> Vector:
     """One piece as float32 values, which may be not finite; the array may be read-only.
 
     Raises:
@@ -105,7 +98,7 @@ def decode(data: bytes, count: int, encoding: Encoding) -> Vector:
     return values
 
 
-def decode_parts(data: bytes, count: int, encoding: Encoding) -> Iterator[tuple[slice, Vector]]:
+def decode_parts(data: bytes | NDArray[np.uint8], count: int, encoding: Encoding) -> Iterator[tuple[slice, Vector]]:
     """One piece as ``decode`` gives it, in parts of at most ``AT_A_TIME`` values: where they belong, and the values.
 
     Raises:
@@ -137,20 +130,45 @@ def windows_of(piece: Piece, encoding: Encoding) -> Iterator[tuple[slice, list[t
         yield slice(piece.start + part.start, piece.start + part.stop), stretches
 
 
-def encode_vector(vector: Vector, encoding: Encoding) -> Iterator[tuple[Piece, bytes]]:
+def encode_vector(vector: Vector, encoding: Encoding) -> Iterator[tuple[Piece, NDArray[np.uint8]]]:
     """The vector's pieces one after another, with their bytes."""
     for piece in pieces_of(vector.size, encoding):
         yield piece, encode(vector[piece.start : piece.start + piece.count], encoding)
 
 
-def decode_vector(data: Sequence[bytes], size: int, encoding: Encoding) -> Vector:
-    """The whole vector from the bytes of all its pieces."""
+def vector_bytes(size: int, encoding: Encoding) -> int:
+    """Bytes that a vector of ``size`` values takes."""
+    return sum(piece.size for piece in pieces_of(size, encoding))
+
+
+def vector_of(content: NDArray[np.uint8], size: int, encoding: Encoding) -> Vector:
+    """The whole vector from its bytes; of float32 a view of them, which may be read-only.
+
+    Raises:
+        ProtocolError: ``content`` has another length than ``size`` values take.
+    """
+    if content.size != vector_bytes(size, encoding):
+        raise ProtocolError(f"weights have {content.size} bytes, {vector_bytes(size, encoding)} expected")
+    if encoding == "float32":
+        return content.view("<f4").astype(np.float32, copy=False)
     vector = np.empty(size, np.float32)
-    for piece, content in zip(pieces_of(size, encoding), data, strict=True):
+    for piece in pieces_of(size, encoding):
         whole = vector[piece.start : piece.start + piece.count]
-        for part, values in decode_parts(content, piece.count, encoding):
+        for part, values in decode_parts(content[piece.offset : piece.offset + piece.size], piece.count, encoding):
             whole[part] = values
     return vector
+
+
+def read_window(
+    content: NDArray[np.uint8], stretches: Sequence[tuple[int, int]], count: int, encoding: Encoding
+) -> Vector:
+    """The values of one window of ``windows_of``.
+
+    Raises:
+        ProtocolError: a scale is negative or not a number.
+    """
+    parts = [content[offset : offset + size] for offset, size in stretches]
+    return decode(parts[0] if len(parts) == 1 else np.concatenate(parts), count, encoding)
 
 
 class ErrorFeedback:
@@ -164,7 +182,7 @@ class ErrorFeedback:
     def __init__(self) -> None:
         self._residual: Vector | None = None
 
-    def encode(self, update: Vector, encoding: Encoding) -> Iterator[tuple[Piece, bytes]]:
+    def encode(self, update: Vector, encoding: Encoding) -> Iterator[tuple[Piece, NDArray[np.uint8]]]:
         """The pieces of ``update`` plus what earlier ones lost; keeps what these lose."""
         if encoding == "float32":
             self._residual = None
@@ -176,7 +194,7 @@ class ErrorFeedback:
             where = slice(piece.start, piece.start + piece.count)
             yield piece, self._encode_piece(self._residual[where], update[where], piece, encoding)
 
-    def _encode_piece(self, residual: Vector, new: Vector, piece: Piece, encoding: Encoding) -> bytes:
+    def _encode_piece(self, residual: Vector, new: Vector, piece: Piece, encoding: Encoding) -> NDArray[np.uint8]:
         def fill(data: NDArray[np.uint8]) -> None:
             # Part by part: each is added up, encoded and read back while it is in the processor's cache.
             for part in _parts(piece.count):
@@ -184,19 +202,13 @@ class ErrorFeedback:
                 _write(data, residual[part], part, piece.count, encoding)
                 residual[part] -= _read(data, part, piece.count, encoding)
 
-        return _new_bytes(piece.size, fill)
+        return _filled(piece.size, fill)
 
 
-def _new_bytes(size: int, fill: Callable[[NDArray[np.uint8]], None]) -> bytes:
-    """``bytes`` from what ``fill`` writes, which are not copied: Flower takes nothing else, and pieces are large."""
-    if not size:
-        return b""
-    stream = io.BytesIO()
-    stream.seek(size - 1)
-    stream.write(b"\0")
-    with stream.getbuffer() as buffer:
-        fill(np.frombuffer(buffer, np.uint8))
-    return stream.getvalue()
+def _filled(size: int, fill: Callable[[NDArray[np.uint8]], None]) -> NDArray[np.uint8]:
+    content = np.empty(size, np.uint8)
+    fill(content)
+    return content
 
 
 def _blocks(count: int) -> int:
