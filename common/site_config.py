@@ -6,18 +6,21 @@ coordinator sent: a kit must not be able to allow itself anything.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
+from datetime import time
 from pathlib import Path
 from typing import Annotated, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from common.config import FederationConfig, UniqueKeyLoader, describe_validation_error
 from common.errors import ConfigError
 from common.plan import Frozen, PositiveInt
 
 SITE_FILE = "site.yaml"
+_TIME = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
 
 
 class Limits(Frozen):
@@ -81,16 +84,60 @@ class SitePrivacy(Frozen):
         return []
 
 
+def _written_time(value: object) -> object:
+    # YAML reads 20:00 without quotes as the whole number 20 * 60 + 0.
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 24 * 60:
+        return f"{value // 60:02}:{value % 60:02}"
+    return value
+
+
+def _check_time(text: str) -> str:
+    if not _TIME.fullmatch(text):
+        raise ValueError('must be a time of day such as "20:00"')
+    return text
+
+
+TimeOfDay = Annotated[str, BeforeValidator(_written_time), AfterValidator(_check_time)]
+
+
+class SiteNetwork(Frozen):
+    """How much of the hospital's line large files may take, and when.
+
+    max_megabits: of models and updates together, in 10^6 bits per second; left out, there is no limit.
+    large_files_between: from when to when, by this machine's local time, models and updates may travel; the second may
+        lie on the next day. Left out, they travel at any time. Small messages always do.
+    """
+
+    max_megabits: Annotated[float, Field(ge=0.1, le=1_000_000)] | None = None
+    large_files_between: tuple[TimeOfDay, TimeOfDay] | None = None
+
+    @model_validator(mode="after")
+    def _some_time_is_left(self) -> Self:
+        if self.large_files_between is not None and len(set(self.large_files_between)) == 1:
+            raise ValueError("large_files_between must name two different times; leave it out for no limit")
+        return self
+
+    @property
+    def hours(self) -> tuple[time, time] | None:
+        """``large_files_between`` as times; None for no limit."""
+        if self.large_files_between is None:
+            return None
+        start, end = (time.fromisoformat(text) for text in self.large_files_between)
+        return start, end
+
+
 class SiteConfig(Frozen):
     """A whole site file; left out altogether, every federation needs a person's approval and nothing is limited.
 
     privacy: see ``SitePrivacy``.
+    network: see ``SiteNetwork``.
     paused: no task is done while this is true (``fedvox-client pause`` does the same without editing a file).
     validation_cases: names of the cases that are never trained on but used to score models; null draws them.
     """
 
     limits: Limits = Limits()
     privacy: SitePrivacy = SitePrivacy()
+    network: SiteNetwork = SiteNetwork()
     paused: bool = False
     validation_cases: tuple[str, ...] | None = None
 

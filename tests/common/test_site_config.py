@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import time
 from pathlib import Path
 
 import pytest
 
 from common.config import FederationConfig
 from common.errors import ConfigError
-from common.site_config import Limits, SiteConfig, SitePrivacy, load_site_config
+from common.site_config import Limits, SiteConfig, SiteNetwork, SitePrivacy, load_site_config
 from tests import tiny
 
 
@@ -51,6 +52,14 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ("validation_cases: []", "at least one"),
         ("validation_cases: [a, a]", "only once"),
         ("paused: true\npaused: false", "stands twice"),
+        ("network: {max_megabits: 0}", "network.max_megabits.*greater than or equal to 0.1"),
+        ("network: {max_megabits: fast}", "network.max_megabits.*valid number"),
+        ("network: {megabits: 5}", "network.megabits: unknown key; did you mean max_megabits"),
+        ('network: {large_files_between: ["20:00"]}', "network.large_files_between"),
+        ('network: {large_files_between: ["20:00", "24:00"]}', "time of day such as"),
+        ('network: {large_files_between: ["8", "10"]}', "time of day such as"),
+        ("network: {large_files_between: [5000, 6000]}", "network.large_files_between"),
+        ('network: {large_files_between: ["20:00", "20:00"]}', "two different times"),
         ("- paused", "must be a mapping"),
         ("paused: [", "not valid YAML"),
         ("paused: !!python/object/apply:os.getcwd []", "not valid YAML"),
@@ -108,3 +117,19 @@ def test_privacy_can_be_required() -> None:
     assert SitePrivacy().violations(plain) == SitePrivacy(required=True).violations(private) == []
     [said] = SitePrivacy(required=True).violations(plain)
     assert "requires differential privacy" in said
+
+
+def test_how_much_of_the_line_may_be_taken(tmp_path: Path) -> None:
+    file = tmp_path / "site.yaml"
+    assert load_site_config(file).network == SiteNetwork(max_megabits=None, large_files_between=None)
+    assert load_site_config(file).network.hours is None
+    file.write_text('network: {max_megabits: 50, large_files_between: ["20:00", "06:00"]}\n')
+    network = load_site_config(file).network
+    assert network.max_megabits == 50
+    assert network.hours == (time(20), time(6))
+
+
+def test_times_need_no_quotes(tmp_path: Path) -> None:
+    file = tmp_path / "site.yaml"
+    file.write_text("network: {large_files_between: [20:30, 06:00]}\n")
+    assert load_site_config(file).network.hours == (time(20, 30), time(6))
