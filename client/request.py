@@ -1,4 +1,4 @@
-"""A site's own key, and the request that asks the coordinator to let it in.
+"""A site's own key, and the request by which the coordinator signs a certificate for it.
 
 The private key never leaves the site. The request is a standard signing request (PKCS #10) that holds the site's name
 and public key, signed with the private key: whoever made it has that key.
@@ -12,15 +12,15 @@ from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from pydantic import TypeAdapter, ValidationError
 
+from common.certificates import SITE_KEY_FILE, new_key, private_pem
 from common.errors import ConfigError, OutputError
 from common.files import write_atomically
 from common.network_config import SiteName
 
-KEY_FILE = "node.key"
+KEY_FILE = SITE_KEY_FILE
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class SiteRequest:
 
 
 def make_request(site: str, out: Path) -> SiteRequest:
-    """Makes an elliptic-curve key over P-384 and a request for it.
+    """Makes an elliptic-curve key over P-384 and a request for a certificate.
 
     Args:
         site: the name that the coordinator gave the site.
@@ -46,10 +46,7 @@ def make_request(site: str, out: Path) -> SiteRequest:
         TypeAdapter(SiteName).validate_python(site)
     except ValidationError:
         raise ConfigError(f"--name {site}: use lower-case letters, digits and hyphens, at most 63") from None
-    key = ec.generate_private_key(ec.SECP384R1())
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    )
+    key = new_key()
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, site)])
     request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA384())
     files = SiteRequest(out / KEY_FILE, out / f"{site}.csr")
@@ -57,7 +54,7 @@ def make_request(site: str, out: Path) -> SiteRequest:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{out}: cannot be made: {error.strerror}") from None
-    _write_new_secret(files.key, private)
+    _write_new_secret(files.key, private_pem(key))
     write_atomically(files.request, request.public_bytes(serialization.Encoding.PEM))
     return files
 

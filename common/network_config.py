@@ -18,6 +18,7 @@ from common.errors import ConfigError
 from common.plan import Frozen
 
 KIT_FILE = "kit.yaml"
+KIT_FORMAT: Literal[2] = 2
 _HOST_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 
@@ -60,7 +61,7 @@ class NetworkConfig(Frozen):
     address, port: where sites reach the server.
     other_addresses: further names and addresses that the server's certificate is to be valid for.
     sites: names of the hospitals; each gets a kit.
-    certificate_days: how long the server's certificate is valid.
+    certificate_days: how long the certificates of server and sites are valid.
     validation_fraction: share of a site's patients that are not trained on, but score every round's model.
     round_deadline_seconds: how long a round waits for a site; starts anew whenever the site shows progress.
     heartbeat_seconds: how often a site that trains shows its progress.
@@ -95,13 +96,13 @@ class NetworkConfig(Frozen):
 
 
 class Kit(Frozen):
-    """The content of ``kit.yaml``.
+    """The content of ``kit.yaml``; format 2 has a certificate for each site, format 1 had none.
 
     federation: its name. digest: ``FederationConfig.digest()`` of the kit's ``federation.yaml``.
     address, port: where the server is. site: whose kit it is; None in the server's.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = KIT_FORMAT
     role: Literal["server", "site"]
     federation: FederationName
     digest: Digest
@@ -168,11 +169,12 @@ def read_kit(folder: Path, role: Literal["server", "site"] | None = None) -> Kit
         role: what it must be for; None takes both.
 
     Raises:
-        ConfigError: it is no kit, is damaged, or is for the other role.
+        ConfigError: it is no kit, is damaged, of another form, or for the other role.
     """
     file = folder / KIT_FILE
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        _check_format(folder, content)
         kit = Kit.model_validate(content)
     except FileNotFoundError:
         raise ConfigError(
@@ -188,6 +190,20 @@ def read_kit(folder: Path, role: Literal["server", "site"] | None = None) -> Kit
         command = "fedvox-client start" if kit.role == "site" else "fedvox-server start"
         raise ConfigError(f"{folder}: is the kit of a {kit.role}; it belongs to {command}")
     return kit
+
+
+def _check_format(folder: Path, content: object) -> None:
+    found = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not isinstance(found, int) or found == KIT_FORMAT:
+        return
+    if found > KIT_FORMAT:
+        raise ConfigError(f"{folder}: is a kit of a later form; install the version of Fedvox that it was made with")
+    if content.get("role") == "server":
+        raise ConfigError(
+            f"{folder}: is a kit of an earlier form; run fedvox-server provision with a new, empty --out, and send "
+            "every site its new kit"
+        )
+    raise ConfigError(f"{folder}: is a kit of an earlier form; ask the coordinator for a new kit")
 
 
 __all__ = [

@@ -1,8 +1,7 @@
-"""A federation's own certificate authority, and the keys of its server and sites.
+"""A federation's own certificate authority: certificates for its server and its sites, and a list of those revoked.
 
-All keys are elliptic curves over P-384. Sites trust the authority's certificate and no other, so the server needs no
-certificate from anybody else. A site proves who it is by its key, not by a certificate: Flower's SuperNodes sign every
-request, and the server knows the public keys that may.
+All keys are elliptic curves over P-384. Server and sites trust the authority's certificate and no other, so neither
+needs a certificate from anybody else.
 """
 
 from __future__ import annotations
@@ -10,7 +9,8 @@ from __future__ import annotations
 import ipaddress
 import os
 import secrets
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,8 +19,16 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
+from common.certificates import (
+    AUTHORITY_FILE,
+    SERVER_CERTIFICATE_FILE,
+    SERVER_KEY_FILE,
+    certificate_pem,
+    new_key,
+    private_pem,
+)
 from common.errors import FedvoxError, OutputError
 from common.files import write_atomically
 from common.network_config import is_ip_address
@@ -44,16 +52,8 @@ class ServerCertificate:
     key: bytes
 
 
-@dataclass(frozen=True)
-class SiteKey:
-    """A site's key pair in OpenSSH's form, as Flower reads it; ``private`` is None if the site keeps it to itself."""
-
-    public: str
-    private: bytes | None
-
-
 class Authority:
-    """Signs the server's certificate.
+    """Signs certificates, and the list of those that are revoked.
 
     Args:
         key: of the authority.
@@ -66,16 +66,15 @@ class Authority:
 
     @classmethod
     def create(cls, federation: str) -> Authority:
-        """A new authority, good for ``AUTHORITY_YEARS``; it can sign servers, but no further authorities."""
-        key = ec.generate_private_key(ec.SECP384R1())
+        """A new authority, good for ``AUTHORITY_YEARS``; it can sign servers and sites, but no further authorities."""
+        key = new_key()
         name = _name(f"{federation} federation")
         now = datetime.now(UTC)
-        usage = _usage(sign_certificates=True)
         identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
         certificate = (
             _builder(name, name, key.public_key(), now, now + timedelta(days=365 * AUTHORITY_YEARS))
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(usage, critical=True)
+            .add_extension(_usage(sign_certificates=True), critical=True)
             .add_extension(identifier, critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
             .sign(key, hashes.SHA384())
@@ -91,7 +90,7 @@ class Authority:
         """
         try:
             key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
-            certificate = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
+            certificate = x509.load_pem_x509_certificate((folder / AUTHORITY_FILE).read_bytes())
         except (OSError, ValueError, TypeError, UnsupportedAlgorithm):
             raise AuthorityError(
                 f"{folder}: ca.key or ca.crt is missing or damaged; restore the folder from a backup"
@@ -102,13 +101,13 @@ class Authority:
 
     def save(self, folder: Path) -> None:
         """Writes ``ca.key``, which only its owner may read, and ``ca.crt``."""
-        write_private(folder / "ca.key", _private_pem(self._key))
-        write_atomically(folder / "ca.crt", self.pem)
+        write_private(folder / "ca.key", private_pem(self._key))
+        write_atomically(folder / AUTHORITY_FILE, self.pem)
 
     @property
     def pem(self) -> bytes:
         """The authority's certificate."""
-        return self.certificate.public_bytes(serialization.Encoding.PEM)
+        return certificate_pem(self.certificate)
 
     def issue(self, hosts: Sequence[str], days: int, start: datetime | None = None) -> ServerCertificate:
         """A new key and certificate for a server.
@@ -118,28 +117,53 @@ class Authority:
             days: how long it is valid; never longer than the authority itself.
             start: when that begins; None is now, with an allowance for clocks that are slow.
         """
-        key = ec.generate_private_key(ec.SECP384R1())
-        begin = start or datetime.now(UTC) - CLOCKS_MAY_DIFFER
-        end = min(begin + timedelta(days=days), self.certificate.not_valid_after_utc)
+        key = new_key()
+        builder = self._leaf(hosts[0], key.public_key(), days, start, ExtendedKeyUsageOID.SERVER_AUTH)
         names = x509.SubjectAlternativeName([_general_name(host) for host in with_loopback(hosts)])
-        authority = self.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-        certificate = (
-            _builder(_name(hosts[0]), self.certificate.subject, key.public_key(), begin, end)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_usage(sign_certificates=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-            .add_extension(names, critical=False)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(authority), critical=False)
-            .sign(self._key, hashes.SHA384())
+        certificate = builder.add_extension(names, critical=False).sign(self._key, hashes.SHA384())
+        return ServerCertificate(certificate_pem(certificate), private_pem(key))
+
+    def issue_to_site(
+        self, site: str, key: ec.EllipticCurvePublicKey, days: int, start: datetime | None = None
+    ) -> x509.Certificate:
+        """A client certificate for a site's key; days and start as for the server's."""
+        return self._leaf(site, key, days, start, ExtendedKeyUsageOID.CLIENT_AUTH).sign(self._key, hashes.SHA384())
+
+    def revocation_list(self, revoked: Mapping[int, datetime]) -> bytes:
+        """A list of revoked certificates as PEM, valid for as long as the authority: it is replaced by hand, not daily.
+
+        Args:
+            revoked: serial number -> since when.
+        """
+        now = datetime.now(UTC)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self.certificate.subject)
+            .last_update(now - CLOCKS_MAY_DIFFER)
+            .next_update(self.certificate.not_valid_after_utc)
+            .add_extension(x509.CRLNumber(time.time_ns()), critical=False)
+            .add_extension(self._issuer(), critical=False)
         )
-        return ServerCertificate(certificate.public_bytes(serialization.Encoding.PEM), _private_pem(key))
+        for serial, when in sorted(revoked.items()):
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(when)
+            builder = builder.add_revoked_certificate(entry.build())
+        return builder.sign(self._key, hashes.SHA384()).public_bytes(serialization.Encoding.PEM)
+
+    def is_current(self, file: Path, revoked: Mapping[int, datetime]) -> bool:
+        """Whether a file is this authority's list of exactly these revoked certificates."""
+        try:
+            found = x509.load_pem_x509_crl(file.read_bytes())
+            listed = {entry.serial_number for entry in found}
+        except (OSError, ValueError):
+            return False
+        key = self._key.public_key()
+        return found.is_signature_valid(key) and found.issuer == self.certificate.subject and listed == set(revoked)
 
     def why_renew(self, folder: Path, hosts: Sequence[str]) -> str | None:
         """Why ``server.crt`` and ``server.key`` in a folder must be issued anew, in words; None if they are good."""
         try:
-            certificate = x509.load_pem_x509_certificate((folder / "server.crt").read_bytes())
-            key = serialization.load_pem_private_key((folder / "server.key").read_bytes(), password=None)
+            certificate = x509.load_pem_x509_certificate((folder / SERVER_CERTIFICATE_FILE).read_bytes())
+            key = serialization.load_pem_private_key((folder / SERVER_KEY_FILE).read_bytes(), password=None)
             certificate.verify_directly_issued_by(self.certificate)
         except FileNotFoundError:
             return "there was none"
@@ -149,22 +173,36 @@ class Authority:
             return "its key was another one's"
         if hosts_of(certificate) != set(with_loopback(hosts)):
             return "the server's addresses changed"
-        lifetime = certificate.not_valid_after_utc - certificate.not_valid_before_utc
-        if certificate.not_valid_after_utc - datetime.now(UTC) < min(RENEW_BEFORE, lifetime / 3):
-            return "it was about to expire"
-        return None
+        return _about_to_expire(certificate)
+
+    def why_renew_site(self, certificate: x509.Certificate) -> str | None:
+        """Why a site's certificate must be issued anew for the same key, in words; None if it is good."""
+        try:
+            certificate.verify_directly_issued_by(self.certificate)
+        except (ValueError, TypeError, InvalidSignature):
+            return "the authority changed"
+        return _about_to_expire(certificate)
+
+    def _leaf(
+        self, name: str, key: ec.EllipticCurvePublicKey, days: int, start: datetime | None, purpose: ObjectIdentifier
+    ) -> x509.CertificateBuilder:
+        begin = start or datetime.now(UTC) - CLOCKS_MAY_DIFFER
+        end = min(begin + timedelta(days=days), self.certificate.not_valid_after_utc)
+        return (
+            _builder(_name(name), self.certificate.subject, key, begin, end)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(sign_certificates=False), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+            .add_extension(self._issuer(), critical=False)
+        )
+
+    def _issuer(self) -> x509.AuthorityKeyIdentifier:
+        identifier = self.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
 
 
-def new_site_key() -> SiteKey:
-    """A key pair for a site that lets the coordinator make it."""
-    key = ec.generate_private_key(ec.SECP384R1())
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
-    )
-    return SiteKey(_openssh(key.public_key()), private)
-
-
-def read_request(path: Path) -> tuple[str, SiteKey]:
+def read_request(path: Path) -> tuple[str, ec.EllipticCurvePublicKey]:
     """A site's name and public key from its signing request (PKCS #10, PEM).
 
     The request is signed with the private key, so whoever made it has that key.
@@ -190,22 +228,7 @@ def read_request(path: Path) -> tuple[str, SiteKey]:
         raise AuthorityError(f"{path}: its key must be an elliptic curve over P-384, as fedvox-client request makes it")
     if len(names) != 1:
         raise AuthorityError(f"{path}: must name one site (CN)")
-    return str(names[0].value), SiteKey(_openssh(key), None)
-
-
-def public_key_pem(openssh: str) -> bytes:
-    """A site's public key as Flower's SuperLink stores it.
-
-    Raises:
-        AuthorityError: the text is not a public key over P-384 in OpenSSH's form.
-    """
-    try:
-        key = serialization.load_ssh_public_key(openssh.encode())
-    except (ValueError, UnsupportedAlgorithm):
-        raise AuthorityError("a site's public key is damaged; run fedvox-server provision again") from None
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise AuthorityError("a site's public key is not an elliptic curve over P-384; run provision again")
-    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return str(names[0].value), key
 
 
 def hosts_of(certificate: x509.Certificate) -> set[str]:
@@ -240,14 +263,10 @@ def write_private(path: Path, content: bytes) -> None:
         ) from None
 
 
-def _openssh(key: ec.EllipticCurvePublicKey) -> str:
-    return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
-
-
-def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+def _about_to_expire(certificate: x509.Certificate) -> str | None:
+    lifetime = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+    left = certificate.not_valid_after_utc - datetime.now(UTC)
+    return "it was about to expire" if left < min(RENEW_BEFORE, lifetime / 3) else None
 
 
 def _name(common_name: str) -> x509.Name:

@@ -1,7 +1,7 @@
 """Makes the kits of a federation: one for its server, one for each site, and the authority behind them.
 
-Everything lies in one folder. Running it again adds what is missing, follows changes of the federation file, renews a
-certificate that is about to expire, and leaves every key as it is. ``authority/`` and the sites' kits hold private
+Everything lies in one folder. Running it again adds what is missing, follows changes of the federation file, renews
+certificates that are about to expire, and leaves every key as it is. ``authority/`` and the sites' kits hold private
 keys; the first never leaves the coordinator.
 """
 
@@ -9,54 +9,43 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import Field, ValidationError
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from common.certificates import (
+    AUTHORITY_FILE,
+    REVOCATIONS_FILE,
+    SERVER_CERTIFICATE_FILE,
+    SERVER_KEY_FILE,
+    SITE_CERTIFICATE_FILE,
+    SITE_KEY_FILE,
+    CertificateError,
+    key_fingerprint,
+    key_of,
+    load_key,
+    new_key,
+    private_pem,
+)
 from common.config import FederationConfig
 from common.errors import ConfigError, OutputError
 from common.files import write_atomically
-from common.network_config import KIT_FILE, Kit, NetworkConfig, SiteName
-from common.plan import Frozen, Plan
+from common.network_config import KIT_FILE, Kit, NetworkConfig
+from common.plan import Plan
 from common.planning import plan_from_config
-from server.authority import Authority, AuthorityError, SiteKey, new_site_key, read_request, write_private
+from server.authority import Authority, AuthorityError, read_request, write_private
 from server.kit_readme import server_readme, site_readme
+from server.register import Register, SiteRecord, read_register, write_register
 
 INITIAL_MODEL = "initial_model"
-PRIVATE_FILES = frozenset({"ca.key", "server.key", "node.key"})
-
-
-class SiteRecord(Frozen):
-    """What the coordinator remembers of a site.
-
-    key: public, in OpenSSH's form. made_by: who has made the key pair. revoked: when its key was, if it was.
-    """
-
-    key: str
-    made_by: Literal["coordinator", "site"]
-    added: str
-    revoked: str | None = None
-
-
-class Register(Frozen):
-    """``authority/sites.json``: who has which key.
-
-    revoked_keys: keys that are never let in again, whoever shows them.
-    """
-
-    format: Literal[1] = 1
-    federation: str
-    sites: dict[SiteName, SiteRecord] = Field(default_factory=dict)
-    revoked_keys: tuple[str, ...] = ()
+PRIVATE_FILES = frozenset({SERVER_KEY_FILE, SITE_KEY_FILE})
 
 
 @dataclass
@@ -83,7 +72,7 @@ def provision(
         config: the federation; its ``network`` says who takes part.
         out: folder of all kits.
         requests: signing requests of sites that make their own keys.
-        renew: sites that get a new key; the old one is let in no more.
+        renew: sites that get a new key; the old one is revoked.
 
     Raises:
         ConfigError: the federation file leaves something open, or a site is not in it.
@@ -100,64 +89,56 @@ def provision(
     with _opened(out, config.name) as (authority, register):
         report = ProvisionReport(out)
         shared = {
-            "ca.crt": authority.pem,
+            AUTHORITY_FILE: authority.pem,
             "federation.yaml": _as_in_kits(config).resolved().encode(),
             "plan.json": (plan.model_dump_json(indent=2) + "\n").encode(),
         }
-        records: dict[str, SiteRecord] = {}
+        register = register.with_listed(network.sites)
         for name in network.sites:
-            record, key = _record(register, name, own_keys.get(name), name in renew)
-            records[name] = record
-            register = _enter(register, name, record)
+            register, made = _certified(authority, register, name, own_keys.get(name), name in renew, network, report)
+            record = register.sites[name]
             if record.revoked:
                 report.sites[name] = "revoked"
+                report.notes.append(
+                    f"{name} was revoked on {record.revoked[:10]}; --renew {name} lets it in with a new key"
+                )
                 continue
-            report.sites[name] = _write_site_kit(out / "sites" / name, config, name, record, key, shared)
-            _write_register(out, register)
-        _write_server_kit(out / "server", config, network, authority, shared | initial_model, records, report)
-        _remark(register, network, records, own_keys, report)
+            report.sites[name] = _write_site_kit(out / "sites" / name, config, name, record, made, shared)
+            write_register(out / "authority", register)
+            report.notes += _what_to_send(report, name, record)
+        write_register(out / "authority", register)
+        _write_server_kit(out / "server", config, network, authority, shared | initial_model, register, report)
+    for name, record in sorted(register.sites.items()):
+        if not record.listed:
+            report.notes.append(f"{name} is not in the federation file any more: the server does not let it in")
     return report
 
 
 def revoke(out: Path, site: str) -> list[str]:
-    """Lets a site's key in no more.
+    """Revokes a site's key, and every certificate for it.
 
     Returns:
         What else is to be done, in words.
 
     Raises:
-        ConfigError: there is no such site. OutputError: the folder holds no kits.
+        ConfigError: there is no such site. OutputError: the folder holds no kits. AuthorityError: it is damaged.
     """
     register = read_register(out)
     if site not in register.sites:
         names = ", ".join(sorted(register.sites)) or "none"
         raise ConfigError(f"{out}: no site {site!r} was provisioned (there are: {names})")
+    server = out / "server"
     with _locked(out):
-        register = read_register(out)
-        record = register.sites[site]
-        if record.revoked is None:
-            record = record.model_copy(update={"revoked": _now()})
-            _write_register(out, _enter(register, site, record))
-        (out / "server" / "sites" / f"{site}.pub").unlink(missing_ok=True)
+        register = read_register(out).with_revoked(site)
+        write_register(out / "authority", register)
+        (server / "sites" / f"{site}.crt").unlink(missing_ok=True)
+        if server.is_dir():
+            _write_revocations(server, Authority.load(out / "authority"), register)
     return [
-        f"{site} is revoked; a server that runs from {out / 'server'} shuts it out within seconds",
-        f"if the server runs from a copy of that kit, delete sites/{site}.pub in the copy",
+        f"{site} is revoked; a server that runs from {server} shuts it out within seconds",
+        f"if the server runs from a copy of that kit, delete sites/{site}.crt in the copy, and replace its "
+        f"{REVOCATIONS_FILE}",
     ]
-
-
-def read_register(out: Path) -> Register:
-    """Who has which key.
-
-    Raises:
-        OutputError: the folder holds no kits. AuthorityError: the register is damaged.
-    """
-    file = out / "authority" / "sites.json"
-    try:
-        return Register.model_validate_json(file.read_bytes())
-    except FileNotFoundError:
-        raise OutputError(f"{out}: holds no kits; give the --out folder of fedvox-server provision") from None
-    except (OSError, ValidationError):
-        raise AuthorityError(f"{file}: is damaged; restore it from a backup") from None
 
 
 def _as_in_kits(config: FederationConfig) -> FederationConfig:
@@ -203,7 +184,7 @@ def _opened(out: Path, federation: str) -> Iterator[tuple[Authority, Register]]:
             with _new_folder(folder) as part:
                 part.chmod(0o700)
                 Authority.create(federation).save(part)
-                write_atomically(part / "sites.json", _register_text(Register(federation=federation)))
+                write_register(part, Register(federation=federation))
         register = read_register(out)
         if register.federation != federation:
             raise OutputError(f"{out}: holds the kits of federation {register.federation!r}; choose another --out")
@@ -234,36 +215,44 @@ def _new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _record(register: Register, name: str, own_key: SiteKey | None, renew: bool) -> tuple[SiteRecord, SiteKey | None]:
-    """What to remember of a site, and its key pair if it gets a new one."""
+def _certified(
+    authority: Authority,
+    register: Register,
+    name: str,
+    own_key: ec.EllipticCurvePublicKey | None,
+    renew: bool,
+    network: NetworkConfig,
+    report: ProvisionReport,
+) -> tuple[Register, ec.EllipticCurvePrivateKey | None]:
+    """The register in which a site has a good certificate, unless it is revoked; and its key, if one was made here."""
     known = register.sites.get(name)
     if own_key is not None:
-        if own_key.public in register.revoked_keys or (known and known.revoked and known.key == own_key.public):
-            raise AuthorityError(f"{name}: this key was revoked; let the site make a new one (fedvox-client request)")
-        owner = next((site for site, other in register.sites.items() if other.key == own_key.public), name)
-        if owner != name:
-            raise AuthorityError(f"{name}: this is the key of {owner}; every site needs its own")
-        if known is not None and known.key == own_key.public:
-            return known, None
-        return SiteRecord(key=own_key.public, made_by="site", added=_now()), own_key
-    if known is None or renew:
-        key = new_site_key()
-        return SiteRecord(key=key.public, made_by="coordinator", added=_now()), key
-    return known, None
-
-
-def _enter(register: Register, name: str, record: SiteRecord) -> Register:
-    """The register with a site's record; a key that is replaced or revoked never comes back."""
-    before = register.sites.get(name)
-    gone = {record.key} if record.revoked else set()
-    if before is not None and before.key != record.key:
-        gone.add(before.key)
-    return register.model_copy(
-        update={
-            "sites": register.sites | {name: record},
-            "revoked_keys": (*register.revoked_keys, *sorted(gone - set(register.revoked_keys))),
-        }
+        _check_own_key(register, name, key_fingerprint(own_key))
+        if known is None or known.key != key_fingerprint(own_key):
+            certificate = authority.issue_to_site(name, own_key, network.certificate_days)
+            return register.with_certificate(name, certificate, "site"), None
+    elif known is None or renew:
+        key = new_key()
+        certificate = authority.issue_to_site(name, key.public_key(), network.certificate_days)
+        return register.with_certificate(name, certificate, "coordinator"), key
+    reason = authority.why_renew_site(known.x509) if known.revoked is None else None
+    if reason is None:
+        return register, None
+    old = known.x509
+    report.notes.append(
+        f"{name} has a new certificate for the same key: {reason}; the old one is valid until "
+        f"{old.not_valid_after_utc:%Y-%m-%d}"
     )
+    certificate = authority.issue_to_site(name, key_of(old), network.certificate_days)
+    return register.with_certificate(name, certificate, known.made_by), None
+
+
+def _check_own_key(register: Register, name: str, key: str) -> None:
+    if key in register.revoked_keys:
+        raise AuthorityError(f"{name}: this key was revoked; let the site make a new one (fedvox-client request)")
+    owner = register.owner_of(key) or name
+    if owner != name:
+        raise AuthorityError(f"{name}: this is the key of {owner}; every site needs its own")
 
 
 def _write_site_kit(
@@ -271,23 +260,43 @@ def _write_site_kit(
     config: FederationConfig,
     name: str,
     record: SiteRecord,
-    key: SiteKey | None,
+    key: ec.EllipticCurvePrivateKey | None,
     shared: Mapping[str, bytes],
 ) -> str:
-    has_key = key is not None and key.private is not None
+    """Writes a site's kit; ``key``: the one that was made for it just now."""
     files = dict(shared) | {
-        "node.pub": (record.key + "\n").encode(),
+        SITE_CERTIFICATE_FILE: record.certificate.encode(),
         "README.md": site_readme(config, name, record.made_by == "site").encode(),
     }
-    if key is not None and key.private is not None:
-        files["node.key"] = key.private
+    if key is not None:
+        files[SITE_KEY_FILE] = private_pem(key)
     files[KIT_FILE] = _kit(config, "site", name)
     existed = folder.exists()
-    if existed and key is not None and not has_key:
-        # The site keeps its new key to itself; the one that was made for it before is void.
-        (folder / "node.key").unlink(missing_ok=True)
+    if record.made_by == "site" and not _has_key_of(folder, record):
+        # The site keeps its key to itself; one that was made for it before is void.
+        (folder / SITE_KEY_FILE).unlink(missing_ok=True)
     changed = _write_kit(folder, files)
     return ("changed" if changed else "as it was") if existed else "new"
+
+
+def _what_to_send(report: ProvisionReport, name: str, record: SiteRecord) -> list[str]:
+    """What the coordinator has to do with a site's kit, in words."""
+    folder = report.out / "sites" / name
+    if record.made_by == "coordinator" and not _has_key_of(folder, record):
+        if (folder / SITE_KEY_FILE).exists():
+            return [f"{folder / SITE_KEY_FILE} is not the key of {name}; --renew {name} makes a new one"]
+        if report.sites[name] == "new":
+            return [f"{folder} comes without the private key: if {name} has lost it, --renew {name} makes a new one"]
+    elif record.made_by == "coordinator" and report.sites[name] == "new":
+        return [f"send {folder} to {name} by a safe way: it holds its private key"]
+    return [] if report.sites[name] == "as it was" else [f"send {folder} to {name}"]
+
+
+def _has_key_of(folder: Path, record: SiteRecord) -> bool:
+    try:
+        return load_key(folder / SITE_KEY_FILE).public_key() == record.x509.public_key()
+    except CertificateError:
+        return False
 
 
 def _write_server_kit(
@@ -296,7 +305,7 @@ def _write_server_kit(
     network: NetworkConfig,
     authority: Authority,
     shared: Mapping[str, bytes],
-    records: Mapping[str, SiteRecord],
+    register: Register,
     report: ProvisionReport,
 ) -> None:
     hosts = [network.address, *network.other_addresses]
@@ -304,16 +313,22 @@ def _write_server_kit(
     reason = authority.why_renew(folder, hosts)
     if reason is not None:
         issued = authority.issue(hosts, network.certificate_days)
-        files |= {"server.key": issued.key, "server.crt": issued.certificate}
+        files |= {SERVER_KEY_FILE: issued.key, SERVER_CERTIFICATE_FILE: issued.certificate}
         if folder.exists():
             report.notes.append(f"the server has a new certificate: {reason}; restart it to use the new one")
-    admitted = {f"{name}.pub": record.key + "\n" for name, record in records.items() if record.revoked is None}
+    admitted = {f"{name}.crt": record.certificate for name, record in register.admitted().items()}
     files |= {f"sites/{file}": text.encode() for file, text in admitted.items()}
+    if not authority.is_current(folder / REVOCATIONS_FILE, register.void_certificates()):
+        files[REVOCATIONS_FILE] = authority.revocation_list(register.void_certificates())
     files[KIT_FILE] = _kit(config, "server", None)
     _write_kit(folder, files)
-    for file in (folder / "sites").glob("*.pub"):
+    for file in (folder / "sites").glob("*.crt"):
         if file.name not in admitted:
             file.unlink(missing_ok=True)
+
+
+def _write_revocations(folder: Path, authority: Authority, register: Register) -> None:
+    write_atomically(folder / REVOCATIONS_FILE, authority.revocation_list(register.void_certificates()))
 
 
 def _write_kit(folder: Path, files: Mapping[str, bytes]) -> bool:
@@ -342,26 +357,6 @@ def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
         (write_private if path.name in PRIVATE_FILES else write_atomically)(path, content)
 
 
-def _remark(
-    register: Register,
-    network: NetworkConfig,
-    records: Mapping[str, SiteRecord],
-    own_keys: Mapping[str, SiteKey],
-    report: ProvisionReport,
-) -> None:
-    for name, record in records.items():
-        if record.revoked:
-            report.notes.append(
-                f"{name} was revoked on {record.revoked[:10]}; --renew {name} lets it in with a new key"
-            )
-        elif name not in own_keys and record.made_by == "coordinator" and report.sites[name] == "new":
-            report.notes.append(f"send {report.out / 'sites' / name} to {name} by a safe way: it holds its private key")
-        elif report.sites[name] != "as it was":
-            report.notes.append(f"send {report.out / 'sites' / name} to {name}")
-    for name in sorted(set(register.sites) - set(network.sites)):
-        report.notes.append(f"{name} is not in the federation file any more: the server does not let it in")
-
-
 def _kit(config: FederationConfig, role: Literal["server", "site"], site: str | None) -> bytes:
     network = _network_of(config)
     kit = Kit(
@@ -373,15 +368,3 @@ def _kit(config: FederationConfig, role: Literal["server", "site"], site: str | 
         site=site,
     )
     return yaml.safe_dump(kit.model_dump(mode="json", exclude_none=True), sort_keys=False).encode()
-
-
-def _write_register(out: Path, register: Register) -> None:
-    write_atomically(out / "authority" / "sites.json", _register_text(register))
-
-
-def _register_text(register: Register) -> str:
-    return json.dumps(register.model_dump(mode="json"), indent=2) + "\n"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from common.audit import AuditLog
+from common.certificates import CertificateError, admitted_certificate, key_of, public_pem
 from common.files import write_atomically
 from server.app_lock import NODES_FILE
-from server.authority import AuthorityError, public_key_pem
 from server.control import ControlError, Node, SuperLinkControl
 
 
@@ -17,15 +17,15 @@ class Registration:
     """Registers and unregisters sites, and notices who is connected.
 
     Args:
-        kit: the server's kit; ``sites/NAME.pub`` are the keys to let in. A file that comes or goes while the
-            federation runs takes effect at the next ``sync``.
+        kit: the server's kit; ``sites/NAME.crt`` are the certificates of the sites to let in. A file that comes or
+            goes while the federation runs takes effect at the next ``sync``.
         run: the run folder; ``nodes.json`` tells the server app which node is which site.
         audit: gets who was let in, taken out, connected and disconnected.
         say: gets what a person should read.
     """
 
     def __init__(self, kit: Path, run: Path, audit: AuditLog, say: Callable[[str], None]) -> None:
-        self._folder = kit / "sites"
+        self._kit = kit
         self._run = run
         self._audit = audit
         self._say = say
@@ -51,7 +51,7 @@ class Registration:
             else:
                 control.unregister(node.node_id)
                 self._audit.append("site_taken_out", site=node.name)
-                self._say(f"{node.name}: its key is let in no more")
+                self._say(f"{node.name}: key revoked")
         known = {node.name for node in kept}
         for name in sorted(set(wanted) - known):
             try:
@@ -66,11 +66,11 @@ class Registration:
 
     def _wanted(self) -> dict[str, bytes]:
         wanted = {}
-        for file in sorted(self._folder.glob("*.pub")):
+        for file in sorted((self._kit / "sites").glob("*.crt")):
             try:
-                wanted[file.stem] = public_key_pem(file.read_text(encoding="utf-8"))
-            except (OSError, UnicodeDecodeError, AuthorityError) as error:
-                self._say_once(f"{file}: {error}")
+                wanted[file.stem] = public_pem(key_of(admitted_certificate(self._kit, file.stem)))
+            except CertificateError as error:
+                self._say_once(str(error))
         return wanted
 
     def _write(self, names: Mapping[int, str]) -> None:

@@ -7,10 +7,9 @@ import stat
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
 from client.request import make_request
+from common.certificates import load_key
 from common.errors import ConfigError, OutputError
 from server.authority import AuthorityError, read_request
 
@@ -18,12 +17,9 @@ from server.authority import AuthorityError, read_request
 def test_the_coordinator_can_read_the_request_and_its_key_is_the_sites(tmp_path: Path) -> None:
     files = make_request("north", tmp_path / "key")
     name, key = read_request(files.request)
-    private = load_ssh_private_key(files.key.read_bytes(), None)
+    assert files.key.name == "site.key"
     assert name == "north"
-    assert isinstance(private, ec.EllipticCurvePrivateKey) and isinstance(private.curve, ec.SECP384R1)
-    public = load_ssh_public_key(key.public.encode())
-    assert isinstance(public, ec.EllipticCurvePublicKey)
-    assert public.public_numbers() == private.public_key().public_numbers()
+    assert key == load_key(files.key).public_key()
 
 
 def test_the_private_key_is_for_its_owner_alone_and_not_in_the_request(tmp_path: Path) -> None:

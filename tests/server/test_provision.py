@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import ssl
 import stat
 from datetime import UTC, datetime, timedelta
@@ -17,14 +18,16 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, uses_nist_ec_curve
 
 from client.request import make_request
+from common.certificates import load_certificate, load_key, public_key_of, public_pem, server_identity, site_identity
 from common.config import FederationConfig
 from common.errors import ConfigError, FedvoxError, OutputError
 from common.network_config import read_kit
 from common.plan import Plan
-from server.authority import Authority, AuthorityError, hosts_of, public_key_pem, read_request
+from server.authority import Authority, AuthorityError, hosts_of, read_request
 from server.network_setup import check_certificate
 from server.progress import PlainProgress
-from server.provision import provision, read_register, revoke
+from server.provision import provision, revoke
+from server.register import read_register, write_register
 
 
 def network(sites: tuple[str, ...] = ("north", "south"), **values: object) -> FederationConfig:
@@ -45,6 +48,18 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def revoked_serials(kits: Path) -> set[int]:
+    """What ``ca.crl`` lists, as signed by the authority."""
+    revocations = x509.load_pem_x509_crl((kits / "server/ca.crl").read_bytes())
+    authority = load_certificate(kits / "authority/ca.crt").public_key()
+    assert isinstance(authority, ec.EllipticCurvePublicKey) and revocations.is_signature_valid(authority)
+    return {entry.serial_number for entry in revocations}
+
+
+def serial(kits: Path, site: str) -> int:
+    return load_certificate(kits / "sites" / site / "site.crt").serial_number
+
+
 def test_all_kits_are_there_and_readable(tmp_path: Path) -> None:
     config = network()
     provision(config, tmp_path / "kits")
@@ -52,8 +67,9 @@ def test_all_kits_are_there_and_readable(tmp_path: Path) -> None:
     shared = {"kit.yaml", "ca.crt", "federation.yaml", "plan.json", "README.md"}
     assert files == {
         *("authority/ca.key", "authority/ca.crt", "authority/sites.json"),
-        *(f"server/{name}" for name in shared | {"server.crt", "server.key", "sites/north.pub", "sites/south.pub"}),
-        *(f"sites/{site}/{name}" for site in ("north", "south") for name in shared | {"node.key", "node.pub"}),
+        *(f"server/{name}" for name in shared | {"server.crt", "server.key", "ca.crl"}),
+        *("server/sites/north.crt", "server/sites/south.crt"),
+        *(f"sites/{site}/{name}" for site in ("north", "south") for name in shared | {"site.key", "site.crt"}),
     }
     kit = read_kit(tmp_path / "kits/sites/north", "site")
     assert (kit.site, kit.endpoint, kit.digest) == ("north", "fl.example.org:9443", config.digest())
@@ -64,7 +80,7 @@ def test_all_kits_are_there_and_readable(tmp_path: Path) -> None:
 
 def test_secrets_are_for_their_owner_alone_whatever_the_umask(tmp_path: Path) -> None:
     provision(network(), tmp_path / "kits")
-    secrets = [path for path in (tmp_path / "kits").rglob("*") if path.name in ("ca.key", "server.key", "node.key")]
+    secrets = [path for path in (tmp_path / "kits").rglob("*") if path.name in ("ca.key", "server.key", "site.key")]
     assert len(secrets) == 4
     assert {stat.S_IMODE(path.stat().st_mode) for path in secrets} == {0o600}
 
@@ -84,15 +100,25 @@ def test_the_certificate_is_good_for_every_address_and_the_given_time(tmp_path: 
     context.load_cert_chain(server / "server.crt", server / "server.key")
 
 
-def test_site_keys_are_what_flower_takes(tmp_path: Path) -> None:
-    provision(network(), tmp_path / "kits")
+def test_a_sites_certificate_is_its_own_and_its_key_is_what_flower_takes(tmp_path: Path) -> None:
+    provision(network(certificate_days=20), tmp_path / "kits")
     kit = tmp_path / "kits/sites/north"
-    private = serialization.load_ssh_private_key((kit / "node.key").read_bytes(), None)
-    public = bytes_to_public_key(public_key_pem((kit / "node.pub").read_text()))
-    assert isinstance(private, ec.EllipticCurvePrivateKey)
-    assert private.public_key() == public
+    found = site_identity(kit, "north")
+    assert found.certificate.not_valid_after_utc - found.certificate.not_valid_before_utc == timedelta(days=20)
+    public = bytes_to_public_key(public_key_of(kit / "site.crt"))
+    assert public == found.key.public_key()
     assert uses_nist_ec_curve(public)
-    assert (kit / "node.pub").read_bytes() == (tmp_path / "kits/server/sites/north.pub").read_bytes()
+    assert found.public_key == public_key_of(tmp_path / "kits/server/sites/north.crt")
+    assert (kit / "site.key").read_bytes().startswith(b"-----BEGIN PRIVATE KEY-----"), "PKCS #8, which Granian wants"
+    assert server_identity(tmp_path / "kits/server").certificate.issuer == found.certificate.issuer
+
+
+def test_the_revocation_list_is_there_before_anything_is_revoked(tmp_path: Path) -> None:
+    provision(network(), tmp_path / "kits")
+    assert revoked_serials(tmp_path / "kits") == set()
+    revocations = x509.load_pem_x509_crl((tmp_path / "kits/server/ca.crl").read_bytes())
+    assert revocations.last_update_utc < datetime.now(UTC)
+    assert revocations.next_update_utc == load_certificate(tmp_path / "kits/server/ca.crt").not_valid_after_utc
 
 
 def test_running_again_changes_nothing(tmp_path: Path) -> None:
@@ -109,28 +135,45 @@ def test_a_new_site_leaves_keys_and_certificate_as_they_were(tmp_path: Path) -> 
     report = provision(network(("north", "south", "west")), tmp_path / "kits")
     after = contents(tmp_path / "kits")
     assert report.sites["west"] == "new"
-    kept = [name for name in before if Path(name).suffix in (".key", ".pub", ".crt")]
-    assert len(kept) == 13
+    kept = [name for name in before if Path(name).suffix in (".key", ".crt", ".crl")]
+    assert len(kept) == 14
     assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
-    assert "sites/west/node.key" in after
-    assert "server/sites/west.pub" in after
+    assert "sites/west/site.key" in after
+    assert "server/sites/west.crt" in after
 
 
 def test_a_deleted_kit_comes_back_without_the_private_key(tmp_path: Path) -> None:
-    provision(network(), tmp_path / "kits")
-    for file in sorted((tmp_path / "kits/sites/north").iterdir()):
-        file.unlink()
-    (tmp_path / "kits/sites/north").rmdir()
-    provision(network(), tmp_path / "kits")
-    assert not (tmp_path / "kits/sites/north/node.key").exists()
-    assert (tmp_path / "kits/sites/north/node.pub").exists()
+    kits = tmp_path / "kits"
+    provision(network(), kits)
+    before = serial(kits, "north")
+    shutil.rmtree(kits / "sites/north")
+    report = provision(network(), kits)
+    assert not (kits / "sites/north/site.key").exists()
+    assert serial(kits, "north") == before
+    assert any("without the private key" in note for note in report.notes)
 
 
-def test_a_site_that_drops_out_of_the_file_is_not_let_in(tmp_path: Path) -> None:
-    provision(network(), tmp_path / "kits")
-    report = provision(network(("north",)), tmp_path / "kits")
-    assert not (tmp_path / "kits/server/sites/south.pub").exists()
+def test_a_key_that_does_not_belong_to_its_certificate_is_named(tmp_path: Path) -> None:
+    kits = tmp_path / "kits"
+    provision(network(), kits)
+    (kits / "sites/north/site.key").write_bytes((kits / "sites/south/site.key").read_bytes())
+    assert any("is not the key of north; --renew north" in note for note in provision(network(), kits).notes)
+
+
+def test_a_site_that_drops_out_of_the_file_is_not_let_in_until_it_is_back(tmp_path: Path) -> None:
+    kits = tmp_path / "kits"
+    provision(network(), kits)
+    south = serial(kits, "south")
+    report = provision(network(("north",)), kits)
+    assert not (kits / "server/sites/south.crt").exists()
     assert any("south" in note for note in report.notes)
+    assert revoked_serials(kits) == {south}
+    revoke(kits, "north")
+    assert revoked_serials(kits) == {south, serial(kits, "north")}
+    provision(network(), kits)
+    assert serial(kits, "south") == south
+    assert (kits / "server/sites/south.crt").exists()
+    assert revoked_serials(kits) == {serial(kits, "north")}
 
 
 def test_the_certificate_is_renewed_when_it_must_be(tmp_path: Path) -> None:
@@ -149,6 +192,77 @@ def test_the_certificate_is_renewed_when_it_must_be(tmp_path: Path) -> None:
     report = provision(network(other_addresses=["192.0.2.8"]), kits)
     assert any("expire" in note for note in report.notes)
     assert (kits / "server/server.crt").read_bytes() != short.certificate
+
+
+def test_a_sites_certificate_is_renewed_for_the_same_key_and_the_old_one_stays_good(tmp_path: Path) -> None:
+    kits = tmp_path / "kits"
+    provision(network(), kits)
+    old, public = serial(kits, "north"), public_key_of(kits / "sites/north/site.crt")
+    ends_soon(kits, "north")
+    report = provision(network(), kits)
+    new = load_certificate(kits / "sites/north/site.crt")
+    assert report.sites == {"north": "changed", "south": "as it was"}
+    assert any("new certificate for the same key: it was about to expire" in note for note in report.notes)
+    assert new.not_valid_after_utc > datetime.now(UTC) + timedelta(days=360)
+    assert public_key_of(kits / "sites/north/site.crt") == public
+    assert site_identity(kits / "sites/north", "north").certificate == new
+    assert (kits / "server/sites/north.crt").read_bytes() == (kits / "sites/north/site.crt").read_bytes()
+    assert revoked_serials(kits) == set()
+    revoke(kits, "north")
+    assert {old, new.serial_number} < revoked_serials(kits)
+
+
+def test_an_authority_that_changed_signs_all_anew(tmp_path: Path) -> None:
+    kits = tmp_path / "kits"
+    provision(network(), kits)
+    keys = [public_key_of(kits / "sites" / site / "site.crt") for site in ("north", "south")]
+    Authority.create("liver").save(kits / "authority")
+    report = provision(network(), kits)
+    assert sum("the authority changed" in note for note in report.notes) == 2
+    for site in ("north", "south"):
+        site_identity(kits / "sites" / site, site)
+    server_identity(kits / "server")
+    assert [public_key_of(kits / "sites" / site / "site.crt") for site in ("north", "south")] == keys
+    assert revoked_serials(kits) == set()
+
+
+def ends_soon(kits: Path, site: str) -> None:
+    """Gives a site a certificate of which ten days are left."""
+    authority, register = Authority.load(kits / "authority"), read_register(kits)
+    key = load_key(kits / "sites" / site / "site.key").public_key()
+    short = authority.issue_to_site(site, key, 20, datetime.now(UTC) - timedelta(days=15))
+    write_register(kits / "authority", register.with_certificate(site, short, "coordinator"))
+
+
+@pytest.mark.parametrize("place", ["register", "server", "site"])
+def test_kits_of_the_earlier_form_are_recognised_and_not_mixed(tmp_path: Path, place: str) -> None:
+    kits = tmp_path / "kits"
+    for folder in ("authority", "server/sites", "sites/north"):
+        (kits / folder).mkdir(parents=True)
+    (kits / "authority/sites.json").write_text('{"format": 1, "federation": "liver", "sites": {}, "revoked_keys": []}')
+    earlier = f"format: 1\nrole: {{role}}\nfederation: liver\ndigest: {'0' * 64}\naddress: a.example\nport: 9443\n"
+    (kits / "server/kit.yaml").write_text(earlier.format(role="server"))
+    (kits / "sites/north/kit.yaml").write_text(earlier.format(role="site") + "site: north\n")
+    before = contents(kits)
+    if place == "register":
+        with pytest.raises(OutputError, match=r"earlier form.*new, empty --out") as refused:
+            provision(network(), kits)
+        with pytest.raises(OutputError, match="earlier form"):
+            revoke(kits, "north")
+    elif place == "server":
+        with pytest.raises(ConfigError, match=r"earlier form.*fedvox-server provision.*new, empty --out") as refused:
+            read_kit(kits / "server", "server")
+    else:
+        with pytest.raises(ConfigError, match=r"earlier form; ask the coordinator for a new kit") as refused:
+            read_kit(kits / "sites/north", "site")
+    assert "\n" not in str(refused.value)
+    assert contents(kits) == before
+
+
+def test_a_kit_of_a_later_form_wants_a_later_version(tmp_path: Path) -> None:
+    (tmp_path / "kit.yaml").write_text("format: 3\n")
+    with pytest.raises(ConfigError, match="later form"):
+        read_kit(tmp_path)
 
 
 def test_another_federation_or_folder_is_left_alone(tmp_path: Path) -> None:
@@ -198,23 +312,25 @@ def test_a_site_may_make_its_own_key(tmp_path: Path) -> None:
     files = make_request("north", tmp_path / "north")
     report = provision(network(), tmp_path / "kits", [files.request])
     kit = tmp_path / "kits/sites/north"
-    assert not (kit / "node.key").exists()
-    own = serialization.load_ssh_private_key(files.key.read_bytes(), None)
-    assert isinstance(own, ec.EllipticCurvePrivateKey)
-    assert bytes_to_public_key(public_key_pem((kit / "node.pub").read_text())) == own.public_key()
+    assert not (kit / "site.key").exists()
+    assert bytes_to_public_key(public_key_of(kit / "site.crt")) == load_key(files.key).public_key()
     assert report.sites["north"] == "new"
-    assert "no `node.key`" in (kit / "README.md").read_text()
+    assert "without `site.key`" in (kit / "README.md").read_text()
+    shutil.copy(files.key, kit)
+    site_identity(kit, "north")
+    provision(network(), tmp_path / "kits")
+    assert (kit / "site.key").exists(), "a site's own key, in its kit, is left alone"
 
 
 def test_a_sites_own_key_replaces_the_one_made_for_it(tmp_path: Path) -> None:
     kits = tmp_path / "kits"
     provision(network(), kits)
-    made = (kits / "sites/north/node.pub").read_text().strip()
+    made = serial(kits, "north")
     files = make_request("north", tmp_path / "north")
     provision(network(), kits, [files.request])
-    assert not (kits / "sites/north/node.key").exists()
-    assert made in read_register(kits).revoked_keys
-    assert made not in (kits / "server/sites/north.pub").read_text()
+    assert not (kits / "sites/north/site.key").exists()
+    assert revoked_serials(kits) == {made}
+    assert public_key_of(kits / "server/sites/north.crt") == public_pem(load_key(files.key).public_key())
 
 
 def test_bad_requests_are_refused(tmp_path: Path) -> None:
@@ -257,18 +373,39 @@ def test_a_revoked_site_stays_out_until_it_has_a_new_key(tmp_path: Path) -> None
     kits = tmp_path / "kits"
     files = make_request("north", tmp_path / "north")
     provision(network(), kits, [files.request])
+    first = serial(kits, "north")
     revoke(kits, "north")
-    assert not (kits / "server/sites/north.pub").exists()
+    assert not (kits / "server/sites/north.crt").exists()
+    assert revoked_serials(kits) == {first}
     assert provision(network(), kits).sites["north"] == "revoked"
-    assert not (kits / "server/sites/north.pub").exists()
+    assert not (kits / "server/sites/north.crt").exists()
     with pytest.raises(AuthorityError, match="revoked"):
         provision(network(), kits, [files.request])
     provision(network(), kits, renew=["north"])
-    renewed = (kits / "server/sites/north.pub").read_text()
-    assert renewed.strip() not in read_register(kits).revoked_keys
-    assert (kits / "sites/north/node.key").exists()
+    assert serial(kits, "north") not in revoked_serials(kits)
+    assert (kits / "sites/north/site.key").exists()
     with pytest.raises(AuthorityError, match="revoked"):
         provision(network(), kits, [files.request])
+    with pytest.raises(AuthorityError, match="revoked"):
+        provision(network(("north", "west")), kits, [_as_another_site(files.key, "west", tmp_path)])
+
+
+def test_revoking_twice_is_the_same_as_once(tmp_path: Path) -> None:
+    kits = tmp_path / "kits"
+    provision(network(), kits)
+    revoke(kits, "north")
+    register = read_register(kits)
+    revoke(kits, "north")
+    assert read_register(kits) == register
+    assert revoked_serials(kits) == {serial(kits, "north")}
+
+
+def test_a_damaged_register_is_named(tmp_path: Path) -> None:
+    provision(network(), tmp_path / "kits")
+    file = tmp_path / "kits/authority/sites.json"
+    file.write_text(file.read_text().replace("BEGIN CERTIFICATE", "BEGIN"))
+    with pytest.raises(AuthorityError, match=r"sites\.json: is damaged; restore"):
+        provision(network(), tmp_path / "kits")
 
 
 def test_revoking_a_stranger_names_the_sites(tmp_path: Path) -> None:
@@ -319,6 +456,13 @@ def test_start_refuses_a_certificate_out_of_its_time(tmp_path: Path, begin: time
     (tmp_path / "server.crt").write_bytes(issued.certificate)
     with pytest.raises(FedvoxError, match=message):
         check_certificate(tmp_path / "server.crt", PlainProgress(io.StringIO()))
+
+
+def _as_another_site(key_file: Path, name: str, folder: Path) -> Path:
+    request = folder / f"{name}-again.csr"
+    signed = _request(name, load_key(key_file), hashes.SHA384())
+    request.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    return request
 
 
 def _request(name: str, key: object, algorithm: hashes.HashAlgorithm | None) -> x509.CertificateSigningRequest:
