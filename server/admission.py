@@ -1,8 +1,8 @@
 """What the server refuses to count: one bad reply must never reach the model.
 
 A reply passes three checks. ``admit`` holds its numbers against the task and against what the site declared.
-``measure`` reads the update piece by piece: everything must be finite. ``judge_norms`` compares how far the sites of a
-round moved, when all of them are known; only then is anything folded into the model.
+``measure`` reads the update a part at a time: everything must be finite. ``judge_norms`` compares how far the sites
+of a round moved, when all of them are known; only then is anything folded into the model.
 
 What this does not stop: an update within the norm's bound may point in any direction. A minority of sites can push the
 model by as much as honest sites of their weight can, and no check of single updates sees it; robust aggregation or
@@ -12,13 +12,14 @@ fewer, better known sites are the answer. Nor does the server see whether a site
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.privacy_config import PrivacyConfig
-from common.protocol import Refusal, Result, SiteInfo, Task, Update
-from common.transport import decode_parts, squared_norm
+from common.protocol import Refusal, Result, SiteInfo, Task
+from common.transport import Encoding, decode_parts, pieces_of, squared_norm
 
 SMALLEST_LOSS, LARGEST_LOSS = -1e-3, 1e6  # a Dice loss of zero may be rounded to just below it
 LARGEST_SECONDS = 1e8
@@ -41,7 +42,6 @@ class RefusedError(Exception):
 
 def admit(
     result: Result,
-    update: Update | None,
     task: Task,
     info: SiteInfo,
     labels: set[int],
@@ -51,8 +51,8 @@ def admit(
     """Checks a reply's numbers against the task that it answers and against what the site declared.
 
     Args:
-        result: the numbers.
-        update: must be there exactly when training was asked for; its values are left to ``measure``.
+        result: the numbers. They must name an update exactly when training was asked for; its values are left to
+            ``measure``.
         task: what was asked.
         info: what the site declared.
         labels: a Dice must be there for each of them and for no other.
@@ -74,9 +74,9 @@ def admit(
         raise RefusedError(Refusal.EXAMPLES_DIFFER)
     if not _numbers_are_sane(result, task, most_steps, privacy):
         raise RefusedError(Refusal.NUMBER_OUT_OF_RANGE)
-    if task.train and update is None:
+    if task.train and result.update is None:
         raise RefusedError(Refusal.MISSING_UPDATE)
-    if not task.train and update is not None:
+    if not task.train and result.update is not None:
         raise RefusedError(Refusal.UNEXPECTED_UPDATE)
 
 
@@ -112,20 +112,25 @@ def _private_scores_are_sane(result: Result, privacy: PrivacyConfig) -> bool:
     return all(math.isnan(value) != scored for value in result.dice.values())
 
 
-def measure(update: Update, keep: Callable[[bytes], object]) -> float:
-    """Reads an update once, piece by piece, hands every piece to ``keep``, and returns its L2 norm.
+def measure(content: NDArray[np.uint8], size: int, encoding: Encoding) -> float:
+    """Reads an update once, a part at a time, and returns its L2 norm.
+
+    Args:
+        content: its bytes.
+        size: values of the update.
+        encoding: their form.
 
     Raises:
         RefusedError: a value is NaN or infinite.
         ProtocolError: a piece is not in the protocol's form.
     """
     total = 0.0
-    for piece, data in update.pieces():
-        squares = sum(squared_norm(values) for _, values in decode_parts(data, piece.count, update.encoding))
+    for piece in pieces_of(size, encoding):
+        data = content[piece.offset : piece.offset + piece.size]
+        squares = sum(squared_norm(values) for _, values in decode_parts(data, piece.count, encoding))
         if not math.isfinite(squares):
             raise RefusedError(Refusal.NOT_FINITE)
         total += squares
-        keep(data)
     return math.sqrt(total)
 
 

@@ -11,23 +11,26 @@ looked at. Whatever is killed at whatever moment, the loop goes on from the last
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from flwr.app import Context
+from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
 from common.config import FederationConfig
 from common.privacy import plan_privacy, score_deviation
-from common.protocol import Progress, SiteInfo, Task, Vector, WeightLayout
+from common.protocol import SiteInfo, Task, Vector, WeightLayout
 from common.text import counted
+from common.transport import pieces_of
 from server import round_lines
-from server.exchange import Exchange, FederationError, Patience
+from server.exchange import Exchange, FederationError, MessageMaker, Patience, Signals
 from server.quarantine import count_refusals, read_releases
 from server.roster import Names, Roster
-from server.round import OutgoingWeights, Round
+from server.round import Round
 from server.state import RunFolder, RunState
 from server.strategies import FedAvg
+from server.weight_transfer import Published, WeightTransfer
 
 STANDARD_DEVIATIONS = 2.0
 """By which noise makes two scores differ once in twenty times."""
@@ -57,6 +60,23 @@ class StepObserver(Protocol):
         """A site says that it has done ``step`` of ``steps`` steps."""
 
 
+@dataclass(frozen=True)
+class Link:
+    """How the server reaches its sites.
+
+    transfer: the way of weights.
+    make_message: see ``MessageMaker``.
+    names: Flower node -> the site that registered its key; None where there is no registration (simulation).
+    patience, signals: None where all sites are there from beginning to end (simulation).
+    """
+
+    transfer: WeightTransfer
+    make_message: MessageMaker = Message
+    names: Names | None = None
+    patience: Patience | None = None
+    signals: Signals | None = None
+
+
 class RoundLoop:
     """Runs a federation from its last committed round to its end.
 
@@ -67,9 +87,7 @@ class RoundLoop:
         sites: how many sites take part.
         folder: where everything is kept; its ``state.json`` and checkpoint must exist.
         observer: sees every reply and round.
-        names: Flower node -> the site that registered its key; None where there is no registration (simulation).
-        patience: how long to wait for sites that come and go; None where all are there from beginning to end
-            (simulation).
+        link: how sites are reached.
     """
 
     def __init__(
@@ -80,8 +98,7 @@ class RoundLoop:
         sites: int,
         folder: RunFolder,
         observer: RoundObserver,
-        names: Names | None = None,
-        patience: Patience | None = None,
+        link: Link,
     ) -> None:
         self._config = config
         self._layout = layout
@@ -89,8 +106,7 @@ class RoundLoop:
         self._sites = sites
         self._folder = folder
         self._observer = observer
-        self._names = names
-        self._patience = patience
+        self._link = link
         self._strategy = FedAvg()
 
     @property
@@ -111,46 +127,59 @@ class RoundLoop:
         if state.finished:
             return
         self._folder.rewind(state)
-        exchange = Exchange(grid, self._patience)
-        roster = Roster(grid, exchange, state, self._folder, self._sites, self._names, self._patience)
+        link = self._link
+        exchange = Exchange(grid, link.make_message, link.patience, link.signals)
+        roster = Roster(grid, exchange, state, self._folder, self._sites, link.names, link.patience)
         roster.gather(self.quorum, self._observer.message)
-        weights = self._outgoing(self._folder.load_checkpoint(state.round, self._layout))
+        model = self._publish(state.round, self._parts(self._folder.map_checkpoint(state.round, self._layout)))
         while state.round < self._config.rounds and not state.stopped_early:
-            weights = self._train_round(exchange, roster, state, weights)
+            model = self._train_round(exchange, roster, state, model)
         if state.accepted_rounds == 0:
             raise FederationError(f"no round had the {self.quorum} usable updates that it needs; there is no model")
-        self._final_evaluation(exchange, roster, state, weights)
+        self._final_evaluation(exchange, roster, state, model)
 
-    def _outgoing(self, weights: Vector) -> OutgoingWeights:
-        return OutgoingWeights(weights, self._config.transport.download)
+    def _parts(self, weights: Vector) -> Iterator[Vector]:
+        for piece in pieces_of(self._layout.size, "float32"):
+            yield weights[piece.start : piece.start + piece.count]
 
-    def _train_round(
-        self, exchange: Exchange, roster: Roster, state: RunState, weights: OutgoingWeights
-    ) -> OutgoingWeights:
+    def _publish(self, round_number: int, parts: Iterable[Vector]) -> Published:
+        """Makes weights that lie in a checkpoint, or will when ``parts`` were read, ready for the sites."""
+        checkpoint, offset = self._folder.checkpoint_values(round_number, self._layout)
+        return self._link.transfer.publish(parts, checkpoint, offset)
+
+    def _task(self, state: RunState, model: Published, train: bool) -> Task:
+        return Task(
+            run=state.run,
+            digest=state.digest,
+            round=state.round + 1,
+            rounds=self._config.rounds if train else state.round,
+            train=train,
+            model=model.model,
+            download=model.encoding,
+            upload=self._config.transport.upload,
+        )
+
+    def _train_round(self, exchange: Exchange, roster: Roster, state: RunState, model: Published) -> Published:
         sites = self._wait_for_sites(roster, state)
-        upload = self._config.transport.upload
-        task = Task(state.run, state.digest, state.round + 1, self._config.rounds, True, upload)
-        finished = self._run_round(exchange, roster, state, weights, task, sites)
+        task = self._task(state, model, train=True)
+        finished = self._run_round(exchange, roster, state, model, task, sites)
         self._note_scores(finished, state)
-        values = weights.values
+        weights = self._folder.map_checkpoint(state.round, self._layout)
         if len(finished.accepted) >= self.quorum:
-            updates = finished.spool.updates
-            mean = finished.mean_update(lambda site: self._strategy.weight(updates[site].result))
-            # The old ones go at once: the caller would keep them in memory while the new ones are packed.
-            weights.values = values = self._strategy.next_weights(values, mean)
-            state.norms |= {site: updates[site].norm for site in finished.accepted}
+            parts = self._next_weights(weights, finished)
+            state.norms |= {site: finished.updates.updates[site].norm for site in finished.accepted}
             state.accepted_rounds += 1
             state.failed_rounds = 0
         else:
+            parts = self._parts(weights)
             state.failed_rounds += 1
             self._folder.event("round_failed", round=task.round, accepted=len(finished.accepted))
         early_stop = self._config.early_stop
         state.stopped_early = early_stop is not None and state.rounds_without_gain >= early_stop.patience
         state.round = task.round
-        following = self._outgoing(values)
-        self._folder.save_checkpoint(state.round, values, self._layout)
+        following = self._publish(state.round, self._folder.write_checkpoint(state.round, parts, self._layout))
         self._commit(state, finished)
-        finished.spool.close()
+        finished.updates.close()
         if state.failed_rounds >= self._config.strategy.max_failed_rounds:
             raise FederationError(
                 f"{counted(state.failed_rounds, 'round')} in a row had too few usable updates (strategy.min_sites, "
@@ -158,15 +187,20 @@ class RoundLoop:
             )
         return following
 
-    def _final_evaluation(self, exchange: Exchange, roster: Roster, state: RunState, weights: OutgoingWeights) -> None:
+    def _next_weights(self, weights: Vector, finished: Round) -> Iterator[Vector]:
+        for where, mean in finished.mean_update(self._strategy.weight):
+            yield self._strategy.next_weights(weights[where], mean)
+
+    def _final_evaluation(self, exchange: Exchange, roster: Roster, state: RunState, model: Published) -> None:
         sites = self._wait_for_sites(roster, state)
-        task = Task(state.run, state.digest, state.round + 1, state.round, False, self._config.transport.upload)
-        finished = self._run_round(exchange, roster, state, weights, task, sites)
+        task = self._task(state, model, train=False)
+        finished = self._run_round(exchange, roster, state, model, task, sites)
         state.final_mean_dice = self._note_scores(finished, state)
         state.finished = True
         # Before the run is marked as finished, after which nobody would look for what a crash has left.
-        finished.spool.remove()
+        finished.updates.remove()
         self._commit(state, finished)
+        self._folder.rewind(state)
         self._folder.event("finished", rounds=state.round, best_round=state.best_round)
 
     def _wait_for_sites(self, roster: Roster, state: RunState) -> dict[int, SiteInfo]:
@@ -184,16 +218,16 @@ class RoundLoop:
         exchange: Exchange,
         roster: Roster,
         state: RunState,
-        weights: OutgoingWeights,
+        model: Published,
         task: Task,
         sites: dict[int, SiteInfo],
     ) -> Round:
         number, observer = task.round, self._observer
         observer.round_started(number, "train" if task.train else "evaluate")
 
-        def seen(site: str, progress: Progress) -> None:
+        def seen(site: str, step: int, steps: int) -> None:
             if isinstance(observer, StepObserver):
-                observer.site_step(number, site, progress.step, progress.steps, None)
+                observer.site_step(number, site, step, steps, None)
 
         current = Round(
             self._config,
@@ -203,9 +237,10 @@ class RoundLoop:
             task,
             sites,
             self._layout.size,
+            self._link.transfer,
             lambda site, line: observer.site_done(number, site, line),
         )
-        current.run(exchange, roster, weights, seen)
+        current.run(exchange, roster, model, seen)
         for site in count_refusals(self._folder, state, current.refusals):
             observer.message(f"{site} was refused three times in a row and is not asked any more; release it to go on")
         return current
@@ -266,4 +301,4 @@ def make_server_app(loop: Callable[[], RoundLoop]) -> ServerApp:
     return app
 
 
-__all__ = ["FederationError", "Patience", "RoundLoop", "RoundObserver", "StepObserver", "make_server_app"]
+__all__ = ["FederationError", "Link", "Patience", "RoundLoop", "RoundObserver", "StepObserver", "make_server_app"]

@@ -13,17 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import FedvoxError
-from common.files import write_atomically
 
 RUN_VARIABLE = "FEDVOX_RUN"
 NODES_FILE = "nodes.json"
 DATABASE = "superlink.db"
-OBJECTS = "objects"
-SPOOL = "spool"
+UPDATES = "updates"
 APP_LOG = "logs/app.log"
-MOST_PARTS = 1024
-"""Of a message, where nobody has said how many there are: enough for eight gigabytes."""
-_PARTS_FILE = "most-parts"
 _APP_LOCK = "app.lock"
 _START_LOCK = "start.lock"
 _FORMER_APP_SECONDS = 30.0
@@ -97,19 +92,6 @@ def registered_names(run: Path) -> Mapping[int, str]:
     except FileNotFoundError:
         return {}
     return {int(node): str(name) for node, name in content.items()}
-
-
-def write_most_parts(run: Path, count: int) -> None:
-    """Tells SuperLink how many parts a message of this federation may have."""
-    write_atomically(run / _PARTS_FILE, str(count))
-
-
-def most_parts(run: Path | None) -> int:
-    """How many parts a message may have."""
-    try:
-        return MOST_PARTS if run is None else int((run / _PARTS_FILE).read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return MOST_PARTS
 
 
 def _works_on(pid: int, run: Path) -> bool:

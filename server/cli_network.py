@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from common.cli import add_linger
 from common.errors import ConfigError
 from common.network_config import format_endpoint, parse_endpoint, parse_listen
-from server.proxy import Listen
 from server.text import format_best, scores_are_noised
+
+if TYPE_CHECKING:
+    from server.network_setup import Listen
 
 PROVISION_EXAMPLE = """\
 example:
@@ -25,19 +27,19 @@ example:
   fedvox-server start --kit kits/server
   fedvox-server start --kit kits/server --run runs/first --listen 0.0.0.0:9443
 """
-PROXY_EXAMPLE = """\
+GATEWAY_EXAMPLE = """\
 example:
-  fedvox-server proxy --kit kits/server --listen 0.0.0.0:9443 --superlink 10.0.0.2:9091
+  fedvox-server gateway --kit kits/server --run runs/first --listen 0.0.0.0:9443
 """
 HEALTH_EXAMPLE = """\
 example:
   fedvox-server health --superlink 127.0.0.1:9095
-  fedvox-server health --proxy 127.0.0.1:9443 --kit kits/server
+  fedvox-server health --gateway 127.0.0.1:9443
 """
 
 
 def add_network_commands(commands: argparse._SubParsersAction[Any]) -> None:
-    """Adds ``provision``, ``revoke``, ``start``, ``proxy``, ``health`` and ``release``."""
+    """Adds ``provision``, ``revoke``, ``start``, ``gateway``, ``health`` and ``release``."""
     provision = commands.add_parser(
         "provision", help="make the kits of a federation's server and sites", epilog=PROVISION_EXAMPLE
     )
@@ -50,7 +52,7 @@ def add_network_commands(commands: argparse._SubParsersAction[Any]) -> None:
     provision.set_defaults(command=_provision)
 
     revoke = commands.add_parser(
-        "revoke", help="let a site in no more", epilog="example:\n  fedvox-server revoke north --kits kits\n"
+        "revoke", help="revoke a site's key", epilog="example:\n  fedvox-server revoke north --kits kits\n"
     )
     revoke.add_argument("site", metavar="SITE")
     revoke.add_argument("--kits", type=Path, required=True, metavar="KITS", help="folder of all kits")
@@ -62,34 +64,33 @@ def add_network_commands(commands: argparse._SubParsersAction[Any]) -> None:
     start.add_argument(
         "--listen", metavar="HOST:PORT", help="where sites reach it (default: the kit's port, all addresses)"
     )
-    start.add_argument("--no-proxy", action="store_true", help="leave the proxy out: it runs elsewhere")
-    start.add_argument(
-        "--superlink",
-        metavar="HOST:PORT",
-        help="with --no-proxy: where SuperLink listens, on a network that only the proxy reaches",
-    )
+    start.add_argument("--without-gateway", action="store_true", help="leave the gateway out: it runs by itself")
     start.add_argument("--health", metavar="HOST:PORT", help="where SuperLink tells its health by gRPC")
     add_linger(start)
     start.set_defaults(command=_start)
 
-    proxy = commands.add_parser(
-        "proxy", help="run the TLS proxy by itself, in front of start --no-proxy", epilog=PROXY_EXAMPLE
+    gateway = commands.add_parser(
+        "gateway",
+        help="run the one port that sites reach by itself, beside start --without-gateway",
+        epilog=GATEWAY_EXAMPLE,
     )
-    proxy.add_argument(
-        "--kit", type=Path, required=True, metavar="DIR", help="the server's kit; its sites/ is not read"
+    gateway.add_argument("--kit", type=Path, required=True, metavar="DIR", help="the server's kit")
+    gateway.add_argument("--run", type=Path, required=True, metavar="RUN_DIR", help="run folder, shared with start")
+    gateway.add_argument(
+        "--listen", metavar="HOST:PORT", help="where sites reach it (default: the kit's port, all addresses)"
     )
-    proxy.add_argument("--listen", required=True, metavar="HOST:PORT", help="where sites reach it")
-    proxy.add_argument("--superlink", required=True, metavar="HOST:PORT", help="where SuperLink listens")
-    add_linger(proxy)
-    proxy.set_defaults(command=_proxy)
+    gateway.add_argument(
+        "--tls-ended-by-proxy", action="store_true", help="speak plain HTTP with a proxy that checks certificates"
+    )
+    add_linger(gateway)
+    gateway.set_defaults(command=_gateway)
 
     health = commands.add_parser(
-        "health", help="say whether SuperLink or the proxy answers; for health checks", epilog=HEALTH_EXAMPLE
+        "health", help="say whether SuperLink or the gateway answers; for health checks", epilog=HEALTH_EXAMPLE
     )
     which = health.add_mutually_exclusive_group(required=True)
     which.add_argument("--superlink", metavar="HOST:PORT", help="what was given to start --health")
-    which.add_argument("--proxy", metavar="HOST:PORT", help="where the proxy listens; needs --kit")
-    health.add_argument("--kit", type=Path, metavar="DIR", help="the server's kit")
+    which.add_argument("--gateway", metavar="HOST:PORT", help="where the gateway listens")
     health.set_defaults(command=_health)
 
     release = commands.add_parser(
@@ -126,16 +127,13 @@ def _start(options: argparse.Namespace) -> int:
     from server.progress import make_progress
 
     run = options.run or options.kit / "run"
-    if bool(options.superlink) != options.no_proxy:
-        raise ConfigError("--no-proxy and --superlink HOST:PORT belong together: give both or neither")
-    if options.no_proxy and options.listen:
-        raise ConfigError(f"--listen {options.listen}: is for the proxy, which --no-proxy leaves out")
+    if options.without_gateway and options.listen:
+        raise ConfigError(f"--listen {options.listen}: is for the gateway, which --without-gateway leaves out")
     listen = _listen(options.listen) if options.listen else None
-    superlink = _superlink(options.superlink) if options.superlink else None
     health = format_endpoint(*parse_endpoint("--health", options.health, "127.0.0.1:9095")) if options.health else ""
     with make_progress() as display:
         try:
-            report = start(StartOptions(options.kit, run, listen, superlink, health), display)
+            report = start(StartOptions(options.kit, run, listen, not options.without_gateway, health), display)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"interrupted; what is finished is kept. To go on: fedvox-server start --kit {options.kit}"
@@ -157,37 +155,30 @@ def _release(options: argparse.Namespace) -> int:
     return 0
 
 
-def _proxy(options: argparse.Namespace) -> int:
-    from server.proxy_alone import run_proxy
+def _gateway(options: argparse.Namespace) -> int:
+    from common.network_config import read_kit
+    from server.gateway.serve import GatewayOptions, serve
+    from server.network_setup import default_listen
 
-    superlink = format_endpoint(*parse_endpoint("--superlink", options.superlink, "10.0.0.2:9091"))
-    run_proxy(options.kit, _listen(options.listen), superlink, lambda line: print(line, flush=True))
+    listen = _listen(options.listen) if options.listen else default_listen(read_kit(options.kit, "server"))
+    return serve(GatewayOptions(options.kit.absolute(), options.run.absolute(), listen, options.tls_ended_by_proxy))
 
 
 def _health(options: argparse.Namespace) -> int:
     if options.superlink:
         from common.health import is_serving
 
-        well = is_serving(format_endpoint(*parse_endpoint("--superlink", options.superlink, "127.0.0.1:9095")))
+        serves = is_serving(format_endpoint(*parse_endpoint("--superlink", options.superlink, "127.0.0.1:9095")))
     else:
-        from server.proxy_alone import shakes_hands
+        from common.supervise import answers
 
-        if options.kit is None:
-            raise ConfigError("--proxy needs --kit DIR, for the certificate that the proxy must show")
-        well = shakes_hands(options.kit, *parse_endpoint("--proxy", options.proxy, "127.0.0.1:9443"))
-    print("well" if well else f"no answer at {options.superlink or options.proxy}")
-    return 0 if well else 1
+        host, port = parse_endpoint("--gateway", options.gateway, "127.0.0.1:9443")
+        serves = answers(port, host)
+    print("serving" if serves else f"no answer at {options.superlink or options.gateway}")
+    return 0 if serves else 1
 
 
 def _listen(text: str) -> Listen:
+    from server.network_setup import Listen
+
     return Listen(*parse_listen("--listen", text, "0.0.0.0:9443"))
-
-
-def _superlink(text: str) -> Listen:
-    superlink = Listen(*parse_listen("--superlink", text, "0.0.0.0:9091"))
-    if superlink.host not in ("0.0.0.0", "127.0.0.1"):  # noqa: S104 -- compared, not bound
-        raise ConfigError(
-            f"--superlink {text}: SuperLink must listen on the loopback interface too, where its own helpers reach it: "
-            "write 0.0.0.0 or 127.0.0.1 as the host"
-        )
-    return superlink

@@ -1,7 +1,4 @@
-"""What the server's ``start`` asks of its SuperLink: register sites, submit the run, see how both are.
-
-Written for exactly one version of Flower (``common.flower``).
-"""
+"""What the server's ``start`` asks of its SuperLink: register sites, submit the run, see how both are."""
 
 from __future__ import annotations
 
@@ -13,26 +10,27 @@ from types import TracebackType
 from typing import Self
 
 import httpx
-from flwr.common.constant import Status
-from flwr.common.serde import fab_to_proto
-from flwr.proto.control_pb2 import (
-    ListNodesRequest,
-    ListRunsRequest,
-    RegisterNodeRequest,
-    StartRunRequest,
-    StopRunRequest,
-    UnregisterNodeRequest,
-)
-from flwr.supercore.constant import NodeStatus
-from flwr.supercore.control import ControlHttpClient
-from flwr.supercore.fab import Fab
-from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from common.config import FederationConfig
 from common.errors import FedvoxError
+from server.flower import (
+    ControlHttpClient,
+    Fab,
+    ListNodesRequest,
+    ListRunsRequest,
+    NodeStatus,
+    RegisterNodeRequest,
+    RuntimeVersionHttpInterceptor,
+    StartRunRequest,
+    Status,
+    StopRunRequest,
+    UnregisterNodeRequest,
+    build_fab_from_files,
+    fab_to_proto,
+)
 
 SERVER_APP = "server.flower_app:app"
-CLIENT_APP = "client.runner:not_run_from_a_bundle"
+CLIENT_APP = "client.app:not_run_from_a_bundle"
 
 
 class ControlError(FedvoxError):
@@ -43,7 +41,7 @@ class ControlError(FedvoxError):
 class Node:
     """A registered site, as SuperLink knows it.
 
-    key: public, as PEM. online: whether its SuperNode has shown itself lately.
+    key: public, as PEM. online: whether its courier has shown itself lately.
     """
 
     node_id: int
@@ -59,14 +57,13 @@ class SuperLinkControl:
 
     Args:
         port: SuperLink's, on the loopback interface.
-        authority: the certificate that its own must be signed by, as PEM.
     """
 
-    def __init__(self, port: int, authority: bytes) -> None:
+    def __init__(self, port: int) -> None:
         self._client = ControlHttpClient.from_server_address(
             server_address=f"127.0.0.1:{port}",
-            insecure=False,
-            root_certificates=authority,
+            insecure=True,  # on the loopback interface
+            root_certificates=None,
             interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
         )
 
@@ -95,7 +92,7 @@ class SuperLinkControl:
         ]
 
     def register(self, name: str, key: bytes) -> int:
-        """Lets a key in, under a site's name; the node's number."""
+        """Admits a key, under a site's name; the node's number."""
         try:
             return int(self._client.RegisterNode(RegisterNodeRequest(public_key=key, name=name)).node_id)
         except httpx.HTTPError as error:
@@ -104,7 +101,7 @@ class SuperLinkControl:
             ) from None
 
     def unregister(self, node_id: int) -> None:
-        """Lets a node in no more."""
+        """Revokes a node's key."""
         try:
             self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
         except httpx.HTTPError as error:
@@ -160,8 +157,6 @@ def build_bundle(config: FederationConfig) -> bytes:
     Flower wants a bundle with every run and hands it to the sites. Ours says which federation it is, and where the
     server's installation has the app; what a site runs is what the site has installed.
     """
-    from flwr.cli.build import build_fab_from_files
-
     values = {"federation": config.name, "digest": config.digest()}
     project = f"""\
 [project]

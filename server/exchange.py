@@ -1,29 +1,30 @@
-"""Questions to sites and their answers: one reply in memory at a time, and no site can hold up the others.
+"""Messages to sites and their answers: one answer in memory at a time, and no site can hold up the others.
 
-What Flower's messages allow decides the form. A site can only speak in reply to a message, and its SuperNode handles
-one message at a time, so a site at work cannot be asked how far it is. A site that needs longer than its heartbeat
-interval therefore answers with ``Progress`` while its training goes on, and is asked on with a wait message; every
-new step moves its deadline. So each message, task or wait, has an answer soon. Where none comes, the message or its
-answer was lost, or the site hangs altogether, and it is waited for a shorter while only. That the node is online proves
-nothing: a SuperNode stays online beside a site that hangs.
+Weights travel beside the messages (``server.weight_transfer``), so a message is a kilobyte. In a real federation three
+rules keep a round going, whatever is killed:
+
+* A reply is asked of Flower only when the gateway has seen all of it: Flower blocks on one that is half there.
+* A site says every few seconds which tasks it holds. One that does not hold its task gets it again; a task has the same
+  name then, and a site works on it once.
+* Every new training step moves the deadline of its site.
 """
 
 from __future__ import annotations
 
-import gc
-import math
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Protocol
 
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from common.errors import FedvoxError, ProtocolError
-from common.protocol import WAIT, Progress, is_progress, pack_wait, unpack_progress
+from common.errors import FedvoxError
+from common.messages import Heartbeat
+from common.protocol import to_record
 
 PULL_INTERVAL_SECONDS = 0.1
 MOST_DEADLINES = 24
@@ -43,41 +44,91 @@ class NoReply(Enum):
 
 @dataclass(frozen=True)
 class Patience:
-    """How long the server of a real federation waits.
+    """How long the server of a real federation waits, in seconds.
 
     deadline_seconds: for a reply, or for a site's next step; however slowly it goes on, a site gets no more than
         ``MOST_DEADLINES`` of them in one round.
-    silence_seconds: for any answer to one message, be it a sign of life, unless its upload has begun; while the node is
-        offline it does not run.
+    silence_seconds: for a site that gives signs of life but does not take its task.
+    offline_seconds: for a site that gives no sign of life at all.
+    resend_seconds: until a task that a site does not hold is sent again.
     gathering_seconds: for the sites that are not there yet when the federation (re)starts and has its quorum.
-    offline_seconds: for a node that went offline while its site was at work; its reply still counts when it is back.
-    stall_seconds: for a reply whose upload has begun, before the others are looked after meanwhile.
+    stall_seconds: for Flower to hand out a reply, before the others are looked after meanwhile.
     look_seconds: between looks at who is online.
     retry_seconds: before a node that could not take part is asked again; doubles up to a minute.
     """
 
     deadline_seconds: float = 3600.0
     silence_seconds: float = 600.0
-    gathering_seconds: float = 60.0
     offline_seconds: float = 120.0
+    resend_seconds: float = 5.0
+    gathering_seconds: float = 60.0
     stall_seconds: float = 20.0
     look_seconds: float = 1.0
     retry_seconds: float = 5.0
 
 
-Take = Callable[[int, Message | NoReply], None]
-Seen = Callable[[int, Progress], None]
+class Signals(Protocol):
+    """What the gateway sees of sites, and how it hears of messages."""
+
+    def ring(self, node: int) -> None:
+        """Says that there is a message for a node."""
+
+    def has_reply(self, message: str) -> bool:
+        """Whether the whole reply to a message can be had from Flower."""
+
+    def forget(self, message: str) -> None:
+        """Says that nobody waits for the reply to a message any more."""
+
+    def heartbeat(self, node: int) -> tuple[float, Heartbeat] | None:
+        """When the site of a node last gave a sign of life (seconds since the epoch), and what it said."""
+
+
+class MessageMaker(Protocol):
+    """Makes Flower's messages; ``flwr.app.Message`` where Flower has started this process."""
+
+    def __call__(
+        self,
+        content: RecordDict,
+        dst_node_id: int,
+        message_type: str,
+        *,
+        ttl: float | None = None,
+        group_id: str | None = None,
+    ) -> Message:
+        """One message."""
+
+
+ReplyHandler = Callable[[int, Message | NoReply], None]
+ProgressHandler = Callable[[int, int, int], None]
+"""Gets node, step and steps."""
 
 
 @dataclass
-class _Asked:
+class Ask:
+    """One node and what it is asked.
+
+    text: the message. kind, group: Flower's. task: its name; empty if the node need not hold it (a hello).
+    """
+
     node: int
-    round: str
+    text: str
+    kind: str
+    group: str
+    task: str = ""
+
+
+@dataclass
+class _Waiting:
+    """Times are of ``time.monotonic``, but ``sent_at`` is of ``time.time``, as heartbeats are."""
+
+    ask: Ask
+    identities: list[str]
     began: float
     sign: float
     sent: float
+    sent_at: float
     step: int = -1
-    offline_since: float | None = None
+    held: bool = False
 
 
 class Exchange:
@@ -85,71 +136,70 @@ class Exchange:
 
     Args:
         grid: Flower's.
-        patience: of a real federation. None is for simulations: there every site answers, in its own time, in the
-            calling thread, and an error of the grid is an error of the run.
+        make_message: makes its messages.
+        patience, signals: of a real federation. None is for simulations: there every site answers, in its own time, in
+            the calling thread, and an error of the grid is an error of the run.
     """
 
-    def __init__(self, grid: Grid, patience: Patience | None) -> None:
+    def __init__(
+        self, grid: Grid, make_message: MessageMaker, patience: Patience | None, signals: Signals | None
+    ) -> None:
         self._grid = grid
+        self._make_message = make_message
         self._patience = patience
+        self._signals = signals
         self._puller: _Puller | None = None
         self._stalled: dict[str, _Puller] = {}
-        self._late: set[str] = set()
-        self._online: set[int] = set()
-        self._online_at = -math.inf
-        if patience is not None:
-            # What is loaded by now stays anyway. Collecting after every reply (``_free``) then need not look at it.
-            gc.freeze()
 
-    def send(
-        self, contents: Mapping[int, RecordDict], message_type: str, group: str, seconds: float | None = None
-    ) -> dict[str, int]:
-        """Sends every node its content; returns message identity -> node.
+    def send(self, asks: Iterable[Ask], seconds: float | None = None) -> dict[str, Ask]:
+        """Sends every node its message; returns message identity -> what was asked.
 
         Args:
-            contents: node -> what to send.
-            message_type, group: Flower's.
+            asks: whom to ask what.
             seconds: after which a message that was not fetched is void; by default somewhat more than the deadline.
         """
-        ttl = seconds if seconds or self._patience is None else self._patience.deadline_seconds + 60
-        messages = [Message(content, node, message_type, group_id=group, ttl=ttl) for node, content in contents.items()]
-        if not messages:
+        asks = list(asks)
+        if not asks:
             return {}
+        ttl = seconds if seconds or self._patience is None else MOST_DEADLINES * self._patience.deadline_seconds + 60
+        messages = [
+            self._make_message(to_record(ask.text), ask.node, ask.kind, group_id=ask.group, ttl=ttl) for ask in asks
+        ]
         identities = list(self._grid.push_messages(messages))
         if len(identities) != len(messages):
             raise FederationError("a message to a site could not be stored; look at the SuperLink's log")
+        if self._signals is not None:
+            for ask in asks:
+                self._signals.ring(ask.node)
         # A node that left meanwhile gets no message, and Flower an empty identity; its deadline tells.
-        return {identity or f"unsent-{node}": node for identity, node in zip(identities, contents, strict=True)}
+        return {identity or f"unsent-{ask.node}": ask for identity, ask in zip(identities, asks, strict=True)}
 
     def gather(
         self,
-        sent: Mapping[str, int],
-        group: str,
-        take: Take,
-        seen: Seen | None = None,
+        sent: Mapping[str, Ask],
+        take: ReplyHandler,
+        seen: ProgressHandler | None = None,
         idle: Callable[[], None] | None = None,
     ) -> None:
         """Waits for the replies to ``sent`` and hands them to ``take``, one at a time.
 
-        A reply is handed over and forgotten before the next one is pulled, so that two are never in memory.
-
         Args:
             sent: what ``send`` returned.
-            group: what ``send`` got, for further messages.
             take: gets node and reply, or why there is none; each node once.
-            seen: gets every sign of life.
+            seen: hears of every new step.
             idle: called between looks; must return soon.
         """
-        began = time.monotonic()
-        waiting = {identity: _Asked(node, group, began, began, began) for identity, node in sent.items()}
-        self._free()
-        self._sweep()
+        began, now = time.monotonic(), time.time()
+        waiting = [_Waiting(ask, [identity], began, began, began, now) for identity, ask in sent.items()]
         while waiting:
             quiet = True
-            for identity in list(waiting):
-                if self._look(identity, waiting, take, seen):
+            for each in list(waiting):
+                reply = self._look(each, seen)
+                if reply is not None:
+                    waiting.remove(each)
+                    self.forget(each.identities)
+                    take(each.ask.node, reply)
                     quiet = False
-                    self._free()
             if idle is not None:
                 idle()
             if quiet and waiting:
@@ -159,83 +209,75 @@ class Exchange:
         """The reply to one message if it is there; never waits for long."""
         if identity.startswith("unsent-"):
             return NoReply.MISSING
-        if self._patience is None:
+        if self._patience is None or self._signals is None:
             replies = list(self._grid.pull_messages([identity]))
             return replies[0] if replies else None
+        if identity not in self._stalled and not self._signals.has_reply(identity):
+            return None
         return self._pull_in_thread(identity, self._patience.stall_seconds)
 
-    def abandon(self, identities: Iterable[str]) -> None:
-        """Stops waiting for replies; when they come they are pulled away, so that SuperLink does not keep them."""
-        self._late.update(identities)
+    def forget(self, identities: Iterable[str]) -> None:
+        """Stops waiting for replies to these messages."""
+        for identity in identities:
+            if self._signals is not None and not identity.startswith("unsent-"):
+                self._signals.forget(identity)
 
-    def _look(self, identity: str, waiting: dict[str, _Asked], take: Take, seen: Seen | None) -> bool:
-        """Looks for one reply; whether there was one to take."""
-        asked = waiting[identity]
-        reply = None if self._may_come_back(asked) else self.poll(identity)
-        overdue = self._is_overdue(asked)
-        if reply is None:
-            if not overdue and not self._is_silent(asked, identity):
-                return False
-            self.abandon([identity])
-            reply = NoReply.MISSING if overdue else NoReply.SILENT
-        del waiting[identity]
-        progress = _progress_in(reply, asked.round)
-        if progress is None:
-            take(asked.node, reply)
-            return True
-        if progress.step > asked.step:
-            asked.step, asked.sign = progress.step, time.monotonic()
-            if seen is not None:
-                seen(asked.node, progress)
-        elif overdue:
-            take(asked.node, NoReply.MISSING)
-            return True
-        content = pack_wait(progress.run, progress.round)
-        [following] = self.send({asked.node: content}, f"{MessageType.QUERY}.{WAIT}", asked.round)
-        waiting[following], asked.sent = asked, time.monotonic()
-        return False
-
-    def _may_come_back(self, asked: _Asked) -> bool:
-        """Whether the node is offline, but not for long: asking Flower for its reply now would give the reply up."""
-        if self._patience is None:
-            return False
+    def _look(self, waiting: _Waiting, seen: ProgressHandler | None) -> Message | NoReply | None:
+        """The reply of one node, or why there will be none; None while it is waited for."""
+        for identity in waiting.identities:
+            reply = self.poll(identity)
+            if reply is not None and not (reply is NoReply.MISSING and self._patience is not None):
+                return reply
+        if self._patience is None or self._signals is None:
+            return NoReply.MISSING if waiting.identities[0].startswith("unsent-") else None
+        beat = self._signals.heartbeat(waiting.ask.node)
+        self._note_progress(waiting, beat, seen)
         now = time.monotonic()
-        if now - self._online_at > self._patience.look_seconds:
-            self._online, self._online_at = set(self._grid.get_node_ids()), now
-        if asked.node in self._online:
-            if asked.offline_since is not None:
-                asked.offline_since, asked.sent = None, now
-            return False
-        asked.offline_since = asked.offline_since or now
-        return now - asked.offline_since < self._patience.offline_seconds
+        deadline = self._patience.deadline_seconds
+        if now - waiting.sign > deadline or now - waiting.began > MOST_DEADLINES * deadline:
+            return NoReply.MISSING
+        silence = now - waiting.began if beat is None else min(time.time() - beat[0], now - waiting.began)
+        if silence > self._patience.offline_seconds:
+            return NoReply.SILENT
+        if waiting.ask.task and not waiting.held:
+            if now - waiting.sign > self._patience.silence_seconds:
+                return NoReply.SILENT
+            self._send_again(waiting, beat)
+        return None
 
-    def _is_overdue(self, asked: _Asked) -> bool:
-        if self._patience is None:
-            return False
-        now, deadline = time.monotonic(), self._patience.deadline_seconds
-        return now - asked.sign > deadline or now - asked.began > MOST_DEADLINES * deadline
+    def _note_progress(
+        self, waiting: _Waiting, beat: tuple[float, Heartbeat] | None, seen: ProgressHandler | None
+    ) -> None:
+        if beat is None or beat[0] < waiting.sent_at:
+            return
+        said = beat[1]
+        holds = waiting.ask.task in said.tasks
+        if holds and not waiting.held:
+            waiting.sign = time.monotonic()
+        waiting.held = holds
+        if said.task == waiting.ask.task and said.task and said.step > waiting.step:
+            waiting.step, waiting.sign = said.step, time.monotonic()
+            if seen is not None and said.step:
+                seen(waiting.ask.node, said.step, said.steps)
 
-    def _is_silent(self, asked: _Asked, identity: str) -> bool:
-        if self._patience is None or asked.offline_since is not None or identity in self._stalled:
-            return False
-        return time.monotonic() - asked.sent > self._patience.silence_seconds
+    def _send_again(self, waiting: _Waiting, beat: tuple[float, Heartbeat] | None) -> None:
+        """Sends a task again that the site has said not to hold, though it had the time to receive it."""
+        assert self._patience is not None  # noqa: S101 -- the caller has seen it
+        patience = self._patience.resend_seconds
+        if beat is None or time.monotonic() - waiting.sent < patience or beat[0] - waiting.sent_at < patience / 2:
+            return
+        [identity] = self.send([waiting.ask])
+        waiting.identities.append(identity)
+        waiting.sent, waiting.sent_at = time.monotonic(), time.time()
 
     def _interval(self, elapsed: float) -> float:
-        """Pause between looks: a fiftieth of the time that it took so far, but 0.05 s at least and a second at most."""
+        """Pause between looks: a fiftieth of the time that it took so far, but 0.01 s at least and a second at most."""
         if self._patience is None:
             return PULL_INTERVAL_SECONDS
-        return min(max(elapsed / 50, 0.05), 1.0)
-
-    def _free(self) -> None:
-        """Flower's records refer to themselves: what was sent or taken would stay until the collector comes by."""
-        if self._patience is not None:
-            gc.collect()
-
-    def _sweep(self) -> None:
-        self._late = {identity for identity in self._late if self.poll(identity) is None}
+        return min(max(elapsed / 50, 0.01), 1.0)
 
     def _pull_in_thread(self, identity: str, seconds: float) -> Message | NoReply | None:
-        """Pulls in another thread, because Flower waits for the whole upload once it has begun."""
+        """Pulls in another thread, because Flower waits for parts of a reply without a limit of ours."""
         puller = self._stalled.get(identity)
         if puller is None:
             puller = self._puller = self._puller or _Puller(self._grid)
@@ -256,17 +298,6 @@ class Exchange:
             list(self._grid.get_node_ids())
             return NoReply.UNREADABLE
         return result[0] if result else None
-
-
-def _progress_in(reply: Message | NoReply, group: str) -> Progress | None:
-    """A believable sign of life; anything else is for the round to judge."""
-    if isinstance(reply, NoReply) or not reply.has_content() or not is_progress(reply.content):
-        return None
-    try:
-        progress = unpack_progress(reply.content)
-    except ProtocolError:
-        return None
-    return progress if str(progress.round) == group and progress.step <= progress.steps else None
 
 
 class _Puller(threading.Thread):

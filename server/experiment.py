@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from flwr.serverapp import ServerApp
 
 from common.config import FederationConfig, as_json
 from common.devices import choose_device
@@ -16,7 +17,7 @@ from common.errors import ConfigError, FedvoxError
 from common.imaging.cache import CachedCase
 from common.plan import Plan
 from server import release
-from server.app import RoundLoop, make_server_app
+from server.app import Link, RoundLoop, make_server_app
 from server.initial_weights import first_weights, weight_layout
 from server.partition import read_partition
 from server.plan_privacy import privacy_summary, verdict_text
@@ -176,13 +177,15 @@ class _Experiment:
             folder.event("resumed", round=state.round)
             self._display.message(f"going on after round {state.round} of {self._config.rounds}")
 
-        def loop() -> RoundLoop:
-            return RoundLoop(sites.config, layout, set(self._plan.labels), len(sites.names), folder, self._display)
+        labels, count = set(self._plan.labels), len(sites.names)
+
+        def app(link: Link) -> ServerApp:
+            return make_server_app(lambda: RoundLoop(sites.config, layout, labels, count, folder, self._display, link))
 
         if engine == "ray":
-            run_on_ray(make_server_app(loop), sites)
+            run_on_ray(app, sites, folder.path / "weights")
         else:
-            run_inline(make_server_app(loop), sites)
+            run_inline(app, sites)
 
     def _release(self) -> None:
         """Writes the best checkpoint as the bundle, and everything that the report shows of its validation cases."""

@@ -16,23 +16,20 @@ from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from flwr.superlink.grid import http_grid
 
 from common.audit import AuditLog
 from common.config import FederationConfig, load_federation
 from common.errors import FedvoxError
 from common.plan import Plan
-from common.pulls import limits_of, replace_pulls
-from common.transport import pieces_of
 from server import release
-from server.app import FederationError, Patience, RoundLoop
-from server.app_lock import APP_LOG, DATABASE, RUN_VARIABLE, only_app, registered_names, write_most_parts
-from server.direct_client import connect_directly
+from server.app import FederationError, Link, Patience, RoundLoop
+from server.app_lock import APP_LOG, RUN_VARIABLE, only_app, registered_names
+from server.gateway.folder import GatewayFolder
 from server.initial_weights import first_weights, weight_layout
-from server.link_state import change_state, open_state
 from server.progress_lines import ProgressWriter
 from server.run_summary import write_summary
 from server.state import RunFolder, RunState, now
+from server.weight_transfer import GatewaySignals, GatewayTransfer
 
 app = ServerApp()
 
@@ -96,13 +93,6 @@ class AuditedProgress(ProgressWriter):
 
 def _run_rounds(grid: Grid, folder: RunFolder, config: FederationConfig, plan: Plan, observer: ProgressWriter) -> None:
     layout = weight_layout(plan)
-    # A site that sends heaps of parts instead of an update must not fill this machine's memory.
-    if isinstance(grid, http_grid.HttpGrid):
-        change_state()
-        connect_directly(grid, open_state(folder.path / DATABASE))
-    limits = limits_of(len(pieces_of(layout.size, config.transport.upload)))
-    write_most_parts(folder.path, limits.objects)
-    replace_pulls(http_grid, limits)
     state = folder.load_state()
     if state is None:
         weights, _ = first_weights(config, plan)
@@ -122,7 +112,15 @@ def _run_rounds(grid: Grid, folder: RunFolder, config: FederationConfig, plan: P
     def name_of(node: int) -> str | None:
         return registered_names(folder.path).get(node)
 
-    RoundLoop(config, layout, set(plan.labels), len(sites), folder, observer, name_of, patience).run(grid)
+    gateway = GatewayFolder(folder.path.resolve())
+    gateway.make()
+    link = Link(
+        GatewayTransfer(gateway, config.transport.download),
+        names=name_of,
+        patience=patience,
+        signals=GatewaySignals(gateway),
+    )
+    RoundLoop(config, layout, set(plan.labels), len(sites), folder, observer, link).run(grid)
 
 
 def contributors(rounds: Iterable[Mapping[str, Any]], last: int) -> list[str]:

@@ -8,14 +8,16 @@ sites: the same seed gives the same result.
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterable, Mapping
 
-from flwr.app import Context, Message, RecordDict, UserConfig
+from flwr.app import Context, Message, Metadata, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
-from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
+
+from server.flower import SUPERLINK_NODE_ID, Run
+
+TTL_SECONDS = 7 * 24 * 3600.0
 
 
 class InlineGrid(Grid):
@@ -28,7 +30,6 @@ class InlineGrid(Grid):
 
     def __init__(self, client_app: ClientApp, nodes: Mapping[int, UserConfig]) -> None:
         run_id = secrets.randbits(62)
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, SUPERLINK_NODE_ID, 1
         self._run = Run.create_empty(run_id)
         self._client_app = client_app
         self._contexts = {
@@ -56,7 +57,31 @@ class InlineGrid(Grid):
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
         """Flower's older way to make a message."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+        return self.message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def message(
+        self,
+        content: RecordDict,
+        dst_node_id: int,
+        message_type: str,
+        *,
+        ttl: float | None = None,
+        group_id: str | None = None,
+    ) -> Message:
+        """A message of this grid's run; Flower's own constructor works only in a process that Flower has started."""
+        metadata = Metadata(
+            run_id=self._run.run_id,
+            message_id=secrets.token_hex(32),
+            src_node_id=SUPERLINK_NODE_ID,
+            dst_node_id=dst_node_id,
+            reply_to_message_id="",
+            group_id=group_id or "",
+            created_at=time.time(),
+            ttl=ttl or TTL_SECONDS,
+            message_type=message_type,
+        )
+        # Flower's own constructor by metadata, which it leaves out of its type hints.
+        return Message(metadata=metadata, content=content)  # type: ignore[call-overload,no-any-return]
 
     def get_node_ids(self) -> Iterable[int]:
         """All nodes, in a fixed order."""
@@ -68,11 +93,8 @@ class InlineGrid(Grid):
         for message in messages:
             if message.metadata.dst_node_id not in self._contexts:
                 raise ValueError(f"there is no node {message.metadata.dst_node_id}")
-            identity = secrets.token_hex(16)
-            # Flower's own grids set it in this way too: the constructor takes no identity.
-            message.metadata.__dict__["_message_id"] = identity
-            self._waiting[identity] = message
-            identities.append(identity)
+            self._waiting[message.metadata.message_id] = message
+            identities.append(message.metadata.message_id)
         return identities
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:

@@ -1,16 +1,15 @@
 """A federation's server over a network: brings its processes up, keeps them up, and sees the federation to its end.
 
 Four processes besides this one: Flower's SuperLink on the loopback interface, Flower's superexec, which starts the
-server app (``server.flower_app``), and nginx in front (``server.proxy``). All of them may be killed at any time; the
-run folder holds what is needed to go on. Where the proxy runs elsewhere (``server.proxy_alone``), SuperLink listens for
-it on a network that nobody else must reach.
+server app (``server.flower_app``), and the gateway in front (``server.gateway``). All of them may be killed at any
+time; the run folder holds what is needed to go on. The gateway may run by itself, in a container of its own: it then
+shares the run folder and the loopback interface.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,26 +23,26 @@ from common.supervise import Child, Supervisor, free_port
 from server.app_lock import kill_app, only_start
 from server.control import ControlError, SuperLinkControl, build_bundle
 from server.flower_run import FlowerRun, outcome_of
+from server.gateway.folder import GatewayFolder
 from server.network_setup import (
+    Listen,
     check_certificate,
     check_port,
     default_listen,
     flower_processes,
     forget_messages,
+    gateway_process,
     make_run_folder,
-    proxy_process,
     read_federation,
     take_over_run,
 )
 from server.network_status import NetworkStatus, write_network_status
 from server.progress import ProgressDisplay
 from server.progress_lines import ProgressReader
-from server.proxy import Listen, end_leftovers, find_nginx
 from server.registration import Registration
 from server.report import write_report
 from server.run_summary import write_summary
 from server.state import RunFolder
-from server.unix_socket import socket_path
 
 LOOK_SECONDS = 1.0
 SYNC_SECONDS = 3.0
@@ -54,16 +53,16 @@ STATUS_SECONDS = 2.0
 class StartOptions:
     """What the command line decides.
 
-    kit: the server's kit. run: the run folder. listen: where sites reach the proxy; None is the kit's port on all of
+    kit: the server's kit. run: the run folder. listen: where sites reach the gateway; None is the kit's port on all of
     the machine's addresses, or the kit's address alone where that is a loopback address.
-    superlink: where SuperLink listens for a proxy that runs elsewhere; None starts a proxy here.
+    gateway: whether to start one; False where it runs by itself.
     health: where SuperLink tells its health by gRPC (host:port); empty is nowhere.
     """
 
     kit: Path
     run: Path
     listen: Listen | None = None
-    superlink: Listen | None = None
+    gateway: bool = True
     health: str = ""
 
 
@@ -80,7 +79,6 @@ def start(options: StartOptions, display: ProgressDisplay) -> Path:
     check_flower_version()
     kit = read_kit(options.kit, "server")
     config = read_federation(options.kit, kit)
-    nginx = find_nginx() if options.superlink is None else None
     check_certificate(options.kit / "server.crt", display.message)
     listen = options.listen or default_listen(kit)
     make_run_folder(options.run)
@@ -90,16 +88,16 @@ def start(options: StartOptions, display: ProgressDisplay) -> Path:
             display.message(f"{options.run} is finished; nothing is left to do")
             return write_report(options.run)
         (options.run / "summary.json").unlink(missing_ok=True)
-        end_leftovers(options.run / "proxy")
-        check_port(options.superlink or listen)
-        superlink = options.superlink or Listen("127.0.0.1", free_port())
-        run, kit_folder = folder.path.resolve(), options.kit.resolve()
-        with ExitStack() as stack:
-            beside = stack.enter_context(socket_path()) if nginx is not None else None
-            children = flower_processes(run, kit_folder, superlink, options.health, beside)
-            if nginx is not None and beside is not None:
-                children.append(proxy_process(run, kit_folder, nginx, listen, beside))
-            return _Server(kit, config, folder, kit_folder, superlink.port, children, display).run()
+        if options.gateway:
+            check_port(listen)
+        run, port = folder.path.resolve(), free_port()
+        gateway = GatewayFolder(run)
+        gateway.make()
+        gateway.set_superlink(port)
+        children = flower_processes(run, port, options.health)
+        if options.gateway:
+            children.append(gateway_process(run, options.kit.resolve(), listen))
+        return _Server(kit, config, folder, options.kit.resolve(), port, children, display).run()
 
 
 class _Server:
@@ -120,7 +118,6 @@ class _Server:
         self._config = config
         self._folder = folder
         self._display = display
-        self._authority = (kit_folder / "ca.crt").read_bytes()
         self._port = port
         self._audit = AuditLog(run / "audit.jsonl")
         self._registration = Registration(kit_folder, run, self._audit, display.message)
@@ -169,7 +166,7 @@ class _Server:
 
     def _look(self) -> None:
         try:
-            self._control = self._control or SuperLinkControl(self._port, self._authority)
+            self._control = self._control or SuperLinkControl(self._port)
             if time.monotonic() - self._synced >= SYNC_SECONDS:
                 self._registration.sync(self._control)
                 self._synced = time.monotonic()

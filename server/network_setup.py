@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import signal
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -18,16 +18,27 @@ import server
 from common.config import FederationConfig, load_federation
 from common.errors import ConfigError, FedvoxError, OutputError
 from common.flower import flower_environment
-from common.network_config import Kit
-from common.supervise import Child, answers, put_aside_if_large
-from server import unix_socket
-from server.app_lock import DATABASE, OBJECTS, RUN_VARIABLE, SPOOL
+from common.network_config import Kit, format_endpoint
+from common.supervise import Child, answers
+from server.app_lock import DATABASE, RUN_VARIABLE, UPDATES
 from server.authority import write_private
-from server.proxy import REFUSED_LOG, Listen, write_proxy_configuration
+from server.gateway.folder import GatewayFolder
 from server.state import RunFolder
 
+LOOPBACK = "127.0.0.1"
 WARN_BEFORE = timedelta(days=14)
 _SKELETON = frozenset({"checkpoints", "logs", "plan.json", "start.lock"})
+
+
+@dataclass(frozen=True)
+class Listen:
+    """Where a program listens."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return format_endpoint(self.host, self.port)
 
 
 def read_federation(kit_folder: Path, kit: Kit) -> FederationConfig:
@@ -65,7 +76,7 @@ def check_certificate(file: Path, say: Callable[[str], None]) -> None:
 
 
 def default_listen(kit: Kit) -> Listen:
-    """Where the proxy listens unless told otherwise."""
+    """Where the gateway listens unless told otherwise."""
     if kit.address in ("localhost", "127.0.0.1"):
         return Listen("127.0.0.1", kit.port)
     if kit.address == "::1":
@@ -109,15 +120,15 @@ def take_over_run(run: Path, kit_folder: Path, config: FederationConfig) -> RunF
 
 
 def forget_messages(run: Path) -> None:
-    """Removes sites' updates, and all else that SuperLink kept, of a run that is over; a model hangs on none of it."""
-    for folder in (OBJECTS, SPOOL):
-        shutil.rmtree(run / folder, ignore_errors=True)
+    """Removes sites' updates, and all that SuperLink kept, of a run that is over; no model depends on it."""
+    GatewayFolder(run).remove()
+    shutil.rmtree(run / UPDATES, ignore_errors=True)
     for file in run.glob(f"{DATABASE}*"):
         file.unlink(missing_ok=True)
 
 
 def check_port(listen: Listen) -> None:
-    """Sees that the proxy will be able to listen.
+    """Sees that the gateway will be able to listen.
 
     Raises:
         FedvoxError: somebody else does, the address is not this machine's, or we may not.
@@ -133,74 +144,64 @@ def check_port(listen: Listen) -> None:
             ) from None
 
 
-def flower_processes(
-    run: Path, kit: Path, superlink: Listen, health: str = "", beside: Path | None = None
-) -> list[Child]:
+def flower_processes(run: Path, port: int, health: str = "") -> list[Child]:
     """SuperLink and superexec, in the order of starting.
 
+    Only this machine reaches SuperLink, so it needs no TLS; it checks the signature of every site's call all the same.
+
     Args:
-        run: the run folder, for state and logs; absolute, as is ``kit``.
-        kit: the server's kit.
-        superlink: where SuperLink listens; the loopback interface must be among it.
+        run: the run folder, for state and logs; absolute.
+        port: where SuperLink listens, on the loopback interface.
         health: where it tells its health by gRPC (host:port); empty is nowhere.
-        beside: a socket that it listens on too.
     """
-    port = superlink.port
     secret = run / "secret"
     write_private(secret, secrets.token_hex(32).encode())
-    environment = flower_environment(run / "flwr-home")
-    programs = str(Path(sys.executable).parent)
-    environment["PATH"] = os.pathsep.join([programs, environment.get("PATH", "")])
-    # The server app is found where this program's own modules are, installed or not.
-    here = str(Path(server.__file__).resolve().parents[1])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [here, environment.get("PYTHONPATH")]))
-    environment[RUN_VARIABLE] = str(run)
-    if beside is not None:
-        environment[unix_socket.VARIABLE] = str(beside)
+    environment = _environment(run)
     environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "1.0"
-    superlink_command = [
-        *(sys.executable, "-m", "server.superlink"),
-        *("--host", superlink.host, "--port", str(port)),
+    superlink = [
+        *("flower-superlink", "--insecure", "--host", LOOPBACK, "--port", str(port)),
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
-        *("--enable-supernode-auth", "--database", str(run / DATABASE)),
-        *("--ssl-ca-certfile", str(kit / "ca.crt")),
-        *("--ssl-certfile", str(kit / "server.crt"), "--ssl-keyfile", str(kit / "server.key")),
-        "--disable-runtime-dependency-installation",
+        *("--database", str(run / DATABASE), "--disable-runtime-dependency-installation"),
         *(("--health-server-address", health) if health else ()),
     ]
     superexec = [
-        "flower-superexec",
-        *("--runtime-api-address", f"127.0.0.1:{port}", "--root-certificates", str(kit / "ca.crt")),
+        *("flower-superexec", "--insecure", "--runtime-api-address", f"{LOOPBACK}:{port}"),
         *("--superexec-auth-secret-file", str(secret)),
     ]
     logs = run / "logs"
     return [
-        Child("superlink", superlink_command, environment, logs / "superlink.log", lambda: answers(port)),
+        Child("superlink", _found(superlink), environment, logs / "superlink.log", lambda: answers(port)),
         Child("superexec", _found(superexec), environment, logs / "superexec.log", after=("superlink",)),
     ]
 
 
-def proxy_process(run: Path, kit: Path, nginx: str, listen: Listen, superlink: Path) -> Child:
-    """The proxy, as a child to keep alive; it waits for a child ``superlink``.
+def gateway_process(run: Path, kit: Path, listen: Listen) -> Child:
+    """The gateway, as a child to keep alive.
 
     Args:
-        run: the run folder, for configuration and logs; absolute, as is ``kit``.
+        run: the run folder; absolute, as is ``kit``.
         kit: the server's kit.
-        nginx: its path.
-        listen: where it listens.
-        superlink: SuperLink's socket.
+        listen: where sites reach it.
     """
-    configuration = write_proxy_configuration(run / "proxy", kit, listen, superlink)
-    put_aside_if_large(run / "proxy" / REFUSED_LOG)
+    command = [sys.executable, "-m", "server.gateway", "--kit", str(kit), "--run", str(run), "--listen", str(listen)]
     return Child(
-        "proxy",
-        [nginx, "-c", str(configuration), "-p", str(run / "proxy")],
-        dict(os.environ),
-        run / "logs" / "proxy.log",
+        "gateway",
+        command,
+        _environment(run),
+        run / "logs" / "gateway.log",
         lambda: answers(listen.port, _reachable(listen.host)),
-        after=("superlink",),
-        on_parent_death=signal.SIGTERM,
     )
+
+
+def _environment(run: Path) -> dict[str, str]:
+    environment = flower_environment(run / "flwr-home")
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
+    # The server app is found where this program's own modules are, installed or not.
+    here = str(Path(server.__file__).resolve().parents[1])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [here, environment.get("PYTHONPATH")]))
+    environment["PYTHONSAFEPATH"] = "1"
+    environment[RUN_VARIABLE] = str(run)
+    return environment
 
 
 def _found(command: list[str]) -> list[str]:

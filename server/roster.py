@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from common.errors import ProtocolError
-from common.protocol import HELLO, ErrorCode, SiteInfo, pack_hello, unpack_info
-from server.exchange import Exchange, FederationError, NoReply, Patience
+from common.protocol import HELLO, ErrorCode, Hello, SiteInfo, from_record, pack, unpack_answer
+from server.exchange import Ask, Exchange, FederationError, NoReply, Patience
 from server.state import RunFolder, RunState
 
 HELLO_SECONDS = 60.0  # a site at work does not fetch it, and is greeted anew until it does
@@ -75,6 +75,7 @@ class Roster:
         self._patience = patience
         self.present: dict[int, SiteInfo] = {}
         self._greeted: dict[str, int] = {}
+        self._greeted_at: dict[str, float] = {}
         self._refused: dict[int, _Refused] = {}
         self._refreshed = -math.inf
         self._absences: dict[str, int] = {}
@@ -153,8 +154,10 @@ class Roster:
         for identity, node in list(self._greeted.items()):
             reply = self._exchange.poll(identity)
             if reply is not None:
-                del self._greeted[identity]
+                self._forget([identity])
                 self._take_answer(node, reply)
+            elif time.monotonic() - self._greeted_at[identity] > HELLO_SECONDS:
+                self._forget([identity])
         self._greet(nodes)
 
     def lose(self, node: int, site: str, round_number: int, sits_out: bool) -> None:
@@ -179,10 +182,7 @@ class Roster:
         if info.site in {other.site for other in self.present.values()}:
             return
         self.present[node] = info
-        again = [identity for identity, greeted in self._greeted.items() if greeted == node]
-        self._exchange.abandon(again)
-        for identity in again:
-            del self._greeted[identity]
+        self._forget([identity for identity, greeted in self._greeted.items() if greeted == node])
 
     def _greet(self, nodes: Collection[int]) -> None:
         now = time.monotonic()
@@ -192,10 +192,17 @@ class Roster:
             for node in nodes
             if node not in known and (node not in self._refused or self._refused[node].retry_at <= now)
         )
-        content = pack_hello(self._state.run, self._state.digest)
-        self._greeted |= self._exchange.send(
-            dict.fromkeys(new, content), f"{MessageType.QUERY}.{HELLO}", "0", HELLO_SECONDS
-        )
+        for identity, ask in self._exchange.send(self._hellos(new), HELLO_SECONDS).items():
+            self._greeted[identity], self._greeted_at[identity] = ask.node, now
+
+    def _hellos(self, nodes: Iterable[int]) -> list[Ask]:
+        text = pack(Hello(self._state.run, self._state.digest))
+        return [Ask(node, text, f"{MessageType.QUERY}.{HELLO}", "0") for node in nodes]
+
+    def _forget(self, identities: Collection[str]) -> None:
+        self._exchange.forget(identities)
+        for identity in identities:
+            del self._greeted[identity], self._greeted_at[identity]
 
     def _take_answer(self, node: int, reply: Message | NoReply) -> None:
         reason = self._admit(node, reply)
@@ -216,8 +223,10 @@ class Roster:
         if reply.has_error():
             return error_name(reply)
         try:
-            info = unpack_info(reply.content)
+            info = unpack_answer(from_record(reply.content))
         except ProtocolError:
+            return "protocol"
+        if not isinstance(info, SiteInfo):
             return "protocol"
         if self._names is not None and self._names(node) != info.site:
             return "wrong-site"
@@ -231,18 +240,17 @@ class Roster:
         nodes: list[int] = []
         while len(nodes := sorted(self._grid.get_node_ids())) < self._expected:
             time.sleep(0.1)
-        content = pack_hello(self._state.run, self._state.digest)
 
         def take(node: int, reply: Message | NoReply) -> None:
             if isinstance(reply, NoReply) or reply.has_error():
                 code = reply.value if isinstance(reply, NoReply) else error_name(reply)
                 self._folder.event("site_unusable", node=node, reason=code)
                 raise FederationError(f"a site cannot take part: {code}; its own log says why")
-            self.present[node] = unpack_info(reply.content)
+            info = unpack_answer(from_record(reply.content))
+            assert isinstance(info, SiteInfo)  # noqa: S101 -- of our own app in this very process
+            self.present[node] = info
 
-        self._exchange.gather(
-            self._exchange.send(dict.fromkeys(nodes, content), f"{MessageType.QUERY}.{HELLO}", "0"), "0", take
-        )
+        self._exchange.gather(self._exchange.send(self._hellos(nodes)), take)
         names = sorted(info.site for info in self.present.values())
         if len(set(names)) < len(names):
             raise FederationError(f"two sites have the same name: {', '.join(names)}; names must differ")

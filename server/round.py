@@ -2,57 +2,38 @@
 
 from __future__ import annotations
 
-import math
+import hashlib
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from flwr.app import ArrayRecord, Message, MessageType
+from flwr.app import Message, MessageType
 
 from common.config import FederationConfig
 from common.errors import ProtocolError
-from common.manifest import manifest_of
-from common.parts import name_arrays
-from common.protocol import Progress, Refusal, SiteInfo, Task, Vector, pack_tasks, pack_weights, unpack_result
-from common.transport import Encoding, squared_norm
+from common.protocol import (
+    Refusal,
+    Result,
+    SiteInfo,
+    Task,
+    Vector,
+    from_record,
+    pack,
+    unpack_answer,
+)
+from common.transport import vector_bytes
+from common.weights.store import MissingWeightsError
 from server import round_lines
 from server.admission import RefusedError, admit, judge_norms
-from server.app_lock import SPOOL
-from server.exchange import Exchange, NoReply
+from server.app_lock import UPDATES
+from server.exchange import Ask, Exchange, NoReply
 from server.roster import Roster, cannot_pay, error_name, is_gone, says_no
-from server.spool import Spool
 from server.state import RunFolder, RunState
+from server.update_store import UpdateStore
+from server.weight_transfer import Published, WeightTransfer
 
 SiteDone = Callable[[str, Mapping[str, Any]], None]
-
-
-class OutgoingWeights:
-    """Weights to be sent, packed and measured by another thread from now on, while this one writes them down.
-
-    Args:
-        values: the weights, which must not change.
-        encoding: the form in which they are sent.
-    """
-
-    def __init__(self, values: Vector, encoding: Encoding) -> None:
-        self.values = values
-        beside = ThreadPoolExecutor(1)
-        self._packed: Future[ArrayRecord] | None = beside.submit(lambda: name_arrays(pack_weights(values, encoding)))
-        self._squares = beside.submit(squared_norm, values)
-        beside.shutdown(wait=False)
-
-    @property
-    def norm(self) -> float:
-        """L2 norm of the weights."""
-        return math.sqrt(self._squares.result())
-
-    def take(self) -> ArrayRecord:
-        """The packed weights; once, so that nothing keeps them in memory when they are sent."""
-        packed, self._packed = self._packed, None
-        if packed is None:
-            raise RuntimeError("these weights were sent already")
-        return packed.result()
+SiteStep = Callable[[str, int, int], None]
 
 
 class Round:
@@ -62,10 +43,11 @@ class Round:
         config: the federation.
         labels: that every site must report a Dice for.
         state: of the run, before this round.
-        folder: of the run; accepted updates wait in it.
+        folder: of the run; notes of accepted updates wait in it.
         task: what is asked; each site also hears whether its last reply was refused.
         sites: whom to ask, by node.
         size: number of weights.
+        transfer: how weights travel.
         site_done: hears of every entry, and again when an entry changes at the end of the round.
     """
 
@@ -78,6 +60,7 @@ class Round:
         task: Task,
         sites: Mapping[int, SiteInfo],
         size: int,
+        transfer: WeightTransfer,
         site_done: SiteDone,
     ) -> None:
         self._config = config
@@ -87,13 +70,14 @@ class Round:
         self.task = task
         self._sites = dict(sites)
         self._size = size
+        self._transfer = transfer
         self._site_done = site_done
         self._started = time.perf_counter()
         self.lines: dict[str, dict[str, Any]] = {}
         self.refusals: dict[str, Refusal | None] = {}
         self.bytes_up = 0
         self.bytes_down = 0
-        self.spool = Spool(folder.path / SPOOL, task.run, task.round, size, task.upload)
+        self.updates = UpdateStore(folder.path / UPDATES, task.run, task.round, size, task.upload, transfer)
 
     @property
     def seconds(self) -> float:
@@ -105,15 +89,13 @@ class Round:
         """Sites whose replies count, in a fixed order."""
         return sorted(site for site, line in self.lines.items() if line["status"] == "ok")
 
-    def run(
-        self, exchange: Exchange, roster: Roster, weights: OutgoingWeights, seen: Callable[[str, Progress], None]
-    ) -> None:
+    def run(self, exchange: Exchange, roster: Roster, model: Published, seen: SiteStep) -> None:
         """Asks all sites, waits for their replies, and judges the updates together."""
+        self.updates.open()
         if self.task.train:
-            self.spool.open()
-            self._take_up_spooled()
+            self._take_up_accepted()
         asked = {node: info for node, info in self._sites.items() if info.site not in self.lines}
-        sent = self._send(exchange, asked, weights)
+        sent = self._send(exchange, asked, model)
 
         def take(node: int, reply: Message | NoReply) -> None:
             info = asked[node]
@@ -126,13 +108,15 @@ class Round:
             else:
                 roster.answered(node, info)
 
-        exchange.gather(sent, str(self.task.round), take, lambda node, step: seen(asked[node].site, step), roster.look)
+        exchange.gather(sent, take, lambda node, step, steps: seen(asked[node].site, step, steps), roster.look)
+        self._transfer.close_round()
         if self.task.train:
-            self._judge(weights.norm)
+            self._judge(model.norm)
 
-    def mean_update(self, weight: Callable[[str], float]) -> Vector:
-        """The weighted mean of the updates that count."""
-        return self.spool.mean({site: weight(site) for site in self.accepted})
+    def mean_update(self, weight: Callable[[Result], float]) -> Iterator[tuple[slice, Vector]]:
+        """The weighted mean of the updates that count, part by part."""
+        updates = self.updates.updates
+        return self.updates.mean({site: weight(updates[site].result) for site in self.accepted})
 
     def summary(self) -> dict[str, Any]:
         """The round's line in ``rounds.jsonl``."""
@@ -147,27 +131,32 @@ class Round:
             "sites": {site: self.lines[site] for site in sorted(self.lines)},
         }
 
-    def _send(self, exchange: Exchange, asked: Mapping[int, SiteInfo], weights: OutgoingWeights) -> dict[str, int]:
+    def _send(self, exchange: Exchange, asked: Mapping[int, SiteInfo], model: Published) -> dict[str, Ask]:
         refused_last = self._state.refused_last
-        tasks = [Task(**vars(self.task) | {"refused_last": refused_last.get(info.site)}) for info in asked.values()]
-        contents = dict(zip(asked, pack_tasks(tasks, weights.take()), strict=True))
-        self.bytes_down = sum(round_lines.payload_bytes(content) for content in contents.values())
+        tasks = {
+            node: Task(**vars(self.task) | {"refused_last": refused_last.get(info.site)})
+            for node, info in asked.items()
+        }
+        by_site = {asked[node].site: task for node, task in tasks.items()}
+        self._transfer.open_tasks(by_site, vector_bytes(self._size, self.task.upload) if self.task.train else 0)
         kind = MessageType.TRAIN if self.task.train else MessageType.EVALUATE
-        return exchange.send(contents, kind, str(self.task.round))
+        asks = [Ask(node, pack(task), kind, str(task.round), task.name) for node, task in tasks.items()]
+        self.bytes_down = sum(len(ask.text) + model.bytes for ask in asks)
+        return exchange.send(asks)
 
-    def _take_up_spooled(self) -> None:
+    def _take_up_accepted(self) -> None:
         """Counts what was accepted before a crash in this round, of sites that take part."""
         here = {info.site for info in self._sites.values()}
-        for site, update in sorted(self.spool.updates.items()):
+        for site, update in sorted(self.updates.updates.items()):
             if site not in here:
-                self.spool.drop(site)
+                self.updates.drop(site)
                 continue
             self.bytes_up += update.size
             self.refusals[site] = None
             self._note(site, round_lines.accepted(update.result, update.sha256))
 
     def _entry(self, reply: Message | NoReply, info: SiteInfo) -> dict[str, Any]:
-        """Checks one reply, puts its update aside, and says what ``rounds.jsonl`` shall hold of it."""
+        """Checks one reply and its update, and says what ``rounds.jsonl`` shall hold of it."""
         if reply is NoReply.MISSING:
             return round_lines.not_counted("missing", "deadline", info, self._labels)
         if reply is NoReply.SILENT:
@@ -176,16 +165,20 @@ class Round:
             return self._refuse(Refusal.PROTOCOL, info)
         if reply.has_error():
             return round_lines.not_counted("failed", error_name(reply), info, self._labels)
-        self.bytes_up += round_lines.payload_bytes(reply.content)
         try:
-            result, update = unpack_result(reply.content, self._size, self.task.upload)
-            most_steps = self._config.training.local_steps
-            admit(result, update, self.task, info, self._labels, most_steps, self._config.privacy)
-            sha256 = manifest_of(reply.content)["sha256"]
-            if update is not None:
-                self.spool.add(result, update, sha256)
+            text = from_record(reply.content)
+            self.bytes_up += len(text)
+            result = unpack_answer(text)
+            if not isinstance(result, Result):
+                raise ProtocolError("not the answer to a task")
+            admit(result, self.task, info, self._labels, self._config.training.local_steps, self._config.privacy)
+            sha256 = hashlib.sha256(text.encode()).hexdigest()
+            if result.update is not None:
+                self.bytes_up += self.updates.add(result, sha256).size
         except ProtocolError:
             return self._refuse(Refusal.PROTOCOL, info)
+        except MissingWeightsError:
+            return self._refuse(Refusal.MISSING_UPDATE, info)
         except RefusedError as error:
             return self._refuse(error.code, info)
         self.refusals[info.site] = None
@@ -193,10 +186,10 @@ class Round:
 
     def _judge(self, length: float) -> None:
         """Takes back updates that moved too far from weights of this norm, now that all are known."""
-        norms = {site: update.norm for site, update in self.spool.updates.items()}
+        norms = {site: update.norm for site, update in self.updates.updates.items()}
         infos = {info.site: info for info in self._sites.values()}
         for site, reason in judge_norms(norms, self._state.norms, length, self._size).items():
-            self.spool.drop(site)
+            self.updates.drop(site)
             self._note(site, self._refuse(reason, infos[site]))
 
     def _refuse(self, reason: Refusal, info: SiteInfo) -> dict[str, Any]:

@@ -6,13 +6,11 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from flwr.app import RecordDict
-
 from common.protocol import Result, SiteInfo
 
 
 def accepted(result: Result, sha256: str | None) -> dict[str, Any]:
-    """The entry of a site whose reply is counted, with its hash (``common.manifest``)."""
+    """The entry of a site whose reply is counted, with the SHA-256 of the reply as it came."""
     return {
         "status": "ok",
         "reason": None,
@@ -68,11 +66,6 @@ def mean(values: Iterable[float | None]) -> float | None:
     """Mean of what is known; None if nothing is."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def payload_bytes(records: RecordDict) -> int:
-    """Bytes of all arrays; the few numbers beside them are not counted."""
-    return sum(len(array.data) for record in records.array_records.values() for array in record.values())
 
 
 def _known(value: float) -> float | None:

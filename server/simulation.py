@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from flwr.app import ConfigRecordValues, Context, RecordDict, UserConfig
 from flwr.serverapp import ServerApp
 
-from client.app import Budget, Observer, Site, make_client_app
+from client.app import Budget, Observer, Site, SiteWeights, make_client_app
 from client.private_trainer import make_trainer
 from client.trainer import Trainer
 from common.config import FederationConfig
@@ -28,9 +29,12 @@ from common.imaging.cache import CachedCase, CaseCache
 from common.plan import Plan
 from common.privacy import PrivacyPlan, Spend, epsilon_of
 from common.seeds import seed_of
+from common.weights.store import FileStore, MemoryStore, WeightStore
+from server.app import Link
 from server.inline_grid import InlineGrid
 from server.partition import SiteCases, SitePartition
 from server.preparation import find_simulated_dataset
+from server.weight_transfer import StoreTransfer
 
 
 @dataclass(frozen=True)
@@ -159,15 +163,20 @@ class SimulatedSites:
         return cache.prepare(found, shift=members.shift, shift_seed=seed_of(self.config.seed, site))
 
 
-def run_inline(server_app: ServerApp, sites: SimulatedSites) -> None:
+MakeServerApp = Callable[[Link], ServerApp]
+
+
+def run_inline(make_server_app: MakeServerApp, sites: SimulatedSites) -> None:
     """Runs the apps in this process, site after site."""
     names = sites.names
     nodes: dict[int, UserConfig] = {
         index + 1: {"partition-id": index, "num-partitions": len(names)} for index in range(len(names))
     }
-    grid = InlineGrid(make_client_app(sites), nodes)
+    store = MemoryStore()
+    grid = InlineGrid(make_client_app(sites, SiteWeights(store, store)), nodes)
     context = Context(run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={})
-    server_app(grid, context)
+    link = Link(StoreTransfer(store, sites.config.transport.download), make_message=grid.message)
+    make_server_app(link)(grid, context)
 
 
 def require_ray() -> None:
@@ -182,8 +191,14 @@ def require_ray() -> None:
         )
 
 
-def run_on_ray(server_app: ServerApp, sites: SimulatedSites) -> None:
-    """Runs the apps on Flower's simulation engine, as many sites at a time as there are processors or GPUs."""
+def run_on_ray(make_server_app: MakeServerApp, sites: SimulatedSites, folder: Path) -> None:
+    """Runs the apps on Flower's simulation engine, as many sites at a time as there are processors or GPUs.
+
+    Args:
+        make_server_app: makes the server's app.
+        sites: who takes part.
+        folder: for the weights that travel between processes, on a disk that all of them see; removed at the end.
+    """
     require_ray()
     from flwr.simulation import run_simulation
 
@@ -194,9 +209,13 @@ def run_on_ray(server_app: ServerApp, sites: SimulatedSites) -> None:
     if choose_device(sites.device).type == "cuda":
         resources["num_gpus"] = torch.cuda.device_count() / at_once
     logging.getLogger("flwr").setLevel(logging.ERROR)
-    run_simulation(
-        server_app=server_app,
-        client_app=make_client_app(sites),
-        num_supernodes=count,
-        backend_config={"client_resources": resources, "init_args": {"include_dashboard": False}},
-    )
+    store: WeightStore = FileStore(folder.resolve())
+    try:
+        run_simulation(
+            server_app=make_server_app(Link(StoreTransfer(store, sites.config.transport.download))),
+            client_app=make_client_app(sites, SiteWeights(store, store)),
+            num_supernodes=count,
+            backend_config={"client_resources": resources, "init_args": {"include_dashboard": False}},
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import FedvoxError, OutputError
 from common.files import write_atomically
 from common.protocol import Refusal, Vector, WeightLayout
+from common.weights.store import MissingWeightsError, map_file, open_to_overwrite, write_all
+
+_SPARE = ".spare.part"
 
 
 class RunError(FedvoxError):
@@ -181,44 +184,80 @@ class RunFolder:
         """Where the model after ``round_number`` rounds lies; 0 is the model before the first."""
         return self.path / "checkpoints" / f"round_{round_number:04d}.safetensors"
 
-    def save_checkpoint(self, round_number: int, weights: Vector, layout: WeightLayout) -> None:
-        """Writes the global weights after a round, as safetensors, without a copy of them in memory."""
-        if weights.shape != (layout.size,):
-            raise RunError(f"{weights.size} weights do not fit the plan's model, which has {layout.size}")
-        header: dict[str, Any] = {"__metadata__": {"round": str(round_number)}}
-        start = 0
-        for name, shape in layout.shapes.items():
-            end = start + 4 * layout.sizes[name]
-            header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
-            start = end
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        values = np.ascontiguousarray(weights, "<f4")
-        length = len(text).to_bytes(8, "little")
-        write_atomically(self.checkpoint_path(round_number), length, text, values.view(np.uint8).data)
+    def write_checkpoint(self, round_number: int, parts: Iterable[Vector], layout: WeightLayout) -> Iterator[Vector]:
+        """Writes the global weights after a round, as safetensors, while ``parts`` of them pass through.
 
-    def load_checkpoint(self, round_number: int, layout: WeightLayout) -> Vector:
-        """Reads the global weights after a round.
+        The file appears when the last part was read, and is on disk then. A checkpoint that is not needed any more is
+        written over: fresh pages of a file cost ten times as much as the writing.
+        """
+        path, header = self.checkpoint_path(round_number), _header(round_number, layout)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+        written = 0
+        try:
+            with open_to_overwrite(temporary, path.with_name(_SPARE)) as file:
+                write_all(file, np.frombuffer(header, np.uint8))
+                for part in parts:
+                    write_all(file, np.ascontiguousarray(part, "<f4").view(np.uint8))
+                    written += part.size
+                    yield part
+                if written != layout.size:
+                    raise RunError(f"{written} weights do not fit the plan's model, which has {layout.size}")
+                file.truncate(file.tell())
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written: {error.strerror or error}; free space") from None
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def save_checkpoint(self, round_number: int, weights: Vector, layout: WeightLayout) -> None:
+        """Writes the global weights after a round, as safetensors."""
+        for _ in self.write_checkpoint(round_number, [weights], layout):
+            pass
+
+    def checkpoint_values(self, round_number: int, layout: WeightLayout) -> tuple[Path, int]:
+        """The file of the weights after a round, and the byte from which on they lie in it as one float32 vector."""
+        return self.checkpoint_path(round_number), len(_header(round_number, layout))
+
+    def map_checkpoint(self, round_number: int, layout: WeightLayout) -> Vector:
+        """The global weights after a round, read-only and mapped.
 
         Raises:
             RunError: the file is missing, damaged, or of another model.
         """
-        file = self.checkpoint_path(round_number)
+        file, header = self.checkpoint_path(round_number), _header(round_number, layout)
         try:
-            with safetensors.safe_open(file, framework="numpy") as stored:
-                shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in stored.keys()}  # noqa: SIM118
-                if shapes != layout.shapes:
-                    raise RunError(f"{file}: holds another model than plan.json describes; start a new run")
-                weights = np.empty(layout.size, np.float32)
-                for name, part in layout.split(weights).items():
-                    part[...] = stored.get_tensor(name)
-        except (OSError, ValueError, safetensors.SafetensorError):
-            raise RunError(f"{file}: is missing or damaged; restore it from a backup, or start a new run") from None
-        return weights
+            with file.open("rb") as stream:
+                found = stream.read(len(header))
+            content = map_file(file, len(header))
+        except (OSError, MissingWeightsError):
+            content, found = np.empty(0, np.uint8), b""
+        if not found or content.size != 4 * layout.size:
+            raise RunError(f"{file}: is missing or damaged; restore it from a backup, or start a new run")
+        if found != header:
+            raise RunError(f"{file}: holds another model than plan.json describes; start a new run")
+        return content.view("<f4").astype(np.float32, copy=False)
+
+    def load_checkpoint(self, round_number: int, layout: WeightLayout) -> Vector:
+        """As ``map_checkpoint``, in memory."""
+        return np.array(self.map_checkpoint(round_number, layout))
 
     def keep_checkpoints(self, rounds: set[int]) -> None:
         """Removes all checkpoints but those of ``rounds``."""
         kept = {self.checkpoint_path(number) for number in rounds}
         for file in (self.path / "checkpoints").glob("round_*.safetensors"):
             if file not in kept:
-                file.unlink(missing_ok=True)
+                file.replace(file.with_name(_SPARE))
+
+
+def _header(round_number: int, layout: WeightLayout) -> bytes:
+    """What a checkpoint begins with: after it comes the vector, in the order of the layout."""
+    header: dict[str, Any] = {"__metadata__": {"round": str(round_number)}}
+    start = 0
+    for name, shape in layout.shapes.items():
+        end = start + 4 * layout.sizes[name]
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

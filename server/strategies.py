@@ -15,5 +15,8 @@ class FedAvg:
         return float(result.examples)
 
     def next_weights(self, weights: Vector, mean_update: Vector) -> Vector:
-        """The global model after a round: the weighted mean of the sites' models, in the memory of ``mean_update``."""
+        """The same part of the next global model from a part of this one and of the weighted mean of updates.
+
+        In the memory of ``mean_update``.
+        """
         return np.add(weights, mean_update, out=mean_update)

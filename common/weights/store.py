@@ -65,7 +65,7 @@ class MemoryStore:
         total, contents = hashlib.sha256(), []
         for part in parts:
             content = _as_bytes(part)
-            total.update(content)
+            total.update(content.data)
             contents.append(content)
         digest = total.hexdigest()
         whole = np.concatenate(contents) if contents else np.empty(0, np.uint8)
@@ -121,8 +121,8 @@ class FileStore:
                 with open_to_overwrite(temporary, self.folder / _SPARE) as file:
                     for part in parts:
                         content = _as_bytes(part)
-                        _write_all(file, content)
-                        total.update(content)
+                        write_all(file, content)
+                        total.update(content.data)
                     file.truncate(file.tell())
                 temporary.replace(self.path(total.hexdigest()))
             except BaseException:
@@ -162,11 +162,11 @@ class FileStore:
             file.replace(self.folder / _SPARE)
 
 
-def digest_of(content: Content | memoryview) -> str:
+def digest_of(content: Content) -> str:
     """SHA-256 of some weights, in hexadecimal digits."""
     total = hashlib.sha256()
     for start in range(0, len(content), HASH_BYTES):
-        total.update(content[start : start + HASH_BYTES])
+        total.update(content[start : start + HASH_BYTES].data)
     return total.hexdigest()
 
 
@@ -180,7 +180,7 @@ def map_file(path: Path, offset: int = 0) -> Content:
         size = path.stat().st_size - offset
         if size == 0:
             return np.empty(0, np.uint8)
-        return np.memmap(path, np.uint8, "r", offset, (size,)).view(np.ndarray)  # type: ignore[no-any-return]
+        return np.memmap(path, np.uint8, "r", offset, (size,)).view(np.ndarray)
     except (OSError, ValueError):
         raise MissingWeightsError(f"{path}: is not there, or cannot be read") from None
 
@@ -199,8 +199,9 @@ def _as_bytes(part: Part) -> Content:
     return np.frombuffer(part, np.uint8)
 
 
-def _write_all(file: BinaryIO, content: Content) -> None:
-    view = memoryview(content)
+def write_all(file: BinaryIO, content: Content) -> None:
+    """Writes all bytes to an unbuffered file."""
+    view = content.data
     while view:
         view = view[file.write(view) :]
 

@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | ``nodes.json`` (in the run folder) | ``start`` | Flower node -> site |
 | ``superlink.json`` | ``start`` | port of SuperLink on the loopback interface |
-| ``sites/SITE/tasks/NAME.json`` | server app | a task that the site may work on: which model it may fetch, how long an update it may send |
+| ``sites/SITE/tasks/NAME.json`` | server app | what the site may fetch and send for a task |
 | ``sites/SITE/updates/SHA256`` | gateway | an update, whole and of this digest; ``.SHA256.part`` while it comes |
 | ``sites/SITE/heartbeat.json`` | gateway | the site's last sign of life |
 | ``messages/MESSAGE`` | gateway | a message that was handed to a node (its number is the content) |
@@ -123,6 +123,10 @@ class GatewayFolder:
 
     # What sites sent.
 
+    def sites(self) -> list[str]:
+        """Sites that have been asked or have sent something."""
+        return sorted(path.name for path in (self.path / "sites").glob("*") if is_site_name(path.name))
+
     def updates(self, site: str) -> Path:
         """The folder of a site's updates."""
         return self._site(site) / "updates"
@@ -158,12 +162,10 @@ class GatewayFolder:
         """Whether the whole reply to a message lies with SuperLink."""
         return self._message("replies", message).exists()
 
-    def forget_messages(self, keep: frozenset[str] = frozenset()) -> None:
-        """Forgets all messages but these, and replies to them."""
+    def forget_message(self, message: str) -> None:
+        """Forgets a message and its reply: what a site still sends of it is refused."""
         for folder in ("messages", "replies"):
-            for file in (self.path / folder).glob("[0-9a-f]*"):
-                if file.name not in keep:
-                    file.unlink(missing_ok=True)
+            self._message(folder, message).unlink(missing_ok=True)
 
     def remove(self) -> None:
         """Removes everything: the run is over, and updates of sites lie in here."""
