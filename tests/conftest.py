@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -35,11 +34,3 @@ def hippocampus() -> Path:
     """The real Decathlon hippocampus dataset (Task04_Hippocampus)."""
     return _real_data("Task04_Hippocampus")
 
-
-@pytest.fixture(scope="session")
-def nginx() -> str:
-    """The path of nginx, for tests that start the server's TLS proxy."""
-    found = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
-    if found is None and os.environ.get("FEDVOX_REQUIRE_NGINX") == "1":
-        pytest.fail("nginx is not installed")
-    return found or pytest.skip("nginx is not installed: the server's TLS proxy needs it")

@@ -19,7 +19,7 @@ import yaml
 from flwr.app import Context, Error, Message, MessageType
 from safetensors.numpy import load_file
 
-from client.app import make_client_app
+from client.app import SiteWeights, make_client_app
 from client.site_data import LocalSite
 from client.site_state import StateFolder, site_status
 from common.config import load_federation
@@ -28,13 +28,15 @@ from common.phantom import PHANTOM_LABELS, write_phantom_dataset
 from common.planning import plan_from_config
 from common.protocol import ErrorCode
 from common.supervise import free_port
-from server.app import RoundLoop
+from common.weights.store import MemoryStore
+from server.app import Link, RoundLoop
 from server.initial_weights import initial_weights
 from server.inline_grid import InlineGrid
 from server.progress import PlainProgress
 from server.progress_lines import PROGRESS_FILE
 from server.provision import provision
 from server.state import RunFolder, RunState, now
+from server.weight_transfer import StoreTransfer
 
 NICE = ("nice", "-n", "19")
 SERVER = [sys.executable, "-m", "server.cli"]
@@ -56,7 +58,7 @@ network:
   address: 127.0.0.1
   port: PORT
   sites: SITES
-  heartbeat_seconds: 5
+  heartbeat_seconds: 1
 """
 
 
@@ -152,7 +154,7 @@ class Federation:
         return site_status(self.state(site))
 
     def site_pid(self, site: str, name: str) -> int | None:
-        """Of a site's ``runner`` or ``supernode``."""
+        """Of a site's ``runner`` or ``courier``."""
         pid: int | None = self.at_site(site).get("processes", {}).get(name, {}).get("pid")
         return pid
 
@@ -169,7 +171,7 @@ class Federation:
             return None
 
     def put_between(self, site: str, port: int) -> None:
-        """Lets a site reach the server through another port than the proxy's."""
+        """Lets a site reach the server through another port than the gateway's."""
         file = self.kits / "sites" / site / "kit.yaml"
         file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"port": port}))
 
@@ -205,7 +207,7 @@ class Federation:
         done = [line for number, name, line in self.said("site_done") if (number, name) == (round_number, site)]
         if not done:
             return False
-        if done[-1]["status"] == "ok" or done[-1]["reason"] == "task-lost":
+        if done[-1]["status"] == "ok":
             return True
         told = [(event["event"], event.get("round")) for event in self.all_events() if event.get("site") == site]
         # Off the roster from here on, until it has said again who it is.
@@ -232,9 +234,13 @@ class Federation:
         """The events of one kind."""
         return [found for found in self.all_events() if found["event"] == event]
 
-    def refused_requests(self) -> str:
-        """What the proxy did not let through, or SuperLink refused."""
-        return (self.run / "proxy/refused.log").read_text(encoding="utf-8")
+    def refused_requests(self) -> dict[str, dict[str, int]]:
+        """What the gateway refused: site -> reason -> how often."""
+        try:
+            content: dict[str, dict[str, int]] = json.loads((self.run / "gateway/refused.json").read_bytes())
+        except FileNotFoundError:
+            return {}
+        return content
 
     def is_up(self) -> bool:
         """Whether the server has all its processes and a server app that waits for sites."""
@@ -281,27 +287,32 @@ def federation(
 def simulated(
     made: Federation, folder: Path, names: Sequence[str] | None = None, absent: Collection[tuple[int, str]] = ()
 ) -> RunFolder:
-    """What the same apps make of the data of ``names`` (all sites) without processes, network and proxy.
+    """What the same apps make of the data of ``names`` (all sites) without processes and network.
 
     Args:
         absent: round and site of every update that is lost.
     """
     config, plan, names = made.config, plan_from_config(made.config), names or made.sites
     sites = {name: LocalSite(config, plan, name, made.data(name), None, 0.2, "cpu") for name in names}
-    client_app = make_client_app(lambda context: sites[str(context.node_config["name"])].open())
+    store = MemoryStore()
+    client_app = make_client_app(
+        lambda context: sites[str(context.node_config["name"])].open(), SiteWeights(store, store)
+    )
 
     def app(message: Message, context: Context) -> Message:
         is_training = message.metadata.message_type == MessageType.TRAIN
         if is_training and (int(message.metadata.group_id), str(context.node_config["name"])) in absent:
-            return Message(Error(code=ErrorCode.TASK_LOST, reason="Absent"), reply_to=message)
+            return Message(Error(code=ErrorCode.INTERNAL, reason="Absent"), reply_to=message)
         return client_app(message, context)
 
     weights, layout = initial_weights(plan, config.seed)
     run = RunFolder.create(folder)
     run.save_checkpoint(0, weights, layout)
     run.commit(RunState(run="inline", digest=config.digest(), started=now()))
-    loop = RoundLoop(config, layout, set(plan.labels), len(names), run, PlainProgress(io.StringIO()))
-    loop.run(InlineGrid(app, {index + 1: {"name": name} for index, name in enumerate(names)}))  # type: ignore[arg-type]
+    nodes = {index + 1: {"name": name} for index, name in enumerate(names)}
+    grid = InlineGrid(app, nodes)  # type: ignore[arg-type]
+    link = Link(StoreTransfer(store, config.transport.download), make_message=grid.message)
+    RoundLoop(config, layout, set(plan.labels), len(names), run, PlainProgress(io.StringIO()), link).run(grid)
     return run
 
 

@@ -13,7 +13,7 @@ from server.initial_weights import initial_weights
 from tests.e2e.network_federation import Federation, assert_same_model, federation, simulated, wait_for
 from tests.e2e.relay import Relay, relay
 
-pytestmark = [pytest.mark.network, pytest.mark.long, pytest.mark.usefixtures("nginx")]
+pytestmark = [pytest.mark.network, pytest.mark.long]
 
 CLOSED_SECONDS = 60
 PIECES_AT_A_TIME = 2

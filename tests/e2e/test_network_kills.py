@@ -16,7 +16,7 @@ from server.initial_weights import initial_weights
 from tests.e2e.network_federation import SCRIPTED, Federation, assert_same_model, federation, simulated, wait_for
 from tests.e2e.relay import relay
 
-pytestmark = [pytest.mark.network, pytest.mark.long, pytest.mark.usefixtures("nginx")]
+pytestmark = [pytest.mark.network, pytest.mark.long]
 
 VICTIM = "west"
 """The site whose processes are killed. ``east`` ends a round when the test says so."""

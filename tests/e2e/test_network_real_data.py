@@ -10,7 +10,7 @@ import pytest
 from common.bundle import load_bundle
 from tests.e2e.network_federation import assert_same_model, federation, simulated
 
-pytestmark = [pytest.mark.network, pytest.mark.usefixtures("nginx")]
+pytestmark = pytest.mark.network
 
 CASES_PER_SITE = 4
 

@@ -12,7 +12,7 @@ import pytest
 from common.bundle import load_bundle
 from tests.e2e.network_federation import Federation, assert_same_model, federation, simulated, wait_for
 
-pytestmark = [pytest.mark.network, pytest.mark.usefixtures("nginx")]
+pytestmark = pytest.mark.network
 
 DEADLINE_SECONDS = 30
 SILENCE_SECONDS = 20
