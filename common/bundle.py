@@ -14,17 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from common.errors import BundleError, OutputError
 from common.files import write_atomically
 from common.models.unet3d import build_model
 from common.plan import ModelPlan, Plan
+from common.weights.safetensors_file import float32_header
 
 WEIGHTS_FILE = "model.safetensors"
 DESCRIPTION_FILE = "model.json"
@@ -96,13 +97,17 @@ def save_bundle(
     problem = _weights_problem(tensors, plan.model)
     if problem:
         raise BundleError(f"{folder}: these weights cannot be saved with this plan: {problem}")
-    data = save_tensors(tensors)
+    # Sorted, and written piece by piece: a large model is not copied into one block of memory.
+    ordered = {name: tensors[name] for name in sorted(tensors)}
+    header = float32_header({name: tuple(tensor.shape) for name, tensor in ordered.items()})
+    parts = [memoryview(header), *(tensor.numpy().reshape(-1).view(np.uint8).data for tensor in ordered.values())]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
     description = _Description(
         format=FORMAT,
         format_version=FORMAT_VERSION,
-        weights=_WeightsDescription(
-            sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), parameters=_count(tensors)
-        ),
+        weights=_WeightsDescription(sha256=digest.hexdigest(), bytes=sum(map(len, parts)), parameters=_count(tensors)),
         plan=plan,
         provenance=dict(provenance),
     )
@@ -111,7 +116,7 @@ def save_bundle(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"{folder}: the folder cannot be made: {error.strerror or error}; choose another") from error
-    write_atomically(folder / WEIGHTS_FILE, data)
+    write_atomically(folder / WEIGHTS_FILE, *parts)
     write_atomically(folder / DESCRIPTION_FILE, text)
 
 

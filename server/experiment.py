@@ -192,7 +192,8 @@ class _Experiment:
         state = self._finished_state(self._folder)
         device = self._sites.trainer.device
         best = state.best_round if state.best_round is not None else state.round
-        model = release.save_released_model(self._folder, self._config, self._plan, state, best, self._sites.names)
+        release.save_released_model(self._folder, self._config, self._plan, state, best, self._sites.names)
+        model = release.load_model(self._folder, self._plan, best)
         total = sum(len(site.validation) for site in self._sites.partition.sites.values())
         scored = []
         precision = self._config.training.precision

@@ -25,7 +25,7 @@ from server import release
 from server.app import FederationError, Link, Patience, RoundLoop
 from server.app_lock import APP_LOG, RUN_VARIABLE, only_app, registered_names
 from server.gateway.folder import GatewayFolder
-from server.initial_weights import first_weights, weight_layout
+from server.initial_weights import weight_layout, write_first_checkpoint
 from server.progress_lines import ProgressWriter
 from server.run_summary import write_summary
 from server.state import RunFolder, RunState, now
@@ -95,9 +95,8 @@ def _run_rounds(grid: Grid, folder: RunFolder, config: FederationConfig, plan: P
     layout = weight_layout(plan)
     state = folder.load_state()
     if state is None:
-        weights, _ = first_weights(config, plan)
+        write_first_checkpoint(folder)
         state = RunState(run=secrets.token_hex(8), digest=config.digest(), started=now())
-        folder.save_checkpoint(0, weights, layout)
         folder.commit(state)
         folder.event("started", run=state.run, engine="network")
     elif not state.finished:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
 
 from common.bundle import Bundle, load_bundle
-from common.config import FederationConfig
-from common.errors import ConfigError
+from common.config import FederationConfig, load_federation
+from common.errors import ConfigError, FedvoxError
 from common.models.unet3d import build_model
 from common.plan import Plan
 from common.protocol import Vector, WeightLayout
+from server.state import RunFolder
 
 log = logging.getLogger("fedvox.server")
 
@@ -57,6 +60,32 @@ def first_weights(config: FederationConfig, plan: Plan) -> tuple[Vector, WeightL
     return layout.flatten(weights), layout
 
 
+def write_first_checkpoint(folder: RunFolder) -> None:
+    """Writes the model before the first round, drawn in a process of its own, whose memory ends with it.
+
+    Raises:
+        FedvoxError: as ``first_weights``, or the process ended without saying why.
+    """
+    command = [sys.executable, "-m", "server.initial_weights", str(folder.path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise FedvoxError(
+            done.stderr.strip().rpartition("\n")[2] or f"drawing the first weights ended with {done.returncode}"
+        )
+
+
+def main(run: Path) -> None:
+    """Writes the model before the first round of a run over a network."""
+    folder = RunFolder.open(run)
+    try:
+        config = load_federation(folder.path / "federation.yaml")
+        plan = Plan.model_validate_json((folder.path / "plan.json").read_bytes())
+        weights, layout = first_weights(config, plan)
+        folder.save_checkpoint(0, weights, layout)
+    except FedvoxError as error:
+        sys.exit(str(error))
+
+
 def weight_layout(plan: Plan) -> WeightLayout:
     """How the weights of the plan's network lie in a vector."""
     with torch.device("meta"):
@@ -75,3 +104,7 @@ def _check_same_network(folder: str, bundle: Bundle, plan: Plan) -> None:
 
 def _plain(value: object) -> str:
     return str(value).replace("(", "[").replace(")", "]")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -23,6 +23,7 @@ from common.metrics import case_metrics
 from common.models.unet3d import build_model
 from common.plan import Plan
 from common.protocol import WeightLayout
+from server.initial_weights import weight_layout
 from server.state import RunFolder, RunState
 
 EXAMPLES_OF_A_KIND = 3
@@ -47,9 +48,11 @@ class Scored:
 
 def save_released_model(
     folder: RunFolder, config: FederationConfig, plan: Plan, state: RunState, round_number: int, sites: Sequence[str]
-) -> torch.nn.Module:
-    """Writes the checkpoint of ``round_number`` as the run's bundle and returns the model, on the CPU."""
-    model = load_model(folder, plan, round_number)
+) -> None:
+    """Writes the checkpoint of ``round_number`` as the run's bundle, without loading it into memory."""
+    layout = weight_layout(plan)
+    named = layout.split(folder.load_checkpoint(round_number, layout))
+    weights = {name: torch.from_numpy(values) for name, values in named.items()}
     provenance = {
         "federation": config.name,
         "description": config.description,
@@ -64,8 +67,7 @@ def save_released_model(
         "fedvox": common.__version__,
         "torch": torch.__version__,
     }
-    save_bundle(folder.path / "model", model, plan, provenance)
-    return model
+    save_bundle(folder.path / "model", weights, plan, provenance)
 
 
 def load_model(folder: RunFolder, plan: Plan, round_number: int) -> torch.nn.Module:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from common.errors import FedvoxError, OutputError
 from common.files import write_atomically
 from common.protocol import Refusal, Vector, WeightLayout
+from common.weights.safetensors_file import float32_header
 from common.weights.store import MissingWeightsError, map_file, open_to_overwrite, write_all
 
 _SPARE = ".spare.part"
@@ -239,8 +240,10 @@ class RunFolder:
         return content.view("<f4").astype(np.float32, copy=False)
 
     def load_checkpoint(self, round_number: int, layout: WeightLayout) -> Vector:
-        """As ``map_checkpoint``, in memory."""
-        return np.array(self.map_checkpoint(round_number, layout))
+        """As ``map_checkpoint``, but it can be written to; that changes memory and not the file."""
+        self.map_checkpoint(round_number, layout)
+        file, offset = self.checkpoint_values(round_number, layout)
+        return np.memmap(file, "<f4", "c", offset, (layout.size,)).view(np.ndarray).astype(np.float32, copy=False)
 
     def keep_checkpoints(self, rounds: set[int]) -> None:
         """Removes all checkpoints but those of ``rounds``."""
@@ -252,12 +255,4 @@ class RunFolder:
 
 def _header(round_number: int, layout: WeightLayout) -> bytes:
     """What a checkpoint begins with: after it comes the vector, in the order of the layout."""
-    header: dict[str, Any] = {"__metadata__": {"round": str(round_number)}}
-    start = 0
-    for name, shape in layout.shapes.items():
-        end = start + 4 * layout.sizes[name]
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
-        start = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    return float32_header(layout.shapes, {"round": str(round_number)})

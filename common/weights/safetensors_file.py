@@ -1,0 +1,30 @@
+"""The safetensors format, as far as it takes to write weights without a copy of them in memory.
+
+A file is the length of its header (8 bytes, little-endian), the header (JSON: names, types, shapes and places), and the
+values of all tensors one after another.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def float32_header(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str] | None = None) -> bytes:
+    """What comes before the values of float32 tensors that lie in the order of ``shapes``.
+
+    Args:
+        shapes: name -> shape.
+        metadata: texts to keep in the file.
+    """
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    start = 0
+    for name, shape in shapes.items():
+        end = start + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
