@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from client.ledger import Ledger
@@ -16,6 +17,8 @@ from common.messages import ErrorCode
 from common.privacy import Spend
 from common.site_config import SiteConfig, SitePrivacy, load_site_config
 
+log = logging.getLogger("fedvox.client")
+
 
 class LedgerBudget:
     """A ``client.app.Budget``: what a hospital's own ledger and limit allow.
@@ -25,9 +28,18 @@ class LedgerBudget:
         config: a federation with ``privacy``.
         people: whom the site trains on, and whom it scores models on.
         site: what the hospital allows; a path is a site file that is read anew for every round.
+        attempt: name of the attempt at the task that is under way, whose answer has not left: what it has paid for
+            already, in a process that was killed, is not paid for again. Empty if there is none.
     """
 
-    def __init__(self, ledger: Ledger, config: FederationConfig, people: People, site: SiteConfig | Path) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        config: FederationConfig,
+        people: People,
+        site: SiteConfig | Path,
+        attempt: Callable[[], str] = str,
+    ) -> None:
         if config.privacy is None:
             raise ValueError("a federation without privacy spends none")
         self._ledger = ledger
@@ -37,9 +49,12 @@ class LedgerBudget:
         self._people = people
         self._datasets = {purpose: dataset_of(patients) for purpose, patients in people.items()}
         self._site = site
+        self._attempt = attempt
 
     def spend(self, run: str, round: int, spends: Sequence[Spend]) -> float:
         """Writes down what a round is about to cost, if it costs anything, and waits until that is on disk.
+
+        Nothing is written down if the same attempt at the same task has paid the same for the same patients before.
 
         Returns:
             The epsilon, at the federation's delta, that this federation has cost any one patient so far, this round and
@@ -53,20 +68,46 @@ class LedgerBudget:
             return _bounded(self._ledger.read().epsilon(self._people, self._delta, federation=self._digest))
         own = 0.0
 
-        def decide(account: Account) -> RoundEntry:
+        def decide(account: Account) -> RoundEntry | None:
             nonlocal own
-            entry = self._decide(account, run, round, spends)
-            own = _bounded(account.epsilon(self._people, self._delta, spends, self._digest))
-            return entry
+            lines = self._lines(spends)
+            attempt = self._attempt()
+            paid = attempt != "" and self._has_paid(account, attempt, run, round, lines)
+            upcoming = [] if paid else spends
+            # Those whom the round does not touch lose nothing, whatever they have spent before.
+            used = {item.purpose: self._people[item.purpose] for item in spends}
+            limit, epsilon = self._within_limit(account, used, upcoming)
+            own = _bounded(account.epsilon(self._people, self._delta, upcoming, self._digest))
+            if paid:
+                log.info("round %d: paid for by an attempt that was broken off; nothing left the site then", round)
+                return None
+            return RoundEntry(
+                federation=self._config.name,
+                digest=self._digest,
+                run=run,
+                round=round,
+                spends=lines,
+                epsilon=epsilon,
+                max_epsilon=limit.max_epsilon,
+                delta=limit.delta,
+                attempt=attempt,
+            )
 
         self._ledger.spend(self._people, decide)
         return own
 
-    def _decide(self, account: Account, run: str, round: int, spends: Sequence[Spend]) -> RoundEntry:
+    def _has_paid(self, account: Account, attempt: str, run: str, round: int, lines: tuple[SpendLine, ...]) -> bool:
+        """Whether exactly this is in the ledger: of this attempt, and for the same patients, who may have changed."""
+        wanted = (attempt, self._digest, run, round, lines)
+        return any(
+            (item.entry.attempt, item.entry.digest, item.entry.run, item.entry.round, item.entry.spends) == wanted
+            for item in account.rounds
+        )
+
+    def _within_limit(self, account: Account, used: People, upcoming: Sequence[Spend]) -> tuple[SitePrivacy, float]:
+        """The site's limit, and the epsilon of the patients who are used, which it allows."""
         limit = self._limit()
-        # Those whom the round does not touch lose nothing, whatever they have spent before.
-        used = {item.purpose: self._people[item.purpose] for item in spends}
-        epsilon = account.epsilon(used, limit.delta, spends)
+        epsilon = account.epsilon(used, limit.delta, upcoming)
         most = math.inf if limit.max_epsilon is None else limit.max_epsilon
         if epsilon > most or math.isinf(epsilon):
             spent = account.epsilon(used, limit.delta)
@@ -75,7 +116,10 @@ class LedgerBudget:
                 f"this round would bring a patient to epsilon {epsilon:.2f} at delta {limit.delta:g}; {spent:.2f} are "
                 f"spent, and the site file allows {most:g} (privacy.max_epsilon); see fedvox-client ledger",
             )
-        lines = [
+        return limit, epsilon
+
+    def _lines(self, spends: Sequence[Spend]) -> tuple[SpendLine, ...]:
+        return tuple(
             SpendLine(
                 purpose=item.purpose,
                 dataset=self._datasets[item.purpose],
@@ -84,16 +128,6 @@ class LedgerBudget:
                 steps=item.steps,
             )
             for item in spends
-        ]
-        return RoundEntry(
-            federation=self._config.name,
-            digest=self._digest,
-            run=run,
-            round=round,
-            spends=tuple(lines),
-            epsilon=epsilon,
-            max_epsilon=limit.max_epsilon,
-            delta=limit.delta,
         )
 
     def _limit(self) -> SitePrivacy:

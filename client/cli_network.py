@@ -1,4 +1,4 @@
-"""The commands with which a hospital takes part: request, preflight, start, supernode, runner, status, health."""
+"""The commands with which a hospital takes part: request, preflight, start, courier, runner, status, health."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.cli import add_linger, default_cache
-from common.network_config import format_endpoint, parse_endpoint, parse_listen
 
 if TYPE_CHECKING:
     from client.start import SiteOptions
@@ -27,7 +26,7 @@ def add_network_commands(commands: Any) -> None:
 
     preflight = commands.add_parser(
         "preflight",
-        help="see whether everything is there that start needs",
+        help="check everything that start needs",
         epilog="example:\n  fedvox-client preflight --kit kit --data scans\n",
     )
     _add_site_options(preflight)
@@ -41,28 +40,23 @@ def add_network_commands(commands: Any) -> None:
     _add_site_options(start)
     start.set_defaults(command=_start)
 
-    supernode = commands.add_parser(
-        "supernode",
-        help="run the one half of a site that speaks with the server, and sees no scans",
-        epilog="example:\n  fedvox-client supernode --kit kit --state state --listen 10.0.0.2:9094 "
-        "--secret-file secret\n",
+    courier = commands.add_parser(
+        "courier",
+        help="run the half of a site that speaks with the server, and sees no scans",
+        epilog="example:\n  fedvox-client courier --kit kit --state courier-state --shared shared\n",
     )
-    _add_kit_options(supernode)
-    supernode.add_argument("--listen", required=True, metavar="HOST:PORT", help="where the runner reaches it")
-    _add_secret(supernode)
-    supernode.add_argument("--health", metavar="HOST:PORT", help="where it tells its health by gRPC (default: nowhere)")
-    add_linger(supernode)
-    supernode.set_defaults(command=_supernode)
+    _add_kit_options(courier)
+    _add_shared(courier)
+    add_linger(courier)
+    courier.set_defaults(command=_courier)
 
     runner = commands.add_parser(
         "runner",
-        help="run the other half, which trains, and needs no network but its way to supernode",
-        epilog="example:\n  fedvox-client runner --kit kit --data scans --state state --supernode 10.0.0.2:9094 "
-        "--secret-file secret\n",
+        help="run the other half, which trains, and needs no network",
+        epilog="example:\n  fedvox-client runner --kit kit --data scans --state runner-state --shared shared\n",
     )
     _add_site_options(runner)
-    runner.add_argument("--supernode", required=True, metavar="HOST:PORT", help="where supernode listens")
-    _add_secret(runner)
+    _add_shared(runner)
     add_linger(runner)
     runner.set_defaults(command=_runner)
 
@@ -80,7 +74,7 @@ def add_network_commands(commands: Any) -> None:
         help="say in a line whether what runs on a state folder does its work; for health checks",
         epilog="example:\n  fedvox-client health --state state\n",
     )
-    health.add_argument("--state", type=Path, required=True, metavar="DIR", help="of start, supernode or runner")
+    health.add_argument("--state", type=Path, required=True, metavar="DIR", help="of start, courier or runner")
     health.set_defaults(command=_health)
 
 
@@ -98,9 +92,9 @@ def _add_site_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
 
 
-def _add_secret(command: argparse.ArgumentParser) -> None:
+def _add_shared(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--secret-file", type=Path, required=True, metavar="FILE", help="by which supernode and runner know each other"
+        "--shared", type=Path, required=True, metavar="DIR", help="folder between courier and runner, on a local disk"
     )
 
 
@@ -109,13 +103,15 @@ def _state(options: argparse.Namespace) -> Path:
     return (state if state is not None else options.kit / "state").absolute()
 
 
-def _site_options(options: argparse.Namespace) -> SiteOptions:
-    from client.site_state import default_ledger
+def _site_options(options: argparse.Namespace, shared: Path | None = None) -> SiteOptions:
+    from client.site_state import StateFolder, default_ledger
     from client.start import SiteOptions
 
     cache = None if options.no_cache else (options.cache or default_cache()).absolute()
     ledger = (options.ledger or default_ledger()).absolute()
-    return SiteOptions(options.kit.absolute(), options.data.absolute(), _state(options), cache, options.device, ledger)
+    state = _state(options)
+    shared = shared or StateFolder(state).shared
+    return SiteOptions(options.kit.absolute(), options.data.absolute(), state, shared, cache, options.device, ledger)
 
 
 def _request(options: argparse.Namespace) -> int:
@@ -129,12 +125,12 @@ def _request(options: argparse.Namespace) -> int:
 
 def _preflight(options: argparse.Namespace) -> int:
     from client.site_state import StateFolder
-    from client.start import look_around
+    from client.start import run_preflight
 
     site = _site_options(options)
     StateFolder(site.state).make()
     worst = 0
-    for item in look_around(site):
+    for item in run_preflight(site):
         print(item, flush=True)
         worst = max(worst, int(item.severity == "error"))
     return worst
@@ -146,21 +142,16 @@ def _start(options: argparse.Namespace) -> int:
     return start(_site_options(options), _say)
 
 
-def _supernode(options: argparse.Namespace) -> int:
-    from client.parts import SupernodeOptions, start_supernode
+def _courier(options: argparse.Namespace) -> int:
+    from client.split_start import CourierOptions, start_courier
 
-    listen = parse_listen("--listen", options.listen, "10.0.0.2:9094")
-    health = format_endpoint(*parse_endpoint("--health", options.health, "127.0.0.1:9095")) if options.health else ""
-    return start_supernode(
-        SupernodeOptions(options.kit.absolute(), _state(options), listen, options.secret_file.absolute(), health), _say
-    )
+    return start_courier(CourierOptions(options.kit.absolute(), _state(options), options.shared.absolute()), _say)
 
 
 def _runner(options: argparse.Namespace) -> int:
-    from client.parts import RunnerOptions, start_runner
+    from client.split_start import start_runner
 
-    supernode = format_endpoint(*parse_endpoint("--supernode", options.supernode, "10.0.0.2:9094"))
-    return start_runner(RunnerOptions(_site_options(options), supernode, options.secret_file.absolute()), _say)
+    return start_runner(_site_options(options, options.shared.absolute()), _say)
 
 
 def _say(line: str) -> None:
@@ -168,12 +159,12 @@ def _say(line: str) -> None:
 
 
 def _health(options: argparse.Namespace) -> int:
-    from client.health import illness
+    from client.health import health_problem
     from client.site_state import StateFolder
 
-    wrong = illness(StateFolder(options.state))
-    print(wrong or "well")
-    return 1 if wrong else 0
+    problem = health_problem(StateFolder(options.state))
+    print(problem or "healthy")
+    return 1 if problem else 0
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -190,12 +181,14 @@ def _status(options: argparse.Namespace) -> int:
     if not status["running"]:
         return 1
     if status["role"] == "runner":
-        print(f"server {kit.endpoint}: ask the status of supernode, which speaks with it")
+        print(f"server {kit.endpoint}: ask the status of the courier, which speaks with it")
     else:
         contact = status["last_contact"]
         seen = "no contact yet" if contact is None else f"last contact {contact:.0f} s ago"
         print(f"server {kit.endpoint}: {'connected' if status['connected'] else 'NOT connected'}, {seen}")
     print(f"runner: {_what_runner_does(status['runner'])}")
+    if "network" in status["runner"]:
+        print(f"runner: {status['runner']['network']}")
     for name, process in status["processes"].items():
         age = time.time() - process["since"]
         print(f"{name}: {process['state']} for {age:.0f} s, pid {process['pid']}, {process['restarts']} restarts")
@@ -211,8 +204,6 @@ def _what_runner_does(runner: dict[str, Any]) -> str:
         return f"training, round {runner['round']}, step {runner['step']} of {runner['steps']}"
     words = {
         "waiting": "waiting for a task",
-        "away": "waiting for SuperNode",
-        "refused": "PROBLEM: SuperNode refuses it",
         "elsewhere": "runs elsewhere",
     }
     state = str(runner.get("state"))

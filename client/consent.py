@@ -19,7 +19,7 @@ import common
 from client.privacy_terms import privacy_terms, private_meanings
 from common.config import FederationConfig, load_federation
 from common.errors import ConfigError
-from common.messages import ErrorCode, Progress, Result, SiteInfo
+from common.messages import ErrorCode, Failure, Heartbeat, Result, SiteInfo
 from common.network_config import Kit, read_kit
 from common.plan import Plan
 from common.privacy_config import PrivacyConfig
@@ -38,9 +38,9 @@ MEANINGS: Mapping[type, Mapping[str, str]] = {
         "device": "kind of processor that computes: cpu or cuda",
         "precision": "number format of the computation: float32, bfloat16 or float16",
     },
-    Progress: {
-        "run": "random name of the run, repeated from the task",
-        "round": "number of the round, repeated from the task",
+    Heartbeat: {
+        "tasks": "names of the tasks that your site has received and not answered yet",
+        "task": "name of the one that it works on; empty if it waits",
         "step": "training steps done so far in this round",
         "steps": "training steps of the round",
     },
@@ -59,12 +59,18 @@ MEANINGS: Mapping[type, Mapping[str, str]] = {
         "seconds_compute": "how much of that was training",
         "seconds_evaluate": "how much of that was scoring",
         "epsilon": "what differential privacy has cost so far; empty without it",
+        "update": "SHA-256 of the file with the model update, which goes beside it; empty without training",
+    },
+    Failure: {
+        "code": "number of one of the codes below",
+        "reason": "kind of error: the name of a class in the program",
     },
 }
 OCCASIONS: Mapping[type, str] = {
     SiteInfo: "before the first round, and when your site or the server was restarted",
-    Progress: "while a round is being worked on, as a sign of life",
+    Heartbeat: "every few seconds while your site is connected, as a sign of life",
     Result: "after every round",
+    Failure: "when something goes wrong",
 }
 NEVER_SENT = (
     "Scans, label maps, predictions, or any part or thumbnail of them.",
@@ -187,7 +193,7 @@ def document(request: Request) -> dict[str, Any]:
         "privacy": privacy_terms(federation, len(plan.labels)),
         "sent_back": {
             "update": {
-                "meaning": "the change of the model's weights by your site's training, in numbered pieces",
+                "meaning": "the change of the model's weights by your site's training, as a file of plain numbers",
                 "values": weights,
                 "encoding": upload,
                 "bytes_per_round": sum(piece.size for piece in pieces_of(weights, upload)),
@@ -228,9 +234,7 @@ def as_text(content: Mapping[str, Any], width: int = 100) -> str:
         listed = [(field["name"], field["meaning"]) for field in sent["fields"] if field["message"] == message.__name__]
         parts.append(_table(f"What is sent {occasion} ({message.__name__})", listed, width))
     parts += [
-        _section(
-            "What is sent when something goes wrong", [f"One of these codes: {', '.join(sent['errors'])}."], width
-        ),
+        _section("Codes of what can go wrong", [f"{', '.join(sent['errors'])}."], width),
         _section("What is never sent", content["never_sent"], width),
         _section(
             "Where it goes",

@@ -15,8 +15,10 @@ UPDATE, NUMBERS, SIGN_OF_LIFE, DECLARATION, ERROR = "updates", "scores", "signs 
 class Departure:
     """One message that left.
 
-    kind: ``updates`` (weights and numbers), ``scores`` (numbers alone), ``signs of life``, ``declarations`` or
-        ``error codes``. run, round: as the server's task named them; empty and 0 if it did not.
+    kind: ``updates`` (weights and numbers), ``scores`` (numbers alone), ``declarations`` or ``error codes``. Signs of
+        life are in logs of earlier versions only: there is one every few seconds, and it says nothing of patients.
+    run, round: as the server's task named them; empty and 0 if it did not.
+    sha256: of the update's file; of the whole message where there is none, and in logs of earlier versions.
     """
 
     time: str
@@ -73,25 +75,29 @@ def as_text(content: Mapping[str, Any]) -> str:
 
 def _departure(entry: Entry) -> Departure:
     details = entry.details
-    fields = details.get("fields")
-    if "error" in details:
-        kind = ERROR
-    elif details.get("tensors"):
-        kind = UPDATE
-    elif isinstance(fields, dict) and "numbers" in fields:
-        kind = NUMBERS
-    else:
-        kind = SIGN_OF_LIFE if isinstance(fields, dict) and "progress" in fields else DECLARATION
     epsilon = details.get("epsilon")
     return Departure(
         time=entry.time,
-        kind=kind,
+        kind=_kind(details),
         run=str(details.get("run", "")),
         round=_whole(details.get("round")),
         bytes=_whole(details.get("bytes")),
-        sha256=str(details.get("sha256", "")),
+        sha256=str(details.get("update") or details.get("sha256", "")),
         epsilon=epsilon if isinstance(epsilon, float) else None,
     )
+
+
+def _kind(details: Mapping[str, Any]) -> str:
+    """What kind of message an entry tells of: of this version, or of an earlier one, whose fields lay in records."""
+    fields = details.get("fields")
+    names = set(fields) if isinstance(fields, dict) else set()
+    if "error" in details:
+        return ERROR
+    if details.get("update") or details.get("tensors"):
+        return UPDATE
+    if names & {"train_loss", "numbers"}:
+        return NUMBERS
+    return SIGN_OF_LIFE if "progress" in names else DECLARATION
 
 
 def _whole(value: object) -> int:

@@ -1,7 +1,7 @@
 """Whether the GPU can be used, asked in a process of its own.
 
-Whoever asks PyTorch for a GPU's memory holds a part of it until he ends. The program that starts a site runs as long as
-the site does, and where a GPU is set to serve one process at a time, that would not be the runner.
+Querying GPU memory creates a CUDA context that lasts until the process exits. The program that starts a site runs as
+long as the site does; on a GPU in exclusive mode its context would keep the runner out.
 ``python -m client.gpu NAME`` answers with a line of JSON.
 """
 
@@ -39,7 +39,7 @@ def ask(name: str) -> tuple[Severity, str]:
 
 
 def look(name: str) -> tuple[Severity, str]:
-    """How good it is, and what was found; by now something speaks for a GPU."""
+    """How good it is, and what was found; called where there are signs of a GPU."""
     import torch
 
     try:

@@ -202,12 +202,12 @@ class Ledger:
             _compare(self.path, entries, note)
         return account_of(self.path, entries), summary
 
-    def spend(self, people: People, decide: Callable[[Account], RoundEntry]) -> RoundEntry:
+    def spend(self, people: People, decide: Callable[[Account], RoundEntry | None]) -> RoundEntry | None:
         """Appends one round, unless ``decide`` raises; from reading to writing no other process comes between.
 
         Args:
             people: who is to be used, and for what.
-            decide: gets what was spent so far, and makes the entry.
+            decide: gets what was spent so far, and makes the entry; None if the round is paid for already.
 
         Raises:
             LedgerError: the ledger is broken or cannot be written.
@@ -215,6 +215,8 @@ class Ledger:
         with self.locked():
             account = self.read()
             entry = decide(account)
+            if entry is None:
+                return None
             for purpose in sorted({line.purpose for line in entry.spends}):
                 self._add_dataset(account, people, purpose)
             written = self._append(_ROUND, entry)

@@ -6,19 +6,19 @@ read, and whatever is in doubt, is refused.
 
 from __future__ import annotations
 
+import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
-
-from flwr.app import Message, RecordDict
 
 from client.approvals import AUDIT_FILE, DecisionBook, DecisionsError
 from client.consent import fields_that_leave
 from common.audit import AuditError, AuditLog
 from common.config import FederationConfig
-from common.errors import ConfigError, FedvoxError, OutputError
+from common.errors import ConfigError, FedvoxError, OutputError, ProtocolError
 from common.manifest import manifest_of
-from common.messages import ErrorCode
-from common.protocol import MAX_LABELS
+from common.messages import ErrorCode, Failure, Result, Task
+from common.protocol import Answer, unpack_answer, unpack_question
 from common.site_config import SITE_FILE, SiteConfig, load_site_config
 
 MAX_TEXT = 200
@@ -30,6 +30,10 @@ class PolicyError(FedvoxError):
     def __init__(self, code: ErrorCode, text: str) -> None:
         self.code = code
         super().__init__(text)
+
+
+class HeldBackError(PolicyError):
+    """Something was about to leave that may not; asking again does not help."""
 
 
 class Policy:
@@ -109,26 +113,34 @@ class TaskGuard:
             raise
         self._log("task_accepted", digest=digest)
 
-    def record(self, kind: str, task: Message, reply: Message) -> None:
-        """Writes down exactly what a reply holds; raising keeps it from leaving.
+    def record(self, kind: str, question: str, answer: str, update_bytes: int = 0) -> None:
+        """Writes down exactly what an answer holds; raising keeps it from leaving.
+
+        Args:
+            kind: of the work: ``hello``, ``train`` or ``evaluate``.
+            question: the server's message, as it came.
+            answer: as it will leave.
+            update_bytes: size of the update that goes beside it.
 
         Raises:
-            PolicyError: the log cannot be written, or the reply holds something that may not leave.
+            HeldBackError: the answer holds something that may not leave.
+            PolicyError: the log cannot be written.
         """
-        about: dict[str, Any] = {"kind": kind, **_round_of(task)}
-        if reply.has_error():
-            word, reason = _code_word(reply.error.code), reply.error.reason or ""
-            if not reason.isidentifier() or len(reason) > MAX_TEXT:
-                self._log("held_back", **about, unlisted=["error text"])
-                raise PolicyError(ErrorCode.REFUSED_BY_SITE, "an error with free text was about to leave")
-            self._log("sent", **about, bytes=0, error=word, reason=reason)
+        about: dict[str, Any] = {"kind": kind, **_round_of(question)}
+        try:
+            content = _listed(answer)
+        except ProtocolError as error:
+            self._log("held_back", **about, reason=str(error)[:MAX_TEXT])
+            raise HeldBackError(ErrorCode.REFUSED_BY_SITE, f"about to leave, but on no list: {error}") from None
+        update = content.update if isinstance(content, Result) else None
+        if (update is None) != (update_bytes == 0):
+            self._log("held_back", **about, reason="an update without its digest, or a digest without its update")
+            raise HeldBackError(ErrorCode.REFUSED_BY_SITE, "the answer and the update beside it do not fit")
+        if isinstance(content, Failure):
+            self._log("sent", **about, bytes=0, error=_code_word(content.code), reason=content.reason)
             return
-        if unlisted := _unlisted(reply.content):
-            self._log("held_back", **about, unlisted=unlisted)
-            raise PolicyError(ErrorCode.REFUSED_BY_SITE, f"about to leave, but on no list: {', '.join(unlisted)}")
-        manifest = manifest_of(reply.content)
-        epsilon = manifest["fields"].get("numbers", {}).get("epsilon")
-        self._log("sent", **about, **manifest, epsilon=epsilon)
+        manifest = manifest_of(answer, update_bytes)
+        self._log("sent", **about, **manifest, epsilon=manifest["fields"].get("epsilon"))
 
     def _log(self, event: str, **details: Any) -> None:
         try:
@@ -142,41 +154,28 @@ def open_guard(state: Path, config: FederationConfig) -> TaskGuard:
     return TaskGuard(Policy(state, config, state / SITE_FILE), AuditLog(state / AUDIT_FILE))
 
 
-def _round_of(task: Message) -> dict[str, Any]:
+def _round_of(question: str) -> dict[str, Any]:
     """Run and round as the server wrote them, if it did."""
-    found: dict[str, Any] = {}
-    for name in ("hello", "task", "wait"):
-        record = task.content.config_records.get(name) if task.has_content() else None
-        for key, kind in (("run", str), ("round", int)):
-            value = record.get(key) if record is not None else None
-            if isinstance(value, kind):
-                found[key] = value[:MAX_TEXT] if isinstance(value, str) else value
-    return found
-
-
-def _unlisted(records: RecordDict) -> list[str]:
-    """Whatever is in a reply and not on the list that the consent document shows."""
-    names = {field.name for field in fields_that_leave()} | {"format", "dice_labels", "dice_values"}
-    found = []
-    for record_name, record in records.items():
-        if record_name == "update" and record_name in records.array_records:
-            found += [f"{record_name}.{key}" for key in record if not key.isdecimal()]
-        elif record_name not in {"info", "progress", "identity", "numbers"} or record_name in records.array_records:
-            found.append(record_name)
-        else:
-            found += [f"{record_name}.{key}" for key, value in record.items() if key not in names or _is_long(value)]
-    return found
-
-
-def _is_long(value: object) -> bool:
-    """Whether a value has room for more than a number, a short text, or one number per label."""
-    if isinstance(value, list):
-        return len(value) > MAX_LABELS or not all(isinstance(item, int | float) for item in value)
-    return isinstance(value, bytes) or (isinstance(value, str) and len(value) > MAX_TEXT)
-
-
-def _code_word(code: int) -> str:
     try:
-        return ErrorCode(code).name.lower().replace("_", "-")
-    except ValueError:
-        return f"flower-error-{code}"
+        asked = unpack_question(question)
+    except ProtocolError:
+        return {}
+    return {"run": asked.run} | ({"round": asked.round} if isinstance(asked, Task) else {})
+
+
+def _listed(answer: str) -> Answer:
+    """An answer, if it holds nothing but what the consent document lists.
+
+    Raises:
+        ProtocolError: it holds anything else, or a value of another kind than its field may have.
+    """
+    content = unpack_answer(answer)
+    listed = {field.name for field in fields_that_leave() if field.message == type(content).__name__}
+    names = set(json.loads(answer)) - {"format", "kind"}
+    if strangers := (names | {field.name for field in fields(content)}) - listed:
+        raise ProtocolError(", ".join(sorted(strangers)))
+    return content
+
+
+def _code_word(code: ErrorCode) -> str:
+    return code.name.lower().replace("_", "-")

@@ -52,6 +52,8 @@ class RoundEntry(Frozen):
     """One round of one run, written down before it begins.
 
     federation, digest: whose. max_epsilon, delta: the site's limit at that time.
+    attempt: random name of the attempt at the task that it pays for (``client.runner.task_journal``): one that is
+        broken off before anything left and taken up again does not pay twice. Empty if nobody keeps a journal.
     epsilon: that the patients of this round had spent with it, at ``delta``; for readers, it is always computed anew.
     """
 
@@ -63,6 +65,7 @@ class RoundEntry(Frozen):
     epsilon: float
     max_epsilon: float | None
     delta: float
+    attempt: str = ""
 
 
 class RecoveryEntry(Frozen):

@@ -9,6 +9,7 @@ site, as the hospital's declaration, and decides how much weight the site has. S
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -59,6 +60,7 @@ class LocalSite:
         progress: is told how many of how many cases are prepared.
         state: the site's state folder, and
         ledger: the hospital's; both are needed for differential privacy and for nothing else.
+        attempt: as for ``LedgerBudget``.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class LocalSite:
         progress: Progress | None = None,
         state: Path | None = None,
         ledger: Ledger | None = None,
+        attempt: Callable[[], str] = str,
     ) -> None:
         self._config = config
         self._plan = plan
@@ -86,6 +89,8 @@ class LocalSite:
         self._progress = progress
         self._state = state
         self._ledger = ledger
+        self._attempt = attempt
+        self._opening = threading.Lock()
         self._site: Site | None = None
 
     def __call__(self, context: Context) -> Site:
@@ -101,9 +106,10 @@ class LocalSite:
             ConfigError: the device is not there.
             LedgerError: there is no ledger, or a broken one, and the federation is differentially private.
         """
-        if self._site is None:
-            self._site = self._opened()
-        return self._site
+        with self._opening:
+            if self._site is None:
+                self._site = self._opened()
+            return self._site
 
     def _opened(self) -> Site:
         config, plan = self._config, self._plan
@@ -139,7 +145,7 @@ class LocalSite:
             raise LedgerError("the federation is differentially private, and there is no ledger to write it down in")
         # A ledger that cannot be used is told now, and not only when a round is to be paid for.
         self._ledger.read()
-        return LedgerBudget(self._ledger, self._config, people, self._state / SITE_FILE)
+        return LedgerBudget(self._ledger, self._config, people, self._state / SITE_FILE, self._attempt)
 
     def _prepare(self, cases: Sequence[Case]) -> list[CachedCase]:
         cache = CaseCache(self._cache, self._plan.preprocessing, self._plan.labels)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from common.files import cannot_write
 
 CONTACT_IS_LOST_AFTER_SECONDS = 15.0
 
-Role = Literal["site", "supernode", "runner"]
+Role = Literal["site", "courier", "runner"]
 """What works on a state folder: a whole site, or one of its two processes by itself."""
 
 
@@ -43,14 +42,14 @@ class StateFolder:
     path: Path
 
     @property
-    def secret(self) -> Path:
-        """Shared by SuperNode and runner, and by nobody else."""
-        return self.path / "secret"
+    def shared(self) -> Path:
+        """The folder between courier and runner, where both run on one machine."""
+        return self.path / "shared"
 
     @property
-    def task(self) -> Path:
-        """The runner's note of its open task."""
-        return self.path / "runner-task.json"
+    def journal(self) -> Path:
+        """What the runner has done with each task."""
+        return self.path / "journal"
 
     @property
     def runner(self) -> Path:
@@ -59,13 +58,8 @@ class StateFolder:
 
     @property
     def contact(self) -> Path:
-        """Touched by SuperNode whenever the server has answered it."""
+        """Touched by the courier whenever the server has answered it."""
         return self.path / "contact"
-
-    @property
-    def busy(self) -> Path:
-        """Touched by SuperNode while the runner works on a task."""
-        return self.path / "busy"
 
     @property
     def status(self) -> Path:
@@ -93,20 +87,6 @@ class StateFolder:
             self.logs.mkdir(exist_ok=True)
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be made: {error.strerror}; give another --state") from None
-
-    def new_secret(self) -> None:
-        """Replaces the secret.
-
-        Raises:
-            OutputError: it cannot be written.
-        """
-        try:
-            self.secret.unlink(missing_ok=True)
-            descriptor = os.open(self.secret, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(secrets.token_bytes(32))
-        except OSError as error:
-            raise OutputError(f"{self.path}: cannot be written: {error.strerror}; give another --state") from None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -174,21 +154,20 @@ def site_status(folder: StateFolder) -> dict[str, Any]:
     Returns:
         ``running``; if so also ``role``, ``since`` (seconds since the epoch), ``pid``, ``connected`` (to the server;
         None where only the runner runs, which cannot know), ``last_contact`` (seconds ago; None if there was none),
-        ``ready``, ``processes`` (name -> state) and ``runner`` (state, and what it works on).
+        ``ready``, ``processes`` (name -> state) and ``runner`` (state, what it works on, and ``isolated``: whether it
+        has no network).
     """
     if not folder.is_locked():
         return {"running": False}
     known, runner = read_json(folder.status), read_json(folder.runner)
     role, processes = known.get("role", "site"), known.get("processes", {})
     last_contact = _age(folder.contact)
-    if role == "supernode":
+    if role == "courier":
         runner = {"state": "elsewhere"}
     elif runner.get("pid") != processes.get("runner", {}).get("pid"):
         runner = {"state": "starting"}
-    # While a task is at work SuperNode does not ask the server for more.
-    is_busy = runner.get("state") == "working" or _is_fresh(_age(folder.busy))
-    supernode_runs = processes.get("supernode", {}).get("pid") is not None
-    connected = None if role == "runner" else supernode_runs and (_is_fresh(last_contact) or is_busy)
+    courier_runs = processes.get("courier", {}).get("pid") is not None
+    connected = None if role == "runner" else courier_runs and _is_fresh(last_contact)
     runner_serves = runner.get("state") in ("waiting", "working", "elsewhere") and not runner.get("problem")
     return {
         "running": True,

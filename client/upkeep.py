@@ -1,4 +1,4 @@
-"""Keeps the processes of a site alive, all of them or one, and says in the state folder how they are."""
+"""Keeps the processes of a site running, both or one of them, and writes their state to the state folder."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ POLL_SECONDS = 0.1
 STATUS_SECONDS = 2.0
 STOP_SECONDS = 10.0
 
-Say = Callable[[str], None]
+MessageSink = Callable[[str], None]
 
 
 class PreflightError(FedvoxError):
     """Something must be put right before the site can start."""
 
 
-def see_to(items: Iterable[Item], say: Say) -> None:
+def require_preflight(items: Iterable[Item], say: MessageSink) -> None:
     """Shows what the preflight finds.
 
     Raises:
-        PreflightError: an item stands in the way.
+        PreflightError: an item is an error.
     """
     wrong = []
     for item in items:
@@ -48,17 +48,15 @@ class Upkeep:
         role: what of a site this is.
         ready_line: what to say when it is ready.
         say: shows a line.
-        health: where SuperNode tells its health, if it does; noted for ``fedvox-client health``.
     """
 
     def __init__(
-        self, folder: StateFolder, children: Sequence[Child], role: Role, ready_line: str, say: Say, health: str = ""
+        self, folder: StateFolder, children: Sequence[Child], role: Role, ready_line: str, say: MessageSink
     ) -> None:
         self._folder = folder
         self._role = role
         self._ready_line = ready_line
         self._say = say
-        self._health = health
         self._since = time.time()
         self._written = 0.0
         self._was_ready = False
@@ -67,7 +65,7 @@ class Upkeep:
 
     def run(self) -> None:
         """Keeps all alive; returns when told to stop."""
-        for leftover in (self._folder.contact, self._folder.busy, self._folder.runner):
+        for leftover in (self._folder.contact, self._folder.runner):
             leftover.unlink(missing_ok=True)
         try:
             self._supervisor.start()
@@ -82,7 +80,7 @@ class Upkeep:
             self._write_status(now=True)
 
     def _on_event(self, name: str, event: str) -> None:
-        if name == "supernode" and event.startswith("started"):
+        if name == "courier" and event.startswith("started"):
             self._folder.contact.unlink(missing_ok=True)
         file = self._folder.logs / "start.log"
         try:
@@ -102,7 +100,6 @@ class Upkeep:
             "pid": os.getpid(),
             "since": self._since,
             "role": self._role,
-            "health": self._health,
             "processes": self._supervisor.states(),
         }
         try:
@@ -117,7 +114,7 @@ class Upkeep:
         self._was_ready = ready
 
     def _complain(self, error: OutputError) -> None:
-        """Says once that the disk is full. The processes are kept alive all the same: there may be room again soon."""
+        """Says once that the disk is full. The processes keep running all the same: there may be room again soon."""
         if not self._trouble:
             self._say(str(error))
         self._trouble = str(error)

@@ -1,65 +1,30 @@
-"""Exactly what a message holds, for the audit logs of both sides.
-
-A site writes the manifest of what it sends, and the server the hash of what it counts; equal hashes mean that the
-same bytes left here and arrived there.
-"""
+"""What an answer of a site holds, for its audit log: every field, and its update by size and SHA-256."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from typing import Any
 
-from flwr.app import ArrayRecord, RecordDict
 
-from common.parts import name_of
+def manifest_of(answer: str, update_bytes: int = 0) -> dict[str, Any]:
+    """Describes an answer, as values that JSON can take.
 
-
-def manifest_of(records: RecordDict) -> dict[str, Any]:
-    """What ``records`` hold, as values that JSON can take.
+    Args:
+        answer: a message of ``common.protocol``, as it is sent.
+        update_bytes: size of the file that goes beside it; 0 if none does.
 
     Returns:
-        ``bytes`` (tensors and fields as they are sent, without the transport's own framing), ``tensor_bytes``,
-        ``tensors`` (name, dtype, shape, bytes of each piece), ``fields`` (record -> name -> value; a number that is
-        not finite is None) and ``sha256`` over the names and contents of all of them, of tensors over their names in
-        Flower, which are hashes of form and content.
+        ``bytes`` (of both), ``fields`` (name -> value; a number that does not exist is None), ``update`` (SHA-256 of
+        the file, None if there is none), ``update_bytes``, and ``sha256`` of the text. As the text names the file's
+        SHA-256, whoever knows the one hash knows that nothing of either was changed.
     """
-    total = hashlib.sha256()
-    tensors: list[dict[str, Any]] = []
-    fields: dict[str, dict[str, Any]] = {}
-    tensor_bytes = field_bytes = 0
-    for record_name, record in sorted(records.items()):
-        if isinstance(record, ArrayRecord):
-            for name, array in sorted(record.items()):
-                size = len(array.data)
-                _add(total, [record_name, name, name_of(array)])
-                entry = {"name": f"{record_name}/{name}", "dtype": array.dtype, "shape": list(array.shape)}
-                tensors.append(entry | {"bytes": size})
-                tensor_bytes += size
-        else:
-            values = dict(sorted(record.items()))
-            _add(total, [record_name, values])
-            fields[record_name] = {name: _plain(value) for name, value in values.items()}
-            field_bytes += len(record.deflate())
+    text = answer.encode()
+    fields = {name: value for name, value in json.loads(text).items() if name not in ("format", "kind")}
     return {
-        "bytes": tensor_bytes + field_bytes,
-        "tensor_bytes": tensor_bytes,
-        "tensors": tensors,
+        "bytes": len(text) + update_bytes,
         "fields": fields,
-        "sha256": total.hexdigest(),
+        "update": fields.get("update"),
+        "update_bytes": update_bytes,
+        "sha256": hashlib.sha256(text).hexdigest(),
     }
-
-
-def _add(total: Any, values: list[Any]) -> None:
-    text = json.dumps(values, separators=(",", ":"), default=bytes.hex).encode()
-    total.update(len(text).to_bytes(8, "little"))
-    total.update(text)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    if isinstance(value, bytes):
-        return value.hex()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

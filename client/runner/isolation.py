@@ -30,7 +30,7 @@ _CAP_NET_ADMIN, _CAP_SYS_PTRACE, _CAP_SYS_ADMIN = 12, 19, 21
 _LONGEST_SECONDS = 20.0
 _LOOPBACK = "loopback"
 _PLACES = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
-"""Addresses that nobody has (RFC 5737, RFC 3849); whether there is a route to them is asked without sending anything."""
+"""Addresses that nobody has (RFC 5737, RFC 3849): whether there is a route to them is asked, nothing is sent."""
 
 
 @dataclass(frozen=True)
@@ -181,10 +181,10 @@ def _try() -> int:
     try:
         _enter_namespace()
     except OSError as error:
-        print(_explain(error))  # noqa: T201 -- for the process that asked
+        print(_explain(error))
         return 1
     if ways := ways_out():
-        print(f"a new network namespace still reaches {', '.join(ways)}")  # noqa: T201
+        print(f"a new network namespace still reaches {', '.join(ways)}")
         return 1
     return 0
 

@@ -1,0 +1,94 @@
+"""Calls the site's ClientApp as Flower would, with the texts that lie in the shared folder."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from flwr.app import Context, Message, MessageType, Metadata, RecordDict
+
+from client.flower import make_message
+from common.errors import FedvoxError, ProtocolError
+from common.messages import ErrorCode, Failure, Hello
+from common.protocol import HELLO, Question, from_record, pack, to_record, unpack_answer
+from common.weights.store import Content, FileStore, MissingWeightsError, digest_of
+
+log = logging.getLogger("fedvox.runner")
+
+App = Callable[[Message, Context], Message]
+_TTL_SECONDS = 10 * 365 * 86400.0
+
+
+class BadWeightsError(FedvoxError):
+    """The weights that a task names are not there, or are not the ones that it names."""
+
+    code = ErrorCode.BAD_TASK
+
+
+class ReceivedWeights(FileStore):
+    """What the courier has fetched: nothing is handed out whose SHA-256 is not its name."""
+
+    def get(self, digest: str) -> Content:
+        """The file, mapped, after reading all of it once.
+
+        Raises:
+            BadWeightsError: it is not there, or holds something else.
+        """
+        try:
+            content = super().get(digest)
+        except MissingWeightsError as error:
+            raise BadWeightsError(str(error)) from None
+        if digest_of(content) != digest:
+            raise BadWeightsError(f"{self.path(digest)}: was changed or damaged: its SHA-256 is not its name")
+        return content
+
+
+def kind_of(question: Question) -> str:
+    """The work that a message asks for, in a word."""
+    if isinstance(question, Hello):
+        return HELLO
+    return MessageType.TRAIN if question.train else MessageType.EVALUATE
+
+
+def ask(app: App, name: str, question: Question, text: str) -> str:
+    """What the app answers to a message; a failure if it fails in whatever way.
+
+    Args:
+        app: of the site.
+        name: of the task.
+        question: of the server; text: the same, as it came.
+    """
+    kind = kind_of(question)
+    metadata = Metadata(
+        run_id=0,
+        message_id=name,
+        src_node_id=0,
+        dst_node_id=0,
+        reply_to_message_id="",
+        group_id="",
+        created_at=time.time(),
+        ttl=_TTL_SECONDS,
+        message_type=f"{MessageType.QUERY}.{HELLO}" if kind == HELLO else kind,
+    )
+    context = Context(run_id=0, node_id=0, node_config={}, state=RecordDict(), run_config={})
+    try:
+        reply = app(make_message(metadata, content=to_record(text)), context)
+        answer = from_record(reply.content) if reply.has_content() else _failure_of(reply)
+        unpack_answer(answer)
+    except Exception as error:  # whatever happens, only a code and a class name leave
+        log.exception("the task failed")
+        return failure(ErrorCode.INTERNAL, type(error).__name__)
+    return answer
+
+
+def failure(code: ErrorCode, reason: str) -> str:
+    """A failure as it is sent."""
+    return pack(Failure(code, reason))
+
+
+def _failure_of(reply: Message) -> str:
+    try:
+        return failure(ErrorCode(reply.error.code), reply.error.reason or "")
+    except ValueError:
+        raise ProtocolError(f"the app failed with the unknown code {reply.error.code}") from None

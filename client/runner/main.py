@@ -1,0 +1,114 @@
+"""Opens what a runner needs, then serves its shared folder until SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from flwr.app import Context
+
+from client.app import Site, SiteWeights, make_client_app
+from client.ledger import Ledger, Witness
+from client.policy import open_guard
+from client.runner.app_call import ReceivedWeights
+from client.runner.isolation import Isolation
+from client.runner.progress import RunnerStatus, TaskProgress
+from client.runner.task_journal import TaskJournal
+from client.runner.task_loop import TaskLoop
+from client.shared_folder import SharedFolder
+from client.site_data import LocalSite
+from client.site_state import StateFolder, default_ledger
+from common.config import load_federation
+from common.errors import ConfigError, FedvoxError
+from common.flower import check_flower_version
+from common.network_config import read_kit
+from common.plan import Plan
+from common.site_config import SITE_FILE, load_site_config
+from common.weights.store import FileStore
+
+log = logging.getLogger("fedvox.runner")
+
+
+def main(isolation: Isolation, arguments: Sequence[str] | None = None) -> int:
+    """Runs until SIGTERM; returns an exit status only if it cannot begin.
+
+    Args:
+        isolation: what network this process has.
+        arguments: of the command line; None takes this process's.
+    """
+    options = _options(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log.log(logging.INFO if isolation.is_isolated else logging.WARNING, "the runner %s", isolation)
+    try:
+        check_flower_version()
+        folder = SharedFolder(options.shared)
+        folder.make()
+        with folder.held_by("runner"):
+            folder.probe()
+            _serve(options, folder, isolation)
+    except FedvoxError as error:
+        log.error("%s", error)
+        return error.exit_status
+    # Not through the interpreter's own end: work that was broken off still holds threads.
+    logging.shutdown()
+    os._exit(0)
+
+
+def _serve(options: argparse.Namespace, folder: SharedFolder, isolation: Isolation) -> None:
+    state = StateFolder(options.state)
+    state.make()
+    config = load_federation(options.kit / "federation.yaml")
+    if config.network is None:
+        raise ConfigError(f"{options.kit / 'federation.yaml'}: network: is missing; ask for a new kit")
+    status = RunnerStatus(state.runner)
+    status.say(state="preparing data", network=str(isolation), isolated=isolation.is_isolated)
+    progress = TaskProgress(folder, status)
+    guard = open_guard(options.state, config)
+    journal = TaskJournal(state.journal)
+    site = LocalSite(
+        config,
+        Plan.model_validate_json((options.kit / "plan.json").read_bytes()),
+        read_kit(options.kit, "site").site or "",
+        options.data,
+        options.cache,
+        load_site_config(options.state / SITE_FILE).validation_cases or config.network.validation_fraction,
+        options.device,
+        progress,
+        status.prepared,
+        options.state,
+        Ledger(options.ledger or default_ledger(), Witness(options.state)),
+        journal.attempt,
+    )
+
+    def open_site(context: Context | None = None) -> Site:
+        del context
+        try:
+            opened = site.open()
+        except FedvoxError as error:
+            status.say(problem=f"the data cannot be used: {error}")
+            raise
+        status.say(problem=None, train=len(opened.train_cases), validation=len(opened.validation_cases))
+        return opened
+
+    def prepare() -> None:
+        try:
+            open_site()
+        except FedvoxError as error:
+            # Served nonetheless: the server then hears a code, and once the data are put right the next task succeeds.
+            log.error("the data cannot be used: %s", error)
+
+    weights = SiteWeights(ReceivedWeights(folder.inbox), FileStore(folder.outbox))
+    TaskLoop(folder, journal, make_client_app(open_site, weights, guard), guard, progress, status).serve(prepare)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="client.runner")
+    for name in ("--kit", "--data", "--state", "--shared"):
+        parser.add_argument(name, type=Path, required=True)
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--ledger", type=Path)
+    parser.add_argument("--device", default="auto")
+    return parser.parse_args(arguments)

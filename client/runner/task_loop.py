@@ -1,0 +1,372 @@
+"""Looks for tasks in the shared folder, has them done one at a time, and puts the answers there.
+
+An answer is released in this order, so that a runner that is killed anywhere in between can go on: the update lies in
+the outbox, the journal knows the answer, the audit log has it, and last the answer appears in the outbox by rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import secrets
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from client.policy import HeldBackError, PolicyError, TaskGuard
+from client.runner.app_call import App, ask, failure, kind_of
+from client.runner.progress import RunnerStatus, SupersededError, TaskProgress
+from client.runner.task_journal import Record, TaskJournal
+from client.shared_folder import SharedFolder
+from common.errors import FedvoxError, ProtocolError
+from common.files import cannot_write
+from common.messages import ErrorCode, Failure, Hello, Result, Task
+from common.protocol import MAX_MESSAGE_BYTES, Question, is_sha256, unpack_answer, unpack_question
+from common.weights.store import FileStore, MissingWeightsError, digest_of
+
+log = logging.getLogger("fedvox.runner")
+
+SHORT_PAUSE_SECONDS, LONG_PAUSE_SECONDS = 0.02, 0.1
+IDLE_FOR_LONG_SECONDS = 60.0
+BUSY_PAUSE_SECONDS = 0.05
+LOOK_SECONDS = 5.0
+"""So often is the inbox read although nothing seems to have changed in it."""
+SETTLED_SECONDS = 1.0
+"""A folder that changed less than that ago is read again: two changes in one tick of its clock look like one."""
+RETRY_SECONDS = 3.0
+_LEFT_BY_A_CRASH = re.compile(r"\.([0-9a-f]{16}\.part|[0-9a-f]{32}\.reply\.[0-9a-f]{8})")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A message of the server's. name: of its task. text: as it came; question: the same, None if it is none."""
+
+    name: str
+    text: str
+    question: Question | None
+
+    @property
+    def kind(self) -> str:
+        return kind_of(self.question) if self.question is not None else "unknown"
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Something that a thread does. is_replay: its answer is in the journal already."""
+
+    asked: _Asked
+    answer: Future[str]
+    is_replay: bool = False
+
+
+class TaskLoop:
+    """Serves one shared folder. To be made in the main thread: it takes over SIGTERM and SIGINT, which end it.
+
+    Tasks are worked on in one thread. Who a site is, and what an answer was, is told from another one, also while the
+    first is training.
+
+    Args:
+        folder: shared with the courier; held by this process.
+        journal: of finished tasks.
+        app: answers messages.
+        guard: allows an answer that is sent again, and writes down what leaves.
+        progress: the observer of the site that ``app`` opens.
+        status: is told what this runner does.
+    """
+
+    def __init__(
+        self,
+        folder: SharedFolder,
+        journal: TaskJournal,
+        app: App,
+        guard: TaskGuard,
+        progress: TaskProgress,
+        status: RunnerStatus,
+    ) -> None:
+        self._folder = folder
+        self._outbox = FileStore(folder.outbox)
+        self._journal = journal
+        self._app = app
+        self._guard = guard
+        self._progress = progress
+        self._status = status
+        self._worker = ThreadPoolExecutor(1, "work")
+        self._desk = ThreadPoolExecutor(1, "desk")
+        self._work: _Job | None = None
+        self._talk: _Job | None = None
+        self._held: dict[str, tuple[_Job, str]] = {}
+        self._retry_at = 0.0
+        self._looked_at, self._seen, self._busy_at = 0.0, -1, time.monotonic()
+        self._stopping = False
+        signal.signal(signal.SIGTERM, self._stop)
+        signal.signal(signal.SIGINT, self._stop)
+
+    def serve(self, prepare: Callable[[], None]) -> None:
+        """Does ``prepare`` first, then task after task until SIGTERM; what is under way then is broken off.
+
+        Args:
+            prepare: in the thread that works; raising ends the runner.
+        """
+        self._clean()
+        preparing = self._worker.submit(prepare)
+        while not self._stopping and not preparing.done():
+            wait([preparing], BUSY_PAUSE_SECONDS)
+        if not self._stopping:
+            preparing.result()
+        while not self._stopping:
+            self._collect()
+            if self._may_have_changed():
+                self._look()
+            self._status.state("working" if self._work is not None else "waiting")
+            self._pause()
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        self._stopping = True
+
+    def _clean(self) -> None:
+        """Removes what a killed runner left half-written."""
+        self._progress.end()
+        for file in self._folder.outbox.iterdir():
+            if _LEFT_BY_A_CRASH.fullmatch(file.name):
+                file.unlink(missing_ok=True)
+
+    def _pause(self) -> None:
+        answers = [job.answer for job in (self._work, self._talk) if job is not None]
+        if answers:
+            self._busy_at = time.monotonic()
+            wait(answers, BUSY_PAUSE_SECONDS, FIRST_COMPLETED)
+        else:
+            idle = time.monotonic() - self._busy_at
+            time.sleep(SHORT_PAUSE_SECONDS if idle < IDLE_FOR_LONG_SECONDS else LONG_PAUSE_SECONDS)
+
+    def _may_have_changed(self) -> bool:
+        """Whether it is worth while to read the inbox; costs next to nothing."""
+        try:
+            changed = self._folder.inbox.stat().st_mtime_ns
+        except OSError:
+            changed = -1  # reading it says what is wrong
+        now = time.monotonic()
+        is_new = changed != self._seen or abs(time.time_ns() - changed) < SETTLED_SECONDS * 1e9
+        if is_new or now - self._looked_at >= LOOK_SECONDS:
+            self._seen, self._looked_at = changed, now
+            return True
+        return False
+
+    def _look_again(self) -> None:
+        self._seen = -1
+
+    # What is to be done
+
+    def _look(self) -> None:
+        """Begins what can be begun of the tasks in the inbox."""
+        answered = set(self._folder.replies()) | set(self._held)
+        answered |= {job.asked.name for job in (self._work, self._talk) if job is not None}
+        tasks = []
+        for name in self._folder.tasks():
+            asked = self._read(name) if name not in answered else None
+            if asked is None:
+                continue
+            if isinstance(asked.question, Task):
+                record = self._journal.find(name)
+                if record is not None and record.is_done:
+                    self._say_again(asked, record)
+                else:
+                    tasks.append(asked)
+            elif isinstance(asked.question, Hello):
+                self._tell(asked)
+            else:
+                self._fail(asked, ErrorCode.BAD_TASK, ProtocolError.__name__)
+        if tasks:
+            self._choose(tasks)
+
+    def _read(self, name: str) -> _Asked | None:
+        try:
+            with self._folder.task(name).open("rb") as file:
+                text = file.read(MAX_MESSAGE_BYTES + 1).decode(errors="replace")
+        except FileNotFoundError:
+            return None  # the courier has taken it back
+        except OSError as error:
+            log.error("%s: cannot be read: %s; restore its rights", self._folder.task(name), error.strerror)
+            return None
+        try:
+            question = unpack_question(text)
+            if isinstance(question, Task) and question.name != name:
+                raise ProtocolError("it has the name of another task")
+        except ProtocolError as error:
+            log.error("%s: %s", self._folder.task(name), error)
+            return _Asked(name, text, None)
+        return _Asked(name, text, question)
+
+    def _choose(self, tasks: list[_Asked]) -> None:
+        """Of several tasks the server waits for the newest alone."""
+        newest = tasks[-1]
+        for asked in tasks:
+            if _is_older(newest, asked):
+                newest = asked
+        for asked in tasks:
+            if asked is not newest:
+                self._fail(asked, ErrorCode.TASK_LOST, SupersededError.__name__)
+        if self._work is None:
+            self._begin(newest)
+        elif _is_older(newest, self._work.asked):
+            self._fail(newest, ErrorCode.TASK_LOST, SupersededError.__name__)
+        else:
+            self._progress.cancel()
+
+    def _begin(self, asked: _Asked) -> None:
+        assert asked.question is not None  # noqa: S101 -- what is none was answered by _look
+        try:
+            self._tidy(asked.name)
+            self._journal.begin(asked.name)
+        except FedvoxError as error:
+            log.error("%s", error)
+            self._fail(asked, ErrorCode.INTERNAL, type(error).__name__)
+            return
+        log.info("task %s: %s", asked.name[:8], asked.kind)
+        self._progress.begin(asked.name)
+        answer = self._worker.submit(ask, self._app, asked.name, asked.question, asked.text)
+        self._work = _Job(asked, answer)
+
+    def _tidy(self, name: str) -> None:
+        """Removes updates that nobody asks for any more, and old records, before a task begins.
+
+        Raises:
+            OutputError: an update cannot be removed.
+        """
+        needed = {update for reply in self._folder.replies() if (update := self._update_in(reply))}
+        tasks = [task for task in self._folder.tasks() if task != name]
+        needed |= self._journal.updates(tasks)
+        for file in self._folder.outbox.iterdir():
+            if is_sha256(file.name) and file.name not in needed:
+                self._outbox.drop(file.name)
+        self._journal.trim([*tasks, name])
+
+    def _update_in(self, reply: str) -> str | None:
+        try:
+            answer = unpack_answer(self._folder.reply(reply).read_bytes())
+        except (OSError, ProtocolError):
+            return None
+        return answer.update if isinstance(answer, Result) else None
+
+    def _tell(self, asked: _Asked) -> None:
+        """Has the app say who this site is, as soon as there is nobody else to be told something."""
+        if self._talk is None and asked.question is not None:
+            answer = self._desk.submit(ask, self._app, asked.name, asked.question, asked.text)
+            self._talk = _Job(asked, answer)
+
+    def _say_again(self, asked: _Asked, record: Record) -> None:
+        if self._talk is None:
+            self._talk = _Job(asked, self._desk.submit(self._repeated, asked, record), is_replay=True)
+
+    def _repeated(self, asked: _Asked, record: Record) -> str:
+        """The answer in the journal, if the site still takes part and the update is what it was."""
+        assert record.reply is not None and asked.question is not None  # noqa: S101 -- as _look found
+        try:
+            self._guard.check(asked.question.digest)
+            if record.update is not None and digest_of(self._outbox.get(record.update)) != record.update:
+                raise MissingWeightsError(f"{self._outbox.path(record.update)}: was changed or damaged")
+        except PolicyError as error:
+            return failure(error.code, type(error).__name__)
+        except FedvoxError as error:
+            log.error("task %s is done, and its answer cannot be sent again: %s", asked.name[:8], error)
+            return failure(ErrorCode.TASK_LOST, type(error).__name__)
+        log.info("task %s: the same answer again", asked.name[:8])
+        return record.reply
+
+    # What was done
+
+    def _collect(self) -> None:
+        """Releases the answers that are there."""
+        if self._work is not None and self._work.answer.done():
+            job, self._work = self._work, None
+            self._progress.end()
+            self._release(job, job.answer.result())
+        if self._talk is not None and self._talk.answer.done():
+            job, self._talk = self._talk, None
+            self._release(job, job.answer.result())
+        if self._held and time.monotonic() >= self._retry_at:
+            for job, answer in list(self._held.values()):
+                self._release(job, answer)
+
+    def _fail(self, asked: _Asked, code: ErrorCode, reason: str) -> None:
+        """Answers a task that is not begun."""
+        answer: Future[str] = Future()
+        answer.set_result(failure(code, reason))
+        self._release(_Job(asked, answer), answer.result())
+
+    def _release(self, job: _Job, answer: str) -> None:
+        """Lets an answer leave; one that cannot be written down is kept, and tried again until it can."""
+        self._look_again()
+        try:
+            try:
+                self._write(job, answer)
+            except HeldBackError as error:
+                log.error("%s", error)
+                self._write(job, failure(error.code, PolicyError.__name__))
+        except FedvoxError as error:
+            if job.asked.name not in self._held:
+                log.error("task %s is not answered yet: %s", job.asked.name[:8], error)
+            self._held[job.asked.name] = (job, answer)
+            self._retry_at = time.monotonic() + RETRY_SECONDS
+            self._status.say(problem=str(error))
+            return
+        if self._held.pop(job.asked.name, None) is not None and not self._held:
+            self._status.say(problem=None)
+
+    def _write(self, job: _Job, answer: str) -> None:
+        """Journal, audit log, outbox.
+
+        Raises:
+            FedvoxError: one of them cannot be written.
+        """
+        asked, content = job.asked, unpack_answer(answer)
+        update = content.update if isinstance(content, Result) else None
+        if isinstance(content, Result) and not job.is_replay:
+            self._journal.finish(asked.name, answer, update)
+        if not self._folder.task(asked.name).exists():
+            log.warning("task %s: nobody waits for the answer any more", asked.name[:8])
+            return
+        size = self._size_of(update) if update is not None else 0
+        with _to_appear(self._folder.reply(asked.name), answer.encode()):
+            self._guard.record(asked.kind, asked.text, answer, size)
+            if isinstance(content, Failure) and not job.is_replay:
+                self._journal.forget(asked.name)
+        log.info("task %s: answered%s", asked.name[:8], f" ({content.reason})" if isinstance(content, Failure) else "")
+
+    def _size_of(self, update: str) -> int:
+        try:
+            return self._outbox.path(update).stat().st_size
+        except OSError as error:
+            raise MissingWeightsError(f"{self._outbox.path(update)}: cannot be read: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _to_appear(path: Path, content: bytes) -> Iterator[None]:
+    """Writes a file that appears when the block ends, and not if that raises.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        temporary.write_bytes(content)
+        yield
+        temporary.replace(path)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _is_older(one: _Asked, other: _Asked) -> bool:
+    """Whether a task is of an earlier round of the same run than another."""
+    first, second = one.question, other.question
+    return (
+        isinstance(first, Task) and isinstance(second, Task) and first.run == second.run and first.round < second.round
+    )
