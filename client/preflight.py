@@ -1,4 +1,4 @@
-"""What is looked at before a site joins: one line per item, and each can fail by itself.
+"""Preflight: what is checked before a site joins, one line per item; each can fail by itself.
 
 A problem that only the hospital or the coordinator can solve stops the start; what may pass by itself (a server that
 does not answer now) or takes effect later (an approval) is a warning.
@@ -11,23 +11,24 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import ssl
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from pathlib import Path
-
-from cryptography import x509
+from typing import Literal
 
 from client import gpu
+from client.courier.proxy import ProxyError
 from client.gpu import Severity
 from client.request import KEY_FILE
+from client.server_probe import CertificateRefusedError, Connection, HandshakeError, connect, unreachable
+from client.shared_folder import SharedFolder, SharedFolderError
 from client.site_state import read_json, write_json
+from common.certificates import SITE_CERTIFICATE_FILE, CertificateError, load_certificate, site_identity
 from common.config import FederationConfig
-from common.errors import DataError, FedvoxError, OutputError
+from common.errors import ConfigError, DataError, FedvoxError, OutputError
 from common.flower import check_flower_version
 from common.network_config import Kit
 from common.text import counted
@@ -40,16 +41,14 @@ CLOCK_BEHIND_ERROR_SECONDS = 150.0
 """The server refuses what was signed about 300 s ago."""
 RENEW_DAYS = 14
 DISK_BYTES = 2**30
-SECRET_BYTES = 16
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Of NVIDIA's and AMD's drivers, and of Windows' for Linux; without any of them PyTorch finds no GPU."""
-_VERIFY_EXPIRED, _VERIFY_NOT_YET_VALID = 10, 9
-_VERIFY_WRONG_NAME, _VERIFY_WRONG_ADDRESS = 62, 64
+_UNAUTHORISED = 401
 
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that was looked at. ``text`` says what was found and, if it is not good, what to do."""
+    """One thing that was checked. ``text`` says what was found and, if it is not good, what to do."""
 
     name: str
     severity: Severity
@@ -57,21 +56,6 @@ class Item:
 
     def __str__(self) -> str:
         return f"{self.severity:<8} {self.name + ':':<13} {self.text}"
-
-
-@dataclass(frozen=True)
-class Connection:
-    """What a TLS handshake with the server showed.
-
-    clock: the server's time minus ours, in seconds; None if it does not tell.
-    """
-
-    not_after: datetime
-    clock: float | None
-
-
-class HandshakeError(FedvoxError):
-    """The server's certificate is not accepted."""
 
 
 def check_version() -> Item:
@@ -84,16 +68,21 @@ def check_version() -> Item:
 
 
 def check_kit(folder: Path, kit: Kit, config: FederationConfig) -> Item:
-    """Whether the kit is whole, and its key for its owner's eyes only."""
-    key = folder / KEY_FILE
+    """Whether the kit is whole, its key and certificate belong together, and the key is for its owner's eyes only."""
     found = check_federation(folder, kit, config)
     if found.severity == "error":
         return found
-    if not key.exists():
-        return Item("kit", "error", f"{key} is missing; copy the key that fedvox-client request made to this place")
+    try:
+        identity = site_identity(folder, kit.site or "")
+    except CertificateError as error:
+        return Item("kit", "error", str(error))
+    key = folder / KEY_FILE
     mode = stat.S_IMODE(key.stat().st_mode)
     if mode & 0o077:
         return Item("kit", "error", f"{key} can be read by others (mode {mode:o}); do: chmod 600 {key}")
+    dates = _judge_dates("kit", None, identity.certificate.not_valid_after_utc, datetime.now(UTC))
+    if dates.severity != "ok":
+        return Item("kit", dates.severity, f"{folder / SITE_CERTIFICATE_FILE}: {dates.text}")
     return found
 
 
@@ -108,76 +97,91 @@ def check_no_key(folder: Path) -> Item:
     """Whether the key is out of the reach of the process that sees the scans."""
     key = folder / KEY_FILE
     if os.access(key, os.R_OK):
-        return Item("key", "warning", f"{key} can be read here; where SuperNode runs apart it should be its alone")
-    return Item("key", "ok", "is not here; SuperNode has it")
+        return Item("key", "warning", f"{key} can be read here; where the courier runs apart, only it needs the key")
+    return Item("key", "ok", "not here; the courier has it")
 
 
-def check_secret(file: Path) -> Item:
-    """Whether SuperNode and runner have a secret by which they know each other."""
-    advice = f"make one that both are given: head -c 32 /dev/urandom > {file}"
+def check_shared(folder: Path, half: Literal["courier", "runner"] = "runner") -> Item:
+    """Whether a site's two halves can exchange files in a folder, and this half is the only one of its kind there."""
+    shared = SharedFolder(folder)
     try:
-        size = len(file.read_bytes())
-    except OSError as error:
-        return Item("secret", "error", f"{file}: cannot be read ({error.strerror}); {advice}")
-    if size < SECRET_BYTES:
-        return Item("secret", "error", f"{file}: has {size} bytes, {SECRET_BYTES} are the least; {advice}")
-    return Item("secret", "ok", "is there")
+        shared.make()
+        shared.probe()
+        with shared.held_by(half):
+            pass
+    except SharedFolderError as error:
+        return Item("shared", "error", str(error))
+    return Item("shared", "ok", "courier and runner can exchange files")
+
+
+def check_isolation(can_isolate: bool) -> Item:
+    """Whether the runner, which sees the scans, will be without a network.
+
+    Args:
+        can_isolate: what ``client.runner.isolation.can_isolate`` found.
+    """
+    if can_isolate:
+        return Item("isolation", "ok", "the runner, which sees the scans, has no network")
+    advice = "run it in a container without one (deploy/site), or let the kernel allow unprivileged user namespaces"
+    return Item("isolation", "warning", f"the runner, which sees the scans, has this machine's network; {advice}")
 
 
 def check_authority(file: Path, now: datetime) -> Item:
     """The dates of the federation's own certificate authority, as it lies in the kit."""
     try:
-        certificate = x509.load_pem_x509_certificate(file.read_bytes())
-    except (OSError, ValueError):
-        return Item("authority", "error", f"{file} is missing or damaged; ask the coordinator for a new kit")
+        certificate = load_certificate(file)
+    except CertificateError as error:
+        return Item("authority", "error", str(error))
     return _judge_dates("authority", certificate.not_valid_before_utc, certificate.not_valid_after_utc, now)
 
 
-def connect(address: str, port: int, authority: Path, timeout: float) -> Connection:
-    """Shakes hands with the server, and asks it for the time.
+def check_server(folder: Path, kit: Kit, timeout: float = CONNECT_SECONDS) -> Iterator[Item]:
+    """Whether the server can be reached, is the right one and lets this site in, and whether both clocks agree.
 
-    Raises:
-        HandshakeError: the server's certificate is not accepted; the text says why.
-        OSError: nobody answers.
+    Args:
+        folder: the site's kit; the connection uses its certificate and key, and the proxy of ``HTTPS_PROXY``.
+        kit: its content.
+        timeout: seconds for each step.
     """
-    context = ssl.create_default_context(cafile=str(authority))
     try:
-        with (
-            socket.create_connection((address, port), timeout=timeout) as plain,
-            context.wrap_socket(plain, server_hostname=address) as secure,
-        ):
-            certificate = x509.load_der_x509_certificate(secure.getpeercert(binary_form=True) or b"")
-            secure.sendall(f"HEAD / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
-            date = _date_in(_read_head(secure))
-    except ssl.SSLCertVerificationError as error:
-        raise HandshakeError(_why_not_accepted(error)) from None
-    clock = (date - datetime.now(UTC)).total_seconds() if date else None
-    return Connection(certificate.not_valid_after_utc, clock)
-
-
-def check_server(kit: Kit, authority: Path, timeout: float = CONNECT_SECONDS) -> Iterator[Item]:
-    """Whether the server can be reached, whether it is the right one, and whether both clocks agree."""
-    try:
-        found = connect(kit.address, kit.port, authority, timeout)
-    except HandshakeError as error:
+        found = connect(folder, kit, timeout)
+    except CertificateError as error:
+        yield Item("server", "error", f"not asked: {error}")
+    except (HandshakeError, CertificateRefusedError) as error:
         yield Item("certificate", "error", str(error))
-        return
-    except (ssl.SSLEOFError, ssl.SSLZeroReturnError):
-        # As a proxy on the way does while the server behind it is being started.
+    except ConfigError as error:
+        yield Item("proxy", "error", str(error))
+    except ProxyError as error:
+        yield Item("proxy", "error" if error.needs_person else "warning", str(error))
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionResetError):
+        # As a front on the way does while the server behind it is being started.
         text = f"{kit.endpoint} hangs up; look at firewall and proxy. It is tried again and again"
         yield Item("server", "warning", text)
-        return
     except ssl.SSLError as error:
         yield Item("server", "error", f"{kit.endpoint} does not speak TLS ({error.reason}); is the port right?")
-        return
     except OSError as error:
-        reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
+        reason = unreachable(error)
         text = f"{kit.endpoint} cannot be reached ({reason}); look at firewall and proxy. It is tried again and again"
         yield Item("server", "warning", text)
-        return
-    yield Item("server", "ok", f"{kit.endpoint} answers over TLS")
-    yield _judge_dates("certificate", None, found.not_after, datetime.now(UTC))
-    yield judge_clock(found.clock)
+    else:
+        by_way_of = f", through the proxy {found.proxy}" if found.proxy else ""
+        yield Item("server", "ok", f"{kit.endpoint} answers over TLS{by_way_of}")
+        yield _judge_dates("certificate", None, found.not_after, datetime.now(UTC))
+        yield judge_clock(found.clock)
+        yield _judge_access(found)
+
+
+def _judge_access(found: Connection) -> Item:
+    if found.status == _UNAUTHORISED:
+        reasons = {
+            "unknown-site": "the server does not let this site in; ask the coordinator whether it was revoked",
+            "clock": "the server refuses this site for its clock; set the clock (NTP)",
+        }
+        text = reasons.get(found.word, "the server does not accept this site's key; ask the coordinator for a new kit")
+        return Item("access", "error", text)
+    if found.status == 0 or found.status >= 500:
+        return Item("access", "warning", "the server is not ready; it is tried again and again")
+    return Item("access", "ok", "the server lets this site in")
 
 
 def judge_clock(difference: float | None) -> Item:
@@ -264,40 +268,6 @@ def _judge_dates(name: str, not_before: datetime | None, not_after: datetime, no
     if left < timedelta(days=RENEW_DAYS):
         return Item(name, "warning", f"expires on {not_after:%Y-%m-%d}, in {left.days} days; tell the coordinator")
     return Item(name, "ok", f"valid until {not_after:%Y-%m-%d}")
-
-
-def _why_not_accepted(error: ssl.SSLCertVerificationError) -> str:
-    if error.verify_code == _VERIFY_EXPIRED:
-        return "the server's certificate has expired, or this clock is wrong; the coordinator can renew it"
-    if error.verify_code == _VERIFY_NOT_YET_VALID:
-        return "the server's certificate is not valid yet; is this clock right?"
-    if error.verify_code in (_VERIFY_WRONG_NAME, _VERIFY_WRONG_ADDRESS):
-        return "the server's certificate is for another address than the kit's; ask the coordinator"
-    return (
-        "the server is not the one that this kit was made for (another authority signed its certificate), or "
-        "something between reads the traffic; ask the coordinator"
-    )
-
-
-def _read_head(secure: ssl.SSLSocket) -> bytes:
-    head = b""
-    try:
-        while b"\r\n\r\n" not in head and len(head) < 2**16 and (part := secure.recv(4096)):
-            head += part
-    except OSError:
-        pass
-    return head
-
-
-def _date_in(head: bytes) -> datetime | None:
-    for line in head.decode("latin-1").splitlines():
-        name, _, value = line.partition(":")
-        if name.lower() == "date":
-            try:
-                return parsedate_to_datetime(value.strip()).astimezone(UTC)
-            except ValueError:
-                return None
-    return None
 
 
 def _state_of_files(root: Path, labels: Mapping[int, str]) -> str:
