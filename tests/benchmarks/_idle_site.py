@@ -1,11 +1,19 @@
 """A site's runner that neither trains nor scores: what is left of a round is overhead.
 
-Everything else is the real thing: task source, consent, audit log, protocol, update on the wire. Takes the options of
-``client.site_runner``.
+Everything else is the real thing: shared folder, journal, consent, audit log, protocol, update on disk. Takes the
+options of ``client.runner``.
 """
 
 from __future__ import annotations
 
+import sys
+
+from client.runner.isolation import isolate
+
+# Before anything starts a thread, as the real program does it.
+ISOLATION = isolate() if __name__ == "__main__" else None
+
+# ruff: noqa: E402
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +21,8 @@ import numpy as np
 import torch
 from flwr.app import Context
 
-import client.site_runner
 from client.app import Site
+from client.runner import main as runner
 from client.trainer import StepCallback, Trainer, Training, Validation
 from common.config import FederationConfig
 from common.imaging.cache import CachedCase
@@ -65,6 +73,6 @@ class IdleSite:
         return self._site
 
 
-if __name__ == "__main__":
-    client.site_runner.LocalSite = IdleSite  # type: ignore[assignment,misc]
-    client.site_runner.main()
+if ISOLATION is not None:
+    runner.LocalSite = IdleSite  # type: ignore[assignment,misc]
+    sys.exit(runner.main(ISOLATION))

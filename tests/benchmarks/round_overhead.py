@@ -4,8 +4,8 @@
 
 - plain Flower: SuperLink and SuperNodes with their defaults (a process for every message) and no TLS, stock ``FedAvg``
   with a train and an evaluate message per round, an app that loads torch and gives back the weights it got;
-- ours: ``fedvox-server start`` with TLS, node authentication and the proxy, SuperNodes and runners of two sites with
-  consent and audit log, only the training left out.
+- ours: ``fedvox-server start`` with mutual TLS and signed requests, couriers and runners of two sites with consent,
+  audit logs and journals, only the training left out.
 
 Both send the tensors of the same U-Net. A round's time is the median distance between the ends of rounds; the first
 round, in which programs are still starting, does not count. Last line:
@@ -34,16 +34,12 @@ from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
-from client.site_state import StateFolder
-from client.supernode import STATE_VARIABLE
 from common.config import load_federation
 from common.flower import flower_environment
 from common.models.unet3d import build_model
-from common.network_config import read_kit
 from common.planning import plan_from_config
 from common.supervise import answers, free_port
 from server.provision import provision
-from server.proxy import find_nginx
 
 ROUNDS = {"plain": 4, "ours": 8}
 SITES = ("east", "west")
@@ -127,6 +123,10 @@ class Programs:
             self._running[name] = subprocess.Popen(
                 command, env=base | environment, stdout=log, stderr=log, start_new_session=True
             )
+
+    def pid(self, name: str) -> int:
+        """Of a program that was started."""
+        return self._running[name].pid
 
     def wait_for(self, condition: Callable[[], bool], seconds: float, what: str) -> None:
         """Polls until something is true.
@@ -235,18 +235,11 @@ def ours(folder: Path, size: str, encoding: str) -> list[float]:
                 check=True,
                 capture_output=True,
             )
-            state = StateFolder(kit / "state")
-            state.new_secret()
-            port = str(free_port())
-            supernode = [sys.executable, "-m", "client.supernode", "--superlink", read_kit(kit, "site").endpoint]
-            supernode += ["--root-certificates", str(kit / "ca.crt")]
-            supernode += ["--auth-supernode-private-key", str(kit / "node.key"), "--isolation", "process"]
-            supernode += ["--superexec-auth-secret-file", str(state.secret), "--host", "127.0.0.1", "--port", port]
-            runner = [sys.executable, "-m", "tests.benchmarks._idle_site", "--address", f"127.0.0.1:{port}"]
-            runner += ["--kit", str(kit), "--data", str(folder), "--state", str(state.path), "--device", "cpu"]
+            options = ["--kit", str(kit), "--state", str(kit / "state"), "--shared", str(kit / "state/shared")]
             running.wait_for(lambda: answers(config.network.port if config.network else 0), 90, "our server")
-            running.start(f"{site}-supernode", supernode, **{STATE_VARIABLE: str(state.path)})
-            running.start(f"{site}-runner", runner)
+            running.start(f"{site}-courier", [sys.executable, "-m", "client.courier", *options])
+            idle = [sys.executable, "-m", "tests.benchmarks._idle_site", *options]
+            running.start(f"{site}-runner", [*idle, "--data", str(folder), "--device", "cpu"])
         running.wait_for(over, 300, "the end of our run")
     return ends
 
@@ -265,7 +258,6 @@ def main() -> None:
     """Measures all and prints the ratios."""
     # Whoever stops this must not leave servers behind.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    find_nginx()
     with tempfile.TemporaryDirectory() as root:
         for size in SIZES:
             model = build_model(plan_from_config(load_federation(federation_file(Path(root), size, "float32"))).model)
