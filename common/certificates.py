@@ -76,12 +76,12 @@ def server_identity(kit: Path, now: datetime | None = None) -> Identity:
     """The server's key and certificate, from its kit.
 
     Args:
-        kit: the folder, with ``ca.crt``, ``server.crt`` and ``server.key``.
+        kit: the folder, with ``ca.crt``, ``ca.crl``, ``server.crt`` and ``server.key``.
         now: None is the time by this machine's clock.
 
     Raises:
-        CertificateError: a file is missing or damaged, they do not belong together, or the certificate is of another
-            authority or out of its time.
+        CertificateError: a file is missing or damaged, they do not belong together, or the certificate or the list of
+            revoked ones is of another authority or out of its time.
     """
     file = kit / SERVER_CERTIFICATE_FILE
     authority, certificate = load_certificate(kit / AUTHORITY_FILE, _PROVISION), load_certificate(file, _PROVISION)
@@ -92,7 +92,9 @@ def server_identity(kit: Path, now: datetime | None = None) -> Identity:
         raise CertificateError(
             f"{kit}: {SERVER_KEY_FILE} and {SERVER_CERTIFICATE_FILE} do not belong together; {_PROVISION}"
         )
-    check_dates(file, certificate, now or datetime.now(UTC), _PROVISION)
+    now = now or datetime.now(UTC)
+    check_dates(file, certificate, now, _PROVISION)
+    _check_revocations(kit / REVOCATIONS_FILE, authority, now)
     return Identity(key, certificate)
 
 
@@ -249,6 +251,22 @@ def _check_purpose(
         purposes = []
     if purpose not in purposes:
         raise CertificateError(f"{file}: is not a certificate for {holder}; {advice}")
+
+
+def _check_revocations(file: Path, authority: x509.Certificate, now: datetime) -> None:
+    """TLS would turn every site away: a list of another authority, or an old one, says nothing of their certificates."""
+    try:
+        revocations = x509.load_pem_x509_crl(file.read_bytes())
+        is_ours = revocations.issuer == authority.subject and revocations.is_signature_valid(key_of(authority))
+        end = revocations.next_update_utc
+    except OSError as error:
+        raise CertificateError(f"{file}: cannot be read: {error.strerror}; {_PROVISION}") from None
+    except ValueError:
+        raise CertificateError(f"{file}: is damaged; {_PROVISION}") from None
+    if not is_ours:
+        raise CertificateError(f"{file}: was not signed by the authority of {AUTHORITY_FILE}; {_PROVISION}")
+    if end is not None and now >= end:
+        raise CertificateError(f"{file}: has expired on {end:%Y-%m-%d}; {_PROVISION}")
 
 
 def _missing_key(file: Path, advice: str) -> str:

@@ -157,9 +157,26 @@ def test_the_server_has_its_own_words(tmp_path: Path, authority: Authority) -> N
     with pytest.raises(CertificateError, match=r"do not belong together; run fedvox-server provision again"):
         server_identity(tmp_path)
     (tmp_path / "server.key").write_bytes(issued.key)
+    (tmp_path / "ca.crl").write_bytes(authority.revocation_list({}))
     assert key_of(server_identity(tmp_path).certificate) == server_identity(tmp_path).key.public_key()
     with pytest.raises(CertificateError, match=r"server\.crt: has expired"):
         server_identity(tmp_path, now=NOW + timedelta(days=91))
+
+
+def test_a_list_of_revoked_certificates_that_says_nothing_is_refused(tmp_path: Path, authority: Authority) -> None:
+    issued, file = authority.issue(["fl.example.org"], 90), tmp_path / "ca.crl"
+    for name, content in (("ca.crt", authority.pem), ("server.crt", issued.certificate), ("server.key", issued.key)):
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(CertificateError, match=r"ca\.crl: cannot be read: No such file.*; run fedvox-server provision"):
+        server_identity(tmp_path)
+    file.write_bytes(b"nonsense")
+    with pytest.raises(CertificateError, match=r"ca\.crl: is damaged"):
+        server_identity(tmp_path)
+    file.write_bytes(Authority.create("liver").revocation_list({}))
+    with pytest.raises(CertificateError, match=r"ca\.crl: was not signed by the authority of ca\.crt"):
+        server_identity(tmp_path)
+    file.write_bytes(authority.revocation_list({}))
+    server_identity(tmp_path)
 
 
 @pytest.mark.parametrize("file", ["ca.crt", "site.crt"])

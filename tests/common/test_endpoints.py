@@ -12,13 +12,13 @@ from common.network_config import parse_endpoint, parse_listen
     ("text", "host", "port"),
     [
         ("10.0.0.2:9094", "10.0.0.2", 9094),
-        ("supernode:1", "supernode", 1),
+        ("gateway:1", "gateway", 1),
         ("fl.example.org:65535", "fl.example.org", 65535),
         ("[fd00::2]:9094", "fd00::2", 9094),
     ],
 )
 def test_good_endpoints(text: str, host: str, port: int) -> None:
-    assert parse_endpoint("--supernode", text, "10.0.0.2:9094") == (host, port)
+    assert parse_endpoint("--gateway", text, "10.0.0.2:9094") == (host, port)
 
 
 @pytest.mark.parametrize(
@@ -26,8 +26,8 @@ def test_good_endpoints(text: str, host: str, port: int) -> None:
     ["", "9094", "10.0.0.2", "10.0.0.2:", "10.0.0.2:0", "10.0.0.2:65536", "a b:1", "http://a:1", "a:1;b", "a:-1"],
 )
 def test_bad_endpoints_are_refused_with_an_example(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"--supernode.*for example 10\.0\.0\.2:9094"):
-        parse_endpoint("--supernode", text, "10.0.0.2:9094")
+    with pytest.raises(ConfigError, match=r"--gateway.*for example 10\.0\.0\.2:9094"):
+        parse_endpoint("--gateway", text, "10.0.0.2:9094")
 
 
 def test_one_listens_on_numbers_only() -> None:
