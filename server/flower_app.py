@@ -106,7 +106,8 @@ def _run_rounds(grid: Grid, folder: RunFolder, config: FederationConfig, plan: P
     patience = Patience()
     if config.network is not None:
         network = config.network
-        patience = Patience(network.round_deadline_seconds, network.silence_deadline_seconds)
+        silence = network.silence_deadline_seconds
+        patience = Patience(network.round_deadline_seconds, silence, min(patience.offline_seconds, silence))
 
     def name_of(node: int) -> str | None:
         return registered_names(folder.path).get(node)

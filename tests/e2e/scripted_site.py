@@ -1,4 +1,4 @@
-"""``fedvox-client`` of a site that can be held in the middle of its training, or that lies to the server.
+"""``fedvox-client start`` of a site that can be held in the middle of its training, or that lies to the server.
 
 Everything is the real site's, but for two things in its runner. While the file ``hold`` in the state folder names a
 round, or none at all, training waits after its first step and says so in ``held``. And the file ``lies`` names, line
@@ -8,64 +8,91 @@ by line, what becomes of the reply of round 1, 2, ...: one of ``LIES``, or anyth
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-from flwr.app import Array, ArrayRecord, Context, Message, MessageType, RecordDict
-from numpy.typing import NDArray
+from client.runner.isolation import isolate
 
-from client import cli, parts, site_runner, start
-from client.heartbeat import CancelledError, StepCounter
-from client.runner import App
-from common.supervise import Child
-
-REPLAY = "replay"
 RUNNER = "scripted-runner"
 """In the place of a command: the program of the runner process."""
+# Before anything starts a thread, as the real program does it.
+ISOLATION = isolate() if __name__ == "__main__" and sys.argv[1] == RUNNER else None
+
+# ruff: noqa: E402
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Context, Message
+from numpy.typing import NDArray
+
+from client import start
+from client.app import SiteWeights
+from client.runner import main as runner
+from client.runner.app_call import App
+from client.runner.progress import TaskProgress
+from client.site_state import StateFolder
+from client.upkeep import Upkeep, require_preflight
+from common.messages import Result
+from common.protocol import from_record, pack, to_record, unpack_answer
+from common.supervise import Child
+from common.weights.store import WeightStore
+
+REPLAY = "replay"
 POLL_SECONDS = 0.02
 
 
 def main() -> int:
-    if sys.argv[1] == RUNNER:
-        run_runner(sys.argv[2:])
-        return 0
-    honest = start.runner_process
+    parser = argparse.ArgumentParser()
+    parser.add_argument("command", choices=["start"])
+    for name in ("--kit", "--data", "--cache"):
+        parser.add_argument(name, type=Path, required=True)
+    given = parser.parse_args()
+    folder = StateFolder((given.kit / "state").absolute())
+    options = start.SiteOptions(
+        given.kit.absolute(), given.data.absolute(), folder.path, folder.shared, given.cache.absolute(), "cpu"
+    )
+    with folder.locked():
+        require_preflight(start.run_preflight(options), print)
+        children = [
+            start.courier_process(options.kit, folder, options.shared),
+            scripted(start.runner_process(options, folder)),
+        ]
+        Upkeep(folder, children, "site", "ready for tasks", print).run()
+    return 0
 
-    def with_this_program(*arguments: Any) -> Child:
-        child = honest(*arguments)
-        place = child.command.index("client.site_runner")
-        command = [*child.command[:place], "tests.e2e.scripted_site", RUNNER, *child.command[place + 1 :]]
-        return Child(child.name, command, child.env, child.log, child.ready)
 
-    for module in (start, parts):
-        module.runner_process = with_this_program  # type: ignore[attr-defined]
-    return cli.main()
+def scripted(child: Child) -> Child:
+    """The same process, with this module in the place of the runner's program."""
+    place = child.command.index("client.runner")
+    command = [*child.command[:place], "tests.e2e.scripted_site", RUNNER, *child.command[place + 1 :]]
+    return replace(child, command=command)
 
 
-def run_runner(arguments: Sequence[str]) -> None:
+def run_runner(arguments: Sequence[str]) -> int:
     state = Path(arguments[arguments.index("--state") + 1])
 
-    class HeldCounter(StepCounter):
+    class HeldProgress(TaskProgress):
         def site_step(self, round: int, site: str, step: int, steps: int, loss: float | None) -> None:
             super().site_step(round, site, step, steps, loss)
             while step == 1 and is_held(state, round):
-                if self.cancelled:
-                    raise CancelledError("the work was cancelled")
                 (state / "held").write_text(str(round))
                 time.sleep(POLL_SECONDS)
+                super().site_step(round, site, step, steps, loss)
 
-    honest = site_runner.make_client_app
+    honest = runner.make_client_app
 
-    def lying_app(*options: Any) -> App:
-        app: App = honest(*options)
-        return liar(app, (state / "lies").read_text().splitlines()) if (state / "lies").exists() else app
+    def lying_app(open_site: object, weights: SiteWeights, guard: object) -> App:
+        app: App = honest(open_site, weights, guard)  # type: ignore[arg-type]
+        if not (state / "lies").exists():
+            return app
+        return liar(app, weights.outbox, (state / "lies").read_text().splitlines())
 
-    site_runner.StepCounter = HeldCounter  # type: ignore[misc, attr-defined]
-    site_runner.make_client_app = lying_app  # type: ignore[assignment, attr-defined]
-    site_runner.main(list(arguments))
+    runner.TaskProgress = HeldProgress  # type: ignore[misc]
+    runner.make_client_app = lying_app  # type: ignore[assignment]
+    assert ISOLATION is not None
+    return runner.main(ISOLATION, list(arguments))
 
 
 def is_held(state: Path, round_number: int) -> bool:
@@ -76,30 +103,36 @@ def is_held(state: Path, round_number: int) -> bool:
     return not rounds or str(round_number) in rounds
 
 
-def liar(app: App, lies: Sequence[str]) -> App:
-    kept: list[RecordDict] = []
+def liar(app: App, outbox: WeightStore, lies: Sequence[str]) -> App:
+    kept: list[tuple[Result, NDArray[np.uint8]]] = []
 
     def answer(message: Message, context: Context) -> Message:
         reply = app(message, context)
-        if message.metadata.message_type != MessageType.TRAIN or reply.has_error():
+        told = unpack_answer(from_record(reply.content)) if reply.has_content() else None
+        if not isinstance(told, Result) or told.update is None:
             return reply
-        kept.append(reply.content)
+        kept.append((told, np.array(outbox.get(told.update))))
         lie = lies[len(kept) - 1] if len(kept) <= len(lies) else ""
-        content = kept[0] if lie == REPLAY else LIES.get(lie, lambda content: content)(reply.content)
-        return Message(content, reply_to=message)
+        if lie == REPLAY:
+            told, content = kept[0]
+            outbox.put([content])
+        else:
+            told = LIES.get(lie, lambda told, outbox: told)(told, outbox)
+        return Message(to_record(pack(told)), reply_to=message)
 
     return answer
 
 
-def with_update(change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Callable[[RecordDict], RecordDict]:
-    """A lie about the first piece of the update."""
+Lie = Callable[[Result, WeightStore], Result]
 
-    def lie(content: RecordDict) -> RecordDict:
-        pieces = dict(content.array_records["update"])
-        name, piece = next(iter(pieces.items()))
-        values = change(np.frombuffer(piece.data, dtype="<f4").copy())
-        pieces[name] = Array(piece.dtype, values.shape, piece.stype, values.tobytes())
-        return RecordDict({**content, "update": ArrayRecord(pieces)})
+
+def with_update(change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> Lie:
+    """A lie about the update."""
+
+    def lie(told: Result, outbox: WeightStore) -> Result:
+        assert told.update is not None
+        values = change(np.array(outbox.get(told.update)).view("<f4"))
+        return replace(told, update=outbox.put([values]))
 
     return lie
 
@@ -109,13 +142,11 @@ def not_a_number(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return values
 
 
-def with_more_patients(content: RecordDict) -> RecordDict:
-    changed = RecordDict(dict(content))
-    changed.metric_records["numbers"]["examples"] = 1000
-    return changed
+def with_more_patients(told: Result, outbox: WeightStore) -> Result:
+    return replace(told, examples=1000)
 
 
-LIES: dict[str, Callable[[RecordDict], RecordDict]] = {
+LIES: dict[str, Lie] = {
     "nan": with_update(not_a_number),
     "shape": with_update(lambda values: values[:-1]),
     "norm": with_update(lambda values: 1000 * values),
@@ -123,4 +154,4 @@ LIES: dict[str, Callable[[RecordDict], RecordDict]] = {
 }
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_runner(sys.argv[2:]) if ISOLATION is not None else main())
