@@ -254,7 +254,7 @@ def _check_purpose(
 
 
 def _check_revocations(file: Path, authority: x509.Certificate, now: datetime) -> None:
-    """TLS would turn every site away: a list of another authority, or an old one, says nothing of their certificates."""
+    """With a list of another authority, or an old one, TLS would turn every site away."""
     try:
         revocations = x509.load_pem_x509_crl(file.read_bytes())
         is_ours = revocations.issuer == authority.subject and revocations.is_signature_valid(key_of(authority))
