@@ -8,7 +8,7 @@ from __future__ import annotations
 # A message with metadata of our own, for a runner that Flower does not know of (client/runner/app_call.py).
 from flwr.app.message import make_message
 
-# A message's header as Flower sends it, made into the public ``Message`` and back (client/courier/letters.py).
+# A message's header as Flower sends it, made into the public ``Message`` and back (client/courier/flower_messages.py).
 from flwr.common.serde import message_from_proto, message_to_proto
 
 # The calls of a node (client/courier/fleet_client.py).
@@ -18,13 +18,13 @@ from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, Pu
 from flwr.proto.message_pb2 import Message as MessageHeader
 from flwr.proto.node_pb2 import Node
 
-# Messages are stored in pieces, each under the SHA-256 of its bytes (client/courier/letters.py).
+# Messages are stored in pieces, each under the SHA-256 of its bytes (client/courier/flower_messages.py).
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree, iterate_object_tree
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
 # How a node proves who it is and which version it speaks, and the client of its calls (client/courier/fleet_client.py).
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
+from flwr.supercore.protobuf.client import ProtobufCall, ProtobufClientInterceptor, ProtobufRequestContext
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
@@ -38,6 +38,7 @@ __all__ = [
     "NodeAuthHttpInterceptor",
     "ObjectTree",
     "ProtobufCall",
+    "ProtobufClientInterceptor",
     "ProtobufRequestContext",
     "PullMessagesRequest",
     "PullObjectRequest",

@@ -1,6 +1,8 @@
-"""The way out of a hospital: directly, or through the HTTP proxy that ``HTTPS_PROXY`` names.
+"""The way to the server through a hospital's outbound proxy (``CONNECT``).
 
-The proxy is asked to connect (``CONNECT``) and from then on passes bytes on; TLS is between this site and the server.
+The proxy is found in the environment, as by other programs: ``HTTPS_PROXY`` or ``https_proxy``, or ``ALL_PROXY``, with
+user and password if it wants them, and ``NO_PROXY`` for hosts that are reached directly. The lower-case form goes
+first.
 """
 
 from __future__ import annotations
@@ -9,149 +11,199 @@ import base64
 import ipaddress
 import os
 import socket
-from collections.abc import Mapping
+import urllib.parse
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
-from urllib.parse import unquote, urlsplit
 
-from common.errors import FedvoxError
-from common.network_config import format_endpoint, is_ip_address
+from common.errors import ConfigError
+from common.network_config import format_endpoint
 
-PROXY_VARIABLES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
-"""Where a proxy may be named, the first that is set counts; as in other programs, both spellings."""
-EXCEPTION_VARIABLES = ("no_proxy", "NO_PROXY")
-_LONGEST_ANSWER = 2**16
-_UNAUTHORISED = 407
+_VARIABLES = ("https_proxy", "all_proxy")
+_OTHER_VARIABLES = ("http_proxy", "no_proxy")
+_LARGEST_ANSWER_BYTES = 16 * 1024
 
 
-class ProxyError(FedvoxError):
-    """The proxy cannot be used as it is set, or refuses; somebody has to change something."""
+class ProxyError(OSError):
+    """The proxy does not let this through; the text names it and says what to do.
+
+    Attributes:
+        needs_person: whether trying again is of no use: it wants another password, or must allow the connection.
+    """
+
+    needs_person = False
 
 
 @dataclass(frozen=True)
 class Proxy:
-    """An HTTP proxy. variable: the name of the one that it was read from; user: empty if it wants none."""
+    """An HTTP proxy. Its text never holds the password.
+
+    variable: of the environment, where it was found. user: None if it wants none.
+    """
 
     host: str
     port: int
-    user: str
-    password: str = field(repr=False)
-    variable: str
+    variable: str = "HTTPS_PROXY"
+    user: str | None = field(default=None, repr=False)
+    password: str = field(default="", repr=False)
 
-    @property
-    def endpoint(self) -> str:
-        """``host:port``, which is all that may be shown of it."""
+    def __str__(self) -> str:
         return format_endpoint(self.host, self.port)
 
     @property
-    def headers(self) -> dict[str, str]:
-        """What proves the user to the proxy."""
-        if not self.user:
-            return {}
-        secret = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
-        return {"Proxy-Authorization": f"Basic {secret}"}
+    def url(self) -> str:
+        """As a variable of the environment holds it, with user and password."""
+        secret = ""
+        if self.user is not None:
+            secret = f"{urllib.parse.quote(self.user, safe='')}:{urllib.parse.quote(self.password, safe='')}@"
+        return f"http://{secret}{self}"
+
+    @property
+    def authorization(self) -> str | None:
+        """The value of ``Proxy-Authorization``."""
+        if self.user is None:
+            return None
+        return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
 
 
-def proxy_for(host: str, port: int, environment: Mapping[str, str] = os.environ) -> Proxy | None:
-    """The proxy by which a server is to be reached; None if directly.
+@dataclass(frozen=True)
+class Address:
+    """Where the server is, and through what it is reached.
+
+    host: a name or an IP address, without brackets. proxy: None for directly.
+    """
+
+    host: str
+    port: int
+    proxy: Proxy | None = None
+
+    def __str__(self) -> str:
+        return format_endpoint(self.host, self.port)
+
+
+def find_address(host: str, port: int, environment: Mapping[str, str] = os.environ) -> Address:
+    """The way to the server, as the environment has it.
 
     Raises:
-        ProxyError: the variable is not the URL of an HTTP proxy. Its value, which may hold a password, is not shown.
+        ConfigError: a proxy variable is no URL of an HTTP proxy.
     """
-    name = next((name for name in PROXY_VARIABLES if environment.get(name)), None)
-    exceptions = next((environment[name] for name in EXCEPTION_VARIABLES if environment.get(name)), "")
-    if name is None or _is_exempt(host, port, exceptions):
-        return None
-    value = environment[name].strip()
-    try:
-        # Most programs take an address without http:// as well.
-        parts = urlsplit(value if "://" in value else f"http://{value}")
-        proxy_host, proxy_port = parts.hostname or "", parts.port or 80
-        is_good = parts.scheme == "http" and proxy_host and parts.path in ("", "/") and not parts.query
-        # It would end up in the request, where a line break begins a header.
-        is_good = is_good and value.isprintable() and " " not in value
-        proxy_host.encode("idna")  # refuses what no name server could be asked for
-    except ValueError:
-        is_good = False
-    if not is_good:
-        raise ProxyError(
-            f"{name}: is not the URL of an HTTP proxy; write http://HOST:PORT or http://USER:PASSWORD@HOST:PORT, with "
-            "special characters of the password percent-encoded"
-        )
-    return Proxy(proxy_host, proxy_port, unquote(parts.username or ""), unquote(parts.password or ""), name)
+    for lower in _VARIABLES:
+        variable = lower if lower in environment else lower.upper()
+        if text := environment.get(variable, "").strip():
+            proxy = _parse(variable, text)
+            no_proxy = environment.get("no_proxy", environment.get("NO_PROXY", ""))
+            return Address(host, port, None if is_exempt(host, port, no_proxy) else proxy)
+    return Address(host, port)
 
 
-def open_way(host: str, port: int, timeout: float, proxy: Proxy | None) -> socket.socket:
-    """A connection to a server, on which TLS can begin.
+def settle(address: Address, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Makes all HTTP clients of this process take the way of ``address``: they read the environment too, and each
+    understands exemptions a little differently."""
+    for name in (*_VARIABLES, *_OTHER_VARIABLES):
+        environment.pop(name, None)
+        environment.pop(name.upper(), None)
+    if address.proxy is not None:
+        environment["HTTPS_PROXY"] = address.proxy.url
+
+
+def is_exempt(host: str, port: int, no_proxy: str) -> bool:
+    """Whether ``NO_PROXY`` names a host: itself, its domain, a network that holds it, or ``*``; each with a port or
+    without."""
+    return any(_matches(host.lower(), port, entry.strip().lower()) for entry in no_proxy.split(","))
+
+
+def open_socket(address: Address, seconds: float) -> socket.socket:
+    """A connection to the server, through the proxy if there is one.
 
     Args:
-        host: a name, or an IP address without brackets.
-        port: of the server.
-        timeout: seconds for each step, and for the socket afterwards.
-        proxy: to go through; None connects directly.
+        seconds: that it, and every later wait on it, may take.
 
     Raises:
-        ProxyError: the proxy refuses: its user or password is wrong, or it must not connect there.
-        OSError: nobody answers, or the proxy cannot reach the server now.
+        ProxyError: the proxy refuses.
+        OSError: nobody answers.
     """
+    proxy = address.proxy
     if proxy is None:
-        return socket.create_connection((host, port), timeout=timeout)
+        connection = socket.create_connection((address.host, address.port), seconds)
+    else:
+        try:
+            connection = socket.create_connection((proxy.host, proxy.port), seconds)
+        except OSError as error:
+            raise ProxyError(
+                f"the proxy {proxy} of {proxy.variable} cannot be reached: {error.strerror or error}"
+            ) from error
     try:
-        connection = socket.create_connection((proxy.host, proxy.port), timeout=timeout)
-    except OSError as error:
-        reason = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
-        raise ConnectionError(f"the proxy {proxy.endpoint} of {proxy.variable}: {reason}") from None
-    try:
-        target = format_endpoint(host, port)
-        lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
-        lines += [f"{name}: {value}" for name, value in proxy.headers.items()]
-        connection.sendall("\r\n".join([*lines, "", ""]).encode())
-        _judge_answer(_read_answer(connection, proxy), target, proxy)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if proxy is not None:
+            _pass_through(connection, proxy, str(address))
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-def _read_answer(connection: socket.socket, proxy: Proxy) -> int:
-    """The status of the proxy's answer."""
-    answer = bytearray()
-    while b"\r\n\r\n" not in answer:
-        part = connection.recv(4096)
-        answer += part
-        if not part or len(answer) > _LONGEST_ANSWER:
-            raise ConnectionError(f"the proxy {proxy.endpoint} of {proxy.variable} hangs up")
-    version, _, rest = bytes(answer).partition(b"\r\n")[0].partition(b" ")
-    status = rest[:3]
-    if not version.startswith(b"HTTP/1.") or not status.isdigit():
-        raise ProxyError(f"{proxy.variable}: {proxy.endpoint} is not an HTTP proxy; mend the variable")
-    return int(status)
-
-
-def _judge_answer(status: int, target: str, proxy: Proxy) -> None:
-    if 200 <= status < 300:
-        return
-    if status == _UNAUTHORISED:
-        wanted = "another user or password" if proxy.user else "a user and a password"
-        raise ProxyError(f"the proxy {proxy.endpoint} wants {wanted} (407); set them in {proxy.variable}")
+def proxy_problem(proxy: Proxy, status: int) -> str:
+    """What to say when a proxy answers ``CONNECT`` with this status."""
+    if status == 407:
+        return f"the proxy {proxy} refuses user and password (407): correct them in {proxy.variable}"
     if status >= 500:
-        raise ConnectionError(f"the proxy {proxy.endpoint} cannot reach it ({status})")
-    raise ProxyError(f"the proxy {proxy.endpoint} does not connect to {target} ({status}); ask IT to allow it")
+        return f"the proxy {proxy} does not reach the server ({status})"
+    return f"the proxy {proxy} refuses the connection ({status}): ask IT to allow it"
 
 
-def _is_exempt(host: str, port: int, exceptions: str) -> bool:
-    """Whether ``NO_PROXY`` names a server: by name, by the end of its name, by address or network, with or without a
-    port; or everything, by ``*``."""
-    return any(_names(entry, host.lower(), port) for entry in exceptions.lower().replace(",", " ").split())
+def _pass_through(connection: socket.socket, proxy: Proxy, target: str) -> None:
+    lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
+    if proxy.authorization is not None:
+        lines.append(f"Proxy-Authorization: {proxy.authorization}")
+    connection.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+    answer = b""
+    # Nothing follows the answer: in TLS the client speaks first.
+    while b"\r\n\r\n" not in answer:
+        received = connection.recv(4096)
+        if not received or len(answer) > _LARGEST_ANSWER_BYTES:
+            raise ProxyError(f"the proxy {proxy} breaks the connection off: is it an HTTP proxy?")
+        answer += received
+    words = answer.split(b"\r\n", 1)[0].split()
+    if len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
+        raise ProxyError(f"the proxy {proxy} does not speak HTTP: correct {proxy.variable}")
+    status = int(words[1])
+    if not 200 <= status < 300:
+        refusal = ProxyError(proxy_problem(proxy, status))
+        refusal.needs_person = status < 500
+        raise refusal
 
 
-def _names(entry: str, host: str, port: int) -> bool:
+def _parse(variable: str, text: str) -> Proxy:
+    # The text itself is not shown: it may hold a password.
+    advice = f"{variable}: write it as http://USER:PASSWORD@HOST:PORT, special characters percent-encoded"
+    try:
+        parts = urllib.parse.urlsplit(text if "://" in text else f"http://{text}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ConfigError(f"{advice}; what it holds now is no URL") from None
+    if parts.scheme != "http":
+        raise ConfigError(f"{advice}; only proxies that are spoken to by plain HTTP are supported (CONNECT)")
+    if not host or any(character.isspace() for character in text) or parts.path.strip("/"):
+        raise ConfigError(f"{advice}; what it holds now is no URL of a proxy")
+    user = None if parts.username is None else urllib.parse.unquote(parts.username)
+    return Proxy(host, port or 80, variable, user, urllib.parse.unquote(parts.password or ""))
+
+
+def _matches(host: str, port: int, entry: str) -> bool:
+    if not entry:
+        return False
     if entry == "*":
         return True
-    if is_ip_address(host):
-        try:
-            return ipaddress.ip_address(host) in ipaddress.ip_network(entry.strip("[]"), strict=False)
-        except ValueError:
-            return entry == format_endpoint(host, port)
-    name, _, wanted = entry.partition(":")
-    suffix = name.removeprefix("*").lstrip(".")
-    return bool(suffix) and wanted in ("", str(port)) and (host == suffix or host.endswith(f".{suffix}"))
+    if entry.startswith("[") and "]" in entry:
+        name, _, rest = entry[1:].partition("]")
+        only = rest.removeprefix(":")
+    elif entry.count(":") == 1:
+        name, _, only = entry.partition(":")
+    else:
+        name, only = entry, ""
+    if only and only != str(port):
+        return False
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(name, strict=False)
+    except ValueError:
+        domain = name.removeprefix("*").removeprefix(".")
+        return host == domain or host.endswith(f".{domain}")

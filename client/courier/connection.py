@@ -1,0 +1,221 @@
+"""HTTPS to the gateway: mutual TLS, every request signed with the site's key."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import ssl
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import httpx
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from client.courier.diagnosis import explain
+from client.courier.errors import LineError, RefusedError
+from client.courier.proxy import Address, open_socket
+from common.certificates import AUTHORITY_FILE, SITE_CERTIFICATE_FILE, SITE_KEY_FILE
+from common.errors import ConfigError
+from common.identity import sign
+
+SILENCE_SECONDS = 60.0
+"""Without a byte from the server, or without room for one, after which a connection is given up."""
+BUFFER_BYTES = 2**20
+LARGEST_WORD_BYTES = 200
+
+
+@dataclass(frozen=True)
+class Access:
+    """All that it takes to speak to the gateway as a site.
+
+    site: its name. authority: the file with the certificate that the server's must be signed by.
+    on_contact: called whenever the server has answered.
+    """
+
+    site: str
+    key: ec.EllipticCurvePrivateKey
+    context: ssl.SSLContext
+    address: Address
+    authority: Path
+    on_contact: Callable[[], None]
+
+    def headers(self, method: str, path: str, body: str, headers: Mapping[str, str]) -> dict[str, str]:
+        """The signature over a request; ``body``: the SHA-256 of what it carries."""
+        return sign(self.key, self.site, method, path, body, headers)
+
+    def note(self, status: int) -> None:
+        """An answer has come."""
+        if status < 500 and status != 401:
+            self.on_contact()
+
+    @contextlib.contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turns errors of the network into ``LineError``. To be put around calls of the network only."""
+        try:
+            yield
+        except (OSError, http.client.HTTPException, httpx.HTTPError) as error:
+            raise LineError(explain(error, self.address, self.authority)) from error
+
+    def connect(self) -> Connection:
+        """A connection, which is made with its first request."""
+        return Connection(self)
+
+
+def client_context(kit: Path) -> ssl.SSLContext:
+    """Trusts the federation's authority alone, and shows the site's certificate.
+
+    Raises:
+        ConfigError: the files do not fit together.
+    """
+    try:
+        context = ssl.create_default_context(cafile=str(kit / AUTHORITY_FILE))
+        context.load_cert_chain(kit / SITE_CERTIFICATE_FILE, kit / SITE_KEY_FILE)
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{kit}: {AUTHORITY_FILE}, {SITE_CERTIFICATE_FILE} and {SITE_KEY_FILE} cannot be used together "
+            f"({error.strerror if isinstance(error, OSError) else error}); ask the coordinator for a new kit"
+        ) from None
+    return context
+
+
+class Connection:
+    """One request after another over one connection, which is made anew when it has broken. For one thread."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._http = _Https(access)
+        self._is_fresh = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hangs up; the next request makes a new connection."""
+        self._http.close()
+        self._is_fresh = True
+
+    def request(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
+    ) -> http.client.HTTPResponse:
+        """Sends a small request; the answer's body is yet to be read.
+
+        Args:
+            headers: names in lower case.
+
+        Raises:
+            LineError: no answer came.
+        """
+        with self._access.translated():
+            if not self._is_fresh:
+                # The server may have closed it meanwhile, without having seen the request.
+                with contextlib.suppress(http.client.RemoteDisconnected, ConnectionError, ssl.SSLEOFError):
+                    return self._exchange(method, path, headers or {}, body)
+                self.close()
+            return self._exchange(method, path, headers or {}, body)
+
+    def begin(self, method: str, path: str, headers: Mapping[str, str], length: int, digest: str) -> None:
+        """Sends the head of a request with a large body; ``send`` and ``answer`` follow.
+
+        Args:
+            length: of the body. digest: SHA-256 that stands for it in the signature.
+
+        Raises:
+            LineError: the connection broke; ``close`` it.
+        """
+        with self._access.translated():
+            self._put_head(method, path, headers, length, digest)
+
+    def send(self, part: memoryview) -> None:
+        """Sends a part of the body.
+
+        Raises:
+            LineError: the connection broke; the server may have answered nonetheless.
+        """
+        with self._access.translated():
+            self._http.send(part)
+
+    def answer(self) -> http.client.HTTPResponse:
+        """The answer to a request that was begun and sent.
+
+        Raises:
+            LineError: none came.
+        """
+        with self._access.translated():
+            return self._take_answer()
+
+    def check(self, response: http.client.HTTPResponse, what: str, *expected: int) -> None:
+        """Sees that an answer has one of the expected statuses; otherwise its body is read and done with.
+
+        Raises:
+            RefusedError: the status is 400 to 499.
+            LineError: it is anything else that is not expected.
+        """
+        if response.status in expected:
+            return
+        try:
+            word = _one_line(response.read(LARGEST_WORD_BYTES))
+        except (OSError, http.client.HTTPException):
+            word = ""
+        if not response.isclosed():  # there is more, which the next request must not meet
+            self.close()
+        if 400 <= response.status < 500:
+            raise RefusedError(what, response.status, word)
+        raise LineError(f"{what}: the server answers {response.status}{f' ({word})' if word else ''}")
+
+    def _exchange(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> http.client.HTTPResponse:
+        try:
+            self._put_head(method, path, headers, len(body), hashlib.sha256(body).hexdigest())
+            if body:
+                self._http.send(body)
+            return self._take_answer()
+        except BaseException:
+            self.close()
+            raise
+
+    def _put_head(self, method: str, path: str, headers: Mapping[str, str], length: int, digest: str) -> None:
+        self._http.putrequest(method, path, skip_accept_encoding=True)
+        for name, value in {**headers, **self._access.headers(method, path, digest, headers)}.items():
+            self._http.putheader(name, value)
+        if length or method not in ("GET", "HEAD"):
+            self._http.putheader("content-length", str(length))
+        self._http.endheaders()
+
+    def _take_answer(self) -> http.client.HTTPResponse:
+        response = self._http.getresponse()
+        self._is_fresh = False
+        self._access.note(response.status)
+        return response
+
+
+def _one_line(content: bytes) -> str:
+    text = content.decode("ascii", "replace")
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
+
+
+class _Https(http.client.HTTPSConnection):
+    """Reaches the server as ``Address`` says."""
+
+    def __init__(self, access: Access) -> None:
+        self._to = access.address
+        self._tls = access.context
+        super().__init__(
+            access.address.host,
+            access.address.port,
+            context=access.context,
+            timeout=SILENCE_SECONDS,
+            blocksize=BUFFER_BYTES,
+        )
+
+    def connect(self) -> None:
+        connection = open_socket(self._to, SILENCE_SECONDS)
+        try:
+            self.sock = self._tls.wrap_socket(connection, server_hostname=self._to.host)
+        except BaseException:
+            connection.close()
+            raise

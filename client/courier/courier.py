@@ -1,0 +1,278 @@
+"""The courier: carries questions and models to the runner, and answers and updates to the server."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from client.courier.connection import Access, client_context
+from client.courier.errors import LineError, RefusedError, StoppedError
+from client.courier.fleet_client import HEARTBEAT_SECONDS, FleetNode
+from client.courier.flower_messages import Arrival
+from client.courier.heartbeat import Heartbeats, keep_node_online
+from client.courier.mailbox import HeldTask, Mailbox, held_task
+from client.courier.pace import Pace
+from client.courier.proxy import find_address, settle
+from client.courier.retry import Backoff, Complaint, Retries
+from client.courier.task_handler import TaskContext, TaskHandler
+from client.courier.transfers import Transfers
+from client.shared_folder import REPLY, SharedFolder
+from client.site_state import StateFolder
+from common.audit import AuditLog
+from common.certificates import AUTHORITY_FILE, site_identity
+from common.config import load_federation
+from common.errors import ConfigError, FedvoxError, OutputError, ProtocolError
+from common.network_config import read_kit
+from common.protocol import MAX_TASKS, is_sha256, is_task_name
+from common.site_config import SITE_FILE, load_site_config
+
+AUDIT_FILE = "courier-audit.jsonl"
+MAILBOX_FOLDER = "courier"
+SIGN_OFF_SECONDS = 1.0
+LOOK_AROUND_SECONDS = 1.0
+INCOMPLETE_PATIENCE_SECONDS = 60.0
+_PART = re.compile(r"\.([0-9a-f]{64})\.part")
+log = logging.getLogger("fedvox.courier")
+
+
+class Courier:
+    """One site's courier.
+
+    Args:
+        kit: the site's kit.
+        state: the folder for what the courier keeps; holds ``site.yaml`` if the hospital limits its line.
+        shared: between courier and runner.
+
+    Raises:
+        FedvoxError: the kit, the site file, a folder or a proxy variable cannot be used.
+    """
+
+    def __init__(self, kit: Path, state: Path, shared: Path) -> None:
+        self._stop = threading.Event()
+        self._failed = ""
+        folder = StateFolder(state)
+        folder.make()
+        folder.contact.unlink(missing_ok=True)  # by an earlier process; that it is there says "connected"
+        self.shared = SharedFolder(shared)
+        self.shared.make()
+        self.shared.probe()
+        self._access, heartbeat_seconds = _open_kit(kit, folder.contact)
+        retries = Retries(self._stop)
+        pace = Pace(load_site_config(state / SITE_FILE).network, self._stop)
+        mailbox = Mailbox(state / MAILBOX_FOLDER, lambda: self._heartbeats.hurry())
+        self._heartbeats = Heartbeats(self._access, self.shared, mailbox.names, heartbeat_seconds, self._stop)
+        self._node = FleetNode(self._access, mailbox.node_file)
+        transfers = Transfers(self._access, pace, retries)
+        audit = AuditLog(state / AUDIT_FILE)
+        self._context = TaskContext(self.shared, mailbox, transfers, self._node, audit, retries)
+        self._handlers: dict[str, TaskHandler] = {}
+        self._unknown: set[str] = set()
+
+    def run(self) -> None:
+        """Works until ``KeyboardInterrupt`` (which SIGTERM raises), then signs off.
+
+        Raises:
+            SharedFolderError: another courier works in the shared folder.
+            FedvoxError: a part of it has failed for good.
+        """
+        with self.shared.held_by("courier"):
+            self._remove_leftovers()
+            try:
+                self._start("heartbeats", self._heartbeats.run)
+                self._start("messages", self._receive_messages)
+                while not self._stop.wait(LOOK_AROUND_SECONDS):
+                    self._look_around()
+            finally:
+                self._stop.set()
+                self._sign_off()
+        if self._failed:
+            raise FedvoxError(self._failed)
+
+    def _start(self, name: str, work: Callable[[], None]) -> None:
+        def guarded() -> None:
+            try:
+                work()
+            except StoppedError:
+                pass
+            except BaseException as error:  # also SystemExit, by which Flower's client ends for a version it refuses
+                log.error("%s: %s", name, error, exc_info=not isinstance(error, SystemExit))
+                self._failed = f"{name}: {type(error).__name__}: {error}"
+                self._stop.set()
+
+        # As daemons: a wait for the network may take longer than the end of the process may.
+        threading.Thread(target=guarded, name=name, daemon=True).start()
+
+    def _receive_messages(self) -> None:
+        complaint, backoff = Complaint("asking for messages"), Backoff()
+        self._connect()
+        self._start("Flower's heartbeat", lambda: keep_node_online(self._node.heartbeat, HEARTBEAT_SECONDS, self._stop))
+        self._go_on()
+        while not self._stop.is_set():
+            try:
+                arrival = self._node.pull() if len(self._context.mailbox.names()) < MAX_TASKS else None
+            except RefusedError as error:
+                complaint.say(error)
+                self._context.retries.pause(backoff.pause())
+                self._connect()
+            except LineError as error:
+                complaint.say(error)
+                self._context.retries.pause(backoff.pause())
+            else:
+                complaint.over()
+                backoff.reset()
+                if arrival is not None:
+                    self._receive(arrival)
+                elif len(self._context.mailbox.names()) >= MAX_TASKS:
+                    self._context.retries.pause(LOOK_AROUND_SECONDS)
+
+    def _connect(self) -> None:
+        """Signs on, however long it takes."""
+        complaint, backoff = Complaint("signing on"), Backoff()
+        while True:
+            try:
+                self._node.activate()
+            except (LineError, RefusedError, OutputError) as error:
+                complaint.say(error)
+                self._context.retries.pause(backoff.pause())
+            else:
+                complaint.over()
+                log.info("connected to %s as %s, node %d", self._access.address, self._access.site, self._node.number)
+                return
+
+    def _go_on(self) -> None:
+        """Takes up what was held when the last process ended."""
+        mailbox = self._context.mailbox
+        for name in mailbox.names():
+            log.info("task %s: goes on", name[:12])
+            self._handle(name)
+        for name in mailbox.names():
+            self._confirm(mailbox.get(name).header)
+
+    def _receive(self, arrival: Arrival) -> None:
+        """Writes a message down, then says so to Flower, and begins with the task."""
+        try:
+            contents = {name: self._fetch(arrival, name) for name in arrival.objects()}
+            text = arrival.text(contents)
+        except ProtocolError as error:
+            log.warning("message %s: %s", arrival.message[:12], error)
+            text = ""
+        except RefusedError as error:
+            log.warning("message %s: is dropped: %s", arrival.message[:12], error)
+            return
+        task = held_task(arrival, text)
+        self._context.retries.until_done("keeping a message", lambda: self._keep(task))
+        self._confirm(arrival.header)
+
+    def _keep(self, task: HeldTask) -> None:
+        with self._context.mailbox.lock:
+            self._context.mailbox.put(task)
+            self._handle(task.name)
+
+    def _fetch(self, arrival: Arrival, name: str) -> bytes:
+        retries = Retries(self._stop, INCOMPLETE_PATIENCE_SECONDS)
+        return retries.until_done("fetching a message", lambda: self._node.fetch(arrival, name))
+
+    def _confirm(self, header: bytes) -> None:
+        try:
+            self._context.retries.until_done("confirming a message", lambda: self._node.confirm(header))
+        except RefusedError as error:
+            log.info("%s", error)  # its run is over; the task will hear so too
+
+    def _handle(self, name: str) -> None:
+        """Begins with a task, unless that has been done; a newer message for it is found by who handles it."""
+        with self._context.mailbox.lock:
+            if name in self._handlers:
+                return
+            handler = TaskHandler(name, self._context, lambda: self._handlers.pop(name, None))
+            self._handlers[name] = handler
+        self._start(f"task {name[:12]}", lambda: self._insist(handler))
+
+    def _insist(self, handler: TaskHandler) -> None:
+        """An error that nobody foresaw is one task's, and not the end of the others."""
+        backoff = Backoff()
+        while True:
+            try:
+                handler.run()
+                return
+            except StoppedError:
+                raise
+            except Exception:
+                log.exception("task %s: an internal error; it is tried again", handler.name[:12])
+            self._context.retries.pause(backoff.pause())
+
+    def _remove_leftovers(self) -> None:
+        """Of tasks that are not held any more, by a process that was killed while it cleared up."""
+        mailbox, models = self._context.mailbox, self._context.mailbox.models()
+        for file in self.shared.inbox.iterdir():
+            part = _PART.fullmatch(file.name)
+            digest = part[1] if part else file.name
+            is_task = is_task_name(file.stem) and file == self.shared.task(file.stem)
+            if (is_task and file.stem not in mailbox.names()) or (is_sha256(digest) and digest not in models):
+                try:
+                    file.unlink(missing_ok=True)
+                except OSError as error:
+                    raise OutputError(f"{file}: cannot be removed: {error.strerror}; remove it") from None
+
+    def _look_around(self) -> None:
+        """Names files in the outbox that nobody asked for. They are never sent."""
+        held = set(self._context.mailbox.names())
+        try:
+            files = [file for file in self.shared.outbox.iterdir() if not file.name.startswith(".")]
+        except OSError as error:
+            log.warning("%s: cannot be read: %s", self.shared.outbox, error.strerror)
+            return
+        for file in files:
+            is_reply = file.suffix == REPLY and is_task_name(file.stem)
+            if is_sha256(file.name) or (is_reply and file.stem in held) or file.name in self._unknown:
+                continue
+            if is_reply and (file.stem in self._context.mailbox.names() or not file.exists()):
+                continue
+            self._unknown.add(file.name)
+            log.warning("%s: nobody has asked for this; it is not sent", file)
+
+    def _sign_off(self) -> None:
+        def attempt() -> None:
+            try:
+                self._node.deactivate()
+            except FedvoxError as error:
+                log.info("%s", error)
+
+        thread = threading.Thread(target=attempt, daemon=True)
+        thread.start()
+        thread.join(SIGN_OFF_SECONDS)
+
+
+def _open_kit(kit: Path, contact: Path) -> tuple[Access, float]:
+    """The way to the gateway that a kit describes, and how often the federation wants a sign of life, in seconds."""
+    description = read_kit(kit, "site")
+    site = description.site or ""
+    identity = site_identity(kit, site)
+    config = load_federation(kit / "federation.yaml")
+    if config.network is None:
+        raise ConfigError(f"{kit / 'federation.yaml'}: network: is missing; ask the coordinator for a new kit")
+    address = find_address(description.address, description.port)
+    settle(address)
+    access = Access(site, identity.key, client_context(kit), address, kit / AUTHORITY_FILE, _Contact(contact).touch)
+    return access, config.network.heartbeat_seconds
+
+
+class _Contact:
+    """Touches a file, a few times a second at most."""
+
+    def __init__(self, file: Path, seconds: float = 0.5) -> None:
+        self._file = file
+        self._seconds = seconds
+        self._touched = -seconds
+
+    def touch(self) -> None:
+        now = time.monotonic()
+        if now - self._touched >= self._seconds:
+            self._touched = now
+            try:
+                self._file.touch()
+            except OSError as error:
+                log.warning("%s: cannot be touched: %s", self._file, error.strerror)

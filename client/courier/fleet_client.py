@@ -1,0 +1,205 @@
+"""The site as a node of Flower's: its calls, over Flower's own client."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+from client.courier.connection import LARGEST_WORD_BYTES, Access
+from client.courier.errors import LineError, RefusedError
+from client.courier.flower_messages import Arrival, PackedReply
+from client.flower import (
+    ActivateNodeRequest,
+    ConfirmMessageReceivedRequest,
+    DeactivateNodeRequest,
+    FleetHttpClient,
+    MessageHeader,
+    Node,
+    NodeAuthHttpInterceptor,
+    ObjectTree,
+    ProtobufCall,
+    ProtobufClientInterceptor,
+    ProtobufRequestContext,
+    PullMessagesRequest,
+    PullObjectRequest,
+    PushMessagesRequest,
+    PushObjectRequest,
+    RuntimeVersionHttpInterceptor,
+    SendNodeHeartbeatRequest,
+)
+from client.shared_folder import put_file
+from common.certificates import public_pem
+
+HEARTBEAT_SECONDS = 25.0
+"""How often Flower hears that the node is there; it believes so for twice ``_INTERVAL_SECONDS``."""
+_INTERVAL_SECONDS = 30.0
+HOLD_SECONDS = 20
+"""For which the server may keep a question for messages before it answers that there is none."""
+
+
+class FleetNode:
+    """All methods raise ``LineError`` if no answer comes and ``RefusedError`` if the server refuses. Thread-safe.
+
+    Args:
+        access: to the gateway.
+        note: file for the node's number, so that a node that was killed can be signed off.
+    """
+
+    def __init__(self, access: Access, note: Path) -> None:
+        self._access = access
+        self._note = note
+        self._lock = threading.Lock()
+        self._node = Node()
+        key = access.key
+        interceptors: list[ProtobufClientInterceptor] = [
+            RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+            NodeAuthHttpInterceptor(key, key.public_key()),
+            _SignedRequests(access),
+        ]
+        self._client = FleetHttpClient(f"https://{access.address}", interceptors=interceptors, verify=access.context)
+
+    @property
+    def number(self) -> int:
+        """Flower's number of the node; 0 before it is active."""
+        with self._lock:
+            return int(self._node.node_id)
+
+    def activate(self) -> None:
+        """Signs the node on; one that a killed process left behind is signed off before, or it would be refused.
+
+        Raises:
+            OutputError: its number cannot be written down.
+        """
+        self._sign_off_noted()
+        pem = public_pem(self._access.key.public_key())
+        with self._told("signing on"):
+            answer = self._client.ActivateNode(
+                ActivateNodeRequest(public_key=pem, heartbeat_interval=_INTERVAL_SECONDS)
+            )
+        put_file(self._note, json.dumps({"node": answer.node_id}).encode())
+        with self._lock:
+            self._node = Node(node_id=answer.node_id)
+
+    def deactivate(self) -> None:
+        """Signs the node off."""
+        if number := self.number:
+            with self._told("signing off"):
+                self._client.DeactivateNode(DeactivateNodeRequest(node_id=number))
+
+    def heartbeat(self) -> None:
+        """Tells Flower that the node is there."""
+        request = SendNodeHeartbeatRequest(node=self._me(), heartbeat_interval=_INTERVAL_SECONDS)
+        with self._told("Flower's heartbeat"):
+            self._client.SendNodeHeartbeat(request)
+
+    def pull(self) -> Arrival | None:
+        """The next message, if there is one within ``HOLD_SECONDS``."""
+        with self._told("asking for messages"):
+            answer = self._client.PullMessages(PullMessagesRequest(node=self._me()))
+        if not answer.messages_list:
+            return None
+        if len(answer.message_object_trees) != len(answer.messages_list):
+            raise LineError("asking for messages: the server's answer is incomplete")
+        header = answer.messages_list[0].SerializeToString(deterministic=True)
+        return Arrival(header, answer.message_object_trees[0])
+
+    def fetch(self, arrival: Arrival, identity: str) -> bytes:
+        """One object of a message."""
+        request = PullObjectRequest(node=self._me(), run_id=arrival.run, object_id=identity)
+        with self._told("fetching a message"):
+            answer = self._client.PullObject(request)
+        if not answer.object_found:
+            raise RefusedError("fetching a message", 404, "no such object")
+        if not answer.object_available:
+            raise LineError("fetching a message: it is not complete yet")
+        return bytes(answer.object_content)
+
+    def confirm(self, header: bytes) -> None:
+        """Says that a message was received and written down."""
+        metadata = MessageHeader.FromString(header).metadata
+        request = ConfirmMessageReceivedRequest(
+            node=self._me(), run_id=metadata.run_id, message_object_id=metadata.message_id
+        )
+        with self._told("confirming a message"):
+            self._client.ConfirmMessageReceived(request)
+
+    def announce(self, reply: PackedReply) -> None:
+        """Announces a reply and hands over what the server does not have of it yet; safe to repeat."""
+        request = PushMessagesRequest(
+            node=self._me(),
+            messages_list=[MessageHeader.FromString(reply.header)],
+            message_object_trees=[ObjectTree.FromString(reply.tree)],
+        )
+        with self._told("announcing a reply"):
+            answer = self._client.PushMessages(request)
+        for identity in answer.objects_to_push:
+            if identity not in reply.objects:
+                raise LineError("announcing a reply: the server asks for an object that is not in it")
+            piece = PushObjectRequest(
+                node=self._me(),
+                run_id=reply.run,
+                session_id=answer.session_id,
+                object_id=identity,
+                object_content=reply.objects[identity],
+            )
+            with self._told("handing over a reply"):
+                stored = self._client.PushObject(piece).stored
+            if not stored:
+                raise LineError("handing over a reply: the server has not kept it")
+
+    def close(self) -> None:
+        """Closes all connections."""
+        self._client.close()
+
+    def _me(self) -> Node:
+        with self._lock:
+            return self._node
+
+    def _sign_off_noted(self) -> None:
+        try:
+            number = int(json.loads(self._note.read_bytes())["node"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        # Refused where it is not signed on, or where the server knows it no more: both are well.
+        with contextlib.suppress(RefusedError), self._told("signing off"):
+            self._client.DeactivateNode(DeactivateNodeRequest(node_id=number))
+
+    @contextlib.contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        with self._access.translated():
+            try:
+                yield
+            except httpx.HTTPStatusError as error:
+                status = error.response.status_code
+                word = " ".join(error.response.text[:LARGEST_WORD_BYTES].split())
+                if 400 <= status < 500:
+                    raise RefusedError(what, status, word) from None
+                raise LineError(f"{what}: the server answers {status}") from None
+            except ValueError as error:
+                if isinstance(error, OSError):  # a certificate that is not good is both
+                    raise
+                raise LineError(f"{what}: the server's answer cannot be read") from None
+
+
+class _SignedRequests:
+    """Adds the site's own signature to a call, and the wish that the server hold a question for messages."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        """Signs the call, and notes that it was answered."""
+        request = context.request
+        path, body = request.url.raw_path.decode(), hashlib.sha256(request.content).hexdigest()
+        request.headers.update(self._access.headers(request.method, path, body, dict(request.headers)))
+        if context.rpc_method.endswith("PullMessages"):
+            request.headers["prefer"] = f"wait={HOLD_SECONDS}"
+        response = call_next(context)
+        self._access.note(response.status_code)
+        return response

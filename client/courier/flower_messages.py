@@ -1,0 +1,154 @@
+"""Flower's messages, as far as a site reads and writes them."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flwr.app import Error, Message, RecordDict
+
+from client.flower import (
+    MessageHeader,
+    ObjectTree,
+    get_all_nested_objects,
+    get_object_tree,
+    inflate_object_from_contents,
+    iterate_object_tree,
+    message_from_proto,
+    message_to_proto,
+)
+from common.errors import ProtocolError
+from common.messages import Failure
+from common.protocol import Answer, from_record, to_record
+
+MOST_OBJECTS = 16
+"""Of one message; ours has three."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A message that Flower has announced; its content is yet to be fetched.
+
+    header: as it came. tree: of the objects that it is made of.
+    """
+
+    header: bytes
+    tree: ObjectTree
+
+    @property
+    def message(self) -> str:
+        """Flower's identity of it."""
+        return identity_of(self.header)
+
+    @property
+    def run(self) -> int:
+        """Flower's number of the run."""
+        return int(MessageHeader.FromString(self.header).metadata.run_id)
+
+    def objects(self) -> list[str]:
+        """The identities of all its objects.
+
+        Raises:
+            ProtocolError: they are more than a message of ours can have.
+        """
+        found = []
+        for item in iterate_object_tree(self.tree):
+            found.append(str(item.object_id))
+            if len(found) > MOST_OBJECTS:
+                raise ProtocolError(f"a message of Flower's with more than {MOST_OBJECTS} objects")
+        return found
+
+    def text(self, contents: Mapping[str, bytes]) -> str:
+        """The message of ours that it holds, as JSON; not looked into yet.
+
+        Raises:
+            ProtocolError: it holds none.
+        """
+        try:
+            message = inflate_object_from_contents(str(self.tree.object_id), dict(contents))
+        except Exception as error:  # Flower's own code, on bytes that came from outside
+            raise ProtocolError(f"a message of Flower's that cannot be read ({type(error).__name__})") from None
+        if not isinstance(message, Message) or not message.has_content():
+            raise ProtocolError("a message of Flower's without content")
+        return from_record(message.content)
+
+
+@dataclass(frozen=True)
+class PackedReply:
+    """A reply as it is announced to Flower, the same to the bit each time: SuperLink takes no second one.
+
+    message: the identity of the message that it answers. text: the answer as JSON.
+    header, tree, objects: what Flower gets.
+    """
+
+    message: str
+    text: str
+    header: bytes
+    tree: bytes
+    objects: dict[str, bytes]
+
+    @property
+    def run(self) -> int:
+        """Flower's number of the run."""
+        return int(MessageHeader.FromString(self.header).metadata.run_id)
+
+    def to_json(self) -> bytes:
+        """To be kept."""
+        content = {
+            "message": self.message,
+            "text": self.text,
+            "header": _encode(self.header),
+            "tree": _encode(self.tree),
+            "objects": {name: _encode(value) for name, value in self.objects.items()},
+        }
+        return json.dumps(content).encode()
+
+    @classmethod
+    def from_json(cls, kept: bytes) -> PackedReply:
+        """What was kept.
+
+        Raises:
+            ValueError: it is damaged.
+        """
+        try:
+            content = json.loads(kept)
+            objects = {str(name): base64.b64decode(value) for name, value in content["objects"].items()}
+            header, tree = base64.b64decode(content["header"]), base64.b64decode(content["tree"])
+            return cls(str(content["message"]), str(content["text"]), header, tree, objects)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError("a damaged reply") from error
+
+
+def identity_of(header: bytes) -> str:
+    """Flower's identity of a message."""
+    return str(MessageHeader.FromString(header).metadata.message_id)
+
+
+def pack_reply(header: bytes, answer: Answer, text: str) -> PackedReply:
+    """The reply to a message: an error of Flower's for a failure, else a message with the text as its content.
+
+    Args:
+        header: of the message that is answered.
+        answer, text: the same thing, read and as it will leave.
+    """
+    question = message_from_proto(MessageHeader.FromString(header))
+    if isinstance(answer, Failure):
+        reply = Message(Error(int(answer.code), answer.reason), reply_to=question)
+    else:
+        reply = Message(to_record(text), reply_to=question)
+    announced = message_to_proto(reply)
+    announced.metadata.message_id = reply.object_id
+    if reply.has_content():
+        # Announced without its content, which follows as objects.
+        announced.content.CopyFrom(message_to_proto(Message(RecordDict(), reply_to=question)).content)
+    objects = {name: item.deflate() for name, item in get_all_nested_objects(reply).items()}
+    tree = get_object_tree(reply).SerializeToString(deterministic=True)
+    return PackedReply(
+        question.metadata.message_id, text, announced.SerializeToString(deterministic=True), tree, objects
+    )
+
+
+def _encode(content: bytes) -> str:
+    return base64.b64encode(content).decode()

@@ -1,0 +1,55 @@
+"""The courier's program: ``python -m client.courier --kit DIR --state DIR --shared DIR``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from client.site_state import StateFolder
+from common.cli import add_linger, base_parser, run
+from common.flower import check_flower_version
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what a courier has to be told."""
+    parser.add_argument("--kit", type=Path, required=True, metavar="DIR", help="the site's kit")
+    parser.add_argument("--state", type=Path, required=True, metavar="DIR", help="where the courier keeps its state")
+    parser.add_argument("--shared", type=Path, required=True, metavar="DIR", help="the folder that the runner sees too")
+    add_linger(parser)
+
+
+def run_courier(options: argparse.Namespace) -> int:
+    """Works until SIGTERM or Ctrl-C.
+
+    Returns:
+        0.
+
+    Raises:
+        FedvoxError: it cannot begin, or a part of it has failed for good.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    logging.getLogger("fedvox").setLevel(logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    check_flower_version()
+    # Both before anything imports flwr.
+    os.environ.setdefault("FLWR_HOME", str(StateFolder(options.state).flower_home))
+    os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+    from client.courier.courier import Courier
+
+    courier = Courier(options.kit, options.state, options.shared)
+    try:
+        courier.run()
+    except KeyboardInterrupt:
+        logging.getLogger("fedvox.courier").info("stopped")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the courier with the options on the command line; the exit status."""
+    parser = base_parser("client.courier", "Carries tasks, models and answers between a server and a site's runner.")
+    add_options(parser)
+    parser.set_defaults(command=run_courier)
+    return run(parser, arguments)

@@ -1,0 +1,259 @@
+"""One task, from the message that asks for it until its reply lies with the server and nothing of it is left here.
+
+Every step can be done again: a courier that was killed begins anew at the first, and finds what was done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from client.courier.errors import GivenUpError, RefusedError
+from client.courier.fleet_client import FleetNode
+from client.courier.flower_messages import PackedReply, pack_reply
+from client.courier.mailbox import HeldTask, Mailbox
+from client.courier.retry import Retries
+from client.courier.transfers import Transfers, file_digest, verified
+from client.shared_folder import SharedFolder, put_file
+from common.audit import AuditLog
+from common.errors import ProtocolError
+from common.files import cannot_write
+from common.messages import ErrorCode, Failure, Hello, Result, SiteInfo, Task
+from common.protocol import MAX_MESSAGE_BYTES, Answer, pack, unpack_answer
+
+LOOK_SECONDS = 0.02
+"""Between two looks for a reply."""
+CHECK_EVERY_LOOKS = 100
+"""Looks after which the task file is looked for too."""
+REFUSED_UPLOADS = frozenset({409, 413, 422})
+log = logging.getLogger("fedvox.courier")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TaskContext:
+    """What all tasks share."""
+
+    shared: SharedFolder
+    mailbox: Mailbox
+    transfers: Transfers
+    node: FleetNode
+    audit: AuditLog
+    retries: Retries
+    downloads: dict[str, threading.Lock] = field(default_factory=dict)
+
+    def download_lock(self, digest: str) -> threading.Lock:
+        """Held by the one task that fetches these weights."""
+        with self.mailbox.lock:
+            return self.downloads.setdefault(digest, threading.Lock())
+
+
+class TaskHandler:
+    """One task.
+
+    Args:
+        name: of a task that the mailbox holds.
+        context: what it works with.
+        on_end: called, under the mailbox's lock, when nothing of it is left.
+    """
+
+    def __init__(self, name: str, context: TaskContext, on_end: Callable[[], object]) -> None:
+        self.name = name
+        self._context = context
+        self._on_end = on_end
+        self._label = f"task {name[:12]}"
+        self._reply_file = context.shared.reply(name)
+        self._task_file = context.shared.task(name)
+
+    def run(self) -> None:
+        """All of it, again if a newer message asks for the same.
+
+        Raises:
+            StoppedError: the courier ends.
+        """
+        is_over = False
+        while not is_over:
+            held = self._context.mailbox.get(self.name)
+            try:
+                self._deliver(held, self._answer(held))
+            except RefusedError as error:
+                log.warning("%s: is dropped: %s", self._label, error)
+            is_over = self._until_done("clearing up", partial(self._clear_up, held.message))
+
+    def _answer(self, held: HeldTask) -> str:
+        """The answer as it will leave: the runner's, or one of our own where there can be none."""
+        sent = self._context.mailbox.sent(self.name)
+        if sent is not None:
+            return sent.text
+        question = held.question
+        if question is None:
+            log.warning("%s: the server's message cannot be read; it hears so", self._label)
+            return pack(Failure(ErrorCode.BAD_TASK, "ProtocolError"))
+        try:
+            self._await_reply(held, question)
+            return self._read_reply(question)
+        except GivenUpError as error:
+            return self._own_failure(error)
+
+    def _await_reply(self, held: HeldTask, question: Hello | Task) -> None:
+        looks = 0
+        while not self._reply_file.exists():
+            if looks % CHECK_EVERY_LOOKS == 0 and not self._is_passed_on(question):
+                self._pass_on(held, question)
+            looks += 1
+            self._context.retries.pause(LOOK_SECONDS)
+
+    def _is_passed_on(self, question: Hello | Task) -> bool:
+        is_ready = not isinstance(question, Task) or (self._context.shared.inbox / question.model).exists()
+        return is_ready and self._task_file.exists()
+
+    def _pass_on(self, held: HeldTask, question: Hello | Task) -> None:
+        """Puts the task into the inbox, after its weights."""
+        if isinstance(question, Task):
+            log.info("%s: round %d of %d", self._label, question.round, question.rounds)
+            self._fetch(question.model)
+        if not self._reply_file.exists():
+            content = held.text.encode()
+            self._until_done("passing it on", lambda: put_file(self._task_file, content))
+
+    def _fetch(self, model: str) -> None:
+        target = self._context.shared.inbox / model
+        with self._context.download_lock(model):
+            if target.exists() and not _is_whole(target, model):
+                log.warning("%s: was changed or damaged, and is fetched anew", target)
+                self._until_done("removing it", lambda: _unlink(target))
+            if not target.exists():
+                self._context.transfers.download(model, target)
+
+    def _read_reply(self, question: Hello | Task) -> str:
+        """The runner's answer, if it is one to this question.
+
+        Raises:
+            GivenUpError: it is none.
+        """
+        try:
+            content = self._reply_file.read_bytes()
+            answer = unpack_answer(content[: MAX_MESSAGE_BYTES + 1])
+            fits = isinstance(answer, Failure | (SiteInfo if isinstance(question, Hello) else Result))
+            if fits:
+                return content.decode()
+            problem = "answers something else than was asked"
+        except (OSError, ProtocolError, UnicodeDecodeError) as error:
+            problem = f"is no answer ({error})"
+        raise GivenUpError(
+            f"{self._reply_file}: {problem}; it is not sent", Failure(ErrorCode.INTERNAL, "ReplyFileError")
+        )
+
+    def _own_failure(self, error: GivenUpError) -> str:
+        log.error("%s: %s; the server hears %s", self._label, error, error.failure.reason)
+        return pack(error.failure)
+
+    def _deliver(self, held: HeldTask, text: str) -> None:
+        """Announces what was announced before, then the same answer to the newest message.
+
+        Raises:
+            RefusedError: the server knows of no such task or message.
+        """
+        sent = self._context.mailbox.sent(self.name)
+        if sent is not None:
+            try:
+                self._announce(sent)
+            except RefusedError:
+                if sent.message == held.message:
+                    raise
+            if sent.message == held.message:
+                return
+        text = self._send_update(held, text, was_there=sent is not None)
+        reply = pack_reply(held.header, unpack_answer(text), text)
+        self._until_done("keeping the reply", lambda: self._context.mailbox.put_sent(self.name, reply))
+        self._announce(reply)
+
+    def _send_update(self, held: HeldTask, text: str, was_there: bool) -> str:
+        """Writes down what will leave, and sends the update if there is one; the answer that is true then."""
+        update = _update_of(text)
+        try:
+            if update is None or (was_there and self._context.transfers.is_there(self.name, update)):
+                self._note("sending", held.message, text)
+                return text
+            with verified(self._context.shared.outbox / update, update) as file:
+                self._note("sending", held.message, text, file.size)
+                self._context.transfers.upload(self.name, update, file)
+            return text
+        except RefusedError as error:
+            if error.status not in REFUSED_UPLOADS:
+                raise
+            failure = Failure(ErrorCode.INTERNAL, "UploadRefusedError")
+            text = self._own_failure(GivenUpError(str(error), failure))
+        except GivenUpError as error:
+            text = self._own_failure(error)
+        self._note("sending", held.message, text)
+        return text
+
+    def _announce(self, reply: PackedReply) -> None:
+        self._until_done("announcing the reply", lambda: self._context.node.announce(reply))
+        self._note("delivered", reply.message, reply.text)
+        log.info("%s: answered (%s)", self._label, _kind(unpack_answer(reply.text)))
+
+    def _note(self, event: str, message: str, text: str, update_bytes: int = 0) -> None:
+        """Writes into the audit log what leaves, or has left; waits until that can be done."""
+        notes = {
+            "task": self.name,
+            "message": message,
+            "kind": _kind(unpack_answer(text)),
+            "update": _update_of(text),
+            "update_bytes": update_bytes,
+            "reply_sha256": hashlib.sha256(text.encode()).hexdigest(),
+        }
+        self._until_done("writing it down", lambda: self._context.audit.append(event, **notes))
+
+    def _clear_up(self, message: str) -> bool:
+        """Removes everything, unless another message than this has come meanwhile, which wants the same answer."""
+        mailbox, inbox = self._context.mailbox, self._context.shared.inbox
+        with mailbox.lock:
+            held = mailbox.get(self.name)
+            if held.message != message:
+                return False
+            # The task first: a task without a reply would be worked on again.
+            _unlink(self._task_file)
+            _unlink(self._reply_file)
+            if held.model is not None and not mailbox.needs(held.model, besides=self.name):
+                _unlink(inbox / held.model)
+                _unlink(inbox / f".{held.model}.part")
+            mailbox.remove(self.name)
+            self._on_end()
+        return True
+
+    def _until_done(self, what: str, action: Callable[[], T]) -> T:
+        return self._context.retries.until_done(f"{self._label}: {what}", action)
+
+
+def _update_of(text: str) -> str | None:
+    answer = unpack_answer(text)
+    return answer.update if isinstance(answer, Result) else None
+
+
+def _kind(answer: Answer) -> str:
+    if isinstance(answer, Failure):
+        return f"failure {answer.code.name} {answer.reason}"
+    return "result" if isinstance(answer, Result) else "info"
+
+
+def _is_whole(file: Path, digest: str) -> bool:
+    try:
+        with file.open("rb", buffering=0) as content:
+            return file_digest(content) == digest
+    except OSError:
+        return False
+
+
+def _unlink(file: Path) -> None:
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(file, error) from None
