@@ -27,6 +27,8 @@ from common.messages import Heartbeat
 from common.protocol import to_record
 
 PULL_INTERVAL_SECONDS = 0.1
+HEARTBEAT_INTERVAL_SECONDS = 0.25
+"""Between looks at what a site said last."""
 MOST_DEADLINES = 24
 
 
@@ -129,6 +131,7 @@ class _Waiting:
     sent_at: float
     step: int = -1
     held: bool = False
+    looked: float = 0.0
 
 
 class Exchange:
@@ -230,9 +233,12 @@ class Exchange:
                 return reply
         if self._patience is None or self._signals is None:
             return NoReply.MISSING if waiting.identities[0].startswith("unsent-") else None
+        now = time.monotonic()
+        if now - waiting.looked < HEARTBEAT_INTERVAL_SECONDS:
+            return None
+        waiting.looked = now
         beat = self._signals.heartbeat(waiting.ask.node)
         self._note_progress(waiting, beat, seen)
-        now = time.monotonic()
         deadline = self._patience.deadline_seconds
         if now - waiting.sign > deadline or now - waiting.began > MOST_DEADLINES * deadline:
             return NoReply.MISSING

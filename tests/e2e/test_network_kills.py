@@ -1,149 +1,241 @@
-"""Whatever is killed at whatever point of a round, every round counts once and the model is the one it must be."""
+"""Whatever is killed at whatever point of a round, every round counts once and the model is the one it must be.
+
+A point of a round is recognised by the files that appear there. The half of the site that would go on is frozen at
+that moment, so that the kill really happens there, and let go when the one that was killed is back.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import yaml
 
-from common.audit import verify
+from client.approvals import AUDIT_FILE
+from client.ledger import Ledger
+from common.audit import read_entries, verify
 from common.planning import plan_from_config
 from server.app_lock import app_holder
+from server.gateway.folder import GatewayFolder
 from server.initial_weights import initial_weights
 from tests.e2e.network_federation import SCRIPTED, Federation, assert_same_model, federation, simulated, wait_for
-from tests.e2e.relay import relay
 
-pytestmark = [pytest.mark.network, pytest.mark.long]
+pytestmark = pytest.mark.network
 
 VICTIM = "west"
-"""The site whose processes are killed. ``east`` ends a round when the test says so."""
+"""The site at which rounds are caught."""
 PATIENCE_SECONDS = 300
+POLL_SECONDS = 0.001
+TRANSFER_SECONDS = 1.0
+PROCESSES = ("gateway", "superlink", "app", "courier", "runner", "everything")
+POINTS = {
+    "handed-out": "courier",
+    "half-a-download": "courier",
+    "task-there": "runner",
+    "training": "",
+    "reply-there": "courier",
+    "half-an-upload": "courier",
+    "half-an-announcement": "courier",
+    "reply-with-the-server": "courier",
+}
+"""Points of a round in their order, and which half of the site is frozen there."""
 
 
-POINTS = ("waiting", "sent", "training", "uploading", "between")
-ROUND_AT_STAKE = {"sent": 1, "training": 2, "uploading": 3, "between": 4}
-PROCESSES = ("superlink", "app", "proxy", "supernode", "runner")
-EVERYTHING = ("everything",)
+class Catcher:
+    """Catches rounds at one point, at one site.
 
+    Args:
+        made: the federation.
+        point: one of ``POINTS``.
+        size: bytes of the model and of an update.
+    """
 
-def shifted(*shifts: int) -> dict[str, tuple[str, ...]]:
-    """A diagonal of the table of points and processes for every shift."""
-    return {
-        point: tuple(PROCESSES[(index + shift) % len(PROCESSES)] for shift in shifts)
-        for index, point in enumerate(POINTS)
-    }
-
-
-# Every process is killed at every point. In one federation each is killed but once or twice: what dies again and
-# again is started again ever later.
-TABLE = {"first": shifted(0, 1), "second": shifted(2, 3), "third": shifted(4), "all": dict.fromkeys(POINTS, EVERYTHING)}
-
-
-class Killer:
-    """Kills processes at the points of a round, and knows when they are back."""
-
-    def __init__(self, made: Federation, plan: dict[str, tuple[str, ...]]) -> None:
+    def __init__(self, made: Federation, point: str, size: int) -> None:
         self._made = made
-        self._plan = plan
+        self._point = point
+        self._size = size
+        self._gateway = GatewayFolder(made.run)
+        self._state = made.state(VICTIM)
+        self._seen: set[str] = set()
 
-    def kill(self, point: str) -> None:
-        """SIGKILL to all whose turn it is; returns when each has a successor."""
-        names = self._plan[point]
-        before = {name: self._existing(name) for name in names}
-        if names == EVERYTHING:
-            self._kill_everything()
-            return
-        for pid in before.values():
+    @contextmanager
+    def caught(self, round_number: int) -> Iterator[None]:
+        """The block runs while the round is at the point."""
+        name = self._next_task()
+        self._wait(lambda: self._is_there(name, round_number), f"{self._point} in round {round_number}")
+        half = POINTS[self._point]
+        pid = self._made.site_pid(VICTIM, half) if half else None
+        if pid is not None:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            if pid is not None:
+                with suppress(ProcessLookupError):  # it may be what was killed
+                    os.kill(pid, signal.SIGCONT)
+
+    def _next_task(self) -> str:
+        """The name of the task of a new round."""
+        found: list[str] = []
+
+        def is_new() -> bool:
+            found[:] = [task.name for task in self._gateway.open_tasks(VICTIM) if task.name not in self._seen]
+            return bool(found)
+
+        self._wait(is_new, "the next round's task")
+        self._seen.add(found[0])
+        return found[0]
+
+    def _is_there(self, name: str, round_number: int) -> bool:
+        shared = self._state.shared
+        if self._point == "handed-out":
+            return (self._state.path / "courier" / f"{name}.json").exists()
+        if self._point == "half-a-download":
+            return self._is_half(shared / "inbox")
+        if self._point == "task-there":
+            return (shared / "inbox" / f"{name}.task").exists()
+        if self._point == "training":
+            return self._made.held_in(VICTIM) == round_number
+        if self._point == "reply-there":
+            return (shared / "outbox" / f"{name}.reply").exists()
+        if self._point == "half-an-upload":
+            return self._is_half(self._gateway.updates(VICTIM))
+        if self._point == "half-an-announcement":
+            return (self._state.path / "courier" / f"{name}.sent").exists()
+        # The server has the reply, and the courier has not cleared up.
+        message = self._state.path / "courier" / f"{name}.sent"
+        return message.exists() and any((self._gateway.path / "replies").iterdir())
+
+    def _is_half(self, folder: Path) -> bool:
+        with suppress(FileNotFoundError):
+            return any(0.2 < file.stat().st_size / self._size < 0.8 for file in folder.glob(".*.part"))
+        return False
+
+    def _wait(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not condition():
+            assert time.monotonic() < deadline, f"waited for {what}: {self._made.log('server')[-800:]}"
+            time.sleep(POLL_SECONDS)
+
+
+def kill(made: Federation, name: str) -> None:
+    """SIGKILL; returns when there is a successor."""
+    if name == "everything":
+        kill_everything(made)
+        return
+    wait_for(lambda: pid_of(made, name), PATIENCE_SECONDS, name)
+    pid = pid_of(made, name)
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: pid_of(made, name) not in (None, pid), PATIENCE_SECONDS, f"another {name}")
+
+
+def pid_of(made: Federation, name: str) -> int | None:
+    if name == "app":
+        holder = app_holder(made.run)
+        return holder.pid if holder is not None and holder.alive else None
+    return made.site_pid(VICTIM, name) if name in ("courier", "runner") else made.pid(name)
+
+
+def kill_everything(made: Federation) -> None:
+    starters = [made.processes["server"], made.processes[VICTIM]]
+    names = ("gateway", "superlink", "superexec", "app", "courier", "runner")
+    pids = [*(starter.pid for starter in starters), *filter(None, (pid_of(made, name) for name in names))]
+    for pid in pids:
+        with suppress(ProcessLookupError):  # some die with the one that started them
             os.kill(pid, signal.SIGKILL)
-        for name, pid in before.items():
-            wait_for(lambda name=name, pid=pid: self._pid(name) not in (None, pid), PATIENCE_SECONDS, f"another {name}")
-
-    def rounds_at_stake(self) -> set[int]:
-        """Rounds in which a process of the victim's own is killed in its work."""
-        own = {"supernode", "runner", *EVERYTHING}
-        return {number for point, number in ROUND_AT_STAKE.items() if own & set(self._plan[point])}
-
-    def _existing(self, name: str) -> int:
-        wait_for(lambda: self._pid(name), PATIENCE_SECONDS, name)
-        pid = self._pid(name)
-        assert pid is not None
-        return pid
-
-    def _pid(self, name: str) -> int | None:
-        made = self._made
-        if name == "everything":
-            return made.processes["server"].pid
-        if name == "app":
-            holder = app_holder(made.run)
-            return holder.pid if holder is not None and holder.alive else None
-        return made.site_pid(VICTIM, name) if name in ("supernode", "runner") else made.pid(name)
-
-    def _kill_everything(self) -> None:
-        made = self._made
-        pids = [self._pid(name) for name in (*PROCESSES, "superexec")]
-        starters = [made.processes["server"], made.processes[VICTIM]]
-        for pid in [*(starter.pid for starter in starters), *filter(None, pids)]:
-            # Some die with the one that started them.
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for starter in starters:
-            starter.wait()
-        made.start_server()
-        made.start_site(VICTIM, client=SCRIPTED)
+    for starter in starters:
+        starter.wait()
+    made.start_server()
+    made.start_site(VICTIM, client=SCRIPTED)
 
 
-@pytest.mark.parametrize("plan", TABLE.values(), ids=TABLE)
-def test_killed_at_five_points_of_a_federation(tmp_path: Path, plan: dict[str, tuple[str, ...]]) -> None:
-    with federation(tmp_path, settings=("rounds=4",)) as made, relay(made.port) as line:
-        upload = initial_weights(plan_from_config(made.config), made.config.seed)[0].nbytes
-        made.put_between(VICTIM, line.port)
-        made.hold("east", 1, 2, 3)
-        made.hold(VICTIM, 2, 3)
-        killer = Killer(made, plan)
+def hold_up_files(made: Federation, size: int) -> None:
+    """Lets large files take a while at the victim."""
+    made.state(VICTIM).make()
+    limit = {"network": {"max_megabits": max(1, round(8 * size / TRANSFER_SECONDS / 1e6))}}
+    (made.state(VICTIM).path / "site.yaml").write_text(yaml.safe_dump(limit))
 
-        made.start("east", VICTIM, scripted=("east", VICTIM))
-        wait_for(lambda: len(made.events("site_ready")) == 2, PATIENCE_SECONDS, "two sites")
-        killer.kill("waiting")
-        made.start_site("north")
 
-        wait_for(lambda: made.said("round_started"), PATIENCE_SECONDS, "the first task")
-        killer.kill("sent")
-        wait_for(lambda: made.answered(VICTIM, 1), PATIENCE_SECONDS, "an answer in round 1")
-        made.hold("east", 2, 3)
+def check_record(made: Federation, rounds: int, folder: Path) -> None:
+    """Every round counted once, nobody was lost, nothing was done twice, and the model is that of a simulation."""
+    lines = made.rounds()
+    assert [line["round"] for line in lines] == list(range(1, rounds + 2))
+    outcomes = {
+        (line["round"], site): (entry["status"], entry["reason"])
+        for line in lines
+        for site, entry in line["sites"].items()
+    }
+    expected = {(number, site): ("ok", None) for number in range(1, rounds + 2) for site in made.sites}
+    assert outcomes == expected
+    verify(made.run / "audit.jsonl")
+    for site in made.sites:
+        assert_one_answer_a_round(made, site)
+    assert_same_model(made.run, simulated(made, folder).path, rounds)
 
-        wait_for(lambda: made.held_in(VICTIM) == 2, PATIENCE_SECONDS, "training")
-        killer.kill("training")
-        made.hold(VICTIM, 3)
-        wait_for(lambda: made.answered(VICTIM, 2), PATIENCE_SECONDS, "an answer in round 2")
-        made.hold("east", 3)
 
-        wait_for(lambda: made.held_in(VICTIM) == 3, PATIENCE_SECONDS, "training")
-        line.stall_after(upload // 2)
-        made.hold(VICTIM, 0)
-        wait_for(line.stalled.is_set, PATIENCE_SECONDS, "half an upload")
-        killer.kill("uploading")
-        line.go_on()
-        wait_for(lambda: made.answered(VICTIM, 3), PATIENCE_SECONDS, "an answer in round 3")
-        made.hold("east", 0)
+def assert_one_answer_a_round(made: Federation, site: str) -> None:
+    """However often a site's answer left, it was the same one."""
+    answers: dict[tuple[str, int], set[str]] = {}
+    for entry in read_entries(made.state(site).path / AUDIT_FILE):
+        if entry.event == "sent" and entry.details.get("kind") in ("train", "evaluate"):
+            about = entry.details
+            answers.setdefault((about["run"], about["round"]), set()).add(about["sha256"])
+    assert answers and {len(sent) for sent in answers.values()} == {1}, (site, answers)
 
-        wait_for(lambda: len(made.rounds()) == 3, PATIENCE_SECONDS, "the end of round 3")
-        killer.kill("between")
+
+@pytest.mark.parametrize(
+    "point", [pytest.param(point, marks=[] if point == "half-an-upload" else pytest.mark.long) for point in POINTS]
+)
+def test_killed_at_a_point_of_the_round(tmp_path: Path, point: str) -> None:
+    """Each process once, in a round of its own, and at last all of them together."""
+    rounds = len(PROCESSES)
+    settings = (f"rounds={rounds}", "model.channels=[8, 16, 64, 160]", "strategy.min_sites=2")
+    with federation(tmp_path, ("east", VICTIM), settings) as made:
+        weights, _ = initial_weights(plan_from_config(made.config), made.config.seed)
+        hold_up_files(made, weights.nbytes)
+        if point == "training":
+            made.hold(VICTIM)
+        made.start("east", VICTIM, scripted=(VICTIM,))
+        catcher = Catcher(made, point, weights.nbytes)
+        for number, name in enumerate(PROCESSES, start=1):
+            with catcher.caught(number):
+                kill(made, name)
+                if point == "training":
+                    made.hold(VICTIM, *range(number + 1, rounds + 1))
         made.finish(PATIENCE_SECONDS)
+        check_record(made, rounds, tmp_path / "undisturbed")
 
-        rounds = made.rounds()
-        phases = [(entry["round"], entry["phase"]) for entry in rounds]
-        assert phases == [*((number, "train") for number in range(1, 5)), (5, "evaluate")]
-        verify(made.run / "audit.jsonl")
-        outcomes = {(entry["round"], name): site for entry in rounds for name, site in entry["sites"].items()}
-        counted = {where for where, site in outcomes.items() if site["status"] == "ok"}
-        absent = {(number, name) for number in range(1, 5) for name in made.sites} - counted
-        print(f"{plan}: not counted {sorted(absent)}")
-        # A site whose own process was killed may have lost that round's work. Nobody loses anything else, but that on a
-        # slow machine the first round may begin without the site that comes last.
-        assert absent <= {(number, VICTIM) for number in killer.rounds_at_stake()} | {(1, "north")}
-        assert all(outcomes[where]["reason"] for where in absent & outcomes.keys())
-        expected = simulated(made, tmp_path / "undisturbed", absent=absent)
-        assert_same_model(made.run, expected.path, 4)
+
+@pytest.mark.long
+def test_no_epsilon_is_spent_twice_whenever_a_runner_is_killed(tmp_path: Path) -> None:
+    rounds = 4
+    settings = (
+        f"rounds={rounds}",
+        "strategy.min_sites=2",
+        "privacy={epsilon: 50, delta: 1e-5, sample_rate: 0.5, validation: none}",
+    )
+    with federation(tmp_path, ("east", VICTIM), settings) as made:
+        ledger = tmp_path / "ledger.jsonl"
+        os.environ["FEDVOX_LEDGER"] = str(ledger)
+        try:
+            made.hold(VICTIM)
+            made.start("east", VICTIM, scripted=(VICTIM,))
+            for number in range(1, rounds + 1):
+                wait_for(lambda number=number: made.held_in(VICTIM) == number, PATIENCE_SECONDS, f"round {number}")
+                for _ in range(2 if number == 2 else 1):
+                    kill(made, "runner")
+                    (made.state(VICTIM).path / "held").unlink()
+                    wait_for(lambda: made.held_in(VICTIM) is not None, PATIENCE_SECONDS, "training again")
+                made.hold(VICTIM, *range(number + 1, rounds + 1))
+            made.finish(PATIENCE_SECONDS)
+        finally:
+            del os.environ["FEDVOX_LEDGER"]
+        spent = [(entry.run, entry.round, entry.digest) for entry in Ledger(ledger).read().rounds]
+        assert len(spent) == len(set(spent)) * 2 / 2
+        assert_one_answer_a_round(made, VICTIM)
