@@ -56,6 +56,7 @@ class Pace:
         clock: in seconds, for the rate.
         now: this machine's local time, for the hours.
         wait: sleeps, and returns whether the courier ends; None waits for ``stop``.
+        window: most bytes of a file per request.
     """
 
     def __init__(
@@ -65,7 +66,9 @@ class Pace:
         clock: Callable[[], float] = time_module.monotonic,
         now: Callable[[], datetime] = datetime.now,
         wait: Callable[[float], bool] | None = None,
+        window: int = WINDOW_BYTES,
     ) -> None:
+        self._window = window
         self._hours = network.hours
         self._now = now
         self._wait = wait or stop.wait
@@ -81,8 +84,8 @@ class Pace:
     def window(self) -> int:
         """How many bytes to ask for at once: a slow transfer is made in smaller steps, so that none takes long."""
         if self._rate is None:
-            return WINDOW_BYTES
-        return int(min(WINDOW_BYTES, max(_SMALLEST_WINDOW_BYTES, self._rate * _LONGEST_WINDOW_SECONDS)))
+            return self._window
+        return int(min(self._window, max(_SMALLEST_WINDOW_BYTES, self._rate * _LONGEST_WINDOW_SECONDS)))
 
     @property
     def portion(self) -> int:
