@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, get_args
@@ -39,6 +40,7 @@ RECORD, FIELD = "fedvox", "json"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _TASK_NAME = re.compile(r"[0-9a-f]{32}")
 _CLASS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 Question = Hello | Task
 Answer = SiteInfo | Result | Failure
@@ -184,7 +186,8 @@ def _read(content: Mapping[str, Any], readers: Mapping[str, Reader], where: str)
 
 
 def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str) or len(value) > MAX_TEXT:
+    # JSON can name half a character, which no file can hold.
+    if not isinstance(value, str) or len(value) > MAX_TEXT or _SURROGATE.search(value):
         raise ProtocolError(f"{name} must be a text of at most {MAX_TEXT} characters")
     return value
 
@@ -213,7 +216,8 @@ def _count(value: Any, name: str) -> int:
 def _number(value: Any, name: str) -> float:
     if value is None:
         return math.nan
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+    # A whole number of JSON has any length, and a too long one is no float.
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
         raise ProtocolError(f"{name} must be a number")
     return float(value)
 
