@@ -19,12 +19,14 @@ from common.transport import (
     Encoding,
     ErrorFeedback,
     decode,
-    decode_vector,
     encode,
     encode_vector,
     encoded_bytes,
     pieces_of,
+    read_window,
     squared_norm,
+    vector_bytes,
+    vector_of,
     windows_of,
 )
 
@@ -38,11 +40,16 @@ def vectors(elements: st.SearchStrategy[float], longest: int = 300) -> st.Search
 
 
 def round_trip(vector: np.ndarray, encoding: Encoding) -> np.ndarray:
-    return decode_vector([data for _, data in encode_vector(vector, encoding)], vector.size, encoding)
+    return vector_of(content_of(vector, encoding), vector.size, encoding)
+
+
+def content_of(vector: np.ndarray, encoding: Encoding) -> np.ndarray:
+    """The bytes of the file that a vector becomes."""
+    return np.concatenate([data for _, data in encode_vector(vector, encoding)])
 
 
 @given(st.sampled_from(ENCODINGS), st.integers(0, 3), st.integers(-70, 70))
-def test_pieces_cover_every_value_once_and_are_at_most_4_mib(encoding: Encoding, pieces: int, offset: int) -> None:
+def test_pieces_cover_every_value_once_and_are_at_most_16_mib(encoding: Encoding, pieces: int, offset: int) -> None:
     size = max(1, pieces * VALUES_PER_PIECE[encoding] + offset)
     start = place = 0
     for piece in pieces_of(size, encoding):
@@ -59,10 +66,66 @@ def test_a_window_of_the_bytes_is_what_its_values_are_encoded_to(encoding: Encod
     [(piece, data)] = encode_vector(vector, encoding)
     start = 0
     for where, stretches in windows_of(piece, encoding):
-        read = b"".join(data[offset : offset + count] for offset, count in stretches)
-        assert (where.start, read) == (start, encode(vector[where], encoding))
+        read = b"".join(data[offset : offset + count].tobytes() for offset, count in stretches)
+        assert (where.start, read) == (start, encode(vector[where], encoding).tobytes())
         start = where.stop
     assert start == size
+
+
+LONG = {encoding: 2 * VALUES_PER_PIECE[encoding] + WINDOW + 77 for encoding in ENCODINGS}
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_windows_read_one_by_one_are_the_whole_vector(encoding: Encoding) -> None:
+    """Of three pieces, the last of which ends within a block and within a window."""
+    size = LONG[encoding]
+    vector = np.random.default_rng(5).standard_normal(size, np.float32)
+    content = content_of(vector, encoding)
+    content.flags.writeable = False
+    assert content.size == vector_bytes(size, encoding)
+    whole, start = vector_of(content, size, encoding), 0
+    for piece in pieces_of(size, encoding):
+        for where, stretches in windows_of(piece, encoding):
+            assert where.start == start
+            assert where.stop - where.start <= WINDOW
+            found = read_window(content, stretches, where.stop - where.start, encoding)
+            np.testing.assert_array_equal(found.view(np.uint32), whole[where].view(np.uint32))
+            start = where.stop
+    assert start == size
+    if encoding == "float32":
+        np.testing.assert_array_equal(whole, vector)
+
+
+def test_a_whole_float32_vector_is_a_view_of_its_bytes() -> None:
+    content = content_of(np.arange(5, dtype=np.float32), "float32")
+    content.flags.writeable = False
+    vector = vector_of(content, 5, "float32")
+    assert np.shares_memory(vector, content)
+    assert not vector.flags.writeable
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+@pytest.mark.parametrize("size", [99, 101, 0, 164])
+def test_bytes_of_another_model_are_refused(encoding: Encoding, size: int) -> None:
+    content = content_of(np.ones(100, np.float32), encoding)
+    with pytest.raises(ProtocolError, match="expected"):
+        vector_of(content, size, encoding)
+    with pytest.raises(ProtocolError, match="expected"):
+        vector_of(content[:-1], 100, encoding)
+
+
+@pytest.mark.parametrize("scale", [-1.0, math.nan])
+def test_a_window_with_a_scale_that_is_no_scale_is_refused(scale: float) -> None:
+    size = WINDOW + BLOCK
+    content = content_of(np.ones(size, np.float32), "int8")
+    [piece] = pieces_of(size, "int8")
+    first, second = windows_of(piece, "int8")
+    content[second[1][0][0] :][:4] = np.frombuffer(np.float32(scale).tobytes(), np.uint8)
+    read_window(content, first[1], WINDOW, "int8")
+    with pytest.raises(ProtocolError, match="scale"):
+        read_window(content, second[1], BLOCK, "int8")
+    with pytest.raises(ProtocolError, match="scale"):
+        vector_of(content, size, "int8")
 
 
 @given(vectors(any_float))
@@ -128,19 +191,19 @@ def test_bytes_of_an_upload() -> None:
 def test_a_piece_of_another_length_is_refused(encoding: Encoding, change: int) -> None:
     data = encode(np.ones(100, np.float32), encoding)
     with pytest.raises(ProtocolError, match="bytes"):
-        decode(data[:change] if change < 0 else data + b"\0", 100, encoding)
+        decode(data[:change] if change < 0 else np.append(data, np.uint8(0)), 100, encoding)
 
 
 @pytest.mark.parametrize("scale", [-1.0, math.nan])
 def test_a_scale_that_is_no_scale_is_refused(scale: float) -> None:
     data = encode(np.ones(BLOCK, np.float32), "int8")
     with pytest.raises(ProtocolError, match="scale"):
-        decode(np.float32(scale).tobytes() + data[4:], BLOCK, "int8")
+        decode(np.float32(scale).tobytes() + data[4:].tobytes(), BLOCK, "int8")
 
 
 def test_an_infinite_scale_decodes_to_what_is_not_finite() -> None:
     data = encode(np.ones(BLOCK, np.float32), "int8")
-    assert not np.isfinite(decode(np.float32(math.inf).tobytes() + data[4:], BLOCK, "int8")).any()
+    assert not np.isfinite(decode(np.float32(math.inf).tobytes() + data[4:].tobytes(), BLOCK, "int8")).any()
 
 
 @given(st.sampled_from(ENCODINGS), st.integers(0, 2**31), st.integers(1, 6))
@@ -149,7 +212,7 @@ def test_what_was_sent_and_what_is_kept_add_up_to_what_was_meant(encoding: Encod
     feedback = ErrorFeedback()
     sent = np.zeros(150)
     for update in updates:
-        sent += decode_vector([data for _, data in feedback.encode(update, encoding)], 150, encoding)
+        sent += vector_of(np.concatenate([data for _, data in feedback.encode(update, encoding)]), 150, encoding)
     step = np.abs(updates).max() * rounds / 127
     assert np.abs(sent - updates.sum(axis=0, dtype=np.float64)).max() <= step
 
@@ -171,7 +234,8 @@ def test_feedback_of_another_models_size_is_forgotten() -> None:
     feedback = ErrorFeedback()
     list(feedback.encode(np.linspace(0, 1, 70, dtype=np.float32), "int8"))
     vector = np.linspace(-1, 1, 90, dtype=np.float32)
-    assert [data for _, data in feedback.encode(vector, "int8")] == [data for _, data in encode_vector(vector, "int8")]
+    sent = np.concatenate([data for _, data in feedback.encode(vector, "int8")])
+    np.testing.assert_array_equal(sent, content_of(vector, "int8"))
 
 
 @given(vectors(usual_float))
