@@ -84,7 +84,23 @@ class StandIn:
         self.faults: list[Fault] = []
         self.keys: dict[str, Any] = {}
         self.bell = threading.Event()
+        self.patient = True
         self.lock = threading.Lock()
+
+    def reset(self) -> None:
+        """Forgets faults and requests of an earlier test."""
+        for fault in self.faults:
+            if fault.hold is not None:
+                fault.hold.set()
+        self.faults, self.requests = [], []
+
+    @contextmanager
+    def impatient(self) -> Iterator[None]:
+        """Questions for messages are not held for long."""
+        self.patient = False
+        self.bell.set()
+        yield
+        self.patient = True
 
     def publish(self, content: bytes) -> str:
         digest = hashlib.sha256(content).hexdigest()
@@ -221,7 +237,8 @@ class _Handler(BaseHTTPRequestHandler):
         deadline = time.monotonic() + (20 if self.request_headers.get("prefer") == "wait=20" else 0)
         while True:
             status, kind, content = self.relay(path, body, headers)
-            if status != 200 or content or not path.endswith("pull-messages") or time.monotonic() >= deadline:
+            is_over = not self.gateway.patient or time.monotonic() >= deadline
+            if status != 200 or content or not path.endswith("pull-messages") or is_over:
                 break
             self.gateway.bell.wait(0.3)
             self.gateway.bell.clear()

@@ -28,11 +28,6 @@ TASK = "0123456789abcdef" * 2
 CONTENT = random.Random(1).randbytes(1_500_000)
 
 
-@pytest.fixture(scope="module")
-def kits(tmp_path_factory: pytest.TempPathFactory) -> Kits:
-    return Kits.make(tmp_path_factory.mktemp("kits"))
-
-
 @pytest.fixture
 def gateway(kits: Kits) -> Iterator[StandIn]:
     with stand_in(kits) as gateway:
