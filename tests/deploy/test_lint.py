@@ -72,26 +72,56 @@ esac
 """
 
 
-def test_the_gpu_is_given_to_the_runner_alone_and_no_right_with_it(tmp_path: Path) -> None:
-    podman = tmp_path / "podman"
+def made_by_compose(folder: Path, *names: str) -> dict[str, str]:
+    """Service -> the command by which podman-compose would make its container."""
+    podman = folder / "podman"
     podman.write_text(NOTING_PODMAN, encoding="utf-8")
     podman.chmod(0o755)
-    (tmp_path / "secret").write_text("secret", encoding="utf-8")
-    settings = {"FEDVOX_KIT": tmp_path, "FEDVOX_DATA": tmp_path, "FEDVOX_SECRET": tmp_path / "secret"}
-    files = [option for name in ("compose.yaml", "compose.gpu.yaml") for option in ("-f", DEPLOY / "site" / name)]
+    files = [option for name in names for option in ("-f", DEPLOY / name)]
     command = [program("podman-compose", "extra deploy"), "--in-pod=false", *files, "up", "-d"]
-    environment = os.environ | {name: str(value) for name, value in settings.items()}
-    environment["PATH"] = os.pathsep.join([str(tmp_path), PLACES])
+    environment = os.environ | {"FEDVOX_KIT": str(folder), "FEDVOX_DATA": str(folder)}
+    environment["PATH"] = os.pathsep.join([str(folder), PLACES])
     subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
-    commands = (tmp_path / "commands").read_text(encoding="utf-8").splitlines()
+    commands = (folder / "commands").read_text(encoding="utf-8").splitlines()
     made = [line for line in commands if line.split()[0] in ("create", "run")]
-    [runner] = [line for line in made if "fedvox-site_runner_1" in line]
-    [supernode] = [line for line in made if "fedvox-site_supernode_1" in line]
-    assert re.findall(r"--device (\S+)", runner) == ["nvidia.com/gpu=0"]
-    assert "nvidia" not in supernode and "--device" not in supernode
-    for line in (runner, supernode):
+    found = {match[1]: line for line in made if (match := re.search(r"--name=fedvox-[a-z]+_([a-z]+)_1 ", line))}
+    assert len(found) == len(made), made
+    return found
+
+
+def test_the_gpu_is_given_to_the_runner_alone_and_no_right_with_it(tmp_path: Path) -> None:
+    made = made_by_compose(tmp_path, "site/compose.yaml", "site/compose.gpu.yaml")
+    assert set(made) == {"courier", "runner"}
+    assert re.findall(r"--device (\S+)", made["runner"]) == ["nvidia.com/gpu=0"]
+    assert "nvidia" not in made["courier"] and "--device" not in made["courier"]
+    assert "--network=none" in made["runner"]
+    for line in made.values():
         assert "--cap-drop ALL" in line and "--read-only" in line and "no-new-privileges" in line
         assert "--privileged" not in line and "--cap-add" not in line
+
+
+def mounts(command: str) -> dict[str, tuple[str, str]]:
+    """Place in a container -> what is mounted there, and how."""
+    folders = re.findall(r"-v (\S+?):(/[^:\s]*)(?::(\S+))? ", command)
+    volumes = re.findall(r"--mount type=volume,source=([^,]+),destination=([^,\s]+)()", command)
+    return {place: (what, how) for what, place, how in [*folders, *volumes]}
+
+
+def test_scans_and_the_sites_key_meet_in_no_container(tmp_path: Path) -> None:
+    made = made_by_compose(tmp_path, "site/compose.yaml")
+    courier, runner = mounts(made["courier"]), mounts(made["runner"])
+    assert "/kit/site.key" in courier and "/data" not in courier
+    assert runner["/data"][1] == "ro" and not [place for place in runner if "site." in place or "ca." in place]
+    common = {courier[place][0] for place in courier if courier[place] in runner.values() and "/kit" not in place}
+    assert common == {"fedvox-site_shared"}
+
+
+def test_gateway_and_server_share_a_network_that_outlives_both(tmp_path: Path) -> None:
+    made = made_by_compose(tmp_path, "server/compose.yaml")
+    assert {name for name, line in made.items() if "--network=container:" in line} == {"gateway", "server"}
+    assert {name for name, line in made.items() if " -p " in line} == {"network"}
+    assert "--entrypoint" in made["network"] and "sleep" in made["network"]
+    assert " -v " not in made["network"]
 
 
 @pytest.fixture
@@ -129,19 +159,16 @@ def test_units_stay_hardened_with_a_gpu(units: Path) -> None:
     assert exposure(unit)[0] <= LARGEST_EXPOSURE + 0.5
 
 
-def test_a_supernode_can_be_held_to_its_servers_address(units: Path) -> None:
-    folder = units / "fedvox-supernode.service.d"
+@pytest.mark.parametrize("example", ["server-address.conf", "outbound-proxy.conf"])
+def test_examples_for_the_courier_fit_its_unit(units: Path, example: str) -> None:
+    folder = units / "fedvox-courier.service.d"
     folder.mkdir()
-    unit = units / "fedvox-supernode.service"
+    unit = units / "fedvox-courier.service"
     open_to_all, _ = exposure(unit)
-    example = DEPLOY / "systemd/examples/server-address.conf"
-    shutil.copy(example, folder)
+    shutil.copy(DEPLOY / "systemd/examples" / example, folder)
     assert said(program("systemd-analyze", "systemd"), "verify", "--man=no", unit) == (0, "")
-    assert exposure(unit)[0] < open_to_all
-    lines = example.read_text(encoding="utf-8").splitlines()
-    runners = settings("fedvox-runner.service", "IPAddressAllow")
-    assert "IPAddressDeny=any" in lines
-    assert {f"IPAddressAllow={address}" for address in runners} < set(lines)
+    held = (folder / example).read_text(encoding="utf-8").splitlines().count("IPAddressDeny=any")
+    assert exposure(unit)[0] < open_to_all if held else exposure(unit)[0] <= open_to_all
 
 
 def test_a_mistyped_setting_and_a_forgotten_hardening_are_found(units: Path) -> None:
@@ -159,19 +186,27 @@ def settings(unit: str, key: str) -> list[str]:
 
 
 def test_scans_and_the_sites_key_meet_in_no_unit() -> None:
-    assert not any("node.key" in value for value in settings("fedvox-runner.service", "LoadCredential"))
-    assert any("/etc/fedvox/node.key" in value for value in settings("fedvox-runner.service", "InaccessiblePaths"))
-    assert not settings("fedvox-supernode.service", "BindReadOnlyPaths")
-    assert any("/srv/fedvox" in value for value in settings("fedvox-supernode.service", "InaccessiblePaths"))
+    assert not settings("fedvox-runner.service", "LoadCredential")
+    assert any("/etc/fedvox/site.key" in value for value in settings("fedvox-runner.service", "InaccessiblePaths"))
+    assert not settings("fedvox-courier.service", "BindReadOnlyPaths")
+    assert any("/srv/fedvox" in value for value in settings("fedvox-courier.service", "InaccessiblePaths"))
 
 
-def test_the_runner_reaches_the_supernodes_address_and_no_other() -> None:
-    unit = "fedvox-runner.service"
-    assert settings(unit, "IPAddressDeny") == ["any"]
-    [allowed] = settings(unit, "IPAddressAllow")
-    supernode = (DEPLOY / "systemd/fedvox-supernode.service").read_text(encoding="utf-8")
-    assert f"--listen {allowed.removesuffix('/32')}:" in supernode
-    assert settings(unit, "SocketBindAllow") == []
+def test_the_runner_has_a_network_of_its_own_and_nobody_else_has() -> None:
+    assert settings("fedvox-runner.service", "PrivateNetwork") == ["yes"]
+    assert settings("fedvox-runner.service", "IPAddressDeny") == ["any"]
+    assert not settings("fedvox-runner.service", "IPAddressAllow")
+    for unit in ("fedvox-courier.service", "fedvox-gateway.service", "fedvox-server.service"):
+        assert not settings(unit, "PrivateNetwork")
+
+
+def test_courier_and_runner_share_one_folder_and_nothing_else() -> None:
+    for unit in ("fedvox-courier.service", "fedvox-runner.service"):
+        assert settings(unit, "ReadWritePaths") == ["/var/lib/fedvox-shared"]
+        assert settings(unit, "UMask") == ["0007"]
+        assert "--shared /var/lib/fedvox-shared" in (DEPLOY / "systemd" / unit).read_text(encoding="utf-8")
+    courier, runner = (settings(f"fedvox-{half}.service", "StateDirectory") for half in ("courier", "runner"))
+    assert not set(courier[0].split()) & set(runner[0].split())
 
 
 TESTS = DEPLOY.parent / "tests"
