@@ -256,6 +256,12 @@ def _open_kit(kit: Path, contact: Path) -> tuple[Access, float]:
         raise ConfigError(f"{kit / 'federation.yaml'}: network: is missing; ask the coordinator for a new kit")
     address = find_address(description.address, description.port)
     settle(address)
+    if address.proxy is not None and ":" in address.host:
+        log.warning(
+            "%s through the proxy %s: not every proxy takes an IPv6 address; a host name in the kit always works",
+            address,
+            address.proxy,
+        )
     access = Access(site, identity.key, client_context(kit), address, kit / AUTHORITY_FILE, _Contact(contact).touch)
     return access, config.network.heartbeat_seconds
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import ssl
 from collections.abc import Iterator
@@ -77,6 +78,11 @@ def explain(error: BaseException, address: Address, authority: Path) -> str:
             return (
                 f"{address} refuses this site's certificate ({alert}); ask the coordinator whether it is still let in"
             )
+    if any(
+        isinstance(cause, ssl.SSLEOFError | ConnectionResetError | http.client.RemoteDisconnected) for cause in causes
+    ):
+        # Where a certificate is refused, the reason is often lost with the connection.
+        return f"{address} hangs up; if that lasts, ask the coordinator whether this site's certificate is still let in"
     if any(isinstance(cause, TimeoutError | httpx.TimeoutException) for cause in causes):
         return f"{address} does not answer in time"
     last = next((cause for cause in causes if isinstance(cause, OSError)), error)

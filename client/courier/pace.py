@@ -15,6 +15,7 @@ WINDOW_BYTES = 64 * 2**20
 """Of a file per request: the most that the gateway takes or gives."""
 LARGE_FILE_BYTES = 2**20
 """Files beyond that wait for their hours."""
+_PORTION_BYTES = 256 * 1024
 _SMALLEST_WINDOW_BYTES = 256 * 1024
 _LONGEST_WINDOW_SECONDS = 20.0
 _LONGEST_NAP_SECONDS = 30.0
@@ -89,8 +90,8 @@ class Pace:
 
     @property
     def portion(self) -> int:
-        """How many bytes to move between two calls of ``take``."""
-        return 2**20 if self._rate is None else int(min(2**20, max(16 * 1024, self._rate / 10)))
+        """How many bytes to move between two calls of ``take``; what is lost at most when a line breaks."""
+        return _PORTION_BYTES if self._rate is None else int(min(_PORTION_BYTES, max(16 * 1024, self._rate / 10)))
 
     def take(self, count: int) -> None:
         """Waits until so many bytes of files may have passed.

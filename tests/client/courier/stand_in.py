@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import os
 import re
 import socket
 import threading
@@ -77,6 +78,7 @@ class StandIn:
         self.models: dict[str, bytes | Path] = {}
         self.update_bytes: dict[str, int] = {}
         self.parts: dict[tuple[str, str], bytearray] = {}
+        self.uploading: set[tuple[str, str]] = set()
         self.updates: dict[str, bytes] = {}
         self.keep_updates = True
         self.beats: list[Heartbeat] = []
@@ -208,11 +210,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.read_body()
             self.answer(413)
             return
-        if int(self.request_headers["upload-offset"]) != len(part):
+        busy = self.gateway.uploading
+        if int(self.request_headers["upload-offset"]) != len(part) or (task, digest) in busy:
             self.read_body()
             self.answer(409, {"upload-offset": str(len(part))})
             return
-        self.read_body(part)
+        busy.add((task, digest))
+        try:
+            self.read_body(part)
+        finally:
+            busy.discard((task, digest))
         if len(part) < size:
             self.answer(202, {"upload-offset": str(len(part))})
         elif hashlib.sha256(part).hexdigest() != digest:
@@ -242,7 +249,19 @@ class _Handler(BaseHTTPRequestHandler):
                 break
             self.gateway.bell.wait(0.3)
             self.gateway.bell.clear()
+            if self.is_gone():  # a message that is taken for nobody would be lost
+                raise ConnectionError
         self.answer(status, {"content-type": kind}, content)
+
+    def is_gone(self) -> bool:
+        with socket.socket(fileno=os.dup(self.connection.fileno())) as plain:
+            plain.setblocking(False)
+            try:
+                return plain.recv(1, socket.MSG_PEEK) == b""
+            except BlockingIOError:
+                return False
+            except OSError:
+                return True
 
     def relay(self, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, str, bytes]:
         if self.gateway.superlink is None:
