@@ -68,6 +68,8 @@ class WeightTransfer(Protocol):
 class StoreTransfer:
     """For a simulation: everything goes through one store.
 
+    Equal content is there once: an update of one site may be that of another one too, or the model itself.
+
     Args:
         store: which the sites use too.
         encoding: the form in which models are sent.
@@ -77,15 +79,15 @@ class StoreTransfer:
         self._store = store
         self._encoding = encoding
         self._published: str | None = None
+        self._updates: dict[str, str] = {}
 
     def publish(self, parts: Iterable[Vector], checkpoint: Path, offset: int) -> Published:
         """Puts the model into the store."""
         del checkpoint, offset
         measured = _Measured(parts)
         model = self._store.put(encode(part, self._encoding) for part in measured)
-        if self._published not in (None, model):
-            self._store.drop(self._published or "")
-        self._published = model
+        former, self._published = self._published, model
+        self._drop(former)
         return Published(model, self._encoding, vector_bytes(measured.size, self._encoding), measured.norm)
 
     def open_tasks(self, tasks: Mapping[str, Task], update_bytes: int) -> None:
@@ -93,20 +95,26 @@ class StoreTransfer:
 
     def update(self, site: str, digest: str) -> Content:
         """From the store."""
-        del site
-        return self._store.get(digest)
+        content = self._store.get(digest)
+        self._updates[site] = digest
+        return content
 
     def drop_update(self, site: str, digest: str) -> None:
         """Forgets an update."""
-        del site
-        self._store.drop(digest)
+        self._updates.pop(site, None)
+        self._drop(digest)
 
     def keep_updates(self, updates: Mapping[str, str]) -> None:
         """Forgets all else, but for the published model."""
+        self._updates = dict(updates)
         self._store.keep({*updates.values(), *filter(None, [self._published])})
 
     def close_round(self) -> None:
         """Nothing to do."""
+
+    def _drop(self, digest: str | None) -> None:
+        if digest is not None and digest not in (self._published, *self._updates.values()):
+            self._store.drop(digest)
 
 
 class GatewayTransfer:
