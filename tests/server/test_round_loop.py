@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Context, Message, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import Context, Message
 
-from client.app import Site, make_client_app
-from common.protocol import Task
+from client.app import Site, SiteWeights, make_client_app
+from common.protocol import Hello, Task, pack, to_record
 from common.transport import PIECE_BYTES
+from common.weights.store import MemoryStore
 from server.app import FederationError
 from server.inline_grid import InlineGrid
 from server.quarantine import release
 from server.state import RunFolder
 from tests import tiny
-from tests.server.fake_sites import LAYOUT, Silent, app_of, broken, honest, run, site
+from tests.server.fake_sites import LAYOUT, SharedApp, Silent, app_of, broken, honest, run, site
 
 
 def test_weights_are_averaged_by_training_patients(tmp_path: Path) -> None:
@@ -27,6 +28,15 @@ def test_weights_are_averaged_by_training_patients(tmp_path: Path) -> None:
     answers = [("a", 30, honest("a", 30, 1.0)), ("b", 10, honest("b", 10, 5.0))]
     run(tiny.federation(rounds=2), app_of(answers), LAYOUT, 2, folder)
     np.testing.assert_allclose(folder.load_checkpoint(2, LAYOUT), np.full(4, 2 * (30 * 1 + 10 * 5) / 40), rtol=1e-6)
+
+
+def test_updates_that_are_equal_to_each_other_and_to_the_model_are_each_counted(tmp_path: Path) -> None:
+    """They have one digest, and in a simulation one store: whoever drops the one must not drop the other."""
+    folder = RunFolder.create(tmp_path / "run")
+    sites = [site(name, 10, 1.0) for name in "abc"]
+    run(tiny.federation(rounds=3), app_of(sites), LAYOUT, 3, folder)
+    np.testing.assert_array_equal(folder.load_checkpoint(3, LAYOUT), np.full(4, 3.0))
+    assert {part["status"] for line in folder.read_rounds() for part in line["sites"].values()} == {"ok"}
 
 
 def test_one_line_a_round_and_one_for_the_final_scores(tmp_path: Path) -> None:
@@ -39,8 +49,10 @@ def test_one_line_a_round_and_one_for_the_final_scores(tmp_path: Path) -> None:
         (3, "evaluate", 2),
     ]
     assert lines[-1]["train_loss"] is None
-    assert lines[0]["bytes_up"] == lines[0]["bytes_down"] == 16
-    assert lines[-1]["bytes_up"] == 0
+    model = update = 4 * 4
+    assert model < lines[0]["bytes_down"] < model + 1000
+    assert update < lines[0]["bytes_up"] < update + 1000
+    assert 0 < lines[-1]["bytes_up"] < lines[0]["bytes_up"]
 
 
 def test_the_best_round_is_the_one_whose_weights_scored_best(tmp_path: Path) -> None:
@@ -91,6 +103,7 @@ def test_early_stop_ends_a_run_that_does_not_get_better(tmp_path: Path) -> None:
     [
         ("nan", "refused", "not-finite"),
         ("short", "refused", "protocol"),
+        ("unsent", "refused", "missing-update"),
         ("greedy", "refused", "examples-differ"),
         ("replay", "refused", "wrong-round"),
         ("foreign", "refused", "wrong-run"),
@@ -220,12 +233,12 @@ def test_a_federation_learns_through_any_transport(tmp_path: Path, upload: str, 
     for folder, transport in ((whole, {}), (lossy, {"upload": upload, "download": download})):
         config = tiny.federation(rounds=3, transport=transport)
         opened = [tiny.site(name, seed, config.digest()) for seed, name in enumerate("ab")]
-        app = make_client_app(lambda context, opened=opened: opened[int(context.node_config["partition-id"])])  # type: ignore[misc]
-        run(config, app, opened[0].trainer.layout, 2, folder)
+        run(config, real_app(dict(enumerate(opened))), opened[0].trainer.layout, 2, folder)
         bytes_up.append(folder.read_rounds()[0]["bytes_up"])
     layout = opened[0].trainer.layout
     assert 8 * layout.size < PIECE_BYTES, "one piece each"
-    assert bytes_up[1] <= share * bytes_up[0]
+    words = 2 * 1000
+    assert bytes_up[1] <= share * bytes_up[0] + words
     scores = [[line["mean_dice"] for line in folder.read_rounds()] for folder in (whole, lossy)]
     np.testing.assert_allclose(scores[0], scores[1], atol=0.03)
     ends = [folder.load_checkpoint(3, layout) for folder in (whole, lossy)]
@@ -236,6 +249,14 @@ def test_two_sites_of_one_name_are_refused(tmp_path: Path) -> None:
     answers = [("a", 3, honest("a", 3, 1.0))] * 2
     with pytest.raises(FederationError, match="same name"):
         run(tiny.federation(), app_of(answers), LAYOUT, 2, RunFolder.create(tmp_path / "run"))
+
+
+def site_of(opened: Mapping[int, Site], context: Context) -> Site:
+    return opened[int(context.node_config["partition-id"])]
+
+
+def real_app(opened: Mapping[int, Site]) -> SharedApp:
+    return SharedApp(lambda weights: make_client_app(lambda context: site_of(opened, context), weights))
 
 
 class Stop(BaseException):
@@ -249,17 +270,15 @@ def test_a_killed_run_goes_on_to_the_same_model(tmp_path: Path, dies_at: int) ->
     def sites(digest: str) -> dict[int, Site]:
         return {0: tiny.site("a", 1, digest), 1: tiny.site("b", 2, digest)}
 
-    def app(kill: bool) -> ClientApp:
-        opened = sites(config.digest())
-        inner = make_client_app(lambda context: opened[int(context.node_config["partition-id"])])
-
-        class Mortal(ClientApp):
+    def app(kill: bool) -> SharedApp:
+        class Mortal(SharedApp):
             def __call__(self, message: Message, context: Context) -> Message:
                 if kill and message.metadata.group_id == str(dies_at) and context.node_config["partition-id"] == 1:
                     raise Stop
-                return inner(message, context)
+                return super().__call__(message, context)
 
-        return Mortal()
+        opened = sites(config.digest())
+        return Mortal(lambda weights: make_client_app(lambda context: site_of(opened, context), weights))
 
     layout = tiny.trainer().layout
     whole, cut = RunFolder.create(tmp_path / "whole"), RunFolder.create(tmp_path / "cut")
@@ -279,22 +298,15 @@ def test_a_killed_run_goes_on_to_the_same_model(tmp_path: Path, dies_at: int) ->
 def test_a_site_that_agreed_to_another_federation_refuses(tmp_path: Path) -> None:
     site = tiny.site("a", 1, "digest of another file")
     with pytest.raises(FederationError, match="wrong-federation"):
-        run(
-            tiny.federation(),
-            make_client_app(lambda context: site),
-            site.trainer.layout,
-            1,
-            RunFolder.create(tmp_path / "r"),
-        )
+        run(tiny.federation(), real_app({0: site}), site.trainer.layout, 1, RunFolder.create(tmp_path / "r"))
 
 
 def test_a_failure_at_a_site_leaves_only_a_code_and_a_class_name() -> None:
     def open_site(context: Context) -> Site:
         raise FileNotFoundError("/data/jane_doe/scan.nii.gz")
 
-    app = make_client_app(open_site)
-    grid = InlineGrid(app, {1: {}})
-    message = Message(RecordDict(), 1, "train")
-    [reply] = grid.send_and_receive([message])
+    store = MemoryStore()
+    grid = InlineGrid(make_client_app(open_site, SiteWeights(store, store)), {1: {}})
+    [reply] = grid.send_and_receive([grid.message(to_record(pack(Hello("r", "d"))), 1, "query.hello")])
     assert reply.has_error()
     assert (reply.error.code, reply.error.reason) == (1000, "FileNotFoundError")
