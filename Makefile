@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 FLWR_TELEMETRY_ENABLED=0
 TEST_PROCESSES ?= auto
 
-.PHONY: setup demo test test-fast test-network test-long test-deploy deploy-tools lint format bench clean
+.PHONY: setup demo test test-fast test-network test-long test-flower test-deploy deploy-tools lint format bench clean
 
 setup: $(INSTALLED)
 
@@ -34,22 +34,40 @@ test-fast: $(INSTALLED)
 	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadscope -q -m 'not network and not deploy' $(ARGS)
 
 # Real servers and sites on the loopback interface: one after another, for they share the cores. What fails gets a second
-# attempt, which tells a machine that was busy from a defect. The TLS proxy needs nginx; without it, tests say so and skip.
+# attempt, which tells a machine that was busy from a defect.
 NETWORK_TESTS := $(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -q
 test-network: $(INSTALLED)
 	$(NETWORK_TESTS) -m 'network and not long' $(ARGS) || $(NETWORK_TESTS) -m 'network and not long' --last-failed $(ARGS)
 
-# The rest of them: every process killed at five points of a round, a firewall closed for a minute. About ten minutes.
+# The rest of them: every process killed at eight points of a round, a firewall closed for a minute.
 test-long: $(INSTALLED)
 	$(NETWORK_TESTS) -m long $(ARGS)
 
-# Charts and units against their tools, lines, clocks and disks that fail, the container images and both compose files for
-# real, with processes killed and lines cut: as root, on Debian. What images are built from is kept in
+# make test-flower FLWR=1.41.0       the network tests with another version of Flower (deploy/docs/flower.md)
+# In an environment of its own: all constraints but for Flower and the packages whose versions it pins differently.
+FLWR_MOVES := flwr uv certifi
+FLWR_VENV := .venv-flwr-$(FLWR)
+test-flower: $(if $(FLWR),$(FLWR_VENV)/.installed)
+	@test -n '$(FLWR)' || { echo "say which version: make test-flower FLWR=1.41.0" >&2; exit 2; }
+	$(FLWR_VENV)/bin/python -c 'from importlib.metadata import version; assert version("flwr") == "$(FLWR)"'
+	$(TEST_ENVIRONMENT) $(FLWR_VENV)/bin/python -m pytest -q -m 'network and not long' $(ARGS)
+
+.venv-flwr-%/.installed: constraints.txt pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	grep -v $(FLWR_MOVES:%=-e '^%==') constraints.txt >$(@D)/constraints.txt
+	echo 'flwr==$*' >>$(@D)/constraints.txt
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(@D)/constraints.txt \
+		--editable '.[dev]'
+	@touch $@
+
+# Charts and units against their tools, nginx and HAProxy as fronts, lines, clocks and disks that fail, the container
+# images and both compose files for real, with processes killed and lines cut: as root, on Debian. What images are built from is kept in
 # $FEDVOX_DEPLOY_CACHE (default /var/tmp/fedvox-deploy).
 # make test-deploy SELECT='deploy and not slow'    without what takes minutes each
 SELECT ?= deploy
-DEPLOY_PROGRAMS := podman buildah runc debootstrap iptables nginx faketime systemd-analyze ip tc
-DEPLOY_PACKAGES := podman buildah runc netavark aardvark-dns debootstrap iptables nginx faketime systemd iproute2
+DEPLOY_PROGRAMS := podman buildah runc debootstrap iptables nginx haproxy faketime systemd-analyze ip tc
+DEPLOY_PACKAGES := podman buildah runc netavark aardvark-dns debootstrap iptables nginx libnginx-mod-stream haproxy \
+	faketime systemd iproute2
 test-deploy: deploy-tools
 	FEDVOX_REQUIRE_DEPLOY=1 $(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -q -rP -m '$(SELECT)' tests/deploy $(ARGS)
 
@@ -73,4 +91,4 @@ bench: $(INSTALLED)
 	$(VENV)/bin/python -m tests.benchmarks
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-flwr-* build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

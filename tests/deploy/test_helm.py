@@ -14,15 +14,14 @@ from tests.deploy.tools import DEPLOY
 
 pytestmark = pytest.mark.deploy
 
-KUBERNETES = ("1.28", "1.33")
-SERVER_ADDRESS = "192.0.2.10"
+KUBERNETES = ("1.29", "1.33")
+SERVER_ADDRESS, PROXY_ADDRESS = "192.0.2.10", "192.0.2.80"
 VALUES: dict[str, dict[str, Any]] = {
     "fedvox-site": {
         "image": {"repository": "registry.example.org/fedvox-client"},
         "server": {"cidrs": [f"{SERVER_ADDRESS}/32"]},
         "kit": {"existingSecret": "north-kit"},
         "key": {"existingSecret": "north-key"},
-        "runtimeSecret": {"existingSecret": "north-runtime"},
         "data": {"existingClaim": "scans"},
     },
     "fedvox-server": {
@@ -40,7 +39,9 @@ FULL: dict[str, dict[str, Any]] = {
         "state": {"existingClaim": "state"},
         "ledger": {"existingClaim": "ledger"},
         "cache": {"existingClaim": "cache"},
-        "supernode": {"clusterIP": "10.96.0.77", "state": {"storageClassName": "fast"}},
+        "shared": {"size": "40Gi", "storageClassName": "local"},
+        "courier": {"state": {"storageClassName": "fast"}},
+        "outboundProxy": {"existingSecret": "proxy", "cidrs": [f"{PROXY_ADDRESS}/32"], "port": 8080},
         "runner": {
             "device": "cuda",
             "gpu": {"count": 1, "runtimeClassName": "nvidia"},
@@ -52,7 +53,7 @@ FULL: dict[str, dict[str, Any]] = {
     "fedvox-server": {
         "initialModel": {"existingClaim": "models", "subPath": "pretrained"},
         "run": {"existingClaim": "run"},
-        "proxy": {
+        "gateway": {
             "service": {"type": "NodePort", "nodePort": 30443, "annotations": {"a": "b"}},
             "allowedCidrs": ["198.51.100.0/24"],
         },
@@ -93,7 +94,7 @@ def test_charts_pass_helms_and_kubernetes_own_checks(chart: str, changes: dict[s
     findings = helm().lint(str(DEPLOY / "helm" / chart), merged(VALUES[chart], changes), strict=True)
     assert findings["errors"] == []
     documents = render(chart, changes)
-    assert len(documents) >= 6
+    assert len(documents) >= (6 if chart == "fedvox-site" else 3)
     for document in documents:
         for version in KUBERNETES:
             kubernetes().validate(document, version, strict=True)
@@ -103,6 +104,12 @@ def pods(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Component -> pod template."""
     templates = [document["spec"]["template"] for document in documents if document["kind"] in ("Deployment", "Job")]
     return {template["metadata"]["labels"]["app.kubernetes.io/component"]: template for template in templates}
+
+
+def serving(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    """The containers of a pod that stay: the ordinary ones, and sidecars."""
+    sidecars = [made for made in pod["spec"].get("initContainers", []) if made.get("restartPolicy") == "Always"]
+    return [*sidecars, *pod["spec"]["containers"]]
 
 
 @pytest.mark.parametrize(("chart", "changes"), CASES)
@@ -122,7 +129,7 @@ def test_every_container_may_do_as_little_as_kubernetes_can_say(chart: str, chan
             }
             assert container["resources"]["limits"]["memory"]
             assert container["resources"]["requests"]["cpu"]
-        assert all("livenessProbe" in container for container in spec["containers"])
+        assert all("livenessProbe" in container for container in serving(pod))
         for volume in spec["volumes"]:
             assert "hostPath" not in volume
             assert "emptyDir" not in volume or volume["emptyDir"].get("sizeLimit")
@@ -138,27 +145,57 @@ def mounted_secrets(pod: dict[str, Any]) -> set[tuple[str, str]]:
     return found
 
 
+def claims(pod: dict[str, Any]) -> set[str]:
+    volumes = pod["spec"]["volumes"]
+    return {volume["persistentVolumeClaim"]["claimName"] for volume in volumes if "persistentVolumeClaim" in volume}
+
+
 def test_scans_and_the_sites_key_meet_in_no_pod() -> None:
     site = pods(render("fedvox-site"))
-    assert ("north-key", "node.key") in mounted_secrets(site["supernode"])
-    assert not any(name == "north-key" or key in ("*", "node.key") for name, key in mounted_secrets(site["runner"]))
-    claims = {
-        component: [volume["persistentVolumeClaim"]["claimName"] for volume in pod["spec"]["volumes"]
-                    if "persistentVolumeClaim" in volume]
-        for component, pod in site.items()
-    }  # fmt: skip
-    assert "scans" in claims["runner"]
-    assert "scans" not in claims["supernode"]
-    assert not set(claims["runner"]) & set(claims["supernode"])
+    assert ("north-key", "site.key") in mounted_secrets(site["courier"])
+    assert not any(name == "north-key" or key in ("*", "site.key") for name, key in mounted_secrets(site["runner"]))
+    assert "scans" in claims(site["runner"])
+    assert "scans" not in claims(site["courier"])
+    assert claims(site["runner"]) & claims(site["courier"]) == {"fedvox-heart-north-shared"}
     mounts = site["runner"]["spec"]["containers"][0]["volumeMounts"]
     assert next(mount for mount in mounts if mount["name"] == "data")["readOnly"] is True
+
+
+@pytest.mark.parametrize("changes", [{}, FULL["fedvox-site"]], ids=["least", "full"])
+def test_courier_and_runner_share_a_disk_of_one_node_on_which_both_run(changes: dict[str, Any]) -> None:
+    documents = render("fedvox-site", changes)
+    [shared] = [
+        document
+        for document in documents
+        if document["kind"] == "PersistentVolumeClaim" and document["metadata"]["name"].endswith("-shared")
+    ]
+    assert shared["spec"]["accessModes"] == ["ReadWriteOnce"]
+    site = pods(documents)
+    [term] = site["courier"]["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert term["topologyKey"] == "kubernetes.io/hostname"
+    assert term["labelSelector"]["matchLabels"].items() <= site["runner"]["metadata"]["labels"].items()
+    assert site["courier"]["spec"].get("tolerations") == site["runner"]["spec"].get("tolerations")
+
+
+def test_gateway_and_server_share_a_pod_whose_job_ends_with_the_server() -> None:
+    server = pods(render("fedvox-server"))["server"]
+    assert [container["name"] for container in serving(server)] == ["gateway", "server"]
+    assert [container["name"] for container in server["spec"]["containers"]] == ["server"], "a Job ends with these"
+    for container in serving(server):
+        assert {"kit", "sites", "run"} <= {mount["name"] for mount in container["volumeMounts"]}
+        assert "--run=/run/fedvox/run" in container["args"]
+    gateway, rounds = serving(server)
+    assert "tcpSocket" in gateway["livenessProbe"] and "grpc" in rounds["livenessProbe"]
+    assert "--without-gateway" in rounds["args"]
 
 
 def test_no_secret_is_in_an_environment_or_on_a_command_line() -> None:
     for chart in VALUES:
         for pod in pods(render(chart, FULL[chart])).values():
             for container in [*pod["spec"]["containers"], *pod["spec"].get("initContainers", [])]:
-                assert not any("valueFrom" in variable for variable in container.get("env", []))
+                given = [variable["name"] for variable in container.get("env", []) if "valueFrom" in variable]
+                # With a password in it at worst, as every program reads it; it is a Secret's in the chart.
+                assert given == (["HTTPS_PROXY"] if container["name"] == "courier" else [])
                 assert "envFrom" not in container
         assert not [document for document in render(chart, FULL[chart]) if document["kind"] == "Secret"]
 
@@ -216,41 +253,43 @@ def ends(chart: str, changes: dict[str, Any] | None = None) -> tuple[list[dict[s
         "stranger": End((("app", "other"),)),
         "dns": End((("k8s-app", "kube-dns"),), "kube-system"),
         "server outside": End(address=SERVER_ADDRESS),
+        "outbound proxy": End(address=PROXY_ADDRESS),
         "internet": End(address="198.51.100.7"),
         "neighbour": End(address="203.0.113.9"),
     }
     return [document for document in documents if document["kind"] == "NetworkPolicy"], found | outside
 
 
-def test_a_site_reaches_its_server_and_the_runner_nothing_but_its_supernode() -> None:
-    policies, end = ends("fedvox-site")
-    reaches = {
+def reached(chart: str, changes: dict[str, Any], ports: tuple[int, ...]) -> set[tuple[str, str, int, str]]:
+    """(from, to, port, protocol) of all connections that the policies let through, from or to a pod of the chart."""
+    policies, end = ends(chart, changes)
+    own = set(pods(render(chart, changes)))
+    return {
         (source, target, port, protocol)
         for source in end
         for target in end
-        for port, protocol in ((9094, "TCP"), (9443, "TCP"), (443, "TCP"), (53, "UDP"), (53, "TCP"))
-        if {source, target} & {"runner", "supernode"} and allowed(policies, end[source], end[target], port, protocol)
-    }
-    assert reaches == {
-        ("runner", "supernode", 9094, "TCP"),
-        ("supernode", "server outside", 9443, "TCP"),
-        ("supernode", "dns", 53, "UDP"),
-        ("supernode", "dns", 53, "TCP"),
+        for port in ports
+        for protocol in ("TCP", "UDP")
+        if {source, target} & own and allowed(policies, end[source], end[target], port, protocol)
     }
 
 
-def test_only_the_proxys_port_is_reachable_and_superlinks_only_from_the_proxy() -> None:
-    for changes, outside in (({}, {"internet", "neighbour", "stranger"}), (FULL["fedvox-server"], {"internet"})):
-        policies, end = ends("fedvox-server", changes)
-        reaches = {
-            (source, target, port)
-            for source in end
-            for target in end
-            for port in (9091, 9443, 443, 53)
-            if {source, target} & {"server", "proxy"} and allowed(policies, end[source], end[target], port)
-        }
-        reaches = {found for found in reaches if found[0] not in ("dns", "server outside")}
-        assert reaches == {("proxy", "server", 9091), *((source, "proxy", 9443) for source in outside)}
+def test_the_courier_reaches_its_server_and_the_runner_nothing() -> None:
+    names = {("courier", "dns", 53, "UDP"), ("courier", "dns", 53, "TCP")}
+    ports = (9443, 443, 53, 80, 8080)
+    assert reached("fedvox-site", {}, ports) == {("courier", "server outside", 9443, "TCP"), *names}
+    # With the hospital's proxy in between, and no name service.
+    assert reached("fedvox-site", FULL["fedvox-site"], ports) == {("courier", "outbound proxy", 8080, "TCP")}
+
+
+def test_only_the_gateways_port_is_reachable_and_the_pod_reaches_nothing() -> None:
+    for changes, outside in (
+        ({}, {"internet", "neighbour", "stranger", "dns", "server outside", "outbound proxy", "server"}),
+        (FULL["fedvox-server"], {"internet"}),
+    ):
+        found = reached("fedvox-server", changes, (9095, 9443, 443, 53))
+        # A pod of the chart may not open anything, so it does not reach itself by its address either.
+        assert found == {(source, "server", 9443, "TCP") for source in outside - {"server"}}
 
 
 BAD_VALUES = [
@@ -265,7 +304,9 @@ BAD_VALUES = [
     ("fedvox-site", {"data": {"subPath": "../other"}}, "subPath"),
     ("fedvox-site", {"runner": {"gpus": 1}}, "gpus"),
     ("fedvox-server", {"sites": {"existingSecret": ""}}, "sites"),
-    ("fedvox-server", {"proxy": {"service": {"type": "ExternalName"}}}, "type"),
+    ("fedvox-site", {"outboundProxy": {"existingSecret": "proxy"}}, "cidrs"),
+    ("fedvox-site", {"outboundProxy": {"url": "http://user:password@proxy:3128"}}, "url"),
+    ("fedvox-server", {"gateway": {"service": {"type": "ExternalName"}}}, "type"),
     ("fedvox-server", {"server": {"resources": {"requests": {"cpu": "1"}, "limits": {"memory": None}}}}, "memory"),
 ]
 

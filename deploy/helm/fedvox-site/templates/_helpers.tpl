@@ -47,8 +47,3 @@ securityContext:
   readOnlyRootFilesystem: true
   capabilities: {drop: [ALL]}
 {{- end -}}
-
-{{/* The address of a Service of this release, as Kubernetes writes it into the environment: no name is looked up. */}}
-{{- define "fedvox.serviceVariable" -}}
-{{- printf "%s_SERVICE_HOST" (. | upper | replace "-" "_") -}}
-{{- end -}}
