@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.errors import ProtocolError
 from common.privacy_config import PrivacyConfig
-from common.protocol import Piece, Refusal, Result, SiteInfo, Task, Update, piece_array
-from common.transport import Encoding, encode_vector
+from common.protocol import Refusal, Result, SiteInfo, Task
+from common.transport import VALUES_PER_PIECE, Encoding, encode_vector, vector_of
 from server.admission import RefusedError, admit, judge_norms, measure
 
-TASK = Task(run="r1", digest="d", round=2, rounds=5, train=True)
+MODEL, UPDATE = "a" * 64, "b" * 64
+TASK = Task(run="r1", digest="d", round=2, rounds=5, train=True, model=MODEL)
 INFO = SiteInfo("a", 8, 2, "0.1.0", "1.41.0", "2.13.0", "3.11.7", "cpu", "bfloat16")
 GOOD = Result(
     site="a",
@@ -29,24 +31,23 @@ GOOD = Result(
     seconds_data=0.1,
     seconds_compute=1.5,
     seconds_evaluate=0.4,
+    update=UPDATE,
 )
+SCORED = replace(GOOD, train_loss=math.nan, steps=0, update=None)
+ONLY_SCORES = replace(TASK, train=False)
 
 
-def packed(vector: np.ndarray, encoding: Encoding = "float32") -> Update:
-    vector = vector.astype(np.float32)
-    pieces = encode_vector(vector, encoding)
-    return Update(vector.size, encoding, tuple(piece_array(piece, data, encoding) for piece, data in pieces))
-
-
-UPDATE = packed(np.zeros(3))
+def content_of(vector: np.ndarray, encoding: Encoding = "float32") -> np.ndarray:
+    """The bytes of the file that an update becomes."""
+    return np.concatenate([data for _, data in encode_vector(vector.astype(np.float32), encoding)])
 
 
 def test_a_good_reply_is_admitted() -> None:
-    admit(GOOD, UPDATE, TASK, INFO, {1, 2}, 4)
-    admit(replace(GOOD, train_loss=math.nan, steps=0), None, replace(TASK, train=False), INFO, {1, 2})
+    admit(GOOD, TASK, INFO, {1, 2}, 4)
+    admit(SCORED, ONLY_SCORES, INFO, {1, 2})
     nobody = {"validation_examples": 0}
     alone = replace(GOOD, **nobody, validation_loss=math.nan, dice={1: math.nan, 2: math.nan})  # type: ignore[arg-type]
-    admit(alone, UPDATE, TASK, replace(INFO, **nobody), {1, 2})  # type: ignore[arg-type]
+    admit(alone, TASK, replace(INFO, **nobody), {1, 2})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -74,48 +75,63 @@ def test_a_good_reply_is_admitted() -> None:
 )
 def test_a_bad_number_is_refused(change: dict[str, object], code: str) -> None:
     with pytest.raises(RefusedError, match=code):
-        admit(replace(GOOD, **change), UPDATE, TASK, INFO, {1, 2}, 4)  # type: ignore[arg-type]
+        admit(replace(GOOD, **change), TASK, INFO, {1, 2}, 4)  # type: ignore[arg-type]
 
 
 def test_scores_of_no_patients_are_refused() -> None:
     nobody = {"validation_examples": 0}
     for change in ({"validation_loss": 0.5}, {"validation_loss": math.nan}):
         with pytest.raises(RefusedError, match="number-out-of-range"):
-            admit(replace(GOOD, **nobody, **change), UPDATE, TASK, replace(INFO, **nobody), {1, 2})  # type: ignore[arg-type]
+            admit(replace(GOOD, **nobody, **change), TASK, replace(INFO, **nobody), {1, 2})  # type: ignore[arg-type]
 
 
 def test_an_update_must_be_there_exactly_when_training_was_asked_for() -> None:
     with pytest.raises(RefusedError, match="missing-update"):
-        admit(GOOD, None, TASK, INFO, {1, 2})
+        admit(replace(GOOD, update=None), TASK, INFO, {1, 2})
     with pytest.raises(RefusedError, match="unexpected-update"):
-        result = replace(GOOD, train_loss=math.nan, steps=0)
-        admit(result, UPDATE, replace(TASK, train=False), INFO, {1, 2})
+        admit(replace(SCORED, update=UPDATE), ONLY_SCORES, INFO, {1, 2})
 
 
 @pytest.mark.parametrize("encoding", ["float32", "bfloat16", "int8"])
-def test_the_norm_is_that_of_what_was_sent(encoding: Encoding) -> None:
-    update = packed(np.random.default_rng(0).normal(size=5000), encoding)
-    kept: list[bytes] = []
-    assert measure(update, kept.append) == pytest.approx(float(np.linalg.norm(update.vector().astype(np.float64))))
-    assert tuple(kept) == update.data
+@pytest.mark.parametrize("pieces", [0, 1])
+def test_the_norm_is_that_of_what_was_sent(encoding: Encoding, pieces: int) -> None:
+    size = pieces * VALUES_PER_PIECE[encoding] + 5000
+    content = content_of(np.random.default_rng(0).standard_normal(size, np.float32), encoding)
+    content.flags.writeable = False
+    sent = vector_of(content, size, encoding)
+    assert measure(content, size, encoding) == pytest.approx(float(np.linalg.norm(sent.astype(np.float64))), rel=1e-4)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("encoding", ["float32", "bfloat16"])
-def test_an_update_that_is_not_finite_is_refused(value: float, encoding: Encoding) -> None:
+@pytest.mark.parametrize("place", [0, 70_000, VALUES_PER_PIECE["bfloat16"] + 2])
+def test_an_update_that_is_not_finite_is_refused(value: float, encoding: Encoding, place: int) -> None:
+    """Wherever the one value is that is not."""
+    update = np.zeros(VALUES_PER_PIECE["bfloat16"] + 3, np.float32)
+    update[place] = value
     with pytest.raises(RefusedError, match="not-finite"):
-        measure(packed(np.array([0, value, 0]), encoding), lambda data: None)
+        measure(content_of(update, encoding), update.size, encoding)
+
+
+def int8(scale: float) -> np.ndarray:
+    return np.frombuffer(np.float32(scale).tobytes() + bytes([1, 2, 3]), np.uint8)
 
 
 def test_an_infinite_scale_is_refused() -> None:
-    array = piece_array(Piece(0, 3, 0, 7), np.float32(math.inf).tobytes() + bytes([1, 2, 3]), "int8")
+    assert measure(int8(2.0), 3, "int8") == pytest.approx(2 * math.sqrt(14))
     with pytest.raises(RefusedError, match="not-finite"):
-        measure(Update(3, "int8", (array,)), lambda data: None)
+        measure(int8(math.inf), 3, "int8")
+
+
+@pytest.mark.parametrize("scale", [math.nan, -1.0])
+def test_what_is_no_scale_is_refused(scale: float) -> None:
+    with pytest.raises(ProtocolError, match="scale"):
+        measure(int8(scale), 3, "int8")
 
 
 def test_the_largest_float32_do_not_overflow() -> None:
     largest = float(np.finfo(np.float32).max)
-    assert measure(packed(np.full(4, largest)), lambda data: None) == pytest.approx(2 * largest)
+    assert measure(content_of(np.full(4, largest)), 4, "float32") == pytest.approx(2 * largest)
 
 
 # Model of 10,000 weights and length 50; honest updates are of length 10, give or take.
@@ -200,12 +216,12 @@ SILENT = replace(PROTECTED, dice={1: math.nan, 2: math.nan})
 
 
 def test_a_private_reply_is_admitted_in_a_private_federation_alone() -> None:
-    admit(PROTECTED, UPDATE, TASK, INFO, {1, 2}, 4, PRIVATE)
-    admit(SILENT, UPDATE, TASK, INFO, {1, 2}, 4, UNSCORED)
-    admit(replace(PROTECTED, steps=0), None, replace(TASK, train=False), INFO, {1, 2}, 4, PRIVATE)
+    admit(PROTECTED, TASK, INFO, {1, 2}, 4, PRIVATE)
+    admit(SILENT, TASK, INFO, {1, 2}, 4, UNSCORED)
+    admit(replace(PROTECTED, steps=0, update=None), ONLY_SCORES, INFO, {1, 2}, 4, PRIVATE)
     for reply in (PROTECTED, SILENT, replace(GOOD, train_loss=math.nan), replace(GOOD, validation_loss=math.nan)):
         with pytest.raises(RefusedError) as caught:
-            admit(reply, UPDATE, TASK, INFO, {1, 2}, 4)
+            admit(reply, TASK, INFO, {1, 2}, 4)
         assert caught.value.code == "number-out-of-range"
 
 
@@ -226,5 +242,5 @@ def test_a_private_reply_is_admitted_in_a_private_federation_alone() -> None:
 )
 def test_a_reply_that_protects_nobody_is_refused(reply: Result, privacy: PrivacyConfig) -> None:
     with pytest.raises(RefusedError) as caught:
-        admit(reply, UPDATE, TASK, INFO, {1, 2}, 4, privacy)
+        admit(reply, TASK, INFO, {1, 2}, 4, privacy)
     assert caught.value.code == "number-out-of-range"
