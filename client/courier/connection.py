@@ -7,9 +7,8 @@ import hashlib
 import http.client
 import ssl
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
 
 import httpx
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -25,6 +24,8 @@ SILENCE_SECONDS = 60.0
 """Without a byte from the server, or without room for one, after which a connection is given up."""
 BUFFER_BYTES = 2**20
 LARGEST_WORD_BYTES = 200
+MOST_IDLE = 4
+"""Connections that are kept for the next request."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Access:
     address: Address
     authority: Path
     on_contact: Callable[[], None]
+    _idle: list[Connection] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def headers(self, method: str, path: str, body: str, headers: Mapping[str, str]) -> dict[str, str]:
         """The signature over a request; ``body``: the SHA-256 of what it carries."""
@@ -59,9 +61,22 @@ class Access:
         except (OSError, http.client.HTTPException, httpx.HTTPError) as error:
             raise LineError(explain(error, self.address, self.authority)) from error
 
-    def connect(self) -> Connection:
-        """A connection, which is made with its first request."""
-        return Connection(self)
+    @contextlib.contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """A connection for one thread, one that is there already if possible: each new one costs a TLS handshake."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = Connection(self)
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        if connection.is_idle and len(self._idle) < MOST_IDLE:
+            self._idle.append(connection)
+        else:
+            connection.close()
 
 
 def client_context(kit: Path) -> ssl.SSLContext:
@@ -88,17 +103,17 @@ class Connection:
         self._access = access
         self._http = _Https(access)
         self._is_fresh = True
+        self._response: http.client.HTTPResponse | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    @property
+    def is_idle(self) -> bool:
+        """Whether it is open, and the last answer was read to its end."""
+        return not self._is_fresh and (self._response is None or self._response.isclosed())
 
     def close(self) -> None:
         """Hangs up; the next request makes a new connection."""
         self._http.close()
-        self._is_fresh = True
+        self._is_fresh, self._response = True, None
 
     def request(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
@@ -188,7 +203,7 @@ class Connection:
 
     def _take_answer(self) -> http.client.HTTPResponse:
         response = self._http.getresponse()
-        self._is_fresh = False
+        self._is_fresh, self._response = False, response
         self._access.note(response.status)
         return response
 

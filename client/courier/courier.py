@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
 from collections.abc import Callable
@@ -19,8 +18,8 @@ from client.courier.pace import Pace
 from client.courier.proxy import find_address, settle
 from client.courier.retry import Backoff, Complaint, Retries
 from client.courier.task_handler import TaskContext, TaskHandler
-from client.courier.transfers import Transfers
-from client.shared_folder import REPLY, SharedFolder
+from client.courier.transfers import Transfers, part_name
+from client.shared_folder import REPLY, TASK, SharedFolder
 from client.site_state import StateFolder
 from common.audit import AuditLog
 from common.certificates import AUTHORITY_FILE, site_identity
@@ -34,8 +33,9 @@ AUDIT_FILE = "courier-audit.jsonl"
 MAILBOX_FOLDER = "courier"
 SIGN_OFF_SECONDS = 1.0
 LOOK_AROUND_SECONDS = 1.0
-INCOMPLETE_PATIENCE_SECONDS = 60.0
-_PART = re.compile(r"\.([0-9a-f]{64})\.part")
+INCOMPLETE_PATIENCE_SECONDS = 10.0
+"""For objects of a message that the server has announced and does not have yet: it may have been killed in between."""
+TOO_MANY_REQUESTS = 429
 log = logging.getLogger("fedvox.courier")
 
 
@@ -114,13 +114,11 @@ class Courier:
         while not self._stop.is_set():
             try:
                 arrival = self._node.pull() if len(self._context.mailbox.names()) < MAX_TASKS else None
-            except RefusedError as error:
+            except (LineError, RefusedError) as error:
                 complaint.say(error)
                 self._context.retries.pause(backoff.pause())
-                self._connect()
-            except LineError as error:
-                complaint.say(error)
-                self._context.retries.pause(backoff.pause())
+                if isinstance(error, RefusedError) and error.status != TOO_MANY_REQUESTS:
+                    self._connect()
             else:
                 complaint.over()
                 backoff.reset()
@@ -205,13 +203,13 @@ class Courier:
             self._context.retries.pause(backoff.pause())
 
     def _remove_leftovers(self) -> None:
-        """Of tasks that are not held any more, by a process that was killed while it cleared up."""
-        mailbox, models = self._context.mailbox, self._context.mailbox.models()
+        """What a process left in the inbox that was killed while it wrote or cleared up."""
+        mailbox = self._context.mailbox
+        needed = {f"{name}{TASK}" for name in mailbox.names()}
+        needed |= {name for model in mailbox.models() for name in (model, part_name(model))}
         for file in self.shared.inbox.iterdir():
-            part = _PART.fullmatch(file.name)
-            digest = part[1] if part else file.name
-            is_task = is_task_name(file.stem) and file == self.shared.task(file.stem)
-            if (is_task and file.stem not in mailbox.names()) or (is_sha256(digest) and digest not in models):
+            is_ours = file.name.startswith(".") or file.suffix == TASK or is_sha256(file.name)
+            if is_ours and file.name not in needed:
                 try:
                     file.unlink(missing_ok=True)
                 except OSError as error:

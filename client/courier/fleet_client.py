@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http
 import json
 import threading
 from collections.abc import Iterator
@@ -117,7 +118,7 @@ class FleetNode:
         if not answer.object_found:
             raise RefusedError("fetching a message", 404, "no such object")
         if not answer.object_available:
-            raise LineError("fetching a message: it is not complete yet")
+            raise RefusedError("fetching a message", http.HTTPStatus.TOO_EARLY, "not complete yet")
         return bytes(answer.object_content)
 
     def confirm(self, header: bytes) -> None:

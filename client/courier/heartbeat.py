@@ -48,7 +48,7 @@ class Heartbeats:
     def run(self) -> None:
         """Until the courier ends."""
         complaint, backoff = Complaint("heartbeat"), Backoff()
-        with self._access.connect() as connection:
+        with self._access.connection() as connection:
             while not self._stop.is_set():
                 self._changed.clear()
                 body = pack(self._shared.heartbeat(self._held()[:MAX_TASKS])).encode()

@@ -6,6 +6,7 @@ Every step can be done again: a courier that was killed begins anew at the first
 from __future__ import annotations
 
 import hashlib
+import http
 import logging
 import threading
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from client.courier.fleet_client import FleetNode
 from client.courier.flower_messages import PackedReply, pack_reply
 from client.courier.mailbox import HeldTask, Mailbox
 from client.courier.retry import Retries
-from client.courier.transfers import Transfers, file_digest, verified
+from client.courier.transfers import Transfers, file_digest, part_name, verified
 from client.shared_folder import SharedFolder, put_file
 from common.audit import AuditLog
 from common.errors import ProtocolError
@@ -31,6 +32,8 @@ LOOK_SECONDS = 0.02
 """Between two looks for a reply."""
 CHECK_EVERY_LOOKS = 100
 """Looks after which the task file is looked for too."""
+ASK_EVERY_LOOKS = 1500
+"""Looks after which the server is asked whether it still wants a task that nobody has begun with."""
 REFUSED_UPLOADS = frozenset({409, 413, 422})
 log = logging.getLogger("fedvox.courier")
 T = TypeVar("T")
@@ -107,7 +110,13 @@ class TaskHandler:
             if looks % CHECK_EVERY_LOOKS == 0 and not self._is_passed_on(question):
                 self._pass_on(held, question)
             looks += 1
+            if looks % ASK_EVERY_LOOKS == 0 and not self._is_wanted(question):
+                raise RefusedError("a task that waits", http.HTTPStatus.NOT_FOUND, "no longer wanted")
             self._context.retries.pause(LOOK_SECONDS)
+
+    def _is_wanted(self, question: Hello | Task) -> bool:
+        is_begun = self._context.shared.work().task == self.name
+        return is_begun or isinstance(question, Hello) or self._context.transfers.is_given(question.model)
 
     def _is_passed_on(self, question: Hello | Task) -> bool:
         is_ready = not isinstance(question, Task) or (self._context.shared.inbox / question.model).exists()
@@ -224,7 +233,7 @@ class TaskHandler:
             _unlink(self._reply_file)
             if held.model is not None and not mailbox.needs(held.model, besides=self.name):
                 _unlink(inbox / held.model)
-                _unlink(inbox / f".{held.model}.part")
+                _unlink(inbox / part_name(held.model))
             mailbox.remove(self.name)
             self._on_end()
         return True

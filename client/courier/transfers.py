@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http
 import http.client
 import logging
 import os
@@ -73,6 +74,23 @@ class Transfers:
         upload = _Upload(self._access, self._pace, task, digest, file)
         self._retries.until_done(f"sending update {digest[:12]}", upload.attempt)
 
+    def is_given(self, digest: str) -> bool:
+        """Whether the server still gives a model; also true where it does not say.
+
+        Raises:
+            StoppedError: the courier ends.
+        """
+        try:
+            with self._access.connection() as connection:
+                response = connection.request("HEAD", f"/models/{digest}")
+                connection.check(response, "asking for the model", 200)
+                response.read()
+        except LineError:
+            return True
+        except RefusedError as error:
+            return error.status != http.HTTPStatus.NOT_FOUND
+        return True
+
     def is_there(self, task: str, digest: str) -> bool:
         """Whether the server has the whole of an update.
 
@@ -82,9 +100,10 @@ class Transfers:
         """
 
         def ask() -> bool:
-            with self._access.connect() as connection:
+            with self._access.connection() as connection:
                 response = connection.request("HEAD", f"/updates/{task}/{digest}")
                 connection.check(response, "asking for the update", 200)
+                response.read()
                 return is_complete(response)
 
         return self._retries.until_done("asking for the update", ask)
@@ -149,6 +168,11 @@ def is_complete(response: http.client.HTTPResponse) -> bool:
     return response.getheader("upload-complete", "").strip() == "?1"
 
 
+def part_name(digest: str) -> str:
+    """The name of the file in which a model waits until it is whole."""
+    return f".{digest}.part"
+
+
 class _Download:
     """One model on its way; what was hashed is kept over attempts."""
 
@@ -157,7 +181,7 @@ class _Download:
         self._pace = pace
         self._digest = digest
         self._target = target
-        self._part = target.with_name(f".{digest}.part")
+        self._part = target.with_name(part_name(digest))
         self._path = f"/models/{digest}"
         self._what = f"model {digest[:12]}"
         self._file: FileIO | None = None
@@ -199,7 +223,7 @@ class _Download:
 
     def _fetch(self) -> None:
         began_at = self._at
-        with self._access.connect() as connection:
+        with self._access.connection() as connection:
             try:
                 while not self._fetch_window(connection):
                     pass
@@ -211,7 +235,7 @@ class _Download:
         if self._file is not None:
             return
         with _disk(self._part):
-            descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o640)
+            descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
             self._file = os.fdopen(descriptor, "r+b", buffering=0)
             self._hash, buffer = hashlib.sha256(), memoryview(bytearray(BUFFER_BYTES))
             while count := self._file.readinto(buffer):
@@ -308,7 +332,7 @@ class _Upload:
             RefusedError, GivenUpError: no attempt will do.
         """
         began = time.monotonic()
-        with self._access.connect() as connection:
+        with self._access.connection() as connection:
             offset = first = self._offset(connection)
             if offset is None:
                 log.info("%s: the server has it already", self._what)

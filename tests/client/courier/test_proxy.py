@@ -21,7 +21,7 @@ from tests.client.courier.stand_in import StandIn, stand_in
 from tests.connect_proxy import connect_proxy
 from tests.mutual_tls import write_server
 
-SECRET = "pä:ss@w/ör%d"
+WORD = "pä:ss@w/ör%d"
 IN_A_URL = "p%C3%A4%3Ass%40w%2F%C3%B6r%25d"
 ALL = [name for lower in ("https_proxy", "http_proxy", "all_proxy", "no_proxy") for name in (lower, lower.upper())]
 
@@ -50,11 +50,11 @@ def access_to(
 def ask_both(access: Access, note: Path) -> tuple[str, str]:
     """A request for a file that is not there, and one to a SuperLink that is not there: what became of them."""
     said = []
-    with access.connect() as connection:
-        try:
+    try:
+        with access.connection() as connection:
             said.append(str(connection.request("HEAD", f"/models/{'0' * 64}").status))
-        except LineError as error:
-            said.append(str(error))
+    except LineError as error:
+        said.append(str(error))
     node = FleetNode(access, note)
     try:
         node.pull()
@@ -71,7 +71,7 @@ REACHED = ("404", "asking for messages: the server answers 503")
 def test_both_clients_go_through_the_proxy_with_a_password(
     gateway: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    with connect_proxy(f"älice:{SECRET}") as (port, proxy):
+    with connect_proxy(f"älice:{WORD}") as (port, proxy):
         environment = {variable: f"http://%C3%A4lice:{IN_A_URL}@127.0.0.1:{port}"}
         access = access_to(gateway, tmp_path, monkeypatch, environment, "127.0.0.1")
         assert ask_both(access, tmp_path / "note") == REACHED
