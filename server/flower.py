@@ -21,24 +21,64 @@ from flwr.proto.control_pb2 import (
     StopRunRequest,
     UnregisterNodeRequest,
 )
+
+# Messages of the Fleet interface: what sites may say is checked, and what SuperLink answers is noted (server/gateway).
+from flwr.proto.fleet_pb2 import (
+    ActivateNodeRequest,
+    DeactivateNodeRequest,
+    PullMessagesRequest,
+    PullMessagesResponse,
+    PushMessagesRequest,
+    PushMessagesResponse,
+)
+from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+from flwr.proto.message_pb2 import (
+    ConfirmMessageReceivedRequest,
+    ObjectTree,
+    PullObjectRequest,
+    PullObjectResponse,
+    PushObjectRequest,
+    PushObjectResponse,
+)
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER as NODE_KEY_HEADER
 from flwr.supercore.constant import NodeStatus
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 # What a grid must tell of its run (server/inline_grid.py).
 from flwr.supercore.run import Run
 
+# What all of Flower's messages are made with, and its error for bytes that are none (server/gateway).
+from google.protobuf.message import DecodeError as ProtobufError  # type: ignore[import-untyped]
+
 __all__ = [
+    "NODE_KEY_HEADER",
+    "PROTOBUF_MEDIA_TYPE",
     "SUPERLINK_NODE_ID",
+    "ActivateNodeRequest",
+    "ConfirmMessageReceivedRequest",
     "ControlHttpClient",
+    "DeactivateNodeRequest",
     "Fab",
     "ListNodesRequest",
     "ListRunsRequest",
     "NodeStatus",
+    "ObjectTree",
+    "ProtobufError",
+    "PullMessagesRequest",
+    "PullMessagesResponse",
+    "PullObjectRequest",
+    "PullObjectResponse",
+    "PushMessagesRequest",
+    "PushMessagesResponse",
+    "PushObjectRequest",
+    "PushObjectResponse",
     "RegisterNodeRequest",
     "Run",
     "RuntimeVersionHttpInterceptor",
+    "SendNodeHeartbeatRequest",
     "StartRunRequest",
     "Status",
     "StopRunRequest",

@@ -7,9 +7,10 @@
 | ``sites/SITE/tasks/NAME.json`` | server app | what the site may fetch and send for a task |
 | ``sites/SITE/updates/SHA256`` | gateway | an update, whole and of this digest; ``.SHA256.part`` while it comes |
 | ``sites/SITE/heartbeat.json`` | gateway | the site's last sign of life |
-| ``messages/MESSAGE`` | gateway | a message that was handed to a node (its number is the content) |
+| ``messages/MESSAGE`` | gateway | a message that was handed to a node: to which, of which run, and its objects |
 | ``replies/MESSAGE`` | gateway | the whole reply to this message lies with SuperLink |
 | ``bells/NODE`` | server app | touched when there is a message for a node |
+| ``gateway.json`` | gateway | its process, where it listens, and since when |
 | ``refused.json`` | gateway | what was refused: site -> reason -> how often |
 
 Everything is written to a temporary name and renamed, and may be gone at any time: a run goes on without.
@@ -23,7 +24,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,18 @@ class OpenTask:
 
 
 @dataclass(frozen=True)
+class HandedOut:
+    """A message of Flower's that went to a node.
+
+    node, run: Flower's numbers of the receiver and of the run. objects: identities of all that it is made of.
+    """
+
+    node: int
+    run: int = 0
+    objects: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class LastHeartbeat:
     """A site's last sign of life; ``time``: when it came, seconds since the epoch by the server's clock."""
 
@@ -78,6 +91,7 @@ class GatewayFolder:
             OutputError: they cannot be made.
         """
         try:
+            self.run.mkdir(parents=True, exist_ok=True, mode=0o700)
             for name in ("sites", "messages", "replies", "bells"):
                 (self.path / name).mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
@@ -145,14 +159,27 @@ class GatewayFolder:
         except (KeyError, TypeError, ValueError):
             return None
 
-    def note_handed_out(self, message: str, node: int) -> None:
-        """Remembers which node a message went to, for its reply."""
-        _replace(self._message("messages", message), {"node": node})
+    def note_handed_out(self, message: str, node: int, run: int = 0, objects: Iterable[str] = ()) -> None:
+        """Remembers which node a message went to, for its objects and its reply."""
+        _replace(self._message("messages", message), {"node": node, "run": run, "objects": list(objects)})
+
+    def handed_out(self, message: str) -> HandedOut | None:
+        """A message that went to a node; None if it went to none, or was forgotten."""
+        content = _read(self._message("messages", message))
+        try:
+            return HandedOut(int(content["node"]), int(content["run"]), tuple(map(str, content["objects"])))
+        except (KeyError, TypeError, ValueError):
+            return None
 
     def receiver_of(self, message: str) -> int | None:
         """The node that a message went to; None if it went to none."""
-        node = _read(self._message("messages", message)).get("node")
-        return node if isinstance(node, int) else None
+        found = self.handed_out(message)
+        return None if found is None else found.node
+
+    def all_handed_out(self) -> dict[str, HandedOut]:
+        """All messages that went to nodes and are not forgotten."""
+        names = [path.name for path in (self.path / "messages").glob("*") if _MESSAGE.fullmatch(path.name)]
+        return {name: found for name in names if (found := self.handed_out(name)) is not None}
 
     def note_reply(self, message: str) -> None:
         """Says that the whole reply to a message lies with SuperLink."""

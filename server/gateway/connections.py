@@ -1,0 +1,117 @@
+"""How many connections a site has, and an end to those that it should not have any more.
+
+Granian tells an application neither when a connection closes nor how far an answer has been taken. The sockets are
+this process's own all the same: the system knows which are open, and can shut them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from common.network_config import format_endpoint
+from server.gateway.quotas import Limits
+from server.gateway.refusals import RefusedError
+
+_OWN_FILES = Path("/proc/self/fd")
+
+
+class Connections:
+    """Connections that have brought a proven request, by the address of the client's end.
+
+    Where the system does not list a process's sockets (elsewhere than on Linux), nothing is limited.
+
+    Args:
+        port: where the gateway listens.
+        limits: for each site.
+    """
+
+    def __init__(self, port: int, limits: Limits) -> None:
+        self._port = port
+        self._limits = limits
+        self._owners: dict[str, str] = {}
+        self._overdue_at: dict[str, float] = {}
+
+    def note_request(self, client: str, site: str) -> None:
+        """A site's request came over a connection; an answer that was on its way there has been taken.
+
+        Args:
+            client: host:port of its other end.
+            site: whose signature the request has.
+
+        Raises:
+            RefusedError: the site has too many connections.
+        """
+        self._overdue_at.pop(client, None)
+        if self._owners.get(client) == site:
+            return
+        if self._count(site) >= self._limits.connections:
+            self._forget_closed()
+        if self._count(site) >= self._limits.connections:
+            raise RefusedError(429, "connections")
+        self._owners[client] = site
+
+    def note_download(self, client: str, size: int) -> None:
+        """An answer of so many bytes is on its way."""
+        if client in self._owners:
+            seconds = self._limits.grace_seconds + size / self._limits.bytes_per_second
+            self._overdue_at[client] = time.monotonic() + seconds
+
+    def shut(self, is_admitted: Callable[[str], bool]) -> None:
+        """Shuts connections whose site is not let in any more, and those whose client takes an answer too slowly.
+
+        Args:
+            is_admitted: whether a site is let in, by its name.
+        """
+        self._forget_closed()
+        now = time.monotonic()
+        admitted = {site: is_admitted(site) for site in set(self._owners.values())}
+        unwanted = {client for client, site in self._owners.items() if not admitted[site]}
+        unwanted |= {client for client, end in self._overdue_at.items() if end < now}
+        if unwanted:
+            for client, connection in _own_connections(self._port):
+                if client in unwanted:
+                    with contextlib.suppress(OSError):
+                        connection.shutdown(socket.SHUT_RDWR)
+
+    def _count(self, site: str) -> int:
+        return sum(owner == site for owner in self._owners.values())
+
+    def _forget_closed(self) -> None:
+        if not self._owners:
+            return
+        still = {client for client, _ in _own_connections(self._port)}
+        self._owners = {client: site for client, site in self._owners.items() if client in still}
+        self._overdue_at = {client: end for client, end in self._overdue_at.items() if client in still}
+
+
+def _own_connections(port: int) -> Iterator[tuple[str, socket.socket]]:
+    """The other end's address and the socket of every open connection to a port of this process.
+
+    A descriptor may be closed, and its number used again, at any moment by Granian's threads. What is looked at and
+    shut is therefore a copy, which stays what it is.
+    """
+    try:
+        numbers = [int(path.name) for path in _OWN_FILES.iterdir()]
+    except OSError:
+        return
+    for number in numbers:
+        try:
+            if not stat.S_ISSOCK(os.fstat(number).st_mode):
+                continue
+            copy = os.dup(number)
+        except OSError:
+            continue
+        with socket.socket(fileno=copy) as connection:
+            try:
+                is_ours = connection.family in (socket.AF_INET, socket.AF_INET6) and connection.getsockname()[1] == port
+                peer = connection.getpeername() if is_ours else None
+            except OSError:  # it listens, or is closed
+                continue
+            if peer is not None:
+                yield format_endpoint(str(peer[0]), int(peer[1])), connection

@@ -1,0 +1,213 @@
+"""Who sends a request: the sites that are let in now, and whether a signature is one of theirs.
+
+A site is let in as long as its certificate lies in the kit as ``sites/NAME.crt`` and ``ca.crl`` does not list it. Both
+are looked at for every request, so that revoking takes effect at once.
+
+Each signed text is taken once. The text counts, not the signature: from one ECDSA signature anybody can make a second
+one that is as good. What was taken is remembered in memory; after a restart of the gateway, only TLS keeps a request
+of the last minutes from being sent again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from common.certificates import (
+    AUTHORITY_FILE,
+    REVOCATIONS_FILE,
+    CertificateError,
+    admitted_certificate,
+    key_of,
+    load_certificate,
+    public_pem,
+)
+from common.identity import WINDOW_SECONDS, Claim, claim_of, is_signed_by, signed_text
+from common.network_config import is_site_name
+from server.gateway.refusals import RefusedError
+
+CLIENT_NAME_HEADER = "fedvox-client-name"
+"""The name in the client certificate, set by the proxy that ended TLS."""
+_Stamp = tuple[int, int, int]
+log = logging.getLogger("fedvox.gateway")
+
+
+@dataclass(frozen=True)
+class Site:
+    """A site that is let in.
+
+    public_key: PEM, as Flower registers it. serial, begin, end: of the certificate.
+    """
+
+    name: str
+    key: ec.EllipticCurvePublicKey
+    public_key: bytes
+    serial: int
+    begin: datetime
+    end: datetime
+
+
+class Sites:
+    """The sites of a server's kit, read again whenever a file changes.
+
+    Args:
+        kit: the folder, with ``ca.crt``, ``ca.crl`` and ``sites/NAME.crt``.
+    """
+
+    def __init__(self, kit: Path) -> None:
+        self._kit = kit
+        self._known: dict[str, tuple[_Stamp, Site | None]] = {}
+        self._revoked: frozenset[int] = frozenset()
+        self._revoked_stamp: _Stamp | None = None
+
+    def find(self, name: str) -> Site | None:
+        """The site of a name, if it is let in at this moment."""
+        if not is_site_name(name):
+            return None
+        file = self._kit / "sites" / f"{name}.crt"
+        stamp = _stamp(file)
+        if stamp is None:
+            self._known.pop(name, None)
+            return None
+        if name not in self._known or self._known[name][0] != stamp:
+            self._known[name] = (stamp, self._read(name))
+        site = self._known[name][1]
+        if site is None or not site.begin <= datetime.now(UTC) < site.end:
+            return None
+        return None if site.serial in self._revoked_serials() else site
+
+    def is_admitted(self, site: Site) -> bool:
+        """Whether a site that was let in still is, with the same certificate."""
+        now = self.find(site.name)
+        return now is not None and now.serial == site.serial
+
+    def _read(self, name: str) -> Site | None:
+        try:
+            certificate = admitted_certificate(self._kit, name)
+            key = key_of(certificate)
+        except CertificateError as error:
+            log.warning("%s is not let in: %s", name, error)
+            return None
+        begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+        return Site(name, key, public_pem(key), certificate.serial_number, begin, end)
+
+    def _revoked_serials(self) -> frozenset[int]:
+        file = self._kit / REVOCATIONS_FILE
+        stamp = _stamp(file)
+        if stamp is not None and stamp != self._revoked_stamp:
+            self._revoked_stamp = stamp
+            try:
+                found = x509.load_pem_x509_crl(file.read_bytes())
+                if not found.is_signature_valid(key_of(load_certificate(self._kit / AUTHORITY_FILE))):
+                    raise ValueError("it is of another authority")
+                self._revoked = frozenset(entry.serial_number for entry in found)
+            except (OSError, ValueError, CertificateError) as error:
+                # What was revoked before stays so.
+                log.warning("%s: cannot be used: %s; run fedvox-server provision again", file, error)
+        return self._revoked
+
+
+class Signatures:
+    """Proves requests to be a site's own.
+
+    Args:
+        sites: that are let in.
+        most_texts: how many signed texts of one site are remembered; further ones are refused until some have expired.
+        are_names_given: whether a proxy ended TLS, so that requests bear the certificate's name.
+    """
+
+    def __init__(self, sites: Sites, most_texts: int, are_names_given: bool) -> None:
+        self._sites = sites
+        self._most_texts = most_texts
+        self._are_names_given = are_names_given
+        self._taken: dict[str, _TakenTexts] = {}
+
+    def prove(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[Site, Claim]:
+        """The site that signed a request, and what it claims; of the body it is not proven yet.
+
+        Raises:
+            UnprovenError: nothing shows that a site sent it.
+            UntimelyError: a site did, but not now, or before.
+        """
+        claim = claim_of(headers)
+        site = None if claim is None else self._sites.find(claim.site)
+        if claim is None:
+            raise UnprovenError("signature")
+        if site is None:
+            raise UnprovenError("unknown-site")
+        if self._are_names_given and headers.get(CLIENT_NAME_HEADER) != site.name:
+            raise UnprovenError("certificate")
+        if not is_signed_by(site.key, claim, method, path, headers):
+            raise UnprovenError("signature")
+        now, sent = time.time(), claim.time_ns / 1e9
+        if abs(now - sent) > WINDOW_SECONDS:
+            raise UntimelyError(401, "clock", site.name)
+        text = signed_text(claim.site, method, path, claim.time_ns, claim.body, headers)
+        taken = self._taken.setdefault(site.name, _TakenTexts())
+        taken.forget_before(now)
+        if len(taken) >= self._most_texts:
+            raise UntimelyError(429, "requests", site.name)
+        if not taken.take(text, sent + WINDOW_SECONDS):
+            raise UntimelyError(401, "replayed", site.name)
+        return site, claim
+
+
+class UnprovenError(RefusedError):
+    """Nothing shows which site sent a request."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(401, reason)
+
+
+class UntimelyError(RefusedError):
+    """A site's own request, but one that is not taken now.
+
+    Attributes:
+        site: its name.
+    """
+
+    def __init__(self, status: int, reason: str, site: str) -> None:
+        super().__init__(status, reason)
+        self.site = site
+
+
+class _TakenTexts:
+    """Digests of signed texts, until the clock alone refuses them."""
+
+    def __init__(self) -> None:
+        self._digests: set[bytes] = set()
+        self._by_end: list[tuple[float, bytes]] = []
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def take(self, text: bytes, end: float) -> bool:
+        """Whether a text is new; it is remembered until ``end``, seconds since the epoch."""
+        digest = hashlib.sha256(text).digest()
+        if digest in self._digests:
+            return False
+        self._digests.add(digest)
+        heapq.heappush(self._by_end, (end, digest))
+        return True
+
+    def forget_before(self, now: float) -> None:
+        """Forgets what has expired."""
+        while self._by_end and self._by_end[0][0] < now:
+            self._digests.discard(heapq.heappop(self._by_end)[1])
+
+
+def _stamp(file: Path) -> _Stamp | None:
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns

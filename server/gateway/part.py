@@ -1,0 +1,92 @@
+"""An update while it comes: appended to a file, hashed on the way, and resumed after any break."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.weights.store import HASH_BYTES
+
+
+def part_path(folder: Path, digest: str) -> Path:
+    """Where the part of an update lies that has come so far."""
+    return folder / f".{digest}.part"
+
+
+class Part:
+    """The file ``.SHA256.part``, which becomes ``SHA256`` when it is whole. For one thread at a time.
+
+    What is there already, from an earlier process or connection, is hashed first. All methods raise ``OSError`` where
+    the disk is full or cannot be written; what was written before that stays and counts.
+
+    Args:
+        folder: of the site's updates; made if it is not there.
+        digest: SHA-256 that the whole must have, in hexadecimal digits.
+        length: bytes of the whole.
+    """
+
+    def __init__(self, folder: Path, digest: str, length: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.digest = digest
+        self.length = length
+        self.size = 0
+        self._final = folder / digest
+        self._path = part_path(folder, digest)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._file = os.fdopen(os.open(self._path, flags, 0o600), "r+b", buffering=0)
+        self._identity = _identity(os.fstat(self._file.fileno()))
+        self._hash = hashlib.sha256()
+        try:
+            self._read_what_is_there()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def append(self, portions: Sequence[bytes]) -> None:
+        """Writes and hashes portions, one after another."""
+        for portion in portions:
+            view = memoryview(portion)
+            while view:
+                count = self._file.write(view)
+                self._hash.update(view[:count])
+                self.size += count
+                view = view[count:]
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the file is still the one of its name: the server app removes those that nobody wants any more."""
+        try:
+            status = self._path.stat(follow_symlinks=False)
+        except OSError:
+            return False
+        return _identity(status) == self._identity and status.st_size == self.size
+
+    def finish(self) -> bool:
+        """Gives a whole file its name; False if its content is not what the name promises: then it is gone."""
+        is_right = self._hash.hexdigest() == self.digest
+        if is_right:
+            self._path.replace(self._final)
+        else:
+            self._path.unlink(missing_ok=True)
+        self.close()
+        return is_right
+
+    def close(self) -> None:
+        """Lets go of the file, which stays."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+
+    def _read_what_is_there(self) -> None:
+        if os.fstat(self._file.fileno()).st_size > self.length:
+            self._file.truncate(0)
+        buffer = memoryview(bytearray(min(HASH_BYTES, 2**20)))
+        while count := self._file.readinto(buffer):
+            self._hash.update(buffer[:count])
+            self.size += count
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

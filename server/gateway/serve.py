@@ -1,0 +1,213 @@
+"""Starts the gateway: Granian within this process, with mutual TLS, or behind a proxy that ends TLS.
+
+By itself it speaks TLS 1.3 and wants a client certificate of the federation's authority that ``ca.crl`` does not list;
+without one, no byte of HTTP is read. Sites' clients all speak TLS 1.3, and so do proxies that pass TLS through.
+
+Where a proxy of the operator's ends TLS, the gateway listens on an address that only the proxy reaches, in plain HTTP,
+and the proxy must ask for client certificates and name the site in every request. For nginx::
+
+    map $ssl_client_s_dn $site { "~^CN=(?<name>[a-z0-9-]+)$" $name; }
+    upstream gateway { server 127.0.0.1:9444; keepalive 32; }
+    server {
+        listen 9443 ssl;
+        ssl_protocols TLSv1.3;
+        ssl_certificate server.crt;  ssl_certificate_key server.key;
+        ssl_verify_client on;  ssl_client_certificate ca.crt;  ssl_crl ca.crl;
+        location / {
+            proxy_pass http://gateway;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+            proxy_set_header fedvox-client-name $site;
+            proxy_request_buffering off;  proxy_buffering off;
+            client_max_body_size 64m;  proxy_read_timeout 60s;
+        }
+    }
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import ipaddress
+import json
+import logging
+import os
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from granian.constants import HTTPModes, Interfaces, SSLProtocols
+from granian.http import HTTP1Settings
+from granian.log import LogLevels
+from granian.server.embed import Server
+
+from common.certificates import (
+    AUTHORITY_FILE,
+    REVOCATIONS_FILE,
+    SERVER_CERTIFICATE_FILE,
+    SERVER_KEY_FILE,
+    server_identity,
+)
+from common.errors import ConfigError, FedvoxError
+from common.files import cannot_write, write_atomically
+from server.gateway.application import Gateway
+from server.gateway.folder import GatewayFolder
+from server.gateway.quotas import Limits
+from server.network_setup import Listen, check_port
+
+HEADER_SECONDS = 20
+"""For the head of a request, and for a connection on which nothing comes."""
+LARGEST_HEAD = 128 * 1024
+"""Bytes of the head of a request; also of what is read or written ahead for a connection."""
+STOP_SECONDS = 4.0
+MOST_CONNECTIONS = 4096
+_OTHER_FILES = 256
+"""Files that are kept open besides connections."""
+log = logging.getLogger("fedvox.gateway")
+
+
+@dataclass(frozen=True)
+class GatewayOptions:
+    """How to run the gateway.
+
+    kit: the server's. run: the run folder, shared with ``fedvox-server start``. listen: where sites reach it, or the
+    proxy. tls_ended_by_proxy: whether there is one.
+    """
+
+    kit: Path
+    run: Path
+    listen: Listen
+    tls_ended_by_proxy: bool = False
+
+
+def serve(options: GatewayOptions, limits: Limits | None = None) -> int:
+    """Serves until SIGTERM or Ctrl-C.
+
+    Args:
+        options: where.
+        limits: for each site; None is the usual ones.
+
+    Returns:
+        0.
+
+    Raises:
+        FedvoxError: the kit or the address cannot be used, or another gateway serves this run.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    logging.getLogger("fedvox").setLevel(logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    if options.tls_ended_by_proxy:
+        _check_private(options.listen)
+    else:
+        server_identity(options.kit)
+    folder = GatewayFolder(options.run)
+    folder.make()
+    with _only_gateway(folder):
+        check_port(options.listen)
+        port = None if options.tls_ended_by_proxy else options.listen.port
+        gateway = Gateway(options.kit, options.run, port, limits or Limits())
+        server = _server(options, gateway)
+        description = {"pid": os.getpid(), "listen": str(options.listen), "since": time.time()}
+        write_atomically(folder.path / "gateway.json", json.dumps(description))
+        asyncio.run(_run(server, gateway, str(options.listen)))
+    return 0
+
+
+def _server(options: GatewayOptions, gateway: Gateway) -> Server:
+    kit, connections = options.kit, _room_for_connections()
+    tls: dict[str, Any] = {
+        "ssl_cert": kit / SERVER_CERTIFICATE_FILE,
+        "ssl_key": kit / SERVER_KEY_FILE,
+        "ssl_ca": kit / AUTHORITY_FILE,
+        "ssl_crl": [kit / REVOCATIONS_FILE],
+        "ssl_client_verify": True,
+        "ssl_protocol_min": SSLProtocols.tls13,
+    }
+    server = Server(
+        gateway,
+        options.listen.host,
+        options.listen.port,
+        interface=Interfaces.RSGI,
+        http=HTTPModes.http1,
+        websockets=False,
+        http1_settings=HTTP1Settings(header_read_timeout=HEADER_SECONDS * 1000, max_buffer_size=LARGEST_HEAD),
+        runtime_threads=max(1, min(4, (os.cpu_count() or 1) // 2)),
+        backlog=1024,
+        backpressure=connections,
+        # At "warning" it calls running within a process experimental, each time.
+        log_level=LogLevels.error,
+        **({} if options.tls_ended_by_proxy else tls),
+    )
+    if not options.tls_ended_by_proxy and not _wants_certificates(server, kit):
+        raise FedvoxError(f"{kit}: Granian would let in clients without a certificate; install the tested version")
+    return server
+
+
+def _wants_certificates(server: Server, kit: Path) -> bool:
+    """Whether Granian has taken the authority and the wish: without the first it drops the second, and says nothing."""
+    is_on, *_, authority, _, is_verified = server.ssl_ctx
+    return bool(is_on and is_verified) and authority == str((kit / AUTHORITY_FILE).resolve())
+
+
+async def _run(server: Server, gateway: Gateway, listen: str) -> None:
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    serving = asyncio.create_task(server.serve())
+    waiting = asyncio.create_task(stopping.wait())
+    log.info("listening on %s", listen)
+    await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    if not stopping.is_set():
+        await serving
+        raise FedvoxError(f"cannot listen on {listen}; see the lines above")
+    server.stop()  # type: ignore[no-untyped-call]
+    await gateway.stop()
+    # Connections on which nothing comes, and clients that do not take their answers, are not waited for.
+    await asyncio.wait({serving}, timeout=STOP_SECONDS - 1)
+    await gateway.close()
+    log.info("stopped")
+    if not serving.done():
+        logging.shutdown()
+        os._exit(0)
+
+
+@contextlib.contextmanager
+def _only_gateway(folder: GatewayFolder) -> Iterator[None]:
+    """Makes this process the one that writes the gateway's files of a run."""
+    path = folder.path / "gateway.lock"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise FedvoxError(f"{folder.run}: another gateway serves this run; end it first") from None
+    finally:
+        os.close(descriptor)
+
+
+def _check_private(listen: Listen) -> None:
+    address = ipaddress.ip_address(listen.host)
+    if address.is_unspecified or not address.is_private:
+        raise ConfigError(
+            f"--listen {listen}: with --tls-ended-by-proxy it must be an address that only the proxy reaches, "
+            "127.0.0.1 or one of a private network"
+        )
+
+
+def _room_for_connections() -> int:
+    """How many connections may be open: as many as this process may open files, less what else it needs."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_CONNECTIONS + _OTHER_FILES
+    most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+    if soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return max(64, min(MOST_CONNECTIONS, max(soft, most) - _OTHER_FILES))

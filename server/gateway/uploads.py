@@ -1,0 +1,270 @@
+"""``HEAD`` and ``PATCH /updates/TASK/SHA256``: the one update that a site may send for an open task.
+
+Modelled on the IETF's draft on resumable uploads: the client asks how much has come, and appends from there. Whoever
+asks or appends ends an earlier request for the same update, which may be the rest of a line that broke.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from server.gateway.answers import Answer
+from server.gateway.folder import GatewayFolder, OpenTask
+from server.gateway.part import Part, part_path
+from server.gateway.quotas import OpenRequest, Quotas
+from server.gateway.refusals import RefusedError
+
+BATCH_BYTES = 4 * 2**20
+"""That are written at once, while the next ones come; so much of an upload is in memory, twice."""
+FORGET_SECONDS = 120.0
+"""After which the hash of a part is not kept in memory any more; the next request reads the part again."""
+_NUMBER = re.compile(r"\d{1,18}")
+_DISK_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+T = TypeVar("T")
+
+
+@dataclass
+class _Entry:
+    """An update that is coming.
+
+    lock: held by the one request that works on it. waiting: requests that hold the lock or wait for it.
+    used: when the last one ended.
+    """
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    waiting: int = 0
+    request: OpenRequest | None = None
+    part: Part | None = None
+    used: float = 0.0
+
+
+class Uploads:
+    """Takes updates.
+
+    Args:
+        folder: of the gateway.
+        quotas: of sites.
+        threads: for hashing and for the disk.
+    """
+
+    def __init__(self, folder: GatewayFolder, quotas: Quotas, threads: Executor) -> None:
+        self._folder = folder
+        self._quotas = quotas
+        self._threads = threads
+        self._entries: dict[tuple[str, str], _Entry] = {}
+
+    async def head(self, request: OpenRequest, task_name: str, digest: str) -> Answer:
+        """How much of an update has come.
+
+        Raises:
+            RefusedError: the site has no such open task that wants an update.
+        """
+        site = request.site.name
+        task = await self._in_thread(lambda: self._task(site, task_name))
+        async with self._alone(request, digest):
+            return await self._in_thread(lambda: self._stand(site, digest, task))
+
+    async def patch(
+        self,
+        request: OpenRequest,
+        task_name: str,
+        digest: str,
+        headers: Mapping[str, str],
+        body: AsyncIterator[bytes],
+    ) -> Answer:
+        """Appends a body to an update.
+
+        Args:
+            request: the site's.
+            task_name: in its path.
+            digest: in its path.
+            headers: its ``upload-offset``, ``upload-length`` and ``content-length``.
+            body: its portions. It may end before ``content-length``, if the line broke.
+
+        Raises:
+            RefusedError: nothing, or not all, of it was taken.
+        """
+        site = request.site.name
+        task = await self._in_thread(lambda: self._task(site, task_name))
+        offset, length, size = (_number(headers, name) for name in ("upload-offset", "upload-length", "content-length"))
+        if length != task.update_bytes or size > min(self._quotas.limits.transfer_bytes, max(0, length - offset)):
+            raise RefusedError(413, "too-large")
+        async with self._alone(request, digest) as entry:
+            stand = await self._in_thread(lambda: self._stand(site, digest, task))
+            if stand.status == 200 and "upload-complete" in stand.headers:
+                return Answer(201, stand.headers)
+            with self._quotas.upload(site), _disk_reported():
+                part = await self._open(entry, site, digest, length)
+                if part.size != offset:
+                    raise RefusedError(409, "offset", {"upload-offset": str(part.size)})
+                await self._receive(request, part, size, body)
+                return await self._finish(entry, part)
+
+    def close_idle(self, seconds: float = FORGET_SECONDS) -> None:
+        """Lets go of parts to which nothing was added for so long; what has come of them stays on the disk."""
+        now = time.monotonic()
+        for key, entry in list(self._entries.items()):
+            if not entry.waiting and now - entry.used > seconds:
+                if entry.part is not None:
+                    entry.part.close()
+                del self._entries[key]
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, request: OpenRequest, digest: str) -> AsyncIterator[_Entry]:
+        """While no other request works on this update; one that does is ended."""
+        key = request.site.name, digest
+        entry = self._entries.setdefault(key, _Entry())
+        if entry.request is not None:
+            entry.request.end(RefusedError(409, "superseded"))
+        entry.waiting += 1
+        try:
+            async with entry.lock:
+                entry.request = request
+                try:
+                    yield entry
+                finally:
+                    entry.request = None
+        finally:
+            entry.waiting -= 1
+            entry.used = time.monotonic()
+            if entry.part is None and not entry.waiting:
+                del self._entries[key]
+
+    async def _open(self, entry: _Entry, site: str, digest: str, length: int) -> Part:
+        def is_good(part: Part) -> bool:
+            return part.length == length and part.is_in_place
+
+        if entry.part is not None and not await self._in_thread(lambda part=entry.part: is_good(part)):  # type: ignore[misc]
+            entry.part.close()
+            entry.part = None
+        if entry.part is None:
+            folder = self._folder.updates(site)
+            busy = {name for owner, name in self._entries if owner == site}
+            await self._in_thread(lambda: make_room(folder, digest, busy, self._quotas.limits.updates))
+            entry.part = await self._in_thread(lambda: Part(folder, digest, length))
+        return entry.part
+
+    async def _receive(self, request: OpenRequest, part: Part, size: int, body: AsyncIterator[bytes]) -> None:
+        """Writes one batch while the next one comes, and no more than one."""
+        batch: list[bytes] = []
+        gathered = received = 0
+        writing: asyncio.Future[None] | None = None
+        loop = asyncio.get_running_loop()
+        try:
+            with request.receiving() as note:
+                async for portion in body:
+                    note(len(portion))
+                    received += len(portion)
+                    if received > size:
+                        raise RefusedError(413, "too-large")
+                    batch.append(portion)
+                    gathered += len(portion)
+                    if gathered >= BATCH_BYTES:
+                        await _done(writing)
+                        writing = loop.run_in_executor(self._threads, _append, part, batch)
+                        batch, gathered = [], 0
+        finally:
+            # Also what came before a line broke, or before the request was ended, is kept.
+            await _done(writing)
+            await _done(loop.run_in_executor(self._threads, _append, part, batch))
+
+    async def _finish(self, entry: _Entry, part: Part) -> Answer:
+        if part.size < part.length:
+            return Answer(202, {"upload-offset": str(part.size)})
+        entry.part = None
+        if not await self._in_thread(part.finish):
+            raise RefusedError(422, "content")
+        return Answer(201, {"upload-complete": "?1", "upload-offset": str(part.length)})
+
+    def _task(self, site: str, name: str) -> OpenTask:
+        for task in self._folder.open_tasks(site):
+            if task.name == name and task.update_bytes > 0:
+                return task
+        raise RefusedError(404, "task")
+
+    def _stand(self, site: str, digest: str, task: OpenTask) -> Answer:
+        folder = self._folder.updates(site)
+        if _size(folder / digest) == task.update_bytes:
+            return Answer(200, {"upload-complete": "?1", "upload-offset": str(task.update_bytes)})
+        size = _size(part_path(folder, digest)) or 0
+        return Answer(200, {"upload-offset": str(size if size <= task.update_bytes else 0)})
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def make_room(folder: Path, digest: str, busy: set[str], most: int) -> None:
+    """Sees that a site may have one more update lying here; parts that nobody adds to make room, oldest first.
+
+    Args:
+        folder: of its updates.
+        digest: of the one that is to come.
+        busy: digests of parts that must stay.
+        most: updates that it may have, whole or not.
+
+    Raises:
+        RefusedError: it has too many.
+    """
+    others: list[tuple[float, Path]] = []
+    for file in folder.glob("*") if folder.is_dir() else ():
+        if file.name not in (part_path(folder, digest).name, digest, ".spare"):
+            with contextlib.suppress(OSError):
+                others.append((file.stat().st_mtime, file))
+    names = {part_path(folder, name).name for name in busy}
+    idle = [file for _, file in sorted(others) if file.name.endswith(".part") and file.name not in names]
+    excess = len(others) + 1 - most
+    if excess > len(idle):
+        raise RefusedError(429, "updates")
+    for file in idle[: max(0, excess)]:
+        file.unlink(missing_ok=True)
+
+
+def _append(part: Part, batch: list[bytes]) -> None:
+    if batch and not part.is_in_place:
+        raise RefusedError(404, "task")
+    part.append(batch)
+
+
+async def _done(job: asyncio.Future[None] | None) -> None:
+    """Waits for a job in a thread; one that was begun is always waited for, also by a request that was ended."""
+    if job is None:
+        return
+    try:
+        await asyncio.wait({job})
+    except asyncio.CancelledError:
+        await asyncio.wait({job})
+        raise
+    job.result()
+
+
+def _number(headers: Mapping[str, str], name: str) -> int:
+    text = headers.get(name, "")
+    if not _NUMBER.fullmatch(text):
+        raise RefusedError(411 if name == "content-length" else 400, "malformed")
+    return int(text)
+
+
+def _size(file: Path) -> int | None:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def _disk_reported() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _DISK_IS_FULL:
+            raise RefusedError(507, "disk-full") from error
+        raise
