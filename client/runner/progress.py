@@ -7,13 +7,15 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from client.app import Observer
 from client.shared_folder import SharedFolder, Work
 from client.site_state import write_json
 from common.errors import FedvoxError, OutputError
 from common.messages import ErrorCode
+
+if TYPE_CHECKING:
+    from client.app import Observer
 
 log = logging.getLogger("fedvox.runner")
 

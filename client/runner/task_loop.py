@@ -361,7 +361,8 @@ def _to_appear(path: Path, content: bytes) -> Iterator[None]:
     except OSError as error:
         raise cannot_write(path, error) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _is_older(one: _Asked, other: _Asked) -> bool:
