@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from client.shared_folder import SharedFolder, put_file
 from common.messages import ErrorCode, Failure, Hello, Result, SiteInfo, Task
 from common.protocol import Answer, pack
+from tests.client.courier.kits import Kits
 from tests.client.courier.stand_in import StandIn, wait_for
 from tests.client.courier.superlink import SuperLink
 
@@ -29,29 +29,19 @@ class Site:
 
     Args:
         folder: for everything.
-        gateway: that it speaks to.
-        link: where it is registered; None for nowhere.
-        environment: beyond the test's own.
-        address: of the gateway, in the kit.
+        kits: of the federation.
+        port: of the gateway.
+        link: where it is registered.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        gateway: StandIn,
-        link: SuperLink | None,
-        environment: Mapping[str, str] | None = None,
-        address: str = "127.0.0.1",
-    ) -> None:
-        self.kit = gateway.kits.site(folder / "kit", gateway.port, address=address)
-        gateway.let_in(self.kit)
-        self.gateway = gateway
+    def __init__(self, folder: Path, kits: Kits, port: int, link: SuperLink) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.kit = kits.site(folder / "kit", port)
         self.link = link
-        self.node = 0 if link is None else link.register(self.kit / "site.crt")
+        self.node = link.register(self.kit / "site.crt")
         self.state = folder / "state"
         self.shared = SharedFolder(folder / "shared")
         self.log_file = folder / "courier.log"
-        self._environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})}
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -61,9 +51,7 @@ class Site:
 
     def start(self) -> None:
         with self.log_file.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command, cwd=REPOSITORY, env=self._environment, stdout=log, stderr=subprocess.STDOUT
-            )
+            self.process = subprocess.Popen(self.command, cwd=REPOSITORY, stdout=log, stderr=log)
 
     def kill(self, number: signal.Signals = signal.SIGKILL) -> float:
         """Ends the courier; the seconds that it took."""
@@ -87,17 +75,6 @@ class Site:
 
     def wait_connected(self) -> None:
         self.wait((self.state / "contact").exists, "a contact")
-
-    def ask(self, question: Hello | Task | str, update_bytes: int | None = None) -> str:
-        """Sends a question, with a model for it at the gateway; Flower's identity of the message."""
-        link = self.link
-        assert link is not None
-        self.wait(lambda: link.is_online(self.node), "the node")
-        if isinstance(question, Task) and update_bytes is not None:
-            self.gateway.update_bytes[question.name] = update_bytes
-        identity = link.send(self.node, question)
-        self.gateway.bell.set()
-        return identity
 
     def answer(self, name: str, answer: Answer, update: bytes | None = None) -> str:
         """Puts an answer into the outbox, as the runner does; its text."""
@@ -131,16 +108,32 @@ class Site:
         return [line for line in lines if line["task"] == name]
 
 
+class StandInSite(Site):
+    """A site whose gateway is a stand-in."""
+
+    def __init__(self, folder: Path, gateway: StandIn, link: SuperLink) -> None:
+        super().__init__(folder, gateway.kits, gateway.port, link)
+        gateway.let_in(self.kit)
+        self.gateway = gateway
+
+    def ask(self, question: Hello | Task | str, update_bytes: int | None = None) -> str:
+        """Sends a question; Flower's identity of the message.
+
+        Args:
+            update_bytes: that the gateway takes for the task; None is none at all.
+        """
+        self.wait(lambda: self.link.is_online(self.node), "the node")
+        if isinstance(question, Task) and update_bytes is not None:
+            self.gateway.update_bytes[question.name] = update_bytes
+        identity = self.link.send(self.node, question)
+        self.gateway.bell.set()
+        return identity
+
+
 @contextmanager
-def site(
-    folder: Path,
-    gateway: StandIn,
-    link: SuperLink | None,
-    environment: Mapping[str, str] | None = None,
-    address: str = "127.0.0.1",
-) -> Iterator[Site]:
-    folder.mkdir(parents=True, exist_ok=True)
-    site = Site(folder, gateway, link, environment, address)
+def site(folder: Path, gateway: StandIn, link: SuperLink) -> Iterator[StandInSite]:
+    """A site that runs."""
+    site = StandInSite(folder, gateway, link)
     site.start()
     try:
         yield site

@@ -15,7 +15,7 @@ from common.audit import verify
 from common.messages import Task
 from common.protocol import from_record
 from tests.client.courier.kits import Kits
-from tests.client.courier.site import Site, result, site, task
+from tests.client.courier.site import StandInSite, result, site, task
 from tests.client.courier.stand_in import Fault, StandIn, stand_in
 from tests.client.courier.superlink import SuperLink
 
@@ -36,7 +36,7 @@ def gateway(only_gateway: StandIn) -> Iterator[StandIn]:
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory, only_gateway: StandIn, link: SuperLink) -> Iterator[Site]:
+def running(tmp_path_factory: pytest.TempPathFactory, only_gateway: StandIn, link: SuperLink) -> Iterator[StandInSite]:
     with site(tmp_path_factory.mktemp("north"), only_gateway, link) as north:
         yield north
 
@@ -44,7 +44,7 @@ def running(tmp_path_factory: pytest.TempPathFactory, only_gateway: StandIn, lin
 class Case:
     """One task of a site, on its way."""
 
-    def __init__(self, north: Site, gateway: StandIn, link: SuperLink, update_size: int = SIZE) -> None:
+    def __init__(self, north: StandInSite, gateway: StandIn, link: SuperLink, update_size: int = SIZE) -> None:
         self.north, self.gateway, self.link = north, gateway, link
         self.update = _random.randbytes(update_size)
         self.model = _random.randbytes(SIZE)
@@ -84,7 +84,7 @@ class Case:
 
 
 @pytest.fixture
-def case(running: Site, gateway: StandIn, link: SuperLink) -> Case:
+def case(running: StandInSite, gateway: StandIn, link: SuperLink) -> Case:
     return Case(running, gateway, link)
 
 
@@ -142,7 +142,7 @@ def test_with_a_reply_that_comes_while_it_is_away(case: Case) -> None:
     case.finish()
 
 
-def test_in_an_upload(running: Site, gateway: StandIn, link: SuperLink) -> None:
+def test_in_an_upload(running: StandInSite, gateway: StandIn, link: SuperLink) -> None:
     case = Case(running, gateway, link, 20 * SIZE)  # more than the buffers of a connection hold
     fault = case.gateway.add("PATCH", "/updates/.*", slow=0.01)
     case.ask()

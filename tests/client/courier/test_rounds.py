@@ -22,7 +22,7 @@ from common.audit import verify
 from common.messages import ErrorCode, Hello
 from common.protocol import from_record, pack
 from tests.client.courier.kits import Kits
-from tests.client.courier.site import REPOSITORY, Site, failure, info, result, site, task
+from tests.client.courier.site import REPOSITORY, StandInSite, failure, info, result, site, task
 from tests.client.courier.stand_in import StandIn, stand_in, wait_for
 from tests.client.courier.superlink import SuperLink
 
@@ -47,7 +47,7 @@ def gateway(only_gateway: StandIn) -> Iterator[StandIn]:
 
 
 @pytest.fixture(scope="module")
-def north(tmp_path_factory: pytest.TempPathFactory, only_gateway: StandIn, link: SuperLink) -> Iterator[Site]:
+def north(tmp_path_factory: pytest.TempPathFactory, only_gateway: StandIn, link: SuperLink) -> Iterator[StandInSite]:
     """One courier for all tests that do not end it: it starts in a second, or in four on a machine that is busy."""
     with site(tmp_path_factory.mktemp("north"), only_gateway, link) as north:
         yield north
@@ -57,7 +57,7 @@ def confirmed(gateway: StandIn) -> int:
     return len(gateway.asked("POST", ".*confirm.*"))
 
 
-def test_a_round(north: Site, gateway: StandIn, link: SuperLink) -> None:
+def test_a_round(north: StandInSite, gateway: StandIn, link: SuperLink) -> None:
     model, update = some(), some()
     question = task(gateway.publish(model))
     identity = north.ask(question, len(update))
@@ -79,7 +79,7 @@ def test_a_round(north: Site, gateway: StandIn, link: SuperLink) -> None:
     assert verify(north.state / "courier-audit.jsonl").entries >= 2
 
 
-def test_a_hello_needs_no_weights(north: Site, gateway: StandIn, link: SuperLink) -> None:
+def test_a_hello_needs_no_weights(north: StandInSite, gateway: StandIn, link: SuperLink) -> None:
     question = Hello("a run", "0" * 64)
     identity = north.ask(question)
     name = identity[:32]
@@ -89,7 +89,7 @@ def test_a_hello_needs_no_weights(north: Site, gateway: StandIn, link: SuperLink
     assert from_record(link.reply(identity).content) == text
 
 
-def test_a_failure_is_an_error_of_flowers(north: Site, gateway: StandIn, link: SuperLink) -> None:
+def test_a_failure_is_an_error_of_flowers(north: StandInSite, gateway: StandIn, link: SuperLink) -> None:
     question = task(gateway.publish(some()))
     identity = north.ask(question, 1)
     north.wait_task(question.name)
@@ -100,7 +100,7 @@ def test_a_failure_is_an_error_of_flowers(north: Site, gateway: StandIn, link: S
     assert not gateway.asked("PATCH", ".*")
 
 
-def test_what_cannot_be_read_is_answered_by_the_courier(north: Site, gateway: StandIn, link: SuperLink) -> None:
+def test_what_cannot_be_read_is_answered_by_the_courier(north: StandInSite, gateway: StandIn, link: SuperLink) -> None:
     identity = north.ask('{"format": 99}')
     north.wait(lambda: len(north.audit(identity[:32])) == 2, "the answer")
     north.wait_over(identity[:32])
@@ -111,7 +111,7 @@ def test_what_cannot_be_read_is_answered_by_the_courier(north: Site, gateway: St
 
 
 def test_a_task_that_comes_twice_is_answered_by_its_newest_message(
-    north: Site, gateway: StandIn, link: SuperLink
+    north: StandInSite, gateway: StandIn, link: SuperLink
 ) -> None:
     update = some()
     question = task(gateway.publish(some()))
@@ -126,7 +126,7 @@ def test_a_task_that_comes_twice_is_answered_by_its_newest_message(
 
 
 def test_a_reply_that_was_announced_is_announced_for_a_newer_message_too(
-    north: Site, gateway: StandIn, link: SuperLink
+    north: StandInSite, gateway: StandIn, link: SuperLink
 ) -> None:
     update = some()
     question = task(gateway.publish(some()))
@@ -144,7 +144,7 @@ def test_a_reply_that_was_announced_is_announced_for_a_newer_message_too(
     assert len(gateway.asked("PATCH", ".*")) == 1
 
 
-def test_one_stuck_task_does_not_hold_up_another(north: Site, gateway: StandIn, link: SuperLink) -> None:
+def test_one_stuck_task_does_not_hold_up_another(north: StandInSite, gateway: StandIn, link: SuperLink) -> None:
     update = some()
     stuck, other = task(gateway.publish(some())), task(gateway.publish(some()))
     held = gateway.add("GET", f"/models/{stuck.model}", hold=threading.Event())
@@ -165,7 +165,7 @@ def test_one_stuck_task_does_not_hold_up_another(north: Site, gateway: StandIn, 
     north.wait_over(stuck.name)
 
 
-def test_a_task_that_the_server_forgot_is_dropped(north: Site, gateway: StandIn) -> None:
+def test_a_task_that_the_server_forgot_is_dropped(north: StandInSite, gateway: StandIn) -> None:
     question, update = task(gateway.publish(some())), some()
     north.ask(question)  # no update is expected: its task is unknown there
     north.wait_task(question.name)
@@ -176,14 +176,14 @@ def test_a_task_that_the_server_forgot_is_dropped(north: Site, gateway: StandIn)
     north.wait(lambda: gateway.beats[-1].tasks == (), "a heartbeat without the task")
 
 
-def test_a_model_that_the_server_does_not_give_drops_its_task(north: Site, gateway: StandIn) -> None:
+def test_a_model_that_the_server_does_not_give_drops_its_task(north: StandInSite, gateway: StandIn) -> None:
     question = task("a" * 64)
     north.ask(question)
     north.wait(lambda: f"task {question.name[:12]}: is dropped" in north.log, "the end")
     north.wait_over(question.name)
 
 
-def test_a_reply_that_the_server_refuses_is_dropped(north: Site, gateway: StandIn) -> None:
+def test_a_reply_that_the_server_refuses_is_dropped(north: StandInSite, gateway: StandIn) -> None:
     question = task(gateway.publish(some()), train=False)
     north.ask(question)
     north.wait_task(question.name)
@@ -194,7 +194,7 @@ def test_a_reply_that_the_server_refuses_is_dropped(north: Site, gateway: StandI
     assert len(gateway.asked("POST", ".*push-messages")) == 1
 
 
-def test_a_refused_update_is_told_as_a_failure(north: Site, gateway: StandIn, link: SuperLink) -> None:
+def test_a_refused_update_is_told_as_a_failure(north: StandInSite, gateway: StandIn, link: SuperLink) -> None:
     question, update = task(gateway.publish(some())), some()
     identity = north.ask(question, len(update) + 1)
     north.wait_task(question.name)
@@ -204,7 +204,9 @@ def test_a_refused_update_is_told_as_a_failure(north: Site, gateway: StandIn, li
     assert [line["event"] for line in north.audit(question.name)] == ["sending", "sending", "delivered"]
 
 
-def test_a_model_that_always_comes_damaged_is_told_as_a_failure(north: Site, gateway: StandIn, link: SuperLink) -> None:
+def test_a_model_that_always_comes_damaged_is_told_as_a_failure(
+    north: StandInSite, gateway: StandIn, link: SuperLink
+) -> None:
     question = task(gateway.publish(some()))
     gateway.models[question.model] = some()
     identity = north.ask(question, 1)
@@ -213,7 +215,7 @@ def test_a_model_that_always_comes_damaged_is_told_as_a_failure(north: Site, gat
     assert link.reply(identity).error.reason == "DamagedDownloadError"
 
 
-def test_a_tampered_update_never_leaves(north: Site, gateway: StandIn, link: SuperLink) -> None:
+def test_a_tampered_update_never_leaves(north: StandInSite, gateway: StandIn, link: SuperLink) -> None:
     question, update = task(gateway.publish(some())), some()
     identity = north.ask(question, len(update))
     north.wait_task(question.name)
@@ -227,7 +229,7 @@ def test_a_tampered_update_never_leaves(north: Site, gateway: StandIn, link: Sup
 
 @pytest.mark.parametrize("content", [b"{}", b"\xff", pack(info()).encode(), b"x" * 100_000])
 def test_a_reply_that_answers_something_else_never_leaves(
-    north: Site, gateway: StandIn, link: SuperLink, content: bytes
+    north: StandInSite, gateway: StandIn, link: SuperLink, content: bytes
 ) -> None:
     question = task(gateway.publish(some()))
     identity = north.ask(question, 1)
@@ -237,7 +239,7 @@ def test_a_reply_that_answers_something_else_never_leaves(
     assert link.reply(identity).error.reason == "ReplyFileError"
 
 
-def test_what_nobody_asked_for_is_never_sent(north: Site, gateway: StandIn) -> None:
+def test_what_nobody_asked_for_is_never_sent(north: StandInSite, gateway: StandIn) -> None:
     north.wait_connected()
     stranger = "e" * 32
     north.answer(stranger, info())
@@ -251,7 +253,7 @@ def test_what_nobody_asked_for_is_never_sent(north: Site, gateway: StandIn) -> N
     assert north.audit(stranger) == []
 
 
-def test_weights_that_two_tasks_name_stay_for_the_second(north: Site, gateway: StandIn) -> None:
+def test_weights_that_two_tasks_name_stay_for_the_second(north: StandInSite, gateway: StandIn) -> None:
     digest = gateway.publish(some())
     first, second = task(digest, train=False), task(digest, train=False)
     north.ask(first)
@@ -266,7 +268,7 @@ def test_weights_that_two_tasks_name_stay_for_the_second(north: Site, gateway: S
     assert not (north.shared.inbox / digest).exists()
 
 
-def test_what_was_taken_out_of_the_inbox_is_put_back(north: Site, gateway: StandIn) -> None:
+def test_what_was_taken_out_of_the_inbox_is_put_back(north: StandInSite, gateway: StandIn) -> None:
     question, other = task(gateway.publish(some())), task(gateway.publish(some()))
     north.ask(question, 1)
     north.ask(other, 1)
@@ -281,7 +283,7 @@ def test_what_was_taken_out_of_the_inbox_is_put_back(north: Site, gateway: Stand
         north.wait_over(name)
 
 
-def test_a_full_disk_is_waited_out(north: Site, gateway: StandIn) -> None:
+def test_a_full_disk_is_waited_out(north: StandInSite, gateway: StandIn) -> None:
     """No file may grow beyond 200 kB in this process, until the limit is lifted from outside."""
     assert north.process is not None
     north.wait_connected()
@@ -300,7 +302,7 @@ def test_a_full_disk_is_waited_out(north: Site, gateway: StandIn) -> None:
     north.wait_over(question.name)
 
 
-def test_nothing_leaves_that_cannot_be_written_down(north: Site, gateway: StandIn) -> None:
+def test_nothing_leaves_that_cannot_be_written_down(north: StandInSite, gateway: StandIn) -> None:
     """While another process holds the audit log."""
     question, update = task(gateway.publish(some())), some()
     north.ask(question, len(update))
@@ -316,7 +318,7 @@ def test_nothing_leaves_that_cannot_be_written_down(north: Site, gateway: StandI
     assert len(gateway.asked("PATCH", ".*")) == 1
 
 
-def test_the_server_may_go_away_and_come_back(north: Site, gateway: StandIn, link: SuperLink) -> None:
+def test_the_server_may_go_away_and_come_back(north: StandInSite, gateway: StandIn, link: SuperLink) -> None:
     question = task(gateway.publish(some()), train=False)
     north.ask(question)
     north.wait_task(question.name)
@@ -329,7 +331,9 @@ def test_the_server_may_go_away_and_come_back(north: Site, gateway: StandIn, lin
     assert "the server answers 503; trying again" in north.log
 
 
-def test_a_node_that_is_not_known_any_more_signs_on_again(north: Site, gateway: StandIn, link: SuperLink) -> None:
+def test_a_node_that_is_not_known_any_more_signs_on_again(
+    north: StandInSite, gateway: StandIn, link: SuperLink
+) -> None:
     gateway.add("POST", ".*pull-messages", status=401, word="unknown-site")
     with gateway.impatient():
         north.wait(lambda: gateway.asked("POST", ".*activate-node"), "another activation")
