@@ -27,7 +27,8 @@ from server.state import RunFolder
 
 LOOPBACK = "127.0.0.1"
 WARN_BEFORE = timedelta(days=14)
-_SKELETON = frozenset({"checkpoints", "logs", "plan.json", "start.lock"})
+_SKELETON = frozenset({"checkpoints", "gateway", "logs", "plan.json", "start.lock"})
+"""What may lie in a run folder before it is one; the gateway, where it runs by itself, may begin first."""
 
 
 @dataclass(frozen=True)
