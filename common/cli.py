@@ -87,7 +87,7 @@ def run(parser: Parser, arguments: Sequence[str] | None) -> int:
         if options.debug:
             raise
         # Who knows how to go on says so, in the exception.
-        print(f"{parser.prog}: {error or 'interrupted'}", file=sys.stderr)
+        print(f"{parser.prog}: {str(error) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output is gone (a pager that was quit): nobody is left to tell.

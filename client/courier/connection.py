@@ -174,7 +174,7 @@ class Connection:
         if response.status in expected:
             return
         try:
-            word = _one_line(response.read(LARGEST_WORD_BYTES))
+            word = one_line(response.read(LARGEST_WORD_BYTES))
         except (OSError, http.client.HTTPException):
             word = ""
         if not response.isclosed():  # there is more, which the next request must not meet
@@ -208,7 +208,8 @@ class Connection:
         return response
 
 
-def _one_line(content: bytes) -> str:
+def one_line(content: bytes) -> str:
+    """What the server says of a refusal, fit for a log."""
     text = content.decode("ascii", "replace")
     return " ".join("".join(character if character.isprintable() else " " for character in text).split())
 

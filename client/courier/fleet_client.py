@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from client.courier.connection import LARGEST_WORD_BYTES, Access
+from client.courier.connection import LARGEST_WORD_BYTES, Access, one_line
 from client.courier.errors import LineError, RefusedError
 from client.courier.flower_messages import Arrival, PackedReply
 from client.flower import (
@@ -178,7 +178,7 @@ class FleetNode:
                 yield
             except httpx.HTTPStatusError as error:
                 status = error.response.status_code
-                word = " ".join(error.response.text[:LARGEST_WORD_BYTES].split())
+                word = one_line(error.response.content[:LARGEST_WORD_BYTES])
                 if 400 <= status < 500:
                     raise RefusedError(what, status, word) from None
                 raise LineError(f"{what}: the server answers {status}") from None

@@ -37,7 +37,9 @@ def access_to(
 ) -> Access:
     """As the courier makes it, in an environment of the test's."""
     for name in ALL:
-        monkeypatch.delenv(name, raising=False)
+        # Also what is not set: it is then so again after the test, whatever the courier's code did to it.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     kit = gateway.kits.site(folder / "kit", gateway.port)
