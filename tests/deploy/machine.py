@@ -153,7 +153,13 @@ class Machine:
         context = self._copy_of_tree(self.folder / "context")
         for wheel in wheels.iterdir():
             (context / "deploy/wheels" / wheel.name).hardlink_to(wheel)
-        for name in ("kits/server/server.key", "runs/first/report.html", "client/secret.nii.gz", "data/scan.nii.gz"):
+        for name in (
+            "kits/server/server.key",
+            "kits/site.key",
+            "runs/first/report.html",
+            "client/secret.nii.gz",
+            "data/scan.nii.gz",
+        ):
             (context / name).parent.mkdir(parents=True, exist_ok=True)
             (context / name).write_text("must not get into an image")
         return context
@@ -250,6 +256,12 @@ class Stack:
         """Whether a service's container runs."""
         done = self.machine.podman("inspect", "--format", "{{.State.Running}}", self.name(service), check=False)
         return done.stdout.strip() == "true"
+
+    def address(self, service: str) -> str:
+        """Of a service's container on its network."""
+        found = self.machine.podman("inspect", "--format", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}",
+                                    self.name(service))  # fmt: skip
+        return found.stdout.strip()
 
     def process(self, service: str, number: int = 1) -> int:
         """The number on this machine of the process that has this one in a service's container; 0 if there is none."""

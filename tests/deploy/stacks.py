@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from client.shared_folder import SharedFolder
+from client.site_state import StateFolder
 from tests.deploy.machine import CLIENT, REPOSITORY, SERVER, Machine, Stack
 from tests.e2e.network_federation import Federation
 
@@ -20,28 +22,24 @@ class Hospital(Stack):
     """One site's containers.
 
     Args:
-        number: of its network between the two containers.
         overlay: a further compose file.
     """
 
-    def __init__(self, machine: Machine, made: Federation, site: str, number: int, overlay: Path | None = None) -> None:
+    def __init__(self, machine: Machine, made: Federation, site: str, overlay: Path | None = None) -> None:
         folder = made.folder / "hospitals" / site
-        for name in ("ledger", "cache"):
+        for name in ("ledger", "cache", "shared"):
             (folder / name).mkdir(parents=True)
         made.state(site).make()
-        (folder / "secret").write_bytes(bytes(range(32)))
-        (folder / "secret").chmod(0o600)
         self.data = made.data(site)
-        self.link = f"10.213.{number}"
+        self.shared = SharedFolder(folder / "shared")
         give(folder, made.kits / "sites" / site)
         settings = {
             "FEDVOX_PROJECT": f"fedvox-test-{site}",
             "FEDVOX_CLIENT_IMAGE": CLIENT,
             "FEDVOX_KIT": made.kits / "sites" / site,
             "FEDVOX_DATA": self.data,
-            "FEDVOX_SECRET": folder / "secret",
-            "FEDVOX_LINK": self.link,
             "FEDVOX_STATE": made.state(site).path,
+            "FEDVOX_SHARED": folder / "shared",
             "FEDVOX_LEDGER": folder / "ledger",
             "FEDVOX_CACHE": folder / "cache",
             "FEDVOX_DEVICE": "cpu",
@@ -57,9 +55,14 @@ class Hospital(Stack):
         self.approve()
         began = time.monotonic()
         self.compose("up", "-d")
-        self.wait_for_line("supernode", "connected to the server")
+        self.wait_for_line("courier", "connected to the server")
         self.wait_for_line("runner", "ready for tasks")
         return time.monotonic() - began
+
+    @property
+    def courier(self) -> StateFolder:
+        """The courier's own files; those of the runner are the federation's ``state``."""
+        return StateFolder(self.volume("courier"))
 
     def approve(self) -> None:
         """As the hospital's README says."""
@@ -76,7 +79,6 @@ class Coordinator(Stack):
             "FEDVOX_SERVER_IMAGE": SERVER,
             "FEDVOX_KIT": made.kits / "server",
             "FEDVOX_LISTEN": made.port,
-            "FEDVOX_CONTROL": "10.213.200",
             "FEDVOX_SERVER_MEMORY": "4g",
         }
         super().__init__(machine, made.folder, "server", settings)

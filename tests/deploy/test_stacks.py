@@ -10,13 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
-from server.proxy import FLEET_METHODS
+from client.approvals import AUDIT_FILE
+from common.audit import read_entries, verify
 from tests.deploy.machine import Machine
 from tests.deploy.stacks import KIT, STATE, UID, Coordinator, Hospital, own_address, removed_at_the_end
 from tests.e2e.network_federation import Federation, assert_same_model, simulated
-from tests.e2e.test_network_server import superlink_paths
 
 pytestmark = pytest.mark.deploy
 
@@ -41,12 +40,12 @@ def coordinator(machine: Machine, made: Federation) -> Iterator[Coordinator]:
 
 @pytest.fixture(scope="module")
 def east(machine: Machine, made: Federation, coordinator: Coordinator) -> Iterator[Hospital]:
-    yield from joined(Hospital(machine, made, "east", 201))
+    yield from joined(Hospital(machine, made, "east"))
 
 
 @pytest.fixture(scope="module")
 def north(machine: Machine, made: Federation, coordinator: Coordinator) -> Iterator[Hospital]:
-    yield from joined(Hospital(machine, made, "north", 202))
+    yield from joined(Hospital(machine, made, "north"))
 
 
 def joined(hospital: Hospital) -> Iterator[Hospital]:
@@ -55,7 +54,7 @@ def joined(hospital: Hospital) -> Iterator[Hospital]:
         yield hospital
 
 
-@pytest.mark.parametrize("service", ["supernode", "runner"])
+@pytest.mark.parametrize("service", ["courier", "runner"])
 def test_a_hospitals_containers_have_no_rights(east: Hospital, service: str) -> None:
     status = east.inside(service, "cat", "/proc/1/status").stdout
     values = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
@@ -66,58 +65,70 @@ def test_a_hospitals_containers_have_no_rights(east: Hospital, service: str) -> 
 
 
 def test_the_coordinators_containers_have_no_rights_and_a_read_only_root(coordinator: Coordinator) -> None:
-    for service in ("server", "proxy"):
+    for service in ("server", "gateway", "network"):
         status = coordinator.inside(service, "cat", "/proc/1/status").stdout
         assert "CapEff:\t0000000000000000" in status and f"Uid:\t{UID}" in status
         assert "Read-only" in coordinator.inside(service, "touch", "/opt/fedvox/x", check=False).stderr
-    assert coordinator.inside("proxy", "ls", "/").stdout.split().count("state") == 1
-    assert coordinator.inside("proxy", "ls", "-A", "/state").stdout == "", "the proxy keeps nothing"
+    assert coordinator.inside("network", "ls", "-A", "/kit", "/state").stdout.split() == ["/kit:", "/state:"]
 
 
 REACH = """
-import socket
-for place in (("203.0.113.80", 80), ("1.1.1.1", 53), ("10.213.200.2", 9091), (%r, %d)):
+import os, socket
+print("interfaces", sorted(name for _, name in socket.if_nameindex()))
+print("routes", open("/proc/net/route").read().splitlines()[1:])
+for place in %r:
     try:
         socket.create_connection(place, 3).close()
         print("reached", place)
-    except OSError as error:
+    except OSError:
         print("not reached")
-for name in ("deb.debian.org", "supernode", "proxy", "host.containers.internal.example"):
+for name in ("federation.example.org", "courier", "gateway", "host.containers.internal"):
     try:
         print("resolved", socket.getaddrinfo(name, 80))
     except OSError:
         print("not resolved")
+sockets = ("/run/podman", "/run/docker.sock", "/run/dbus", "/run/systemd")
+print("sockets", [path for path in sockets if os.path.exists(path)])
 """
 
 
-def test_the_runner_has_no_way_out_and_no_names(east: Hospital, made: Federation) -> None:
-    said = east.python("runner", REACH % (own_address(), made.port)).splitlines()
-    assert said == ["not reached"] * 4 + ["not resolved"] * 4
-    routes = east.inside("runner", "cat", "/proc/net/route").stdout.splitlines()[1:]
-    assert [line.split()[1] for line in routes if line.strip()] == ["00C9D50A"], "its link, and no default route"
-    interfaces = east.inside("runner", "ls", "/sys/class/net").stdout.split()
-    assert sorted(interfaces) == ["eth0", "lo"]
+def test_the_runner_reaches_nothing(east: Hospital, made: Federation) -> None:
+    server = (own_address(), made.port)
+    places = [("203.0.113.80", 80), ("192.0.2.53", 53), ("2001:db8::1", 443), (east.address("courier"), 22), server]
+    said = east.python("runner", REACH % places).splitlines()
+    assert said[0] == "interfaces ['lo']"
+    assert said[1] == "routes []"
+    assert said[2:-1] == ["not reached"] * len(places) + ["not resolved"] * 4
+    assert said[-1] == "sockets []"
+    # The same attempt from the courier, so that this is no machine on which it fails in any case.
+    assert f"reached {server}" in east.python("courier", REACH % [server]).splitlines()
+    assert "the runner, which sees the scans, has no network" in east.log("runner")
+    assert made.at_site("east")["runner"]["isolated"] is True
 
 
-def test_supernode_reaches_the_server_and_sees_no_scans(east: Hospital, made: Federation) -> None:
-    mounts = east.inside("supernode", "cat", "/proc/mounts").stdout
+def test_the_courier_reaches_the_server_and_sees_no_scans(east: Hospital, made: Federation) -> None:
+    mounts = east.inside("courier", "cat", "/proc/mounts").stdout
     assert " /data " not in mounts and str(made.folder / "data") not in mounts
-    assert east.inside("supernode", "ls", "-A", "/data").stdout == ""
-    images = east.inside("supernode", "find", "/", "-xdev", "-name", "*.nii.gz", check=False).stdout
+    assert east.inside("courier", "ls", "-A", "/data", "/cache", "/ledger").stdout.split() == [
+        "/cache:",
+        "/data:",
+        "/ledger:",
+    ]
+    images = east.inside("courier", "find", "/", "-xdev", "-name", "*.nii.gz", check=False).stdout
     assert images == ""
     code = f"import socket; socket.create_connection(({own_address()!r}, {made.port}), 5); print('reached')"
-    assert east.python("supernode", code) == "reached"
+    assert east.python("courier", code) == "reached"
 
 
 def test_the_runner_may_not_write_to_the_scans_and_has_no_key(east: Hospital) -> None:
     assert "Read-only file system" in east.inside("runner", "touch", "/data/x", check=False).stderr
     assert east.inside("runner", "ls", "/data").stdout != ""
     assert east.inside("runner", "ls", "/kit").stdout.split() == ["federation.yaml", "kit.yaml", "plan.json"]
-    assert "key:          is not here" in east.log("runner")
+    assert "key:          not here" in east.log("runner")
 
 
 def test_no_secret_shows_in_environment_or_command_lines(east: Hospital, coordinator: Coordinator) -> None:
-    for stack, services in ((east, ("supernode", "runner")), (coordinator, ("server", "proxy"))):
+    for stack, services in ((east, ("courier", "runner")), (coordinator, ("server", "gateway"))):
         for service in services:
             told = stack.machine.podman("inspect", stack.name(service)).stdout
             told += stack.inside(
@@ -125,7 +136,8 @@ def test_no_secret_shows_in_environment_or_command_lines(east: Hospital, coordin
             ).stdout
             told += stack.log(service)
             assert "PRIVATE KEY" not in told
-            assert bytes(range(32)).hex() not in told
+    secret = (coordinator.run / "secret").read_text().strip()
+    assert secret and secret not in coordinator.log("server") + coordinator.log("gateway")
 
 
 @contextmanager
@@ -141,28 +153,48 @@ def standing_still(hospital: Hospital, number: int | None) -> Iterator[None]:
 
 
 ASK = """
-import http.client, ssl
-context = ssl.create_default_context(cafile="/kit/ca.crt")
+import hashlib, http.client
+from pathlib import Path
+from client.courier.connection import client_context
+from common.certificates import load_key
+from common.identity import sign
+kit = Path("/kit")
+key, nothing = load_key(kit / "site.key"), hashlib.sha256(b"").hexdigest()
 for path in %r:
-    connection = http.client.HTTPSConnection(%r, %d, context=context, timeout=20)
-    connection.request("POST", path, b"", {"content-type": %r})
+    connection = http.client.HTTPSConnection(%r, %d, context=client_context(kit), timeout=20)
+    connection.request("POST", path, b"", sign(key, "east", "POST", path, nothing, {}) | {"content-type": %r})
     print(connection.getresponse().status)
     connection.close()
 """
 
 
-def test_a_hospital_reaches_no_control_path_through_the_proxy(east: Hospital, made: Federation) -> None:
-    allowed = {f"/v1/fleet/{method}" for method in FLEET_METHODS}
-    forbidden = sorted(path for path in superlink_paths() if path not in allowed)
-    assert len(forbidden) > 50
-    place = (own_address(), made.port, PROTOBUF_MEDIA_TYPE)
-    assert set(east.python("supernode", ASK % (forbidden, *place)).split()) == {"403"}
-    assert set(east.python("supernode", ASK % (sorted(allowed), *place)).split()) == {"401"}, "a signature is wanted"
+def test_a_hospital_reaches_no_control_path_through_the_gateway(east: Hospital, made: Federation) -> None:
+    forbidden = [
+        f"/v1/control/{name}" for name in ("start-run", "stop-run", "list-runs", "register-node", "list-nodes")
+    ]
+    forbidden += [f"/v1/runtime/{name}" for name in ("acquire-task", "pull-task-input", "push-task-output")]
+    forbidden += ["/v1/fleet/register-node", "/v1/fleet/unregister-node", "/health", "/", "//v1/fleet/pull-messages"]
+    place = (own_address(), made.port, "application/x-protobuf")
+    assert set(east.python("courier", ASK % (forbidden, *place)).split()) == {"404"}
+
+
+def test_superlink_is_reached_from_the_servers_own_network_alone(east: Hospital, coordinator: Coordinator) -> None:
+    code = "import json; print(json.load(open('/state/run/gateway/superlink.json'))['port'])"
+    port = int(coordinator.python("server", code))
+    reach = "import socket; socket.create_connection((%r, %d), 3); print('reached')"
+    assert coordinator.python("gateway", reach % ("127.0.0.1", port)) == "reached"
+    for stack, service, place in (
+        (coordinator, "gateway", coordinator.address("network")),
+        (east, "courier", coordinator.address("network")),
+        (east, "courier", own_address()),
+    ):
+        refused = stack.inside(service, "python", "-c", reach % (place, port), check=False)
+        assert refused.returncode != 0 and "reached" not in refused.stdout
 
 
 def test_the_health_checks_find_everybody_well(east: Hospital, coordinator: Coordinator) -> None:
-    assert east.healthy(["supernode", "runner"]) == {"supernode": True, "runner": True}
-    assert coordinator.healthy(["server", "proxy"]) == {"server": True, "proxy": True}
+    assert east.healthy(["courier", "runner"]) == {"courier": True, "runner": True}
+    assert coordinator.healthy(["server", "gateway"]) == {"server": True, "gateway": True}
 
 
 def test_a_hospital_decides_and_looks_back_inside_the_runner(east: Hospital) -> None:
@@ -176,7 +208,7 @@ def test_a_hospital_decides_and_looks_back_inside_the_runner(east: Hospital) -> 
     fedvox("resume", KIT, STATE)
     fedvox("audit", KIT, STATE, "--verify")
     east.inside("runner", "fedvox-client", "ledger", "--data=/data", "--ledger=/ledger/ledger.jsonl")
-    status = east.inside("supernode", "fedvox-client", "status", KIT, STATE).stdout
+    status = east.inside("courier", "fedvox-client", "status", KIT, STATE).stdout
     assert ": connected" in status and "runs elsewhere" in status
 
 
@@ -186,7 +218,7 @@ def test_backup_and_restore_in_the_middle_give_the_model_of_a_simulation(
     coordinator.wait_until(lambda: len(made.rounds()) >= 1, "server", "a round")
     with standing_still(north, made.site_pid("north", "runner")):
         # From here on as deploy/docs/backup.md says.
-        coordinator.compose("stop", "server")
+        coordinator.compose("stop", "server", "gateway")
     assert len(made.rounds()) < 4, "the run is over already"
     coordinator.save("server", tmp_path / "state.tar", "tar", "-C", "/state", "-cf", "-", "run")
     coordinator.compose("down", "--volumes")
@@ -199,6 +231,16 @@ def test_backup_and_restore_in_the_middle_give_the_model_of_a_simulation(
     assert (coordinator.run / "model/model.safetensors").stat().st_size > 0
     for hospital in (east, north):
         assert "error codes" not in hospital.inside("runner", "fedvox-client", "audit", KIT, STATE, "--verify").stderr
+
+
+def test_both_halves_wrote_down_what_left(east: Hospital, made: Federation, coordinator: Coordinator) -> None:
+    """After the federation; the courier's log is made where the runner cannot reach."""
+    logs = [made.state("east").path / AUDIT_FILE, east.courier.path / AUDIT_FILE]
+    for log in logs:
+        verify(log)
+    runner, courier = ({entry.details.get("update") for entry in read_entries(log)} - {None} for log in logs)
+    assert len(courier) >= made.config.rounds
+    assert courier <= runner
 
 
 def test_a_hospital_restores_what_it_decided_what_left_and_what_was_spent(

@@ -1,4 +1,4 @@
-"""``fedvox-client start`` of a site that can be held in the middle of its training, or that lies to the server.
+"""``fedvox-client start`` or ``runner`` of a site that can be held in the middle of its training, or that lies.
 
 Everything is the real site's, but for two things in its runner. While the file ``hold`` in the state folder names a
 round, or none at all, training waits after its first step and says so in ``held``. And the file ``lies`` names, line
@@ -32,7 +32,8 @@ from client.app import SiteWeights
 from client.runner import main as runner
 from client.runner.app_call import App
 from client.runner.progress import TaskProgress
-from client.site_state import StateFolder
+from client.site_state import StateFolder, default_ledger
+from client.split_start import run_runner_preflight
 from client.upkeep import Upkeep, require_preflight
 from common.messages import Result
 from common.protocol import from_record, pack, to_record, unpack_answer
@@ -45,21 +46,31 @@ POLL_SECONDS = 0.02
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("command", choices=["start"])
+    parser.add_argument("command", choices=["start", "runner"])
     for name in ("--kit", "--data", "--cache"):
         parser.add_argument(name, type=Path, required=True)
-    given = parser.parse_args()
-    folder = StateFolder((given.kit / "state").absolute())
+    for name in ("--state", "--shared", "--ledger"):
+        parser.add_argument(name, type=Path)
+    given, _ = parser.parse_known_args()
+    folder = StateFolder((given.state or given.kit / "state").absolute())
     options = start.SiteOptions(
-        given.kit.absolute(), given.data.absolute(), folder.path, folder.shared, given.cache.absolute(), "cpu"
+        given.kit.absolute(),
+        given.data.absolute(),
+        folder.path,
+        given.shared or folder.shared,
+        given.cache.absolute(),
+        "cpu",
+        given.ledger or default_ledger(),
     )
+    child = scripted(start.runner_process(options, folder))
     with folder.locked():
-        require_preflight(start.run_preflight(options), print)
-        children = [
-            start.courier_process(options.kit, folder, options.shared),
-            scripted(start.runner_process(options, folder)),
-        ]
-        Upkeep(folder, children, "site", "ready for tasks", print).run()
+        if given.command == "runner":
+            require_preflight(run_runner_preflight(options), print)
+            Upkeep(folder, [child], "runner", "ready for tasks", print).run()
+        else:
+            require_preflight(start.run_preflight(options), print)
+            children = [start.courier_process(options.kit, folder, options.shared), child]
+            Upkeep(folder, children, "site", "ready for tasks", print).run()
     return 0
 
 
