@@ -222,6 +222,9 @@ class Exchange:
     def forget(self, identities: Iterable[str]) -> None:
         """Stops waiting for replies to these messages."""
         for identity in identities:
+            puller = self._stalled.pop(identity, None)
+            if puller is not None:
+                puller.requests.put(None)
             if self._signals is not None and not identity.startswith("unsent-"):
                 self._signals.forget(identity)
 
@@ -258,9 +261,9 @@ class Exchange:
             return
         said = beat[1]
         holds = waiting.ask.task in said.tasks
-        if holds and not waiting.held:
-            waiting.sign = time.monotonic()
-        waiting.held = holds
+        if holds != waiting.held:
+            # Also of a site that lost it, after hours maybe: it has as long to take it again.
+            waiting.held, waiting.sign = holds, time.monotonic()
         if said.task == waiting.ask.task and said.task and said.step > waiting.step:
             waiting.step, waiting.sign = said.step, time.monotonic()
             if seen is not None and said.step:

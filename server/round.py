@@ -151,7 +151,7 @@ class Round:
             if site not in here:
                 self.updates.drop(site)
                 continue
-            self.bytes_up += update.size
+            self.bytes_up += len(pack(update.result)) + update.size
             self.refusals[site] = None
             self._note(site, round_lines.accepted(update.result, update.sha256))
 

@@ -27,6 +27,7 @@ from common.protocol import (
     from_record,
     pack,
     to_record,
+    unpack_answer,
     unpack_question,
 )
 from common.transport import encode_vector, vector_of
@@ -329,7 +330,7 @@ class FakeNetwork(InlineGrid):
         self.asked: list[tuple[int, str, str]] = []
         self._mail: dict[int, dict[str, Message]] = {node: {} for node in nodes(len(answers))}
         self._held: dict[int, dict[str, Message]] = {node: {} for node in nodes(len(answers))}
-        self._journal: dict[tuple[int, str], RecordDict] = {}
+        self._journal: dict[tuple[int, str], tuple[RecordDict, bytes]] = {}
         self._replies: dict[str, Message] = {}
         self._beats: dict[int, float] = {}
 
@@ -395,8 +396,18 @@ class FakeNetwork(InlineGrid):
             if reply.has_error() or not is_task(message):
                 self._send(node, message, reply)
                 return
-            self._journal[node, name] = reply.content
-        self._send(node, message, Message(self._journal[node, name], reply_to=message))
+            self._journal[node, name] = reply.content, self._update_of(node, reply.content)
+        content, update = self._journal[node, name]
+        if update:
+            # As the courier does it, which asks first whether the gateway still has it.
+            GatewayWeights(self.gateway, self.registered[node]).put([update])
+        self._send(node, message, Message(content, reply_to=message))
+
+    def _update_of(self, node: int, content: RecordDict) -> bytes:
+        answer = unpack_answer(from_record(content))
+        if not isinstance(answer, Result) or answer.update in (None, UNSENT):
+            return b""
+        return FileStore(self.gateway.updates(self.registered[node])).get(str(answer.update)).tobytes()
 
     def _send(self, node: int, message: Message, reply: Message) -> None:
         identity = message.metadata.message_id
