@@ -13,7 +13,7 @@ Headers = list[tuple[str, str]]
 class Exchange(Protocol):
     """A request's body and the way to its answer, as Granian gives them to an application (RSGI).
 
-    The body ends without an error also where the client has hung up before all of it came.
+    The body can be iterated over once. It ends without an error also where the client hung up before all of it came.
     """
 
     def __aiter__(self) -> AsyncIterator[bytes]:

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,8 +199,7 @@ class Gateway:
             return await self._uploads.head(received.open, task, digest)
         if received.claim.body != digest:
             raise RefusedError(401, "signature")
-        body = aiter(received.exchange)
-        return await self._uploads.patch(received.open, task, digest, received.headers, body)
+        return await self._uploads.patch(received.open, task, digest, received.headers, received.exchange)
 
     async def _heartbeat(self, received: _Received) -> Answer:
         body = await self._body(received, self._limits.heartbeat_bytes)
@@ -220,9 +219,8 @@ class Gateway:
         if int(length) > most:
             raise RefusedError(413, "too-large")
         content = bytearray()
-        portions: AsyncIterator[bytes] = aiter(received.exchange)
         with received.open.receiving() as note:
-            async for portion in portions:
+            async for portion in received.exchange:
                 content += portion
                 note(len(portion))
         if len(content) != int(length):

@@ -68,10 +68,10 @@ class Refusals:
 
     def save(self) -> None:
         """Writes the counts if there are new ones; to be called about once a second."""
-        if self._is_written:
-            return
         if int(time.monotonic()) != self._second:
             self._say_unsaid()
+        if self._is_written:
+            return
         self._is_written = True
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)

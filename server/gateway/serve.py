@@ -62,7 +62,7 @@ from server.network_setup import Listen, check_port
 
 HEADER_SECONDS = 20
 """For the head of a request, and for a connection on which nothing comes."""
-LARGEST_HEAD = 128 * 1024
+LARGEST_HEAD = 408 * 1024
 """Bytes of the head of a request; also of what is read or written ahead for a connection."""
 STOP_SECONDS = 4.0
 MOST_CONNECTIONS = 4096

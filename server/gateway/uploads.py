@@ -11,7 +11,7 @@ import contextlib
 import errno
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,8 @@ from server.gateway.part import Part, part_path
 from server.gateway.quotas import OpenRequest, Quotas
 from server.gateway.refusals import RefusedError
 
-BATCH_BYTES = 4 * 2**20
+SPARE = ".spare"
+BATCH_BYTES = 2**20
 """That are written at once, while the next ones come; so much of an upload is in memory, twice."""
 FORGET_SECONDS = 120.0
 """After which the hash of a part is not kept in memory any more; the next request reads the part again."""
@@ -36,13 +37,14 @@ T = TypeVar("T")
 class _Entry:
     """An update that is coming.
 
-    lock: held by the one request that works on it. waiting: requests that hold the lock or wait for it.
-    used: when the last one ended.
+    lock: held by the one request that works on it. appending: that request, if it appends. arrivals: requests so far.
+    waiting: those that hold the lock or wait for it. used: when the last one ended.
     """
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    appending: OpenRequest | None = None
+    arrivals: int = 0
     waiting: int = 0
-    request: OpenRequest | None = None
     part: Part | None = None
     used: float = 0.0
 
@@ -70,7 +72,7 @@ class Uploads:
         """
         site = request.site.name
         task = await self._in_thread(lambda: self._task(site, task_name))
-        async with self._alone(request, digest):
+        async with self._alone(request, digest, appends=False):
             return await self._in_thread(lambda: self._stand(site, digest, task))
 
     async def patch(
@@ -79,7 +81,7 @@ class Uploads:
         task_name: str,
         digest: str,
         headers: Mapping[str, str],
-        body: AsyncIterator[bytes],
+        body: AsyncIterable[bytes],
     ) -> Answer:
         """Appends a body to an update.
 
@@ -98,7 +100,7 @@ class Uploads:
         offset, length, size = (_number(headers, name) for name in ("upload-offset", "upload-length", "content-length"))
         if length != task.update_bytes or size > min(self._quotas.limits.transfer_bytes, max(0, length - offset)):
             raise RefusedError(413, "too-large")
-        async with self._alone(request, digest) as entry:
+        async with self._alone(request, digest, appends=True) as entry:
             stand = await self._in_thread(lambda: self._stand(site, digest, task))
             if stand.status == 200 and "upload-complete" in stand.headers:
                 return Answer(201, stand.headers)
@@ -112,27 +114,34 @@ class Uploads:
     def close_idle(self, seconds: float = FORGET_SECONDS) -> None:
         """Lets go of parts to which nothing was added for so long; what has come of them stays on the disk."""
         now = time.monotonic()
-        for key, entry in list(self._entries.items()):
-            if not entry.waiting and now - entry.used > seconds:
+        self._let_go(lambda _, entry: now - entry.used > seconds)
+
+    def _let_go(self, condition: Callable[[str, _Entry], bool]) -> None:
+        for (site, digest), entry in list(self._entries.items()):
+            if not entry.waiting and condition(site, entry):
                 if entry.part is not None:
                     entry.part.close()
-                del self._entries[key]
+                del self._entries[site, digest]
 
     @contextlib.asynccontextmanager
-    async def _alone(self, request: OpenRequest, digest: str) -> AsyncIterator[_Entry]:
-        """While no other request works on this update; one that does is ended."""
+    async def _alone(self, request: OpenRequest, digest: str, appends: bool) -> AsyncIterator[_Entry]:
+        """While no other request works on this update. Those that append, or wait to, are ended by any later one."""
         key = request.site.name, digest
         entry = self._entries.setdefault(key, _Entry())
-        if entry.request is not None:
-            entry.request.end(RefusedError(409, "superseded"))
+        if entry.appending is not None:
+            entry.appending.end(_superseded())
+        entry.arrivals += 1
+        arrival = entry.arrivals
         entry.waiting += 1
         try:
             async with entry.lock:
-                entry.request = request
+                if appends and arrival != entry.arrivals:
+                    raise _superseded()
+                entry.appending = request if appends else None
                 try:
                     yield entry
                 finally:
-                    entry.request = None
+                    entry.appending = None
         finally:
             entry.waiting -= 1
             entry.used = time.monotonic()
@@ -148,12 +157,13 @@ class Uploads:
             entry.part = None
         if entry.part is None:
             folder = self._folder.updates(site)
-            busy = {name for owner, name in self._entries if owner == site}
+            busy = {name for (owner, name), other in self._entries.items() if owner == site and other.waiting}
             await self._in_thread(lambda: make_room(folder, digest, busy, self._quotas.limits.updates))
+            self._let_go(lambda owner, other: owner == site and other.part is not None and not other.part.is_in_place)
             entry.part = await self._in_thread(lambda: Part(folder, digest, length))
         return entry.part
 
-    async def _receive(self, request: OpenRequest, part: Part, size: int, body: AsyncIterator[bytes]) -> None:
+    async def _receive(self, request: OpenRequest, part: Part, size: int, body: AsyncIterable[bytes]) -> None:
         """Writes one batch while the next one comes, and no more than one."""
         batch: list[bytes] = []
         gathered = received = 0
@@ -215,8 +225,10 @@ def make_room(folder: Path, digest: str, busy: set[str], most: int) -> None:
         RefusedError: it has too many.
     """
     others: list[tuple[float, Path]] = []
+    # Made of what the server app has dropped; it may be as large as an update.
+    (folder / SPARE).unlink(missing_ok=True)
     for file in folder.glob("*") if folder.is_dir() else ():
-        if file.name not in (part_path(folder, digest).name, digest, ".spare"):
+        if file.name not in (part_path(folder, digest).name, digest):
             with contextlib.suppress(OSError):
                 others.append((file.stat().st_mtime, file))
     names = {part_path(folder, name).name for name in busy}
@@ -226,6 +238,10 @@ def make_room(folder: Path, digest: str, busy: set[str], most: int) -> None:
         raise RefusedError(429, "updates")
     for file in idle[: max(0, excess)]:
         file.unlink(missing_ok=True)
+
+
+def _superseded() -> RefusedError:
+    return RefusedError(409, "superseded")
 
 
 def _append(part: Part, batch: list[bytes]) -> None:
