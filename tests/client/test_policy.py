@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
+from flwr.app import Context
 
 import client.approvals
-from client.app import make_client_app
+import client.policy
+from client.app import Site, SiteWeights, make_client_app
 from client.approvals import APPROVALS_FILE, AUDIT_FILE, DecisionBook
-from client.policy import Policy, PolicyError, TaskGuard, open_guard
+from client.consent import fields_that_leave
+from client.policy import HeldBackError, Policy, PolicyError, TaskGuard, open_guard
+from client.runner.app_call import ask
 from common.audit import Entry, read_entries, verify
 from common.manifest import manifest_of
-from common.messages import ErrorCode, Progress, Result, SiteInfo, Task
-from common.protocol import pack_hello, pack_info, pack_progress, pack_result, pack_task, pack_wait
+from common.messages import ErrorCode, Failure, Hello, Result, SiteInfo, Task
+from common.protocol import Answer, Question, pack, unpack_answer
 from common.site_config import SITE_FILE, Limits, SiteConfig
+from common.weights.store import MemoryStore
 from tests import tiny
 
 FEDERATION = tiny.federation(labels={1: "ball"}, channels=("t1",))
 DIGEST = FEDERATION.digest()
 AUTOMATIC = "limits: {automatic_approval: true, federations: [tiny], max_rounds: 3, max_local_steps: 40}\n"
-RESULT = Result("a", "run", 2, 5, 2, 4, 0.5, 0.25, {1: 0.5}, 3.0, 1.0, 1.0, 1.0)
-
-
-@pytest.fixture(autouse=True)
-def identity(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flower makes no message outside of a task."""
-    monkeypatch.setattr(TaskIdentity, "_run_id", 1)
-    monkeypatch.setattr(TaskIdentity, "_node_id", 1)
-    monkeypatch.setattr(TaskIdentity, "_task_id", 1)
+MODEL, UPDATE = "a" * 64, "b" * 64
+RESULT = Result("a", "run", 2, 5, 2, 4, 0.5, 0.25, {1: 0.5}, 3.0, 1.0, 1.0, 1.0, update=UPDATE)
 
 
 @pytest.fixture
@@ -168,12 +165,8 @@ def test_stopping_works_without_a_log(state: Path) -> None:
     assert refusal(Policy(state, FEDERATION, SiteConfig())) is ErrorCode.WITHDRAWN
 
 
-def message(content: RecordDict) -> Message:
-    return Message(content, 1, "train")
-
-
-def task(round_number: int = 2) -> Message:
-    return message(pack_task(Task("run", DIGEST, round_number, 3, True), np.zeros(4, np.float32)))
+def task(round_number: int = 2, train: bool = True) -> Task:
+    return Task("run", DIGEST, round_number, 3, train, MODEL)
 
 
 def sent(state: Path) -> list[Entry]:
@@ -201,118 +194,109 @@ def test_tasks_are_written_down_either_way(state: Path, guard: TaskGuard) -> Non
 
 
 def test_what_leaves_is_written_down_exactly(state: Path, guard: TaskGuard) -> None:
-    update = np.linspace(-1, 1, 100, dtype=np.float32)
-    replies = [
-        ("hello", message(pack_hello("run", DIGEST)), pack_info(SiteInfo("a", 5, 2, "1", "2", "3", "4", "cpu", "f"))),
-        ("train", task(), pack_result(RESULT, update)),
-        ("train", task(), pack_result(RESULT, update, "int8")),
-        ("evaluate", task(4), pack_result(Result(**(vars(RESULT) | {"epsilon": 1.5})), None)),
-        ("progress", message(pack_wait("run", 2)), pack_progress(Progress("run", 2, 3, 40))),
+    answers: list[tuple[str, Question, Answer, int]] = [
+        ("hello", Hello("run", DIGEST), SiteInfo("a", 5, 2, "1", "2", "3", "4", "cpu", "f"), 0),
+        ("train", task(), RESULT, 400),
+        ("evaluate", task(4, train=False), replace(RESULT, epsilon=1.5, update=None, round=4), 0),
     ]
-    for kind, asked, content in replies:
-        guard.record(kind, asked, Message(content, reply_to=asked))
+    for kind, asked, answer, size in answers:
+        guard.record(kind, pack(asked), pack(answer), size)
     entries = sent(state)
-    assert [entry.details["kind"] for entry in entries] == [kind for kind, _, _ in replies]
-    assert [entry.details.get("round") for entry in entries] == [None, 2, 2, 4, 2]
+    assert [entry.details["kind"] for entry in entries] == [kind for kind, *_ in answers]
+    assert [entry.details.get("round") for entry in entries] == [None, 2, 4]
     assert {entry.details["run"] for entry in entries} == {"run"}
-    for entry, (_, _, content) in zip(entries, replies, strict=True):
-        manifest = manifest_of(content)
+    for entry, (_, _, answer, size) in zip(entries, answers, strict=True):
+        manifest = manifest_of(pack(answer), size)
         assert {key: entry.details[key] for key in manifest} == manifest
-    assert [entry.details["epsilon"] for entry in entries] == [None, None, None, 1.5, None]
+    assert [entry.details["epsilon"] for entry in entries] == [None, None, 1.5]
+    assert (entries[1].details["update"], entries[1].details["update_bytes"]) == (UPDATE, 400)
     verify(state / AUDIT_FILE)
 
 
-def test_errors_are_written_down_as_well(state: Path, guard: TaskGuard) -> None:
-    for code in (ErrorCode.OUT_OF_MEMORY, 8):
-        guard.record("train", task(), Message(Error(code=code, reason="MemoryError"), reply_to=task()))
-    details = [entry.details for entry in sent(state)]
-    assert [(item["error"], item["reason"], item["round"]) for item in details] == [
-        ("out-of-memory", "MemoryError", 2),
-        ("flower-error-8", "MemoryError", 2),
-    ]
+def test_failures_are_written_down_as_well(state: Path, guard: TaskGuard) -> None:
+    guard.record("train", pack(task()), pack(Failure(ErrorCode.OUT_OF_MEMORY, "MemoryError")))
+    [entry] = sent(state)
+    found = [entry.details[name] for name in ("error", "reason", "round", "bytes")]
+    assert found == ["out-of-memory", "MemoryError", 2, 0]
 
 
-def _with(name: str, record: ConfigRecord | MetricRecord | ArrayRecord) -> RecordDict:
-    records = pack_result(RESULT, np.zeros(4, np.float32))
-    if name in records and not isinstance(record, ArrayRecord):
-        records[name].update(record)  # type: ignore[arg-type]
-    else:
-        records[name] = record
-    return records
+def test_what_was_no_question_may_be_answered_with_a_failure(state: Path, guard: TaskGuard) -> None:
+    guard.record("unknown", "{", pack(Failure(ErrorCode.BAD_TASK, "ProtocolError")))
+    assert "run" not in sent(state)[0].details
 
 
-SCAN = ArrayRecord({"scan": Array(np.zeros((4, 4), np.float32))})
-UNLISTED: dict[str, Callable[[], RecordDict]] = {
-    "another record": lambda: _with("log", ConfigRecord({"text": "a"})),
-    "another field": lambda: _with("identity", ConfigRecord({"patient": "Smith"})),
-    "another number": lambda: _with("numbers", MetricRecord({"age": 63})),
-    "a long text": lambda: _with("identity", ConfigRecord({"run": "x" * 201})),
-    "bytes": lambda: _with("identity", ConfigRecord({"run": b"x"})),
-    "a list of texts": lambda: _with("identity", ConfigRecord({"site": ["a", "b"]})),
-    "a list of many numbers": lambda: _with("numbers", MetricRecord({"dice_values": [0.5] * 257})),
-    "another tensor": lambda: _with("scan", SCAN),
-    "a named tensor in the update": lambda: _with("update", SCAN),
-    "a tensor in place of numbers": lambda: _with("numbers", ArrayRecord({"steps": Array(np.zeros(4))})),
+def _with(**values: object) -> str:
+    return json.dumps(json.loads(pack(RESULT)) | values)
+
+
+UNLISTED: dict[str, str] = {
+    "another field": _with(patient="Smith"),
+    "a field less": json.dumps({key: value for key, value in json.loads(pack(RESULT)).items() if key != "steps"}),
+    "a long text": _with(run="x" * 201),
+    "a text in place of a number": _with(steps="many"),
+    "a list in place of a text": _with(site=["a", "b"]),
+    "scores of many labels": _with(dice={str(label): 0.5 for label in range(257)}),
+    "a score of no label": _with(dice={"Smith": 0.5}),
+    "a path in place of a digest": _with(update="/data/Smith.nii.gz"),
+    "a failure with a text": '{"format":3,"kind":"failure","code":1000,"reason":"/data/Smith_1963.nii.gz"}',
+    "a failure with a long name": pack(Failure(ErrorCode.INTERNAL, "x" * 101)),
+    "a question": pack(Hello("run", DIGEST)),
+    "no message at all": "Smith",
 }
 
 
 @pytest.mark.parametrize("name", UNLISTED)
 def test_what_is_on_no_list_does_not_leave(state: Path, guard: TaskGuard, name: str) -> None:
-    with pytest.raises(PolicyError, match="on no list") as error:
-        guard.record("train", task(), Message(UNLISTED[name](), reply_to=task()))
+    with pytest.raises(HeldBackError, match="on no list") as error:
+        guard.record("train", pack(task()), UNLISTED[name], 400)
     assert error.value.code is ErrorCode.REFUSED_BY_SITE
     assert sent(state) == []
     assert read_entries(state / AUDIT_FILE)[-1].event == "held_back"
 
 
-@pytest.mark.parametrize("reason", ["/data/Smith_1963.nii.gz", "two words", "x" * 201, ""])
-def test_an_error_with_a_text_does_not_leave(state: Path, guard: TaskGuard, reason: str) -> None:
-    with pytest.raises(PolicyError, match="free text"):
-        guard.record("train", task(), Message(Error(code=1000, reason=reason), reply_to=task()))
+def test_a_field_that_the_consent_document_does_not_show_does_not_leave(
+    state: Path, guard: TaskGuard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = [field for field in fields_that_leave() if field.name != "seconds"]
+    monkeypatch.setattr(client.policy, "fields_that_leave", lambda: shown)
+    with pytest.raises(HeldBackError, match="on no list: seconds"):
+        guard.record("train", pack(task()), pack(RESULT), 400)
+
+
+@pytest.mark.parametrize(("update", "size"), [(UPDATE, 0), (None, 400)])
+def test_an_update_and_its_digest_leave_together(state: Path, guard: TaskGuard, update: str | None, size: int) -> None:
+    with pytest.raises(HeldBackError, match="do not fit"):
+        guard.record("train", pack(task()), pack(replace(RESULT, update=update)), size)
     assert sent(state) == []
 
 
-def _never(context: Context) -> object:
+def _never(context: Context) -> Site:
     raise AssertionError("the site was opened")
 
 
-def _run(guard: TaskGuard, open_site: Callable[[Context], object], asked: Message) -> Message:
-    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
-    return make_client_app(open_site, guard)(asked, context)  # type: ignore[arg-type]
+def _run(guard: TaskGuard, open_site: Callable[[Context], Site]) -> Answer:
+    store = MemoryStore()
+    app = make_client_app(open_site, SiteWeights(store, store), guard)
+    hello = Hello("run", DIGEST)
+    return unpack_answer(ask(app, "0" * 32, hello, pack(hello)))
 
 
-def _hello() -> Message:
-    return Message(pack_hello("run", DIGEST), 1, "query.hello")
-
-
-def test_the_client_app_asks_first_and_records_last(state: Path, guard: TaskGuard) -> None:
+def test_the_client_app_asks_first(state: Path, guard: TaskGuard) -> None:
     site = tiny.site("a", 1, DIGEST)
-    reply = _run(guard, lambda context: site, _hello())
-    assert not reply.has_error()
-    assert sent(state)[-1].details["sha256"] == manifest_of(reply.content)["sha256"]
+    assert isinstance(_run(guard, lambda context: site), SiteInfo)
     DecisionBook(state).withdraw()
-    refused = _run(guard, _never, _hello())
-    assert (refused.error.code, refused.error.reason) == (ErrorCode.WITHDRAWN, "PolicyError")
-    assert sent(state)[-1].details["error"] == "withdrawn"
+    assert _run(guard, _never) == Failure(ErrorCode.WITHDRAWN, "PolicyError")
 
 
 def test_without_a_log_no_work_is_done_and_nothing_leaves(state: Path, guard: TaskGuard) -> None:
     (state / AUDIT_FILE).write_text("broken\n")
-    assert _run(guard, _never, _hello()).error.code == ErrorCode.REFUSED_BY_SITE
-
-
-def test_a_log_that_breaks_during_the_work_holds_the_reply_back(state: Path, guard: TaskGuard) -> None:
-    site = tiny.site("a", 1, DIGEST)
-
-    def open_site(context: Context) -> object:
-        (state / AUDIT_FILE).write_text("broken\n")
-        return site
-
-    assert _run(guard, open_site, _hello()).error.code == ErrorCode.REFUSED_BY_SITE
+    assert _run(guard, _never) == Failure(ErrorCode.REFUSED_BY_SITE, "PolicyError")
+    with pytest.raises(PolicyError, match="not an entry") as error:
+        guard.record("train", pack(task()), pack(RESULT), 400)
+    assert not isinstance(error.value, HeldBackError), "once the log is whole again it may leave"
 
 
 def test_numbers_that_do_not_exist_are_written_as_none(state: Path, guard: TaskGuard) -> None:
-    reply = Message(pack_result(Result(**(vars(RESULT) | {"dice": {1: math.nan}})), None), reply_to=task())
-    guard.record("evaluate", task(), reply)
-    numbers = sent(state)[-1].details["fields"]["numbers"]
-    assert (numbers["dice_values"], numbers["epsilon"]) == ([None], None)
+    guard.record("train", pack(task()), pack(replace(RESULT, dice={1: math.nan})), 400)
+    fields = sent(state)[-1].details["fields"]
+    assert (fields["dice"], fields["epsilon"]) == ({"1": None}, None)

@@ -7,17 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from flwr.app import Message, MessageType
 
-from client.app import Site, make_client_app
+from client.app import Site, SiteWeights, make_client_app
 from client.private_trainer import PrivateTrainer, make_trainer
+from client.runner.app_call import ask as ask_app
 from common.config import FederationConfig
 from common.errors import FedvoxError
-from common.messages import ErrorCode
+from common.messages import ErrorCode, Failure, Result, Task
 from common.phantom import write_phantom_dataset
 from common.privacy import Spend, epsilon_of
-from common.protocol import Result, Task, Vector, pack_task, unpack_result
-from server.inline_grid import InlineGrid
+from common.protocol import Answer, pack, unpack_answer
+from common.transport import Vector, vector_of
+from common.weights.store import MemoryStore
 from server.partition import SiteCases, SitePartition
 from server.simulation import SimulatedBudget, SimulatedSites
 from tests import tiny
@@ -62,25 +63,27 @@ def federation(**privacy: object) -> FederationConfig:
     return tiny.federation(privacy=values, training=training)
 
 
+WEIGHTS = MemoryStore()
+
+
 def ask(
     purse: Purse, train: bool = True, scored_on: int = 1, **privacy: object
-) -> tuple[Message, Watcher, PrivateTrainer]:
+) -> tuple[Answer, Watcher, PrivateTrainer]:
     config = federation(**privacy)
     trainer = make_trainer(config, tiny.plan(), torch.device("cpu"))
     watcher = Watcher(purse)
     cases = CASES[:-1], CASES[-1:] * scored_on
     site = Site("a", *cases, 0, config.digest(), trainer, watcher, privacy=trainer.privacy, budget=purse)
-    grid = InlineGrid(make_client_app(lambda context: site), {1: {}})
-    task = Task("run", config.digest(), 3 if train else 4, 3, train)
-    weights = np.zeros(trainer.layout.size, np.float32)
-    kind = MessageType.TRAIN if train else MessageType.EVALUATE
-    [reply] = grid.send_and_receive([Message(pack_task(task, weights), 1, kind)])
-    return reply, watcher, trainer
+    model = WEIGHTS.put([np.zeros(trainer.layout.size, "<f4")])
+    task = Task("run", config.digest(), 3 if train else 4, 3, train, model)
+    app = make_client_app(lambda context: site, SiteWeights(WEIGHTS, WEIGHTS))
+    return unpack_answer(ask_app(app, task.name, task, pack(task))), watcher, trainer
 
 
-def unpacked(reply: Message, trainer: PrivateTrainer) -> tuple[Result, Vector | None]:
-    result, update = unpack_result(reply.content, trainer.layout.size)
-    return result, None if update is None else update.vector()
+def unpacked(answer: Answer, trainer: PrivateTrainer) -> tuple[Result, Vector | None]:
+    assert isinstance(answer, Result)
+    update = None if answer.update is None else WEIGHTS.get(answer.update)
+    return answer, None if update is None else vector_of(update, trainer.layout.size, "float32")
 
 
 def test_a_round_is_paid_for_at_once_and_before_it_begins() -> None:
@@ -114,9 +117,7 @@ def test_scores_that_do_not_leave_cost_nothing(scored_on: int, privacy: dict[str
 def test_nothing_is_computed_that_cannot_be_paid() -> None:
     purse = Purse(None)
     reply, watcher, _ = ask(purse)
-    assert reply.has_error()
-    assert reply.error.code == ErrorCode.PRIVACY_BUDGET
-    assert reply.error.reason == "BudgetSpentError"
+    assert reply == Failure(ErrorCode.PRIVACY_BUDGET, "BudgetSpentError")
     assert watcher.steps == []
 
 
