@@ -66,7 +66,7 @@ class Site:
     def log(self) -> str:
         return self.log_file.read_text() if self.log_file.exists() else ""
 
-    def wait(self, condition: object, what: str, seconds: float = 20.0) -> object:
+    def wait(self, condition: object, what: str, seconds: float = 60.0) -> object:
         """Polls; shows the log if it was in vain."""
         try:
             return wait_for(condition, what, seconds)  # type: ignore[arg-type]

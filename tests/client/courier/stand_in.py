@@ -380,7 +380,7 @@ class Attempt(threading.Thread):
         assert not self.is_alive()
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
     """Polls until something is true, and returns it."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
