@@ -11,6 +11,7 @@ rules keep a round going, whatever is killed:
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 import time
@@ -25,6 +26,8 @@ from flwr.serverapp import Grid
 from common.errors import FedvoxError
 from common.messages import Heartbeat
 from common.protocol import to_record
+
+log = logging.getLogger("fedvox.server")
 
 PULL_INTERVAL_SECONDS = 0.1
 HEARTBEAT_INTERVAL_SECONDS = 0.25
@@ -303,6 +306,7 @@ class Exchange:
         if self._stalled.pop(identity, None) is not None:
             puller.requests.put(None)
         if isinstance(result, Exception):
+            log.warning("a reply cannot be read", exc_info=result)
             # If SuperLink itself is gone this raises too, and the run ends. Else this one reply is to blame.
             list(self._grid.get_node_ids())
             return NoReply.UNREADABLE

@@ -7,9 +7,9 @@ times, and it goes on from the last finished round. Only one at a time works on 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import secrets
-import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from server.run_summary import write_summary
 from server.state import RunFolder, RunState, now
 from server.weight_transfer import GatewaySignals, GatewayTransfer
 
+log = logging.getLogger("fedvox.server")
 app = ServerApp()
 
 
@@ -39,13 +40,20 @@ def main(grid: Grid, context: Context) -> None:
     """Runs what is left of the federation whose run folder the environment names."""
     folder = RunFolder.open(Path(os.environ[RUN_VARIABLE]))
     with only_app(folder.path, context.run_id):
+        _log_to(folder.path / APP_LOG)
         try:
             run_federation(grid, folder)
         except Exception:
-            # Flower keeps what is printed here to itself.
-            with (folder.path / APP_LOG).open("a", encoding="utf-8") as log:
-                log.write(f"{now()}\n{traceback.format_exc()}\n")
+            log.exception("the server app ends")
             raise
+
+
+def _log_to(file: Path) -> None:
+    """Writes this process's log to a file: Flower keeps what is printed to itself."""
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
 
 
 def run_federation(grid: Grid, folder: RunFolder) -> None:
