@@ -569,3 +569,61 @@ def test_the_file_says_what_was_spent(path: Path) -> None:
     assert (training["noise_multiplier"], training["sample_rate"], training["steps"]) == (1.0, 0.1, 10)
     assert (validation["purpose"], validation["noise_multiplier"]) == ("validation", 5.0)
     assert datetime.fromisoformat(entry["time"]).tzinfo is not None
+
+
+def attempt_budget(path: Path, attempt: str, train: list[Patient], limit: float | None = None) -> LedgerBudget:
+    people = {"training": train, "validation": patients("v")}
+    return LedgerBudget(Ledger(path), federation(), people, site(limit), lambda: attempt)  # type: ignore[arg-type]
+
+
+def test_an_attempt_that_is_taken_up_again_pays_once(path: Path) -> None:
+    first = attempt_budget(path, "one", patients("a")).spend("run", 1, ROUND)
+    again = attempt_budget(path, "one", patients("a")).spend("run", 1, ROUND)
+    assert first == again == of(TRAINING)
+    assert [item.entry.attempt for item in Ledger(path).read().rounds] == ["one"]
+    assert budget(path, patients("a")).spend("run", 2, ()) == of(TRAINING)
+
+
+@pytest.mark.parametrize(
+    ("attempt", "who", "run", "number", "spends"),
+    [
+        ("two", "a", "run", 1, ROUND),
+        ("", "a", "run", 1, ROUND),
+        ("one", "b", "run", 1, ROUND),
+        ("one", "a", "another", 1, ROUND),
+        ("one", "a", "run", 2, ROUND),
+        ("one", "a", "run", 1, (TRAINING,)),
+        ("one", "a", "run", 1, (Spend("training", 1.0, 0.1, 11), VALIDATION)),
+    ],
+)
+def test_what_an_attempt_has_paid_covers_exactly_that(
+    path: Path, attempt: str, who: str, run: str, number: int, spends: tuple[Spend, ...]
+) -> None:
+    attempt_budget(path, "one", patients("a")).spend("run", 1, ROUND)
+    attempt_budget(path, attempt, patients(who)).spend(run, number, spends)
+    assert len(Ledger(path).read().rounds) == 2
+
+
+def test_without_a_name_every_attempt_pays(path: Path) -> None:
+    for _ in range(2):
+        attempt_budget(path, "", patients("a")).spend("run", 1, ROUND)
+    assert len(Ledger(path).read().rounds) == 2
+
+
+def test_a_limit_that_was_lowered_refuses_an_attempt_that_was_paid_for(path: Path) -> None:
+    attempt_budget(path, "one", patients("a")).spend("run", 1, ROUND)
+    with pytest.raises(PolicyError) as error:
+        attempt_budget(path, "one", patients("a"), limit=of(TRAINING) / 2).spend("run", 1, ROUND)
+    assert error.value.code is ErrorCode.PRIVACY_BUDGET
+
+
+def test_a_ledger_of_an_earlier_version_names_no_attempts(path: Path) -> None:
+    """What it holds counts, and covers no attempt."""
+    attempt_budget(path, "", patients("a")).spend("run", 1, ROUND)
+    entries = [entry for entry in read_entries(path) if entry.event == "round"]
+    earlier = path.with_name("earlier.jsonl")
+    log = AuditLog(earlier)
+    for entry in read_entries(path):
+        log.append(entry.event, **{name: value for name, value in entry.details.items() if name != "attempt"})
+    assert len(entries) == 1 and "attempt" not in read_entries(earlier)[-1].details
+    assert attempt_budget(earlier, "one", patients("a")).spend("run", 1, ROUND) == of(TRAINING, TRAINING)
