@@ -33,7 +33,6 @@ LOOK_SECONDS = 0.02
 CHECK_EVERY_LOOKS = 100
 """Looks after which the task file is looked for too."""
 ASK_EVERY_LOOKS = 1500
-"""Looks after which the server is asked whether it still wants a task that nobody has begun with."""
 REFUSED_UPLOADS = frozenset({409, 413, 422})
 log = logging.getLogger("fedvox.courier")
 T = TypeVar("T")
@@ -64,12 +63,17 @@ class TaskHandler:
         name: of a task that the mailbox holds.
         context: what it works with.
         on_end: called, under the mailbox's lock, when nothing of it is left.
+        ask_every: looks for a reply, ``LOOK_SECONDS`` apart, after which the server is asked whether it still wants a
+            task that nobody has begun with.
     """
 
-    def __init__(self, name: str, context: TaskContext, on_end: Callable[[], object]) -> None:
+    def __init__(
+        self, name: str, context: TaskContext, on_end: Callable[[], object], ask_every: int = ASK_EVERY_LOOKS
+    ) -> None:
         self.name = name
         self._context = context
         self._on_end = on_end
+        self._ask_every = ask_every
         self._label = f"task {name[:12]}"
         self._reply_file = context.shared.reply(name)
         self._task_file = context.shared.task(name)
@@ -110,7 +114,7 @@ class TaskHandler:
             if looks % CHECK_EVERY_LOOKS == 0 and not self._is_passed_on(question):
                 self._pass_on(held, question)
             looks += 1
-            if looks % ASK_EVERY_LOOKS == 0 and not self._is_wanted(question):
+            if looks % self._ask_every == 0 and not self._is_wanted(question):
                 raise RefusedError("a task that waits", http.HTTPStatus.NOT_FOUND, "no longer wanted")
             self._context.retries.pause(LOOK_SECONDS)
 
