@@ -20,7 +20,7 @@ from tests.e2e.network_federation import (
     wait_for,
 )
 
-pytestmark = [pytest.mark.deploy, pytest.mark.slow, pytest.mark.usefixtures("nginx")]
+pytestmark = [pytest.mark.deploy, pytest.mark.slow]
 
 Mount = Callable[[Path], Disk]
 PATIENCE_SECONDS = 400

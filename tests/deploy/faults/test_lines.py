@@ -11,7 +11,7 @@ from server.initial_weights import initial_weights
 from tests.deploy.faults.conftest import SERVER_ADDRESS, Line
 from tests.e2e.network_federation import Federation, assert_same_model, federation, simulated
 
-pytestmark = [pytest.mark.deploy, pytest.mark.slow, pytest.mark.usefixtures("nginx")]
+pytestmark = [pytest.mark.deploy, pytest.mark.slow]
 
 FAR = "west"
 """The site at the other end of the line; the other one is beside the server."""
