@@ -124,9 +124,9 @@ class RoundLoop:
         state = self._folder.load_state()
         if state is None:
             raise FederationError(f"{self._folder.path}: has no state.json; start a new run")
+        self._folder.rewind(state)
         if state.finished:
             return
-        self._folder.rewind(state)
         link = self._link
         exchange = Exchange(grid, link.make_message, link.patience, link.signals)
         roster = Roster(grid, exchange, state, self._folder, self._sites, link.names, link.patience)

@@ -145,10 +145,10 @@ class RunFolder:
         file = self.path / "rounds.jsonl"
         if file.exists() and file.read_text(encoding="utf-8") != text:
             write_atomically(file, text)
-        for half in [*self.path.glob(".*.part"), *(self.path / "checkpoints").glob(".*.part")]:
-            half.unlink(missing_ok=True)
         best = {state.best_round} if state.best_round is not None else set()
         self.keep_checkpoints({state.round, *best})
+        for half in [*self.path.glob(".*.part"), *(self.path / "checkpoints").glob(".*.part")]:
+            half.unlink(missing_ok=True)
 
     def read_rounds(self) -> list[dict[str, Any]]:
         """The lines of ``rounds.jsonl``; a last line that was cut in half is left out."""

@@ -1,6 +1,9 @@
 """Kills a run, as ``kill -9`` does, at each of its operations on files, and goes on with it each time.
 
-``python -m tests.server.kill_points FOLDER`` forks a child for every operation, in which an audit hook sends SIGKILL
+Weights go through the gateway's folder, as over a network, so that updates outlive the server app; sites answer in the
+server app's own process, and what they were doing dies with it.
+
+``python -m tests.server.kill_points FOLDER [ENCODING]`` forks a child for every operation, in which an audit hook sends SIGKILL
 just before that operation is done; then it goes on with what is left, and compares the end with that of a run that was
 never killed. Prints ``killed N times``.
 """
@@ -14,11 +17,15 @@ from pathlib import Path
 
 import numpy as np
 
+from server.app import Link
+from server.gateway.folder import GatewayFolder
+from server.inline_grid import InlineGrid
 from server.state import RunFolder
+from server.weight_transfer import GatewayTransfer
 from tests import tiny
-from tests.server.fake_sites import LAYOUT, app_of, broken, honest, run, site
+from tests.server.fake_sites import LAYOUT, begin, broken, gateway_app, honest, nodes, run_over, site
 
-CONFIG = tiny.federation(rounds=2)
+CONFIG = tiny.federation(rounds=2, transport={"upload": "bfloat16", "download": sys.argv[2]} if sys.argv[2:] else {})
 SITES = [
     ("a", 30, honest("a", 30, 1.0, lambda weights: 1 - abs(float(weights[0]) - 2) / 10)),
     site("b", 20, 1.2),
@@ -39,14 +46,20 @@ def main(root: Path) -> int:
             return 0
         go(folder)
         if end(folder) != end(whole) or leftovers(folder) != leftovers(whole):
-            print(f"killed before operation {kills}: {end(folder)} {leftovers(folder)}, not {end(whole)}")
+            print(f"killed before operation {kills}: {end(folder)} {leftovers(folder)}")
+            print(f"not {end(whole)} {leftovers(whole)}")
             return 1
         kills += 1
 
 
 def go(folder: RunFolder) -> None:
     """Runs to the end."""
-    run(CONFIG, app_of(SITES), LAYOUT, 3, folder)
+    begin(CONFIG, LAYOUT, folder)
+    gateway = GatewayFolder(folder.path)
+    gateway.make()
+    grid = InlineGrid(gateway_app(gateway, SITES), nodes(len(SITES)))
+    link = Link(GatewayTransfer(gateway, CONFIG.transport.download), grid.message)
+    run_over(grid, link, CONFIG, LAYOUT, len(SITES), folder)
 
 
 def killed_at(folder: RunFolder, operation: int) -> bool:
@@ -81,8 +94,9 @@ def end(folder: RunFolder) -> object:
 
 
 def leftovers(folder: RunFolder) -> list[str]:
-    """Names of all files."""
-    return sorted(str(path.relative_to(folder.path)) for path in folder.path.rglob("*"))
+    """Names of all files but the half-written and spare ones in the gateway's folder, which goes when the run is over."""
+    named = (path for path in folder.path.rglob("*") if not ("gateway" in path.parts and path.name.startswith(".")))
+    return sorted(str(path.relative_to(folder.path)) for path in named)
 
 
 if __name__ == "__main__":
