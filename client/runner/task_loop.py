@@ -20,6 +20,7 @@ from types import FrameType
 
 from client.policy import HeldBackError, PolicyError, TaskGuard
 from client.runner.app_call import App, ask, failure, kind_of
+from client.runner.memory import return_freed_memory
 from client.runner.progress import RunnerStatus, SupersededError, TaskProgress
 from client.runner.task_journal import Record, TaskJournal
 from client.shared_folder import SharedFolder
@@ -32,7 +33,7 @@ from common.weights.store import FileStore, MissingWeightsError, digest_of
 log = logging.getLogger("fedvox.runner")
 
 SHORT_PAUSE_SECONDS, LONG_PAUSE_SECONDS = 0.02, 0.1
-IDLE_FOR_LONG_SECONDS = 60.0
+IDLE_SECONDS, IDLE_FOR_LONG_SECONDS = 1.0, 60.0
 BUSY_PAUSE_SECONDS = 0.05
 LOOK_SECONDS = 5.0
 """So often is the inbox read although nothing seems to have changed in it."""
@@ -102,7 +103,7 @@ class TaskLoop:
         self._held: dict[str, tuple[_Job, str]] = {}
         self._retry_at = 0.0
         self._looked_at, self._seen, self._busy_at = 0.0, -1, time.monotonic()
-        self._stopping = False
+        self._stopping, self._is_lean = False, False
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
 
@@ -139,10 +140,13 @@ class TaskLoop:
     def _pause(self) -> None:
         answers = [job.answer for job in (self._work, self._talk) if job is not None]
         if answers:
-            self._busy_at = time.monotonic()
+            self._busy_at, self._is_lean = time.monotonic(), False
             wait(answers, BUSY_PAUSE_SECONDS, FIRST_COMPLETED)
         else:
             idle = time.monotonic() - self._busy_at
+            if idle > IDLE_SECONDS and not self._is_lean:
+                return_freed_memory()
+                self._is_lean = True
             time.sleep(SHORT_PAUSE_SECONDS if idle < IDLE_FOR_LONG_SECONDS else LONG_PAUSE_SECONDS)
 
     def _may_have_changed(self) -> bool:
