@@ -5,10 +5,15 @@ from pathlib import Path
 import pytest
 
 from common.errors import OutputError
-from common.supervise import LARGEST_LOG_BYTES
-from server.app_lock import DATABASE, OBJECTS, SPOOL
-from server.network_setup import forget_messages, make_run_folder, proxy_process
-from server.proxy import REFUSED_LOG, Listen
+from server.app_lock import DATABASE, RUN_VARIABLE, UPDATES
+from server.gateway.folder import GatewayFolder
+from server.network_setup import (
+    Listen,
+    flower_processes,
+    forget_messages,
+    gateway_process,
+    make_run_folder,
+)
 
 
 def test_a_new_run_folder_is_its_owners_alone(tmp_path: Path) -> None:
@@ -28,27 +33,41 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_of_a_run_that_is_over_no_sites_update_stays(tmp_path: Path) -> None:
-    for name in (
-        f"{OBJECTS}/piece",
-        f"{SPOOL}/site.update",
-        DATABASE,
-        f"{DATABASE}-wal",
-        "checkpoints/round-1",
-        "state.json",
+    gateway = GatewayFolder(tmp_path)
+    for path in (
+        gateway.updates("north") / ("ab" * 32),
+        gateway.updates("north") / ".spare",
+        gateway.path / "models" / ("cd" * 32),
+        tmp_path / UPDATES / "note.json",
+        tmp_path / DATABASE,
+        tmp_path / f"{DATABASE}-wal",
+        tmp_path / "checkpoints" / "round-1",
+        tmp_path / "state.json",
     ):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("content")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("content")
     forget_messages(tmp_path)
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"round-1", "state.json"}
     forget_messages(tmp_path)
 
 
-@pytest.mark.parametrize(("grown", "kept"), [(0, [REFUSED_LOG]), (1, [f"{REFUSED_LOG}.1"])])
-def test_what_strangers_have_had_refused_does_not_fill_the_disk(tmp_path: Path, grown: int, kept: list[str]) -> None:
-    """Whoever reaches the port can have a line written with every request."""
-    folder = tmp_path / "proxy"
-    folder.mkdir()
-    with (folder / REFUSED_LOG).open("wb") as log:
-        log.truncate(LARGEST_LOG_BYTES + grown)
-    proxy_process(tmp_path, tmp_path / "kit", "nginx", Listen("127.0.0.1", 9443), tmp_path / "superlink")
-    assert sorted(path.name for path in folder.glob(f"{REFUSED_LOG}*")) == kept
+def test_no_secret_stands_on_a_command_line_and_superlink_is_reached_from_here_alone(tmp_path: Path) -> None:
+    run, kit = tmp_path / "run", tmp_path / "kit"
+    make_run_folder(run)
+    superlink, superexec = flower_processes(run, 39_123)
+    gateway = gateway_process(run, kit, Listen("192.0.2.1", 9443))
+    secret = (run / "secret").read_text()
+    assert len(secret) == 64
+    assert (run / "secret").stat().st_mode & 0o077 == 0
+    for child in (superlink, superexec, gateway):
+        assert secret not in " ".join([*child.command, *child.env.values()])
+        assert child.env[RUN_VARIABLE] == str(run)
+        assert child.env["FLWR_TELEMETRY_ENABLED"] == "0"
+    said = superlink.command
+    assert said[said.index("--host") + 1] == "127.0.0.1"
+    assert said[said.index("--port") + 1] == "39123"
+    assert "127.0.0.1:39123" in superexec.command
+    assert superexec.after == ("superlink",)
+    assert "192.0.2.1:9443" in gateway.command
+    assert flower_processes(run, 39_123)[0].command == said
+    assert (run / "secret").read_text() != secret, "every start has its own"

@@ -5,19 +5,20 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from client.app import make_client_app
+from client.app import SiteWeights, make_client_app
 from client.approvals import AUDIT_FILE, DecisionBook
 from client.ledger import Ledger, Witness
-from client.policy import open_guard
+from client.policy import TaskGuard, open_guard
 from client.privacy_account import Account
+from client.runner.app_call import ask, kind_of
 from client.site_data import LocalSite
 from common.audit import read_entries, verify
 from common.config import FederationConfig
@@ -25,14 +26,17 @@ from common.models.unet3d import build_model
 from common.phantom import write_phantom_dataset
 from common.plan import Plan
 from common.privacy import PrivacyPlan, epsilon_of, plan_privacy
-from common.protocol import WeightLayout
+from common.protocol import Failure, Result, WeightLayout, from_record, to_record, unpack_answer, unpack_question
 from common.site_config import SITE_FILE
-from server.app import RoundLoop, make_server_app
-from server.exchange import Patience
+from common.transport import vector_bytes
+from common.weights.store import MemoryStore, WeightStore
+from server.app import Link, Patience
+from server.gateway.folder import GatewayFolder
 from server.inline_grid import InlineGrid
 from server.state import RunFolder
+from server.weight_transfer import StoreTransfer
 from tests import tiny
-from tests.server.fake_sites import ShakyGrid, Silent, begin, nodes
+from tests.server.fake_sites import FakeNetwork, GatewayWeights, begin, nodes, run_network, run_over, site
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ROUNDS = 5
@@ -57,16 +61,27 @@ def after(rounds: int) -> float:
 
 
 class Hospitals(ClientApp):
-    """Three hospitals, each with its own patients, ledger, decisions and limit."""
+    """Three hospitals, each with its own patients, ledger, decisions and limit.
+
+    What stands between Flower and a site's app in a runner is here too: the audit log of what leaves.
+    """
 
     def __init__(
-        self, folder: Path, data: Mapping[str, Path], limit_of_c: float, config: FederationConfig = CONFIG
+        self,
+        folder: Path,
+        data: Mapping[str, Path],
+        limit_of_c: float,
+        config: FederationConfig = CONFIG,
+        gateway: GatewayFolder | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.folder = folder
         self.plan = self.make_plan()
-        self._apps = [self._open(name, data[name], limit_of_c if name == "c" else 8) for name in NAMES]
+        self.store = MemoryStore()
+        self._gateway = gateway
+        self._guards = {name: self._open_guard(name, limit_of_c if name == "c" else 8) for name in NAMES}
+        self._apps = {name: self._open(name, data[name]) for name in NAMES}
 
     @staticmethod
     def make_plan() -> Plan:
@@ -75,17 +90,36 @@ class Hospitals(ClientApp):
         content["model"]["classes"] = 4
         return Plan.model_validate(content)
 
-    def __call__(self, message: Message, context: Context) -> Message:
-        return self._apps[int(context.node_config["partition-id"])](message, context)
+    @property
+    def layout(self) -> WeightLayout:
+        return WeightLayout.of(build_model(self.plan.model))
 
-    def _open(self, name: str, data: Path, limit: float) -> ClientApp:
+    def __call__(self, message: Message, context: Context) -> Message:
+        name = NAMES[int(context.node_config["partition-id"])]
+        text = from_record(message.content)
+        question = unpack_question(text)
+        answer = ask(self._apps[name], "0" * 32, question, text)
+        content = unpack_answer(answer)
+        sends = isinstance(content, Result) and content.update is not None
+        update_bytes = vector_bytes(self.layout.size, self.config.transport.upload) if sends else 0
+        self._guards[name].record(kind_of(question), text, answer, update_bytes)
+        if isinstance(content, Failure):
+            return Message(Error(content.code, content.reason), reply_to=message)
+        return Message(to_record(answer), reply_to=message)
+
+    def _open_guard(self, name: str, limit: float) -> TaskGuard:
         state = self.state(name)
         DecisionBook(state).approve(self.config.name, self.config.digest(), "Dr. Example")
         (state / SITE_FILE).write_text(f"privacy: {{required: true, max_epsilon: {limit}}}\n")
+        return open_guard(state, self.config)
+
+    def _open(self, name: str, data: Path) -> ClientApp:
+        state = self.state(name)
         ledger = Ledger(self.ledger(name), Witness(state))
         cache = self.folder / "cache"
         site = LocalSite(self.config, self.plan, name, data, cache, 0.3, "cpu", state=state, ledger=ledger)
-        return make_client_app(site, open_guard(state, self.config))
+        store: WeightStore = self.store if self._gateway is None else GatewayWeights(self._gateway, name)
+        return make_client_app(site, SiteWeights(store, store), self._guards[name])
 
     def state(self, name: str) -> Path:
         return self.folder / name / "state"
@@ -105,18 +139,26 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def run(
-    hospitals: Hospitals,
-    folder: RunFolder,
-    grid: InlineGrid | None = None,
-    patience: Patience | None = None,
-    config: FederationConfig = CONFIG,
-) -> list[dict[str, Any]]:
-    layout = WeightLayout.of(build_model(hospitals.plan.model))
-    begin(config, layout, folder, 0.01)
+def run(hospitals: Hospitals, folder: RunFolder, grid: InlineGrid | None = None) -> list[dict[str, Any]]:
+    """As a simulation."""
+    begin(hospitals.config, hospitals.layout, folder, 0.01)
     grid = grid or InlineGrid(hospitals, nodes(3))
-    app = make_server_app(lambda: RoundLoop(config, layout, set(LABELS), 3, folder, Silent(), patience=patience))
-    app(grid, Context(run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={}))
+    link = Link(StoreTransfer(hospitals.store, "float32"), grid.message)
+    run_over(grid, link, hospitals.config, hospitals.layout, 3, folder, labels=frozenset(LABELS))
+    return folder.read_rounds()
+
+
+def run_over_network(folder: RunFolder, make: Callable[[GatewayFolder], Hospitals]) -> list[dict[str, Any]]:
+    hospitals: list[Hospitals] = []
+
+    def app(gateway: GatewayFolder) -> ClientApp:
+        hospitals.append(make(gateway))
+        return hospitals[0]
+
+    network = FakeNetwork(folder, [site(name, 0, 0.0) for name in NAMES], app=app)
+    config, layout = hospitals[0].config, hospitals[0].layout
+    begin(config, layout, folder, 0.01)
+    run_network(config, network, layout, QUICK, labels=frozenset(LABELS))
     return folder.read_rounds()
 
 
@@ -163,8 +205,9 @@ def test_what_was_spent_is_in_the_ledgers_and_nowhere_else(data: dict[str, Path]
 
 QUICK = Patience(
     deadline_seconds=300,
+    silence_seconds=300,
     gathering_seconds=1,
-    offline_seconds=1,
+    offline_seconds=300,
     stall_seconds=60,
     look_seconds=0.01,
     retry_seconds=0.05,
@@ -172,8 +215,8 @@ QUICK = Patience(
 
 
 def test_over_a_network_the_site_is_asked_less_and_less(data: dict[str, Path], tmp_path: Path) -> None:
-    hospitals, folder = Hospitals(tmp_path, data, LIMIT_OF_C), RunFolder.create(tmp_path / "run")
-    lines = run(hospitals, folder, ShakyGrid(hospitals, nodes(3)), QUICK)
+    folder = RunFolder.create(tmp_path / "run")
+    lines = run_over_network(folder, lambda gateway: Hospitals(tmp_path, data, LIMIT_OF_C, gateway=gateway))
     assert column(lines, "a", "status") == column(lines, "b", "status") == ["ok"] * (ROUNDS + 1)
     # Asked once more in the next round, then not in the one after it.
     assert column(lines, "c", "reason")[2:5] == ["privacy-budget", "privacy-budget", None]
@@ -216,12 +259,12 @@ KILLED_IN_TRAINING = """
 import os, signal, sys
 from pathlib import Path
 import numpy as np
-from flwr.app import Context, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
-from client.app import make_client_app
+from client.app import SiteWeights, make_client_app
+from client.runner.app_call import ask
 from client.site_data import LocalSite
 from client.ledger import Ledger, Witness
-from common.protocol import Task, pack_task
+from common.protocol import Task, pack
+from common.weights.store import MemoryStore
 from tests.server.test_privacy_budget import CONFIG, Hospitals
 
 class Killer:
@@ -229,16 +272,16 @@ class Killer:
     def site_step(self, *_): os.kill(os.getpid(), signal.SIGKILL)
 
 folder, data = map(Path, sys.argv[1:])
-TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
 state = folder / "state"
 state.mkdir()
 ledger = Ledger(folder / "ledger.jsonl", Witness(state))
 plan = Hospitals.make_plan()
 site = LocalSite(CONFIG, plan, "a", data, None, 0.3, "cpu", observer=Killer(), state=state, ledger=ledger)
 size = site.open().trainer.layout.size
-task = pack_task(Task("r", CONFIG.digest(), 1, 5, True), np.full(size, 0.01, np.float32))
-context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
-make_client_app(site)(Message(task, 1, "train"), context)
+store = MemoryStore()
+model = store.put([np.full(size, 0.01, "<f4")])
+task = Task("r", CONFIG.digest(), 1, 5, True, model)
+ask(make_client_app(site, SiteWeights(store, store)), task.name, task, pack(task))
 """
 
 
@@ -258,11 +301,17 @@ def test_a_site_that_requires_privacy_stays_away_from_a_federation_without(
     data: dict[str, Path], tmp_path: Path
 ) -> None:
     plain = CONFIG.model_copy(update={"privacy": None, "rounds": 2})
-    hospitals, folder = Hospitals(tmp_path, data, 8, plain), RunFolder.create(tmp_path / "run")
-    for name in "ab":
-        (hospitals.state(name) / SITE_FILE).write_text("privacy: {required: false}\n")
-    lines = run(hospitals, folder, ShakyGrid(hospitals, nodes(3)), QUICK, plain)
+    folder, opened = RunFolder.create(tmp_path / "run"), []
+
+    def make(gateway: GatewayFolder) -> Hospitals:
+        hospitals = Hospitals(tmp_path, data, 8, plain, gateway)
+        for name in "ab":
+            (hospitals.state(name) / SITE_FILE).write_text("privacy: {required: false}\n")
+        opened.append(hospitals)
+        return hospitals
+
+    lines = run_over_network(folder, make)
     assert column(lines, "a", "status") == column(lines, "b", "status") == ["ok"] * 3
     assert column(lines, "c", "status") == [None] * 3
     assert '"privacy-required"' in (folder.path / "events.jsonl").read_text()
-    assert not hospitals.ledger("a").exists()
+    assert not opened[0].ledger("a").exists()
