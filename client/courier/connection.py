@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.courier.diagnosis import explain
 from client.courier.errors import LineError, RefusedError
+from client.courier.files import BUFFER_BYTES
 from client.courier.proxy import Address, open_socket
 from common.certificates import AUTHORITY_FILE, SITE_CERTIFICATE_FILE, SITE_KEY_FILE
 from common.errors import ConfigError
@@ -22,7 +23,6 @@ from common.identity import sign
 
 SILENCE_SECONDS = 60.0
 """Without a byte from the server, or without room for one, after which a connection is given up."""
-BUFFER_BYTES = 2**20
 LARGEST_WORD_BYTES = 200
 MOST_IDLE = 4
 """Connections that are kept for the next request."""

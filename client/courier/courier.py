@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from client.courier.connection import Access, client_context
+from client.courier.download import part_name
 from client.courier.errors import LineError, RefusedError, StoppedError
 from client.courier.fleet_client import HEARTBEAT_SECONDS, FleetNode
 from client.courier.flower_messages import Arrival
@@ -18,7 +19,7 @@ from client.courier.pace import Pace
 from client.courier.proxy import find_address, settle
 from client.courier.retry import Backoff, Complaint, Retries
 from client.courier.task_handler import TaskContext, TaskHandler
-from client.courier.transfers import Transfers, part_name
+from client.courier.transfers import Transfers
 from client.shared_folder import REPLY, TASK, SharedFolder
 from client.site_state import StateFolder
 from common.audit import AuditLog

@@ -15,12 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from client.courier.download import part_name
 from client.courier.errors import GivenUpError, RefusedError
+from client.courier.files import file_digest
 from client.courier.fleet_client import FleetNode
 from client.courier.flower_messages import PackedReply, pack_reply
 from client.courier.mailbox import HeldTask, Mailbox
 from client.courier.retry import Retries
-from client.courier.transfers import Transfers, file_digest, part_name, verified
+from client.courier.transfers import Transfers
+from client.courier.upload import verified
 from client.shared_folder import SharedFolder, put_file
 from common.audit import AuditLog
 from common.errors import ProtocolError

@@ -18,7 +18,8 @@ from client.courier.errors import GivenUpError, RefusedError, StoppedError
 from client.courier.pace import WINDOW_BYTES, Pace
 from client.courier.proxy import Address
 from client.courier.retry import Retries
-from client.courier.transfers import Transfers, verified
+from client.courier.transfers import Transfers
+from client.courier.upload import verified
 from common.certificates import site_identity
 from common.site_config import SiteNetwork
 from tests.client.courier.kits import Kits
