@@ -33,4 +33,3 @@ def _real_data(name: str) -> Path:
 def hippocampus() -> Path:
     """The real Decathlon hippocampus dataset (Task04_Hippocampus)."""
     return _real_data("Task04_Hippocampus")
-

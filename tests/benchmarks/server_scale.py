@@ -17,14 +17,13 @@ Last lines: ``server_memory: MB ...`` for every pair, and ``round_over_transfers
 from __future__ import annotations
 
 import argparse
-import hashlib
+import itertools
 import json
 import math
 import os
 import re
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -249,7 +248,7 @@ def measure(root: Path, size: str, count: int) -> tuple[float, int]:
             time.sleep(0.01)
             assert time.monotonic() - marks[-1] < 900, "a round did not end"
         cpu = watching.cpu() - cpu
-        seconds = statistics.median(b - a for a, b in zip(marks, marks[1:], strict=False))
+        seconds = statistics.median(after - before for before, after in itertools.pairwise(marks))
         while not (run / "summary.json").exists():
             time.sleep(0.1)
             assert time.monotonic() - marks[-1] < 900, "the run did not end"
