@@ -31,7 +31,7 @@ class Limits:
     requests: int = 16
     uploads: int = 2
     connections: int = 64
-    signed_texts: int = 16384
+    signed_texts: int = 65536
     updates: int = 4
     transfer_bytes: int = 64 * MEGABYTE
     fleet_bytes: int = 256 * 1024
