@@ -3,9 +3,9 @@
 Weights go through the gateway's folder, as over a network, so that updates outlive the server app; sites answer in the
 server app's own process, and what they were doing dies with it.
 
-``python -m tests.server.kill_points FOLDER [ENCODING]`` forks a child for every operation, in which an audit hook sends SIGKILL
-just before that operation is done; then it goes on with what is left, and compares the end with that of a run that was
-never killed. Prints ``killed N times``.
+``python -m tests.server.kill_points FOLDER [ENCODING]`` forks a child for every operation, in which an audit hook
+sends SIGKILL just before that operation is done; then it goes on with what is left, and compares the end with that of a
+run that was never killed. Prints ``killed N times``.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def end(folder: RunFolder) -> object:
 
 
 def leftovers(folder: RunFolder) -> list[str]:
-    """Names of all files but the half-written and spare ones in the gateway's folder, which goes when the run is over."""
+    """Names of all files, but for half-written and spare ones of the gateway, whose folder goes when the run is over."""
     named = (path for path in folder.path.rglob("*") if not ("gateway" in path.parts and path.name.startswith(".")))
     return sorted(str(path.relative_to(folder.path)) for path in named)
 
