@@ -94,7 +94,7 @@ def end(folder: RunFolder) -> object:
 
 
 def leftovers(folder: RunFolder) -> list[str]:
-    """Names of all files, but for half-written and spare ones of the gateway, whose folder goes when the run is over."""
+    """Names of all files, but for half-written and spare ones of the gateway, whose folder goes at the end."""
     named = (path for path in folder.path.rglob("*") if not ("gateway" in path.parts and path.name.startswith(".")))
     return sorted(str(path.relative_to(folder.path)) for path in named)
 
