@@ -98,9 +98,6 @@ def serve(options: GatewayOptions, limits: Limits | None = None) -> int:
     Raises:
         FedvoxError: the kit or the address cannot be used, or another gateway serves this run.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
-    logging.getLogger("fedvox").setLevel(logging.INFO)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     if options.tls_ended_by_proxy:
         _check_private(options.listen)
     else:
@@ -114,6 +111,7 @@ def serve(options: GatewayOptions, limits: Limits | None = None) -> int:
         server = _server(options, gateway)
         description = {"pid": os.getpid(), "listen": str(options.listen), "since": time.time()}
         write_atomically(folder.path / "gateway.json", json.dumps(description))
+        _log_all()
         asyncio.run(_run(server, gateway, str(options.listen)))
     return 0
 
@@ -175,6 +173,12 @@ async def _run(server: Server, gateway: Gateway, listen: str) -> None:
     if not serving.done():
         logging.shutdown()
         os._exit(0)
+
+
+def _log_all() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    logging.getLogger("fedvox").setLevel(logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""One gateway for each module that asks for it."""
+"""The gateways that most tests share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.server.gateway.lab import Lab, lab
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     """A gateway without a SuperLink, with the usual limits."""
     with lab(tmp_path_factory.mktemp("gateway")) as made:

@@ -127,10 +127,10 @@ class SiteClient:
 
     def raw(self, text: bytes, seconds: float = 20.0) -> bytes:
         """What comes back for some bytes, until the answer's body is there or the connection is closed."""
+        answer = b""
         with self.socket(seconds) as connection:
             try:
                 connection.sendall(text)
-                answer = b""
                 while part := connection.recv(65536):
                     answer += part
                     if _is_whole(answer):

@@ -348,11 +348,11 @@ def test_a_full_disk_keeps_what_came(tmp_path: Path) -> None:
     def limit_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
 
-    with lab(tmp_path) as gateway:
-        gateway.kill()
-        gateway.open_task(update_bytes=len(content))
-        north, digest = gateway.client(), digest_of(content)
-        gateway.start(preexec_fn=limit_files)
+    gateway = Lab(tmp_path)
+    gateway.open_task(update_bytes=len(content))
+    north, digest = gateway.client(), digest_of(content)
+    gateway.start(preexec_fn=limit_files)
+    try:
         found = north.upload(digest, content)
         assert (found.status, found.word) == (507, "disk-full")
         assert north.offset(digest) == (most, False)
@@ -362,6 +362,8 @@ def test_a_full_disk_keeps_what_came(tmp_path: Path) -> None:
         gateway.start()
         assert north.upload(digest, content[most:], most).status == 201
         assert (gateway.folder.updates("north") / digest).read_bytes() == content
+    finally:
+        gateway.kill()
 
 
 def test_memory_does_not_grow_with_the_file(gateway: Lab, north: SiteClient) -> None:
