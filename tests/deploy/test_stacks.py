@@ -82,7 +82,7 @@ for place in %r:
         print("reached", place)
     except OSError:
         print("not reached")
-for name in ("federation.example.org", "courier", "gateway", "host.containers.internal"):
+for name in ("federation.example.org", "courier", "gateway", "host.containers.internal.example"):
     try:
         print("resolved", socket.getaddrinfo(name, 80))
     except OSError:
@@ -222,6 +222,7 @@ def test_backup_and_restore_in_the_middle_give_the_model_of_a_simulation(
     assert len(made.rounds()) < 4, "the run is over already"
     coordinator.save("server", tmp_path / "state.tar", "tar", "-C", "/state", "-cf", "-", "run")
     coordinator.compose("down", "--volumes")
+    coordinator.compose("up", "-d", "network")
     coordinator.restore("server", tmp_path / "state.tar", "tar", "-C", "/state", "-xf", "-")
     coordinator.compose("up", "-d")
     coordinator.wait_until(lambda: not coordinator.is_running("server"), "server", "the end of the federation", 400)
