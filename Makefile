@@ -43,13 +43,17 @@ test-network: $(INSTALLED)
 test-long: $(INSTALLED)
 	$(NETWORK_TESTS) -m long $(ARGS)
 
-# make test-flower FLWR=1.41.0       the network tests with another version of Flower (deploy/docs/flower.md)
+# make test-flower FLWR=1.41.0       the network tests with another version of Flower (deploy/docs/flower.md), before them
+#                                    those of the processes by themselves
 # In an environment of its own: all constraints but for Flower and the packages whose versions it pins differently.
+FLWR_TESTS := tests/server/gateway tests/client/courier tests/client/runner tests/server/test_silence.py \
+	tests/server/test_coming_and_going.py tests/test_flower_unpatched.py
 FLWR_MOVES := flwr uv certifi
 FLWR_VENV := .venv-flwr-$(FLWR)
 test-flower: $(if $(FLWR),$(FLWR_VENV)/.installed)
 	@test -n '$(FLWR)' || { echo "say which version: make test-flower FLWR=1.41.0" >&2; exit 2; }
 	$(FLWR_VENV)/bin/python -c 'from importlib.metadata import version; assert version("flwr") == "$(FLWR)"'
+	$(TEST_ENVIRONMENT) $(FLWR_VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadscope -q -m 'not network' $(FLWR_TESTS)
 	$(TEST_ENVIRONMENT) $(FLWR_VENV)/bin/python -m pytest -q -m 'network and not long' $(ARGS)
 
 .venv-flwr-%/.installed: constraints.txt pyproject.toml

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from client.approvals import AUDIT_FILE
+from client.courier.courier import AUDIT_FILE as COURIER_AUDIT_FILE
 from common.audit import read_entries, verify
 from tests.deploy.machine import Machine
 from tests.deploy.stacks import KIT, STATE, UID, Coordinator, Hospital, own_address, removed_at_the_end
@@ -236,7 +237,7 @@ def test_backup_and_restore_in_the_middle_give_the_model_of_a_simulation(
 
 def test_both_halves_wrote_down_what_left(east: Hospital, made: Federation, coordinator: Coordinator) -> None:
     """After the federation; the courier's log is made where the runner cannot reach."""
-    logs = [made.state("east").path / AUDIT_FILE, east.courier.path / AUDIT_FILE]
+    logs = [made.state("east").path / AUDIT_FILE, east.courier.path / COURIER_AUDIT_FILE]
     for log in logs:
         verify(log)
     runner, courier = ({entry.details.get("update") for entry in read_entries(log)} - {None} for log in logs)
