@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from common.certificates import load_key, public_pem
 from common.identity import _HASH as HASH
 from common.identity import BODY_HEADER, SIGNATURE_HEADER, SITE_HEADER, TIME_HEADER, sign, signed_text
+from common.network_config import format_endpoint
 from common.supervise import free_port
 from server.authority import Authority
 from server.gateway.folder import GatewayFolder, OpenTask
@@ -73,14 +74,15 @@ class SiteClient:
     context: ssl.SSLContext | None
     pem: bytes = b""
     extra: dict[str, str] = field(default_factory=dict)
+    host: str = "127.0.0.1"
 
     def connect(self, timeout: float = 20.0) -> http.client.HTTPConnection:
         if self.context is None:
-            return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
-        return http.client.HTTPSConnection("127.0.0.1", self.port, context=self.context, timeout=timeout)
+            return http.client.HTTPConnection(self.host, self.port, timeout=timeout)
+        return http.client.HTTPSConnection(self.host, self.port, context=self.context, timeout=timeout)
 
     def socket(self, timeout: float = 20.0) -> socket.socket:
-        plain = socket.create_connection(("127.0.0.1", self.port), timeout=timeout)
+        plain = socket.create_connection((self.host, self.port), timeout=timeout)
         return plain if self.context is None else self.context.wrap_socket(plain, server_hostname="localhost")
 
     def signed(
@@ -175,6 +177,7 @@ class Lab:
         sites: let in.
         limits: values of ``server.gateway.quotas.Limits`` that differ from the usual ones.
         options: further ones on the command line.
+        host: where it listens.
     """
 
     def __init__(
@@ -183,11 +186,13 @@ class Lab:
         sites: tuple[str, ...] = ("north", "south"),
         limits: Mapping[str, float] | None = None,
         options: tuple[str, ...] = (),
+        host: str = "127.0.0.1",
     ) -> None:
         self.path = folder
         self.kit, self.run = folder / "kit", folder / "run"
         self.authority = Authority.create("tiny")
         self.options = options
+        self.host = host
         self.limits = dict(limits or {})
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
@@ -218,13 +223,13 @@ class Lab:
         plain = "--tls-ended-by-proxy" in self.options
         context = None if plain else client_context(self.path / (certificate_of or site), self.kit / "ca.crt")
         extra = {"fedvox-client-name": certificate_of or site} if plain else {}
-        return SiteClient(site, self.port, key, context, public_pem(key.public_key()), extra)
+        return SiteClient(site, self.port, key, context, public_pem(key.public_key()), extra, self.host)
 
     def command(self) -> list[str]:
         module = (
             ["-m", "tests.server.gateway.limited", json.dumps(self.limits)] if self.limits else ["-m", "server.gateway"]
         )
-        listen = ["--kit", str(self.kit), "--run", str(self.run), "--listen", f"127.0.0.1:{self.port}"]
+        listen = ["--kit", str(self.kit), "--run", str(self.run), "--listen", format_endpoint(self.host, self.port)]
         return [sys.executable, *module, *listen, *self.options]
 
     def start(self, **options: Any) -> None:
@@ -236,7 +241,7 @@ class Lab:
     def is_up(self) -> bool:
         assert self.process is not None and self.process.poll() is None, self.log()
         try:
-            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            socket.create_connection((self.host, self.port), timeout=1).close()
         except OSError:
             return False
         return True

@@ -18,7 +18,7 @@ from common.protocol import pack
 from server.authority import Authority
 from server.gateway.identity import Sites
 from tests.mutual_tls import write_site
-from tests.server.gateway.lab import ABSENT, TASK, Lab, Reply, digest_of, send, wait_for
+from tests.server.gateway.lab import ABSENT, TASK, Lab, Reply, digest_of, lab, send, wait_for
 
 PATH = f"/models/{ABSENT}"
 ORDER = (
@@ -150,6 +150,16 @@ def test_revoking_hangs_up_on_an_open_connection(gateway: Lab) -> None:
     assert connection.sock.recv(1) == b""
     assert time.monotonic() - began < 5
     gateway.let_in("east")
+
+
+def test_the_same_over_ipv6(tmp_path: Path) -> None:
+    with lab(tmp_path, host="::1") as made:
+        north = made.client()
+        connection = north.connect()
+        assert north.request("GET", PATH, connection=connection).status == 404
+        made.revoke("north")
+        connection.sock.settimeout(10)
+        assert connection.sock.recv(1) == b""
 
 
 def test_a_list_of_revoked_certificates_takes_effect_at_once(gateway: Lab) -> None:
