@@ -27,7 +27,7 @@ import numpy as np
 from flwr.app import Context, Message
 from numpy.typing import NDArray
 
-from client import start
+from client import cli, start
 from client.app import SiteWeights
 from client.runner import main as runner
 from client.runner.app_call import App
@@ -45,6 +45,8 @@ POLL_SECONDS = 0.02
 
 
 def main() -> int:
+    if sys.argv[1] not in ("start", "runner"):
+        return cli.main()
     parser = argparse.ArgumentParser()
     parser.add_argument("command", choices=["start", "runner"])
     for name in ("--kit", "--data", "--cache"):
