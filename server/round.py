@@ -49,6 +49,9 @@ class Round:
         size: number of weights.
         transfer: how weights travel.
         site_done: hears of every entry, and again when an entry changes at the end of the round.
+
+    Attributes:
+        bytes_up, bytes_down: of weights; the kilobyte of words beside them is not counted.
     """
 
     def __init__(
@@ -141,7 +144,7 @@ class Round:
         self._transfer.open_tasks(by_site, vector_bytes(self._size, self.task.upload) if self.task.train else 0)
         kind = MessageType.TRAIN if self.task.train else MessageType.EVALUATE
         asks = [Ask(node, pack(task), kind, str(task.round), task.name) for node, task in tasks.items()]
-        self.bytes_down = sum(len(ask.text) + model.bytes for ask in asks)
+        self.bytes_down = len(asks) * model.bytes
         return exchange.send(asks)
 
     def _take_up_accepted(self) -> None:
@@ -151,7 +154,7 @@ class Round:
             if site not in here:
                 self.updates.drop(site)
                 continue
-            self.bytes_up += len(pack(update.result)) + update.size
+            self.bytes_up += update.size
             self.refusals[site] = None
             self._note(site, round_lines.accepted(update.result, update.sha256))
 
@@ -167,7 +170,6 @@ class Round:
             return round_lines.not_counted("failed", error_name(reply), info, self._labels)
         try:
             text = from_record(reply.content)
-            self.bytes_up += len(text)
             result = unpack_answer(text)
             if not isinstance(result, Result):
                 raise ProtocolError("not the answer to a task")

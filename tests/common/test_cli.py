@@ -12,14 +12,13 @@ from pathlib import Path
 import pytest
 
 COMMANDS: dict[str, Callable[[Path], list[str]]] = {
-    "client": lambda none: ["client.cli", "runner", f"--kit={none}", f"--data={none}", "--supernode=127.0.0.1:1"],
-    "server": lambda none: ["server.cli", "proxy", f"--kit={none}", "--listen=0.0.0.0:1", "--superlink=127.0.0.1:1"],
+    "client": lambda none: ["client.cli", "runner", f"--kit={none}", f"--data={none}", f"--shared={none}"],
+    "server": lambda none: ["server.cli", "gateway", f"--kit={none}", f"--run={none}", "--listen=127.0.0.1:1"],
 }
 
 
 def failing(which: str, folder: Path, linger: float) -> subprocess.Popen[str]:
     command = [*COMMANDS[which](folder / "none"), f"--linger={linger}"]
-    command += [f"--secret-file={folder / 'none'}"] if which == "client" else []
     return subprocess.Popen([sys.executable, "-m", *command], stderr=subprocess.PIPE, text=True)
 
 

@@ -50,9 +50,8 @@ def test_one_line_a_round_and_one_for_the_final_scores(tmp_path: Path) -> None:
     ]
     assert lines[-1]["train_loss"] is None
     model = update = 4 * 4
-    assert model < lines[0]["bytes_down"] < model + 1000
-    assert update < lines[0]["bytes_up"] < update + 1000
-    assert 0 < lines[-1]["bytes_up"] < lines[0]["bytes_up"]
+    assert [line["bytes_down"] for line in lines] == [model] * 3
+    assert [line["bytes_up"] for line in lines] == [update, update, 0]
 
 
 def test_the_best_round_is_the_one_whose_weights_scored_best(tmp_path: Path) -> None:
@@ -237,8 +236,7 @@ def test_a_federation_learns_through_any_transport(tmp_path: Path, upload: str, 
         bytes_up.append(folder.read_rounds()[0]["bytes_up"])
     layout = opened[0].trainer.layout
     assert 8 * layout.size < PIECE_BYTES, "one piece each"
-    words = 2 * 1000
-    assert bytes_up[1] <= share * bytes_up[0] + words
+    assert bytes_up[1] <= share * bytes_up[0]
     scores = [[line["mean_dice"] for line in folder.read_rounds()] for folder in (whole, lossy)]
     np.testing.assert_allclose(scores[0], scores[1], atol=0.03)
     ends = [folder.load_checkpoint(3, layout) for folder in (whole, lossy)]
