@@ -231,21 +231,27 @@ class Gateway:
 
     async def _look_after(self) -> None:
         saved = 0.0
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            for request in self._quotas.all_open():
-                if not self._sites.is_admitted(request.site):
-                    request.end(RefusedError(401, "unknown-site"))
-                elif request.is_too_slow:
-                    request.end(RefusedError(408, "slow"))
-            if time.monotonic() - saved < SAVE_SECONDS:
-                continue
-            saved = time.monotonic()
-            self._uploads.close_idle()
-            if self._connections is not None:
-                self._connections.shut(lambda site: self._sites.find(site) is not None)
-            await loop.run_in_executor(self._threads, self._refusals.save)
+            try:
+                self._end_unwanted()
+                if time.monotonic() - saved >= SAVE_SECONDS:
+                    saved = time.monotonic()
+                    await asyncio.get_running_loop().run_in_executor(self._threads, self._refusals.save)
+            except Exception:
+                # Whatever it is, revoking must go on working.
+                log.exception("an internal error")
+
+    def _end_unwanted(self) -> None:
+        """Ends requests and connections of sites that are not let in any more, and those that take too long."""
+        for request in self._quotas.all_open():
+            if not self._sites.is_admitted(request.site):
+                request.end(RefusedError(401, "unknown-site"))
+            elif request.is_too_slow:
+                request.end(RefusedError(408, "slow"))
+        self._uploads.close_idle()
+        if self._connections is not None:
+            self._connections.shut(lambda site: self._sites.find(site) is not None)
 
 
 def _checked_headers(scope: Scope) -> dict[str, str]:

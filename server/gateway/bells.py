@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 from server.gateway.folder import GatewayFolder
 
@@ -13,21 +14,29 @@ LOOK_SECONDS = 0.02
 
 
 class Waiting:
-    """A request that waits for a message to its node.
+    """A request that waits for a message.
+
+    Args:
+        bell: the file that is touched when there is one.
 
     Attributes:
         is_over: whether it is to be answered now, message or not.
     """
 
-    def __init__(self, node: int) -> None:
-        self.node = node
+    def __init__(self, bell: Path) -> None:
         self.is_over = False
-        self.seen = 0
+        self._bell = bell
+        self._heard = 0
         self._wake = asyncio.Event()
 
-    def ring(self) -> None:
-        """There may be a message."""
-        self._wake.set()
+    def look(self) -> None:
+        """Before SuperLink is asked: what is rung from now on wakes the request."""
+        self._heard = self._stamp()
+
+    def look_again(self) -> None:
+        """Wakes the request if there was a ring since."""
+        if self._stamp() != self._heard:
+            self._wake.set()
 
     def end(self) -> None:
         """Whoever asked is gone, asks elsewhere, or is to be told that there is nothing."""
@@ -39,6 +48,12 @@ class Waiting:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), seconds)
         self._wake.clear()
+
+    def _stamp(self) -> int:
+        try:
+            return self._bell.stat().st_mtime_ns
+        except OSError:
+            return 0
 
 
 class Bells:
@@ -57,7 +72,7 @@ class Bells:
     @contextlib.contextmanager
     def waiting(self, node: int) -> Iterator[Waiting]:
         """While a request waits."""
-        entry = Waiting(node)
+        entry = Waiting(self._folder.bell(node))
         former = self._waiting.get(node)
         if former is not None:
             former.end()
@@ -70,10 +85,6 @@ class Bells:
         finally:
             if self._waiting.get(node) is entry:
                 del self._waiting[node]
-
-    def look(self, entry: Waiting) -> None:
-        """Before SuperLink is asked: what is rung from now on wakes the request."""
-        entry.seen = self._stamp(entry.node)
 
     def stop(self) -> None:
         """Ends all, also those that come later."""
@@ -89,11 +100,4 @@ class Bells:
                 await self._is_any.wait()
             await asyncio.sleep(LOOK_SECONDS)
             for entry in self._waiting.values():
-                if self._stamp(entry.node) != entry.seen:
-                    entry.ring()
-
-    def _stamp(self, node: int) -> int:
-        try:
-            return self._folder.bell(node).stat().st_mtime_ns
-        except OSError:
-            return 0
+                entry.look_again()

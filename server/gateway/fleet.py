@@ -38,6 +38,8 @@ ASK_AGAIN_SECONDS = 5.0
 SUPERLINK_SECONDS = 30.0
 """For one answer of SuperLink's."""
 _CONNECTIONS = 32
+_IDLE_SECONDS = 2.5
+"""After which a connection to SuperLink is not used again. SuperLink closes it after 5, maybe just then."""
 log = logging.getLogger("fedvox.gateway")
 T = TypeVar("T")
 
@@ -62,7 +64,7 @@ class Fleet:
 
     def open(self) -> None:
         """Begins to look at bells. To be called in the event loop."""
-        limits = httpx.Limits(max_connections=_CONNECTIONS, keepalive_expiry=60)
+        limits = httpx.Limits(max_connections=_CONNECTIONS, keepalive_expiry=_IDLE_SECONDS)
         self._client = httpx.AsyncClient(trust_env=False, timeout=SUPERLINK_SECONDS, limits=limits)
         self._background.add(asyncio.create_task(self._bells.run()))
 
@@ -125,7 +127,7 @@ class Fleet:
             watching = asyncio.ensure_future(_end_when(gone, entry)) if wish else None
             try:
                 while True:
-                    self._bells.look(entry)
+                    entry.look()
                     response = await self._ask(call.method, call.content, headers)
                     left = deadline - time.monotonic()
                     if await self._hands_out(call, response) or response.status_code != 200 or left <= 0:

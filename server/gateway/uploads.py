@@ -246,7 +246,8 @@ def _superseded() -> RefusedError:
 
 def _append(part: Part, batch: list[bytes]) -> None:
     if batch and not part.is_in_place:
-        raise RefusedError(404, "task")
+        # The server app has removed it, as it does when it begins; the task may be open all the same.
+        raise RefusedError(409, "offset", {"upload-offset": "0"})
     part.append(batch)
 
 

@@ -32,11 +32,12 @@ from flwr.proto.node_pb2 import Node as ProtoNode
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 
 from client.courier.flower_messages import PackedReply, pack_reply
-from common.messages import SiteInfo
+from common.messages import Hello, SiteInfo
 from common.protocol import pack
 from tests.client.courier.superlink import SuperLink
-from tests.server.gateway.lab import Lab, Reply, SiteClient
+from tests.server.gateway.lab import Lab, Reply, SiteClient, wait_for
 
+QUESTION = Hello("01" * 16, "ab" * 32)
 INFO = SiteInfo("north", 4, 1, "1", "1.42.0", "2.10", "3.11", "cpu", "float32")
 
 
@@ -91,7 +92,7 @@ class Node:
         )
 
     def activate(self) -> Reply:
-        return self.call("activate-node", ActivateNodeRequest(public_key=self.client.pem, heartbeat_interval=30))
+        return self.call("activate-node", ActivateNodeRequest(public_key=self.client.pem, heartbeat_interval=600))
 
     def pull(self, wait: int | None = None) -> Arrived | None:
         found = self.call(
@@ -153,6 +154,28 @@ class Node:
         announced = self.announce(reply)
         for identity in announced.objects_to_push:
             assert self.hand_over(reply, identity, announced.session_id)
+
+
+@dataclass
+class World:
+    """A gateway in front of a SuperLink, with two sites."""
+
+    lab: Lab
+    link: SuperLink
+    north: Node
+    south: Node
+
+    def ask(self, node: Node) -> Arrived:
+        """Sends a question to a node, which pulls it."""
+        identity = self.link.send(node.number, QUESTION)
+        arrived: Arrived = wait_for(node.pull, "a message")
+        assert arrived.message == identity
+        return arrived
+
+
+def refused(reply: Reply, reason: str, status: int = 403) -> None:
+    """A reply must be this refusal."""
+    assert (reply.status, reply.word) == (status, reason)
 
 
 def join(lab: Lab, link: SuperLink, *sites: str) -> list[Node]:

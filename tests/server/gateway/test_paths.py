@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -77,7 +78,7 @@ def upstream() -> Iterator[Upstream]:
 def fronted(tmp_path_factory: pytest.TempPathFactory, upstream: Upstream) -> Iterator[Lab]:
     """Behind a proxy, for speed: what is looked at here is HTTP."""
     folder: Path = tmp_path_factory.mktemp("fronted")
-    with lab(folder, options=("--tls-ended-by-proxy",)) as made:
+    with lab(folder, limits={"wait_seconds": 1}, options=("--tls-ended-by-proxy",)) as made:
         made.folder.set_superlink(upstream.port)
         write_nodes(made.run, {"north": NUMBER})
         yield made
@@ -258,3 +259,11 @@ def test_other_headers_change_nothing(fronted: Lab, upstream: Upstream) -> None:
         lines = "content-length: 0\r\n" + line.format("/v1/fleet/pull-messages") + "\r\n"
         assert ask(client, path, lines=lines).status in (400, 401, 404)
     assert upstream.seen == []
+
+
+def test_nobody_waits_longer_than_the_limit(fronted: Lab, upstream: Upstream) -> None:
+    client, path = fronted.client(), "/v1/fleet/pull-messages"
+    began = time.monotonic()
+    lines = f"content-length: {len(body_of(path, client))}\r\nprefer: wait=9999\r\n"
+    assert ask(client, path, lines=lines).status == 200
+    assert 0.9 < time.monotonic() - began < 10

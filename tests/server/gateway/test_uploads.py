@@ -271,9 +271,19 @@ def test_what_the_server_drops_is_not_written_any_more(gateway: Lab, north: Site
     wait_for(lambda: gateway.part("north", digest).exists(), "a part")
     FileStore(gateway.folder.updates("north")).keep(())
     sending.send(content[1000:])
-    assert sending.answer().status == 404
+    found = sending.answer()
+    assert (found.status, found.headers["upload-offset"]) == (409, "0"), "all of it is to be sent again"
     assert not (gateway.folder.updates("north") / digest).exists()
     assert north.upload(digest, content).status == 201
+
+
+def test_a_task_that_is_closed_takes_no_more(gateway: Lab, north: SiteClient, content: bytes) -> None:
+    digest = digest_of(content)
+    assert north.upload(digest, content[:1000], 0, SIZE).status == 202
+    gateway.folder.close_tasks()
+    found = north.upload(digest, content[1000:], 1000)
+    assert (found.status, found.word) == (404, "task")
+    assert north.request("HEAD", f"/updates/{TASK}/{digest}").status == 404
 
 
 def test_a_body_that_stops_is_ended(strict: Lab, content: bytes) -> None:
