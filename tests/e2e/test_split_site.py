@@ -38,7 +38,7 @@ class Halves:
         kit = ["--kit", str(self.made.kits / "server")]
         apart = ["--without-gateway", "--health", f"127.0.0.1:{self.health}"]
         self.made._start("server", [*SERVER, "start", *kit, *apart])
-        gateway = ["--run", str(self.made.run), "--listen", f"127.0.0.1:{self.made.port}", "--linger"]
+        gateway = ["--run", str(self.made.run), "--listen", f"127.0.0.1:{self.made.port}"]
         self.made._start("gateway", [*SERVER, "gateway", *kit, *gateway])
 
     def start_site(self, site: str) -> None:
