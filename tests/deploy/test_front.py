@@ -117,7 +117,13 @@ def is_shut_out(made: Federation, context: ssl.SSLContext) -> bool:
 EXAMPLES = sorted(path.name for path in (DEPLOY / "front").iterdir())
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+QUICK = "nginx-tls.conf"
+"""The example that has most of our own in it; the others take as long, and need a minute each."""
+
+
+@pytest.mark.parametrize(
+    "example", [pytest.param(name, marks=[] if name == QUICK else pytest.mark.slow) for name in EXAMPLES]
+)
 def test_a_federation_behind_a_front_ends_with_the_model_of_a_simulation(example: str, tmp_path: Path) -> None:
     with federation_behind(example, tmp_path) as made:
         kit = made.kits / "sites" / "east"
@@ -137,6 +143,7 @@ def test_a_federation_behind_a_front_ends_with_the_model_of_a_simulation(example
         assert_same_model(made.run, simulated(made, tmp_path / "simulated").path, 1)
 
 
+@pytest.mark.slow
 def test_a_gateway_behind_a_front_that_ends_tls_believes_the_front_alone(tmp_path: Path) -> None:
     with federation_behind("nginx-tls.conf", tmp_path) as made:
         # The key of one site with the certificate of another: the handshake shows the second, the signature the first.
