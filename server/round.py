@@ -174,7 +174,8 @@ class Round:
             if not isinstance(result, Result):
                 raise ProtocolError("not the answer to a task")
             admit(result, self.task, info, self._labels, self._config.training.local_steps, self._config.privacy)
-            sha256 = hashlib.sha256(text.encode()).hexdigest()
+            # What the site's own log of what left says, too: the update's file or, without one, the whole reply.
+            sha256 = result.update or hashlib.sha256(text.encode()).hexdigest()
             if result.update is not None:
                 self.bytes_up += self.updates.add(result, sha256).size
         except ProtocolError:

@@ -10,7 +10,7 @@ from common.protocol import Result, SiteInfo
 
 
 def accepted(result: Result, sha256: str | None) -> dict[str, Any]:
-    """The entry of a site whose reply is counted, with the SHA-256 of the reply as it came."""
+    """The entry of a site whose reply is counted, with the SHA-256 of its update or, without one, of the reply."""
     return {
         "status": "ok",
         "reason": None,

@@ -39,7 +39,7 @@ AHEAD = 3
 class AcceptedUpdate:
     """What is remembered of an update that passed ``measure``.
 
-    norm: L2 norm; size: bytes as sent; sha256: of the whole reply.
+    norm: L2 norm; size: bytes as sent; sha256: what ``rounds.jsonl`` says of it.
     """
 
     result: Result
@@ -87,7 +87,7 @@ class UpdateStore:
 
         Args:
             result: the reply, which names it.
-            sha256: of the reply, to be remembered.
+            sha256: what ``rounds.jsonl`` shall say of it.
 
         Raises:
             RefusedError, ProtocolError, MissingWeightsError: it is not accepted, and nothing of it stays.
