@@ -1,4 +1,4 @@
-"""What a large model and many sites cost the server: memory of all its processes, and a round against bare transfers.
+"""What a large model and many sites cost the server: memory of all its processes, seconds and CPU of a round.
 
 ``python -m tests.benchmarks.server_scale [--sizes 30M 300M] [--sites 2 16] [--keep DIR]`` starts a real server
 (``fedvox-server start``) and a real courier for every site. The runners' part is played by this process: it answers
@@ -7,11 +7,9 @@ number of sites it prints
 
 - seconds per round (median; the first round, in which programs are still starting, does not count);
 - the highest sum over the server's processes of anonymous memory (mapped files do not count), and each one's;
-- CPU seconds of the server per site and round;
-- for 2 sites: the bare transfers. The same gateway, the same files and the same clients, each file hashed at both
-  ends, then one NumPy mean; no Flower, no consent, no log. The ratio is the round's time as a share of theirs.
+- CPU seconds of the server per site and round.
 
-Last lines: ``server_memory: MB ...`` for every pair, and ``round_over_transfers: RATIO``.
+Last line: ``server_memory: MB ...`` for every pair.
 """
 
 from __future__ import annotations
