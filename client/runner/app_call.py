@@ -12,7 +12,7 @@ from client.flower import make_message
 from common.errors import FedvoxError, ProtocolError
 from common.messages import ErrorCode, Failure, Hello
 from common.protocol import HELLO, Question, from_record, pack, to_record, unpack_answer
-from common.weights.store import Content, FileStore, MissingWeightsError, digest_of
+from common.weights.store import Content, FileStore, MissingWeightsError
 
 log = logging.getLogger("fedvox.runner")
 
@@ -36,12 +36,9 @@ class ReceivedWeights(FileStore):
             BadWeightsError: it is not there, or holds something else.
         """
         try:
-            content = super().get(digest)
+            return self.verified(digest)
         except MissingWeightsError as error:
             raise BadWeightsError(str(error)) from None
-        if digest_of(content) != digest:
-            raise BadWeightsError(f"{self.path(digest)}: was changed or damaged: its SHA-256 is not its name")
-        return content
 
 
 def kind_of(question: Question) -> str:

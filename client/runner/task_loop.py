@@ -28,7 +28,7 @@ from common.errors import FedvoxError, ProtocolError
 from common.files import cannot_write
 from common.messages import ErrorCode, Failure, Hello, Result, Task
 from common.protocol import MAX_MESSAGE_BYTES, Question, is_sha256, unpack_answer, unpack_question
-from common.weights.store import FileStore, MissingWeightsError, digest_of
+from common.weights.store import FileStore, MissingWeightsError
 
 log = logging.getLogger("fedvox.runner")
 
@@ -273,8 +273,8 @@ class TaskLoop:
         assert record.reply is not None and asked.question is not None  # noqa: S101 -- as _look found
         try:
             self._guard.check(asked.question.digest)
-            if record.update is not None and digest_of(self._outbox.get(record.update)) != record.update:
-                raise MissingWeightsError(f"{self._outbox.path(record.update)}: was changed or damaged")
+            if record.update is not None:
+                self._outbox.verified(record.update)
         except PolicyError as error:
             return failure(error.code, type(error).__name__)
         except FedvoxError as error:

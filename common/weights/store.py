@@ -140,7 +140,7 @@ class FileStore:
         Raises:
             MissingWeightsError: there are none, or the file holds something else.
         """
-        content = self.get(digest)
+        content = map_file(self.path(digest))
         if digest_of(content) != digest:
             raise MissingWeightsError(f"{self.path(digest)}: was changed or damaged: its SHA-256 is not its name")
         return content
