@@ -261,7 +261,8 @@ def test_an_answer_that_cannot_be_written_down_waits_until_it_can(site: StandIn)
     whole = log.read_bytes()
     log.write_bytes(whole[: len(whole) // 2])
     site.wait_for(lambda: site.status.get("problem"), "a problem")
-    assert not site.shared.replies() and site.status["state"] == "waiting"
+    site.wait_until("waiting")
+    assert not site.shared.replies()
     log.write_bytes(whole)
     assert isinstance(site.answer(task.name), Result)
     assert site.trained() == [1]
