@@ -14,7 +14,18 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("common", "client", "server")
 MODULES = [path for package in PACKAGES for path in sorted((REPOSITORY / package).rglob("*.py"))]
-FOREIGN = ("flwr", "uvicorn", "starlette", "fastapi", "httpx", "granian", "google.protobuf")
+FOREIGN = (
+    "flwr",
+    "uvicorn",
+    "starlette",
+    "fastapi",
+    "httpx",
+    "granian",
+    "google.protobuf",
+    "opacus",
+    "nibabel",
+    "scipy",
+)
 PUBLIC = {"flwr.app", "flwr.serverapp", "flwr.clientapp", "flwr.simulation"}
 DOORS = {"client/flower.py", "server/flower.py"}
 """The modules that import private names of Flower, and from which the others have them."""
