@@ -158,7 +158,7 @@ def _prv_epsilon(history: History, delta: float, error: float) -> float:
     reach = max(
         error,
         _renyi_epsilon(history, delta_error / 4),
-        *(_renyi_epsilon(((*use, 1),), delta_error / (8 * sum(counts))) for *use, _ in history),
+        *(_renyi_epsilon(((multiplier, rate, 1),), delta_error / (8 * sum(counts))) for multiplier, rate, _ in history),
     )
     try:
         mesh = error / math.sqrt(sum(counts) * math.log(12 / delta_error) / 2)
