@@ -173,19 +173,23 @@ class Watching(threading.Thread):
             yield next((word for word in words if word in command), "start"), status
 
 
-@contextmanager
-def federation(folder: Path, size: str, sites: list[str], rounds: int) -> Iterator[tuple[Path, int, Watching]]:
-    """A server and its couriers; gives the run folder, the gateway's port, and who watches."""
-    port = free_port()
-    text = FEDERATION.format(
+def federation_text(size: str, sites: list[str], port: int, rounds: int) -> str:
+    """A federation file."""
+    return FEDERATION.format(
         rounds=rounds,
         sites=len(sites),
         model=SIZES[size].replace("}", ", patch_size: [64, 64, 64]}"),
         port=port,
         names=", ".join(sites),
     )
+
+
+@contextmanager
+def federation(folder: Path, size: str, sites: list[str], rounds: int) -> Iterator[tuple[Path, int, Watching]]:
+    """A server and its couriers; gives the run folder, the gateway's port, and who watches."""
+    port = free_port()
     file = folder / "federation.yaml"
-    file.write_text(text, encoding="utf-8")
+    file.write_text(federation_text(size, sites, port, rounds), encoding="utf-8")
     config = load_federation(file)
     kits = folder / "kits"
     provision(config, kits)
