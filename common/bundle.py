@@ -12,43 +12,25 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
-from common.errors import BundleError, OutputError
-from common.files import write_atomically
+from common.bundle_file import (
+    DESCRIPTION_FILE,
+    FORMAT,
+    FORMAT_VERSION,
+    WEIGHTS_FILE,
+    BundleDescription,
+    write_bundle,
+)
+from common.errors import BundleError
 from common.models.unet3d import build_model
 from common.plan import ModelPlan, Plan
-from common.weights.safetensors_file import float32_header
-
-WEIGHTS_FILE = "model.safetensors"
-DESCRIPTION_FILE = "model.json"
-FORMAT = "fedvox-bundle"
-FORMAT_VERSION = 1
-
-
-class _WeightsDescription(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    bytes: int = Field(ge=1)
-    parameters: int = Field(ge=1)
-
-
-class _Description(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    format: Literal["fedvox-bundle"]
-    format_version: int
-    weights: _WeightsDescription
-    plan: Plan
-    provenance: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +61,6 @@ def save_bundle(
 ) -> None:
     """Write a bundle; one that is already in the folder is replaced.
 
-    Each file appears complete or not at all. A crash between the two leaves weights whose SHA-256 is not the one in the
-    description, which :func:`load_bundle` refuses.
-
     Args:
         folder: created if missing.
         model: the network, or its weights by name.
@@ -97,27 +76,7 @@ def save_bundle(
     problem = _weights_problem(tensors, plan.model)
     if problem:
         raise BundleError(f"{folder}: these weights cannot be saved with this plan: {problem}")
-    # Sorted, and written piece by piece: a large model is not copied into one block of memory.
-    ordered = {name: tensors[name] for name in sorted(tensors)}
-    header = float32_header({name: tuple(tensor.shape) for name, tensor in ordered.items()})
-    parts = [memoryview(header), *(tensor.numpy().reshape(-1).view(np.uint8).data for tensor in ordered.values())]
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    description = _Description(
-        format=FORMAT,
-        format_version=FORMAT_VERSION,
-        weights=_WeightsDescription(sha256=digest.hexdigest(), bytes=sum(map(len, parts)), parameters=_count(tensors)),
-        plan=plan,
-        provenance=dict(provenance),
-    )
-    text = json.dumps(description.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder}: the folder cannot be made: {error.strerror or error}; choose another") from error
-    write_atomically(folder / WEIGHTS_FILE, *parts)
-    write_atomically(folder / DESCRIPTION_FILE, text)
+    write_bundle(folder, {name: tensor.numpy() for name, tensor in tensors.items()}, plan, provenance)
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -156,7 +115,7 @@ def load_bundle(folder: Path) -> Bundle:
     return Bundle(description.plan, weights, description.provenance, expected.sha256)
 
 
-def _parse_description(path: Path) -> _Description:
+def _parse_description(path: Path) -> BundleDescription:
     try:
         content = json.loads(_read(path))
     except ValueError as error:
@@ -169,7 +128,7 @@ def _parse_description(path: Path) -> _Description:
             "install the Fedvox release that the model was exported with, or a later one"
         )
     try:
-        return _Description.model_validate(content)
+        return BundleDescription.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "top level"

@@ -46,8 +46,8 @@ def hash_weights(folder: Path) -> str:
     Raises:
         ConfigError: the folder is not a bundle.
     """
-    # Late: it brings torch with it, which most commands that read a federation file do not need.
-    from common.bundle import WEIGHTS_FILE
+    # Late: what it needs needs the federation file's own module.
+    from common.bundle_file import WEIGHTS_FILE
 
     try:
         with (folder / WEIGHTS_FILE).open("rb") as stream:

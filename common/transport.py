@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from common.errors import ProtocolError
 
-PIECE_BYTES = 16 * 2**20
+PIECE_BYTES = 4 * 2**20
 BLOCK = 64
 # Values, whole blocks, that are worked on at a time where it takes several passes: they then stay in the cache.
 AT_A_TIME = 2**16

@@ -23,6 +23,7 @@ from server.partition import read_partition
 from server.plan_privacy import privacy_summary, verdict_text
 from server.preparation import find_or_make_data, plan_and_partition
 from server.progress import ProgressDisplay
+from server.released_model import save_released_model
 from server.report import write_report
 from server.run_summary import summary_of
 from server.simulation import SimulatedSites, require_ray, run_inline, run_on_ray
@@ -191,8 +192,8 @@ class _Experiment:
         """Writes the best checkpoint as the bundle, and everything that the report shows of its validation cases."""
         state = self._finished_state(self._folder)
         device = self._sites.trainer.device
-        best = state.best_round if state.best_round is not None else state.round
-        release.save_released_model(self._folder, self._config, self._plan, state, best, self._sites.names)
+        best = state.released_round
+        save_released_model(self._folder, self._config, self._plan, state, best, self._sites.names)
         model = release.load_model(self._folder, self._plan, best)
         total = sum(len(site.validation) for site in self._sites.partition.sites.values())
         scored = []
@@ -218,7 +219,7 @@ class _Experiment:
         self._display.start(f"{config.name}, pooled", config.rounds, ["pooled"])
         self._run_rounds(self._sites.pooled(config), folder, "inline")
         state = self._finished_state(folder)
-        best = state.best_round if state.best_round is not None else state.round
+        best = state.released_round
         model = release.load_model(folder, self._plan, best)
         device = self._sites.trainer.device
         scored = list(release.score_cases(model, self._plan, self._validation_cases(), device, training.precision))

@@ -1,7 +1,7 @@
 """The ServerApp of a federation over a network, as Flower's superexec starts it.
 
 Everything it needs lies in the run folder, whose path it gets from the environment: Flower may start it any number of
-times, and it goes on from the last finished round. Only one at a time works on a run.
+times, and it goes on from the last finished round. Only one at a time works on a run. It never loads torch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import logging
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,12 @@ from common.audit import AuditLog
 from common.config import FederationConfig, load_federation
 from common.errors import FedvoxError
 from common.plan import Plan
-from server import release
 from server.app import FederationError, Link, Patience, RoundLoop
 from server.app_lock import APP_LOG, RUN_VARIABLE, only_app, registered_names
 from server.gateway.folder import GatewayFolder
-from server.initial_weights import weight_layout, write_first_checkpoint
 from server.progress_lines import ProgressWriter
+from server.released_model import save_released_model
+from server.round_lines import contributors
 from server.run_summary import write_summary
 from server.state import RunFolder, RunState, now
 from server.weight_transfer import GatewaySignals, GatewayTransfer
@@ -100,10 +100,9 @@ class AuditedProgress(ProgressWriter):
 
 
 def _run_rounds(grid: Grid, folder: RunFolder, config: FederationConfig, plan: Plan, observer: ProgressWriter) -> None:
-    layout = weight_layout(plan)
     state = folder.load_state()
+    layout = folder.layout(0 if state is None else state.round)
     if state is None:
-        write_first_checkpoint(folder)
         state = RunState(run=secrets.token_hex(8), digest=config.digest(), started=now())
         folder.commit(state)
         folder.event("started", run=state.run, engine="network")
@@ -131,20 +130,14 @@ def _run_rounds(grid: Grid, folder: RunFolder, config: FederationConfig, plan: P
     RoundLoop(config, layout, set(plan.labels), len(sites), folder, observer, link).run(grid)
 
 
-def contributors(rounds: Iterable[Mapping[str, Any]], last: int) -> list[str]:
-    """Names of the sites of which an update was counted up to the round ``last``."""
-    trained = [line for line in rounds if line["phase"] == "train" and line["round"] <= last]
-    return sorted({name for line in trained for name, site in line["sites"].items() if site["status"] == "ok"})
-
-
 def _release(folder: RunFolder, config: FederationConfig, plan: Plan) -> None:
     state = folder.load_state()
     if state is None or not state.finished:
         raise FedvoxError(f"{folder.path}: the rounds did not finish")
-    best = state.best_round if state.best_round is not None else state.round
-    sites = contributors(folder.read_rounds(), best)
-    release.save_released_model(folder, config, plan, state, best, sites)
+    number = state.released_round
+    sites = contributors(folder.read_rounds(), number)
+    save_released_model(folder, config, plan, state, number, sites)
     weights = folder.path / "model" / "model.safetensors"
     with weights.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    AuditLog(folder.path / "audit.jsonl").append("model_released", round=best, sites=sites, sha256=digest)
+    AuditLog(folder.path / "audit.jsonl").append("model_released", round=number, sites=sites, sha256=digest)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import logging
-import subprocess
+import math
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from common.bundle import Bundle, load_bundle
 from common.config import FederationConfig, load_federation
@@ -22,11 +27,50 @@ log = logging.getLogger("fedvox.server")
 
 def initial_weights(plan: Plan, seed: int) -> tuple[Vector, WeightLayout]:
     """The network's own initialisation, drawn from the federation's seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = build_model(plan.model)
+    model = _drawn(plan, seed)
     layout = WeightLayout.of(model)
     return layout.flatten(model.state_dict()), layout
+
+
+def write_initial_weights(folder: RunFolder, plan: Plan, seed: int) -> None:
+    """Writes ``initial_weights`` as the model before the first round; they lie in files and never in memory."""
+    scratch = folder.path / "checkpoints" / ".drawn.part"
+    try:
+        with _InFile(scratch):
+            state = _drawn(plan, seed).state_dict()
+        parts = (tensor.reshape(-1).numpy() for tensor in state.values())
+        for _ in folder.write_checkpoint(0, parts, weight_layout(plan)):
+            pass
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+class _InFile(TorchFunctionMode):
+    """Within it, new tensors get their memory from a file, which may be removed when they are not needed any more."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._end = 0
+        path.unlink(missing_ok=True)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        del types
+        if func is not torch.empty:
+            return func(*args, **(kwargs or {}))
+        shape = tuple(args[0]) if isinstance(args[0], Sequence) else args
+        start, self._end = self._end, self._end + 4 * math.prod(shape)
+        with self._path.open("ab") as file:
+            file.truncate(self._end)
+        return torch.from_numpy(np.memmap(self._path, np.float32, "r+", start, shape))
+
+
+def _drawn(plan: Plan, seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_model(plan.model)
 
 
 def first_weights(config: FederationConfig, plan: Plan) -> tuple[Vector, WeightLayout]:
@@ -60,30 +104,22 @@ def first_weights(config: FederationConfig, plan: Plan) -> tuple[Vector, WeightL
     return layout.flatten(weights), layout
 
 
-def write_first_checkpoint(folder: RunFolder) -> None:
-    """Writes the model before the first round, drawn in a process of its own, whose memory ends with it.
+def draw(run: Path) -> None:
+    """Writes the model before the first round; if the run has begun, sees that its last one is of the plan's network.
 
     Raises:
-        FedvoxError: as ``first_weights``, or the process ended without saying why.
+        FedvoxError: as ``first_weights``; or the last model is missing, damaged or of another network.
     """
-    command = [sys.executable, "-m", "server.initial_weights", str(folder.path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise FedvoxError(
-            done.stderr.strip().rpartition("\n")[2] or f"drawing the first weights ended with {done.returncode}"
-        )
-
-
-def main(run: Path) -> None:
-    """Writes the model before the first round of a run over a network."""
     folder = RunFolder.open(run)
-    try:
-        config = load_federation(folder.path / "federation.yaml")
-        plan = Plan.model_validate_json((folder.path / "plan.json").read_bytes())
-        weights, layout = first_weights(config, plan)
-        folder.save_checkpoint(0, weights, layout)
-    except FedvoxError as error:
-        sys.exit(str(error))
+    config = load_federation(folder.path / "federation.yaml")
+    plan = Plan.model_validate_json((folder.path / "plan.json").read_bytes())
+    state = folder.load_state()
+    if state is not None:
+        folder.map_checkpoint(state.round, weight_layout(plan))
+    elif config.initial_model is None and config.initial_model_sha256 is None:
+        write_initial_weights(folder, plan, config.seed)
+    else:
+        folder.save_checkpoint(0, *first_weights(config, plan))
 
 
 def weight_layout(plan: Plan) -> WeightLayout:
@@ -107,4 +143,7 @@ def _plain(value: object) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    try:
+        draw(Path(sys.argv[1]))
+    except FedvoxError as error:
+        sys.exit(str(error))

@@ -29,6 +29,7 @@ from server.network_setup import (
     check_certificate,
     check_port,
     default_listen,
+    draw_first_weights,
     flower_processes,
     forget_messages,
     gateway_process,
@@ -90,6 +91,8 @@ def start(options: StartOptions, display: ProgressDisplay) -> Path:
         (options.run / "summary.json").unlink(missing_ok=True)
         if options.gateway:
             check_port(listen)
+        # Before all else is started, for it needs much memory.
+        draw_first_weights(options.run)
         run, port = folder.path.resolve(), free_port()
         gateway = GatewayFolder(run)
         gateway.make()

@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -118,6 +119,20 @@ def take_over_run(run: Path, kit_folder: Path, config: FederationConfig) -> RunF
     # Last: this file makes it a run folder. Sites and addresses in it may have changed since.
     folder.write_text("federation.yaml", config.resolved())
     return folder
+
+
+def draw_first_weights(run: Path) -> None:
+    """Has ``server.initial_weights.draw`` done in a process of its own, whose memory ends with it.
+
+    Raises:
+        FedvoxError: as there, or the process ended without saying why.
+    """
+    command = [sys.executable, "-m", "server.initial_weights", str(run)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise FedvoxError(
+            done.stderr.strip().rpartition("\n")[2] or f"drawing the first weights ended with {done.returncode}"
+        )
 
 
 def forget_messages(run: Path) -> None:

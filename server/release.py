@@ -1,4 +1,4 @@
-"""From a finished run to what people use and look at: the bundle, the validation table, the example cases."""
+"""From a finished run to what people look at: the validation table, the example cases."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import common
-from common.bundle import save_bundle
-from common.config import FederationConfig
 from common.files import write_atomically
 from common.imaging.cache import CachedCase
 from common.imaging.inference import sliding_window
@@ -23,8 +20,7 @@ from common.metrics import case_metrics
 from common.models.unet3d import build_model
 from common.plan import Plan
 from common.protocol import WeightLayout
-from server.initial_weights import weight_layout
-from server.state import RunFolder, RunState
+from server.state import RunFolder
 
 EXAMPLES_OF_A_KIND = 3
 METRICS = ("dice", "hd95_mm", "assd_mm", "nsd_at_1mm", "volume_error")
@@ -44,30 +40,6 @@ class Scored:
         """Mean over labels; NaN where no label has a Dice."""
         values = [scores["dice"] for scores in self.metrics.values() if not math.isnan(scores["dice"])]
         return sum(values) / len(values) if values else math.nan
-
-
-def save_released_model(
-    folder: RunFolder, config: FederationConfig, plan: Plan, state: RunState, round_number: int, sites: Sequence[str]
-) -> None:
-    """Writes the checkpoint of ``round_number`` as the run's bundle, without loading it into memory."""
-    layout = weight_layout(plan)
-    named = layout.split(folder.load_checkpoint(round_number, layout))
-    weights = {name: torch.from_numpy(values) for name, values in named.items()}
-    provenance = {
-        "federation": config.name,
-        "description": config.description,
-        "run": state.run,
-        "digest": state.digest,
-        "round": round_number,
-        "rounds": state.round,
-        "mean_validation_dice": state.best_mean_dice if round_number == state.best_round else state.final_mean_dice,
-        "sites": len(sites),
-        "strategy": config.strategy.name,
-        "started": state.started,
-        "fedvox": common.__version__,
-        "torch": torch.__version__,
-    }
-    save_bundle(folder.path / "model", weights, plan, provenance)
 
 
 def load_model(folder: RunFolder, plan: Plan, round_number: int) -> torch.nn.Module:

@@ -30,6 +30,12 @@ def accepted(result: Result, sha256: str | None) -> dict[str, Any]:
     }
 
 
+def contributors(rounds: Iterable[Mapping[str, Any]], last: int) -> list[str]:
+    """Names of the sites of which an update was counted up to the round ``last``."""
+    trained = [line for line in rounds if line["phase"] == "train" and line["round"] <= last]
+    return sorted({name for line in trained for name, site in line["sites"].items() if site["status"] == "ok"})
+
+
 def not_counted(status: str, reason: str, info: SiteInfo, labels: Collection[int]) -> dict[str, Any]:
     """The entry of a site that is not counted: nothing that it sent is repeated."""
     empty = Result(

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from common.errors import FedvoxError, OutputError
 from common.files import write_atomically
 from common.protocol import Refusal, Vector, WeightLayout
-from common.weights.safetensors_file import float32_header
+from common.weights.safetensors_file import float32_header, read_shapes
 from common.weights.store import MissingWeightsError, map_file, open_to_overwrite, write_all
 
 _SPARE = ".spare.part"
@@ -68,6 +68,11 @@ class RunState(BaseModel):
     refusals: dict[str, int] = Field(default_factory=dict)
     refused_last: dict[str, Refusal] = Field(default_factory=dict)
     quarantine: dict[str, Refusal] = Field(default_factory=dict)
+
+    @property
+    def released_round(self) -> int:
+        """After which round the model is the one to release."""
+        return self.round if self.best_round is None else self.best_round
 
 
 def now() -> str:
@@ -215,6 +220,18 @@ class RunFolder:
         """Writes the global weights after a round, as safetensors."""
         for _ in self.write_checkpoint(round_number, [weights], layout):
             pass
+
+    def layout(self, round_number: int) -> WeightLayout:
+        """Of the weights after a round, as the file says; whether it is that of the plan is for who can build a model.
+
+        Raises:
+            RunError: the file is missing or damaged.
+        """
+        file = self.checkpoint_path(round_number)
+        try:
+            return WeightLayout(read_shapes(file))
+        except (OSError, ValueError):
+            raise RunError(f"{file}: is missing or damaged; restore it from a backup, or start a new run") from None
 
     def checkpoint_values(self, round_number: int, layout: WeightLayout) -> tuple[Path, int]:
         """The file of the weights after a round, and the byte from which on they lie in it as one float32 vector."""

@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+LARGEST_HEADER_BYTES = 16 * 2**20
 
 
 def float32_header(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -28,3 +31,19 @@ def float32_header(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str,
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the tensors in a file that begins as ``float32_header`` says, in order.
+
+    Raises:
+        ValueError: it does not.
+        OSError: it cannot be read.
+    """
+    with file.open("rb") as stream:
+        text = stream.read(min(int.from_bytes(stream.read(8), "little"), LARGEST_HEADER_BYTES))
+    try:
+        header = json.loads(text)
+        return {name: tuple(map(int, about["shape"])) for name, about in header.items() if name != "__metadata__"}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"no header of safetensors: {error}") from None

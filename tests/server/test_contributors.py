@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.flower_app import contributors
+from server.round_lines import contributors
 
 
 def line(number: int, phase: str, **sites: str) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +14,15 @@ import yaml
 
 from common.bundle import load_bundle, save_bundle
 from common.config import FederationConfig, load_federation
-from common.errors import BundleError, ConfigError
+from common.errors import BundleError, ConfigError, FedvoxError
 from common.models.unet3d import build_model
 from common.network_config import read_kit
 from common.plan import Plan
 from common.planning import plan_from_config
-from server.initial_weights import first_weights, initial_weights, weight_layout
-from server.network_setup import read_federation
+from server.initial_weights import first_weights, initial_weights, weight_layout, write_initial_weights
+from server.network_setup import draw_first_weights, read_federation
 from server.provision import provision
+from server.state import RunError, RunFolder, RunState
 from tests import tiny
 
 NETWORK = """
@@ -174,3 +177,45 @@ def test_kits_carry_the_model_to_the_server_and_only_its_hash_to_the_sites(tmp_p
     plan = Plan.model_validate(json.loads((server / "plan.json").read_text(encoding="utf-8")))
     weights, layout = first_weights(started, plan)
     np.testing.assert_array_equal(weights, layout.flatten(load_bundle(server / "initial_model").weights))
+
+
+def test_drawn_in_files_they_are_the_same(tmp_path: Path) -> None:
+    config = federation(tmp_path)
+    plan = plan_from_config(config)
+    folder = RunFolder.create(tmp_path / "run")
+    write_initial_weights(folder, plan, 3)
+    np.testing.assert_array_equal(folder.map_checkpoint(0, weight_layout(plan)), initial_weights(plan, 3)[0])
+    assert folder.layout(0).shapes == weight_layout(plan).shapes
+    assert [file.name for file in (folder.path / "checkpoints").iterdir()] == ["round_0000.safetensors"]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\1", b"\xff" * 8, b"\2" + bytes(7) + b"[]", b"\x0b" + bytes(7) + b'{"a": [4] }']
+)
+def test_a_damaged_checkpoint_has_no_layout(tmp_path: Path, content: bytes) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    folder.checkpoint_path(0).write_bytes(content)
+    with pytest.raises(RunError, match=r"round_0000\.safetensors: is missing or damaged"):
+        folder.layout(0)
+
+
+def test_the_model_to_go_on_from_must_be_of_the_plan(tmp_path: Path) -> None:
+    config = federation(tmp_path)
+    folder = RunFolder.create(tmp_path / "run")
+    folder.write_text("federation.yaml", config.resolved())
+    folder.write_text("plan.json", plan_from_config(config).model_dump_json())
+    draw_first_weights(folder.path)
+    folder.commit(RunState(run="1", digest=config.digest(), started="now"))
+    drawn = folder.checkpoint_path(0).stat().st_mtime_ns
+    draw_first_weights(folder.path)
+    assert folder.checkpoint_path(0).stat().st_mtime_ns == drawn
+    other = federation(tmp_path, NETWORK.replace("channels: [8, 16]", "channels: [8, 32]"))
+    folder.write_text("plan.json", plan_from_config(other).model_dump_json())
+    with pytest.raises(FedvoxError, match=r"round_0000\.safetensors: is missing or damaged"):
+        draw_first_weights(folder.path)
+
+
+def test_the_server_app_does_without_torch() -> None:
+    """It runs as long as the federation does, and torch takes 150 MB."""
+    code = "import sys, server.flower_app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
