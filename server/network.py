@@ -80,7 +80,7 @@ def start(options: StartOptions, display: ProgressDisplay) -> Path:
     check_flower_version()
     kit = read_kit(options.kit, "server")
     config = read_federation(options.kit, kit)
-    check_certificate(options.kit / "server.crt", display.message)
+    check_certificate(options.kit, options.gateway, display.message)
     listen = options.listen or default_listen(kit)
     make_run_folder(options.run)
     with only_start(options.run):

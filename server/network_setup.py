@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from cryptography import x509
-
 import server
+from common.certificates import SERVER_CERTIFICATE_FILE, check_dates, load_certificate, server_identity
 from common.config import FederationConfig, load_federation
 from common.errors import ConfigError, FedvoxError, OutputError
 from common.flower import flower_environment
@@ -58,21 +57,24 @@ def read_federation(kit_folder: Path, kit: Kit) -> FederationConfig:
     return config
 
 
-def check_certificate(file: Path, say: Callable[[str], None]) -> None:
-    """Says when the server's certificate is about to expire.
+def check_certificate(kit: Path, with_key: bool, say: Callable[[str], None]) -> None:
+    """Sees that the server's certificate can be used, and says when it is about to expire.
+
+    Args:
+        kit: the server's.
+        with_key: also that its key and the list of revoked certificates can; without, another container has them.
+        say: gets a line.
 
     Raises:
-        FedvoxError: it has expired, is not valid yet, or cannot be read.
+        CertificateError: it has expired, is not valid yet, or cannot be used.
     """
-    try:
-        certificate = x509.load_pem_x509_certificate(file.read_bytes())
-    except (OSError, ValueError):
-        raise FedvoxError(f"{file}: is missing or damaged; run fedvox-server provision again") from None
-    now, begin, end = datetime.now(UTC), certificate.not_valid_before_utc, certificate.not_valid_after_utc
-    if now > end:
-        raise FedvoxError(f"{file}: expired on {end:%Y-%m-%d}; run fedvox-server provision again, which renews it")
-    if now < begin:
-        raise FedvoxError(f"{file}: is valid only from {begin:%Y-%m-%d %H:%M} UTC on; is this machine's clock right?")
+    file, now = kit / SERVER_CERTIFICATE_FILE, datetime.now(UTC)
+    if with_key:
+        certificate = server_identity(kit, now).certificate
+    else:
+        certificate = load_certificate(file)
+        check_dates(file, certificate, now, "run fedvox-server provision again, which renews it")
+    end = certificate.not_valid_after_utc
     if end - now < WARN_BEFORE:
         say(f"the server's certificate expires on {end:%Y-%m-%d}; fedvox-server provision renews it")
 

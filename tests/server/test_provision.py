@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 import ssl
 import stat
@@ -25,9 +24,9 @@ from common.network_config import read_kit
 from common.plan import Plan
 from server.authority import Authority, AuthorityError, hosts_of, read_request
 from server.network_setup import check_certificate
-from server.progress import PlainProgress
 from server.provision import provision, revoke
 from server.register import read_register, write_register
+from tests.mutual_tls import write_server
 
 
 def network(sites: tuple[str, ...] = ("north", "south"), **values: object) -> FederationConfig:
@@ -452,10 +451,33 @@ def test_bad_network_sections_are_refused(values: dict[str, object], key: str) -
     [(timedelta(days=-10), 5, "expired"), (timedelta(days=1), 5, "clock")],
 )
 def test_start_refuses_a_certificate_out_of_its_time(tmp_path: Path, begin: timedelta, days: int, message: str) -> None:
-    issued = Authority.create("liver").issue(["fl.example.org"], days, datetime.now(UTC) + begin)
+    authority = Authority.create("liver")
+    write_server(tmp_path, authority)
+    issued = authority.issue(["fl.example.org"], days, datetime.now(UTC) + begin)
     (tmp_path / "server.crt").write_bytes(issued.certificate)
-    with pytest.raises(FedvoxError, match=message):
-        check_certificate(tmp_path / "server.crt", PlainProgress(io.StringIO()))
+    (tmp_path / "server.key").write_bytes(issued.key)
+    for with_key in (True, False):
+        with pytest.raises(FedvoxError, match=message):
+            check_certificate(tmp_path, with_key, print)
+
+
+def test_start_refuses_a_key_of_another_certificate(tmp_path: Path) -> None:
+    authority = Authority.create("liver")
+    write_server(tmp_path, authority)
+    (tmp_path / "server.key").write_bytes(authority.issue(["fl.example.org"], 9, datetime.now(UTC)).key)
+    check_certificate(tmp_path, False, print)
+    with pytest.raises(FedvoxError, match=r"server\.key and server\.crt do not belong together"):
+        check_certificate(tmp_path, True, print)
+
+
+def test_start_says_that_a_certificate_is_about_to_expire(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    authority = Authority.create("liver")
+    write_server(tmp_path, authority)
+    issued = authority.issue(["fl.example.org"], 9, datetime.now(UTC))
+    (tmp_path / "server.crt").write_bytes(issued.certificate)
+    (tmp_path / "server.key").write_bytes(issued.key)
+    check_certificate(tmp_path, True, print)
+    assert "the server's certificate expires on" in capsys.readouterr().out
 
 
 def _as_another_site(key_file: Path, name: str, folder: Path) -> Path:
