@@ -9,7 +9,7 @@ number of sites it prints
 - the highest sum over the server's processes of anonymous memory (mapped files do not count), and each one's;
 - CPU seconds of the server per site and round.
 
-Last line: ``server_memory: MB ...`` for every pair.
+Last line: ``server_scale: MB ...`` for every pair.
 """
 
 from __future__ import annotations
@@ -273,7 +273,7 @@ def main() -> None:
         for size in options.sizes:
             for count in options.sites:
                 memory.append(measure(Path(root), size, count)[1])
-    print("server_memory: " + " ".join(map(str, memory)))
+    print("server_scale: " + " ".join(map(str, memory)))
 
 
 if __name__ == "__main__":
