@@ -30,7 +30,7 @@ from pathlib import Path
 from scipy.stats import spearmanr
 
 from server.sweep_result import read_result
-from tests.benchmarks.privacy_curve import Point, write_curve
+from tests.benchmarks._privacy_curve import Point, write_curve
 from tests.conftest import REPOSITORY
 
 EXAMPLES = REPOSITORY / "deploy" / "examples"
