@@ -1,6 +1,6 @@
 """What a large model and many sites cost the server: memory of all its processes, seconds and CPU of a round.
 
-``python -m tests.benchmarks.server_scale [--sizes 30M 300M] [--sites 2 16] [--keep DIR]`` starts a real server
+``python -m tests.benchmarks.server_scale [--sizes 5.7M 30M 300M] [--sites 2 16] [--keep DIR]`` starts a real server
 (``fedvox-server start``) and a real courier for every site. The runners' part is played by this process: it answers
 every task with one and the same update, a link to one file, so that 16 sites fit on one machine. For each size and
 number of sites it prints
@@ -45,6 +45,7 @@ from tests.benchmarks.round_overhead import programs
 
 ROUNDS = 5
 SIZES = {
+    "5.7M": "{channels: [24, 48, 96, 184], residual: true, decoder_blocks: 3}",
     "30M": "{channels: [24, 48, 96, 192, 336], residual: true, blocks: 3, decoder_blocks: 3}",
     "300M": "{channels: [104, 208, 416, 832, 1184], residual: true, blocks: 2, decoder_blocks: 2}",
     "1200M": "{channels: [192, 384, 768, 1536, 2208], residual: true, blocks: 2, decoder_blocks: 2}",
@@ -264,7 +265,7 @@ def measure(root: Path, size: str, count: int) -> tuple[float, int]:
 def main() -> None:
     """Measures all."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--sizes", nargs="+", default=["30M", "300M"], choices=SIZES)
+    parser.add_argument("--sizes", nargs="+", default=["5.7M", "30M", "300M"], choices=SIZES)
     parser.add_argument("--sites", nargs="+", type=int, default=[2, 16])
     parser.add_argument("--keep", type=Path, help="folder for all files (default: a temporary one)")
     options = parser.parse_args()
