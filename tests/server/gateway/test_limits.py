@@ -16,7 +16,7 @@ from flwr.proto.fleet_pb2 import PullMessagesRequest
 from flwr.proto.node_pb2 import Node as ProtoNode
 
 from server.gateway.refusals import LINES_PER_SECOND, NOBODY, Refusals, RefusedError
-from tests.server.gateway.lab import ABSENT, TASK, Lab, SiteClient, digest_of, wait_for
+from tests.server.gateway.lab import ABSENT, Lab, SiteClient, digest_of, wait_for
 from tests.server.gateway.node import Node, write_nodes
 
 PATH = f"/models/{ABSENT}"
