@@ -10,11 +10,13 @@ import json
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import FedvoxError, OutputError
@@ -24,6 +26,7 @@ from common.weights.safetensors_file import float32_header, read_shapes
 from common.weights.store import MissingWeightsError, map_file, open_to_overwrite, write_all
 
 _SPARE = ".spare.part"
+FLUSH_BYTES = 8 * 2**20
 
 
 class RunError(FedvoxError):
@@ -200,12 +203,15 @@ class RunFolder:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
         written = 0
         try:
-            with open_to_overwrite(temporary, path.with_name(_SPARE)) as file:
-                write_all(file, np.frombuffer(header, np.uint8))
+            # Beside what is done with the parts; what the disk has already need not be waited for at the end.
+            with open_to_overwrite(temporary, path.with_name(_SPARE)) as file, ThreadPoolExecutor(1) as beside:
+                writing = beside.submit(_write_through, file, np.frombuffer(header, np.uint8))
                 for part in parts:
-                    write_all(file, np.ascontiguousarray(part, "<f4").view(np.uint8))
+                    writing.result()
+                    writing = beside.submit(_write_through, file, np.ascontiguousarray(part, "<f4").view(np.uint8))
                     written += part.size
                     yield part
+                writing.result()
                 if written != layout.size:
                     raise RunError(f"{written} weights do not fit the plan's model, which has {layout.size}")
                 file.truncate(file.tell())
@@ -268,6 +274,12 @@ class RunFolder:
         for file in (self.path / "checkpoints").glob("round_*.safetensors"):
             if file not in kept:
                 file.replace(file.with_name(_SPARE))
+
+
+def _write_through(file: BinaryIO, content: NDArray[np.uint8]) -> None:
+    write_all(file, content)
+    if file.tell() // FLUSH_BYTES > (file.tell() - content.size) // FLUSH_BYTES:
+        os.fdatasync(file.fileno())
 
 
 def _header(round_number: int, layout: WeightLayout) -> bytes:
