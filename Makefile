@@ -31,7 +31,7 @@ endif
 test: $(INSTALLED) test-fast test-network
 
 test-fast: $(INSTALLED)
-	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadscope -q -m 'not network and not deploy' $(ARGS)
+	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder -q -m 'not network and not deploy' $(ARGS)
 
 # Real servers and sites on the loopback interface: one after another, for they share the cores. What fails gets a second
 # attempt, which tells a machine that was busy from a defect.

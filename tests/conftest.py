@@ -15,6 +15,11 @@ settings.load_profile("any-machine")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Modules that take minutes first, so that the last process does not work on one of them alone."""
+    items.sort(key=lambda item: "tests/e2e/" not in item.path.as_posix())
+
+
 def _real_data_root() -> Path:
     return Path(os.environ.get("FEDVOX_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
 

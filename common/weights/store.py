@@ -11,6 +11,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -112,17 +113,28 @@ class FileStore:
         return self.folder / digest
 
     def put(self, parts: Iterable[Part]) -> str:
-        """Writes to a temporary name, hashes on the way, and renames."""
+        """Writes to a temporary name, hashes on the way, and renames.
+
+        Args:
+            parts: written while the next one is worked out, so none may change afterwards.
+        """
         total = hashlib.sha256()
         with _reported(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             temporary = self.folder / f".{secrets.token_hex(8)}.part"
             try:
-                with open_to_overwrite(temporary, self.folder / _SPARE) as file:
-                    for part in parts:
+                with open_to_overwrite(temporary, self.folder / _SPARE) as file, ThreadPoolExecutor(1) as beside:
+
+                    def add(part: Part) -> None:
                         content = _as_bytes(part)
                         write_all(file, content)
                         total.update(content.data)
+
+                    writing = beside.submit(add, b"")
+                    for part in parts:
+                        writing.result()
+                        writing = beside.submit(add, part)
+                    writing.result()
                     file.truncate(file.tell())
                 temporary.replace(self.path(total.hexdigest()))
             except BaseException:
