@@ -1,6 +1,6 @@
 """What a large model and many sites cost the server: memory of all its processes, seconds and CPU of a round.
 
-``python -m tests.benchmarks.server_scale [--sizes 5.7M 30M 300M] [--sites 2 16] [--keep DIR]`` starts a real server
+``python -m tests.benchmarks.server_scale [--sizes 5.7M 30M 300M] [--sites 2 16] [--rounds 5] [--keep DIR]`` starts a real server
 (``fedvox-server start``) and a real courier for every site. The runners' part is played by this process: it answers
 every task with one and the same update, a link to one file, so that 16 sites fit on one machine. For each size and
 number of sites it prints
@@ -234,18 +234,18 @@ def rounds_of(run: Path) -> list[dict[str, object]]:
         return []
 
 
-def measure(root: Path, size: str, count: int) -> tuple[float, int]:
+def measure(root: Path, size: str, count: int, rounds: int = ROUNDS) -> tuple[float, int]:
     """Runs a federation; median seconds of a round, and megabytes of the server."""
     sites = [f"site-{number:02d}" for number in range(1, count + 1)]
     folder = root / f"{size}-{count}"
     folder.mkdir()
-    with federation(folder, size, sites, ROUNDS) as (run, _, watching):
+    with federation(folder, size, sites, rounds) as (run, _, watching):
         began = time.monotonic()
         while len(rounds_of(run)) < 1:
             time.sleep(0.05)
             assert time.monotonic() - began < 900, "no round came to its end"
         cpu, marks = watching.cpu(), [time.monotonic()]
-        while len(marks) < ROUNDS:
+        while len(marks) < rounds:
             if len(rounds_of(run)) > len(marks):
                 marks.append(time.monotonic())
             time.sleep(0.01)
@@ -257,7 +257,7 @@ def measure(root: Path, size: str, count: int) -> tuple[float, int]:
             assert time.monotonic() - marks[-1] < 900, "the run did not end"
     each = ", ".join(f"{name} {size}" for name, size in sorted(watching.each.items()))
     print(f"  {seconds:.2f} s per round; server {watching.highest} MB anonymous at most ({each})", flush=True)
-    print(f"  {cpu / (ROUNDS - 1) / count:.3f} s of CPU at the server per site and round", flush=True)
+    print(f"  {cpu / (rounds - 1) / count:.3f} s of CPU at the server per site and round", flush=True)
     shutil.rmtree(folder)
     return seconds, watching.highest
 
@@ -267,13 +267,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sizes", nargs="+", default=["5.7M", "30M", "300M"], choices=SIZES)
     parser.add_argument("--sites", nargs="+", type=int, default=[2, 16])
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="two at least")
     parser.add_argument("--keep", type=Path, help="folder for all files (default: a temporary one)")
     options = parser.parse_args()
     memory = []
     with tempfile.TemporaryDirectory(dir=options.keep) as root:
         for size in options.sizes:
             for count in options.sites:
-                memory.append(measure(Path(root), size, count)[1])
+                memory.append(measure(Path(root), size, count, options.rounds)[1])
     print("server_scale: " + " ".join(map(str, memory)))
 
 
