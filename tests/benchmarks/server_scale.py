@@ -1,9 +1,9 @@
 """What a large model and many sites cost the server: memory of all its processes, seconds and CPU of a round.
 
 ``python -m tests.benchmarks.server_scale [--sizes 5.7M 30M 300M] [--sites 2 16] [--rounds 5] [--keep DIR]`` starts a
-real server (``fedvox-server start``) and a real courier for every site. The runners' part is played by this process: it answers
-every task with one and the same update, a link to one file, so that 16 sites fit on one machine. For each size and
-number of sites it prints
+real server (``fedvox-server start``) and a real courier for every site. The runners' part is played by this process: it
+answers every task with one and the same update, a link to one file, so that 16 sites fit on one machine. For each size
+and number of sites it prints
 
 - seconds per round (median; the first round, in which programs are still starting, does not count);
 - the highest sum over the server's processes of anonymous memory (mapped files do not count), and each one's;
