@@ -84,7 +84,8 @@ def test_each_half_says_how_it_is(halves: Halves) -> None:
     for folder in (courier, runner):
         assert halves.run([*CLIENT, "health", "--state", str(folder.path)])[0] == 0
     for which in (["--superlink", f"127.0.0.1:{halves.health}"], ["--gateway", f"127.0.0.1:{halves.made.port}"]):
-        assert halves.run([*SERVER, "health", *which]) == (0, "serving\n")
+        # The gateway is there before SuperLink.
+        wait_for(lambda which=which: halves.run([*SERVER, "health", *which]) == (0, "serving\n"), 60, "an answer")
     assert halves.run([*SERVER, "health", "--gateway", f"127.0.0.1:{free_port()}"])[0] == 1
     status, text = halves.run([*CLIENT, "status", "--kit", str(halves.runner_kit("east")), "--state", str(runner.path)])
     assert status == 0 and "waiting for a task" in text
