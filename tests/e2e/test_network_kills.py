@@ -207,7 +207,7 @@ def test_killed_at_a_point_of_the_round(tmp_path: Path, point: str) -> None:
             with catcher.caught(number):
                 kill(made, name)
                 if point == "training":
-                    made.hold(VICTIM, *range(number + 1, rounds + 1))
+                    made.hold(VICTIM, *range(number + 1, rounds + 2))
         made.finish(PATIENCE_SECONDS)
         check_record(made, rounds, tmp_path / "undisturbed")
 
@@ -232,7 +232,7 @@ def test_no_epsilon_is_spent_twice_whenever_a_runner_is_killed(tmp_path: Path) -
                     kill(made, "runner")
                     (made.state(VICTIM).path / "held").unlink()
                     wait_for(lambda: made.held_in(VICTIM) is not None, PATIENCE_SECONDS, "training again")
-                made.hold(VICTIM, *range(number + 1, rounds + 1))
+                made.hold(VICTIM, *range(number + 1, rounds + 2))
             made.finish(PATIENCE_SECONDS)
         finally:
             del os.environ["FEDVOX_LEDGER"]
