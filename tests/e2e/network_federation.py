@@ -99,6 +99,16 @@ class Federation:
         self.within: dict[str, tuple[str, ...]] = {}
         self._approved: set[str] = set()
 
+    @property
+    def ledger(self) -> Path:
+        """Of all sites, and of no other federation."""
+        return self.folder / "ledger.jsonl"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Of all processes."""
+        return ENVIRONMENT | {"FEDVOX_LEDGER": str(self.ledger)}
+
     def data(self, site: str) -> Path:
         """A site's scans; equal for equal names, whatever the folder."""
         folder = self.folder / "data" / site
@@ -261,13 +271,13 @@ class Federation:
     def _approve(self, site: str, kit: Path) -> None:
         if site not in self._approved:
             approve = [*CLIENT, "approve", "--kit", str(kit), "--user", "test"]
-            subprocess.run(approve, env=ENVIRONMENT, check=True, capture_output=True, timeout=120)
+            subprocess.run(approve, env=self.environment, check=True, capture_output=True, timeout=120)
             self._approved.add(site)
 
     def _start(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("ab") as log:
             command = [*NICE, *self.within.get(name, ()), *command]
-            process = subprocess.Popen(command, env=ENVIRONMENT, stdout=log, stderr=log)
+            process = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
         self.processes[name] = process
         return process
 

@@ -221,22 +221,17 @@ def test_no_epsilon_is_spent_twice_whenever_a_runner_is_killed(tmp_path: Path) -
         "privacy={epsilon: 50, delta: 1e-5, sample_rate: 0.5, validation: 'off'}",
     )
     with federation(tmp_path, ("east", VICTIM), settings) as made:
-        ledger = tmp_path / "ledger.jsonl"
-        os.environ["FEDVOX_LEDGER"] = str(ledger)
-        try:
-            made.hold(VICTIM)
-            made.start("east", VICTIM, scripted=(VICTIM,))
-            for number in range(1, rounds + 1):
-                wait_for(lambda number=number: made.held_in(VICTIM) == number, PATIENCE_SECONDS, f"round {number}")
-                for _ in range(2 if number == 2 else 1):
-                    kill(made, "runner")
-                    (made.state(VICTIM).path / "held").unlink()
-                    wait_for(lambda: made.held_in(VICTIM) is not None, PATIENCE_SECONDS, "training again")
-                made.hold(VICTIM, *range(number + 1, rounds + 2))
-            made.finish(PATIENCE_SECONDS)
-        finally:
-            del os.environ["FEDVOX_LEDGER"]
-        entries = Ledger(ledger).read().rounds
+        made.hold(VICTIM)
+        made.start("east", VICTIM, scripted=(VICTIM,))
+        for number in range(1, rounds + 1):
+            wait_for(lambda number=number: made.held_in(VICTIM) == number, PATIENCE_SECONDS, f"round {number}")
+            for _ in range(2 if number == 2 else 1):
+                kill(made, "runner")
+                (made.state(VICTIM).path / "held").unlink()
+                wait_for(lambda: made.held_in(VICTIM) is not None, PATIENCE_SECONDS, "training again")
+            made.hold(VICTIM, *range(number + 1, rounds + 2))
+        made.finish(PATIENCE_SECONDS)
+        entries = Ledger(made.ledger).read().rounds
         paid = [(entry.round, spend.dataset) for entry in entries for spend in entry.spends]
         assert len(paid) == len(set(paid)) == len(made.sites) * rounds
         assert_one_answer_a_round(made, VICTIM)
