@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -32,6 +33,12 @@ def _real_data(name: str) -> Path:
     if os.environ.get("FEDVOX_REQUIRE_TEST_DATA") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def _log_of_its_own() -> None:
+    """Commands that were called within this process by an earlier test have set how much is logged."""
+    logging.getLogger("fedvox").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
