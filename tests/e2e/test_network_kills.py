@@ -232,6 +232,6 @@ def test_no_epsilon_is_spent_twice_whenever_a_runner_is_killed(tmp_path: Path) -
             made.hold(VICTIM, *range(number + 1, rounds + 2))
         made.finish(PATIENCE_SECONDS)
         entries = Ledger(made.ledger).read().rounds
-        paid = [(entry.round, spend.dataset) for entry in entries for spend in entry.spends]
+        paid = [(each.entry.round, spend.dataset) for each in entries for spend in each.entry.spends]
         assert len(paid) == len(set(paid)) == len(made.sites) * rounds
         assert_one_answer_a_round(made, VICTIM)
