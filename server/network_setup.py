@@ -72,8 +72,9 @@ def check_certificate(kit: Path, with_key: bool, say: Callable[[str], None]) -> 
     if with_key:
         certificate = server_identity(kit, now).certificate
     else:
-        certificate = load_certificate(file)
-        check_dates(file, certificate, now, "run fedvox-server provision again, which renews it")
+        advice = "run fedvox-server provision again"
+        certificate = load_certificate(file, advice)
+        check_dates(file, certificate, now, advice)
     end = certificate.not_valid_after_utc
     if end - now < WARN_BEFORE:
         say(f"the server's certificate expires on {end:%Y-%m-%d}; fedvox-server provision renews it")

@@ -470,6 +470,14 @@ def test_start_refuses_a_key_of_another_certificate(tmp_path: Path) -> None:
         check_certificate(tmp_path, True, print)
 
 
+@pytest.mark.parametrize("with_key", [True, False])
+def test_start_says_what_to_do_without_a_certificate(tmp_path: Path, with_key: bool) -> None:
+    write_server(tmp_path, Authority.create("liver"))
+    (tmp_path / "server.crt").unlink()
+    with pytest.raises(FedvoxError, match=r"server\.crt: is missing; run fedvox-server provision again"):
+        check_certificate(tmp_path, with_key, print)
+
+
 def test_start_says_that_a_certificate_is_about_to_expire(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     authority = Authority.create("liver")
     write_server(tmp_path, authority)
