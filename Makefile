@@ -46,8 +46,8 @@ test-long: $(INSTALLED)
 # make test-flower FLWR=1.41.0       the network tests with another version of Flower (deploy/docs/flower.md), before them
 #                                    those of the processes by themselves
 # In an environment of its own: all constraints but for Flower and the packages whose versions it pins differently.
-FLWR_TESTS := tests/server/gateway tests/client/courier tests/client/runner tests/server/test_silence.py \
-	tests/server/test_coming_and_going.py tests/test_flower_unpatched.py
+FLWR_TESTS := tests/server/gateway tests/client/courier tests/client/runner tests/server/rounds/test_silence.py \
+	tests/server/rounds/test_coming_and_going.py tests/test_flower_unpatched.py
 FLWR_MOVES := flwr uv certifi
 FLWR_VENV := .venv-flwr-$(FLWR)
 test-flower: $(if $(FLWR),$(FLWR_VENV)/.installed)

@@ -25,8 +25,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.errors import FedvoxError, OutputError
-from common.messages import Heartbeat
-from common.protocol import is_task_name
+from common.protocol.codec import is_task_name
+from common.protocol.messages import Heartbeat
 
 TASK, REPLY = ".task", ".reply"
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from common.errors import FedvoxError, OutputError
-from common.files import write_atomically
+from common.system.files import write_atomically
 
 START = "0" * 64
 OWN_KEYS = frozenset({"n", "time", "event", "previous", "hash"})

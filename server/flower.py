@@ -5,14 +5,14 @@ Only this module of ``server`` imports them, so that an upgrade of Flower is loo
 
 from __future__ import annotations
 
-# The bundle that Flower wants with every run (server/control.py).
+# The bundle that Flower wants with every run (server/coordinator/control_client.py).
 from flwr.cli.build import build_fab_from_files
 
 # Whose messages come from the server, and how a run's end is told.
 from flwr.common.constant import SUPERLINK_NODE_ID, Status
 from flwr.common.serde import fab_to_proto
 
-# Messages of the Control interface: sites are registered, runs submitted and stopped (server/control.py).
+# Messages of the Control interface: sites are registered, runs submitted and stopped (coordinator/control_client.py).
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListRunsRequest,
@@ -47,7 +47,7 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
-# What a grid must tell of its run (server/inline_grid.py).
+# What a grid must tell of its run (server/simulation/inline_grid.py).
 from flwr.supercore.run import Run
 
 # What all of Flower's messages are made with, and its error for bytes that are none (server/gateway).

@@ -16,8 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from common.certificates import certificate_pem, new_key, private_pem
-from common.supervise import free_port
-from server.authority import Authority
+from common.system.supervisor import free_port
+from server.provisioning.certificate_authority import Authority
 
 SERVER_FILES = ("ca.crt", "ca.crl", "server.crt", "server.key")
 

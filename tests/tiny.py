@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client.app import Site
-from client.trainer import Trainer
-from common.config import FederationConfig, TrainingConfig
-from common.imaging.cache import CachedCase
+from client.runner.client_app import Site
+from client.training.trainer import Trainer
+from common.config.federation import FederationConfig, TrainingConfig
+from common.imaging.cache.case_cache import CachedCase
 from common.models.unet3d import build_model
-from common.plan import ModelPlan, Plan, PreprocessingPlan
+from common.plan.plan import ModelPlan, Plan, PreprocessingPlan
 
 FEDERATION = """
 name: tiny

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from client.courier.diagnosis import explain
 from client.courier.errors import LineError, RefusedError
-from client.courier.files import BUFFER_BYTES
 from client.courier.proxy import Address, open_socket
+from client.courier.transfers.files import BUFFER_BYTES
 from common.certificates import AUTHORITY_FILE, SITE_CERTIFICATE_FILE, SITE_KEY_FILE
 from common.errors import ConfigError
 from common.identity import sign

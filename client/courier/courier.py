@@ -8,27 +8,27 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from client.consent.site_config import SITE_FILE, load_site_config
 from client.courier.connection import Access, client_context
-from client.courier.download import part_name
 from client.courier.errors import LineError, RefusedError, StoppedError
 from client.courier.fleet_client import HEARTBEAT_SECONDS, FleetNode
 from client.courier.flower_messages import Arrival
 from client.courier.heartbeat import Heartbeats, keep_node_online
 from client.courier.mailbox import HeldTask, Mailbox, held_task
-from client.courier.pace import Pace
 from client.courier.proxy import find_address, settle
 from client.courier.retry import Backoff, Complaint, Retries
 from client.courier.task_handler import TaskContext, TaskHandler
-from client.courier.transfers import Transfers
+from client.courier.transfers.download import part_name
+from client.courier.transfers.pace import Pace
+from client.courier.transfers.transfers import Transfers
 from client.shared_folder import REPLY, TASK, SharedFolder
-from client.site_state import StateFolder
+from client.state_folder import StateFolder
 from common.audit import AuditLog
 from common.certificates import AUTHORITY_FILE, site_identity
-from common.config import load_federation
+from common.config.federation import load_federation
+from common.config.network import read_kit
 from common.errors import ConfigError, FedvoxError, OutputError, ProtocolError
-from common.network_config import read_kit
-from common.protocol import MAX_TASKS, is_sha256, is_task_name
-from common.site_config import SITE_FILE, load_site_config
+from common.protocol.codec import MAX_TASKS, is_sha256, is_task_name
 
 AUDIT_FILE = "courier-audit.jsonl"
 MAILBOX_FOLDER = "courier"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.errors import FedvoxError
-from common.messages import Failure
+from common.protocol.messages import Failure
 
 REFUSED_FOR_NOW = frozenset({401, 408, 425, 429})
 """Statuses that time may heal: a clock that is off, a key that is not let in yet, too many requests."""

@@ -20,8 +20,8 @@ from client.flower import (
     message_to_proto,
 )
 from common.errors import ProtocolError
-from common.messages import Failure
-from common.protocol import Answer, from_record, to_record
+from common.protocol.codec import Answer, from_record, to_record
+from common.protocol.messages import Failure
 
 MOST_OBJECTS = 16
 """Of one message; ours has three."""

@@ -9,7 +9,7 @@ from client.courier.connection import Access
 from client.courier.errors import LineError, RefusedError
 from client.courier.retry import Backoff, Complaint
 from client.shared_folder import SharedFolder
-from common.protocol import MAX_TASKS, pack
+from common.protocol.codec import MAX_TASKS, pack
 
 MOST_SECONDS = 5.0
 """Between two heartbeats, whatever the federation says."""

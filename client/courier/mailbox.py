@@ -23,9 +23,9 @@ from pathlib import Path
 from client.courier.flower_messages import Arrival, PackedReply, identity_of
 from client.shared_folder import put_file
 from common.errors import ProtocolError
-from common.files import cannot_write
-from common.messages import Task
-from common.protocol import Question, is_task_name, unpack_question
+from common.protocol.codec import Question, is_task_name, unpack_question
+from common.protocol.messages import Task
+from common.system.files import cannot_write
 
 MESSAGE, SENT = ".json", ".sent"
 log = logging.getLogger("fedvox.courier")

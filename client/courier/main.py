@@ -8,9 +8,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from client.site_state import StateFolder
-from common.cli import add_linger, base_parser, run
-from common.flower import check_flower_version
+from client.state_folder import StateFolder
+from common.system.cli import add_linger, base_parser, run
+from common.system.flower import check_flower_version
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

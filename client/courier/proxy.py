@@ -15,8 +15,8 @@ import urllib.parse
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
 
+from common.config.network import format_endpoint
 from common.errors import ConfigError
-from common.network_config import format_endpoint
 
 _VARIABLES = ("https_proxy", "all_proxy")
 _OTHER_VARIABLES = ("http_proxy", "no_proxy")

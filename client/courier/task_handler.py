@@ -15,21 +15,21 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from client.courier.download import part_name
 from client.courier.errors import GivenUpError, RefusedError
-from client.courier.files import file_digest
 from client.courier.fleet_client import FleetNode
 from client.courier.flower_messages import PackedReply, pack_reply
 from client.courier.mailbox import HeldTask, Mailbox
 from client.courier.retry import Retries
-from client.courier.transfers import Transfers
-from client.courier.upload import verified
+from client.courier.transfers.download import part_name
+from client.courier.transfers.files import file_digest
+from client.courier.transfers.transfers import Transfers
+from client.courier.transfers.upload import verified
 from client.shared_folder import SharedFolder, put_file
 from common.audit import AuditLog
 from common.errors import ProtocolError
-from common.files import cannot_write
-from common.messages import ErrorCode, Failure, Hello, Result, SiteInfo, Task
-from common.protocol import MAX_MESSAGE_BYTES, Answer, pack, unpack_answer
+from common.protocol.codec import MAX_MESSAGE_BYTES, Answer, pack, unpack_answer
+from common.protocol.messages import ErrorCode, Failure, Hello, Result, SiteInfo, Task
+from common.system.files import cannot_write
 
 LOOK_SECONDS = 0.02
 """Between two looks for a reply."""

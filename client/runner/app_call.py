@@ -10,8 +10,8 @@ from flwr.app import Context, Message, MessageType, Metadata, RecordDict
 
 from client.flower import make_message
 from common.errors import FedvoxError, ProtocolError
-from common.messages import ErrorCode, Failure, Hello
-from common.protocol import HELLO, Question, from_record, pack, to_record, unpack_answer
+from common.protocol.codec import HELLO, Question, from_record, pack, to_record, unpack_answer
+from common.protocol.messages import ErrorCode, Failure, Hello
 from common.weights.store import Content, FileStore, MissingWeightsError
 
 log = logging.getLogger("fedvox.runner")

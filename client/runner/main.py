@@ -10,23 +10,23 @@ from pathlib import Path
 
 from flwr.app import Context
 
-from client.app import Site, SiteWeights, make_client_app
-from client.ledger import Ledger, Witness
-from client.policy import open_guard
+from client.consent.policy import open_guard
+from client.consent.site_config import SITE_FILE, load_site_config
+from client.ledger.ledger import Ledger, Witness
 from client.runner.app_call import ReceivedWeights
+from client.runner.client_app import Site, SiteWeights, make_client_app
 from client.runner.isolation import Isolation
+from client.runner.local_site import LocalSite
 from client.runner.progress import RunnerStatus, TaskProgress
 from client.runner.task_journal import TaskJournal
 from client.runner.task_loop import TaskLoop
 from client.shared_folder import SharedFolder
-from client.site_data import LocalSite
-from client.site_state import StateFolder, default_ledger
-from common.config import load_federation
+from client.state_folder import StateFolder, default_ledger
+from common.config.federation import load_federation
+from common.config.network import read_kit
 from common.errors import ConfigError, FedvoxError
-from common.flower import check_flower_version
-from common.network_config import read_kit
-from common.plan import Plan
-from common.site_config import SITE_FILE, load_site_config
+from common.plan.plan import Plan
+from common.system.flower import check_flower_version
 from common.weights.store import FileStore
 
 log = logging.getLogger("fedvox.runner")

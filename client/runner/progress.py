@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from client.shared_folder import SharedFolder, Work
-from client.site_state import write_json
+from client.state_folder import write_json
 from common.errors import FedvoxError, OutputError
-from common.messages import ErrorCode
+from common.protocol.messages import ErrorCode
 
 if TYPE_CHECKING:
-    from client.app import Observer
+    from client.runner.client_app import Observer
 
 log = logging.getLogger("fedvox.runner")
 

@@ -1,9 +1,9 @@
 """What was done with each task, on disk: so that none is worked on twice, and none is paid for twice.
 
 Before work begins a record says so, with a random name for this attempt, which the privacy ledger repeats beside what
-the attempt pays (``client.budget``). A runner that was killed finds the record and goes on with the same attempt: its
-answer was never released, so what it paid still covers the work. When the answer is known, the record keeps it, and
-the attempt is over; a later one has another name and pays for itself. A failure leaves no record.
+the attempt pays (``client.ledger.budget``). A runner that was killed finds the record and goes on with the same
+attempt: its answer was never released, so what it paid still covers the work. When the answer is known, the record
+keeps it, and the attempt is over; a later one has another name and pays for itself. A failure leaves no record.
 
 Records lie in the site's state folder, out of the courier's reach.
 """
@@ -20,8 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.errors import OutputError
-from common.files import write_atomically
-from common.protocol import is_sha256, is_task_name
+from common.protocol.codec import is_sha256, is_task_name
+from common.system.files import write_atomically
 
 log = logging.getLogger("fedvox.runner")
 

@@ -18,16 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from client.policy import HeldBackError, PolicyError, TaskGuard
+from client.consent.policy import HeldBackError, PolicyError, TaskGuard
 from client.runner.app_call import App, ask, failure, kind_of
 from client.runner.memory import return_freed_memory
 from client.runner.progress import RunnerStatus, SupersededError, TaskProgress
 from client.runner.task_journal import Record, TaskJournal
 from client.shared_folder import SharedFolder
 from common.errors import FedvoxError, ProtocolError
-from common.files import cannot_write
-from common.messages import ErrorCode, Failure, Hello, Result, Task
-from common.protocol import MAX_MESSAGE_BYTES, Question, is_sha256, unpack_answer, unpack_question
+from common.protocol.codec import MAX_MESSAGE_BYTES, Question, is_sha256, unpack_answer, unpack_question
+from common.protocol.messages import ErrorCode, Failure, Hello, Result, Task
+from common.system.files import cannot_write
 from common.weights.store import FileStore, MissingWeightsError
 
 log = logging.getLogger("fedvox.runner")

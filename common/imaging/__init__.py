@@ -1,1 +1,1 @@
-"""Volumes: reading, geometry, preprocessing, patches, augmentation, sliding-window inference."""
+"""A scan's way to patches and back: geometry, resampling, preprocessing, sliding-window prediction."""

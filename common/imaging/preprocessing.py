@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.imaging.geometry import Grid
-from common.imaging.io import Volume
+from common.imaging.io.nifti import Volume
 from common.imaging.resampling import resample_label, resample_to_shape, resampled_shape, thick_axes
-from common.plan import Axes3, IntensityPlan, PreprocessingPlan, Spacing
+from common.plan.plan import Axes3, IntensityPlan, PreprocessingPlan, Spacing
 
 _BACKGROUND = 0
 

@@ -1,1 +1,1 @@
-"""Segmentation networks."""
+"""Segmentation networks, and trained ones on disk."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.models.blocks import NEGATIVE_SLOPE, ConvBlock, ResidualBlock, UpBlock
-from common.plan import Axes3, Kernel, ModelPlan, Stride
+from common.plan.plan import Axes3, Kernel, ModelPlan, Stride
 
 
 class UNet3D(nn.Module):

@@ -1,7 +1,7 @@
 """Where models and updates wait to be fetched: in files for a network, in memory for a simulation.
 
-What is stored is raw values (``common.transport``) under the SHA-256 of its bytes, and never changes. Reading maps a
-file instead of loading it, so that memory does not grow with the model.
+What is stored is raw values (``common.weights.encoding``) under the SHA-256 of its bytes, and never changes. Reading
+maps a file instead of loading it, so that memory does not grow with the model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import FedvoxError, OutputError
-from common.protocol import is_sha256
+from common.protocol.codec import is_sha256
 
 Content = NDArray[np.uint8]
 Part = bytes | bytearray | memoryview | NDArray[np.generic]

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.cli import base_parser, run
-from common.network_config import parse_listen
+from common.config.network import parse_listen
+from common.system.cli import base_parser, run
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from server.coordinator.startup import Listen
     from server.gateway.serve import GatewayOptions, serve
-    from server.network_setup import Listen
 
     listen = Listen(*parse_listen("--listen", options.listen, "0.0.0.0:9443"))
     return serve(GatewayOptions(options.kit.absolute(), options.run.absolute(), listen, options.tls_ended_by_proxy))

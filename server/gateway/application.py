@@ -20,18 +20,18 @@ from typing import TYPE_CHECKING
 
 from common.errors import OutputError, ProtocolError
 from common.identity import BODY_HEADER, SIGNATURE_HEADER, SIGNED_HEADERS, SITE_HEADER, TIME_HEADER, Claim
-from common.protocol import unpack_heartbeat
+from common.protocol.codec import unpack_heartbeat
 from server.flower import NODE_KEY_HEADER
 from server.gateway.answers import Answer, Exchange, FileRange
 from server.gateway.connections import Connections
 from server.gateway.downloads import Downloads
-from server.gateway.fleet import Fleet
-from server.gateway.fleet_rules import METHODS
-from server.gateway.folder import GatewayFolder
+from server.gateway.fleet.relay import Fleet
+from server.gateway.fleet.rules import METHODS
 from server.gateway.identity import CLIENT_NAME_HEADER, Signatures, Site, Sites, UntimelyError
 from server.gateway.quotas import Limits, OpenRequest, Quotas
 from server.gateway.refusals import NOBODY, Refusals, RefusedError
 from server.gateway.uploads import Uploads
+from server.run_store.gateway_folder import GatewayFolder
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from common.network_config import format_endpoint
+from common.config.network import format_endpoint
 from server.gateway.quotas import Limits
 from server.gateway.refusals import RefusedError
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from server.gateway.answers import Answer, FileRange
-from server.gateway.folder import GatewayFolder, OpenTask
 from server.gateway.refusals import RefusedError
+from server.run_store.gateway_folder import GatewayFolder, OpenTask
 
 _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})")
 

@@ -31,8 +31,8 @@ from common.certificates import (
     load_certificate,
     public_pem,
 )
+from common.config.network import is_site_name
 from common.identity import WINDOW_SECONDS, Claim, claim_of, is_signed_by, signed_text
-from common.network_config import is_site_name
 from server.gateway.refusals import RefusedError
 
 CLIENT_NAME_HEADER = "fedvox-client-name"

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from common.errors import OutputError
-from common.files import write_atomically
+from common.system.files import write_atomically
 
 NOBODY = "(unknown)"
 """In place of a site's name where nothing proves who sent a request."""

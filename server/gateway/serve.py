@@ -54,11 +54,11 @@ from common.certificates import (
     server_identity,
 )
 from common.errors import ConfigError, FedvoxError
-from common.files import cannot_write, write_atomically
+from common.system.files import cannot_write, write_atomically
+from server.coordinator.startup import Listen, check_port
 from server.gateway.application import Gateway
-from server.gateway.folder import GatewayFolder
 from server.gateway.quotas import Limits
-from server.network_setup import Listen, check_port
+from server.run_store.gateway_folder import GatewayFolder
 
 HEADER_SECONDS = 20
 """For the head of a request, and for a connection on which nothing comes."""

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from server.gateway.answers import Answer
-from server.gateway.folder import GatewayFolder, OpenTask
 from server.gateway.part import Part, part_path
 from server.gateway.quotas import OpenRequest, Quotas
 from server.gateway.refusals import RefusedError
+from server.run_store.gateway_folder import GatewayFolder, OpenTask
 
 SPARE = ".spare"
 BATCH_BYTES = 2**20

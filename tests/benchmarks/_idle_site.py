@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from flwr.app import Context
 
-from client.app import Site
 from client.runner import main as runner
-from client.trainer import StepCallback, Trainer, Training, Validation
-from common.config import FederationConfig
-from common.imaging.cache import CachedCase
+from client.runner.client_app import Site
+from client.training.trainer import StepCallback, Trainer, Training, Validation
+from common.config.federation import FederationConfig
+from common.imaging.cache.case_cache import CachedCase
 from common.models.unet3d import build_model
-from common.plan import Plan
-from common.protocol import Vector
+from common.plan.plan import Plan
+from common.protocol.codec import Vector
 
 
 class IdleTrainer(Trainer):
@@ -58,7 +58,7 @@ class IdleTrainer(Trainer):
 
 
 class IdleSite:
-    """Stands where ``client.site_data.LocalSite`` does."""
+    """Stands where ``client.runner.local_site.LocalSite`` does."""
 
     def __init__(self, config: FederationConfig, plan: Plan, name: str, *_: object) -> None:
         patients: Any = [None] * 10

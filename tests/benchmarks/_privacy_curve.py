@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from common.files import write_atomically
-from server.figures import Curve, Panel, draw_panels, draw_swatch, site_style
-from server.report import page_template
+from common.system.files import write_atomically
+from server.reporting.figures import Curve, Panel, draw_panels, draw_swatch, site_style
+from server.reporting.report import page_template
 
 HEADINGS = (
     "Start",

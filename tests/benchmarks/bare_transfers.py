@@ -25,22 +25,22 @@ from pathlib import Path
 
 import numpy as np
 
+from client.consent.site_config import SiteNetwork
 from client.courier.connection import Access, client_context
-from client.courier.pace import Pace
 from client.courier.proxy import find_address
 from client.courier.retry import Retries
-from client.courier.transfers import Transfers
-from client.courier.upload import verified
+from client.courier.transfers.pace import Pace
+from client.courier.transfers.transfers import Transfers
+from client.courier.transfers.upload import verified
 from common.certificates import AUTHORITY_FILE, site_identity
-from common.config import load_federation
-from common.network_config import read_kit
-from common.planning import plan_from_config
-from common.site_config import SiteNetwork
-from common.supervise import answers, free_port
+from common.config.federation import load_federation
+from common.config.network import read_kit
+from common.planning.resolve import plan_from_config
+from common.system.supervisor import answers, free_port
 from common.weights.store import digest_of, map_file
-from server.gateway.folder import GatewayFolder, OpenTask
-from server.initial_weights import weight_layout
-from server.provision import provision
+from server.provisioning.kits import provision
+from server.rounds.initial_weights import weight_layout
+from server.run_store.gateway_folder import GatewayFolder, OpenTask
 from tests.benchmarks.round_overhead import programs
 from tests.benchmarks.server_scale import ROUNDS, SIZES, federation_text, measure, write_update
 

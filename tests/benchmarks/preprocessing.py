@@ -15,12 +15,12 @@ from pathlib import Path
 
 import torch
 
-from common.imaging.augmentation_plan import AugmentationPlan
-from common.imaging.cache import CachedCase, CaseCache
-from common.imaging.dataset import Dataset, find_dataset
-from common.imaging.fingerprint import fingerprint_dataset, make_plan
-from common.imaging.patches import PatchSampler
-from common.plan import Plan
+from common.imaging.cache.case_cache import CachedCase, CaseCache
+from common.imaging.datasets.dataset import Dataset, find_dataset
+from common.imaging.patches.sampler import PatchSampler
+from common.plan.augmentation import AugmentationPlan
+from common.plan.plan import Plan
+from common.planning.fingerprint import fingerprint_dataset, make_plan
 from tests.conftest import REPOSITORY
 
 BATCHES = 200

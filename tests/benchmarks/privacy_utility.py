@@ -29,7 +29,7 @@ from pathlib import Path
 
 from scipy.stats import spearmanr
 
-from server.sweep_result import read_result
+from server.reporting.sweep_result import read_result
 from tests.benchmarks._privacy_curve import Point, write_curve
 from tests.conftest import REPOSITORY
 

@@ -24,14 +24,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from client.private_sampling import draw_patients, repeatable_key
-from client.private_trainer import make_trainer
-from client.trainer import Trainer
-from common.config import FederationConfig
-from common.devices import keep_freed_memory
-from common.imaging.cache import CachedCase
+from client.training.dp_sampling import draw_patients, repeatable_key
+from client.training.dp_trainer import make_trainer
+from client.training.trainer import Trainer
+from common.config.federation import FederationConfig
+from common.imaging.cache.case_cache import CachedCase
 from common.models.unet3d import build_model
-from common.plan import ModelPlan, Plan, PreprocessingPlan
+from common.plan.plan import ModelPlan, Plan, PreprocessingPlan
+from common.system.devices import keep_freed_memory
 from tests.conftest import REPOSITORY
 
 PATCH = (40, 56, 40)

@@ -34,12 +34,12 @@ from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
-from common.config import load_federation
-from common.flower import flower_environment
+from common.config.federation import load_federation
 from common.models.unet3d import build_model
-from common.planning import plan_from_config
-from common.supervise import answers, free_port
-from server.provision import provision
+from common.planning.resolve import plan_from_config
+from common.system.flower import flower_environment
+from common.system.supervisor import answers, free_port
+from server.provisioning.kits import provision
 
 ROUNDS = {"plain": 4, "ours": 8}
 SITES = ("east", "west")

@@ -33,14 +33,14 @@ from pathlib import Path
 import numpy as np
 
 from client.shared_folder import SharedFolder, put_file
-from common.config import load_federation
-from common.messages import Hello, Result, SiteInfo, Task
-from common.planning import plan_from_config
-from common.protocol import pack, unpack_question
-from common.supervise import answers, free_port
+from common.config.federation import load_federation
+from common.planning.resolve import plan_from_config
+from common.protocol.codec import pack, unpack_question
+from common.protocol.messages import Hello, Result, SiteInfo, Task
+from common.system.supervisor import answers, free_port
 from common.weights.store import FileStore, digest_of, map_file
-from server.initial_weights import weight_layout
-from server.provision import provision
+from server.provisioning.kits import provision
+from server.rounds.initial_weights import weight_layout
 from tests.benchmarks.round_overhead import programs
 
 ROUNDS = 5

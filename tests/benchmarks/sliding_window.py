@@ -53,9 +53,9 @@ def _measure(name: str, folder: Path) -> dict[str, float]:
     import monai.inferers
     import torch
 
-    from common.imaging.inference import predict_labels, sliding_window, window_starts
+    from common.imaging.sliding_window import predict_labels, sliding_window, window_starts
     from common.models.unet3d import build_model
-    from common.plan import ModelPlan
+    from common.plan.plan import ModelPlan
 
     torch.manual_seed(0)
     model = build_model(ModelPlan(classes=CLASSES)).eval()

@@ -19,15 +19,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from client.trainer import Trainer
-from common.config import TrainingConfig
-from common.devices import autocast_dtype
-from common.imaging.cache import CachedCase, CaseCache
-from common.imaging.dataset import find_dataset
-from common.imaging.fingerprint import fingerprint_dataset, make_plan
-from common.imaging.patches import PatchSampler
+from client.training.trainer import Trainer
+from common.config.federation import TrainingConfig
+from common.imaging.cache.case_cache import CachedCase, CaseCache
+from common.imaging.datasets.dataset import find_dataset
+from common.imaging.patches.sampler import PatchSampler
 from common.models.unet3d import build_model
-from common.plan import Plan
+from common.plan.plan import Plan
+from common.planning.fingerprint import fingerprint_dataset, make_plan
+from common.system.devices import autocast_dtype
 from tests.conftest import REPOSITORY
 
 ROUNDS = 8

@@ -24,7 +24,7 @@ from common.certificates import (
     site_identity,
     site_of,
 )
-from server.authority import Authority
+from server.provisioning.certificate_authority import Authority
 
 NOW = datetime.now(UTC)
 

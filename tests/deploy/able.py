@@ -11,7 +11,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from common.supervise import free_port
+from common.system.supervisor import free_port
 from tests.deploy.machine import CACHE, Machine, missing_programs
 from tests.deploy.stacks import own_address
 

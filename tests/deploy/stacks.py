@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from client.shared_folder import SharedFolder
-from client.site_state import StateFolder
+from client.state_folder import StateFolder
 from tests.deploy.machine import CLIENT, REPOSITORY, SERVER, Machine, Stack
 from tests.e2e.network_federation import Federation
 

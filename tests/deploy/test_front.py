@@ -16,8 +16,8 @@ import pytest
 from client.courier.connection import client_context
 from common.certificates import load_key
 from common.identity import sign
-from common.supervise import answers, free_port
-from server.authority import Authority
+from common.system.supervisor import answers, free_port
+from server.provisioning.certificate_authority import Authority
 from tests.deploy.tools import DEPLOY, cannot_run, program, said
 from tests.e2e.network_federation import SERVER, Federation, assert_same_model, federation, simulated, wait_for
 from tests.mutual_tls import write_server, write_site

@@ -116,7 +116,7 @@ def test_the_image_for_gpus_works_without_one_and_may_do_as_little(gpus: Machine
 
 ABOUT_TORCH = """
 import json, torch
-from client.preflight import check_device
+from client.site.preflight import check_device
 found = {"cuda": torch.version.cuda, "gpu": torch.cuda.is_available(), "cuda alone": str(check_device("cuda"))}
 print(json.dumps(found | {name: str(check_device(name)) for name in ("cpu", "auto")}))
 """

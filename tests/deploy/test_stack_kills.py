@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from client.site_state import site_status
-from common.planning import plan_from_config
-from server.app_lock import app_holder
-from server.initial_weights import initial_weights
+from client.state_folder import site_status
+from common.planning.resolve import plan_from_config
+from server.rounds.initial_weights import initial_weights
+from server.run_store.locks import app_holder
 from tests.deploy.machine import Machine, Stack
 from tests.deploy.stacks import Coordinator, Hospital, own_address, removed_at_the_end
 from tests.e2e.network_federation import Federation, wait_for

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from client.site_state import site_status
-from common.planning import plan_from_config
-from server.initial_weights import initial_weights
+from client.state_folder import site_status
+from common.planning.resolve import plan_from_config
+from server.rounds.initial_weights import initial_weights
 from tests.deploy.machine import Machine
 from tests.deploy.stacks import Coordinator, Hospital, own_address, removed_at_the_end
 from tests.e2e.network_federation import Federation, assert_same_model, simulated, wait_for

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from client.approvals import AUDIT_FILE
+from client.consent.decisions import AUDIT_FILE
 from client.courier.courier import AUDIT_FILE as COURIER_AUDIT_FILE
 from common.audit import read_entries, verify
 from tests.deploy.machine import Machine

@@ -19,24 +19,24 @@ import yaml
 from flwr.app import Context, Error, Message, MessageType
 from safetensors.numpy import load_file
 
-from client.app import SiteWeights, make_client_app
-from client.site_data import LocalSite
-from client.site_state import StateFolder, site_status
-from common.config import load_federation
-from common.files import write_atomically
-from common.phantom import PHANTOM_LABELS, write_phantom_dataset
-from common.planning import plan_from_config
-from common.protocol import ErrorCode
-from common.supervise import free_port
+from client.runner.client_app import SiteWeights, make_client_app
+from client.runner.local_site import LocalSite
+from client.state_folder import StateFolder, site_status
+from common.config.federation import load_federation
+from common.imaging.phantoms.dataset import PHANTOM_LABELS, write_phantom_dataset
+from common.planning.resolve import plan_from_config
+from common.protocol.codec import ErrorCode
+from common.system.files import write_atomically
+from common.system.supervisor import free_port
 from common.weights.store import MemoryStore
-from server.app import Link, RoundLoop
-from server.initial_weights import initial_weights
-from server.inline_grid import InlineGrid
-from server.progress import PlainProgress
-from server.progress_lines import PROGRESS_FILE
-from server.provision import provision
-from server.state import RunFolder, RunState, now
-from server.weight_transfer import StoreTransfer
+from server.progress.display import PlainProgress
+from server.progress.event_stream import PROGRESS_FILE
+from server.provisioning.kits import provision
+from server.rounds.initial_weights import initial_weights
+from server.rounds.round_loop import Link, RoundLoop
+from server.rounds.weight_transfer import StoreTransfer
+from server.run_store.folder import RunFolder, RunState, now
+from server.simulation.inline_grid import InlineGrid
 
 NICE = ("nice", "-n", "19")
 SERVER = [sys.executable, "-m", "server.cli"]

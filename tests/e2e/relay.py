@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 
-from common.supervise import free_port
+from common.system.supervisor import free_port
 
 CHUNK_BYTES = 16 * 1024
 WAIT_SECONDS = 60.0

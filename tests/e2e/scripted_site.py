@@ -27,17 +27,18 @@ import numpy as np
 from flwr.app import Context, Message
 from numpy.typing import NDArray
 
-from client import cli, start
-from client.app import SiteWeights
+from client.cli import entry
 from client.runner import main as runner
 from client.runner.app_call import App
+from client.runner.client_app import SiteWeights
 from client.runner.progress import TaskProgress
-from client.site_state import StateFolder, default_ledger
-from client.split_start import run_runner_preflight
-from client.upkeep import Upkeep, require_preflight
-from common.messages import Result
-from common.protocol import from_record, pack, to_record, unpack_answer
-from common.supervise import Child
+from client.site import start
+from client.site.split_start import run_runner_preflight
+from client.site.supervision import Upkeep, require_preflight
+from client.state_folder import StateFolder, default_ledger
+from common.protocol.codec import from_record, pack, to_record, unpack_answer
+from common.protocol.messages import Result
+from common.system.supervisor import Child
 from common.weights.store import WeightStore
 
 REPLAY = "replay"
@@ -46,7 +47,7 @@ POLL_SECONDS = 0.02
 
 def main() -> int:
     if sys.argv[1] not in ("start", "runner"):
-        return cli.main()
+        return entry.main()
     parser = argparse.ArgumentParser()
     parser.add_argument("command", choices=["start", "runner"])
     for name in ("--kit", "--data", "--cache"):

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from client.policy import Policy, PolicyError
+from client.consent.policy import Policy, PolicyError
+from client.consent.site_config import SITE_FILE
 from common.audit import AuditLog, read_entries
-from common.config import FederationConfig
-from common.messages import ErrorCode
-from common.site_config import SITE_FILE
-from tests.client.test_consent import write_kit
+from common.config.federation import FederationConfig
+from common.protocol.messages import ErrorCode
+from tests.client.consent.test_disclosure import write_kit
 
 
 def fedvox(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:

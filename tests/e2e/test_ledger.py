@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from common.audit import head_of
-from common.phantom import write_phantom_dataset
-from tests.client.test_consent import write_kit
-from tests.client.test_ledger import ROUND, budget, edit_number, of, patients
+from common.imaging.phantoms.dataset import write_phantom_dataset
+from tests.client.consent.test_disclosure import write_kit
+from tests.client.ledger.test_ledger import ROUND, budget, edit_number, of, patients
 from tests.e2e.network_federation import Federation
 from tests.e2e.test_consent import done, fedvox, refused
 

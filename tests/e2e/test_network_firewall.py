@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from common.planning import plan_from_config
-from server.initial_weights import initial_weights
+from common.planning.resolve import plan_from_config
+from server.rounds.initial_weights import initial_weights
 from tests.e2e.network_federation import Federation, assert_same_model, federation, simulated, wait_for
 from tests.e2e.relay import Relay, relay
 

@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from client.approvals import AUDIT_FILE
-from client.ledger import Ledger
+from client.consent.decisions import AUDIT_FILE
+from client.ledger.ledger import Ledger
 from common.audit import read_entries, verify
-from common.planning import plan_from_config
-from server.app_lock import app_holder
-from server.gateway.folder import GatewayFolder
-from server.initial_weights import initial_weights
+from common.planning.resolve import plan_from_config
+from server.rounds.initial_weights import initial_weights
+from server.run_store.gateway_folder import GatewayFolder
+from server.run_store.locks import app_holder
 from tests.e2e.network_federation import SCRIPTED, Federation, assert_same_model, federation, simulated, wait_for
 
 pytestmark = pytest.mark.network

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.bundle import load_bundle
+from common.models.bundle import load_bundle
 from tests.e2e.network_federation import assert_same_model, federation, simulated
 
 pytestmark = pytest.mark.network

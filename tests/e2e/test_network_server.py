@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from client.approvals import AUDIT_FILE
-from client.departures import NUMBERS, UPDATE, departures
+from client.consent.decisions import AUDIT_FILE
+from client.consent.sent_summary import NUMBERS, UPDATE, departures
 from common.audit import read_entries, verify
-from common.bundle import load_bundle
-from server.provision import revoke
+from common.models.bundle import load_bundle
+from server.provisioning.kits import revoke
 from tests.e2e.network_federation import (
     NICE,
     Federation,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from common.bundle import load_bundle
+from common.models.bundle import load_bundle
 from tests.e2e.network_federation import Federation, assert_same_model, federation, simulated, wait_for
 
 pytestmark = pytest.mark.network

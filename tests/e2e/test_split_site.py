@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from client.site_state import StateFolder, site_status
-from common.supervise import free_port
+from client.state_folder import StateFolder, site_status
+from common.system.supervisor import free_port
 from tests.e2e.network_federation import (
     CLIENT,
     ENVIRONMENT,

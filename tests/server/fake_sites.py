@@ -13,10 +13,9 @@ import numpy as np
 from flwr.app import Context, Error, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
-from client.app import SiteWeights
-from common.config import FederationConfig
-from common.messages import Heartbeat
-from common.protocol import (
+from client.runner.client_app import SiteWeights
+from common.config.federation import FederationConfig
+from common.protocol.codec import (
     ErrorCode,
     Hello,
     Result,
@@ -30,14 +29,15 @@ from common.protocol import (
     unpack_answer,
     unpack_question,
 )
-from common.transport import encode_vector, vector_of
+from common.protocol.messages import Heartbeat
+from common.weights.encoding import encode_vector, vector_of
 from common.weights.store import Content, FileStore, MemoryStore, MissingWeightsError, WeightStore, map_file
-from server.app import Link, Patience, RoundLoop, make_server_app
-from server.app_lock import NODES_FILE
-from server.gateway.folder import GatewayFolder
-from server.inline_grid import InlineGrid
-from server.state import RunFolder, RunState, now
-from server.weight_transfer import GatewaySignals, GatewayTransfer, StoreTransfer, WeightTransfer
+from server.rounds.round_loop import Link, Patience, RoundLoop, make_server_app
+from server.rounds.weight_transfer import GatewaySignals, GatewayTransfer, StoreTransfer, WeightTransfer
+from server.run_store.folder import RunFolder, RunState, now
+from server.run_store.gateway_folder import GatewayFolder
+from server.run_store.locks import NODES_FILE
+from server.simulation.inline_grid import InlineGrid
 
 LAYOUT = WeightLayout({"w": (4,)})
 BEAT_SECONDS = 0.02

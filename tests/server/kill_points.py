@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from server.app import Link
-from server.gateway.folder import GatewayFolder
-from server.inline_grid import InlineGrid
-from server.state import RunFolder
-from server.weight_transfer import GatewayTransfer
+from server.rounds.round_loop import Link
+from server.rounds.weight_transfer import GatewayTransfer
+from server.run_store.folder import RunFolder
+from server.run_store.gateway_folder import GatewayFolder
+from server.simulation.inline_grid import InlineGrid
 from tests import tiny
 from tests.server.fake_sites import LAYOUT, begin, broken, gateway_app, honest, nodes, run_over, site
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.plan import ModelPlan, Plan, PreprocessingPlan
+from common.plan.plan import ModelPlan, Plan, PreprocessingPlan
 
 LABELS = {1: "anterior", 2: "posterior"}
 SITES = {"raw-low": (117, 29), "uint8": (37, 9), "raw-high": (23, 5)}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.network_config import KIT_FORMAT
-from server.authority import Authority
+from common.config.network import KIT_FORMAT
+from server.provisioning.certificate_authority import Authority
 from tests.mutual_tls import write_server, write_site
 
 FEDERATION = """

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from client.shared_folder import SharedFolder, put_file
-from common.messages import ErrorCode, Failure, Hello, Result, SiteInfo, Task
-from common.protocol import Answer, pack
+from common.protocol.codec import Answer, pack
+from common.protocol.messages import ErrorCode, Failure, Hello, Result, SiteInfo, Task
 from tests.client.courier.kits import Kits
 from tests.client.courier.stand_in import StandIn, wait_for
 from tests.client.courier.superlink import SuperLink

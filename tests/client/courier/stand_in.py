@@ -22,8 +22,8 @@ from cryptography import x509
 
 from common.certificates import key_of
 from common.identity import claim_of, is_signed_by
-from common.messages import Heartbeat
-from common.protocol import unpack_heartbeat
+from common.protocol.codec import unpack_heartbeat
+from common.protocol.messages import Heartbeat
 from tests.client.courier.kits import Kits
 from tests.mutual_tls import server_context
 

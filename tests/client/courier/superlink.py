@@ -26,11 +26,11 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import HttpGrid
 
 from common.certificates import load_certificate, public_pem
-from common.flower import flower_environment
-from common.messages import Hello, Task
-from common.protocol import pack, to_record
-from common.supervise import Child, Supervisor, answers, free_port
-from server.control import SuperLinkControl
+from common.protocol.codec import pack, to_record
+from common.protocol.messages import Hello, Task
+from common.system.flower import flower_environment
+from common.system.supervisor import Child, Supervisor, answers, free_port
+from server.coordinator.control_client import SuperLinkControl
 from tests.client.courier.stand_in import wait_for
 
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from common.messages import Hello, Task
-from common.protocol import from_record, pack
-from common.supervise import answers, free_port
-from server.app_lock import NODES_FILE
-from server.gateway.folder import GatewayFolder, OpenTask
+from common.protocol.codec import from_record, pack
+from common.protocol.messages import Hello, Task
+from common.system.supervisor import answers, free_port
+from server.run_store.gateway_folder import GatewayFolder, OpenTask
+from server.run_store.locks import NODES_FILE
 from tests.client.courier.kits import Kits
 from tests.client.courier.site import REPOSITORY, Site, info, result, task
 from tests.client.courier.stand_in import wait_for

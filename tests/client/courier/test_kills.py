@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import pytest
 
 from common.audit import verify
-from common.messages import Task
-from common.protocol import from_record
+from common.protocol.codec import from_record
+from common.protocol.messages import Task
 from tests.client.courier.kits import Kits
 from tests.client.courier.site import StandInSite, result, site, task
 from tests.client.courier.stand_in import Fault, StandIn, stand_in

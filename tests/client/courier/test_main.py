@@ -17,7 +17,7 @@ from client.courier.main import main
 from client.flower import MessageHeader
 from client.shared_folder import SharedFolder
 from common.certificates import new_key, private_pem
-from common.protocol import pack
+from common.protocol.codec import pack
 from tests.client.courier.kits import Kits
 from tests.client.courier.site import task
 

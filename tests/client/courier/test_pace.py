@@ -7,9 +7,9 @@ from datetime import datetime, time, timedelta
 
 import pytest
 
+from client.consent.site_config import SiteNetwork
 from client.courier.errors import StoppedError
-from client.courier.pace import LARGE_FILE_BYTES, Pace, TokenBucket, seconds_until_open
-from common.site_config import SiteNetwork
+from client.courier.transfers.pace import LARGE_FILE_BYTES, Pace, TokenBucket, seconds_until_open
 
 
 class Clock:

@@ -15,7 +15,7 @@ from client.courier.fleet_client import FleetNode
 from client.courier.proxy import Proxy, find_address, is_exempt, settle
 from common.certificates import site_identity
 from common.errors import ConfigError
-from server.authority import Authority
+from server.provisioning.certificate_authority import Authority
 from tests.client.courier.kits import Kits
 from tests.client.courier.stand_in import StandIn, stand_in
 from tests.connect_proxy import connect_proxy

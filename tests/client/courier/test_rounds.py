@@ -19,8 +19,8 @@ import pytest
 
 from client.shared_folder import put_file
 from common.audit import verify
-from common.messages import ErrorCode, Hello
-from common.protocol import from_record, pack
+from common.protocol.codec import from_record, pack
+from common.protocol.messages import ErrorCode, Hello
 from tests.client.courier.kits import Kits
 from tests.client.courier.site import REPOSITORY, StandInSite, failure, info, result, site, task
 from tests.client.courier.stand_in import StandIn, stand_in, wait_for

@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from client.consent.site_config import SiteNetwork
 from client.courier.connection import Access, client_context
 from client.courier.errors import StoppedError
 from client.courier.fleet_client import FleetNode
 from client.courier.mailbox import HeldTask, Mailbox
-from client.courier.pace import Pace
 from client.courier.proxy import Address
 from client.courier.retry import Retries
 from client.courier.task_handler import TaskContext, TaskHandler
-from client.courier.transfers import Transfers
+from client.courier.transfers.pace import Pace
+from client.courier.transfers.transfers import Transfers
 from client.flower import MessageHeader
 from client.shared_folder import SharedFolder, Work
 from common.audit import AuditLog
 from common.certificates import site_identity
-from common.protocol import pack
-from common.site_config import SiteNetwork
+from common.protocol.codec import pack
 from tests.client.courier.kits import Kits
 from tests.client.courier.site import task
 from tests.client.courier.stand_in import Attempt, StandIn, stand_in, wait_for

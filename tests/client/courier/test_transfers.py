@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from client.consent.site_config import SiteNetwork
 from client.courier.connection import Access, client_context
 from client.courier.errors import GivenUpError, RefusedError, StoppedError
-from client.courier.pace import WINDOW_BYTES, Pace
 from client.courier.proxy import Address
 from client.courier.retry import Retries
-from client.courier.transfers import Transfers
-from client.courier.upload import verified
+from client.courier.transfers.pace import WINDOW_BYTES, Pace
+from client.courier.transfers.transfers import Transfers
+from client.courier.transfers.upload import verified
 from common.certificates import site_identity
-from common.site_config import SiteNetwork
 from tests.client.courier.kits import Kits
 from tests.client.courier.stand_in import Attempt, StandIn, stand_in, wait_for
 

@@ -15,12 +15,12 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from client.approvals import AUDIT_FILE
-from client.ledger import Ledger, Witness
+from client.consent.decisions import AUDIT_FILE
+from client.ledger.ledger import Ledger, Witness
 from client.runner.task_journal import TaskJournal
 from common.audit import read_entries, verify
-from common.messages import Result
-from common.protocol import pack, unpack_answer
+from common.protocol.codec import pack, unpack_answer
+from common.protocol.messages import Result
 from common.weights.store import FileStore, digest_of
 from tests.client.runner.stand_in import StandIn
 

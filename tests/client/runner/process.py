@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from client.approvals import AUDIT_FILE
-from client.ledger import Ledger
-from client.privacy_account import RoundEntry
+from client.consent.decisions import AUDIT_FILE
+from client.ledger.account import RoundEntry
+from client.ledger.ledger import Ledger
 from client.shared_folder import SharedFolder
-from client.site_state import StateFolder, read_json
+from client.state_folder import StateFolder, read_json
 from common.audit import Entry, read_entries
-from common.messages import Failure, Hello, Task
-from common.protocol import Answer, pack, unpack_answer
+from common.protocol.codec import Answer, pack, unpack_answer
+from common.protocol.messages import Failure, Hello, Task
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "FLWR_TELEMETRY_ENABLED": "0"}
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client.approvals import DecisionBook
-from common.config import FederationConfig, as_json, load_federation
-from common.messages import Hello, Task
+from client.consent.decisions import DecisionBook
+from common.config.federation import FederationConfig, as_json, load_federation
+from common.imaging.phantoms.dataset import PHANTOM_LABELS, write_phantom_dataset
 from common.models.unet3d import build_model
-from common.phantom import PHANTOM_LABELS, write_phantom_dataset
-from common.plan import Plan
-from common.planning import plan_from_config
+from common.plan.plan import Plan
+from common.planning.resolve import plan_from_config
+from common.protocol.messages import Hello, Task
 from common.weights.store import FileStore
 from tests.client.runner.process import RunnerProcess
 

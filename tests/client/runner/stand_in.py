@@ -20,23 +20,23 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from client.app import Site, SiteWeights, make_client_app
-from client.approvals import DecisionBook
-from client.budget import LedgerBudget
-from client.ledger import Ledger, Witness
-from client.patients import Patient
-from client.policy import open_guard
+from client.consent.decisions import DecisionBook
+from client.consent.policy import open_guard
+from client.consent.site_config import SITE_FILE
+from client.ledger.budget import LedgerBudget
+from client.ledger.ledger import Ledger, Witness
+from client.ledger.patient_identity import Patient
 from client.runner.app_call import ReceivedWeights
+from client.runner.client_app import Site, SiteWeights, make_client_app
 from client.runner.progress import RunnerStatus, TaskProgress
 from client.runner.task_journal import TaskJournal
 from client.runner.task_loop import TaskLoop
-from client.trainer import Trainer, Training, Validation
-from common.config import FederationConfig
-from common.imaging.cache import CachedCase
-from common.messages import Task
-from common.privacy import PrivacyPlan, Spend
-from common.site_config import SITE_FILE
-from common.transport import Vector
+from client.training.trainer import Trainer, Training, Validation
+from common.config.federation import FederationConfig
+from common.imaging.cache.case_cache import CachedCase
+from common.privacy.accounting import PrivacyPlan, Spend
+from common.protocol.messages import Task
+from common.weights.encoding import Vector
 from common.weights.store import FileStore
 from tests import tiny
 from tests.client.runner.process import RunnerProcess

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from client.runner.isolation import can_isolate
-from common.messages import Result, SiteInfo
+from common.protocol.messages import Result, SiteInfo
 from common.weights.store import FileStore
 from tests.client.runner.site import PRIVACY, RunnerSite
 

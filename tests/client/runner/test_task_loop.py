@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from client.approvals import AUDIT_FILE, DecisionBook
+from client.consent.decisions import AUDIT_FILE, DecisionBook
+from client.consent.site_config import SITE_FILE
 from client.runner.task_journal import KEPT
-from common.messages import Hello, Result, SiteInfo
-from common.protocol import pack, unpack_answer
-from common.site_config import SITE_FILE
+from common.protocol.codec import pack, unpack_answer
+from common.protocol.messages import Hello, Result, SiteInfo
 from common.weights.store import FileStore, digest_of
 from tests.client.runner.stand_in import CONFIG, StandIn
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from common.planning import plan_from_config
-from server.initial_weights import initial_weights
+from common.planning.resolve import plan_from_config
+from server.rounds.initial_weights import initial_weights
 from tests.deploy.faults.conftest import SERVER_ADDRESS, Line
 from tests.e2e.network_federation import Federation, assert_same_model, federation, simulated
 

@@ -25,12 +25,12 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.certificates import load_key, public_pem
+from common.config.network import format_endpoint
 from common.identity import _HASH as HASH
 from common.identity import BODY_HEADER, SIGNATURE_HEADER, SITE_HEADER, TIME_HEADER, sign, signed_text
-from common.network_config import format_endpoint
-from common.supervise import free_port
-from server.authority import Authority
-from server.gateway.folder import GatewayFolder, OpenTask
+from common.system.supervisor import free_port
+from server.provisioning.certificate_authority import Authority
+from server.run_store.gateway_folder import GatewayFolder, OpenTask
 from tests.mutual_tls import client_context, write_server, write_site
 
 TASK = "0123456789abcdef" * 2

@@ -8,10 +8,10 @@ import os
 import sys
 from pathlib import Path
 
-from common.network_config import parse_listen
+from common.config.network import parse_listen
+from server.coordinator.startup import Listen
 from server.gateway.quotas import Limits
 from server.gateway.serve import GatewayOptions, serve
-from server.network_setup import Listen
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()

@@ -32,8 +32,8 @@ from flwr.proto.node_pb2 import Node as ProtoNode
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 
 from client.courier.flower_messages import PackedReply, pack_reply
-from common.messages import Hello, SiteInfo
-from common.protocol import pack
+from common.protocol.codec import pack
+from common.protocol.messages import Hello, SiteInfo
 from tests.client.courier.superlink import SuperLink
 from tests.server.gateway.lab import Lab, Reply, SiteClient, wait_for
 

@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from server.gateway.folder import OpenTask
+from server.run_store.gateway_folder import OpenTask
 from tests.server.gateway.lab import ABSENT, TASK, Lab, Reply, digest_of, wait_for
 
 CONTENT = bytes(range(256)) * 5

@@ -18,7 +18,7 @@ from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree, Pu
 from flwr.proto.node_pb2 import Node as ProtoNode
 
 from client.courier.flower_messages import PackedReply
-from common.protocol import from_record, pack, unpack_answer
+from common.protocol.codec import from_record, pack, unpack_answer
 from tests.server.gateway.lab import wait_for
 from tests.server.gateway.node import INFO, QUESTION, Arrived, Node, World, refused, write_nodes
 

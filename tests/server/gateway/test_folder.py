@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.errors import OutputError
-from common.messages import Heartbeat
-from server.gateway.folder import GatewayFolder, OpenTask
+from common.protocol.messages import Heartbeat
+from server.run_store.gateway_folder import GatewayFolder, OpenTask
 
 NAME, MODEL, MESSAGE = "ab" * 16, "cd" * 32, "ef" * 32
 TASK = OpenTask(NAME, MODEL, "checkpoints/round_0001.safetensors", 96, 16, 16)

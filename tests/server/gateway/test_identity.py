@@ -13,10 +13,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import utils
 
 from common.identity import BODY_HEADER, SIGNATURE_HEADER, SITE_HEADER, TIME_HEADER
-from common.messages import Heartbeat
-from common.protocol import pack
-from server.authority import Authority
+from common.protocol.codec import pack
+from common.protocol.messages import Heartbeat
 from server.gateway.identity import Sites
+from server.provisioning.certificate_authority import Authority
 from tests.mutual_tls import write_site
 from tests.server.gateway.lab import ABSENT, TASK, Lab, Reply, digest_of, lab, send, wait_for
 

@@ -13,7 +13,7 @@ import pytest
 
 import server.gateway.serve
 from common.certificates import load_key, public_pem
-from common.supervise import free_port
+from common.system.supervisor import free_port
 from tests.mutual_tls import client_context
 from tests.server.gateway.lab import Lab, SiteClient, digest_of, lab, wait_for
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.gateway.announcements import MOST_ANNOUNCEMENTS, Announcements
+from server.gateway.fleet.announcements import MOST_ANNOUNCEMENTS, Announcements
 from server.gateway.part import Part, part_path
 from server.gateway.refusals import RefusedError
 from server.gateway.uploads import make_room

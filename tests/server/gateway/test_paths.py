@@ -24,7 +24,7 @@ from flwr.supercore.routers.runtime import create_runtime_router, responses_rout
 from flwr.superlink.routers.control import router as control_router
 from flwr.superlink.routers.fleet.router import router as fleet_router
 
-from server.gateway.fleet_rules import METHODS
+from server.gateway.fleet.rules import METHODS
 from tests.server.gateway.lab import Lab, Reply, SiteClient, digest_of, lab
 from tests.server.gateway.node import Node, write_nodes
 

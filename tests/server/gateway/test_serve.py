@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from common.config.network import parse_listen
 from common.errors import FedvoxError
-from common.network_config import parse_listen
-from server.authority import Authority
+from server.coordinator.startup import Listen
 from server.gateway.__main__ import main
-from server.gateway.folder import GatewayFolder
 from server.gateway.serve import GatewayOptions, _server, serve
-from server.network_setup import Listen
+from server.provisioning.certificate_authority import Authority
+from server.run_store.gateway_folder import GatewayFolder
 from tests.mutual_tls import write_server
 from tests.server.gateway.lab import ABSENT, Lab, SiteClient, lab
 

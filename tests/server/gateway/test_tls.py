@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from server.authority import Authority
 from server.gateway.identity import CLIENT_NAME_HEADER, Sites
+from server.provisioning.certificate_authority import Authority
 from tests.mutual_tls import client_context, write_site
 from tests.server.gateway.lab import ABSENT, Lab, SiteClient, lab, send
 

@@ -1,0 +1,250 @@
+"""The commands with which a hospital decides and looks back: review, approve, pause, resume, withdraw, audit."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.errors import FedvoxError
+from common.formatting import counted
+
+if TYPE_CHECKING:
+    from client.consent.disclosure import Request
+    from client.site.budget_check import Outlook
+    from common.audit import AuditSummary
+
+
+def add_consent_commands(commands: Any) -> None:
+    """Adds the commands to what ``ArgumentParser.add_subparsers`` returned."""
+    review = commands.add_parser(
+        "review",
+        help="show in plain words what a federation wants from this site",
+        epilog="example:\n  fedvox-client review --kit kit\n",
+    )
+    _add_folders(review)
+    review.add_argument(
+        "--data", type=Path, metavar="DIR", help="say what it costs the patients of this dataset folder"
+    )
+    review.add_argument("--ledger", type=Path, metavar="FILE", help="privacy ledger (default: $FEDVOX_LEDGER)")
+    review.add_argument("--json", action="store_true", help="for machines")
+    review.set_defaults(command=_review)
+
+    approve = commands.add_parser(
+        "approve",
+        help="agree to what review shows",
+        epilog="example:\n  fedvox-client approve --kit kit --user 'Dr. Example'\n",
+    )
+    _add_folders(approve)
+    _add_user(approve)
+    approve.add_argument("--digest", metavar="SHA256", help="approve only if the kit still has this digest")
+    approve.set_defaults(command=_approve)
+
+    for name, function, text in (
+        ("pause", _pause, "do no task from the next one on, until resume"),
+        ("resume", _resume, "end a pause"),
+        ("withdraw", _withdraw, "take back the approval, from the next task on"),
+    ):
+        command = commands.add_parser(name, help=text, epilog=f"example:\n  fedvox-client {name} --kit kit\n")
+        _add_folders(command)
+        _add_user(command)
+        command.set_defaults(command=function)
+
+    audit = commands.add_parser(
+        "audit",
+        help="show what left this building, and prove that the log is whole",
+        epilog="example:\n  fedvox-client audit --kit kit --verify\n",
+    )
+    _add_folders(audit)
+    audit.add_argument("--verify", action="store_true", help="prove the chain; exit status 1 if it is broken")
+    audit.add_argument("--expect", metavar="SHA256", help="with --verify: a hash noted earlier must be in the chain")
+    audit.add_argument("--json", action="store_true", help="for machines")
+    audit.set_defaults(command=_audit)
+
+
+def _add_folders(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--kit", type=Path, required=True, metavar="DIR", help="the kit that the coordinator sent")
+    command.add_argument("--state", type=Path, metavar="DIR", help="the site's own files (default: state in the kit)")
+
+
+def _add_user(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--user", metavar="NAME", help="who decides (default: the account; it is recorded anyway)")
+
+
+def _state(options: argparse.Namespace) -> Path:
+    from common.config.network import read_kit
+
+    read_kit(options.kit, "site")
+    state: Path | None = options.state
+    return state if state is not None else options.kit / "state"
+
+
+def _review(options: argparse.Namespace) -> int:
+    from client.consent.decisions import DecisionBook
+    from client.consent.disclosure import as_text, document, read_request
+    from client.consent.site_config import SITE_FILE, load_site_config
+    from common.config.federation import as_json
+
+    state = _state(options)
+    request = read_request(options.kit)
+    content = document(request)
+    site = load_site_config(state / SITE_FILE)
+    limits = site.limits
+    violations = [*limits.violations(request.federation), *site.privacy.violations(request.federation)]
+    found = _outlook(options, state, request)
+    decisions = DecisionBook(state).read()
+    approval = decisions.approval(content["digest"], automatic=False)
+    if options.json:
+        content["site_decisions"] = {
+            "approved": approval.model_dump() if approval else None,
+            "automatic": limits.automatic_approval and not violations,
+            "outside_limits": violations,
+            "paused": decisions.paused.model_dump() if decisions.paused else None,
+            "withdrawn": decisions.withdrawn.model_dump() if decisions.withdrawn else None,
+            "privacy": found.as_values() if found else None,
+        }
+        print(as_json(content), end="")
+        return 0
+    print(as_text(content, shutil.get_terminal_size((100, 24)).columns))
+    print()
+    for violation in violations:
+        print(f"Outside your site's limits: {violation}.")
+    if found:
+        whose = "The patients in " + str(options.data) if options.data else "Patients who took part in nothing before"
+        print(f"{whose}: {found}.")
+    if decisions.withdrawn:
+        print(f"Withdrawn by {decisions.withdrawn.user}, {decisions.withdrawn.time}.")
+    elif approval:
+        print(f"Approved by {approval.user}, {approval.time}.")
+    elif limits.automatic_approval and not violations:
+        print("Within the limits of your site file, which approves it automatically.")
+    else:
+        print(f"Not approved. To agree: fedvox-client approve --kit {options.kit} --digest {content['digest']}")
+    if decisions.paused:
+        print(f"Paused by {decisions.paused.user}, {decisions.paused.time}.")
+    return 0
+
+
+def _outlook(options: argparse.Namespace, state: Path, request: Request) -> Outlook | None:
+    """What the federation costs the patients of ``--data``, or, without it, patients who are new."""
+    if request.federation.privacy is None:
+        return None
+    # Late: it brings PyTorch with it, which takes seconds to import.
+    from client.consent.site_config import SITE_FILE, load_site_config
+    from client.ledger.ledger import Ledger, Witness
+    from client.site.budget_check import NEW_PATIENTS, find_people, outlook
+    from client.state_folder import default_ledger
+
+    site = load_site_config(state / SITE_FILE)
+    people = NEW_PATIENTS
+    if options.data is not None:
+        # Nothing is remembered by a command that only looks.
+        people = find_people(request.federation, site, request.kit.site or "", options.data, None)
+    account = Ledger(options.ledger or default_ledger(), Witness(state)).read()
+    return outlook(request.federation, site.privacy, account, people)
+
+
+def _approve(options: argparse.Namespace) -> int:
+    from client.consent.decisions import DecisionBook
+    from client.consent.disclosure import ConsentError, read_request
+    from client.consent.site_config import SITE_FILE, load_site_config
+
+    state = _state(options)
+    request: Request = read_request(options.kit)
+    digest = request.federation.digest()
+    if options.digest is not None and options.digest != digest:
+        raise ConsentError(f"{options.kit}: has digest {digest}, not {options.digest}; review it again")
+    site = load_site_config(state / SITE_FILE)
+    if violations := [
+        *site.limits.violations(request.federation),
+        *site.privacy.violations(request.federation),
+    ]:
+        raise ConsentError(f"{state / SITE_FILE}: does not allow this federation: {'; '.join(violations)}")
+    book = DecisionBook(state)
+    approval = book.approve(request.federation.name, digest, options.user)
+    print(f"Approved {approval.federation} by {approval.user}, {approval.time}.\nDigest: {digest}")
+    if book.read().paused:
+        print(f"The site is paused; fedvox-client resume --kit {options.kit} ends that.")
+    return 0
+
+
+def _pause(options: argparse.Namespace) -> int:
+    from client.consent.decisions import DecisionBook
+
+    decision = DecisionBook(_state(options)).pause(options.user)
+    print(f"Paused by {decision.user}, {decision.time}. No task begins until fedvox-client resume.\n{_UNDER_WAY}")
+    return 0
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from client.consent.decisions import DecisionBook
+    from client.consent.site_config import SITE_FILE, load_site_config
+
+    state = _state(options)
+    book = DecisionBook(state)
+    decision = book.resume(options.user)
+    print(f"Resumed by {decision.user}, {decision.time}.")
+    if book.read().withdrawn:
+        print("The site has withdrawn; only fedvox-client approve ends that.")
+    if load_site_config(state / SITE_FILE).paused:
+        print(f"{state / SITE_FILE} still says paused: true.")
+    return 0
+
+
+def _withdraw(options: argparse.Namespace) -> int:
+    from client.consent.decisions import DecisionBook
+
+    decision = DecisionBook(_state(options)).withdraw(options.user)
+    print(f"Withdrawn by {decision.user}, {decision.time}. Only fedvox-client approve takes it back.\n{_UNDER_WAY}")
+    return 0
+
+
+_UNDER_WAY = "A task that is under way is finished and its result sent; stop fedvox-client start to prevent that."
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from client.consent.decisions import AUDIT_FILE
+    from client.consent.sent_summary import as_text, departures, summary
+    from common.audit import read_entries
+    from common.config.federation import as_json
+
+    state = _state(options)
+    if options.expect is not None and not options.verify:
+        raise AuditUsageError("--expect: add --verify")
+    proof = _prove(state, options.expect) if options.verify else None
+    content = summary(departures(read_entries(state / AUDIT_FILE)))
+    if options.json:
+        verified = {"entries": proof.entries, "head": proof.head, "events": proof.events} if proof else None
+        print(as_json({"log": str(state / AUDIT_FILE), "verified": verified, **content}), end="")
+        return 0
+    print(as_text(content))
+    print()
+    if proof is None:
+        print("The chain was not checked: add --verify.")
+    else:
+        print(
+            f"The chain is whole: {counted(proof.entries, 'entry', 'entries')}, {proof.first} to {proof.last}.\n"
+            f"Last hash: {proof.head}\nNote it elsewhere; --expect finds it again as long as nobody rewrote the log."
+        )
+    return 0
+
+
+class AuditUsageError(FedvoxError):
+    """Options that do not go together."""
+
+    exit_status = 2
+
+
+def _prove(state: Path, expected: str | None) -> AuditSummary:
+    from client.consent.decisions import AUDIT_FILE, DecisionBook
+    from common.audit import AuditError, verify
+
+    log = state / AUDIT_FILE
+    proof = verify(log)
+    if expected is not None and expected not in proof.hashes:
+        raise AuditError(log, f"has no entry with the hash {expected}: it was replaced, or the hash is of another log")
+    for approval in DecisionBook(state).read().approvals:
+        if approval.audit not in proof.hashes:
+            raise AuditError(log, f"lacks the approval of {approval.time}, which approvals.json has: it was replaced")
+    return proof

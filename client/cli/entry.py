@@ -1,0 +1,144 @@
+"""The command line of a hospital: ``fedvox-client``.
+
+Heavy imports wait until a command needs them, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from client.cli.consent import add_consent_commands
+from client.cli.ledger import add_ledger_command
+from client.cli.network import add_network_commands
+from common.errors import DataError
+from common.system.cli import Parser, base_parser, run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = base_parser("fedvox-client", "Check data, decide what a hospital takes part in, use a trained model.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    check = commands.add_parser(
+        "check",
+        help="look through a dataset and list every problem",
+        epilog="example:\n  fedvox-client check --data Task04_Hippocampus\n",
+    )
+    check.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder")
+    check.add_argument("--federation", type=Path, metavar="FEDERATION.yaml", help="also check against its labels")
+    check.add_argument("--json", action="store_true", help="for machines")
+    check.set_defaults(command=_check)
+
+    predict = commands.add_parser(
+        "predict",
+        help="segment scans with a trained model",
+        epilog="example:\n  fedvox-client predict --model runs/first/model --input scans --output segmentations\n",
+    )
+    _add_model_options(predict)
+    predict.add_argument("--input", type=Path, required=True, metavar="FILE_OR_DIR", help="a scan, or a folder of them")
+    predict.add_argument("--output", type=Path, required=True, metavar="FILE_OR_DIR", help="where the label maps go")
+    predict.add_argument("--probabilities", action="store_true", help="also write the probability of every class")
+    predict.add_argument("--overwrite", action="store_true", help="replace files that exist")
+    predict.set_defaults(command=_predict)
+
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="measure a trained model on labelled scans",
+        epilog="example:\n  fedvox-client evaluate --model runs/first/model --data scans --out metrics.csv\n",
+    )
+    _add_model_options(evaluate)
+    evaluate.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder with labels")
+    evaluate.add_argument("--out", type=Path, required=True, metavar="metrics.csv", help="one row per case and label")
+    evaluate.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    evaluate.set_defaults(command=_evaluate)
+    add_consent_commands(commands)
+    add_ledger_command(commands)
+    add_network_commands(commands)
+    return run(parser, arguments)
+
+
+def _add_model_options(parser: Parser) -> None:
+    parser.add_argument("--model", type=Path, required=True, metavar="MODEL_DIR", help="model.safetensors + model.json")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
+    parser.add_argument(
+        "--precision", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="default: auto"
+    )
+    parser.add_argument("--overlap", type=float, default=0.5, help="of neighbouring windows, 0 to 0.9 (default: 0.5)")
+    parser.add_argument("--mirror", action="store_true", help="average over flips along the model's mirror axes")
+
+
+class _ProgressLines:
+    """Says on stderr which case is at work, a line per case; nothing where stderr is not read by a person."""
+
+    def __init__(self) -> None:
+        self._last = ""
+
+    def __call__(self, fraction: float, case: str) -> None:
+        if case != self._last and sys.stderr.isatty():
+            self._last = case
+            print(f"{100 * fraction:3.0f} %  {case}", file=sys.stderr)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from client.data.dataset_check import check_dataset
+
+    labels = None
+    if options.federation is not None:
+        from common.config.federation import load_federation
+
+        labels = load_federation(options.federation).labels
+    report = check_dataset(options.data, labels)
+    print(report.to_json() if options.json else report.to_text())
+    return 0 if report.usable else 1
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from client.inference.predict import predict_path
+
+    report = predict_path(
+        options.model,
+        options.input,
+        options.output,
+        overlap=options.overlap,
+        mirror=options.mirror,
+        probabilities=options.probabilities,
+        device=options.device,
+        precision=options.precision,
+        overwrite=options.overwrite,
+        progress=_ProgressLines(),
+    )
+    for path in report.written:
+        print(path)
+    _tell_failures("predict", report.failures)
+    return report.exit_status
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from client.inference.evaluate import evaluate_dataset
+
+    report = evaluate_dataset(
+        options.model,
+        options.data,
+        options.out,
+        overlap=options.overlap,
+        mirror=options.mirror,
+        device=options.device,
+        precision=options.precision,
+        overwrite=options.overwrite,
+        progress=_ProgressLines(),
+    )
+    print(report.summary)
+    _tell_failures("evaluate", report.failures)
+    return report.exit_status
+
+
+def _tell_failures(command: str, failures: Sequence[DataError]) -> None:
+    for failure in failures:
+        print(f"fedvox-client {command}: {failure}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

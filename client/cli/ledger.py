@@ -1,0 +1,139 @@
+"""The command with which a hospital looks at the privacy that its patients have spent: ledger."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.errors import ConfigError, FedvoxError
+from common.formatting import counted
+
+if TYPE_CHECKING:
+    from client.ledger.ledger import Ledger, Witness
+
+_WORD = "recover"
+
+
+def add_ledger_command(commands: Any) -> None:
+    """Adds the command to what ``ArgumentParser.add_subparsers`` returned."""
+    ledger = commands.add_parser(
+        "ledger",
+        help="show what privacy the patients have spent, and prove that the ledger is whole",
+        description="Shows, for every set of patients, what privacy was spent, when, and by which federation. With "
+        "--recover, for want of a backup: begins a new ledger after the old one was lost, edited or replaced.",
+        epilog="examples:\n  fedvox-client ledger\n  fedvox-client ledger --kit kit --data scans --verify\n"
+        "  fedvox-client ledger --kit kit --recover --spent 8@5e-6 --reason 'disk failed' --user 'Dr. Example'\n",
+    )
+    ledger.add_argument(
+        "--ledger",
+        type=Path,
+        metavar="FILE",
+        help="default: $FEDVOX_LEDGER, or fedvox/ledger.jsonl in the user's data folder",
+    )
+    ledger.add_argument("--data", type=Path, metavar="DIR", help="only the patients of this dataset folder")
+    ledger.add_argument("--kit", type=Path, metavar="DIR", help="also hold it against this kit's site file and memory")
+    ledger.add_argument("--state", type=Path, metavar="DIR", help="the site's own files (default: state in the kit)")
+    ledger.add_argument("--verify", action="store_true", help="prove the chain; exit status 1 if it is broken")
+    ledger.add_argument("--json", action="store_true", help="for machines")
+    ledger.add_argument("--recover", action="store_true", help="keep the old file aside and begin anew; asks first")
+    ledger.add_argument(
+        "--spent", metavar="EPSILON@DELTA", help="with --recover: what every patient has spent already, or everything"
+    )
+    ledger.add_argument("--reason", metavar="TEXT", help="with --recover: what happened; kept in the ledger")
+    ledger.add_argument("--user", metavar="NAME", help="with --recover: who decides (default: the account)")
+    ledger.add_argument("--yes", action="store_true", help="with --recover: do not ask")
+    ledger.set_defaults(command=_ledger)
+
+
+def _ledger(options: argparse.Namespace) -> int:
+    from client.consent.site_config import SITE_FILE, load_site_config
+    from client.ledger.ledger import Ledger, LedgerError, Witness
+    from client.ledger.statement import as_text, limit_of, view
+    from client.state_folder import default_ledger
+    from common.config.federation import as_json
+
+    state = options.state or (options.kit / "state" if options.kit else None)
+    witness = Witness(state) if state else None
+    ledger = Ledger(options.ledger or default_ledger(), witness)
+    if options.recover:
+        return _recover(options, ledger, witness, state)
+    if given := [name for name in ("spent", "reason", "user", "yes") if getattr(options, name)]:
+        raise ConfigError(f"--{given[0]}: is for --recover; add that, or leave it out")
+    account, proof = ledger.prove()
+    if proof is None and options.verify:
+        raise LedgerError(f"{ledger.path}: there is no ledger; nothing was spent on this account, or give --ledger")
+    site = load_site_config(state / SITE_FILE).privacy if state else None
+    folder = _folder(options.data) if options.data else None
+    content = {"ledger": str(ledger.path)} | view(account, limit_of(account, site), folder)
+    if options.json:
+        verified = {"entries": proof.entries, "head": proof.head} if proof and options.verify else None
+        print(as_json(content | {"verified": verified}), end="")
+        return 0
+    print(as_text(content, shutil.get_terminal_size((100, 24)).columns))
+    if proof is not None and options.verify:
+        witnessed = "and is the one that this site wrote" if state else "add --kit to hold it against the site's memory"
+        print(
+            f"\nThe ledger is whole: {counted(proof.entries, 'entry', 'entries')}, {proof.first} to {proof.last}; "
+            f"{witnessed}.\n"
+            f"Last hash: {proof.head}"
+        )
+    return 0
+
+
+class NotConfirmedError(FedvoxError):
+    """A person did not agree."""
+
+
+def _recover(options: argparse.Namespace, ledger: Ledger, witness: Witness | None, state: Path | None) -> int:
+    from client.ledger.recovery import parse_spent, plan_recovery, recover
+    from client.state_folder import StateFolder
+
+    if options.spent is None or options.reason is None:
+        raise ConfigError("--recover: needs --spent EPSILON@DELTA (or --spent everything) and --reason TEXT")
+    spent = parse_spent(options.spent)
+    if state is not None and not state.is_dir():
+        raise ConfigError(f"{state}: is not a folder; give the state folder of the site (--state), or leave --kit out")
+    if state is not None and StateFolder(state).is_locked():
+        raise ConfigError(f"{state}: this site is running; stop it first (fedvox-client status)")
+    plan = plan_recovery(ledger, witness, spent)
+    before = f"epsilon {plan.known:.3g}" if plan.known else "nothing"
+    print(
+        f"{plan.problem}\n\n"
+        f"Proven to have been spent already: {before}.\n"
+        f"Every patient, known or new, is taken to have spent: {spent}.\n"
+        "The old file is kept. This decision stays in the ledger for good."
+    )
+    if not options.yes:
+        _ask()
+    entry = recover(ledger, witness, spent, options.reason, options.user)
+    kept = f" The old file is {ledger.path.with_name(entry.set_aside)}." if entry.set_aside else ""
+    print(f"\nRecovered {ledger.path} by {entry.user}.{kept}")
+    if state is None:
+        print("Sites that knew the old one refuse this one until each is recovered too: the same command with --kit.")
+    return 0
+
+
+def _ask() -> None:
+    if not sys.stdin.isatty():
+        raise ConfigError("--recover: a person has to agree; run it in a terminal, or add --yes")
+    print(f"Type {_WORD} to go on: ", end="", flush=True)
+    if sys.stdin.readline().strip() != _WORD:
+        raise NotConfirmedError("nothing was changed")
+
+
+def _folder(data: Path) -> Any:
+    from client.ledger.patient_identity import PatientIndex
+    from client.ledger.statement import Folder
+    from common.imaging.datasets.dataset import find_dataset
+
+    def progress(done: int, cases: int) -> None:
+        if sys.stderr.isatty():
+            print(f"\rreading patients: {done} of {cases}", end="\n" if done == cases else "", file=sys.stderr)
+
+    # Cases without a label map too: they were patients of another dataset perhaps. Nothing is remembered: who only
+    # looks should leave no trace.
+    cases = find_dataset(data).cases
+    return Folder(str(data), list(PatientIndex(None).identify(cases, progress).values()))

@@ -1,0 +1,210 @@
+"""The commands with which a hospital takes part: request, preflight, start, courier, runner, status, health."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.system.cli import add_linger, default_cache
+
+if TYPE_CHECKING:
+    from client.site.start import SiteOptions
+
+
+def add_network_commands(commands: Any) -> None:
+    """Adds the commands to what ``ArgumentParser.add_subparsers`` returned."""
+    request = commands.add_parser(
+        "request",
+        help="make this site's own key, and a request to be let in",
+        epilog="example:\n  fedvox-client request --name north --out key\n",
+    )
+    request.add_argument("--name", "--site", required=True, metavar="NAME", help="the site's name in the federation")
+    request.add_argument("--out", type=Path, required=True, metavar="DIR", help="where key and request go")
+    request.set_defaults(command=_request)
+
+    preflight = commands.add_parser(
+        "preflight",
+        help="check everything that start needs",
+        epilog="example:\n  fedvox-client preflight --kit kit --data scans\n",
+    )
+    _add_site_options(preflight)
+    preflight.set_defaults(command=_preflight)
+
+    start = commands.add_parser(
+        "start",
+        help="take part in a federation, until Ctrl-C or SIGTERM",
+        epilog="example:\n  fedvox-client start --kit kit --data scans\n",
+    )
+    _add_site_options(start)
+    start.set_defaults(command=_start)
+
+    courier = commands.add_parser(
+        "courier",
+        help="run the half of a site that speaks with the server, and sees no scans",
+        epilog="example:\n  fedvox-client courier --kit kit --state courier-state --shared shared\n",
+    )
+    _add_kit_options(courier)
+    _add_shared(courier)
+    add_linger(courier)
+    courier.set_defaults(command=_courier)
+
+    runner = commands.add_parser(
+        "runner",
+        help="run the other half, which trains, and needs no network",
+        epilog="example:\n  fedvox-client runner --kit kit --data scans --state runner-state --shared shared\n",
+    )
+    _add_site_options(runner)
+    _add_shared(runner)
+    add_linger(runner)
+    runner.set_defaults(command=_runner)
+
+    status = commands.add_parser(
+        "status",
+        help="say what a site does at this moment",
+        epilog="example:\n  fedvox-client status --kit kit\n",
+    )
+    _add_kit_options(status)
+    status.add_argument("--json", action="store_true", help="for machines")
+    status.set_defaults(command=_status)
+
+    health = commands.add_parser(
+        "health",
+        help="say in a line whether what runs on a state folder does its work; for health checks",
+        epilog="example:\n  fedvox-client health --state state\n",
+    )
+    health.add_argument("--state", type=Path, required=True, metavar="DIR", help="of start, courier or runner")
+    health.set_defaults(command=_health)
+
+
+def _add_kit_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--kit", type=Path, required=True, metavar="DIR", help="the kit that the coordinator sent")
+    command.add_argument("--state", type=Path, metavar="DIR", help="the site's own files (default: state in the kit)")
+
+
+def _add_site_options(command: argparse.ArgumentParser) -> None:
+    _add_kit_options(command)
+    command.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder with labels")
+    command.add_argument("--cache", type=Path, metavar="DIR", help="preprocessed scans (default: $FEDVOX_CACHE)")
+    command.add_argument("--ledger", type=Path, metavar="FILE", help="privacy ledger (default: $FEDVOX_LEDGER)")
+    command.add_argument("--no-cache", action="store_true", help="keep preprocessed scans in memory only")
+    command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
+
+
+def _add_shared(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--shared", type=Path, required=True, metavar="DIR", help="folder between courier and runner, on a local disk"
+    )
+
+
+def _state(options: argparse.Namespace) -> Path:
+    state: Path | None = options.state
+    return (state if state is not None else options.kit / "state").absolute()
+
+
+def _site_options(options: argparse.Namespace, shared: Path | None = None) -> SiteOptions:
+    from client.site.start import SiteOptions
+    from client.state_folder import StateFolder, default_ledger
+
+    cache = None if options.no_cache else (options.cache or default_cache()).absolute()
+    ledger = (options.ledger or default_ledger()).absolute()
+    state = _state(options)
+    shared = shared or StateFolder(state).shared
+    return SiteOptions(options.kit.absolute(), options.data.absolute(), state, shared, cache, options.device, ledger)
+
+
+def _request(options: argparse.Namespace) -> int:
+    from client.site.signing_request import make_request
+
+    files = make_request(options.name, options.out)
+    print(f"{files.key}: stays here; later copy it into the kit")
+    print(f"{files.request}: send this to the coordinator")
+    return 0
+
+
+def _preflight(options: argparse.Namespace) -> int:
+    from client.site.start import run_preflight
+    from client.state_folder import StateFolder
+
+    site = _site_options(options)
+    StateFolder(site.state).make()
+    worst = 0
+    for item in run_preflight(site):
+        print(item, flush=True)
+        worst = max(worst, int(item.severity == "error"))
+    return worst
+
+
+def _start(options: argparse.Namespace) -> int:
+    from client.site.start import start
+
+    return start(_site_options(options), _say)
+
+
+def _courier(options: argparse.Namespace) -> int:
+    from client.site.split_start import CourierOptions, start_courier
+
+    return start_courier(CourierOptions(options.kit.absolute(), _state(options), options.shared.absolute()), _say)
+
+
+def _runner(options: argparse.Namespace) -> int:
+    from client.site.split_start import start_runner
+
+    return start_runner(_site_options(options, options.shared.absolute()), _say)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _health(options: argparse.Namespace) -> int:
+    from client.site.health import health_problem
+    from client.state_folder import StateFolder
+
+    problem = health_problem(StateFolder(options.state))
+    print(problem or "healthy")
+    return 1 if problem else 0
+
+
+def _status(options: argparse.Namespace) -> int:
+    from client.state_folder import StateFolder, site_status
+    from common.config.federation import as_json
+    from common.config.network import read_kit
+
+    kit = read_kit(options.kit, "site")
+    status = site_status(StateFolder(_state(options)))
+    if options.json:
+        print(as_json({"site": kit.site, "federation": kit.federation, **status}), end="")
+        return 0 if status["running"] else 1
+    print(f"site {kit.site} of {kit.federation}: {'running' if status['running'] else 'not running'}")
+    if not status["running"]:
+        return 1
+    if status["role"] == "runner":
+        print(f"server {kit.endpoint}: ask the status of the courier, which speaks with it")
+    else:
+        contact = status["last_contact"]
+        seen = "no contact yet" if contact is None else f"last contact {contact:.0f} s ago"
+        print(f"server {kit.endpoint}: {'connected' if status['connected'] else 'NOT connected'}, {seen}")
+    print(f"runner: {_what_runner_does(status['runner'])}")
+    if "network" in status["runner"]:
+        print(f"runner: {status['runner']['network']}")
+    for name, process in status["processes"].items():
+        age = time.time() - process["since"]
+        print(f"{name}: {process['state']} for {age:.0f} s, pid {process['pid']}, {process['restarts']} restarts")
+    return 0
+
+
+def _what_runner_does(runner: dict[str, Any]) -> str:
+    if runner.get("problem"):
+        return f"PROBLEM: {runner['problem']}"
+    if runner.get("state") == "preparing data" and runner.get("cases"):
+        return f"preparing data, {runner['prepared']} of {runner['cases']} cases"
+    if runner.get("step", 0) < runner.get("steps", 0):
+        return f"training, round {runner['round']}, step {runner['step']} of {runner['steps']}"
+    words = {
+        "waiting": "waiting for a task",
+        "elsewhere": "runs elsewhere",
+    }
+    state = str(runner.get("state"))
+    return words.get(state, state)

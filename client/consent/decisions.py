@@ -1,0 +1,181 @@
+"""What people at the hospital decided: approvals, pauses and withdrawals, in one file that is replaced whole."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pwd
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+import common
+from client.consent.disclosure import digest_of_fields
+from common.audit import AuditLog
+from common.config.federation import as_json
+from common.errors import FedvoxError, OutputError
+from common.plan.plan import Frozen
+from common.system.files import write_atomically
+
+APPROVALS_FILE = "approvals.json"
+AUDIT_FILE = "audit.jsonl"
+
+
+class DecisionsError(FedvoxError):
+    """The file of decisions cannot be read; nothing counts as approved then."""
+
+
+class Decision(Frozen):
+    """Who decided something, and when.
+
+    user: the name that was given. account: the operating system's, whatever name was given.
+    """
+
+    time: str
+    user: str
+    account: str
+
+
+class Approval(Decision):
+    """One approved federation.
+
+    digest: of its configuration. fields: digest of the list of what leaves the site.
+    version: of Fedvox. automatic: the limits in the site file allowed it, nobody was asked.
+    audit: hash of the entry in the audit log.
+    """
+
+    federation: str
+    digest: str
+    fields: str
+    version: str
+    automatic: bool
+    audit: str
+
+
+class Decisions(Frozen):
+    """All that was decided; ``paused`` and ``withdrawn`` are None while they do not hold."""
+
+    format: Literal[1] = 1
+    approvals: tuple[Approval, ...] = ()
+    paused: Decision | None = None
+    withdrawn: Decision | None = None
+
+    def approval(self, digest: str, *, automatic: bool) -> Approval | None:
+        """The latest approval of a federation that covers what the installed version sends."""
+        for approval in reversed(self.approvals):
+            found = (approval.digest, approval.fields, approval.automatic)
+            if found == (digest, digest_of_fields(), automatic):
+                return approval
+        return None
+
+
+class DecisionBook:
+    """Reads and writes the decisions of a site; every change also goes into its audit log.
+
+    Args:
+        state: the site's state folder; made if it does not exist.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self._state = state
+        self._file = state / APPROVALS_FILE
+        self._audit = AuditLog(state / AUDIT_FILE)
+
+    def read(self) -> Decisions:
+        """The decisions as they are now.
+
+        Raises:
+            DecisionsError: the file is damaged or cannot be read.
+        """
+        try:
+            return Decisions.model_validate_json(self._file.read_bytes())
+        except FileNotFoundError:
+            return Decisions()
+        except (OSError, ValidationError):
+            raise DecisionsError(
+                f"{self._file}: is damaged or cannot be read; move it away and approve again"
+            ) from None
+
+    def approve(self, federation: str, digest: str, user: str | None = None) -> Approval:
+        """A person approves a federation; ends a withdrawal."""
+        return self._approve(federation, digest, user, automatic=False)
+
+    def approve_automatically(self, federation: str, digest: str) -> Approval:
+        """The site file's limits approve a federation; once, however often this is called."""
+        return self._approve(federation, digest, None, automatic=True)
+
+    def pause(self, user: str | None = None) -> Decision:
+        """No task is done from the next one on."""
+        return self._decide("paused", user, lambda now, decision: now.model_copy(update={"paused": decision}))
+
+    def resume(self, user: str | None = None) -> Decision:
+        """Ends a pause."""
+        return self._decide("resumed", user, lambda now, _: now.model_copy(update={"paused": None}))
+
+    def withdraw(self, user: str | None = None) -> Decision:
+        """Takes back every approval; only ``approve`` ends it, no limits do."""
+        changes: dict[str, Any] = {"approvals": ()}
+        return self._decide(
+            "withdrawn", user, lambda now, decision: now.model_copy(update=changes | {"withdrawn": decision})
+        )
+
+    def _approve(self, federation: str, digest: str, user: str | None, *, automatic: bool) -> Approval:
+        with self._locked():
+            decisions = self.read()
+            if automatic and (known := decisions.approval(digest, automatic=True)):
+                return known
+            values = decision_of(user).model_dump() | {
+                "federation": federation,
+                "digest": digest,
+                "fields": digest_of_fields(),
+                "version": common.__version__,
+                "automatic": automatic,
+            }
+            # The log comes first: an approval that is not written down does not hold.
+            event = "approved_automatically" if automatic else "approved"
+            logged = {f"at_{name}" if name == "time" else name: value for name, value in values.items()}
+            entry = self._audit.append(event, **logged)
+            approval = Approval.model_validate(values | {"audit": entry.hash})
+            changes: dict[str, Any] = {"approvals": (*decisions.approvals, approval)}
+            if not automatic:
+                changes["withdrawn"] = None
+            self._write(decisions.model_copy(update=changes))
+            return approval
+
+    def _decide(self, event: str, user: str | None, change: Callable[[Decisions, Decision], Decisions]) -> Decision:
+        with self._locked():
+            decision = decision_of(user)
+            # The log comes last: stopping must work even where the log cannot be written.
+            self._write(change(self.read(), decision))
+            self._audit.append(event, user=decision.user, account=decision.account)
+            return decision
+
+    def _write(self, decisions: Decisions) -> None:
+        write_atomically(self._file, as_json(decisions))
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        try:
+            self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(self._state / f".{APPROVALS_FILE}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise OutputError(f"{self._state}: cannot be written: {error.strerror or error}") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def decision_of(user: str | None) -> Decision:
+    """Who decides now: the account, and under the name that was given."""
+    # Not getpass: it believes environment variables.
+    try:
+        account = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        account = f"uid {os.getuid()}"
+    return Decision(time=datetime.now(UTC).isoformat(timespec="seconds"), user=user or account, account=account)

@@ -1,0 +1,333 @@
+"""What a federation wants from a hospital, in plain words: the document that a person reads before approving.
+
+What is sent back is not written down here by hand: it follows from the fields of ``common.protocol.messages``, the
+closed list of what may leave, and every field has its meaning beside it. A field without one is an error, so that
+neither this document nor an approval can fall behind the protocol.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import common
+from client.consent.privacy_terms import privacy_terms, private_meanings
+from common.config.federation import FederationConfig, load_federation
+from common.config.network import Kit, read_kit
+from common.config.privacy import PrivacyConfig
+from common.errors import ConfigError
+from common.formatting import counted
+from common.plan.plan import Plan
+from common.protocol.messages import ErrorCode, Failure, Heartbeat, Result, SiteInfo
+from common.weights.encoding import pieces_of
+
+MEANINGS: Mapping[type, Mapping[str, str]] = {
+    SiteInfo: {
+        "site": "the name that your hospital has in this federation",
+        "train_examples": "how many patients are trained on",
+        "validation_examples": "how many patients are kept back to score models",
+        "fedvox": "version of Fedvox at your site",
+        "flwr": "version of Flower, the transport, at your site",
+        "torch": "version of PyTorch at your site",
+        "python": "version of Python at your site",
+        "device": "kind of processor that computes: cpu or cuda",
+        "precision": "number format of the computation: float32, bfloat16 or float16",
+    },
+    Heartbeat: {
+        "tasks": "names of the tasks that your site has received and not answered yet",
+        "task": "name of the one that it works on; empty if it waits",
+        "step": "training steps done so far in this round",
+        "steps": "training steps of the round",
+    },
+    Result: {
+        "site": "the name that your hospital has in this federation",
+        "run": "random name of the run, repeated from the task",
+        "round": "number of the round, repeated from the task",
+        "examples": "how many patients were trained on",
+        "validation_examples": "how many patients the model was scored on",
+        "steps": "training steps done",
+        "train_loss": "training loss, one mean over the round's steps",
+        "validation_loss": "validation loss, one mean over all validation patients",
+        "dice": "for each label, one Dice score: the mean over all validation patients",
+        "seconds": "how long the task took",
+        "seconds_data": "how much of that was waiting for data",
+        "seconds_compute": "how much of that was training",
+        "seconds_evaluate": "how much of that was scoring",
+        "epsilon": "what differential privacy has cost so far; empty without it",
+        "update": "SHA-256 of the file with the model update, which goes beside it; empty without training",
+    },
+    Failure: {
+        "code": "number of one of the codes below",
+        "reason": "kind of error: the name of a class in the program",
+    },
+}
+OCCASIONS: Mapping[type, str] = {
+    SiteInfo: "before the first round, and when your site or the server was restarted",
+    Heartbeat: "every few seconds while your site is connected, as a sign of life",
+    Result: "after every round",
+    Failure: "when something goes wrong",
+}
+NEVER_SENT = (
+    "Scans, label maps, predictions, or any part or thumbnail of them.",
+    "Names, dates, identifiers or anything else about a single patient; file and folder names.",
+    "Scores or losses patient by patient: only means over all patients. (The mean over one patient is that patient's: "
+    "keep several for validation.)",
+    "Error messages and logs. When something goes wrong, a code and the kind of error leave, nothing else.",
+)
+
+
+class ConsentError(ConfigError):
+    """A kit asks for something that cannot be shown as it would be done."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """One thing that leaves a hospital: name, meaning, and the message it is part of."""
+
+    message: str
+    name: str
+    meaning: str
+
+
+def fields_that_leave(privacy: PrivacyConfig | None = None) -> list[Field]:
+    """Every field of every message that a site sends, with its meaning in plain words.
+
+    Args:
+        privacy: of the federation; it changes what some fields mean, and which there are it does not change.
+
+    Raises:
+        ConsentError: the protocol has a field that nobody has explained.
+    """
+    found, changed = [], private_meanings(privacy)
+    for message, meanings in MEANINGS.items():
+        names = [field.name for field in fields(message)]
+        if strangers := set(names) ^ set(meanings):
+            raise ConsentError(f"{message.__name__}: {', '.join(sorted(strangers))}: fields and meanings differ")
+        found += [Field(message.__name__, name, changed.get(name, meanings[name])) for name in names]
+    return found
+
+
+def digest_of_fields() -> str:
+    """SHA-256 over what leaves: an approval covers no version of Fedvox that sends anything else."""
+    listed = [(field.message, field.name) for field in fields_that_leave()]
+    return hashlib.sha256(json.dumps(sorted(listed)).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a kit asks for.
+
+    plan: follows from the federation.
+    """
+
+    kit: Kit
+    federation: FederationConfig
+    plan: Plan
+
+
+def read_request(kit: Path) -> Request:
+    """Reads a kit and checks that its files say the same thing.
+
+    Raises:
+        ConfigError: a file is missing, cannot be read, or contradicts another.
+    """
+    # Late: it brings SciPy with it, which not every command needs.
+    from common.planning.resolve import plan_from_config
+
+    described = read_kit(kit, "site")
+    federation = load_federation(kit / "federation.yaml")
+    if described.digest != federation.digest():
+        raise ConsentError(f"{kit / 'federation.yaml'}: is not the federation of kit.yaml; ask for a new kit")
+    plan = plan_from_config(federation)
+    file = kit / "plan.json"
+    try:
+        written = Plan.model_validate_json(file.read_bytes())
+    except (OSError, ValueError):
+        raise ConsentError(f"{file}: is missing or damaged; ask for a new kit") from None
+    if written != plan:
+        raise ConsentError(f"{file}: does not follow from federation.yaml; ask for a new kit")
+    return Request(described, federation, plan)
+
+
+def document(request: Request) -> dict[str, Any]:
+    """What a federation wants, as plain values; ``as_text`` is the same for people."""
+    federation, plan = request.federation, request.plan
+    weights, upload = _weights(plan), federation.transport.upload
+    return {
+        "format": 1,
+        "federation": federation.name,
+        "description": federation.description,
+        "digest": federation.digest(),
+        "site": request.kit.site,
+        "server": request.kit.endpoint,
+        "software": {"fedvox": common.__version__},
+        "data": {
+            "channels": list(plan.channels),
+            "labels": {str(value): name for value, name in plan.labels.items()},
+            "modality": federation.modality,
+        },
+        "work": {
+            "rounds": federation.rounds,
+            "local_steps": federation.training.local_steps,
+            "batch_size": federation.training.batch_size,
+            "trainable": federation.training.trainable,
+            "optimizer": federation.training.optimizer,
+            "loss": federation.training.loss,
+            "min_sites": federation.strategy.min_sites,
+            "min_fraction": federation.strategy.min_fraction,
+            "early_stop": federation.early_stop is not None,
+        },
+        "model": {
+            "kind": "3D U-Net with GroupNorm",
+            "parameters": weights,
+            "stages": list(plan.model.channels),
+            "patch_size": list(plan.patch_size),
+            "spacing_mm": list(plan.preprocessing.spacing) if plan.preprocessing.spacing else None,
+            "starts_from": federation.initial_model_sha256,
+        },
+        "privacy": privacy_terms(federation, len(plan.labels)),
+        "sent_back": {
+            "update": {
+                "meaning": "the change of the model's weights by your site's training, as a file of plain numbers",
+                "values": weights,
+                "encoding": upload,
+                "bytes_per_round": sum(piece.size for piece in pieces_of(weights, upload)),
+            },
+            "fields": [vars(field) for field in fields_that_leave(federation.privacy)],
+            "errors": [code.name.lower().replace("_", "-") for code in ErrorCode],
+        },
+        "never_sent": list(NEVER_SENT),
+        "configuration": federation.model_dump(mode="json"),
+    }
+
+
+def as_text(content: Mapping[str, Any], width: int = 100) -> str:
+    """The document for a reader, wrapped to ``width`` columns."""
+    parts = [f"WHAT THE FEDERATION {content['federation']!r} WANTS FROM YOUR HOSPITAL"]
+    if content["description"]:
+        parts.append(_wrapped(content["description"], width))
+    work, model, data, sent = content["work"], content["model"], content["data"], content["sent_back"]
+    update, privacy = sent["update"], content["privacy"]
+    parts += [
+        _section("What is learned", _learned(data, model), width),
+        _section("What your site does", _work(work, content["configuration"]["privacy"]), width),
+        _section(
+            "Privacy",
+            [privacy["meaning"], *privacy["details"], *privacy["not_covered"], privacy["lasting"]],
+            width,
+        ),
+        _section(
+            "What is sent back after every round: the model update",
+            [
+                f"{update['meaning'][0].upper()}{update['meaning'][1:]}: {update['values']:,} numbers as "
+                f"{update['encoding']}, {_readable(update['bytes_per_round'])} a round.",
+            ],
+            width,
+        ),
+    ]
+    for message, occasion in OCCASIONS.items():
+        listed = [(field["name"], field["meaning"]) for field in sent["fields"] if field["message"] == message.__name__]
+        parts.append(_table(f"What is sent {occasion} ({message.__name__})", listed, width))
+    parts += [
+        _section("Codes of what can go wrong", [f"{', '.join(sent['errors'])}."], width),
+        _section("What is never sent", content["never_sent"], width),
+        _section(
+            "Where it goes",
+            [
+                f"To {content['server']}, as site {content['site']}. The server also sees your site's network address, "
+                "its public key, and when it is connected.",
+            ],
+            width,
+        ),
+        _section(
+            "Software",
+            [
+                f"Fedvox {content['software']['fedvox']}, as installed at your site. "
+                "Nothing that comes from the server is run as a program."
+            ],
+            width,
+        ),
+        f"Digest: {content['digest']}",
+    ]
+    return _printable("\n\n".join(parts))
+
+
+def _learned(data: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
+    labels = ", ".join(f"{name} (label {value})" for value, name in data["labels"].items())
+    spacing = model["spacing_mm"]
+    start = f", beginning with a given model (SHA-256 {model['starts_from']})" if model["starts_from"] else ""
+    grid = f"resampled to {_by(spacing)} mm" if spacing else "on their own grids"
+    return [
+        f"To segment {labels}.",
+        f"From {data['modality']} volumes with the channels {', '.join(data['channels'])}, {grid}, in patches of "
+        f"{_by(model['patch_size'])} voxels.",
+        f"By a {model['kind']}: {model['parameters']:,} weights, stages of {', '.join(map(str, model['stages']))} "
+        f"channels{start}.",
+    ]
+
+
+def _work(work: Mapping[str, Any], privacy: Mapping[str, Any] | None) -> list[str]:
+    least = f", and that is at least {work['min_fraction']:.0%} of those that take part" if work["min_fraction"] else ""
+    ending = "; it may end earlier" if work["early_stop"] else ""
+    batch = f"{work['batch_size']} patches each"
+    if privacy is not None:
+        patches = privacy["patches_per_patient"]
+        views = f"{patches} patches" if patches > 1 else "one patch"
+        batch = (
+            f"{views} of every patient who was drawn ({100 * privacy['sample_rate']:.3g} % of your patients on average)"
+        )
+    return [
+        f"{counted(work['rounds'], 'round')}{ending}. In each, your site scores the model on its validation "
+        f"patients and trains {_trained(work['trainable'])} for {counted(work['local_steps'], 'step')} with {batch} "
+        f"({work['optimizer']}, loss {work['loss']}). A last message only scores the final model.",
+        f"A round counts if {counted(work['min_sites'], 'site')} or more answer with an update{least}.",
+    ]
+
+
+def _trained(trainable: str) -> str:
+    return "it" if trainable == "all" else f"a part of it ({trainable.replace('_', ' ')})"
+
+
+def _weights(plan: Plan) -> int:
+    # Late: PyTorch takes seconds to import, and only the document needs the size of the network.
+    import torch
+
+    from common.models.unet3d import build_model
+
+    with torch.device("meta"):
+        return sum(tensor.numel() for tensor in build_model(plan.model).state_dict().values())
+
+
+def _printable(text: str) -> str:
+    """The text without what could steer a terminal: parts of it were written by the coordinator."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def _by(values: Sequence[float]) -> str:
+    return " x ".join(f"{value:g}" for value in values)
+
+
+def _readable(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 1_000_000 else f"{size / 1e3:,.1f} kB"
+
+
+def _section(title: str, items: Iterable[str], width: int) -> str:
+    return "\n".join([_wrapped(title, width), *(_wrapped(item, width, "  - ") for item in items)])
+
+
+def _table(title: str, rows: Sequence[tuple[str, str]], width: int) -> str:
+    column = max(len(name) for name, _ in rows) + 2
+    return "\n".join(
+        [_wrapped(title, width), *(_wrapped(meaning, width, f"  {name:<{column}}") for name, meaning in rows)]
+    )
+
+
+def _wrapped(text: str, width: int, start: str = "") -> str:
+    return textwrap.fill(
+        text, max(width, 40), initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False
+    )

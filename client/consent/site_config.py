@@ -1,0 +1,184 @@
+"""The site file: what one hospital allows, whatever a federation asks for.
+
+``site.yaml`` belongs to the hospital. It is read from the hospital's own state folder, never from the kit that the
+coordinator sent: a kit must not be able to allow itself anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from datetime import time
+from pathlib import Path
+from typing import Annotated, Self
+
+import yaml
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
+
+from common.config.federation import FederationConfig, UniqueKeyLoader, describe_validation_error
+from common.errors import ConfigError
+from common.plan.plan import Frozen, PositiveInt
+
+SITE_FILE = "site.yaml"
+_TIME = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
+
+
+class Limits(Frozen):
+    """What a federation may ask for at most; a limit that is left out allows everything of its kind.
+
+    Limits hold at every task, also for a federation that a person approved.
+
+    max_rounds: message rounds of the whole federation. max_local_steps: training steps per round.
+    federations: names. labels: names of structures. channels: names of input channels.
+    automatic_approval: a federation within the limits needs no ``fedvox-client approve``.
+    """
+
+    max_rounds: PositiveInt | None = None
+    max_local_steps: PositiveInt | None = None
+    federations: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | None = None
+    channels: tuple[str, ...] | None = None
+    automatic_approval: bool = False
+
+    @model_validator(mode="after")
+    def _automatic_needs_bounds(self) -> Self:
+        needed = ("federations", "max_rounds", "max_local_steps")
+        missing = [name for name in needed if getattr(self, name) is None]
+        if self.automatic_approval and missing:
+            raise ValueError(f"automatic_approval needs bounds: add {', '.join(missing)}")
+        return self
+
+    def violations(self, federation: FederationConfig) -> list[str]:
+        """What a federation asks for beyond these limits, one sentence each; empty if it stays within."""
+        found = []
+        if self.federations is not None and federation.name not in self.federations:
+            found.append(f"federation {federation.name!r} is not among limits.federations")
+        if self.max_rounds is not None and federation.rounds > self.max_rounds:
+            found.append(f"{federation.rounds} rounds are more than limits.max_rounds ({self.max_rounds})")
+        steps = federation.training.local_steps
+        if self.max_local_steps is not None and steps > self.max_local_steps:
+            found.append(
+                f"{steps} training steps a round are more than limits.max_local_steps ({self.max_local_steps})"
+            )
+        found += _strangers("labels", self.labels, (federation.labels or {}).values())
+        found += _strangers("channels", self.channels, federation.channels or ())
+        return found
+
+
+class SitePrivacy(Frozen):
+    """What a hospital's patients may lose at most, over all federations that they ever take part in.
+
+    required: a federation without differential privacy is refused.
+    max_epsilon: of any one patient, over everything in the ledger; left out, spends are written down and not limited.
+    delta: at which ``max_epsilon`` is meant, whatever delta a federation has.
+    """
+
+    required: bool = False
+    max_epsilon: Annotated[float, Field(gt=0, le=1000)] | None = None
+    delta: Annotated[float, Field(gt=0, lt=0.01)] = 1e-5
+
+    def violations(self, federation: FederationConfig) -> list[str]:
+        """Why a federation is refused before anything is spent, one sentence each; empty if it is not."""
+        if self.required and federation.privacy is None:
+            return ["the site file requires differential privacy (privacy.required), and this federation uses none"]
+        return []
+
+
+def _written_time(value: object) -> object:
+    # YAML reads 20:00 without quotes as the whole number 20 * 60 + 0.
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 24 * 60:
+        return f"{value // 60:02}:{value % 60:02}"
+    return value
+
+
+def _check_time(text: str) -> str:
+    if not _TIME.fullmatch(text):
+        raise ValueError('must be a time of day such as "20:00"')
+    return text
+
+
+TimeOfDay = Annotated[str, BeforeValidator(_written_time), AfterValidator(_check_time)]
+
+
+class SiteNetwork(Frozen):
+    """How much of the hospital's line large files may take, and when.
+
+    max_megabits: of models and updates together, in 10^6 bits per second; left out, there is no limit.
+    large_files_between: from when to when, by this machine's local time, models and updates may travel; the second may
+        lie on the next day. Left out, they travel at any time. Small messages always do.
+    """
+
+    max_megabits: Annotated[float, Field(ge=0.1, le=1_000_000)] | None = None
+    large_files_between: tuple[TimeOfDay, TimeOfDay] | None = None
+
+    @model_validator(mode="after")
+    def _some_time_is_left(self) -> Self:
+        if self.large_files_between is not None and len(set(self.large_files_between)) == 1:
+            raise ValueError("large_files_between must name two different times; leave it out for no limit")
+        return self
+
+    @property
+    def hours(self) -> tuple[time, time] | None:
+        """``large_files_between`` as times; None for no limit."""
+        if self.large_files_between is None:
+            return None
+        start, end = (time.fromisoformat(text) for text in self.large_files_between)
+        return start, end
+
+
+class SiteConfig(Frozen):
+    """A whole site file; left out altogether, every federation needs a person's approval and nothing is limited.
+
+    privacy: see ``SitePrivacy``.
+    network: see ``SiteNetwork``.
+    paused: no task is done while this is true (``fedvox-client pause`` does the same without editing a file).
+    validation_cases: names of the cases that are never trained on but used to score models; null draws them.
+    """
+
+    limits: Limits = Limits()
+    privacy: SitePrivacy = SitePrivacy()
+    network: SiteNetwork = SiteNetwork()
+    paused: bool = False
+    validation_cases: tuple[str, ...] | None = None
+
+    @model_validator(mode="after")
+    def _cases_once(self) -> Self:
+        cases = self.validation_cases
+        if cases is not None and (not cases or len(set(cases)) != len(cases)):
+            raise ValueError("validation_cases must name at least one case, and each only once")
+        return self
+
+
+def load_site_config(path: Path) -> SiteConfig:
+    """Reads and checks a site file; without a file, everything has its default.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML, or a key, type or range is wrong.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)  # noqa: S506 -- a SafeLoader
+    except FileNotFoundError:
+        return SiteConfig()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (yaml.YAMLError, TypeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return SiteConfig()
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must be a mapping with the keys {', '.join(SiteConfig.model_fields)}")
+    try:
+        return SiteConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(describe_validation_error(error, SiteConfig, str(path))) from None
+
+
+def _strangers(kind: str, allowed: tuple[str, ...] | None, asked: Collection[str]) -> list[str]:
+
+    if allowed is None:
+        return []
+    if not asked:
+        return [f"the federation does not name its {kind}, limits.{kind} does"]
+    return [f"{kind[:-1]} {name!r} is not among limits.{kind}" for name in asked if name not in allowed]

@@ -1,0 +1,1 @@
+"""Models down and updates up, in windows, resumed where they broke off."""

@@ -1,0 +1,1 @@
+"""Trained models in use: predictions for new scans, and their scores."""

@@ -1,0 +1,170 @@
+"""How well a model bundle segments scans whose label maps are known."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from client.inference.predict import Predictor, Progress, check_writable, part_of
+from common.errors import ConfigError, DataError, OutputError
+from common.imaging import sliding_window
+from common.imaging.datasets.dataset import Case, find_dataset
+from common.metrics import case_metrics
+from common.models.bundle import load_bundle
+from common.system.files import write_atomically
+
+LEGEND = (
+    "cases: in how many of all cases the value exists; the others are left out of mean, median and sd, and are empty "
+    "cells in the file. A distance (mm) does not exist where a structure is in the scan or in the prediction alone, so "
+    "the more a model misses, the better its distances look: read them together with dice, which is 0 there. A ratio "
+    "does not exist where there is nothing to divide by."
+)
+"""What a value that does not exist means; in the file and in the table alike."""
+CaseMetrics = dict[int, dict[str, float]]
+"""Label -> name of the metric -> value; NaN where the metric is not defined."""
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """What :func:`evaluate_dataset` found.
+
+    Attributes:
+        metrics: case -> label -> metric -> value, in order of case names.
+        labels: label -> name.
+        failures: cases that could not be read, with the reason; they count in no figure.
+    """
+
+    metrics: Mapping[str, CaseMetrics]
+    labels: Mapping[int, str]
+    failures: tuple[DataError, ...]
+
+    @property
+    def exit_status(self) -> int:
+        """0 if every case was measured, else 1."""
+        return 1 if self.failures else 0
+
+    @property
+    def summary(self) -> str:
+        """A table with mean, median and standard deviation of every metric by label."""
+        return summarise(self.metrics, self.labels)
+
+
+def evaluate_dataset(
+    model_dir: Path,
+    data: Path,
+    out_csv: Path,
+    *,
+    overlap: float = 0.5,
+    mirror: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> EvaluationReport:
+    """Predict every labelled case of a dataset, compare on the scan's own grid, and write a CSV file.
+
+    The file has the columns case, label, label_name and one per metric of :func:`common.metrics.case_metrics`; one
+    row per case and label. A value that does not exist is an empty cell (``LEGEND`` says when). A case that cannot be
+    read does not stop the others.
+
+    Args:
+        model_dir: folder of the bundle.
+        data: dataset folder with label maps, in one of the layouts of :mod:`common.imaging.datasets.dataset`.
+        out_csv: the file to write; its folder is made if missing.
+        overlap: see :class:`client.inference.predict.Predictor`, as are ``mirror``, ``device`` and ``precision``.
+        overwrite: replace ``out_csv`` if it exists; otherwise nothing is measured.
+        progress: called as the work goes on.
+
+    Raises:
+        BundleError: if the bundle cannot be used.
+        ConfigError: if a setting cannot be used, or the dataset declares other labels than the model.
+        DataError: if the folder is no dataset, has no label maps, or no case of it could be measured.
+        OutputError: if the file exists or cannot be written.
+    """
+    bundle = load_bundle(model_dir)
+    predictor = Predictor(bundle, overlap=overlap, mirror=mirror, device=device, precision=precision)
+    dataset = find_dataset(data)
+    if dataset.layout == "files":
+        raise DataError(data, "has no label maps to compare with; give a dataset with labelsTr/ or labels/")
+    if dataset.labels and set(dataset.labels) != set(bundle.plan.labels):
+        raise ConfigError(
+            f"{data}: declares the labels {_named(dataset.labels)}, the model predicts {_named(bundle.plan.labels)}; "
+            "give the data or the model that belong together"
+        )
+    if out_csv.is_dir():
+        raise OutputError(f"{out_csv}: is a folder; name a file, such as metrics.csv")
+    if out_csv.exists() and not overwrite:
+        raise OutputError(f"{out_csv}: exists; choose another name, or replace it with --overwrite")
+    check_writable(out_csv.parent)
+    metrics: dict[str, CaseMetrics] = {}
+    failures: list[DataError] = []
+    for index, case in enumerate(dataset.cases):
+        try:
+            metrics[case.name] = _measure(predictor, case, part_of(progress, case.name, index, len(dataset.cases)))
+        except DataError as error:
+            failures.append(error)
+    if not metrics:
+        raise failures[0]
+    write_atomically(out_csv, _to_csv(metrics, bundle.plan.labels))
+    return EvaluationReport(metrics, bundle.plan.labels, tuple(failures))
+
+
+def summarise(metrics: Mapping[str, CaseMetrics], labels: Mapping[int, str]) -> str:
+    """A table with mean, median and standard deviation over cases, of every metric by label, and how to read it.
+
+    The standard deviation is the sample's (n - 1), and needs two cases.
+    """
+    rows = [("label", "metric", "mean", "median", "sd", "cases")]
+    for label, name in labels.items():
+        for metric in _metric_names(metrics):
+            values = np.array([case[label][metric] for case in metrics.values()])
+            finite = values[np.isfinite(values)]
+            deviation = float(finite.std(ddof=1)) if len(finite) > 1 else math.nan
+            mean, median = (float(finite.mean()), float(np.median(finite))) if len(finite) else (math.nan, math.nan)
+            figures = ["-" if math.isnan(value) else f"{value:.4f}" for value in (mean, median, deviation)]
+            rows.append((f"{label} {name}", metric, figures[0], figures[1], figures[2], f"{len(finite)}/{len(values)}"))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        words = [cell.ljust(width) for cell, width in zip(row[:2], widths[:2], strict=True)]
+        numbers = [cell.rjust(width) for cell, width in zip(row[2:], widths[2:], strict=True)]
+        lines.append("  ".join(words + numbers))
+    return "\n".join([*lines, "", *textwrap.wrap(LEGEND, 100)])
+
+
+def _measure(predictor: Predictor, case: Case, progress: sliding_window.Progress) -> CaseMetrics:
+    volume, truth = predictor.load(case)
+    if truth is None:
+        raise DataError(case.images[0], "has no label map to compare with")
+    prediction = predictor.predict(volume, progress=progress)
+    return case_metrics(prediction, truth, list(predictor.plan.labels), volume.grid.spacing)
+
+
+def _to_csv(metrics: Mapping[str, CaseMetrics], labels: Mapping[int, str]) -> str:
+    names = _metric_names(metrics)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["case", "label", "label_name", *names])
+    for case, by_label in metrics.items():
+        for label, label_name in labels.items():
+            values = [by_label[label][name] for name in names]
+            writer.writerow(
+                [case, label, label_name, *(f"{value:.6g}" if math.isfinite(value) else "" for value in values)]
+            )
+    return text.getvalue()
+
+
+def _metric_names(metrics: Mapping[str, CaseMetrics]) -> Sequence[str]:
+    first = next(iter(metrics.values()))
+    return list(next(iter(first.values())))
+
+
+def _named(labels: Mapping[int, str]) -> str:
+    return ", ".join(f"{value} {name}" for value, name in sorted(labels.items()))

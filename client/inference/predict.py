@@ -1,0 +1,314 @@
+"""Label maps for new scans, from a model bundle alone."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import ConfigError, DataError, OutputError
+from common.imaging import sliding_window
+from common.imaging.datasets.dataset import Case, load_case, scan_dataset
+from common.imaging.io.nifti import Volume, nifti_stem, write_label, write_probabilities
+from common.imaging.preprocessing import (
+    Preprocessed,
+    preprocess_image,
+    restore_prediction,
+    restore_probabilities,
+)
+from common.models.bundle import Bundle, load_bundle
+from common.system.devices import autocast_dtype, choose_device
+
+Progress = Callable[[float, str], None]
+"""Called with the fraction of the whole job that is done, and the name of the case at hand."""
+
+SCORES_IN_MEMORY_BYTES = 2**30
+"""Scores of a volume that take more than this live in a temporary file beside the output."""
+
+
+@dataclass(frozen=True)
+class PredictionReport:
+    """What :func:`predict_path` did.
+
+    Attributes:
+        written: label maps, in order of case names.
+        failures: a scan that could not be used, with the reason; the others were predicted all the same.
+    """
+
+    written: tuple[Path, ...]
+    failures: tuple[DataError, ...]
+
+    @property
+    def exit_status(self) -> int:
+        """0 if every scan was predicted, else 1."""
+        return 1 if self.failures else 0
+
+
+class Predictor:
+    """A bundle's model, ready to label volumes of any shape, spacing and orientation.
+
+    Args:
+        bundle: from :func:`common.models.bundle.load_bundle`.
+        overlap: fraction of a window that its neighbour covers too, from 0 to 0.9.
+        mirror: also predict mirrored windows, along the axes that the plan allows; more exact and 2, 4 or 8 times
+            slower.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        precision: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+
+    Raises:
+        ConfigError: if one of the values cannot be used here.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        overlap: float = 0.5,
+        mirror: bool = False,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> None:
+        if not 0 <= overlap <= 0.9:
+            raise ConfigError(f"overlap: {overlap} is not between 0 and 0.9; 0.5 is usual")
+        if mirror and not bundle.plan.mirror_axes:
+            raise ConfigError("mirror: the plan of this model allows no mirroring (mirror_axes is empty); leave it out")
+        self.plan = bundle.plan
+        self.device = choose_device(device)
+        autocast_dtype(self.device, precision)  # refuses what this device cannot do before any scan is read
+        self._precision = precision
+        self._overlap = overlap
+        self._mirror_axes = bundle.plan.mirror_axes if mirror else ()
+        self._model = bundle.build_model()
+
+    def load(self, case: Case) -> tuple[Volume, NDArray[np.uint8] | None]:
+        """Reads a case: the scan, and its label map if it has one.
+
+        Raises:
+            DataError: if the files cannot be used, or do not hold the channels that the model was made for.
+        """
+        volume, label = load_case(case, self.plan.labels)
+        found, needed = len(volume.array), len(self.plan.channels)
+        if found != needed:
+            raise DataError(
+                case.images[0],
+                f"has {found} {'channel' if found == 1 else 'channels'}; this model was made for {needed} "
+                f"({', '.join(self.plan.channels)}): give scans with these, or another model",
+            )
+        return volume, label
+
+    def predict(
+        self, volume: Volume, scratch: Path | None = None, progress: sliding_window.Progress | None = None
+    ) -> NDArray[np.uint8]:
+        """Labels every voxel of a volume.
+
+        Args:
+            volume: with the plan's channels.
+            scratch: folder for a temporary file if the scores are large; None keeps them in memory.
+            progress: called with windows done and windows in all.
+
+        Returns:
+            uint8 (x, y, z) on ``volume.grid``.
+        """
+        prepared = preprocess_image(volume, self.plan.preprocessing)
+        geometry = prepared.geometry
+        if geometry.shape == geometry.cropped_shape:
+            # Nothing to resample, so the scores need not outlive their slab.
+            labels = np.zeros(geometry.grid.shape, dtype=np.uint8)
+            labels[geometry.crop] = sliding_window.predict_labels(
+                self._model,
+                prepared.image,
+                self.plan.patch_size,
+                overlap=self._overlap,
+                mirror_axes=self._mirror_axes,
+                device=self.device,
+                precision=self._precision,
+                progress=progress,
+            )
+            return labels
+        with self._logits(prepared, scratch, progress) as logits:
+            return restore_prediction(logits, geometry)
+
+    def predict_probabilities(
+        self, volume: Volume, scratch: Path | None = None, progress: sliding_window.Progress | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """As :meth:`predict`, and the probability of every class.
+
+        The labels are the very same as without probabilities: both are resampled, the labels from logits and the
+        probabilities from the softmax of the averaged logits, so at a boundary the two may differ by a voxel.
+
+        Returns:
+            uint8 (x, y, z), and float32 (classes, x, y, z), background first; outside the crop background is 1.
+        """
+        prepared = preprocess_image(volume, self.plan.preprocessing)
+        with self._logits(prepared, scratch, progress) as scores:
+            labels = restore_prediction(scores, prepared.geometry)
+            _softmax_in_place(scores)
+            return labels, restore_probabilities(scores, prepared.geometry)
+
+    @contextmanager
+    def _logits(
+        self, prepared: Preprocessed, scratch: Path | None, progress: sliding_window.Progress | None
+    ) -> Iterator[NDArray[np.float32]]:
+        shape = (self.plan.model.classes, *prepared.image.shape[1:])
+        with _score_array(shape, scratch) as scores:
+            sliding_window.sliding_window(
+                self._model,
+                prepared.image,
+                self.plan.patch_size,
+                overlap=self._overlap,
+                mirror_axes=self._mirror_axes,
+                device=self.device,
+                precision=self._precision,
+                progress=progress,
+                out=scores,
+            )
+            yield scores
+
+
+def predict_path(
+    model_dir: Path,
+    input_path: Path,
+    output_path: Path,
+    *,
+    overlap: float = 0.5,
+    mirror: bool = False,
+    probabilities: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> PredictionReport:
+    """Label a scan or a folder of scans.
+
+    Each label map lies on its scan's own grid: same shape, same affine, whole numbers. A scan that cannot be read does
+    not stop the others.
+
+    Args:
+        model_dir: folder of the bundle.
+        input_path: a NIfTI file, or a folder of them (``CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ... are the channels
+            of one scan), or a dataset folder, whose images are taken.
+        output_path: for one file a name ending in ``.nii.gz`` or ``.nii``; otherwise a folder, made if missing, that
+            gets ``CASE.nii.gz``.
+        overlap: see :class:`Predictor`, as are ``mirror``, ``device`` and ``precision``.
+        probabilities: also write ``CASE_probabilities.nii.gz``: float32, 4D, one volume per class, background first.
+        overwrite: replace results that exist; otherwise nothing is predicted if one of them does. A scan that is read
+            is never replaced.
+        progress: called as the work goes on.
+
+    Raises:
+        BundleError: if the bundle cannot be used.
+        ConfigError: if a setting cannot be used.
+        DataError: if the input is missing or holds no scans at all.
+        OutputError: if a result exists or cannot be written.
+    """
+    predictor = Predictor(load_bundle(model_dir), overlap=overlap, mirror=mirror, device=device, precision=precision)
+    dataset, problems = scan_dataset(input_path)
+    failures = [DataError(problem.path, problem.text) for problem in problems if problem.severity == "error"]
+    targets = _targets(dataset.cases, input_path, output_path, probabilities)
+    _check_targets(targets, dataset.cases, overwrite)
+    written: list[Path] = []
+    for index, (case, paths) in enumerate(zip(dataset.cases, targets, strict=True)):
+        try:
+            _predict_case(predictor, case, paths, part_of(progress, case.name, index, len(dataset.cases)))
+        except DataError as error:
+            failures.append(error)
+        else:
+            written.append(paths[0])
+    return PredictionReport(tuple(written), tuple(failures))
+
+
+def _predict_case(predictor: Predictor, case: Case, paths: tuple[Path, ...], progress: sliding_window.Progress) -> None:
+    """Writes the label map to the first path and, if there is a second, the probabilities to it."""
+    progress(0, 1)
+    volume, _ = predictor.load(Case(case.name, case.images, None))
+    if len(paths) == 1:
+        label = predictor.predict(volume, paths[0].parent, progress)
+    else:
+        label, probabilities = predictor.predict_probabilities(volume, paths[0].parent, progress)
+        write_probabilities(paths[1], probabilities, volume.source)
+    write_label(paths[0], label, volume.source)
+
+
+def part_of(progress: Progress | None, name: str, index: int, cases: int) -> sliding_window.Progress:
+    """Turns windows of one case into the fraction of the whole job."""
+
+    def report(done: int, total: int) -> None:
+        if progress is not None:
+            progress((index + done / total) / cases, name)
+
+    return report
+
+
+def check_writable(folder: Path) -> None:
+    """Makes a folder for results and refuses it before any work is done if nothing can be written there.
+
+    Raises:
+        OutputError: if it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error.strerror or error}; choose another place") from error
+
+
+def _targets(
+    cases: tuple[Case, ...], input_path: Path, output_path: Path, probabilities: bool
+) -> list[tuple[Path, ...]]:
+    """Files to write for each case: the label map and, if asked for, the probabilities."""
+    names = [output_path / f"{case.name}.nii.gz" for case in cases]
+    if nifti_stem(output_path) and not output_path.is_dir():
+        if input_path.is_dir():
+            raise OutputError(f"{output_path}: is a file name, but the input is a folder; name a folder for results")
+        names = [output_path]
+    if not probabilities:
+        return [(name,) for name in names]
+    return [(name, name.with_name(f"{nifti_stem(name)}_probabilities.nii.gz")) for name in names]
+
+
+def _check_targets(targets: list[tuple[Path, ...]], cases: tuple[Case, ...], overwrite: bool) -> None:
+    files = [path for paths in targets for path in paths]
+    scans = {image.resolve() for case in cases for image in case.images}
+    for path in files:
+        if path.resolve() in scans:
+            raise OutputError(f"{path}: is one of the scans; choose another folder or name for the results")
+    existing = [path for path in files if path.exists()]
+    if existing and not overwrite:
+        more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
+        raise OutputError(f"{existing[0]}: exists{more}; choose another place, or replace results with --overwrite")
+    for folder in sorted({path.parent for path in files}):
+        check_writable(folder)
+
+
+@contextmanager
+def _score_array(shape: tuple[int, ...], scratch: Path | None) -> Iterator[NDArray[np.float32]]:
+    """Room for scores: memory, or a file without a name in ``scratch`` that vanishes with the process."""
+    size = 4 * int(np.prod(shape))
+    if scratch is None or size <= SCORES_IN_MEMORY_BYTES:
+        yield np.empty(shape, dtype=np.float32)
+        return
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(tempfile.TemporaryFile(dir=scratch))
+            # Reserved now: a disk that fills up behind a memory map would kill the process.
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            problem = f"no room for {size / 2**30:.1f} GB of scores of a large scan: {error.strerror or error}"
+            raise OutputError(f"{scratch}: {problem}; free some space") from error
+        yield np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
+
+
+def _softmax_in_place(scores: NDArray[np.float32]) -> None:
+    """Turns logits (classes, x, y, z) into probabilities, plane by plane to stay within a little memory."""
+    for plane in range(scores.shape[1]):
+        part = scores[:, plane]
+        part -= part.max(axis=0)
+        np.exp(part, out=part)
+        part /= part.sum(axis=0)

@@ -1,0 +1,1 @@
+"""The privacy that a hospital's patients have spent. Nothing here trains."""

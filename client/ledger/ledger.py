@@ -1,0 +1,304 @@
+"""The privacy that this hospital's patients have spent, in one file that outlives runs, restarts and kits.
+
+The file is a hash-chained log (``common.audit``) that is only ever appended to: one entry for every set of patients,
+and one for every round, which is on disk before the round begins. So a crash may count a round that was never sent,
+and never the other way round. What is in the file is added up by ``client.ledger.account``.
+
+A chain does not show that the whole file was replaced by an older copy of itself, or removed together with its
+``.head``. So each site also notes, in its state folder and in its audit log, how far it has seen the ledger, and what
+the last entry's hash was (``Witness``). Whatever does not fit is refused: without a ledger nobody knows what is left.
+``client.ledger.recovery`` is a person's way back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from client.consent.decisions import AUDIT_FILE
+from client.ledger.account import (
+    Account,
+    DatasetEntry,
+    People,
+    RecoveryEntry,
+    RoundEntry,
+    SpendLine,
+    TimedRecovery,
+    TimedRound,
+)
+from client.ledger.patient_identity import dataset_of
+from common.audit import AuditError, AuditLog, AuditSummary, Entry, head_of, read_entries, verify
+from common.errors import FedvoxError, OutputError
+from common.formatting import counted
+from common.plan.plan import Frozen, PositiveInt
+from common.privacy.accounting import Purpose, Spend
+from common.protocol.messages import ErrorCode
+from common.system.files import write_atomically
+
+WITNESS_FILE: Final = "ledger-witness.json"
+SPENT_EVENT: Final = "privacy_spent"
+RECOVERED_EVENT: Final = "ledger_recovered"
+RECOVERY: Final = "recovery"
+_DATASET, _ROUND, _REPAIRED = "dataset", "round", "log_repaired"
+_NO_BACKUP = (
+    "without it nobody knows what the patients have already spent (no backup? fedvox-client ledger --recover --help)"
+)
+
+
+class LedgerError(FedvoxError):
+    """The ledger is broken, not the one that this site wrote, or cannot be written; nothing is spent then."""
+
+    code = ErrorCode.LEDGER
+
+
+class Seen(Frozen):
+    """How far a ledger was seen: number and hash of its last entry, and the file."""
+
+    n: PositiveInt
+    hash: str
+    path: str
+
+
+class Witness:
+    """A site's own memory of its ledger.
+
+    Args:
+        state: the site's state folder.
+    """
+
+    def __init__(self, state: Path) -> None:
+        self._file = state / WITNESS_FILE
+        self._log = state / AUDIT_FILE
+        self._audit = AuditLog(self._log)
+        self._logged: Seen | None = None
+        self._was_read = False
+
+    def seen(self) -> list[Seen]:
+        """What was noted last, in the state folder and in the audit log.
+
+        Raises:
+            LedgerError: a note is damaged.
+        """
+        if not self._was_read:
+            self._logged, self._was_read = self._read_log(), True
+        return [seen for seen in (self._read_file(), self._logged) if seen is not None]
+
+    def spent(self) -> tuple[float, dict[str, list[Spend]]]:
+        """What the audit log says of the past: the largest epsilon of any round, and what each dataset has paid.
+
+        Raises:
+            LedgerError: the log is broken or cannot be read.
+        """
+        largest, spends = 0.0, dict[str, list[Spend]]()
+        if not self._log.exists():
+            return largest, spends
+        entries: list[Entry] = []
+        try:
+            verify(self._log, entries.append)
+            for entry in entries:
+                if entry.event == SPENT_EVENT:
+                    largest = max(largest, float(entry.details["epsilon"]))
+                    for details in entry.details.get("spends", ()):
+                        line = SpendLine.model_validate_json(json.dumps(details))
+                        spends.setdefault(line.dataset, []).append(line.spend)
+                elif entry.event == RECOVERED_EVENT and entry.details["epsilon"] is not None:
+                    largest = max(largest, float(entry.details["epsilon"]))
+        except (AuditError, KeyError, TypeError, ValueError) as error:
+            raise LedgerError(f"{self._log}: does not tell what was spent: {error}") from None
+        return largest, spends
+
+    def note(self, path: Path, entry: Entry, about: RoundEntry) -> None:
+        """Notes that the ledger now ends with ``entry``.
+
+        Raises:
+            LedgerError: that cannot be written down.
+        """
+        details: dict[str, Any] = {"run": about.run, "round": about.round, "epsilon": about.epsilon}
+        details["spends"] = [line.model_dump(mode="json") for line in about.spends]
+        self._note(SPENT_EVENT, path, entry, details | {"delta": about.delta})
+
+    def note_recovery(self, path: Path, entry: Entry, about: RecoveryEntry) -> None:
+        """Notes that the ledger from now on is the one that ends with ``entry``.
+
+        Raises:
+            LedgerError: that cannot be written down.
+        """
+        self._note(RECOVERED_EVENT, path, entry, about.model_dump(mode="json"))
+
+    def _note(self, event: str, path: Path, entry: Entry, details: dict[str, Any]) -> None:
+        seen = Seen(n=entry.n, hash=entry.hash, path=str(path))
+        try:
+            write_atomically(self._file, seen.model_dump_json() + "\n")
+            self._audit.append(event, **details, ledger=str(path), ledger_n=entry.n, ledger_hash=entry.hash)
+        except (OutputError, AuditError) as error:
+            raise LedgerError(str(error)) from None
+        self._logged, self._was_read = seen, True
+
+    def _read_file(self) -> Seen | None:
+        try:
+            return Seen.model_validate_json(self._file.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError):
+            raise LedgerError(f"{self._file}: is damaged or cannot be read; the audit log holds the same") from None
+
+    def _read_log(self) -> Seen | None:
+        if not self._log.exists():
+            return None
+        try:
+            for entry in reversed(read_entries(self._log)):
+                if entry.event in (SPENT_EVENT, RECOVERED_EVENT):
+                    details = entry.details
+                    return Seen(n=details["ledger_n"], hash=details["ledger_hash"], path=details["ledger"])
+        except (AuditError, KeyError, ValidationError) as error:
+            raise LedgerError(f"{self._log}: does not tell what the ledger was: {error}") from None
+        return None
+
+
+class Ledger:
+    """The ledger at ``path``; safe for several processes.
+
+    Args:
+        path: the file; its folder is made when something is first written.
+        witness: of the site; None trusts the chain and its head alone.
+    """
+
+    def __init__(self, path: Path, witness: Witness | None = None) -> None:
+        self.path = path.absolute()
+        self._witness = witness
+        self._log = AuditLog(self.path)
+
+    def read(self) -> Account:
+        """What is written down; nothing if there is no ledger and never was.
+
+        Raises:
+            LedgerError: it is broken, gone, or not the one that this site wrote.
+        """
+        return self.prove()[0]
+
+    def prove(self) -> tuple[Account, AuditSummary | None]:
+        """As ``read``, with what proves it; None if there is no ledger and never was."""
+        entries: list[Entry] = []
+        seen = self._witness.seen() if self._witness else []
+        if not self.path.exists() and not head_of(self.path).exists():
+            for note in seen:
+                raise LedgerError(
+                    f"{self.path}: is missing, but this site has written {counted(note.n, 'entry', 'entries')} into "
+                    f"{note.path}; give that file (--ledger) or put it back; {_NO_BACKUP}"
+                )
+            return Account(), None
+        try:
+            summary = verify(self.path, entries.append)
+        except AuditError as error:
+            raise LedgerError(f"{error}; {_NO_BACKUP}") from None
+        for note in seen:
+            _compare(self.path, entries, note)
+        return account_of(self.path, entries), summary
+
+    def spend(self, people: People, decide: Callable[[Account], RoundEntry | None]) -> RoundEntry | None:
+        """Appends one round, unless ``decide`` raises; from reading to writing no other process comes between.
+
+        Args:
+            people: who is to be used, and for what.
+            decide: gets what was spent so far, and makes the entry; None if the round is paid for already.
+
+        Raises:
+            LedgerError: the ledger is broken or cannot be written.
+        """
+        with self.locked():
+            account = self.read()
+            entry = decide(account)
+            if entry is None:
+                return None
+            for purpose in sorted({line.purpose for line in entry.spends}):
+                self._add_dataset(account, people, purpose)
+            written = self._append(_ROUND, entry)
+            if self._witness is not None:
+                self._witness.note(self.path, written, entry)
+            return entry
+
+    def _add_dataset(self, account: Account, people: People, purpose: Purpose) -> None:
+        patients = tuple(sorted(people[purpose]))
+        dataset = dataset_of(patients)
+        if dataset not in account.datasets:
+            self._append(_DATASET, DatasetEntry(dataset=dataset, patients=patients))
+
+    def _append(self, event: str, entry: DatasetEntry | RoundEntry) -> Entry:
+        try:
+            return self._log.append(event, **entry.model_dump(mode="json"))
+        except AuditError as error:
+            raise LedgerError(str(error)) from None
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps every other process from writing.
+
+        Raises:
+            LedgerError: the ledger's folder cannot be written.
+        """
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = self.path.with_name(f".{self.path.name}.lock")
+            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise LedgerError(f"{self.path}: cannot be written: {reason}; choose another place (--ledger)") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _compare(path: Path, entries: list[Entry], seen: Seen) -> None:
+    where = "" if str(path) == seen.path else f" (as {seen.path})"
+    if len(entries) < seen.n:
+        raise LedgerError(
+            f"{path}: has {counted(len(entries), 'entry', 'entries')}, and this site has seen {seen.n}{where}: it was "
+            f"replaced by an older copy or by another ledger; put the right one back; {_NO_BACKUP}"
+        )
+    if entries[seen.n - 1].hash != seen.hash:
+        raise LedgerError(
+            f"{path}: entry {seen.n} is not the one that this site has seen{where}: it was replaced; put the right one "
+            f"back; {_NO_BACKUP}"
+        )
+
+
+def account_of(path: Path, entries: list[Entry]) -> Account:
+    """What the entries of a ledger say.
+
+    Args:
+        path: of the ledger, for errors.
+        entries: all of it, in order.
+
+    Raises:
+        LedgerError: an entry is not one of a ledger.
+    """
+    datasets, rounds, recoveries = {}, [], []
+    for entry in entries:
+        try:
+            if entry.event == _DATASET:
+                dataset = DatasetEntry.model_validate_json(json.dumps(entry.details))
+                if dataset_of(dataset.patients) != dataset.dataset:
+                    raise LedgerError(f"{path}, line {entry.n}: the patients are not those of the dataset")
+                datasets[dataset.dataset] = dataset.patients
+            elif entry.event == _ROUND:
+                found = RoundEntry.model_validate_json(json.dumps(entry.details))
+                if strangers := {line.dataset for line in found.spends} - set(datasets):
+                    raise LedgerError(f"{path}, line {entry.n}: dataset {min(strangers)[:12]} is not in the ledger")
+                rounds.append(TimedRound(entry.time, found))
+            elif entry.event == RECOVERY:
+                recovery = RecoveryEntry.model_validate_json(json.dumps(entry.details))
+                recoveries.append(TimedRecovery(entry.time, recovery))
+            elif entry.event != _REPAIRED:
+                raise LedgerError(f"{path}, line {entry.n}: is not an entry of a ledger; is this another log?")
+        except ValidationError:
+            raise LedgerError(f"{path}, line {entry.n}: is not an entry that this version of Fedvox knows") from None
+    return Account(datasets, rounds, recoveries)

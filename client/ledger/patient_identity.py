@@ -1,0 +1,140 @@
+"""Patients known by what their scans hold: renamed, moved or copied, a patient's files stay the same patient's.
+
+A patient is the set of SHA-256 digests of the image files of all his cases: of one, unless the folder's table of
+patients (``common.imaging.datasets.patients_csv``) says which cases belong together. Label maps do not count. A file
+that ends in ``.gz`` is read unpacked, so that packing it again makes no new patient. Anything that changes a voxel or
+a header does.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import zlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from common.errors import DataError, FedvoxError
+from common.formatting import counted
+from common.imaging.cache.entry_file import FileDigests
+from common.imaging.datasets.dataset import Case
+from common.imaging.datasets.patients_csv import PATIENTS_FILE
+from common.imaging.threads import Progress, map_in_threads
+from common.protocol.messages import ErrorCode
+
+Patient = tuple[str, ...]
+"""SHA-256 of each image file, sorted."""
+
+DIGESTS_FILE = "patients.fedvox-json"
+MOST_WORKERS = 4
+
+
+class PatientsError(FedvoxError):
+    """The patients of a folder cannot be told apart; the server learns the code alone."""
+
+    code = ErrorCode.NO_DATA
+
+
+class PatientIndex:
+    """Identifies patients, and remembers files that did not change since.
+
+    Args:
+        folder: where digests are remembered, by rule the site's state folder; None remembers nothing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._digests = FileDigests(folder, DIGESTS_FILE, sha256_of_content)
+
+    def identify(self, cases: Sequence[Case], progress: Progress | None = None) -> dict[str, Patient]:
+        """Case name -> patient; the same for all cases of one.
+
+        Args:
+            cases: all that are used, of one dataset.
+            progress: called with cases done and cases in all.
+
+        Raises:
+            DataError: a file cannot be read.
+            PatientsError: cases of two patients share an image: one would count, and contribute, as two.
+        """
+        workers = min(MOST_WORKERS, os.cpu_count() or 1)
+        try:
+            scans = map_in_threads(self._identify, cases, workers, progress)
+        finally:
+            self._digests.save()
+        first_with: dict[str, Case] = {}
+        images: dict[str, set[str]] = {}
+        for case, scan in zip(cases, scans, strict=True):
+            for digest in scan:
+                other = first_with.setdefault(digest, case)
+                if other.owner != case.owner:
+                    raise PatientsError(
+                        f"{case.images[0]}: {case.name} holds the same image as {other.name}; remove one of them, or "
+                        f"say in {PATIENTS_FILE} that both are of one patient: who counts twice is protected half as "
+                        "well"
+                    )
+            images.setdefault(case.owner, set()).update(scan)
+        return {case.name: tuple(sorted(images[case.owner])) for case in cases}
+
+    def _identify(self, case: Case) -> tuple[str, ...]:
+        return tuple(sorted(self._digests.digest(path) for path in case.images))
+
+
+def sha256_of_content(path: Path) -> str:
+    """SHA-256 of a file's content, unpacked if its name ends in ``.gz``; 64 hexadecimal digits.
+
+    Raises:
+        OSError: it cannot be read.
+        DataError: it is not a whole gzip file although its name says so.
+    """
+    digest = hashlib.sha256()
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except (EOFError, zlib.error, gzip.BadGzipFile):
+        raise DataError(path, "is damaged: it cannot be unpacked") from None
+    return digest.hexdigest()
+
+
+def dataset_of(patients: Iterable[Patient]) -> str:
+    """The name of a set of patients: SHA-256 over their digests, whatever their order; 64 hexadecimal digits."""
+    return hashlib.sha256("\n".join(sorted(" ".join(patient) for patient in patients)).encode()).hexdigest()
+
+
+def split_by_patient(patients: Mapping[str, Patient], fraction: float) -> tuple[list[str], list[str]]:
+    """Decides for each patient alone, by his own digest, whether he is trained on or models are scored on him.
+
+    So a patient who comes or goes moves no other from one side to the other, in any run of any federation with the same
+    ``fraction``. One exception: where a side would be empty, the patient nearest to it moves there.
+
+    Args:
+        patients: case name -> patient.
+        fraction: share of patients to score models on, on average.
+
+    Returns:
+        Names to train on and names to validate on, each sorted.
+
+    Raises:
+        PatientsError: there are fewer than two.
+    """
+    everybody = set(patients.values())
+    if len(everybody) < 2:
+        raise PatientsError(
+            f"{counted(len(everybody), 'patient')} with label maps: one is needed to train on and one to score models "
+            "with"
+        )
+    places = {patient: _place(patient) for patient in everybody}
+    ordered = sorted(everybody, key=lambda patient: (places[patient], patient))
+    count = sum(place < fraction for place in places.values())
+    scored = set(ordered[: min(max(1, count), len(ordered) - 1)])
+    return (
+        sorted(name for name, patient in patients.items() if patient not in scored),
+        sorted(name for name, patient in patients.items() if patient in scored),
+    )
+
+
+def _place(patient: Collection[str]) -> float:
+    """A number in [0, 1) that depends on the patient alone."""
+    digest = hashlib.sha256(f"validation {' '.join(patient)}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

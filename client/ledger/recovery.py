@@ -1,0 +1,226 @@
+"""A hospital's way back after its ledger was lost, edited or replaced: a person says what counts as spent.
+
+The old file is kept under a new name, and a new chain begins whose first entry says who decided, when, why, and what
+every patient is taken to have spent before. It may not say less than what can still be proven: by the site's own audit
+log, and by what is still readable of the old file. A second site on the same ledger adds an entry of its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from client.consent.decisions import decision_of
+from client.ledger.account import Account, RecoveryEntry
+from client.ledger.ledger import RECOVERY, Ledger, LedgerError, Witness, account_of
+from common.audit import AuditError, AuditLog, Entry, head_of, read_entries, verify
+from common.errors import ConfigError
+from common.privacy.accounting import epsilon_of
+
+EVERYTHING = "everything"
+_LARGEST_DELTA = 0.01
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What every patient is taken to have spent; both None is everything there was."""
+
+    epsilon: float | None
+    delta: float | None
+
+    def __str__(self) -> str:
+        if self.epsilon is None:
+            return "everything: no federation with differential privacy is served from this ledger any more"
+        return f"epsilon {self.epsilon:g} at delta {self.delta:g}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a recovery would do.
+
+    problem: why the ledger is refused. known: epsilon that is proven to have been spent.
+    goes_on: the file is whole, another site has recovered it already: an entry is added to it.
+    """
+
+    problem: str
+    known: float
+    goes_on: bool
+
+
+def parse_spent(text: str) -> Spent:
+    """Reads ``EPSILON@DELTA`` or ``everything``.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if text == EVERYTHING:
+        return Spent(None, None)
+    epsilon, _, delta = text.partition("@")
+    try:
+        found = float(epsilon), float(delta)
+    except ValueError:
+        found = math.nan, math.nan
+    if not (0 <= found[0] < math.inf and 0 < found[1] < _LARGEST_DELTA):
+        raise ConfigError(
+            f"--spent {text}: write epsilon and delta, such as 8@5e-6 (delta below {_LARGEST_DELTA:g}), or {EVERYTHING}"
+        )
+    return Spent(*found)
+
+
+def plan_recovery(ledger: Ledger, witness: Witness | None, spent: Spent) -> Plan:
+    """Looks whether a ledger needs a recovery, and whether ``spent`` is enough; changes nothing.
+
+    Raises:
+        ConfigError: the ledger is whole and the site's own, or a whole one is in another place, or ``spent`` is less
+            than what is proven.
+        LedgerError: the site's own notes cannot be read.
+    """
+    try:
+        if ledger.prove()[1] is not None:
+            raise ConfigError(f"{ledger.path}: is whole and the one that was written here; nothing is to be recovered")
+        problem = f"{ledger.path}: is missing"
+    except LedgerError as error:
+        problem = str(error)
+    if (elsewhere := _whole_elsewhere(ledger.path, witness)) is not None:
+        raise ConfigError(f"{elsewhere}: is this site's ledger, and whole; give it (--ledger {elsewhere})")
+    goes_on = _was_recovered(ledger.path)
+    known = _known(None if goes_on else ledger.path, witness, spent.delta)
+    if spent.epsilon is not None and spent.epsilon < known:
+        said = f"epsilon {known:.3g} at delta {spent.delta:g}" if math.isfinite(known) else "more than a number can say"
+        raise ConfigError(
+            f"--spent: is less than what the site's notes and the old file prove ({said}); give at least as much, "
+            f"or {EVERYTHING}"
+        )
+    return Plan(problem, known if math.isfinite(known) else 0.0, goes_on)
+
+
+def recover(ledger: Ledger, witness: Witness | None, spent: Spent, reason: str, user: str | None) -> RecoveryEntry:
+    """Starts a new chain, or adds to one that another site has started, and lets the site believe in it from now on.
+
+    Args:
+        ledger: that is refused.
+        witness: of the site.
+        spent: by every patient, before.
+        reason: in the person's words.
+        user: the person's name; None is the account's.
+
+    Raises:
+        ConfigError: as ``plan_recovery``.
+        LedgerError: a file cannot be read, written or moved; the ledger is then refused as before.
+    """
+    if not reason.strip():
+        raise ConfigError("--reason: is empty; say what happened to the ledger, it is kept for ever")
+    with ledger.locked():
+        plan = plan_recovery(ledger, witness, spent)
+        who = decision_of(user)
+        entry = RecoveryEntry(
+            user=who.user,
+            account=who.account,
+            reason=reason.strip(),
+            epsilon=spent.epsilon,
+            delta=spent.delta,
+            known=plan.known,
+        )
+        try:
+            if plan.goes_on:
+                written = _append(ledger.path, entry)
+            else:
+                entry, written = _start_anew(ledger.path, entry)
+        except OSError as error:
+            raise LedgerError(
+                f"{error.filename or ledger.path}: cannot be written or moved: {error.strerror}; nothing is lost, "
+                "mend that and recover again"
+            ) from None
+        except AuditError as error:
+            raise LedgerError(str(error)) from None
+        if witness is not None:
+            witness.note_recovery(ledger.path, written, entry)
+        return entry
+
+
+def _whole_elsewhere(path: Path, witness: Witness | None) -> Path | None:
+    """Where the site has written its ledger, if that is another place and nothing is wrong with it."""
+    try:
+        for note in witness.seen() if witness is not None else ():
+            other = Ledger(Path(note.path), witness)
+            if other.path != path and other.prove()[1] is not None:
+                return other.path
+    except LedgerError:
+        pass
+    return None
+
+
+def _known(path: Path | None, witness: Witness | None, delta: float | None) -> float:
+    """The epsilon that is proven to have been spent by somebody; at ``delta``, where mechanisms are known.
+
+    path: of the old file; None if it goes on to count by itself.
+    """
+    known, spends = witness.spent() if witness is not None else (0.0, {})
+    if delta is not None:
+        known = max([known, *(epsilon_of(paid, delta) for paid in spends.values())])
+    if path is None:
+        return known
+    try:
+        account = account_of(path, read_entries(path))
+    except (AuditError, LedgerError):
+        return known
+    return max(known, _most(account, delta))
+
+
+def _most(account: Account, delta: float | None) -> float:
+    if delta is None:
+        return 0.0
+    spent = [account.epsilon({"training": patients}, delta) for patients in account.datasets.values()]
+    return max([*spent, *(item.entry.with_history(frozenset(), delta) for item in account.recoveries)], default=0.0)
+
+
+def _was_recovered(path: Path) -> bool:
+    entries: list[Entry] = []
+    try:
+        verify(path, entries.append)
+        account_of(path, entries)
+    except (AuditError, LedgerError):
+        return False
+    return bool(entries) and entries[0].event == RECOVERY
+
+
+def _append(path: Path, entry: RecoveryEntry) -> Entry:
+    return AuditLog(path).append(RECOVERY, **entry.model_dump(mode="json"))
+
+
+def _start_anew(path: Path, entry: RecoveryEntry) -> tuple[RecoveryEntry, Entry]:
+    """Puts a new chain in the place of what is there, in an order in which the ledger is refused until all is done."""
+    head, fresh, aside = head_of(path), path.with_name(f".{path.name}.recovered"), _free_name(path)
+    for leftover in (fresh, head_of(fresh)):
+        leftover.unlink(missing_ok=True)
+    if os.path.lexists(path):
+        entry = entry.model_copy(update={"set_aside": aside.name, "set_aside_sha256": _sha256(path)})
+    written = _append(fresh, entry)
+    if os.path.lexists(head):
+        os.link(head, head_of(aside), follow_symlinks=False)
+    # From here on a new head stands beside the old file, or beside none: neither is accepted.
+    head_of(fresh).replace(head)
+    if os.path.lexists(path):
+        path.rename(aside)
+    fresh.rename(path)
+    return entry, written
+
+
+def _free_name(path: Path) -> Path:
+    stem = f"{path.name}.set-aside-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    names = (path.with_name(stem if number == 1 else f"{stem}-{number}") for number in range(1, 10_000))
+    return next(name for name in names if not (os.path.lexists(name) or os.path.lexists(head_of(name))))
+
+
+def _sha256(path: Path) -> str | None:
+    if path.is_symlink() or not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None

@@ -1,0 +1,252 @@
+"""The Flower ClientApp of a site: unpack, check, train or score, pack. No training code.
+
+The same app runs in simulation and at a hospital. What leaves it is what ``common.protocol.codec`` lists: when
+something goes wrong, that is an error code and the name of an exception class; the message and the traceback stay in
+the site's own log.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import flwr
+import torch
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+
+import common
+from client.training.trainer import NonFiniteLossError, Trainer
+from common.errors import ProtocolError
+from common.imaging.cache.case_cache import CachedCase
+from common.privacy.accounting import PrivacyPlan, Spend
+from common.protocol.codec import (
+    Answer,
+    ErrorCode,
+    Hello,
+    Question,
+    Result,
+    SiteInfo,
+    Task,
+    Vector,
+    from_record,
+    pack,
+    to_record,
+    unpack_question,
+)
+from common.weights.encoding import ErrorFeedback, vector_of
+from common.weights.store import WeightStore
+
+log = logging.getLogger("fedvox.client")
+
+
+class Observer(Protocol):
+    """Who wants to see a site at work: a progress display, on the same machine."""
+
+    def site_started(self, round: int, site: str, steps: int) -> None:
+        """A site begins a round."""
+
+    def site_step(self, round: int, site: str, step: int, steps: int, loss: float | None) -> None:
+        """A site has done ``step`` of ``steps`` steps."""
+
+
+class Guard(Protocol):
+    """Stands between the server and the site: it allows what is done."""
+
+    def check(self, digest: str) -> None:
+        """Raises a FedvoxError with a ``code`` unless the site takes part in the federation of this digest now."""
+
+
+@dataclass(frozen=True)
+class SiteWeights:
+    """Where a site finds the weights that a task names, and puts its update."""
+
+    inbox: WeightStore
+    outbox: WeightStore
+
+
+class Budget(Protocol):
+    """The privacy that the site's patients may still lose."""
+
+    def spend(self, run: str, round: int, spends: Sequence[Spend]) -> float:
+        """Writes down what a round is about to cost, before it begins, and returns the epsilon spent so far with it.
+
+        Raises a FedvoxError with a ``code`` if the site's limit does not allow it, and then nothing is written down.
+        """
+
+
+@dataclass(frozen=True)
+class Site:
+    """One hospital's patients, and the trainer that works on them.
+
+    train_cases, validation_cases: no patient has scans on both sides.
+    seed: of patch drawing and augmentation; differs between sites.
+    digest: of the federation that this site agreed to.
+    feedback: what lossy uploads cut off so far; it lasts as long as the site stays open.
+    privacy, budget: what a round costs the patients, and who pays; None without differential privacy.
+
+    Raises:
+        ValueError: the trainer protects patients and nobody pays, or the other way round.
+    """
+
+    name: str
+    train_cases: Sequence[CachedCase]
+    validation_cases: Sequence[CachedCase]
+    seed: int
+    digest: str
+    trainer: Trainer
+    observer: Observer | None = None
+    feedback: ErrorFeedback = field(default_factory=ErrorFeedback)
+    privacy: PrivacyPlan | None = None
+    budget: Budget | None = None
+
+    def __post_init__(self) -> None:
+        if self.trainer.privacy != self.privacy or (self.budget is None) != (self.privacy is None):
+            raise ValueError(f"{self.name}: the trainer, the privacy plan and the budget do not belong together")
+
+    @property
+    def train_examples(self) -> int:
+        """What is declared and weighs the update: scans; under privacy patients, whose number is all that is public."""
+        return self._examples(self.train_cases)
+
+    @property
+    def validation_examples(self) -> int:
+        """As ``train_examples``."""
+        return self._examples(self.validation_cases)
+
+    def _examples(self, cases: Sequence[CachedCase]) -> int:
+        return len(cases) if self.privacy is None else len({case.owner for case in cases})
+
+
+OpenSite = Callable[[Context], Site]
+
+
+class WrongFederationError(ProtocolError):
+    """The server runs another configuration than the one this site agreed to."""
+
+
+def make_client_app(open_site: OpenSite, weights: SiteWeights, guard: Guard | None = None) -> ClientApp:
+    """A ClientApp that answers for whatever site ``open_site`` finds for Flower's context.
+
+    Args:
+        open_site: finds the site; called only after the guard has allowed the task.
+        weights: of what the messages name.
+        guard: of a real hospital; a simulation has none.
+    """
+    app = ClientApp()
+
+    def answer(message: Message, context: Context) -> Message:
+        try:
+            question = unpack_question(from_record(message.content))
+            if guard is not None:
+                guard.check(question.digest)
+            found = _answer(question, open_site(context), weights)
+        except Exception as error:  # whatever happens inside a site, only a code and a class name leave it
+            return _failure(error, message)
+        return Message(to_record(pack(found)), reply_to=message)
+
+    app.query("hello")(answer)
+    app.train()(answer)
+    app.evaluate()(answer)
+    return app
+
+
+def _answer(question: Question, site: Site, weights: SiteWeights) -> Answer:
+    if question.digest != site.digest:
+        raise WrongFederationError("the server runs another federation file than this site agreed to")
+    return _declaration(site) if isinstance(question, Hello) else _work(question, site, weights)
+
+
+def _failure(error: Exception, message: Message) -> Message:
+    log.error("task failed", exc_info=error)
+    return Message(Error(code=_code_of(error), reason=type(error).__name__), reply_to=message)
+
+
+def _code_of(error: Exception) -> ErrorCode:
+    code = getattr(error, "code", None)
+    if isinstance(code, ErrorCode):
+        return code
+    if isinstance(error, WrongFederationError):
+        return ErrorCode.WRONG_FEDERATION
+    if isinstance(error, ProtocolError):
+        return ErrorCode.BAD_TASK
+    if isinstance(error, NonFiniteLossError):
+        return ErrorCode.NON_FINITE_LOSS
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return ErrorCode.OUT_OF_MEMORY
+    return ErrorCode.INTERNAL
+
+
+def _declaration(site: Site) -> SiteInfo:
+    return SiteInfo(
+        site=site.name,
+        train_examples=site.train_examples,
+        validation_examples=site.validation_examples,
+        fedvox=common.__version__,
+        flwr=flwr.__version__,
+        torch=torch.__version__,
+        python=platform.python_version(),
+        device=site.trainer.device.type,
+        precision=site.trainer.precision,
+    )
+
+
+def _work(task: Task, site: Site, weights: SiteWeights) -> Result:
+    started = time.perf_counter()
+    if task.refused_last is not None:
+        log.warning("round %d: the server did not count the last reply: %s", task.round, task.refused_last)
+    model = vector_of(weights.inbox.get(task.model), site.trainer.layout.size, task.download)
+    result, update = _evaluate_then_train(task, model, site, started)
+    if update is None:
+        return result
+    pieces = site.feedback.encode(update, task.upload)
+    return replace(result, update=weights.outbox.put(data for _, data in pieces))
+
+
+def _evaluate_then_train(task: Task, weights: Vector, site: Site, started: float) -> tuple[Result, Vector | None]:
+    trainer, observer = site.trainer, site.observer
+    steps = trainer.config.local_steps if task.train else 0
+    if observer is not None:
+        observer.site_started(task.round, site.name, steps)
+    epsilon = _spend(task, site)
+    validation = trainer.validate(weights, site.validation_cases, task.round, site.seed)
+    training = None
+    if task.train:
+
+        def on_step(step: int, loss: float | None) -> None:
+            if observer is not None:
+                observer.site_step(task.round, site.name, step, steps, loss)
+
+        training = trainer.train(weights, site.train_cases, task.round, site.seed, on_step)
+    result = Result(
+        site=site.name,
+        run=task.run,
+        round=task.round,
+        examples=site.train_examples,
+        validation_examples=site.validation_examples,
+        steps=training.steps if training else 0,
+        train_loss=training.loss if training else math.nan,
+        validation_loss=validation.loss,
+        dice=validation.dice,
+        seconds=time.perf_counter() - started,
+        seconds_data=training.seconds_data if training else 0.0,
+        seconds_compute=training.seconds_compute if training else 0.0,
+        seconds_evaluate=validation.seconds,
+        epsilon=epsilon,
+    )
+    return result, training.update if training else None
+
+
+def _spend(task: Task, site: Site) -> float:
+    """Pays for all that the task takes from the patients, before any of it is computed."""
+    if site.privacy is None or site.budget is None:
+        return math.nan
+    spends = [site.privacy.training] if task.train else []
+    if site.privacy.validation is not None and site.validation_cases:
+        spends.append(site.privacy.validation)
+    return site.budget.spend(task.run, task.round, spends)

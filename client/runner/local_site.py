@@ -1,0 +1,253 @@
+"""A hospital's own data folder, opened as the ``Site`` that its client app works for.
+
+Under differential privacy patients are known by their scans' content (``client.ledger.patient_identity``), decided one
+by one whether they are trained on, and paid for in the hospital's ledger. How many there are on either side is public:
+it leaves the site, as the hospital's declaration, and decides how much weight the site has. Scans of one patient, as
+the folder's ``patients.csv`` has them, are never on both sides, with privacy or without.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Context
+
+from client.consent.site_config import SITE_FILE
+from client.ledger.account import People
+from client.ledger.budget import LedgerBudget
+from client.ledger.ledger import Ledger, LedgerError
+from client.ledger.patient_identity import Patient, PatientIndex, PatientsError, split_by_patient
+from client.runner.client_app import Observer, Site
+from client.training.dp_trainer import make_trainer
+from common.config.federation import FederationConfig
+from common.errors import DataError, FedvoxError
+from common.formatting import counted
+from common.imaging.cache.case_cache import CachedCase, CaseCache
+from common.imaging.datasets.dataset import Case, find_dataset
+from common.imaging.datasets.patients_csv import PATIENTS_FILE
+from common.plan.plan import Plan
+from common.protocol.messages import ErrorCode
+from common.seeds import seed_of
+from common.system.devices import choose_device
+
+MOST_WORKERS = 4
+Progress = Callable[[int, int], None]
+
+
+class SiteDataError(FedvoxError):
+    """The site's data cannot be used; the server learns the code alone."""
+
+    code = ErrorCode.NO_DATA
+
+
+class LocalSite:
+    """Opens one hospital's site, once, and keeps it warm. To be given to ``make_client_app``.
+
+    Args:
+        config: the federation of the site's kit.
+        plan: of the kit.
+        name: of the site.
+        data: the dataset folder.
+        cache: folder for preprocessed scans; None keeps them in memory.
+        validation: names of the cases to score models with, or the share of cases: drawn from the seed, or, under
+            differential privacy, decided by each patient's content.
+        device: as in ``choose_device``.
+        observer: sees the site at work.
+        progress: is told how many of how many cases are prepared.
+        state: the site's state folder, and
+        ledger: the hospital's; both are needed for differential privacy and for nothing else.
+        attempt: as for ``LedgerBudget``.
+    """
+
+    def __init__(
+        self,
+        config: FederationConfig,
+        plan: Plan,
+        name: str,
+        data: Path,
+        cache: Path | None,
+        validation: Sequence[str] | float,
+        device: str = "auto",
+        observer: Observer | None = None,
+        progress: Progress | None = None,
+        state: Path | None = None,
+        ledger: Ledger | None = None,
+        attempt: Callable[[], str] = str,
+    ) -> None:
+        self._config = config
+        self._plan = plan
+        self._name = name
+        self._data = data
+        self._cache = cache
+        self._device = device
+        self._validation = validation
+        self._observer = observer
+        self._progress = progress
+        self._state = state
+        self._ledger = ledger
+        self._attempt = attempt
+        self._opening = threading.Lock()
+        self._site: Site | None = None
+
+    def __call__(self, context: Context) -> Site:
+        """The site, whatever Flower's context is; opened now if that did not succeed before."""
+        del context
+        return self.open()
+
+    def open(self) -> Site:
+        """The site, with all its scans preprocessed and its model on the device.
+
+        Raises:
+            SiteDataError: the data cannot be used.
+            ConfigError: the device is not there.
+            LedgerError: there is no ledger, or a broken one, and the federation is differentially private.
+        """
+        with self._opening:
+            if self._site is None:
+                self._site = self._opened()
+            return self._site
+
+    def _opened(self) -> Site:
+        config, plan = self._config, self._plan
+        try:
+            cases = labelled_cases(self._data)
+            patients = self._identify(cases)
+            train, validation = split_site(config, self._name, cases, self._validation, patients)
+            prepared = self._prepare([cases[name] for name in (*train, *validation)])
+        except DataError as error:
+            raise SiteDataError(str(error)) from error
+        trainer = make_trainer(config, plan, choose_device(self._device))
+        by_name = {case.name: case for case in prepared}
+        return Site(
+            name=self._name,
+            train_cases=[by_name[name] for name in train],
+            validation_cases=[by_name[name] for name in validation],
+            # As in a simulation, so that both give the same model; a private trainer draws from its own secrets.
+            seed=seed_of(config.seed, self._name),
+            digest=config.digest(),
+            trainer=trainer,
+            observer=self._observer,
+            privacy=trainer.privacy,
+            budget=None if patients is None else self._budget(people_of(patients, train, validation)),
+        )
+
+    def _identify(self, cases: Mapping[str, Case]) -> dict[str, Patient] | None:
+        if self._config.privacy is None:
+            return None
+        return PatientIndex(self._state).identify(list(cases.values()))
+
+    def _budget(self, people: People) -> LedgerBudget:
+        if self._ledger is None or self._state is None:
+            raise LedgerError("the federation is differentially private, and there is no ledger to write it down in")
+        # A ledger that cannot be used is told now, and not only when a round is to be paid for.
+        self._ledger.read()
+        return LedgerBudget(self._ledger, self._config, people, self._state / SITE_FILE, self._attempt)
+
+    def _prepare(self, cases: Sequence[Case]) -> list[CachedCase]:
+        cache = CaseCache(self._cache, self._plan.preprocessing, self._plan.labels)
+        return cache.prepare(cases, workers=min(MOST_WORKERS, os.cpu_count() or 1), progress=self._progress)
+
+
+def labelled_cases(data: Path) -> dict[str, Case]:
+    """The cases of a dataset folder that can be trained on, by name.
+
+    Raises:
+        DataError: the folder cannot be used.
+    """
+    return {case.name: case for case in find_dataset(data).cases if case.label is not None}
+
+
+def split_site(
+    config: FederationConfig,
+    site: str,
+    cases: Mapping[str, Case],
+    validation: Sequence[str] | float,
+    patients: Mapping[str, Patient] | None,
+) -> tuple[list[str], list[str]]:
+    """Which cases of a site are trained on, and which are not; both come back sorted.
+
+    Args:
+        config: the federation.
+        site: its name.
+        cases: all of them, by name.
+        validation: names of the cases that are not, or their share.
+        patients: by case, under differential privacy; without it None.
+
+    Raises:
+        SiteDataError: a side would be empty, a named case does not exist, or a patient would be on both sides.
+    """
+    owners = {name: case.owner for name, case in cases.items()}
+    if not isinstance(validation, float):
+        return split_by_names(owners, validation)
+    if patients is None:
+        return split_cases(owners, validation, seed_of(config.seed, site))
+    try:
+        return split_by_patient(patients, validation)
+    except PatientsError as error:
+        raise SiteDataError(str(error)) from None
+
+
+def people_of(patients: Mapping[str, Patient], train: Sequence[str], validation: Sequence[str]) -> People:
+    """Who is used for what, each patient once, from the names of their cases."""
+    return {
+        "training": list(dict.fromkeys(patients[name] for name in train)),
+        "validation": list(dict.fromkeys(patients[name] for name in validation)),
+    }
+
+
+def split_cases(owners: Mapping[str, str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
+    """Draws the patients that are not trained on.
+
+    Args:
+        owners: case name -> patient; their order does not matter.
+        fraction: of all patients, rounded down, but at least one and never all.
+        seed: decides the draw.
+
+    Returns:
+        Names to train on and names to validate on, each sorted.
+
+    Raises:
+        SiteDataError: there are fewer than two patients.
+    """
+    patients = sorted(set(owners.values()))
+    if len(patients) < 2:
+        raise SiteDataError(
+            f"{counted(len(patients), 'patient')} with label maps: one is needed to train on and one to score models "
+            "with"
+        )
+    shuffled = [str(patient) for patient in np.random.default_rng(seed).permutation(patients)]
+    scored = set(shuffled[: min(max(1, int(fraction * len(shuffled))), len(shuffled) - 1)])
+    return (
+        sorted(name for name, patient in owners.items() if patient not in scored),
+        sorted(name for name, patient in owners.items() if patient in scored),
+    )
+
+
+def split_by_names(owners: Mapping[str, str], validation: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Splits as a hospital asked for; both lists come back sorted.
+
+    Args:
+        owners: case name -> patient.
+        validation: names of the cases that are not trained on.
+
+    Raises:
+        SiteDataError: a named case does not exist, a patient would be on both sides, or no case would be left to train
+            on.
+    """
+    if missing := sorted(set(validation) - set(owners)):
+        raise SiteDataError(f"site.yaml: validation_cases: the data has no labelled case {missing[0]}")
+    scored = {owners[name]: name for name in validation}
+    train = sorted(set(owners) - set(validation))
+    for name in train:
+        if owners[name] in scored:
+            raise SiteDataError(
+                f"site.yaml: validation_cases: names {scored[owners[name]]} and not {name}, which is of the same "
+                f"patient ({PATIENTS_FILE}); name both or neither"
+            )
+    if not train:
+        raise SiteDataError("site.yaml: validation_cases: names every case, and none is left to train on")
+    return train, sorted(validation)

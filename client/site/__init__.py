@@ -1,0 +1,1 @@
+"""A site's processes from preflight to the end. Nothing here reads scans."""

@@ -1,0 +1,66 @@
+"""Whether the GPU can be used, asked in a process of its own.
+
+Querying GPU memory creates a CUDA context that lasts until the process exits. The program that starts a site runs as
+long as the site does; on a GPU in exclusive mode its context would keep the runner out.
+``python -m client.site.gpu_probe NAME`` answers with a line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Literal
+
+from common.errors import ConfigError
+from common.system.devices import choose_device, why_no_gpu
+
+Severity = Literal["ok", "warning", "error"]
+LONGEST_SECONDS = 120.0
+ADVICE = "mend that, or use --device cpu"
+
+
+def ask(name: str) -> tuple[Severity, str]:
+    """What ``look`` finds, in another process.
+
+    Args:
+        name: ``auto`` or ``cuda``.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "client.site.gpu_probe", name], capture_output=True, timeout=LONGEST_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return "error", f"the GPU did not answer within {LONGEST_SECONDS:g} s; {ADVICE}"
+    try:
+        severity, text = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        return "error", f"the GPU cannot be looked at: the program that does so ended with {done.returncode}; {ADVICE}"
+    return severity, text
+
+
+def look(name: str) -> tuple[Severity, str]:
+    """How good it is, and what was found; called where there are signs of a GPU."""
+    import torch
+
+    try:
+        if choose_device(name).type == "cuda":
+            free, total = torch.cuda.mem_get_info()
+            return "ok", f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
+    except ConfigError as error:
+        return "error", str(error)
+    except RuntimeError as error:  # whatever PyTorch and the driver say, in lines of advice to programmers
+        reason = str(error).partition("\n")[0]
+        return "error", f"the GPU cannot be used ({reason}); {ADVICE}"
+    advice = "install a PyTorch for it (image: VARIANT=cuda) and its driver, or use --device cpu"
+    return "warning", f"a GPU is there, but {why_no_gpu()}; {without_gpu()}. {advice}"
+
+
+def without_gpu() -> str:
+    """What trains then."""
+    return f"training runs on {os.cpu_count()} processors"
+
+
+if __name__ == "__main__":
+    print(json.dumps(look(sys.argv[1])))

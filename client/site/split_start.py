@@ -1,0 +1,86 @@
+"""Split start: the courier and the runner of a site each by itself, in containers or under accounts of their own.
+
+The courier has the network and the site's key, and sees no scan. The runner has the scans and needs no network. They
+share one folder. Each keeps a state folder of its own: what the site has decided and its log of what left are the
+runner's, out of reach of anyone who breaks into the courier from outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.runner.isolation import can_isolate
+from client.site import preflight
+from client.site.preflight import Item
+from client.site.start import SiteOptions, check_connection, check_work, courier_process, runner_process
+from client.site.supervision import MessageSink, Upkeep, require_preflight
+from client.state_folder import StateFolder
+from common.config.federation import load_federation
+from common.config.network import read_kit
+
+
+@dataclass(frozen=True)
+class CourierOptions:
+    """What the command line decides for the courier.
+
+    kit: with the site's key. state: the courier's own files. shared: the folder between courier and runner.
+    """
+
+    kit: Path
+    state: Path
+    shared: Path
+
+
+def run_courier_preflight(options: CourierOptions) -> Iterator[Item]:
+    """Checks what the courier needs, one item after another."""
+    kit, config = read_kit(options.kit, "site"), load_federation(options.kit / "federation.yaml")
+    yield preflight.check_version()
+    yield preflight.check_kit(options.kit, kit, config)
+    yield from check_connection(options.kit, kit)
+    yield preflight.check_shared(options.shared, "courier")
+    yield preflight.check_disk({"courier's files": options.state, "files of a round": options.shared})
+
+
+def run_runner_preflight(options: SiteOptions) -> Iterator[Item]:
+    """Checks what the runner needs, one item after another; asks nobody on a network."""
+    kit, config = read_kit(options.kit, "site"), load_federation(options.kit / "federation.yaml")
+    yield preflight.check_version()
+    yield preflight.check_federation(options.kit, kit, config)
+    yield preflight.check_no_key(options.kit)
+    yield preflight.check_shared(options.shared, "runner")
+    yield preflight.check_isolation(can_isolate())
+    yield from check_work(options, kit, config)
+
+
+def start_courier(options: CourierOptions, say: MessageSink) -> int:
+    """Runs the courier until SIGTERM or Ctrl-C.
+
+    Raises:
+        PreflightError: an item of the preflight must be put right first.
+        AlreadyRunningError: it runs already.
+    """
+    folder = StateFolder(options.state)
+    kit, config = read_kit(options.kit, "site"), load_federation(options.kit / "federation.yaml")
+    with folder.locked():
+        require_preflight(run_courier_preflight(options), say)
+        child = courier_process(options.kit, folder, options.shared)
+        Upkeep(folder, [child], "courier", f"connected to the server: site {kit.site} of {config.name}", say).run()
+    return 0
+
+
+def start_runner(options: SiteOptions, say: MessageSink) -> int:
+    """Runs the runner until SIGTERM or Ctrl-C.
+
+    Raises:
+        PreflightError: an item of the preflight must be put right first.
+        AlreadyRunningError: it runs already.
+    """
+    folder = StateFolder(options.state)
+    kit, config = read_kit(options.kit, "site"), load_federation(options.kit / "federation.yaml")
+    with folder.locked():
+        require_preflight(run_runner_preflight(options), say)
+        child = runner_process(options, folder)
+        Upkeep(folder, [child], "runner", f"ready for tasks: site {kit.site} of {config.name}", say).run()
+    return 0

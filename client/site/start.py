@@ -1,0 +1,127 @@
+"""Starts a site and keeps it running: preflight first, then courier and runner until it is told to stop."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import client
+from client.runner.isolation import can_isolate
+from client.site import preflight
+from client.site.preflight import Item
+from client.site.supervision import MessageSink, Upkeep, require_preflight
+from client.state_folder import StateFolder, default_ledger
+from common.config.federation import FederationConfig, load_federation
+from common.config.network import Kit, read_kit
+from common.system.flower import flower_environment
+from common.system.supervisor import Child
+
+
+@dataclass(frozen=True)
+class SiteOptions:
+    """What the command line decides.
+
+    kit: the folder that the coordinator sent. data: the dataset folder. state: the site's own files.
+    shared: the folder between courier and runner.
+    cache: folder for preprocessed scans; None keeps them in memory.
+    ledger: the hospital's privacy ledger.
+    """
+
+    kit: Path
+    data: Path
+    state: Path
+    shared: Path
+    cache: Path | None
+    device: str = "auto"
+    ledger: Path = field(default_factory=default_ledger)
+
+
+def run_preflight(options: SiteOptions) -> Iterator[Item]:
+    """Checks everything that a site needs, one item after another."""
+    kit, config = read_kit(options.kit, "site"), load_federation(options.kit / "federation.yaml")
+    yield preflight.check_version()
+    yield preflight.check_kit(options.kit, kit, config)
+    yield from check_connection(options.kit, kit)
+    yield preflight.check_shared(options.shared)
+    yield preflight.check_isolation(can_isolate())
+    yield from check_work(options, kit, config)
+
+
+def check_connection(folder: Path, kit: Kit) -> Iterator[Item]:
+    """What the process that speaks with the server needs: certificates, a way to the server, the right time."""
+    found = preflight.check_authority(folder / "ca.crt", datetime.now(UTC))
+    yield found
+    if found.severity != "error":
+        yield from preflight.check_server(folder, kit)
+
+
+def check_work(options: SiteOptions, kit: Kit, config: FederationConfig) -> Iterator[Item]:
+    """What the process that trains needs: data, room on disks, a device, an approval, privacy to spend."""
+    yield preflight.check_data(options.data, config.labels or {}, options.state / "data-check.json")
+    folders = {"site's files": options.state} | ({"cache": options.cache} if options.cache else {})
+    yield preflight.check_disk(folders)
+    yield preflight.check_device(options.device)
+    yield preflight.check_approval(options.state, config)
+    if config.privacy is not None:
+        # Late: it brings PyTorch with it, which takes seconds to import.
+        from client.site.budget_check import check_privacy
+
+        yield check_privacy(options.state, config, kit.site or "", options.data, options.ledger)
+
+
+def start(options: SiteOptions, say: MessageSink) -> int:
+    """Runs the site until SIGTERM or Ctrl-C.
+
+    Args:
+        options: what and where.
+        say: shows a line.
+
+    Raises:
+        PreflightError: an item of the preflight must be put right first.
+        AlreadyRunningError: the site runs already.
+    """
+    folder = StateFolder(options.state)
+    kit, config = read_kit(options.kit, "site"), load_federation(options.kit / "federation.yaml")
+    with folder.locked():
+        require_preflight(run_preflight(options), say)
+        children = [courier_process(options.kit, folder, options.shared), runner_process(options, folder)]
+        Upkeep(folder, children, "site", f"ready for tasks: site {kit.site} of {config.name}", say).run()
+    return 0
+
+
+def courier_process(kit: Path, folder: StateFolder, shared: Path) -> Child:
+    """The courier, as a child to keep alive.
+
+    Args:
+        kit: the kit, with the site's key.
+        folder: for its state and its log.
+        shared: the folder between courier and runner.
+    """
+    command = [sys.executable, "-m", "client.courier", "--kit", str(kit)]
+    command += ["--state", str(folder.path), "--shared", str(shared)]
+    return Child("courier", command, _environment(folder), folder.logs / "courier.log", folder.contact.exists)
+
+
+def runner_process(options: SiteOptions, folder: StateFolder) -> Child:
+    """The runner, as a child to keep alive.
+
+    Args:
+        options: of the site.
+        folder: for its state and its log.
+    """
+    command = [sys.executable, "-m", "client.runner", "--kit", str(options.kit), "--data", str(options.data)]
+    command += ["--state", str(folder.path), "--shared", str(options.shared)]
+    command += ["--cache", str(options.cache)] if options.cache else []
+    command += ["--ledger", str(options.ledger), "--device", options.device]
+    return Child("runner", command, _environment(folder), folder.logs / "runner.log")
+
+
+def _environment(folder: StateFolder) -> dict[str, str]:
+    # Children must run the very code that runs here, whatever folder they are started from.
+    root = str(Path(client.__file__).resolve().parents[1])
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return flower_environment(folder.flower_home) | {"PYTHONSAFEPATH": "1", "PYTHONPATH": path}

@@ -1,0 +1,194 @@
+"""Where a running site keeps its files, and what it says of itself to whoever asks from outside."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from common.errors import FedvoxError, OutputError
+from common.system.files import cannot_write
+
+CONTACT_IS_LOST_AFTER_SECONDS = 15.0
+
+Role = Literal["site", "courier", "runner"]
+"""What works on a state folder: a whole site, or one of its two processes by itself."""
+
+
+def default_ledger() -> Path:
+    """Where the hospital's privacy ledger is, for all its kits: $FEDVOX_LEDGER, or under the user's data folder."""
+    if file := os.environ.get("FEDVOX_LEDGER"):
+        return Path(file)
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "fedvox" / "ledger.jsonl"
+
+
+class AlreadyRunningError(FedvoxError):
+    """Another process runs this site."""
+
+
+@dataclass(frozen=True)
+class StateFolder:
+    """The files of a site's state folder.
+
+    path: the folder; by rule ``state`` in the kit.
+    """
+
+    path: Path
+
+    @property
+    def shared(self) -> Path:
+        """The folder between courier and runner, where both run on one machine."""
+        return self.path / "shared"
+
+    @property
+    def journal(self) -> Path:
+        """What the runner has done with each task."""
+        return self.path / "journal"
+
+    @property
+    def runner(self) -> Path:
+        """What the runner does."""
+        return self.path / "runner.json"
+
+    @property
+    def contact(self) -> Path:
+        """Touched by the courier whenever the server has answered it."""
+        return self.path / "contact"
+
+    @property
+    def status(self) -> Path:
+        """What ``start`` knows."""
+        return self.path / "status.json"
+
+    @property
+    def logs(self) -> Path:
+        """The logs of all processes."""
+        return self.path / "logs"
+
+    @property
+    def flower_home(self) -> Path:
+        """Flower's own state."""
+        return self.path / "flwr-home"
+
+    def make(self) -> None:
+        """Makes the folder, for its owner alone.
+
+        Raises:
+            OutputError: it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.logs.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be made: {error.strerror}; give another --state") from None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for this process; the kernel lets go of it however the process ends.
+
+        Raises:
+            AlreadyRunningError: another process holds it.
+            OutputError: it cannot be written.
+        """
+        self.make()
+        with _opened_lock(self.path / "lock") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise AlreadyRunningError(
+                    f"{self.path}: this site is already running; see fedvox-client status"
+                ) from None
+            yield
+
+    def is_locked(self) -> bool:
+        """Whether a process holds the folder."""
+        try:
+            with (self.path / "lock").open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            return False
+        return False
+
+
+def _opened_lock(path: Path) -> TextIO:
+    try:
+        return path.open("a")
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replaces a file that others read; not flushed to disk, for it means nothing after a loss of power.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What a status file holds; empty if there is none, or none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def site_status(folder: StateFolder) -> dict[str, Any]:
+    """What is true of a site now, whatever its files say that a killed process left behind.
+
+    Returns:
+        ``running``; if so also ``role``, ``since`` (seconds since the epoch), ``pid``, ``connected`` (to the server;
+        None where only the runner runs, which cannot know), ``last_contact`` (seconds ago; None if there was none),
+        ``ready``, ``processes`` (name -> state) and ``runner`` (state, what it works on, and ``isolated``: whether it
+        has no network).
+    """
+    if not folder.is_locked():
+        return {"running": False}
+    known, runner = read_json(folder.status), read_json(folder.runner)
+    role, processes = known.get("role", "site"), known.get("processes", {})
+    last_contact = _age(folder.contact)
+    if role == "courier":
+        runner = {"state": "elsewhere"}
+    elif runner.get("pid") != processes.get("runner", {}).get("pid"):
+        runner = {"state": "starting"}
+    courier_runs = processes.get("courier", {}).get("pid") is not None
+    connected = None if role == "runner" else courier_runs and _is_fresh(last_contact)
+    runner_serves = runner.get("state") in ("waiting", "working", "elsewhere") and not runner.get("problem")
+    return {
+        "running": True,
+        "role": role,
+        "since": known.get("since"),
+        "pid": known.get("pid"),
+        "connected": connected,
+        "last_contact": last_contact,
+        "ready": connected is not False and runner_serves,
+        "processes": processes,
+        "runner": runner,
+    }
+
+
+def _age(file: Path) -> float | None:
+    """Seconds since a file was touched; None if it is not there."""
+    try:
+        return max(0.0, time.time() - file.stat().st_mtime)
+    except OSError:
+        return None
+
+
+def _is_fresh(age: float | None) -> bool:
+    return age is not None and age < CONTACT_IS_LOST_AFTER_SECONDS

@@ -1,0 +1,1 @@
+"""Local steps at a site, with and without differential privacy. No network, no files."""

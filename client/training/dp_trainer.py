@@ -1,0 +1,188 @@
+"""Patient-level DP-SGD (Abadi et al. 2016) and noised scores: the private twin of ``client.training.trainer``.
+
+Neighbouring datasets differ by one patient with all his scans, added or removed; how many patients a site has is public
+by its declaration. What a site sends of its patients is the update, and the Dice of its validation patients. Both are
+sums of one bounded contribution per patient, to which Gaussian noise is added once. Losses are not sent.
+
+How long a round takes is not protected.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from client.training.dp_clipping import ClippedSum, ClippingNorm
+from client.training.dp_noise import KeyedNoise, Noise, SecureNoise
+from client.training.dp_sampling import (
+    KeySource,
+    PatientSampler,
+    draw_patients,
+    fresh_key,
+    repeatable_key,
+    scans_by_patient,
+)
+from client.training.onednn_conv import OneDnnConvolutions, is_available
+from client.training.trainer import LocalSteps, NextBatch, Trainer, Validation
+from common.config.federation import FederationConfig, TrainingConfig
+from common.config.privacy import PrivacyConfig
+from common.imaging.cache.case_cache import CachedCase
+from common.imaging.patches.sampler import PatchCutter
+from common.metrics import dice
+from common.models.trainable import train_only
+from common.models.unet3d import build_model
+from common.plan.plan import Plan
+from common.privacy.accounting import PrivacyPlan, gradient_noise, plan_privacy
+from common.protocol.codec import Vector
+
+LOSS_SCALE = 1024.0
+"""What float16 multiplies the loss by; constant, for one that adapts would tell of single patients."""
+
+
+def make_trainer(config: FederationConfig, plan: Plan, device: torch.device, repeatable: bool = False) -> Trainer:
+    """The trainer that a federation asks for: private if its file has ``privacy``. The one way to make one.
+
+    Args:
+        config: the federation.
+        plan: its plan.
+        device: where to compute.
+        repeatable: draw patients and noise from seeds, for simulations; at a hospital nobody may foresee them.
+    """
+    model = build_model(plan.model)
+    train_only(model, config.training.trainable)
+    total_steps = config.rounds * config.training.local_steps
+    if config.privacy is None:
+        return Trainer(model, plan, config.training, total_steps, device)
+    spends = plan_privacy(config.privacy, config.rounds, config.training.local_steps)
+    key_of = repeatable_key if repeatable else fresh_key
+    return PrivateTrainer(model, plan, config.training, total_steps, device, config.privacy, spends, key_of)
+
+
+class PrivateTrainer(Trainer):
+    """Trains and scores under patient-level differential privacy.
+
+    A step draws patients by Poisson sampling, takes each patient's mean gradient over ``patches_per_patient`` patches,
+    clips it to ``max_grad_norm``, sums, adds noise once and divides by the expected number of patients. What comes
+    after the noise (``gradient_clip``, the optimizer) cannot take the protection back. One patient's patches are in
+    memory at a time, and no layer needs anything special. Adaptive clipping starts anew at ``max_grad_norm`` in every
+    round, as all else does: a site that comes back after a crash, or answers for the first time, does what it would
+    have done anyway.
+
+    Args:
+        model, plan, config, total_steps, device: as in ``Trainer``; ``config.batch_size`` has no meaning here.
+        privacy: what protects the patients.
+        spends: what a round costs them; its noise is what is added.
+        key_of: where the secrets of a round come from.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        config: TrainingConfig,
+        total_steps: int,
+        device: torch.device,
+        privacy: PrivacyConfig,
+        spends: PrivacyPlan,
+        key_of: KeySource = fresh_key,
+    ) -> None:
+        super().__init__(model, plan, config, total_steps, device)
+        self._privacy = privacy
+        self._spends = spends
+        self._key_of = key_of
+        self._cutter = PatchCutter(plan.patch_size, config.augmentation, plan.mirror_axes)
+        self._loss_scale = LOSS_SCALE if self._autocast is torch.float16 else 1.0
+
+    @property
+    def privacy(self) -> PrivacyPlan:
+        """What a round costs the patients."""
+        return self._spends
+
+    def validate(
+        self, weights: Vector, cases: Sequence[CachedCase], round_number: int = 0, seed: int = 0
+    ) -> Validation:
+        """Noised mean Dice over the validation patients; NaN if none is to leave, and always no loss.
+
+        A patient in whom neither a label nor its prediction exists has a Dice of 1 for it. So every patient
+        contributes a vector of one Dice per label, the mean over his scans, less 1/2, whose L2 norm is at most
+        sqrt(labels) / 2.
+        """
+        started = time.perf_counter()
+        labels = list(self.plan.labels)
+        if self._spends.validation is None or not cases:
+            return Validation(dict.fromkeys(labels, math.nan), math.nan, 0.0)
+        scans = {patient: len(found) for patient, found in scans_by_patient(cases).items()}
+        sums = np.zeros(len(labels))
+        for case, (logits, truth) in zip(cases, self._predictions(weights, cases), strict=True):
+            predicted = logits.argmax(axis=0)
+            scores = np.array([dice(predicted == label, truth == label) - 0.5 for label in labels])
+            sums += scores / scans[case.owner]
+        noise = self._noise(self._key_of(seed, round_number, "validation"), torch.device("cpu"))
+        deviation = self._spends.validation.noise_multiplier * math.sqrt(len(labels)) / 2
+        sums += deviation * noise.normal(len(labels)).double().numpy()
+        means = np.clip(0.5 + sums / len(scans), 0, 1)
+        return Validation(dict(zip(labels, means.tolist(), strict=True)), math.nan, time.perf_counter() - started)
+
+    def _local_steps(
+        self,
+        cases: Sequence[CachedCase],
+        round_number: int,
+        seed: int,
+        steps: Sequence[int],
+        optimizer: torch.optim.Optimizer,
+    ) -> LocalSteps:
+        privacy = self._privacy
+        key = self._key_of(seed, round_number, "training")
+        names = list(scans_by_patient(cases))
+        drawn = {step: draw_patients(key, names, privacy.sample_rate, step) for step in steps}
+        draws = [(step, position) for step, positions in drawn.items() for position in positions]
+        sampler = PatientSampler(
+            cases, draws, self._cutter, privacy.patches_per_patient, self.config.foreground_fraction, key
+        )
+        gradients = ClippedSum(self._trained)
+        norm = ClippingNorm(privacy.max_grad_norm, privacy.adaptive_clipping, self.device)
+        noise = self._noise(key, self.device)
+        multiplier = gradient_noise(self._spends.training.noise_multiplier, privacy.adaptive_clipping)
+        expected = privacy.sample_rate * len(names)
+
+        def step(number: int, next_batch: NextBatch) -> None:
+            gradients.begin()
+            for _ in drawn[number]:
+                batch = next_batch()
+                gradients.begin_patient()
+                self._backward(batch.image, batch.label)
+                norm.count(gradients.add_patient(norm.value, self._loss_scale))
+            gradients.finish(noise.normal(gradients.size).mul_(multiplier * norm.value), expected)
+            norm.follow(noise, expected)
+            if self.config.gradient_clip > 0:
+                nn.utils.clip_grad_norm_(self._trained, self.config.gradient_clip, foreach=True)
+            optimizer.step()
+
+        return LocalSteps(sampler, range(len(draws)), step)
+
+    def _backward(self, image: Tensor, label: Tensor) -> None:
+        """Adds the gradient of the patient's mean loss over patches to the parameters' gradients."""
+        # One patch after another on a CPU: memory does not grow with them, and they stay in the caches.
+        at_once = 1 if self.device.type == "cpu" else len(image)
+        for start in range(0, len(image), at_once):
+            some = slice(start, start + at_once)
+            with self._convolutions():
+                loss = self._forward(image[some], label[some])
+            (loss * (len(image[some]) / len(image) * self._loss_scale)).backward()  # type: ignore[no-untyped-call]
+
+    def _convolutions(self) -> AbstractContextManager[object]:
+        one_by_one = self.device.type == "cpu" and self._autocast is None and not self.config.compile
+        return OneDnnConvolutions() if one_by_one and is_available() else nullcontext()
+
+    def _noise(self, key: bytes, device: torch.device) -> Noise:
+        if self._privacy.secure_random:
+            return SecureNoise(device)
+        # Another key than that of the draws, which come from the same secret.
+        return KeyedNoise(hashlib.sha256(key + b"noise").digest(), device)

@@ -1,0 +1,312 @@
+"""One site's local training and validation.
+
+A site keeps nothing between rounds but its data: every round starts a fresh optimizer on the global weights and draws
+patches that depend only on (seed, step). A site that comes back after a crash therefore trains exactly as if it had
+never been away, and a run can be resumed without asking the sites for anything.
+
+``client.training.dp_trainer`` has the differentially private twin: the same loop with another step and other scores.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from common.config.federation import TrainingConfig
+from common.errors import FedvoxError
+from common.imaging.cache.case_cache import CachedCase
+from common.imaging.patches.sampler import Batch, BatchSource, PatchSampler, prefetch
+from common.imaging.sliding_window import sliding_window
+from common.losses import build_loss
+from common.metrics import dice
+from common.plan.plan import Plan
+from common.privacy.accounting import PrivacyPlan
+from common.protocol.codec import Vector, WeightLayout
+from common.system.devices import autocast_dtype, keep_freed_memory
+
+StepCallback = Callable[[int, float | None], None]
+NextBatch = Callable[[], Batch]
+
+
+class NonFiniteLossError(FedvoxError):
+    """The loss became infinite or NaN; the update would poison the model and is not sent."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a round of local training gave: weights minus the global ones, mean loss (NaN if private), seconds."""
+
+    update: Vector
+    steps: int
+    loss: float
+    seconds_data: float
+    seconds_compute: float
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Scores of some weights on the site's validation patients.
+
+    dice: label -> mean over the patients in whom the label or its prediction exists; NaN if there is none.
+    loss: mean over patients; NaN if there are none, or if it is private.
+    """
+
+    dice: dict[int, float]
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class LocalSteps:
+    """The optimisation steps of a round.
+
+    source, numbers: the batches to prepare, in order.
+    step: makes one step with as many of them as it asks for; returns its mean loss, or None if that is private.
+    """
+
+    source: BatchSource
+    numbers: Sequence[int]
+    step: Callable[[int, NextBatch], Tensor | None]
+
+
+def poly_learning_rate(base: float, step: int, total: int, power: float) -> float:
+    """``base * (1 - step / total) ** power``: the rate of step 0 is ``base``, after the last step it is 0."""
+    return base * float((1 - step / total) ** power)
+
+
+class Trainer:
+    """Trains and scores one model for one site after another; weights come with every call.
+
+    Only parameters that require a gradient are trained; the update has zeros for all others.
+
+    Args:
+        model: the network of ``plan``; shared by all sites that are simulated in this process.
+        plan, config: what all sites agreed to.
+        total_steps: of local optimisation over the whole federation, for the learning rate.
+        device: where to compute.
+    """
+
+    def __init__(
+        self, model: nn.Module, plan: Plan, config: TrainingConfig, total_steps: int, device: torch.device
+    ) -> None:
+        self.plan = plan
+        self.config = config
+        self.total_steps = total_steps
+        self.device = device
+        self.layout = WeightLayout.of(model)
+        # On CPUs convolutions gain from channels-last, but the backward pass of GroupNorm loses many times more.
+        self._memory_format = torch.channels_last_3d if device.type == "cuda" else torch.contiguous_format
+        self._model = model.to(device)
+        self._network = torch.compile(self._model) if config.compile else self._model
+        self._autocast = autocast_dtype(device, config.precision)
+        self._loss = build_loss(config.loss, config.class_weights, plan.model.deep_supervision).to(device)
+        self._validation_loss = build_loss(config.loss, config.class_weights, False).to(device)
+
+    @property
+    def precision(self) -> str:
+        """The number format of forward and backward passes."""
+        return str(self._autocast or torch.float32).removeprefix("torch.")
+
+    @property
+    def trained_parameters(self) -> int:
+        """How many numbers of the model are trained."""
+        return sum(parameter.numel() for parameter in self._trained)
+
+    @property
+    def privacy(self) -> PrivacyPlan | None:
+        """What a round costs the patients; None if nothing protects them."""
+        return None
+
+    def train(
+        self,
+        weights: Vector,
+        cases: Sequence[CachedCase],
+        round_number: int,
+        seed: int,
+        on_step: StepCallback | None = None,
+    ) -> Training:
+        """Trains ``config.local_steps`` steps from the global ``weights``.
+
+        Args:
+            weights: the global model, flat.
+            cases: the site's training patients.
+            round_number: 1 for the first; decides the learning rate and which patches are drawn.
+            seed: the site's own.
+            on_step: called after each step with the number of steps done and the loss, None if that is private.
+
+        Raises:
+            NonFiniteLossError: the loss or a weight is NaN or infinite.
+        """
+        keep_freed_memory()
+        self.layout.load(self._model, weights)
+        self._model.train()
+        # Validation may have left the weights in the layout that is fastest without a backward pass.
+        self._model.to(memory_format=self._memory_format)  # type: ignore[call-overload]
+        optimizer = self._make_optimizer()
+        first = (round_number - 1) * self.config.local_steps
+        steps = range(first, first + self.config.local_steps)
+        local = self._local_steps(cases, round_number, seed, steps, optimizer)
+        pinned = self.device.type == "cuda"
+        losses: list[Tensor] = []
+        waited, started = 0.0, time.perf_counter()
+        with closing(prefetch(local.source, local.numbers, self.config.workers, pin_memory=pinned)) as batches:
+
+            def next_batch() -> Batch:
+                nonlocal waited
+                asked = time.perf_counter()
+                batch = next(batches)
+                waited += time.perf_counter() - asked
+                return batch
+
+            for step in steps:
+                self._set_learning_rate(optimizer, step)
+                loss = local.step(step, next_batch)
+                if loss is not None:
+                    losses.append(loss)
+                if on_step is not None:
+                    on_step(step - first + 1, None if loss is None else self._finite(loss))
+        mean_loss = self._finite(torch.stack(losses).mean()) if losses else math.nan
+        seconds = time.perf_counter() - started
+        update = self.layout.flatten(self._model.state_dict()) - weights
+        if not np.isfinite(update).all():
+            raise NonFiniteLossError("training gave weights that are not finite; lower training.learning_rate")
+        return Training(update, len(steps), mean_loss, waited, seconds - waited)
+
+    def validate(
+        self, weights: Vector, cases: Sequence[CachedCase], round_number: int = 0, seed: int = 0
+    ) -> Validation:
+        """Scores ``weights`` on whole volumes at the plan's spacing, patient by patient.
+
+        Args:
+            weights: the global model, flat.
+            cases: the site's validation patients.
+            round_number, seed: as in ``train``; where scores are noised, the noise depends on them.
+        """
+        del round_number, seed
+        started = time.perf_counter()
+        scores: dict[int, list[float]] = {label: [] for label in self.plan.labels}
+        losses = []
+        for logits, truth in self._predictions(weights, cases):
+            predicted = logits.argmax(axis=0)
+            for label, values in scores.items():
+                score = dice(predicted == label, truth == label)
+                if (truth == label).any() or (predicted == label).any():
+                    values.append(score)
+            losses.append(self._score_loss(logits, truth))
+        return Validation(
+            {label: float(np.mean(values)) if values else math.nan for label, values in scores.items()},
+            float(np.mean(losses)) if losses else math.nan,
+            time.perf_counter() - started,
+        )
+
+    def _predictions(
+        self, weights: Vector, cases: Sequence[CachedCase]
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
+        """Logits (classes, x, y, z) and truth (x, y, z) of every patient."""
+        self.layout.load(self._model, weights)
+        self._model.eval()
+        for case in cases:
+            logits = sliding_window(
+                self._model,
+                np.asarray(case.image),
+                self.plan.patch_size,
+                device=self.device,
+                precision=self.config.precision,
+            )
+            yield logits, np.asarray(case.label)
+
+    def _score_loss(self, logits: np.ndarray, truth: np.ndarray) -> float:
+        with torch.inference_mode():
+            target = torch.from_numpy(np.array(truth))[None].to(self.device)
+            loss: Tensor = self._validation_loss(torch.as_tensor(logits)[None].to(self.device), target)
+        return float(loss)
+
+    @property
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        config = self.config
+        if config.optimizer == "sgd":
+            return torch.optim.SGD(
+                self._trained,
+                lr=config.learning_rate,
+                momentum=config.momentum,
+                weight_decay=config.weight_decay,
+                nesterov=config.momentum > 0,
+            )
+        return torch.optim.AdamW(self._trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+
+    def _set_learning_rate(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        rate = poly_learning_rate(self.config.learning_rate, step, self.total_steps, self.config.poly_power)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+    def _local_steps(
+        self,
+        cases: Sequence[CachedCase],
+        round_number: int,
+        seed: int,
+        steps: Sequence[int],
+        optimizer: torch.optim.Optimizer,
+    ) -> LocalSteps:
+        """The steps of a round; ``steps`` are counted over the whole federation."""
+        del round_number
+        config = self.config
+        sampler = PatchSampler(
+            cases,
+            self.plan.patch_size,
+            config.batch_size,
+            config.foreground_fraction,
+            config.augmentation,
+            self.plan.mirror_axes,
+            seed,
+        )
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self._autocast is torch.float16)
+
+        def step(number: int, next_batch: NextBatch) -> Tensor:
+            del number
+            batch = next_batch()
+            optimizer.zero_grad(set_to_none=True)
+            loss = self._forward(batch.image, batch.label)
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            if config.gradient_clip > 0:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(self._trained, config.gradient_clip, foreach=True)
+            scaler.step(optimizer)
+            scaler.update()
+            return loss.detach()
+
+        return LocalSteps(sampler, steps, step)
+
+    def _forward(self, image: Tensor, label: Tensor) -> Tensor:
+        """The mean loss of some patches, which may lie on the CPU."""
+        image = image.to(self.device, memory_format=self._memory_format, non_blocking=True)
+        label = label.to(self.device, non_blocking=True)
+        with self._autocast_context():
+            output = self._network(image)
+        # The loss sums over many voxels: outside autocast, in float32.
+        loss: Tensor = self._loss(output, label)
+        return loss
+
+    def _autocast_context(self) -> AbstractContextManager[object]:
+        if self._autocast is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, self._autocast)
+
+    @staticmethod
+    def _finite(loss: Tensor) -> float:
+        value = float(loss)
+        if not math.isfinite(value):
+            raise NonFiniteLossError(
+                "the loss is not finite; lower training.learning_rate or check the scans' intensities"
+            )
+        return value

@@ -1,0 +1,1 @@
+"""The federation file, section by section: read and checked before anything runs."""

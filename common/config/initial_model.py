@@ -1,0 +1,59 @@
+"""The model that a federation starts from: found beside its file, and held fast by its hash."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from common.errors import ConfigError
+
+
+def resolve_initial_model(content: dict[Any, Any], file: Path, base: Path) -> None:
+    """Makes ``initial_model`` of a federation file's content absolute, and fills in ``initial_model_sha256``.
+
+    A folder that is not there is no error if the hash is given: sites have no use for the model itself.
+
+    Args:
+        content: of the file; changed in place. Values of wrong types are left for the schema to refuse.
+        file: the federation file, for messages.
+        base: the folder that a relative path starts from.
+
+    Raises:
+        ConfigError: the model is neither there nor known by its hash, or is another than the hash says.
+    """
+    folder, stated = content.get("initial_model"), content.get("initial_model_sha256")
+    if not isinstance(folder, str) or not folder:
+        return
+    place = base.absolute() / Path(folder).expanduser()
+    content["initial_model"] = str(place)
+    if not place.exists():
+        if stated is None:
+            raise ConfigError(f"{file}: initial_model: {place} does not exist; give the folder of a model (a bundle)")
+        return
+    found = hash_weights(place)
+    if stated is not None and stated != found:
+        raise ConfigError(
+            f"{file}: initial_model: the weights in {place} have SHA-256 {found}, and initial_model_sha256 is "
+            f"{stated}; put back the model that is meant, or remove initial_model_sha256"
+        )
+    content["initial_model_sha256"] = found
+
+
+def hash_weights(folder: Path) -> str:
+    """SHA-256 of a bundle's weights file.
+
+    Raises:
+        ConfigError: the folder is not a bundle.
+    """
+    # Late: what it needs needs the federation file's own module.
+    from common.models.bundle_file import WEIGHTS_FILE
+
+    try:
+        with (folder / WEIGHTS_FILE).open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise ConfigError(
+            f"initial_model: {folder / WEIGHTS_FILE} cannot be read ({error.strerror or error}); give the folder of a "
+            "model (a bundle), such as the one that fedvox-server export writes"
+        ) from None

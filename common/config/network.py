@@ -1,0 +1,221 @@
+"""Where a federation's server is, who takes part, and the kit that says so at each end.
+
+A kit is a folder that ``fedvox-server provision`` writes, one for the server and one for each site. ``kit.yaml`` in it
+says whose it is; the other files are keys, certificates, and the federation itself.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import AfterValidator, Field, ValidationError, model_validator
+
+from common.errors import ConfigError
+from common.plan.plan import Frozen
+
+KIT_FILE = "kit.yaml"
+KIT_FORMAT: Literal[2] = 2
+_HOST_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+
+
+def is_ip_address(address: str) -> bool:
+    """Whether an address is a number (IPv4 or IPv6) rather than a name."""
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_address(address: str) -> str:
+    labels = address.split(".")
+    is_name = len(address) <= 253 and all(_HOST_LABEL.fullmatch(label) for label in labels)
+    # A name whose last label is a number is a mistyped IP address: no such names exist.
+    if is_ip_address(address) or (is_name and not labels[-1].isdecimal()):
+        return address
+    raise ValueError("must be a host name or an IP address, without https:// and without a port")
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+FederationName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+_SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+
+
+def is_site_name(name: str) -> bool:
+    """Whether a site may have this name; such a name is safe as a file's."""
+    return _SITE_NAME.fullmatch(name) is not None
+
+
+class NetworkConfig(Frozen):
+    """The ``network`` part of a federation file: what a real federation needs beyond a simulation.
+
+    address, port: where sites reach the server.
+    other_addresses: further names and addresses that the server's certificate is to be valid for.
+    sites: names of the hospitals; each gets a kit.
+    certificate_days: how long the certificates of server and sites are valid.
+    validation_fraction: share of a site's patients that are not trained on, but score every round's model.
+    round_deadline_seconds: how long a round waits for a site; starts anew whenever the site shows progress.
+    heartbeat_seconds: how often a site that trains shows its progress.
+    silence_deadline_seconds: how long a round waits for any sign of life of a site that is online; it must be enough to
+        fetch the model over the slowest line.
+    """
+
+    address: Address
+    port: Port = 9443
+    other_addresses: tuple[Address, ...] = ()
+    sites: Annotated[tuple[SiteName, ...], Field(min_length=1)]
+    certificate_days: Annotated[int, Field(ge=1, le=3650)] = 365
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    round_deadline_seconds: Annotated[float, Field(gt=0)] = 3600.0
+    heartbeat_seconds: Annotated[float, Field(gt=0)] = 30.0
+    silence_deadline_seconds: Annotated[float, Field(gt=0)] = 600.0
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        twice = sorted({name for name in self.sites if self.sites.count(name) > 1})
+        if twice:
+            raise ValueError(f"sites: {', '.join(twice)} stands twice; names must differ")
+        return self
+
+    @model_validator(mode="after")
+    def _heartbeats_fit(self) -> Self:
+        if not self.heartbeat_seconds < self.round_deadline_seconds:
+            raise ValueError("heartbeat_seconds must be less than round_deadline_seconds")
+        if not self.heartbeat_seconds < self.silence_deadline_seconds:
+            raise ValueError("heartbeat_seconds must be less than silence_deadline_seconds")
+        return self
+
+
+class Kit(Frozen):
+    """The content of ``kit.yaml``; format 2 has a certificate for each site, format 1 had none.
+
+    federation: its name. digest: ``FederationConfig.digest()`` of the kit's ``federation.yaml``.
+    address, port: where the server is. site: whose kit it is; None in the server's.
+    """
+
+    format: Literal[2] = KIT_FORMAT
+    role: Literal["server", "site"]
+    federation: FederationName
+    digest: Digest
+    address: Address
+    port: Port
+    site: SiteName | None = None
+
+    @model_validator(mode="after")
+    def _sites_have_names(self) -> Self:
+        if (self.role == "site") != (self.site is not None):
+            raise ValueError("site: must be given for role site, and only there")
+        return self
+
+    @property
+    def endpoint(self) -> str:
+        """``host:port``, as addresses of servers are written; IPv6 in brackets."""
+        return format_endpoint(self.address, self.port)
+
+
+def format_endpoint(address: str, port: int) -> str:
+    """``host:port``; an IPv6 address stands in brackets."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+
+
+def parse_endpoint(option: str, text: str, example: str) -> tuple[str, int]:
+    """Host (a name, or an IP address without brackets) and port of ``HOST:PORT``.
+
+    Args:
+        option: on the command line, for the error.
+        text: to read.
+        example: of a good value, for the error.
+
+    Raises:
+        ConfigError: it is not of that form.
+    """
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    try:
+        _check_address(host)
+        if port.isdecimal() and 1 <= int(port) <= 65535:
+            return host, int(port)
+    except ValueError:
+        pass
+    raise ConfigError(f"{option} {text}: write a host and a port, for example {example}")
+
+
+def parse_listen(option: str, text: str, example: str) -> tuple[str, int]:
+    """As ``parse_endpoint``, for a place to listen: the host must be an IP address.
+
+    Raises:
+        ConfigError: it is not of that form.
+    """
+    host, port = parse_endpoint(option, text, example)
+    if not is_ip_address(host):
+        raise ConfigError(f"{option} {text}: write an IP address of this machine and a port, for example {example}")
+    return host, port
+
+
+def read_kit(folder: Path, role: Literal["server", "site"] | None = None) -> Kit:
+    """Reads whose kit a folder is.
+
+    Args:
+        folder: the kit.
+        role: what it must be for; None takes both.
+
+    Raises:
+        ConfigError: it is no kit, is damaged, of another form, or for the other role.
+    """
+    file = folder / KIT_FILE
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        _check_format(folder, content)
+        kit = Kit.model_validate(content)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{folder}: is not a kit (it has no {KIT_FILE}); give the folder that fedvox-server provision wrote"
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"]) or "(whole file)"
+        raise ConfigError(f"{file}: {key}: {first['msg']}; ask the coordinator for a new kit") from None
+    if role is not None and kit.role != role:
+        command = "fedvox-client start" if kit.role == "site" else "fedvox-server start"
+        raise ConfigError(f"{folder}: is the kit of a {kit.role}; it belongs to {command}")
+    return kit
+
+
+def _check_format(folder: Path, content: object) -> None:
+    found = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not isinstance(found, int) or found == KIT_FORMAT:
+        return
+    if found > KIT_FORMAT:
+        raise ConfigError(f"{folder}: is a kit of a later form; install the version of Fedvox that it was made with")
+    if content.get("role") == "server":
+        raise ConfigError(
+            f"{folder}: is a kit of an earlier form; run fedvox-server provision with a new, empty --out, and send "
+            "every site its new kit"
+        )
+    raise ConfigError(f"{folder}: is a kit of an earlier form; ask the coordinator for a new kit")
+
+
+__all__ = [
+    "KIT_FILE",
+    "Address",
+    "Kit",
+    "NetworkConfig",
+    "SiteName",
+    "format_endpoint",
+    "is_ip_address",
+    "is_site_name",
+    "parse_endpoint",
+    "parse_listen",
+    "read_kit",
+]

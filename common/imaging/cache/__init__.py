@@ -1,0 +1,1 @@
+"""Preprocessed cases, made once and kept on the local disk."""

@@ -1,0 +1,203 @@
+"""Preprocessed cases, made once and kept on local disk.
+
+A case's entry is named after the contents of its files and all settings that shaped it. Images stay float32: training,
+validation and prediction then see exactly the same numbers, and memory-mapped patches cost no memory for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import DataError
+from common.imaging.cache.entry_file import (
+    DIGESTS_NAME,
+    ENTRY_SUFFIX,
+    TEMPORARY_SUFFIX,
+    Entry,
+    FileDigests,
+    digest_json,
+    read_entry,
+    write_entry,
+)
+from common.imaging.datasets.dataset import Case, load_case
+from common.imaging.preprocessing import preprocess_image, preprocess_label
+from common.imaging.scanner_shift import ScannerShift, apply_scanner_shift
+from common.imaging.threads import Progress, map_in_threads
+from common.plan.plan import PreprocessingPlan, Spacing
+
+FOREGROUND_SAMPLES = 10_000
+"""Voxel positions kept for each label of a case."""
+
+# Raised whenever the same files and settings give other arrays than before.
+_REVISION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class CachedCase:
+    """A case ready for training.
+
+    Attributes:
+        name: the case's name in its dataset.
+        image: (channels, x, y, z) float32, read-only, memory-mapped if the cache is on disk.
+        label: (x, y, z) uint8, likewise.
+        spacing: of both, in mm.
+        foreground: for each label the positions (n, 3) int32 of voxels that have it, all of them or a random
+            ``FOREGROUND_SAMPLES``; empty for labels that the case lacks.
+        patient: as in ``Case``.
+    """
+
+    name: str
+    image: NDArray[np.float32]
+    label: NDArray[np.uint8]
+    spacing: Spacing
+    foreground: dict[int, NDArray[np.int32]]
+    patient: str | None = None
+
+    @property
+    def owner(self) -> str:
+        """As in ``Case``."""
+        return self.name if self.patient is None else self.patient
+
+
+class CaseCache:
+    """Preprocessed cases by content. Safe for threads, and for several processes on one folder.
+
+    Args:
+        folder: where entries are kept; made when first needed. None writes nothing and keeps arrays in memory.
+        plan: how cases are preprocessed.
+        labels: values of the foreground labels.
+    """
+
+    def __init__(self, folder: Path | None, plan: PreprocessingPlan, labels: Collection[int]) -> None:
+        self._folder = folder
+        self._plan = plan
+        self._labels = tuple(sorted(labels))
+        self._digests = FileDigests(folder)
+        self._in_memory: dict[str, Entry] = {}
+
+    def get(self, case: Case, shift: ScannerShift | None = None, shift_seed: int = 0) -> CachedCase:
+        """Opens a case, preprocessing it first if that was not done before, or if its entry is damaged.
+
+        Args:
+            case: with a label map.
+            shift: changes made to the image before preprocessing, as if another scanner had taken it.
+            shift_seed: seed of the site; together with the case's content it seeds the case's own noise and fields.
+
+        Raises:
+            DataError: the case cannot be read or does not fit the plan.
+            OutputError: the cache folder cannot be written.
+        """
+        cached = self._get(case, shift, shift_seed)
+        self._digests.save()
+        return cached
+
+    def prepare(
+        self,
+        cases: Sequence[Case],
+        workers: int = 1,
+        progress: Progress | None = None,
+        shift: ScannerShift | None = None,
+        shift_seed: int = 0,
+    ) -> list[CachedCase]:
+        """Opens many cases as :meth:`get` does, several at a time.
+
+        Args:
+            cases: each with a label map.
+            workers: threads.
+            progress: called with cases done and cases in all.
+            shift: as for :meth:`get`.
+            shift_seed: as for :meth:`get`.
+
+        Returns:
+            One for each case, in the same order.
+
+        Raises:
+            DataError: a case cannot be read or does not fit the plan.
+            OutputError: the cache folder cannot be written.
+        """
+        try:
+            return map_in_threads(lambda case: self._get(case, shift, shift_seed), cases, workers, progress)
+        finally:
+            self._digests.save()
+
+    def _get(self, case: Case, shift: ScannerShift | None, shift_seed: int) -> CachedCase:
+        if case.label is None:
+            raise DataError(case.images[0], "has no label map, and training needs one")
+        images = [self._digests.digest(path) for path in case.images]
+        settings: dict[str, Any] = {
+            "revision": _REVISION,
+            "images": images,
+            "label": self._digests.digest(case.label),
+            "labels": self._labels,
+            "plan": self._plan.model_dump(mode="json"),
+        }
+        if shift is not None:
+            settings |= {"shift": shift.model_dump(mode="json"), "shift_seed": shift_seed}
+        key = digest_json(settings)
+        entry = self._in_memory.get(key) if self._folder is None else read_entry(self._folder, key)
+        if entry is None:
+            noise_seed = int(digest_json([shift_seed, images])[:8], 16)
+            entry = self._store(key, self._make(case, key, shift, noise_seed))
+        return _open(case, entry)
+
+    def _store(self, key: str, entry: Entry) -> Entry:
+        if self._folder is None:
+            self._in_memory[key] = entry
+            return entry
+        write_entry(self._folder, key, entry)
+        # What was written is opened again, so that memory is not held and a bad write shows now.
+        stored = read_entry(self._folder, key)
+        return entry if stored is None else stored
+
+    def _make(self, case: Case, key: str, shift: ScannerShift | None, noise_seed: int) -> Entry:
+        volume, label = load_case(case, self._labels, channels=len(self._plan.intensity))
+        if label is None:
+            raise DataError(case.images[0], "has no label map, and training needs one")
+        if shift is not None:
+            shifted = apply_scanner_shift(volume.array, volume.grid.spacing, shift, noise_seed)
+            volume = type(volume)(shifted, volume.grid, volume.source)
+        preprocessed = preprocess_image(volume, self._plan)
+        resampled = preprocess_label(label, preprocessed.geometry, self._plan)
+        arrays: dict[str, NDArray[Any]] = {"image": preprocessed.image, "label": resampled}
+        for value in self._labels:
+            arrays[f"foreground_{value}"] = sample_voxels(resampled == value, FOREGROUND_SAMPLES, (int(key, 16), value))
+        for array in arrays.values():
+            array.setflags(write=False)
+        return Entry({"spacing": preprocessed.geometry.spacing, "labels": self._labels}, arrays)
+
+
+def sample_voxels(mask: NDArray[np.bool_], count: int, seed: tuple[int, ...]) -> NDArray[np.int32]:
+    """Positions (n, 3) of the voxels of a mask (x, y, z) in array order: all, or ``count`` of them at random."""
+    voxels = np.flatnonzero(mask)
+    if len(voxels) > count:
+        voxels = np.sort(np.random.default_rng(seed).choice(voxels, count, replace=False))
+    return np.stack(np.unravel_index(voxels, mask.shape), axis=1).astype(np.int32)
+
+
+def clear_cache(folder: Path) -> int:
+    """Removes a cache: its own files only, and the folder if nothing else is in it.
+
+    Returns:
+        How many files were removed.
+    """
+    if not folder.is_dir():
+        return 0
+    own = [path for path in folder.iterdir() if path.suffix in (ENTRY_SUFFIX, TEMPORARY_SUFFIX)]
+    own += [path for path in (folder / DIGESTS_NAME,) if path.exists()]
+    for path in own:
+        path.unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+    return len(own)
+
+
+def _open(case: Case, entry: Entry) -> CachedCase:
+    x, y, z = entry.metadata["spacing"]
+    foreground = {int(value): entry.arrays[f"foreground_{value}"] for value in entry.metadata["labels"]}
+    return CachedCase(case.name, entry.arrays["image"], entry.arrays["label"], (x, y, z), foreground, case.patient)

@@ -1,0 +1,1 @@
+"""Dataset folders: their layouts, and what they declare about themselves."""

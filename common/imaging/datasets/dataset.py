@@ -1,0 +1,355 @@
+"""Dataset folders, and cases read from them with every check that does not need another case.
+
+Layouts:
+    decathlon: Medical Segmentation Decathlon: ``dataset.json``, ``imagesTr/CASE.nii.gz``, ``labelsTr/CASE.nii.gz``;
+        several channels in one 4D file.
+    nnunet: nnU-Net raw: ``imagesTr/CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ..., ``labelsTr/CASE.nii.gz``.
+    plain: ``images/`` and ``labels/`` with equal case names.
+    files: a folder of NIfTI files (or a single file), without labels.
+
+All but ``files`` may hold ``patients.csv`` (``common.imaging.datasets.patients_csv``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import DataError
+from common.imaging.datasets.dataset_json import Declaration, read_declaration
+from common.imaging.datasets.patients_csv import PATIENTS_FILE, read_patients
+from common.imaging.geometry import Grid
+from common.imaging.io.nifti import Volume, channel_count, grid_problem, nifti_stem, read_label, read_volume
+
+Layout = Literal["decathlon", "nnunet", "plain", "files"]
+
+_CHANNEL_FILE = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+_LOOKED_FOR = (
+    "looked for imagesTr/ and labelsTr/ (Decathlon, nnU-Net), images/ and labels/ (plain), "
+    "or NIfTI files (.nii, .nii.gz) directly inside"
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan's image files (one per channel, or a single file that holds all) and label map.
+
+    patient: whose scan it is, by the folder's table; None is a patient of its own.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path | None
+    patient: str | None = None
+
+    @property
+    def owner(self) -> str:
+        """The patient; the same for cases of one patient, and for no others of the dataset."""
+        return self.name if self.patient is None else self.patient
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Cases found in a folder.
+
+    Attributes:
+        root: the folder, or the single file.
+        layout: how it is organised.
+        cases: sorted by name.
+        channels: names of the channels, as declared or ``channel_0``, ...
+        labels: foreground values and names, as declared; empty if the folder declares none.
+    """
+
+    root: Path
+    layout: Layout
+    cases: tuple[Case, ...]
+    channels: tuple[str, ...]
+    labels: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with one case or, if ``case`` is None, with the dataset.
+
+    A ``warning`` leaves the data usable; an ``error`` does not.
+    """
+
+    case: str | None
+    path: Path
+    text: str
+    severity: Literal["error", "warning"] = "error"
+
+
+def find_dataset(root: Path) -> Dataset:
+    """Find the cases of a dataset folder; no voxels are read.
+
+    Raises:
+        DataError: if the folder is missing, empty or in no known layout, if an image or label has no counterpart, if
+            a case appears twice, or if ``dataset.json`` or ``patients.csv`` is unusable.
+    """
+    dataset, problems = scan_dataset(root)
+    errors = [problem for problem in problems if problem.severity == "error"]
+    if errors:
+        more = f" (and {len(errors) - 1} more; fedvox-client check lists them all)" if len(errors) > 1 else ""
+        raise DataError(errors[0].path, errors[0].text + more)
+    return dataset
+
+
+def scan_dataset(root: Path) -> tuple[Dataset, list[Problem]]:
+    """As :func:`find_dataset`, but go on after structural problems: the complete cases, and every problem.
+
+    Raises:
+        DataError: if there is nothing to go on with: the folder is missing, empty or in no known layout.
+    """
+    root = Path(root)
+    if root.is_file() and nifti_stem(root):
+        return _dataset_of(root, "files", [Case(str(nifti_stem(root)), (root,), None)], Declaration()), []
+    if not root.is_dir():
+        raise DataError(root, "is not a dataset folder or a NIfTI file" if root.exists() else "does not exist")
+    problems: list[Problem] = []
+    try:
+        declaration = read_declaration(root / "dataset.json")
+    except DataError as error:
+        problems.append(Problem(None, error.path, error.problem))
+        declaration = Declaration()
+    layout: Layout = "files"
+    if (root / "imagesTr").is_dir():
+        layout, cases = _paired_cases(root / "imagesTr", root / "labelsTr", declaration, problems)
+    elif (root / "images").is_dir():
+        layout, cases = _paired_cases(root / "images", root / "labels", declaration, problems)
+    else:
+        images = _nifti_files(root, problems, report_others=False)
+        cases = [Case(name, files, None) for name, files in _case_images(images, (), declaration, problems).items()]
+    if not cases and not any(problem.severity == "error" for problem in problems):
+        raise DataError(root, f"holds no cases: {_LOOKED_FOR}.{_hint(root)}")
+    if layout != "files" and (root / PATIENTS_FILE).exists():
+        names = [case.name for case in cases]
+        # Cases that are incomplete, or not listed in dataset.json, have their own problem or warning already.
+        others = {problem.case for problem in problems if problem.case is not None}
+        try:
+            cases = with_patients(cases, read_patients(root / PATIENTS_FILE, names, others))
+        except DataError as error:
+            problems.append(Problem(None, error.path, error.problem))
+    return _dataset_of(root, layout, cases, declaration), problems
+
+
+def with_patients(cases: Sequence[Case], patients: Mapping[str, str]) -> list[Case]:
+    """The cases, each with its patient.
+
+    Args:
+        cases: of one dataset.
+        patients: case name -> patient, for every case.
+    """
+    return [replace(case, patient=patients[case.name]) for case in cases]
+
+
+def load_case(
+    case: Case, labels: Collection[int] | None, channels: int | None = None
+) -> tuple[Volume, NDArray[np.uint8] | None]:
+    """Read a case and refuse it if anything about it is wrong.
+
+    Args:
+        case: from :func:`find_dataset`.
+        labels: allowed foreground values; None (or empty) allows all.
+        channels: how many channels the image must have; None allows any number.
+
+    Returns:
+        The image, and its label map, uint8 (x, y, z) on ``Volume.grid``; None for a case without one.
+
+    Raises:
+        DataError: with the name of the file that cannot be read or used: the first problem found.
+    """
+    volume = read_volume(case.images)
+    problems = image_problems(case, volume, channels)
+    label = None
+    if case.label is not None:
+        label, grid = read_label(case.label)
+        problems += label_problems(case, volume.grid, grid, label_counts(label), labels)
+    if problems:
+        raise DataError(problems[0].path, problems[0].text)
+    return volume, label
+
+
+def image_problems(case: Case, volume: Volume, channels: int | None = None) -> list[Problem]:
+    """NaN or infinite voxels, channels in which all voxels are equal, or another number of channels than expected."""
+    problems = []
+    count = volume.array.shape[0]
+    if channels is not None and count != channels:
+        problems.append(Problem(case.name, case.images[0], f"has {count} channels, expected {channels}"))
+    for channel, values in enumerate(volume.array):
+        path = case.images[channel if len(case.images) > 1 else 0]
+        which = f" in channel {channel}" if count > 1 and len(case.images) == 1 else ""
+        with np.errstate(invalid="ignore"):
+            lowest, highest = float(values.min()), float(values.max())
+        # Minimum and maximum carry any NaN or infinity, without the memory of a mask.
+        if not (np.isfinite(lowest) and np.isfinite(highest)):
+            bad = values.size - int(np.count_nonzero(np.isfinite(values)))
+            problems.append(Problem(case.name, path, f"holds {bad} voxels that are NaN or infinite{which}"))
+        elif lowest == highest:
+            problems.append(Problem(case.name, path, f"is empty: every voxel is {lowest:g}{which}"))
+    return problems
+
+
+def label_problems(
+    case: Case, image_grid: Grid, label_grid: Grid, counts: NDArray[np.int64], labels: Collection[int] | None
+) -> list[Problem]:
+    """A label map on another grid (RAS+) than its image, or with values that are not declared.
+
+    Args:
+        counts: voxels of each value, from :func:`label_counts`.
+        labels: declared foreground values; None or empty allows all.
+    """
+    if case.label is None:
+        return []
+    problems = []
+    text = grid_problem(image_grid, label_grid, case.images[0])
+    if text:
+        problems.append(Problem(case.name, case.label, text))
+    undeclared = [int(value) for value in np.flatnonzero(counts) if value > 0 and value not in (labels or range(256))]
+    if undeclared:
+        found = ", ".join(str(value) for value in undeclared[:10]) + (", ..." if len(undeclared) > 10 else "")
+        declared = ", ".join(str(value) for value in sorted(labels or ()))
+        text = f"holds label values that are not declared: {found} (declared: {declared})"
+        problems.append(Problem(case.name, case.label, text))
+    return problems
+
+
+def label_counts(label: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """How many voxels each of the 256 values has; int64 (256,)."""
+    counts = np.zeros(256, dtype=np.int64)
+    # bincount widens its input to eight bytes a voxel: slab by slab, that stays small.
+    for slab in np.array_split(label, max(1, label.size // 2**22)):
+        counts += np.bincount(slab.ravel(), minlength=256)
+    return counts
+
+
+def _paired_cases(
+    image_folder: Path, label_folder: Path, declaration: Declaration, problems: list[Problem]
+) -> tuple[Layout, list[Case]]:
+    images = _nifti_files(image_folder, problems)
+    labels: dict[str, Path] = {}
+    if label_folder.is_dir():
+        labels = _nifti_files(label_folder, problems)
+    else:
+        problems.append(Problem(None, label_folder, "does not exist; it must hold one label map per case"))
+    grouped = _case_images(images, labels, declaration, problems)
+    if declaration.training is not None:
+        grouped = _listed_cases(grouped, image_folder, declaration.training, problems)
+    cases = []
+    for name, files in grouped.items():
+        if name in labels:
+            cases.append(Case(name, files, labels[name]))
+        elif label_folder.is_dir():
+            problems.append(Problem(name, files[0], f"has no label map: {label_folder.name}/{name}.nii.gz is missing"))
+    known = {_case_name(stem) for stem in images} | set(images)
+    for name, path in labels.items():
+        if name not in known:
+            problems.append(Problem(name, path, f"has no image in {image_folder.name}/"))
+    if image_folder.name == "images":
+        return "plain", cases
+    is_nnunet = declaration.numbered_channels or not set(grouped) <= set(images)
+    return ("nnunet" if is_nnunet else "decathlon"), cases
+
+
+def _nifti_files(folder: Path, problems: list[Problem], report_others: bool = True) -> dict[str, Path]:
+    """NIfTI files of a folder by name without suffix; hidden files and subfolders do not count."""
+    files: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        stem = nifti_stem(path)
+        if stem is None or path.is_dir():
+            if report_others and not path.name.startswith("."):
+                problems.append(Problem(None, path, "is not a NIfTI file (.nii, .nii.gz) and is ignored", "warning"))
+        elif stem in files:
+            problems.append(Problem(stem, path, f"is a second file of this case beside {files[stem].name}: remove one"))
+        else:
+            files[stem] = path
+    return files
+
+
+def _case_images(
+    images: dict[str, Path], labels: Collection[str], declaration: Declaration, problems: list[Problem]
+) -> dict[str, tuple[Path, ...]]:
+    """Image files by case; ``_0000``, ``_0001``, ... are channels if that is how all files are named.
+
+    Names that merely end in four digits stay whole: when there is no ``_0000``, or a label map has the whole name.
+    """
+    numbered = all(_CHANNEL_FILE.fullmatch(stem) for stem in images)
+    by_name = numbered and any(stem.endswith("_0000") for stem in images) and not any(stem in labels for stem in images)
+    if not (declaration.numbered_channels or by_name):
+        return {stem: (path,) for stem, path in images.items()}
+    groups: dict[str, dict[int, Path]] = {}
+    for stem, path in images.items():
+        match = _CHANNEL_FILE.fullmatch(stem)
+        if match:
+            groups.setdefault(match["case"], {})[int(match["channel"])] = path
+        else:
+            problems.append(Problem(stem, path, "has no channel number: nnU-Net images are named CASE_0000.nii.gz"))
+    counts = Counter(len(group) for group in groups.values())
+    expected = len(declaration.channels) or max(counts, key=lambda count: (counts[count], count), default=1)
+    complete = {}
+    for name, group in groups.items():
+        if sorted(group) == list(range(expected)):
+            complete[name] = tuple(group[channel] for channel in range(expected))
+        else:
+            found = ", ".join(f"{channel:04d}" for channel in sorted(group))
+            text = f"belongs to a case with channels {found}; expected 0000 to {expected - 1:04d}"
+            problems.append(Problem(name, next(iter(group.values())), text))
+    return complete
+
+
+def _listed_cases(
+    grouped: dict[str, tuple[Path, ...]], folder: Path, training: Sequence[str], problems: list[Problem]
+) -> dict[str, tuple[Path, ...]]:
+    """Hold the folder against the training list of ``dataset.json``."""
+    listed: dict[str, tuple[Path, ...]] = {}
+    reported = {problem.case for problem in problems}
+    for entry in training:
+        path = folder.parent / entry
+        stem = nifti_stem(path) or path.name
+        name = stem if stem in grouped else _case_name(stem)
+        if name in listed:
+            problems.append(Problem(name, folder.parent / "dataset.json", f"lists {name} twice in training"))
+        elif name in grouped:
+            listed[name] = grouped[name]
+        elif not {name, stem} & reported:
+            problems.append(Problem(stem, path, "is listed in dataset.json but does not exist"))
+    for name, files in grouped.items():
+        if name not in listed:
+            text = "is not in the training list of dataset.json and is ignored"
+            problems.append(Problem(name, files[0], text, "warning"))
+    return listed
+
+
+def _case_name(stem: str) -> str:
+    match = _CHANNEL_FILE.fullmatch(stem)
+    return match["case"] if match else stem
+
+
+def _dataset_of(root: Path, layout: Layout, cases: list[Case], declaration: Declaration) -> Dataset:
+    channels = declaration.channels
+    if not channels:
+        channels = tuple(f"channel_{index}" for index in range(_channels_of(cases[0]) if cases else 1))
+    return Dataset(root, layout, tuple(sorted(cases, key=lambda case: case.name)), channels, declaration.labels)
+
+
+def _channels_of(case: Case) -> int:
+    if len(case.images) > 1:
+        return len(case.images)
+    try:
+        return channel_count(case.images[0])
+    except DataError:
+        return 1  # reading the case will tell what is wrong with it
+
+
+def _hint(root: Path) -> str:
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        if (folder / "imagesTr").is_dir() or (folder / "images").is_dir():
+            return f" The folder {folder.name} inside looks like a dataset: give that one"
+    return ""

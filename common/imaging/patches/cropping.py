@@ -1,0 +1,87 @@
+"""Cutting a patch out of a volume: straight, or rotated and scaled. What lies outside the volume is zero."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.plan.plan import Axes3
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+def cut(array: NDArray[Scalar], start: Axes3, size: Axes3) -> NDArray[Scalar]:
+    """Copies a box out of the last three axes of an array.
+
+    Args:
+        array: (..., x, y, z).
+        start: first voxel of the box; it may be negative, and the box may end beyond the array.
+        size: voxels of the box.
+
+    Returns:
+        A new (..., *size) array of the same type, zero where the box is outside.
+    """
+    box = np.zeros((*array.shape[:-3], *size), dtype=array.dtype)
+    source: list[Any] = [Ellipsis]
+    target: list[Any] = [Ellipsis]
+    for first, length, extent in zip(start, size, array.shape[-3:], strict=True):
+        low, high = max(first, 0), min(first + length, extent)
+        if low >= high:
+            return box
+        source.append(slice(low, high))
+        target.append(slice(low - first, high - first))
+    box[tuple(target)] = array[tuple(source)]
+    return box
+
+
+def cut_transformed(
+    image: NDArray[np.float32], label: NDArray[np.uint8], start: Axes3, size: Axes3, matrix: NDArray[np.float64]
+) -> tuple[Tensor, Tensor]:
+    """Cuts a patch whose axes are turned and stretched about its centre.
+
+    Args:
+        image: (channels, x, y, z), interpolated linearly.
+        label: (x, y, z), nearest voxel.
+        start: first voxel that the patch would have if it were cut straight.
+        size: voxels of the patch.
+        matrix: (3, 3) from offsets in the patch, in voxels from its centre, to offsets in the volume.
+
+    Returns:
+        (channels, *size) float32 and size uint8. With the identity as the matrix, exactly the straight patch.
+    """
+    half = (np.array(size) - 1) / 2
+    centre = np.array(start) + half
+    # Only the part of the volume that the patch can reach is read: volumes are large and on disk.
+    reach = np.abs(matrix) @ half + 1
+    low = np.maximum(np.floor(centre - reach), 0).astype(int)
+    high = np.minimum(np.ceil(centre + reach) + 1, image.shape[1:]).astype(int)
+    if np.any(low >= high):
+        return torch.zeros(len(image), *size), torch.zeros(size, dtype=torch.uint8)
+    x, y, z = (slice(int(a), int(b)) for a, b in zip(low, high, strict=True))
+    grid = _sampling_grid(size, matrix, centre - low, high - low)
+    values = _sample(torch.from_numpy(image[:, x, y, z].copy()), grid, "bilinear")
+    labels = _sample(torch.from_numpy(label[x, y, z].astype(np.float32))[None], grid, "nearest")
+    return values, labels[0].to(torch.uint8)
+
+
+def _sample(values: Tensor, grid: Tensor, mode: str) -> Tensor:
+    return F.grid_sample(values[None], grid[None], mode=mode, padding_mode="zeros", align_corners=False)[0]
+
+
+def _sampling_grid(
+    size: Axes3, matrix: NDArray[np.float64], centre: NDArray[np.float64], extent: NDArray[Any]
+) -> Tensor:
+    """(*size, 3) positions in a box of ``extent`` voxels, from -1 to 1 between its outer faces, as z, y, x."""
+    offsets = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in size]
+    grid = torch.empty(*size, 3)
+    for axis in range(3):
+        scale = 2 / float(extent[axis])
+        x, y, z = (offsets[other] * (float(matrix[axis, other]) * scale) for other in range(3))
+        origin = float((2 * centre[axis] + 1) / extent[axis] - 1)
+        grid[..., 2 - axis] = (x + origin)[:, None, None] + y[:, None] + z
+    return grid

@@ -1,0 +1,1 @@
+"""Synthetic scans for demonstrations, tests and pretraining. They show nobody."""

@@ -1,0 +1,100 @@
+"""Scanner differences between sites, imitated on an image: contrast, shading, noise and resolution.
+
+They shift the images of a simulated site without touching its anatomy or labels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from common.plan.plan import Axes3, Frozen, Spacing
+
+_FWHM_PER_SIGMA = 2.3548200450309493  # 2 sqrt(2 ln 2): full width at half maximum of a Gaussian
+_FIELD_ORDER = 3  # cosines per axis in a smooth field: at most one full wave across the volume
+
+
+class ScannerShift(Frozen):
+    """How one site's scanner differs; the defaults change nothing.
+
+    The steps are applied in the order of a scan: resolution, contrast (gamma), coil shading (bias field), noise, and
+    last the units in which the scanner stores its numbers (scale and offset).
+
+    gamma: exponent applied to intensities brought to 0..1; above 1 darkens mid-tones.
+    bias_field: amplitude of a smooth multiplicative field, 0.3 means 0.7 to 1.3 times the signal.
+    noise: standard deviation of Gaussian noise as a fraction of the volume's intensity range.
+    resolution_mm: full width at half maximum to which the image is blurred, on axes sampled more finely; None for no
+        blur.
+    scale, offset: stored = scale * intensity + offset.
+    """
+
+    gamma: float = Field(default=1.0, gt=0, le=10)
+    bias_field: float = Field(default=0.0, ge=0, lt=1)
+    noise: float = Field(default=0.0, ge=0, le=1)
+    resolution_mm: float | None = Field(default=None, gt=0)
+    scale: float = Field(default=1.0, gt=0)
+    offset: float = Field(default=0.0, allow_inf_nan=False)
+
+
+def apply_scanner_shift(
+    image: NDArray[np.float32], spacing: Spacing, shift: ScannerShift, seed: int
+) -> NDArray[np.float32]:
+    """Imitate a scanner on an image.
+
+    Args:
+        image: float32 (channels, x, y, z) in any unit; each channel has its own range, all share one bias field.
+        spacing: mm per voxel along x, y, z.
+        shift: the scanner's difference.
+        seed: of the field and the noise; use one per patient. The same seed gives the same result.
+
+    Returns:
+        A new float32 array of the same shape.
+    """
+    shifted = np.array(image, dtype=np.float32)
+    field = None
+    if shift.bias_field > 0:
+        drawn = smooth_field(_axes3(shifted.shape[1:]), np.random.default_rng([seed, 0]))
+        field = np.float32(1) + np.float32(shift.bias_field) * drawn
+    noise = np.random.default_rng([seed, 1])
+    for channel in shifted:
+        if shift.resolution_mm is not None:
+            channel[...] = _blur(channel, spacing, shift.resolution_mm)
+        lowest, highest = channel.min(), channel.max()
+        span = highest - lowest
+        if span > 0:
+            channel -= lowest
+            channel /= span
+            if shift.gamma != 1:
+                np.power(channel, np.float32(shift.gamma), out=channel)
+            if field is not None:
+                channel *= field
+            if shift.noise > 0:
+                channel += np.float32(shift.noise) * noise.standard_normal(channel.shape, dtype=np.float32)
+            channel *= span
+            channel += lowest
+        channel *= np.float32(shift.scale)
+        channel += np.float32(shift.offset)
+    return shifted
+
+
+def smooth_field(shape: Axes3, generator: np.random.Generator) -> NDArray[np.float32]:
+    """A random field of a few low-frequency cosines, float32 (x, y, z), scaled so that the largest magnitude is 1."""
+    coefficients = generator.standard_normal((_FIELD_ORDER,) * 3)
+    coefficients[0, 0, 0] = 0.0  # a constant would be a change of scale, not shading
+    waves = [np.cos(np.pi * np.outer(np.arange(_FIELD_ORDER), (np.arange(size) + 0.5) / size)) for size in shape]
+    field = np.einsum("abc,ax,by,cz->xyz", coefficients, *waves, optimize=True)
+    return np.asarray(field / np.abs(field).max(), dtype=np.float32)
+
+
+def _blur(channel: NDArray[np.float32], spacing: Spacing, resolution_mm: float) -> NDArray[np.float32]:
+    """Widen the point spread from one voxel to the given resolution, on the axes where that is wider."""
+    from scipy import ndimage  # here, because configuration files are read through this module and must load fast
+
+    sigmas = [np.sqrt(max(0.0, resolution_mm**2 - step**2)) / _FWHM_PER_SIGMA / step for step in spacing]
+    return np.asarray(ndimage.gaussian_filter(channel, sigmas, mode="nearest"), dtype=np.float32)
+
+
+def _axes3(shape: tuple[int, ...]) -> Axes3:
+    x, y, z = shape
+    return (x, y, z)

@@ -1,0 +1,170 @@
+"""A trained model on disk: ``model.safetensors`` and ``model.json``, and nothing else is needed to use it.
+
+``model.json`` holds the format version, the plan (labels, channels, preprocessing, network), where the model comes
+from, and size, SHA-256 and parameter count of the weights file. Loading checks all of it, and no step of it can run
+code from the files: weights are safetensors, the rest is JSON.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor, nn
+
+from common.errors import BundleError
+from common.models.bundle_file import (
+    DESCRIPTION_FILE,
+    FORMAT,
+    FORMAT_VERSION,
+    WEIGHTS_FILE,
+    BundleDescription,
+    write_bundle,
+)
+from common.models.unet3d import build_model
+from common.plan.plan import ModelPlan, Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """A checked model bundle.
+
+    Attributes:
+        plan: labels, channels, preprocessing and network.
+        weights: parameter name -> float32 tensor on the CPU.
+        provenance: where the model comes from, as given to :func:`save_bundle`.
+        sha256: of the weights file; the model's identity in reports.
+    """
+
+    plan: Plan
+    weights: dict[str, Tensor]
+    provenance: dict[str, Any]
+    sha256: str
+
+    def build_model(self) -> nn.Module:
+        """A new network with these weights, on the CPU, in evaluation mode."""
+        model = build_model(self.plan.model)
+        model.load_state_dict(self.weights)
+        return model.eval()
+
+
+def save_bundle(
+    folder: Path, model: nn.Module | Mapping[str, Tensor], plan: Plan, provenance: Mapping[str, Any]
+) -> None:
+    """Write a bundle; one that is already in the folder is replaced.
+
+    Args:
+        folder: created if missing.
+        model: the network, or its weights by name.
+        plan: the plan that the model was trained by.
+        provenance: JSON values that say where the model comes from (federation, rounds, versions, date).
+
+    Raises:
+        BundleError: if the weights do not fit the plan's network, or hold NaN or infinite values.
+        OutputError: if the folder cannot be written.
+    """
+    weights = model.state_dict() if isinstance(model, nn.Module) else model
+    tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in weights.items()}
+    problem = _weights_problem(tensors, plan.model)
+    if problem:
+        raise BundleError(f"{folder}: these weights cannot be saved with this plan: {problem}")
+    write_bundle(folder, {name: tensor.numpy() for name, tensor in tensors.items()}, plan, provenance)
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Read and check a bundle.
+
+    Raises:
+        BundleError: if a file is missing, truncated or altered, if the format is one this version does not know, or
+            if names, shapes or number of the weights are not those of the plan's network.
+    """
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: there is no such folder; give the folder that holds {DESCRIPTION_FILE}")
+    description = _parse_description(folder / DESCRIPTION_FILE)
+    weights_path = folder / WEIGHTS_FILE
+    # Hashed and parsed from the same bytes: the file cannot change in between.
+    data = _read(weights_path)
+    expected = description.weights
+    if len(data) != expected.bytes:
+        raise BundleError(
+            f"{weights_path}: has {len(data)} bytes, {DESCRIPTION_FILE} says {expected.bytes}: truncated or from "
+            "another model; copy the bundle again"
+        )
+    if hashlib.sha256(data).hexdigest() != expected.sha256:
+        raise BundleError(
+            f"{weights_path}: its SHA-256 is not the one in {DESCRIPTION_FILE}: damaged, altered or from another "
+            "model; copy the bundle again"
+        )
+    try:
+        weights = load_tensors(data)
+    except SafetensorError as error:
+        raise BundleError(f"{weights_path}: is not a safetensors file ({error}); export the model again") from error
+    problem = _weights_problem(weights, description.plan.model)
+    if problem is None and _count(weights) != expected.parameters:
+        problem = f"{_count(weights)} parameters, {DESCRIPTION_FILE} says {expected.parameters}"
+    if problem:
+        raise BundleError(f"{weights_path}: does not fit the plan in {DESCRIPTION_FILE}: {problem}")
+    return Bundle(description.plan, weights, description.provenance, expected.sha256)
+
+
+def _parse_description(path: Path) -> BundleDescription:
+    try:
+        content = json.loads(_read(path))
+    except ValueError as error:
+        raise BundleError(f"{path}: is not complete JSON ({error}); copy the bundle again") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise BundleError(f'{path}: is not a Fedvox model description (no "format": "{FORMAT}")')
+    if content.get("format_version") != FORMAT_VERSION:
+        raise BundleError(
+            f"{path}: format version {content.get('format_version')}, this Fedvox reads version {FORMAT_VERSION}; "
+            "install the Fedvox release that the model was exported with, or a later one"
+        )
+    try:
+        return BundleDescription.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "top level"
+        raise BundleError(f"{path}: {key}: {first['msg']}") from error
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        inside = path.parent / "model"
+        hint = f"; did you mean {inside}?" if (inside / path.name).exists() else ""
+        raise BundleError(
+            f"{path}: is missing; a model is {WEIGHTS_FILE} and {DESCRIPTION_FILE} together{hint}"
+        ) from error
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _weights_problem(weights: Mapping[str, Tensor], plan: ModelPlan) -> str | None:
+    """How the weights differ from what the plan's network needs; None if they fit."""
+    with torch.device("meta"):
+        expected = build_model(plan).state_dict()
+    for verb, names in (("miss", expected.keys() - weights.keys()), ("hold unknown", weights.keys() - expected.keys())):
+        if names:
+            shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
+            return f"the weights {verb} {shown}"
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name].shape:
+            return f"{name} has shape {tuple(tensor.shape)}, the network needs {tuple(expected[name].shape)}"
+        if tensor.dtype != torch.float32:
+            return f"{name} is stored as {tensor.dtype}, not float32"
+        if not bool(torch.isfinite(tensor).all()):
+            return f"{name} holds NaN or infinite values"
+    return None
+
+
+def _count(weights: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() for tensor in weights.values())

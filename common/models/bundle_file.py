@@ -1,0 +1,96 @@
+"""The two files of a model bundle (``common.models.bundle``), and how they are written; torch is not needed for it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from common.errors import BundleError, OutputError
+from common.plan.plan import Plan
+from common.system.files import write_atomically
+from common.weights.safetensors_file import float32_header
+
+WEIGHTS_FILE = "model.safetensors"
+DESCRIPTION_FILE = "model.json"
+FORMAT = "fedvox-bundle"
+FORMAT_VERSION = 1
+AT_A_TIME = 2**20
+
+
+class WeightsDescription(BaseModel):
+    """Of the file with the weights."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    bytes: int = Field(ge=1)
+    parameters: int = Field(ge=1)
+
+
+class BundleDescription(BaseModel):
+    """What ``model.json`` holds."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal["fedvox-bundle"]
+    format_version: int
+    weights: WeightsDescription
+    plan: Plan
+    provenance: dict[str, Any]
+
+
+def write_bundle(
+    folder: Path, weights: Mapping[str, NDArray[np.float32]], plan: Plan, provenance: Mapping[str, Any]
+) -> None:
+    """Writes a bundle; one that is already in the folder is replaced.
+
+    Each file appears complete or not at all. A crash between the two leaves weights whose SHA-256 is not the one in the
+    description, which ``common.models.bundle.load_bundle`` refuses.
+
+    Args:
+        folder: created if missing.
+        weights: of the plan's network, which is for the caller to know; they may lie in mapped files, and are not
+            copied into memory.
+        plan: the plan that the model was trained by.
+        provenance: JSON values that say where the model comes from.
+
+    Raises:
+        BundleError: a weight is NaN or infinite.
+        OutputError: the folder cannot be written.
+    """
+    ordered = {name: weights[name] for name in sorted(weights)}
+    header = float32_header({name: values.shape for name, values in ordered.items()})
+    digest = hashlib.sha256(header)
+    for name, values in ordered.items():
+        for part in _parts(values):
+            if not np.isfinite(part).all():
+                raise BundleError(f"{folder}: these weights cannot be saved: {name} holds NaN or infinite values")
+            digest.update(part.data)
+    count = sum(values.size for values in ordered.values())
+    description = BundleDescription(
+        format=FORMAT,
+        format_version=FORMAT_VERSION,
+        weights=WeightsDescription(sha256=digest.hexdigest(), bytes=len(header) + 4 * count, parameters=count),
+        plan=plan,
+        provenance=dict(provenance),
+    )
+    text = json.dumps(description.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: the folder cannot be made: {error.strerror or error}; choose another") from error
+    write_atomically(folder / WEIGHTS_FILE, header, *(part.data for each in ordered.values() for part in _parts(each)))
+    write_atomically(folder / DESCRIPTION_FILE, text)
+
+
+def _parts(values: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    flat = np.ascontiguousarray(values, "<f4").reshape(-1)
+    for start in range(0, flat.size, AT_A_TIME):
+        yield flat[start : start + AT_A_TIME]

@@ -1,0 +1,51 @@
+"""What augmentation may do, apart from doing it, so that configuration can be read without importing torch."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from common.plan.plan import Frozen
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class AugmentationPlan(Frozen):
+    """Probabilities and ranges of the random changes made to a patch; each range is drawn from uniformly.
+
+    Intensities are assumed to be normalised: noise is in units of the volume's standard deviation.
+
+    mirror: probability of flipping, for each axis along which the plan allows it.
+    rotation: probability of rotating; rotation_degrees: largest angle about each axis. Where slices are more than
+        three times thicker than pixels are wide, only the rotation within the slices is made.
+    scaling: probability of scaling; scale: range of the factor, above 1 is larger.
+    gamma: probability of raising intensities, scaled to 0 to 1, to a power; gamma_exponent: range of that power.
+    noise: probability of adding Gaussian noise; noise_std: range of its standard deviation.
+    blur: probability of a Gaussian blur; blur_sigma: range of its width in voxels.
+    low_resolution: probability of sampling down and up again; low_resolution_factor: range of the lower resolution
+        as a fraction of the full one.
+    """
+
+    mirror: Probability = 0.5
+    rotation: Probability = 0.2
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 20.0
+    scaling: Probability = 0.2
+    scale: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.25)
+    gamma: Probability = 0.2
+    gamma_exponent: tuple[PositiveFloat, PositiveFloat] = (0.7, 1.5)
+    noise: Probability = 0.15
+    noise_std: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.0, 0.2)
+    blur: Probability = 0.1
+    blur_sigma: tuple[PositiveFloat, PositiveFloat] = (0.5, 1.0)
+    low_resolution: Probability = 0.1
+    low_resolution_factor: tuple[PositiveFloat, Annotated[float, Field(gt=0, le=1)]] = (0.5, 1.0)
+
+    @model_validator(mode="after")
+    def _check_ranges(self) -> AugmentationPlan:
+        for name in ("scale", "gamma_exponent", "noise_std", "blur_sigma", "low_resolution_factor"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name}: the first value ({low}) must not exceed the second ({high})")
+        return self

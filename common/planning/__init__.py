@@ -1,0 +1,1 @@
+"""From a federation file and its data to the plan that all sites share."""

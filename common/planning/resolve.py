@@ -1,0 +1,126 @@
+"""From a federation file to the plan that all sites share.
+
+In simulation, what the file leaves open follows from the dataset's fingerprint. In a real federation nobody may look
+into all hospitals' scans, so the file has to say it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import ValidationError
+
+from common.config.federation import FederationConfig, describe_validation_error
+from common.errors import ConfigError
+from common.plan.plan import IntensityPlan, ModelPlan, Plan, PreprocessingPlan, Spacing
+from common.planning.fingerprint import Fingerprint, make_plan, plan_stages
+
+
+def resolve_plan(
+    config: FederationConfig, fingerprint: Fingerprint, channels: Sequence[str], labels: dict[int, str]
+) -> Plan:
+    """The plan that follows from the data, with whatever the federation file fixes put in its place.
+
+    Raises:
+        ConfigError: what is fixed does not fit together or not the data.
+    """
+    try:
+        return _resolve(config, fingerprint, channels, labels)
+    except ValidationError as error:
+        raise ConfigError(describe_validation_error(error, Plan, "model and preprocessing")) from None
+
+
+def _resolve(
+    config: FederationConfig, fingerprint: Fingerprint, channels: Sequence[str], labels: dict[int, str]
+) -> Plan:
+    wanted, network = config.preprocessing, config.model
+    stages = len(network.channels)
+    plan = make_plan(
+        fingerprint,
+        channels,
+        labels,
+        "CT" if config.modality == "CT" else "MR",
+        network_channels=network.channels,
+        blocks=network.blocks if isinstance(network.blocks, tuple) else (network.blocks,) * stages,
+        residual=network.residual,
+        deep_supervision=network.deep_supervision,
+        groups=network.groups,
+        spacing=wanted.spacing if isinstance(wanted.spacing, tuple) else None,
+        patch_size=network.patch_size if isinstance(network.patch_size, tuple) else None,
+        mirror_axes=network.mirror_axes,
+    )
+    preprocessing = plan.preprocessing.model_dump() | {
+        "image_order": wanted.image_order,
+        "label_mode": wanted.label_mode,
+        "anisotropy": wanted.anisotropy,
+        "crop": wanted.crop,
+    }
+    if wanted.spacing == "keep":
+        preprocessing["spacing"] = None
+    if isinstance(wanted.intensity, tuple):
+        preprocessing["intensity"] = _per_channel(wanted.intensity, len(channels))
+    model = plan.model.model_dump() | {"decoder_blocks": network.decoder_blocks}
+    model |= {name: getattr(network, name) for name in ("strides", "kernels") if getattr(network, name) != "auto"}
+    return Plan.model_validate(plan.model_dump() | {"preprocessing": preprocessing, "model": model})
+
+
+def _per_channel(intensity: tuple[IntensityPlan, ...], channels: int) -> tuple[IntensityPlan, ...]:
+    if len(intensity) == 1:
+        return intensity * channels
+    if len(intensity) != channels:
+        raise ConfigError(f"preprocessing.intensity: {len(intensity)} entries, but there are {channels} channels")
+    return intensity
+
+
+def plan_from_config(config: FederationConfig) -> Plan:
+    """The plan of a federation whose file leaves nothing open.
+
+    Raises:
+        ConfigError: a value that would be measured in simulation is missing, or values do not fit together.
+    """
+    wanted, network = config.preprocessing, config.model
+    if not config.labels:
+        raise ConfigError("labels: is missing; name every label: {1: name, ...}")
+    if not config.channels:
+        raise ConfigError("channels: is missing; name every input channel: [T1]")
+    if wanted.spacing == "auto":
+        raise ConfigError(
+            "preprocessing.spacing: write it in mm ([1, 1, 1]) or keep; auto needs all scans in one place"
+        )
+    if isinstance(network.patch_size, str):
+        raise ConfigError("model.patch_size: write it in voxels ([64, 64, 64]); auto needs all scans in one place")
+    if wanted.intensity == "auto" and config.modality == "CT":
+        raise ConfigError("preprocessing.intensity: give the window, mean and std; auto needs all scans in one place")
+    spacing: Spacing | None = wanted.spacing if isinstance(wanted.spacing, tuple) else None
+    stages = len(network.channels)
+    strides, kernels = plan_stages(network.patch_size, spacing or (1.0, 1.0, 1.0), stages)
+    intensity = wanted.intensity if isinstance(wanted.intensity, tuple) else (IntensityPlan(),)
+    try:
+        return Plan(
+            channels=config.channels,
+            labels=config.labels,
+            preprocessing=PreprocessingPlan(
+                spacing=spacing,
+                intensity=_per_channel(intensity, len(config.channels)),
+                image_order=wanted.image_order,
+                label_mode=wanted.label_mode,
+                anisotropy=wanted.anisotropy,
+                crop=wanted.crop,
+            ),
+            model=ModelPlan(
+                in_channels=len(config.channels),
+                classes=len(config.labels) + 1,
+                channels=network.channels,
+                strides=strides if isinstance(network.strides, str) else network.strides,
+                kernels=kernels if isinstance(network.kernels, str) else network.kernels,
+                blocks=network.blocks if isinstance(network.blocks, tuple) else (network.blocks,) * stages,
+                decoder_blocks=network.decoder_blocks,
+                residual=network.residual,
+                groups=network.groups,
+                deep_supervision=network.deep_supervision,
+            ),
+            patch_size=network.patch_size,
+            mirror_axes=network.mirror_axes,
+        )
+    except ValidationError as error:
+        raise ConfigError(describe_validation_error(error, Plan, "model and preprocessing")) from None

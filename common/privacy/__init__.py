@@ -1,0 +1,1 @@
+"""What differential privacy costs: accounting and calibration. Nothing here adds noise."""

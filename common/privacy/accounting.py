@@ -1,0 +1,256 @@
+"""What differential privacy costs: spends, their sum over rounds and runs, and the noise that a budget allows.
+
+The accountants are Opacus'. The reported epsilon is the upper bound of its PRV accountant (Gopi et al. 2021), which
+composes mechanisms of different noise; Rényi accounting (Mironov et al. 2019; ``accountant="rdp"``) is the cross-check,
+and is taken where it is the smaller of the two bounds. Where every patient always takes part, the composition of
+Gaussian mechanisms is one Gaussian mechanism, whose epsilon is known exactly (Balle and Wang 2018).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.special import log_ndtr
+
+from common.config.privacy import AdaptiveClipping, PrivacyConfig
+from common.errors import ConfigError
+
+Purpose = Literal["training", "validation"]
+Accountant = Literal["prv", "rdp"]
+
+EPSILON_ERROR = 0.002
+"""By how much of itself the reported epsilon may lie above the true one, by the PRV accountant's own estimate."""
+
+NOISE_TOLERANCE = 1.001
+"""The noise found for an epsilon is at most so many times what it would have to be."""
+
+# Opacus' own and larger ones. Only small orders may be fractions: beyond, Opacus' series for them loses all digits.
+_ORDERS = (*(1 + tenth / 10 for tenth in range(1, 100)), *range(12, 64), *(2**n for n in range(6, 11)))
+_MOST_CURVES = 64
+History = tuple[tuple[float, float, int], ...]
+
+
+@dataclass(frozen=True)
+class Spend:
+    """One use of patients' data: ``steps`` times a Gaussian mechanism on a Poisson sample.
+
+    purpose: which patients: those who are trained on, or those whom models are scored on.
+    noise_multiplier: standard deviation of the noise in units of one patient's largest contribution.
+    sample_rate: probability with which a patient takes part; 1 for all.
+    """
+
+    purpose: Purpose
+    noise_multiplier: float
+    sample_rate: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """The noise of a whole federation, the same at every site.
+
+    training, validation: what one round costs the patients of either kind; ``validation`` is None if no score leaves.
+    """
+
+    training: Spend
+    validation: Spend | None
+
+
+def plan_privacy(config: PrivacyConfig, rounds: int, local_steps: int) -> PrivacyPlan:
+    """Calibrates the noise once for the whole federation: ``rounds`` x ``local_steps`` steps.
+
+    A patient is either trained on or validated on, so either kind may spend the whole budget. Models are scored
+    ``rounds`` + 1 times.
+
+    Raises:
+        ConfigError: adaptive clipping would cost more than the budget.
+    """
+    multiplier = noise_for(config.epsilon, config.delta, config.sample_rate, rounds * local_steps)
+    gradient_noise(multiplier, config.adaptive_clipping)
+    training = Spend("training", multiplier, config.sample_rate, local_steps)
+    if config.validation == "off":
+        return PrivacyPlan(training, None)
+    return PrivacyPlan(training, Spend("validation", noise_for(config.epsilon, config.delta, 1.0, rounds + 1), 1.0, 1))
+
+
+def score_deviation(plan: PrivacyPlan, patients: Sequence[int]) -> float:
+    """Standard deviation of the noise in the mean over sites of their mean Dice over labels; 0 if no score leaves.
+
+    A site's sum over its patients has noise of ``noise_multiplier`` times the root of the number of labels, halved, on
+    every label (``client.training.dp_trainer``); the mean over labels takes that root away again.
+
+    Args:
+        plan: of the federation.
+        patients: that each site validates on, of the sites that sent a score.
+    """
+    if plan.validation is None or not patients:
+        return 0.0
+    squares = sum((plan.validation.noise_multiplier / (2 * count)) ** 2 for count in patients)
+    return math.sqrt(squares) / len(patients)
+
+
+def epsilon_of(spends: Sequence[Spend], delta: float, accountant: Accountant = "prv") -> float:
+    """The epsilon at ``delta`` of all ``spends`` together on the same patients; 0 for none.
+
+    An upper bound: for spends of different purposes on disjoint patients, ask for each purpose and take the larger.
+    """
+    steps: dict[tuple[float, float], int] = {}
+    for spend in spends:
+        key = (spend.noise_multiplier, spend.sample_rate)
+        steps[key] = steps.get(key, 0) + spend.steps
+    # The accountants' own arithmetic ends a little below zero where next to nothing is spent.
+    return max(0.0, _composed(tuple(sorted((*key, count) for key, count in steps.items() if count)), delta, accountant))
+
+
+@lru_cache(maxsize=512)
+def _composed(history: History, delta: float, accountant: Accountant) -> float:
+    if not history:
+        return 0.0
+    if accountant == "prv" and all(sample_rate == 1 for _, sample_rate, _ in history):
+        return _gaussian_epsilon(math.sqrt(sum(steps / multiplier**2 for multiplier, _, steps in history)), delta)
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        # Opacus warns of logarithms whose result it then does not use, and of orders that are good enough.
+        warnings.simplefilter("ignore")
+        bound = _renyi_epsilon(history, delta)
+        return bound if accountant == "rdp" else min(bound, _prv_epsilon(history, delta, EPSILON_ERROR * bound))
+
+
+@lru_cache(maxsize=1)
+def _opacus() -> tuple[Any, Any]:
+    """Opacus' analysis, imported late: it brings torch with it, which a command such as ``ledger`` may not need."""
+    from opacus.accountants.analysis import prv, rdp
+
+    return prv, rdp
+
+
+@lru_cache(maxsize=_MOST_CURVES)
+def _renyi_curve(noise_multiplier: float, sample_rate: float) -> NDArray[np.float64]:
+    """What one step costs at each of ``_ORDERS``. Nearly all of the time goes here, so it is worked out once."""
+    _, rdp = _opacus()
+    return np.asarray(
+        rdp.compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=_ORDERS), np.float64
+    )
+
+
+def _renyi_epsilon(history: History, delta: float) -> float:
+    curve = sum(_renyi_curve(multiplier, sample_rate) * steps for multiplier, sample_rate, steps in history)
+    _, rdp = _opacus()
+    return float(rdp.get_privacy_spent(orders=_ORDERS, rdp=curve, delta=delta)[0])
+
+
+def _prv_epsilon(history: History, delta: float, error: float) -> float:
+    """The PRV accountant's upper bound; infinite where its arithmetic does not reach.
+
+    As ``opacus.accountants.PRVAccountant`` puts Opacus' parts together, but for the Rényi curves, which are known here.
+    """
+    prv, _ = _opacus()
+    delta_error = delta / 1000
+    counts = [steps for _, _, steps in history]
+    # Remark 5.6 of Gopi et al.: beyond, neither the sum nor a single step has more than a part of delta_error.
+    reach = max(
+        error,
+        _renyi_epsilon(history, delta_error / 4),
+        *(_renyi_epsilon(((multiplier, rate, 1),), delta_error / (8 * sum(counts))) for multiplier, rate, _ in history),
+    )
+    try:
+        mesh = error / math.sqrt(sum(counts) * math.log(12 / delta_error) / 2)
+        domain = prv.Domain.create_aligned(-reach - 3, reach + 3, mesh)
+        losses = [
+            prv.discretize(
+                prv.TruncatedPrivacyRandomVariable(
+                    prv.PoissonSubsampledGaussianPRV(sample_rate, multiplier), domain.t_min, domain.t_max
+                ),
+                domain,
+            )
+            for multiplier, sample_rate, _ in history
+        ]
+        composed = prv.compose_heterogeneous(dprvs=losses, num_self_compositions=counts)
+        bound = float(composed.compute_epsilon(delta, delta_error, error)[2])
+    except (ArithmeticError, RuntimeError, ValueError):
+        return math.inf
+    return bound if math.isfinite(bound) else math.inf
+
+
+def _gaussian_epsilon(shift: float, delta: float) -> float:
+    """The epsilon of a Gaussian mechanism whose two outputs are ``shift`` standard deviations apart.
+
+    delta(epsilon) = Phi(shift / 2 - epsilon / shift) - exp(epsilon) Phi(-shift / 2 - epsilon / shift).
+    """
+
+    def excess(epsilon: float) -> float:
+        first = log_ndtr(shift / 2 - epsilon / shift)
+        second = epsilon + log_ndtr(-shift / 2 - epsilon / shift)
+        # Both terms nearly agree where delta is small: their difference from their logarithms.
+        return float(first + np.log(-np.expm1(min(second - first, -1e-300))) - math.log(delta))
+
+    if excess(0.0) <= 0:
+        return 0.0
+    high = 1.0
+    while excess(high) > 0:
+        high *= 2
+    return float(brentq(excess, 0.0, high, xtol=1e-9, rtol=1e-9))
+
+
+@lru_cache(maxsize=128)
+def noise_for(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
+    """The smallest noise multiplier, to 0.1 %, with which ``steps`` steps stay within ``epsilon`` at ``delta``."""
+
+    def spent(multiplier: float, accountant: Accountant = "prv") -> float:
+        return epsilon_of([Spend("training", multiplier, sample_rate, steps)], delta, accountant)
+
+    # Rényi accounting is quick, and what it finds is a little too much noise: the place to begin.
+    coarse: Accountant = "prv" if sample_rate == 1 else "rdp"
+    high = 1.0
+    while spent(high, coarse) > epsilon:
+        high *= 2
+    low = high
+    while spent(low, coarse) <= epsilon:
+        low /= 2
+    while high / low > 1.01:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if spent(middle, coarse) <= epsilon else (middle, high)
+    low = high / 1.05
+    while spent(low) <= epsilon:
+        low, high = low / 1.05, low
+    return _narrowed(spent, epsilon, low, high)
+
+
+def _narrowed(spent: Callable[[float], float], epsilon: float, low: float, high: float) -> float:
+    """The upper end of an interval around the noise that spends ``epsilon``, no wider than ``NOISE_TOLERANCE``."""
+    step = NOISE_TOLERANCE**0.4
+    while (width := math.log(high / low)) > math.log(NOISE_TOLERANCE):
+        above, below = math.log(spent(low) / epsilon), math.log(max(spent(high), 1e-300) / epsilon)
+        crossing = low * math.exp(width * above / (above - below))
+        for guess in (crossing * step, crossing / step, math.sqrt(low * high)):
+            # The middle is asked for only where the curve is too bent for the other two.
+            if low < guess < high and math.log(high / low) > width / 2:
+                low, high = (low, guess) if spent(guess) <= epsilon else (guess, high)
+    return high
+
+
+def gradient_noise(noise_multiplier: float, adaptive: AdaptiveClipping | None) -> float:
+    """The noise on the gradients, in units of the clipping norm, of a step that costs ``noise_multiplier`` in all.
+
+    With adaptive clipping a step also tells the noised number of unclipped patients, less one half for each patient:
+    one patient changes it by one half. Both together cost what one mechanism of noise z does if the gradients' is
+    (z**-2 - (2 count_noise)**-2)**(-1/2) (Andrew et al. 2021, theorem 1).
+
+    Raises:
+        ConfigError: the count alone would cost more than the step may.
+    """
+    if adaptive is None:
+        return noise_multiplier
+    if 2 * adaptive.count_noise <= noise_multiplier:
+        raise ConfigError(
+            f"privacy.adaptive_clipping.count_noise: must be more than {noise_multiplier / 2:.3g} here, or counting "
+            "alone costs the whole budget; 10 times as much leaves nearly all of it for training"
+        )
+    return float((noise_multiplier**-2 - (2 * adaptive.count_noise) ** -2) ** -0.5)

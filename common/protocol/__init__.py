@@ -1,0 +1,1 @@
+"""What may cross the wire between a hospital and the server: a closed list."""

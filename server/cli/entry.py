@@ -1,0 +1,197 @@
+"""The command line of researchers and coordinators: ``fedvox-server``.
+
+Heavy imports wait until a command needs them, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from common.errors import ConfigError, OutputError
+from common.system.cli import base_parser, default_cache, run
+from server.cli.network import add_network_commands
+from server.cli.privacy import add_privacy_commands
+from server.formatting import format_best, format_seconds, scores_are_noised
+
+SIMULATE_EXAMPLE = """\
+example:
+  fedvox-server simulate deploy/examples/phantom.yaml --out runs/first
+  fedvox-server simulate deploy/examples/hippocampus.yaml --data Task04_Hippocampus --set rounds=3
+  fedvox-server simulate deploy/examples/phantom.yaml --out runs/sweep --sweep training.learning_rate=0.001,0.002
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = base_parser("fedvox-server", "Run federations of hospitals: simulate, watch, report, export.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    simulate = commands.add_parser(
+        "simulate", help="train a federation of simulated hospitals on this machine", epilog=SIMULATE_EXAMPLE
+    )
+    simulate.add_argument("federation", type=Path, metavar="FEDERATION.yaml", help="the federation file")
+    simulate.add_argument("--data", type=Path, metavar="DIR", help="dataset folder (default: phantoms, if asked for)")
+    simulate.add_argument("--out", type=Path, metavar="RUN_DIR", help="run folder (default: runs/NAME-TIME)")
+    simulate.add_argument("--engine", choices=["inline", "ray"], help="default: the federation file's")
+    simulate.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
+    simulate.add_argument(
+        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="replace one value of the federation file"
+    )
+    simulate.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="KEY.PATH=VALUE,...",
+        help="a run for each value, and one report of all; privacy.epsilon=inf is without privacy",
+    )
+    simulate.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    simulate.add_argument("--cache", type=Path, metavar="DIR", help="preprocessed scans (default: $FEDVOX_CACHE)")
+    simulate.add_argument("--no-cache", action="store_true", help="keep preprocessed scans in memory only")
+    simulate.set_defaults(command=_simulate)
+
+    status = commands.add_parser(
+        "status", help="how far a run is", epilog="example:\n  fedvox-server status runs/first\n"
+    )
+    status.add_argument("run", type=Path, metavar="RUN_DIR")
+    status.add_argument("--json", action="store_true", help="for machines")
+    status.set_defaults(command=_status)
+
+    report = commands.add_parser(
+        "report", help="write report.html of a run again", epilog="example:\n  fedvox-server report runs/first\n"
+    )
+    report.add_argument("run", type=Path, metavar="RUN_DIR")
+    report.set_defaults(command=_report)
+
+    export = commands.add_parser(
+        "export",
+        help="copy a run's released model",
+        epilog="example:\n  fedvox-server export runs/first --out hippocampus-model\n",
+    )
+    export.add_argument("run", type=Path, metavar="RUN_DIR")
+    export.add_argument("--out", type=Path, required=True, metavar="MODEL_DIR", help="a folder that does not exist yet")
+    export.set_defaults(command=_export)
+    add_privacy_commands(commands)
+    add_network_commands(commands)
+    return run(parser, arguments)
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from common.config.federation import load_federation
+
+    config = load_federation(options.federation, options.set)
+    if options.resume and options.out is None:
+        raise OutputError("--resume: needs --out RUN_DIR, the folder of the run to go on with")
+    if options.sweep:
+        return _sweep(options, config.name)
+    from server.progress.display import make_progress
+    from server.simulation.experiment import SimulationOptions, simulate
+
+    out = options.out or Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    cache = None if options.no_cache else options.cache or default_cache()
+    chosen = SimulationOptions(options.data, out, options.engine, options.device, cache, options.resume)
+    with make_progress() as display:
+        try:
+            report = simulate(config, chosen, display)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted; what is finished is kept. To go on: {_command_to_resume(options, out)}"
+            ) from None
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    score = summary["best_mean_dice"]
+    if score is not None:
+        print(format_best(score, summary["best_round"], scores_are_noised(config.model_dump(mode="json"))))
+    if summary["pooled"] and summary["pooled"]["mean_dice"] is not None:
+        print(
+            f"all data in one place: {summary['pooled']['mean_dice']:.3f} "
+            f"({format_seconds(summary['pooled']['seconds'])}, besides {format_seconds(summary['seconds'])} for the "
+            "federation)"
+        )
+    print(f"model:  {out / 'model'}\nreport: {report}")
+    return 0
+
+
+def _command_to_resume(options: argparse.Namespace, out: Path) -> str:
+    command = ["fedvox-server", "simulate", str(options.federation)]
+    for flag, value in (("--data", options.data), ("--engine", options.engine), ("--cache", options.cache)):
+        command += [flag, str(value)] if value else []
+    command += ["--no-cache"] if options.no_cache else []
+    command += ["--device", options.device] if options.device != "auto" else []
+    for override in options.set:
+        command += ["--set", override]
+    return shlex.join([*command, "--out", str(out), "--resume"])
+
+
+def _sweep(options: argparse.Namespace, name: str) -> int:
+    from common.config.federation import load_federation
+    from server.simulation.sweep import parse_sweep, run_sweep, sweep_configurations
+
+    if len(options.sweep) > 1:
+        raise ConfigError("--sweep: stands more than once; change one key at a time")
+    sweep = parse_sweep(options.sweep[0])
+    configurations = sweep_configurations(sweep, lambda more: load_federation(options.federation, options.set + more))
+    from server.progress.display import make_progress
+    from server.simulation.experiment import SimulationOptions
+
+    out = options.out or Path("runs") / f"{name}-sweep-{datetime.now():%Y%m%d-%H%M%S}"
+    cache = None if options.no_cache else options.cache or default_cache()
+    chosen = SimulationOptions(options.data, out, options.engine, options.device, cache, options.resume)
+    with make_progress() as display:
+        try:
+            report, complete = run_sweep(sweep, configurations, chosen, display)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted; what is finished is kept. To go on, say the same again with --out {out} --resume"
+            ) from None
+    for result in json.loads((out / "sweep.json").read_text(encoding="utf-8"))["runs"]:
+        score = "no score" if result["mean_dice"] is None else f"mean Dice {result['mean_dice']:.3f}"
+        print(f"{sweep.key}={result['value']}: {result['status']}, {score}")
+    print(f"report: {report}")
+    return 0 if complete else 1
+
+
+def _status(options: argparse.Namespace) -> int:
+    from server.run_store.folder import RunFolder
+    from server.run_store.status import describe_run
+
+    status = describe_run(RunFolder.open(options.run))
+    print(json.dumps(status.as_dict(), indent=2) if options.json else status.as_text())
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from server.reporting.report import write_report
+
+    print(write_report(options.run))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from common.models.bundle import load_bundle
+    from server.run_store.folder import RunError, RunFolder
+
+    source = RunFolder.open(options.run).path / "model"
+    if not source.is_dir():
+        raise RunError(f"{source}: there is no released model yet; finish the run first (simulate --resume)")
+    load_bundle(source)
+    if options.out.exists():
+        raise OutputError(f"{options.out}: exists already; choose another --out")
+    temporary = options.out.with_name(f".{options.out.name}.part")
+    try:
+        shutil.copytree(source, temporary)
+        temporary.replace(options.out)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise OutputError(f"{options.out}: cannot be written: {error.strerror or error}") from None
+    print(options.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""The commands of ``fedvox-server`` that make and run a federation over a network."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from common.config.network import format_endpoint, parse_endpoint, parse_listen
+from common.errors import ConfigError
+from common.system.cli import add_linger
+from server.formatting import format_best, scores_are_noised
+
+if TYPE_CHECKING:
+    from server.coordinator.startup import Listen
+
+PROVISION_EXAMPLE = """\
+example:
+  fedvox-server provision federation.yaml --out kits
+  fedvox-server provision federation.yaml --out kits --request north.csr
+"""
+START_EXAMPLE = """\
+example:
+  fedvox-server start --kit kits/server
+  fedvox-server start --kit kits/server --run runs/first --listen 0.0.0.0:9443
+"""
+GATEWAY_EXAMPLE = """\
+example:
+  fedvox-server gateway --kit kits/server --run runs/first --listen 0.0.0.0:9443
+"""
+HEALTH_EXAMPLE = """\
+example:
+  fedvox-server health --superlink 127.0.0.1:9095
+  fedvox-server health --gateway 127.0.0.1:9443
+"""
+
+
+def add_network_commands(commands: argparse._SubParsersAction[Any]) -> None:
+    """Adds ``provision``, ``revoke``, ``start``, ``gateway``, ``health`` and ``release``."""
+    provision = commands.add_parser(
+        "provision", help="make the kits of a federation's server and sites", epilog=PROVISION_EXAMPLE
+    )
+    provision.add_argument("federation", type=Path, metavar="FEDERATION.yaml", help="with a network section")
+    provision.add_argument("--out", type=Path, required=True, metavar="KITS", help="folder of all kits")
+    provision.add_argument(
+        "--request", type=Path, action="append", default=[], metavar="FILE", help="signing request of a site"
+    )
+    provision.add_argument("--renew", action="append", default=[], metavar="SITE", help="give a site a new key")
+    provision.set_defaults(command=_provision)
+
+    revoke = commands.add_parser(
+        "revoke", help="revoke a site's key", epilog="example:\n  fedvox-server revoke north --kits kits\n"
+    )
+    revoke.add_argument("site", metavar="SITE")
+    revoke.add_argument("--kits", type=Path, required=True, metavar="KITS", help="folder of all kits")
+    revoke.set_defaults(command=_revoke)
+
+    start = commands.add_parser("start", help="run a federation with real sites", epilog=START_EXAMPLE)
+    start.add_argument("--kit", type=Path, required=True, metavar="DIR", help="the server's kit")
+    start.add_argument("--run", type=Path, metavar="RUN_DIR", help="run folder (default: run in the kit)")
+    start.add_argument(
+        "--listen", metavar="HOST:PORT", help="where sites reach it (default: the kit's port, all addresses)"
+    )
+    start.add_argument("--without-gateway", action="store_true", help="leave the gateway out: it runs by itself")
+    start.add_argument("--health", metavar="HOST:PORT", help="where SuperLink tells its health by gRPC")
+    add_linger(start)
+    start.set_defaults(command=_start)
+
+    gateway = commands.add_parser(
+        "gateway",
+        help="run the one port that sites reach by itself, beside start --without-gateway",
+        epilog=GATEWAY_EXAMPLE,
+    )
+    gateway.add_argument("--kit", type=Path, required=True, metavar="DIR", help="the server's kit")
+    gateway.add_argument("--run", type=Path, required=True, metavar="RUN_DIR", help="run folder, shared with start")
+    gateway.add_argument(
+        "--listen", metavar="HOST:PORT", help="where sites reach it (default: the kit's port, all addresses)"
+    )
+    gateway.add_argument(
+        "--tls-ended-by-proxy", action="store_true", help="speak plain HTTP with a proxy that checks certificates"
+    )
+    add_linger(gateway)
+    gateway.set_defaults(command=_gateway)
+
+    health = commands.add_parser(
+        "health", help="say whether SuperLink or the gateway answers; for health checks", epilog=HEALTH_EXAMPLE
+    )
+    which = health.add_mutually_exclusive_group(required=True)
+    which.add_argument("--superlink", metavar="HOST:PORT", help="what was given to start --health")
+    which.add_argument("--gateway", metavar="HOST:PORT", help="where the gateway listens")
+    health.set_defaults(command=_health)
+
+    release = commands.add_parser(
+        "release",
+        help="take a site out of quarantine",
+        epilog="example:\n  fedvox-server release kits/server/run north\n",
+    )
+    release.add_argument("run", type=Path, metavar="RUN_DIR")
+    release.add_argument("site", metavar="SITE")
+    release.set_defaults(command=_release)
+
+
+def _provision(options: argparse.Namespace) -> int:
+    from common.config.federation import load_federation
+    from server.provisioning.kits import provision
+
+    report = provision(load_federation(options.federation), options.out, options.request, options.renew)
+    print(report.as_text())
+    return 0
+
+
+def _revoke(options: argparse.Namespace) -> int:
+    from server.provisioning.kits import revoke
+
+    print("\n".join(revoke(options.kits, options.site)))
+    return 0
+
+
+def _start(options: argparse.Namespace) -> int:
+    from common.system.flower import check_flower_version
+
+    check_flower_version()
+    from server.coordinator.service import StartOptions, start
+    from server.progress.display import make_progress
+
+    run = options.run or options.kit / "run"
+    if options.without_gateway and options.listen:
+        raise ConfigError(f"--listen {options.listen}: is for the gateway, which --without-gateway leaves out")
+    listen = _listen(options.listen) if options.listen else None
+    health = format_endpoint(*parse_endpoint("--health", options.health, "127.0.0.1:9095")) if options.health else ""
+    with make_progress() as display:
+        try:
+            report = start(StartOptions(options.kit, run, listen, not options.without_gateway, health), display)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                f"interrupted; what is finished is kept. To go on: fedvox-server start --kit {options.kit}"
+            ) from None
+    summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
+    if summary["best_mean_dice"] is not None:
+        federation = yaml.safe_load((run / "federation.yaml").read_text(encoding="utf-8"))
+        print(format_best(summary["best_mean_dice"], summary["best_round"], scores_are_noised(federation)))
+    print(f"model:  {run / 'model'}\nreport: {report}")
+    return 0
+
+
+def _release(options: argparse.Namespace) -> int:
+    from server.rounds.quarantine import release
+    from server.run_store.folder import RunFolder
+
+    release(RunFolder.open(options.run), options.site)
+    print(f"{options.site} takes part again from the next round on")
+    return 0
+
+
+def _gateway(options: argparse.Namespace) -> int:
+    from common.config.network import read_kit
+    from server.coordinator.startup import default_listen
+    from server.gateway.serve import GatewayOptions, serve
+
+    listen = _listen(options.listen) if options.listen else default_listen(read_kit(options.kit, "server"))
+    return serve(GatewayOptions(options.kit.absolute(), options.run.absolute(), listen, options.tls_ended_by_proxy))
+
+
+def _health(options: argparse.Namespace) -> int:
+    if options.superlink:
+        from common.system.grpc_health import is_serving
+
+        serves = is_serving(format_endpoint(*parse_endpoint("--superlink", options.superlink, "127.0.0.1:9095")))
+    else:
+        from common.system.supervisor import answers
+
+        host, port = parse_endpoint("--gateway", options.gateway, "127.0.0.1:9443")
+        serves = answers(port, host)
+    print("serving" if serves else f"no answer at {options.superlink or options.gateway}")
+    return 0 if serves else 1
+
+
+def _listen(text: str) -> Listen:
+    from server.coordinator.startup import Listen
+
+    return Listen(*parse_listen("--listen", text, "0.0.0.0:9443"))

@@ -1,0 +1,190 @@
+"""What the server's ``start`` asks of its SuperLink: register sites, submit the run, see how both are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from common.config.federation import FederationConfig
+from common.errors import FedvoxError
+from server.flower import (
+    ControlHttpClient,
+    Fab,
+    ListNodesRequest,
+    ListRunsRequest,
+    NodeStatus,
+    RegisterNodeRequest,
+    RuntimeVersionHttpInterceptor,
+    StartRunRequest,
+    Status,
+    StopRunRequest,
+    UnregisterNodeRequest,
+    build_fab_from_files,
+    fab_to_proto,
+)
+
+SERVER_APP = "server.coordinator.server_app:app"
+CLIENT_APP = "client.runner.client_app:not_run_from_a_bundle"
+
+
+class ControlError(FedvoxError):
+    """SuperLink did not do what it was asked."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """A registered site, as SuperLink knows it.
+
+    key: public, as PEM. online: whether its courier has shown itself lately.
+    """
+
+    node_id: int
+    name: str
+    key: bytes
+    online: bool
+
+
+class SuperLinkControl:
+    """A connection to SuperLink's Control interface; a context manager.
+
+    All methods raise ``ControlError`` if SuperLink does not answer or refuses.
+
+    Args:
+        port: SuperLink's, on the loopback interface.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._client = ControlHttpClient.from_server_address(
+            server_address=f"127.0.0.1:{port}",
+            insecure=True,  # on the loopback interface
+            root_certificates=None,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._client.close()
+
+    def nodes(self) -> list[Node]:
+        """The sites that are registered."""
+        try:
+            found = self._client.ListNodes(ListNodesRequest()).nodes_info
+        except httpx.HTTPError as error:
+            raise _failed("list sites", error) from None
+        return [
+            Node(node.node_id, node.name, node.public_key, node.status == NodeStatus.ONLINE)
+            for node in found
+            if node.status != NodeStatus.UNREGISTERED
+        ]
+
+    def register(self, name: str, key: bytes) -> int:
+        """Admits a key, under a site's name; the node's number."""
+        try:
+            return int(self._client.RegisterNode(RegisterNodeRequest(public_key=key, name=name)).node_id)
+        except httpx.HTTPError as error:
+            raise _failed(
+                f"register {name} (a key that was taken out cannot come back: make a new one)", error
+            ) from None
+
+    def unregister(self, node_id: int) -> None:
+        """Revokes a node's key."""
+        try:
+            self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
+        except httpx.HTTPError as error:
+            raise _failed("take a site out", error) from None
+
+    def submit(self, bundle: bytes) -> int:
+        """Starts a Flower run; its number."""
+        fab = Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})
+        try:
+            response = self._client.StartRun(StartRunRequest(fab=fab_to_proto(fab)))
+        except httpx.HTTPError as error:
+            raise _failed("start the run", error) from None
+        if not response.run_id:
+            raise ControlError("SuperLink did not take the run; see logs/superlink.log")
+        return int(response.run_id)
+
+    def is_over(self, run_id: int) -> bool:
+        """Whether a run has ended, however it did."""
+        try:
+            runs = self._client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code == httpx.codes.NOT_FOUND:
+                return True
+            raise _failed("look for the run", error) from None
+        except httpx.HTTPError as error:
+            raise _failed("look for the run", error) from None
+        return run_id not in runs or runs[run_id].status.status == Status.FINISHED
+
+    def stop(self, run_id: int) -> None:
+        """Ends a run if it is not over."""
+        try:
+            self._client.StopRun(StopRunRequest(run_id=run_id))
+        except httpx.HTTPStatusError:
+            if not self.is_over(run_id):
+                raise ControlError("SuperLink does not stop the former run; see logs/superlink.log") from None
+        except httpx.HTTPError as error:
+            raise _failed("stop the former run", error) from None
+
+    def stop_all(self) -> None:
+        """Ends every run that an earlier server left behind."""
+        try:
+            runs: Mapping[int, object] = self._client.ListRuns(ListRunsRequest(limit=1000)).run_dict
+        except httpx.HTTPError as error:
+            raise _failed("list runs", error) from None
+        for run_id in runs:
+            if not self.is_over(run_id):
+                self.stop(run_id)
+
+
+def build_bundle(config: FederationConfig) -> bytes:
+    """The app bundle of a run: names and digests, and no code.
+
+    Flower wants a bundle with every run and hands it to the sites. Ours says which federation it is, and where the
+    server's installation has the app; what a site runs is what the site has installed.
+    """
+    values = {"federation": config.name, "digest": config.digest()}
+    project = f"""\
+[project]
+name = "fedvox-run"
+version = "1.0.0"
+description = "Configuration of a Fedvox federation; holds no code"
+license = "Apache-2.0"
+dependencies = []
+
+[tool.flwr.app]
+publisher = "fedvox"
+
+[tool.flwr.app.components]
+serverapp = "{SERVER_APP}"
+clientapp = "{CLIENT_APP}"
+
+[tool.flwr.app.config]
+{chr(10).join(f"{name} = {json.dumps(value)}" for name, value in values.items())}
+"""
+    return build_fab_from_files({"pyproject.toml": project.encode()})[0]
+
+
+def _failed(what: str, error: httpx.HTTPError) -> ControlError:
+    if isinstance(error, httpx.HTTPStatusError):
+        detail = f"{error.response.status_code} {error.response.text[:200]}"
+    else:
+        detail = f"{type(error).__name__} {error}"
+    return ControlError(f"SuperLink could not {what}: {' '.join(detail.split())}")
+
+
+__all__ = ["ControlError", "Node", "SuperLinkControl", "build_bundle"]

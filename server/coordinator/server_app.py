@@ -1,0 +1,143 @@
+"""The ServerApp of a federation over a network, as Flower's superexec starts it.
+
+Everything it needs lies in the run folder, whose path it gets from the environment: Flower may start it any number of
+times, and it goes on from the last finished round. Only one at a time works on a run. It never loads torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from common.audit import AuditLog
+from common.config.federation import FederationConfig, load_federation
+from common.errors import FedvoxError
+from common.plan.plan import Plan
+from server.progress.event_stream import ProgressWriter
+from server.release.model import save_released_model
+from server.release.summary import write_summary
+from server.rounds.round_log import contributors
+from server.rounds.round_loop import FederationError, Link, Patience, RoundLoop
+from server.rounds.weight_transfer import GatewaySignals, GatewayTransfer
+from server.run_store.folder import RunFolder, RunState, now
+from server.run_store.gateway_folder import GatewayFolder
+from server.run_store.locks import APP_LOG, RUN_VARIABLE, only_app, registered_names
+
+log = logging.getLogger("fedvox.server")
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Runs what is left of the federation whose run folder the environment names."""
+    folder = RunFolder.open(Path(os.environ[RUN_VARIABLE]))
+    with only_app(folder.path, context.run_id):
+        _log_to(folder.path / APP_LOG)
+        try:
+            run_federation(grid, folder)
+        except Exception:
+            log.exception("the server app ends")
+            raise
+
+
+def _log_to(file: Path) -> None:
+    """Writes this process's log to a file: Flower keeps what is printed to itself."""
+    handler = logging.FileHandler(file, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+
+
+def run_federation(grid: Grid, folder: RunFolder) -> None:
+    """Runs what is left of a federation, releases its model, and writes its summary.
+
+    A federation that cannot go on is stopped, with the reason in its summary; any other error is raised, and whoever
+    started this tries again.
+    """
+    config = load_federation(folder.path / "federation.yaml")
+    plan = Plan.model_validate_json((folder.path / "plan.json").read_bytes())
+    observer = AuditedProgress(folder.path)
+    try:
+        _run_rounds(grid, folder, config, plan, observer)
+    except FederationError as error:
+        observer.message(str(error))
+        write_summary(folder, config, plan, "stopped", str(error))
+        return
+    except FedvoxError as error:
+        observer.message(str(error))
+        raise
+    _release(folder, config, plan)
+    write_summary(folder, config, plan, "finished", None)
+
+
+class AuditedProgress(ProgressWriter):
+    """Progress for the display, and for the audit log what was asked of whom and what came of it."""
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(run)
+        self._audit = AuditLog(run / "audit.jsonl")
+
+    def round_started(self, round: int, phase: str) -> None:
+        """A round begins."""
+        self._audit.append("round_started", round=round, phase=phase)
+        super().round_started(round, phase)
+
+    def round_done(self, line: Mapping[str, Any]) -> None:
+        """A round is finished."""
+        about_site = ("status", "reason", "examples", "epsilon", "sha256")
+        sites = {name: {key: site[key] for key in about_site} for name, site in line["sites"].items()}
+        counts = {key: line[key] for key in ("round", "phase", "bytes_up", "bytes_down")}
+        self._audit.append("round_done", **counts, sites=sites)
+        super().round_done(line)
+
+
+def _run_rounds(grid: Grid, folder: RunFolder, config: FederationConfig, plan: Plan, observer: ProgressWriter) -> None:
+    state = folder.load_state()
+    layout = folder.layout(0 if state is None else state.round)
+    if state is None:
+        state = RunState(run=secrets.token_hex(8), digest=config.digest(), started=now())
+        folder.commit(state)
+        folder.event("started", run=state.run, engine="network")
+    elif not state.finished:
+        folder.event("resumed", round=state.round)
+        observer.message(f"going on after round {state.round} of {config.rounds}")
+    sites = set(registered_names(folder.path).values())
+    patience = Patience()
+    if config.network is not None:
+        network = config.network
+        silence = network.silence_deadline_seconds
+        patience = Patience(network.round_deadline_seconds, silence, min(patience.offline_seconds, silence))
+
+    def name_of(node: int) -> str | None:
+        return registered_names(folder.path).get(node)
+
+    gateway = GatewayFolder(folder.path.resolve())
+    gateway.make()
+    link = Link(
+        GatewayTransfer(gateway, config.transport.download),
+        names=name_of,
+        patience=patience,
+        signals=GatewaySignals(gateway),
+    )
+    RoundLoop(config, layout, set(plan.labels), len(sites), folder, observer, link).run(grid)
+
+
+def _release(folder: RunFolder, config: FederationConfig, plan: Plan) -> None:
+    state = folder.load_state()
+    if state is None or not state.finished:
+        raise FedvoxError(f"{folder.path}: the rounds did not finish")
+    number = state.released_round
+    sites = contributors(folder.read_rounds(), number)
+    save_released_model(folder, config, plan, state, number, sites)
+    weights = folder.path / "model" / "model.safetensors"
+    with weights.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    AuditLog(folder.path / "audit.jsonl").append("model_released", round=number, sites=sites, sha256=digest)

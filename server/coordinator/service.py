@@ -1,0 +1,233 @@
+"""A federation's server over a network: brings its processes up, keeps them up, and sees the federation to its end.
+
+Four processes besides this one: Flower's SuperLink on the loopback interface, Flower's superexec, which starts the
+server app (``server.coordinator.server_app``), and the gateway in front (``server.gateway``). All of them may be
+killed at any time; the run folder holds what is needed to go on. The gateway may run by itself, in a container of its
+own: it then shares the run folder and the loopback interface.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.audit import AuditLog
+from common.config.federation import FederationConfig
+from common.config.network import Kit, read_kit
+from common.errors import FedvoxError
+from common.plan.plan import Plan
+from common.system.flower import check_flower_version
+from common.system.supervisor import Child, Supervisor, free_port
+from server.coordinator.control_client import ControlError, SuperLinkControl, build_bundle
+from server.coordinator.node_registry import Registration
+from server.coordinator.run_watchdog import FlowerRun, outcome_of
+from server.coordinator.startup import (
+    Listen,
+    check_certificate,
+    check_port,
+    default_listen,
+    draw_first_weights,
+    flower_processes,
+    forget_messages,
+    gateway_process,
+    make_run_folder,
+    read_federation,
+    take_over_run,
+)
+from server.progress.display import ProgressDisplay
+from server.progress.event_stream import ProgressReader
+from server.release.summary import write_summary
+from server.reporting.report import write_report
+from server.run_store.folder import RunFolder
+from server.run_store.gateway_folder import GatewayFolder
+from server.run_store.live_status import NetworkStatus, write_network_status
+from server.run_store.locks import kill_app, only_start
+
+LOOK_SECONDS = 1.0
+SYNC_SECONDS = 3.0
+STATUS_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class StartOptions:
+    """What the command line decides.
+
+    kit: the server's kit. run: the run folder. listen: where sites reach the gateway; None is the kit's port on all of
+    the machine's addresses, or the kit's address alone where that is a loopback address.
+    gateway: whether to start one; False where it runs by itself.
+    health: where SuperLink tells its health by gRPC (host:port); empty is nowhere.
+    """
+
+    kit: Path
+    run: Path
+    listen: Listen | None = None
+    gateway: bool = True
+    health: str = ""
+
+
+def start(options: StartOptions, display: ProgressDisplay) -> Path:
+    """Runs a federation to its end, or goes on with it.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        FedvoxError: something it needs is missing, or the federation cannot go on.
+        KeyboardInterrupt: somebody stopped it; what is finished stays, and it can be started again.
+    """
+    check_flower_version()
+    kit = read_kit(options.kit, "server")
+    config = read_federation(options.kit, kit)
+    check_certificate(options.kit, options.gateway, display.message)
+    listen = options.listen or default_listen(kit)
+    make_run_folder(options.run)
+    with only_start(options.run):
+        folder = take_over_run(options.run, options.kit, config)
+        if outcome_of(options.run) == "finished":
+            display.message(f"{options.run} is finished; nothing is left to do")
+            return write_report(options.run)
+        (options.run / "summary.json").unlink(missing_ok=True)
+        if options.gateway:
+            check_port(listen)
+        # Before all else is started, for it needs much memory.
+        draw_first_weights(options.run)
+        run, port = folder.path.resolve(), free_port()
+        gateway = GatewayFolder(run)
+        gateway.make()
+        gateway.set_superlink(port)
+        children = flower_processes(run, port, options.health)
+        if options.gateway:
+            children.append(gateway_process(run, options.kit.resolve(), listen))
+        return _Server(kit, config, folder, options.kit.resolve(), port, children, display).run()
+
+
+class _Server:
+    """One start of a federation's server."""
+
+    def __init__(
+        self,
+        kit: Kit,
+        config: FederationConfig,
+        folder: RunFolder,
+        kit_folder: Path,
+        port: int,
+        children: Sequence[Child],
+        display: ProgressDisplay,
+    ) -> None:
+        run = folder.path.resolve()
+        self._kit = kit
+        self._config = config
+        self._folder = folder
+        self._display = display
+        self._port = port
+        self._audit = AuditLog(run / "audit.jsonl")
+        self._registration = Registration(kit_folder, run, self._audit, display.message)
+        self._flower_run = FlowerRun(run, build_bundle(config), self._audit, display.message)
+        self._progress = ProgressReader(run, display)
+        self._supervisor = Supervisor(children, self._on_event)
+        self._control: SuperLinkControl | None = None
+        self._looked = self._synced = self._stated = float("-inf")
+        self._trouble = ""
+
+    def run(self) -> Path:
+        """Runs until the federation is over; leaves a summary and a report however it ends."""
+        network = self._config.network
+        sites = sorted(network.sites) if network else []
+        self._display.start(self._config.name, self._config.rounds, sites)
+        self._audit.append("server_started", endpoint=self._kit.endpoint, digest=self._kit.digest)
+        # An app that outlived a server that was killed.
+        kill_app(self._folder.path)
+        reason = None
+        try:
+            self._supervisor.start()
+            while self._flower_run.outcome is None:
+                self._tick()
+                time.sleep(0.1)
+            self._progress.poll()
+        except FedvoxError as error:
+            reason = str(error)
+            raise
+        finally:
+            self._end(reason)
+            report = write_report(self._folder.path)
+        self._raise_if_stopped()
+        return report
+
+    def _tick(self) -> None:
+        self._supervisor.poll()
+        self._progress.poll()
+        states = self._supervisor.states()
+        now = time.monotonic()
+        if states["superlink"]["state"] == "ready" and now - self._looked >= LOOK_SECONDS:
+            self._look()
+            self._looked = time.monotonic()
+        if now - self._stated >= STATUS_SECONDS:
+            self._write_status(running=True)
+            self._stated = now
+
+    def _look(self) -> None:
+        try:
+            self._control = self._control or SuperLinkControl(self._port)
+            if time.monotonic() - self._synced >= SYNC_SECONDS:
+                self._registration.sync(self._control)
+                self._synced = time.monotonic()
+            self._flower_run.tick(self._control)
+            self._trouble = ""
+        except ControlError as error:
+            if str(error) != self._trouble:
+                self._trouble = str(error)
+                self._display.message(self._trouble)
+
+    def _end(self, reason: str | None) -> None:
+        # First the record: it must not be lost if somebody loses patience while the processes end.
+        outcome = self._flower_run.outcome
+        if outcome is None:
+            # Nobody writes to the run folder any more.
+            kill_app(self._folder.path)
+            plan = Plan.model_validate_json((self._folder.path / "plan.json").read_bytes())
+            write_summary(self._folder, self._config, plan, "stopped" if reason else "interrupted", reason)
+        if self._control is not None:
+            self._control.close()  # SuperLink waits for open connections before it ends
+        self._supervisor.stop()
+        if outcome is not None:
+            forget_messages(self._folder.path)
+        self._audit.append("server_stopped", outcome=outcome or ("stopped" if reason else "interrupted"))
+        self._write_status(running=False)
+
+    def _raise_if_stopped(self) -> None:
+        if self._flower_run.outcome == "stopped":
+            raise FedvoxError(f"the federation was stopped: {self._progress.last_message or 'see the report'}")
+
+    def _on_event(self, name: str, what: str) -> None:
+        self._folder.event("process", name=name, what=what)
+        if what not in ("started", "ready", "stopped"):
+            self._display.message(f"{name}: {what}")
+
+    def _write_status(self, *, running: bool) -> None:
+        sites = {}
+        for name in sorted({*self._registration.online, *(self._config.network.sites if self._config.network else ())}):
+            step, steps = self._progress.steps.get(name, (None, None))
+            connected = running and self._registration.online.get(name, False)
+            status = self._progress.done.get(name)
+            sites[name] = {"connected": connected, "step": step, "steps": steps, "status": status}
+        doing = self._doing() if running else (self._flower_run.outcome or "interrupted")
+        write_network_status(
+            self._folder.path,
+            NetworkStatus(
+                running=running,
+                written="",
+                doing=doing,
+                endpoint=self._kit.endpoint,
+                processes=self._supervisor.states(),
+                sites=sites,
+                submissions=self._flower_run.submissions,
+            ),
+        )
+
+    def _doing(self) -> str:
+        if self._progress.round is not None:
+            final = self._progress.phase == "evaluate"
+            return "final evaluation" if final else f"round {self._progress.round} of {self._config.rounds}"
+        return self._progress.last_message or "starting"

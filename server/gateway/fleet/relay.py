@@ -1,0 +1,197 @@
+"""``POST /v1/fleet/METHOD``: relays a site's calls to SuperLink, and holds questions for messages.
+
+Two things are noted on the way, for the server app and for later calls: to which node a message went, before it goes,
+and that SuperLink has the whole of a reply. SuperLink says which objects of an announced reply it lacks. If it lacks
+none, either it has all, or it refused the reply, which it does not say: then every object is asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import httpx
+
+from server.flower import (
+    PROTOBUF_MEDIA_TYPE,
+    ProtobufError,
+    PullMessagesResponse,
+    PullObjectRequest,
+    PullObjectResponse,
+    PushMessagesResponse,
+    PushObjectResponse,
+)
+from server.gateway.answers import Answer
+from server.gateway.fleet.announcements import Announcements
+from server.gateway.fleet.long_poll import Bells, Waiting
+from server.gateway.fleet.rules import FleetCall, FleetRules, objects_of
+from server.gateway.identity import Site
+from server.gateway.refusals import RefusedError
+from server.run_store.gateway_folder import GatewayFolder
+
+ASK_AGAIN_SECONDS = 5.0
+"""After which SuperLink is asked for a message again, though nobody rang."""
+SUPERLINK_SECONDS = 30.0
+"""For one answer of SuperLink's."""
+_CONNECTIONS = 32
+_IDLE_SECONDS = 2.5
+"""After which a connection to SuperLink is not used again. SuperLink closes it after 5, maybe just then."""
+log = logging.getLogger("fedvox.gateway")
+T = TypeVar("T")
+
+
+class Fleet:
+    """Speaks to SuperLink for sites. ``open`` comes before anything else.
+
+    Args:
+        folder: of the gateway.
+        longest_wait: seconds for which a question for messages may wait.
+    """
+
+    def __init__(self, folder: GatewayFolder, longest_wait: float) -> None:
+        self._folder = folder
+        self._longest_wait = longest_wait
+        self._announcements = Announcements()
+        self._rules = FleetRules(folder, self._announcements)
+        self._bells = Bells(folder)
+        # One thread: the rules are read and written in it alone.
+        self._rule_thread = ThreadPoolExecutor(1, "rules")
+        self._background: set[asyncio.Task[None]] = set()
+
+    def open(self) -> None:
+        """Begins to look at bells. To be called in the event loop."""
+        limits = httpx.Limits(max_connections=_CONNECTIONS, keepalive_expiry=_IDLE_SECONDS)
+        self._client = httpx.AsyncClient(trust_env=False, timeout=SUPERLINK_SECONDS, limits=limits)
+        self._background.add(asyncio.create_task(self._bells.run()))
+
+    def stop_waiting(self) -> None:
+        """Lets all questions for messages be answered at once, from now on."""
+        self._bells.stop()
+
+    async def close(self) -> None:
+        """Closes the connections to SuperLink."""
+        for task in self._background:
+            task.cancel()
+        await self._client.aclose()
+        self._rule_thread.shutdown(wait=False, cancel_futures=True)
+
+    async def relay(
+        self, site: Site, method: str, headers: Mapping[str, str], body: bytes, gone: Callable[[], Awaitable[None]]
+    ) -> Answer:
+        """SuperLink's answer to a call.
+
+        Args:
+            site: that signed the request.
+            method: of Fleet, one of ``fleet_rules.METHODS``.
+            headers: of the request; those of Flower's go with the call.
+            body: of the request.
+            gone: returns when the client has hung up.
+
+        Raises:
+            RefusedError: the site may not make this call, or SuperLink does not answer.
+        """
+        call = await self._by_rules(lambda: self._rules.admit(site, method, headers, body))
+        passed = {name: value for name, value in headers.items() if name.startswith("flwr-") or name == "accept"}
+        passed["content-type"] = PROTOBUF_MEDIA_TYPE
+        try:
+            if method == "pull-messages":
+                response = await self._pull(call, passed, _wish(headers.get("prefer", "")), gone)
+            else:
+                response = await self._ask(method, call.content, passed)
+            if response.status_code == 200 and method == "push-messages":
+                await self._note_announced(call, response.content, passed)
+            elif response.status_code == 200 and method == "push-object":
+                await self._note_stored(call, response.content)
+        except (httpx.HTTPError, httpx.InvalidURL, ProtobufError) as error:
+            log.warning("SuperLink does not answer %s: %s", method, type(error).__name__)
+            raise RefusedError(503, "superlink") from None
+        kind = response.headers.get("content-type", "application/octet-stream")
+        return Answer(response.status_code, {"content-type": kind}, response.content)
+
+    async def _ask(self, method: str, content: bytes, headers: Mapping[str, str]) -> httpx.Response:
+        port = self._folder.superlink()
+        if port is None:
+            raise RefusedError(503, "superlink")
+        url = f"http://127.0.0.1:{port}/v1/fleet/{method}"
+        return await self._client.post(url, content=content, headers=dict(headers))
+
+    async def _pull(
+        self, call: FleetCall, headers: Mapping[str, str], wish: float, gone: Callable[[], Awaitable[None]]
+    ) -> httpx.Response:
+        deadline = time.monotonic() + min(wish, self._longest_wait)
+        with self._bells.waiting(call.node) as entry:
+            watching = asyncio.ensure_future(_end_when(gone, entry)) if wish else None
+            try:
+                while True:
+                    entry.look()
+                    response = await self._ask(call.method, call.content, headers)
+                    left = deadline - time.monotonic()
+                    if await self._hands_out(call, response) or response.status_code != 200 or left <= 0:
+                        return response
+                    if not entry.is_over:
+                        await entry.wait(min(left, ASK_AGAIN_SECONDS))
+                    # Not asked once more: what SuperLink then handed out might reach nobody.
+                    if entry.is_over:
+                        return response
+            finally:
+                if watching is not None:
+                    watching.cancel()
+
+    async def _hands_out(self, call: FleetCall, response: httpx.Response) -> bool:
+        """Whether an answer holds a message; if so, it is noted."""
+        if response.status_code != 200 or not response.content:
+            return False
+        answer = PullMessagesResponse.FromString(response.content)
+        for message, tree in zip(answer.messages_list, answer.message_object_trees, strict=False):
+            await self._by_rules(lambda m=message, t=tree: self._rules.note_handed_out(call.node, m, t))  # type: ignore[misc]
+        return len(answer.messages_list) > 0
+
+    async def _note_announced(self, call: FleetCall, content: bytes, headers: Mapping[str, str]) -> None:
+        answer = PushMessagesResponse.FromString(content)
+        [message], [tree] = call.request.messages_list, call.request.message_object_trees
+        reply_to = message.metadata.reply_to_message_id
+        if answer.objects_to_push:
+            wanted = set(answer.objects_to_push)
+            await self._by_rules(lambda: self._announcements.begin(call.node, answer.session_id, reply_to, wanted))
+        elif await self._has_all(call, message.metadata.run_id, objects_of(tree), headers):
+            await self._by_rules(lambda: self._folder.note_reply(reply_to))
+
+    async def _has_all(self, call: FleetCall, run: int, objects: list[str], headers: Mapping[str, str]) -> bool:
+        """Whether SuperLink has all objects of a reply; asked as the site, whose proof of itself is a moment old."""
+        for identity in objects:
+            request = PullObjectRequest(node=call.request.node, run_id=run, object_id=identity)
+            response = await self._ask("pull-object", request.SerializeToString(), headers)
+            if response.status_code != 200 or not PullObjectResponse.FromString(response.content).object_available:
+                return False
+        return True
+
+    async def _note_stored(self, call: FleetCall, content: bytes) -> None:
+        if not PushObjectResponse.FromString(content).stored:
+            return
+        request = call.request
+
+        def note() -> None:
+            answered = self._announcements.note_stored(call.node, request.session_id, request.object_id)
+            if answered is not None:
+                self._folder.note_reply(answered)
+
+        await self._by_rules(note)
+
+    async def _by_rules(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._rule_thread, work)
+
+
+async def _end_when(gone: Callable[[], Awaitable[None]], entry: Waiting) -> None:
+    await gone()
+    entry.end()
+
+
+def _wish(prefer: str) -> float:
+    """Seconds that ``prefer: wait=SECONDS`` asks for; 0 without."""
+    name, _, number = prefer.partition("=")
+    is_number = number.isascii() and number.isdecimal() and len(number) <= 4
+    return float(number) if name.strip() == "wait" and is_number else 0.0

@@ -1,0 +1,1 @@
+"""What a privacy budget means for a federation, before anything is trained."""

@@ -1,0 +1,1 @@
+"""What people watch during a run, on a terminal or as plain lines."""

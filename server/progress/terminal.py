@@ -1,0 +1,238 @@
+"""Live progress on a terminal; imported only when there is one, so that Rich costs nothing elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from threading import RLock
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from server.formatting import format_seconds
+from server.progress.wording import RoundTimes, number_text, one_line, round_summary, seconds_text, site_summary
+
+
+@dataclass
+class _SiteRow:
+    """What the terminal's table shows of one site."""
+
+    state: str = "waiting"
+    step: int = 0
+    steps: int = 0
+    loss: object = None
+    dice: object = None
+    previous_dice: object = None
+    epsilon: object = None
+
+
+class TerminalProgress:
+    """A display on a terminal: a table of sites above a bar for the whole run, redrawn four times a second.
+
+    Args:
+        console: Rich's console of the terminal.
+        clock: seconds that only ever rise.
+    """
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._lock = RLock()
+        self._live: Live | None = None
+        self._closed = False
+        self._times = RoundTimes()
+        self._name = ""
+        self._round = 0
+        self._rounds_done = 0
+        self._phase = ""
+        self._rows: dict[str, _SiteRow] = {}
+        self._stage: tuple[str, int, int] | None = None
+        self._started_at = clock()
+        self._round_started_at = self._started_at
+
+    def start(self, name: str, rounds: int, sites: Sequence[str]) -> None:
+        """Shows the empty table of sites."""
+        with self._lock:
+            self._name, self._times = name, RoundTimes(rounds)
+            self._round, self._rounds_done, self._phase, self._stage = 0, 0, "", None
+            self._rows = {site: _SiteRow() for site in sites}
+            self._started_at = self._round_started_at = self._clock()
+        self._show()
+
+    def stage(self, text: str, done: int, total: int) -> None:
+        """Shows a bar, until it is full."""
+        with self._lock:
+            self._stage = None if done >= total else (text, done, total)
+        self._show()
+
+    def round_started(self, round: int, phase: str) -> None:
+        """Sets all sites to waiting."""
+        with self._lock:
+            self._round, self._phase, self._stage = round, phase, None
+            self._rounds_done = round - 1
+            self._round_started_at = self._clock()
+            for row in self._rows.values():
+                row.state, row.step, row.steps = "waiting", 0, 0
+        self._show()
+
+    def site_started(self, round: int, site: str, steps: int) -> None:
+        """Shows that the site is at work."""
+        with self._lock:
+            self._round, row = round, self._rows.setdefault(site, _SiteRow())
+            row.state, row.step, row.steps = "training" if steps else "evaluating", 0, steps
+        self._show()
+
+    def site_step(self, round: int, site: str, step: int, steps: int, loss: float | None) -> None:
+        """Moves the site's bar."""
+        with self._lock:
+            self._round, row = round, self._rows.setdefault(site, _SiteRow())
+            row.state, row.step, row.steps = "training", step, steps
+            row.loss = row.loss if loss is None else loss
+
+    def site_done(self, round: int, site: str, line: Mapping[str, Any]) -> None:
+        """Shows the site's loss, Dice and privacy spent, or what went wrong."""
+        with self._lock:
+            self._round, row = round, self._rows.setdefault(site, _SiteRow())
+            if line.get("status", "ok") == "ok":
+                row.state, row.step = f"done, {seconds_text(line)}", row.steps
+                row.loss = row.loss if line.get("train_loss") is None else line["train_loss"]
+                row.previous_dice, row.dice = row.dice, line.get("mean_dice")
+                row.epsilon = line.get("epsilon")
+            else:
+                row.state = site_summary(line)
+        self._show()
+
+    def round_done(self, line: Mapping[str, Any]) -> None:
+        """Leaves a line above the display."""
+        with self._lock:
+            self._times.add(line)
+            self._rounds_done = int(line["round"])
+            self._round_started_at = self._clock()
+        final = self._rounds_done > self._times.rounds
+        name = "final evaluation" if final else f"round {self._rounds_done}/{self._times.rounds}"
+        self.message(f"{name}: {round_summary(line)}, {seconds_text(line)}")
+
+    def message(self, text: str) -> None:
+        """Leaves the text above the display."""
+        # Not under our lock: Rich takes its own first and then draws, which takes ours.
+        live = self._live
+        if live is not None:
+            live.refresh()
+        self._console.print(_lines(text), markup=False, highlight=False)
+
+    def close(self) -> None:
+        """Draws the last state once more, and gives the cursor back."""
+        with self._lock:
+            live, self._live, self._closed = self._live, None, True
+        if live is not None:
+            live.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _show(self) -> None:
+        """Starts drawing at the first thing that there is to show; later calls find it running."""
+        with self._lock:
+            if self._live is None and not self._closed:
+                self._live = Live(
+                    console=self._console,
+                    get_renderable=self._render,
+                    refresh_per_second=4,
+                    # What is printed to a pipe must not turn up on the terminal instead.
+                    redirect_stdout=sys.stdout.isatty(),
+                    redirect_stderr=sys.stderr.isatty(),
+                )
+                self._live.start(refresh=True)
+
+    def _render(self) -> RenderableType:
+        with self._lock:
+            parts: list[RenderableType] = []
+            if self._rows:
+                parts += [self._sites_table(), self._total_line()]
+            if self._stage is not None:
+                parts.append(_bar_line(*self._stage, note=f"{self._stage[1]}/{self._stage[2]}"))
+            return Group(*parts)
+
+    def _sites_table(self) -> RenderableType:
+        phase = {"train": f"round {self._round} of {self._times.rounds}", "evaluate": "final evaluation"}
+        title = f"{one_line(self._name)}  {phase.get(self._phase, '')}".rstrip()
+        table = Table(
+            box=None, pad_edge=False, padding=(0, 2, 0, 0), title=Text(title, style="bold"), title_justify="left"
+        )
+        table.add_column("site", no_wrap=True)
+        table.add_column("", no_wrap=True, min_width=16)
+        private = any(row.epsilon is not None for row in self._rows.values())
+        for column in ("steps", "loss", "Dice", "change", *(("epsilon",) if private else ())):
+            table.add_column(column, justify="right", no_wrap=True)
+        for name, row in self._visible_rows():
+            bar = ProgressBar(total=row.steps, completed=row.step, width=16) if row.state == "training" else None
+            table.add_row(
+                Text(one_line(name), overflow="ellipsis"),
+                bar if bar is not None else Text(one_line(row.state)),
+                f"{row.step}/{row.steps}" if row.steps else "",
+                number_text(row.loss),
+                number_text(row.dice),
+                _change(row),
+                *((number_text(row.epsilon),) if private else ()),
+            )
+        hidden = len(self._rows) - len(self._visible_rows())
+        if hidden:
+            table.add_row(Text(f"and {hidden} more", style="dim"))
+        return table
+
+    def _visible_rows(self) -> list[tuple[str, _SiteRow]]:
+        """As many rows as the terminal has room for: first the sites at work, then the others, in their order."""
+        room = max(self._console.height - 7, 3)
+        rows = list(self._rows.items())
+        if len(rows) <= room:
+            return rows
+        at_work = [entry for entry in rows if entry[1].state in ("training", "evaluating")]
+        kept = {name for name, _ in (at_work + [entry for entry in rows if entry not in at_work])[:room]}
+        return [entry for entry in rows if entry[0] in kept]
+
+    def _total_line(self) -> RenderableType:
+        rounds = max(self._times.rounds, 1)
+        in_round = sum(_share(row) for row in self._rows.values()) / len(self._rows) if self._running() else 0.0
+        now = self._clock()
+        note = f"{format_seconds(now - self._started_at)} so far"
+        left = self._times.left(self._rounds_done, now - self._round_started_at)
+        if left is not None and self._rounds_done < self._times.rounds:
+            note += f", about {format_seconds(left)} left"
+        return _bar_line("all rounds", min(self._rounds_done + in_round, rounds), rounds, note)
+
+    def _running(self) -> bool:
+        return self._phase == "train" and self._rounds_done < self._round
+
+
+def _lines(text: str) -> str:
+    return "\n".join(one_line(line) for line in text.splitlines())
+
+
+def _share(row: _SiteRow) -> float:
+    if row.state == "training":
+        return row.step / row.steps if row.steps else 0.0
+    return 0.0 if row.state in ("waiting", "evaluating") else 1.0
+
+
+def _change(row: _SiteRow) -> str:
+    if isinstance(row.dice, int | float) and isinstance(row.previous_dice, int | float):
+        return f"{row.dice - row.previous_dice:+.3f}"
+    return ""
+
+
+def _bar_line(text: str, done: float, total: float, note: str) -> RenderableType:
+    line = Table.grid(padding=(0, 2, 0, 0))
+    line.add_row(Text(one_line(text)), ProgressBar(total=total, completed=done, width=28), Text(note))
+    return line

@@ -1,0 +1,1 @@
+"""Kits, and the certificate authority behind them. Nothing here knows of rounds."""

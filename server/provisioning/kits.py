@@ -1,0 +1,370 @@
+"""Makes the kits of a federation: one for its server, one for each site, and the authority behind them.
+
+Everything lies in one folder. Running it again adds what is missing, follows changes of the federation file, renews
+certificates that are about to expire, and leaves every key as it is. ``authority/`` and the sites' kits hold private
+keys; the first never leaves the coordinator.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from common.certificates import (
+    AUTHORITY_FILE,
+    REVOCATIONS_FILE,
+    SERVER_CERTIFICATE_FILE,
+    SERVER_KEY_FILE,
+    SITE_CERTIFICATE_FILE,
+    SITE_KEY_FILE,
+    CertificateError,
+    key_fingerprint,
+    key_of,
+    load_key,
+    new_key,
+    private_pem,
+)
+from common.config.federation import FederationConfig
+from common.config.network import KIT_FILE, Kit, NetworkConfig
+from common.errors import ConfigError, OutputError
+from common.plan.plan import Plan
+from common.planning.resolve import plan_from_config
+from common.system.files import write_atomically
+from server.provisioning.certificate_authority import Authority, AuthorityError, read_request, write_private
+from server.provisioning.kit_readme import server_readme, site_readme
+from server.provisioning.site_register import Register, SiteRecord, read_register, write_register
+
+INITIAL_MODEL = "initial_model"
+PRIVATE_FILES = frozenset({SERVER_KEY_FILE, SITE_KEY_FILE})
+
+
+@dataclass
+class ProvisionReport:
+    """What was done: per site a word (``new``, ``changed``, ``as it was``, ``revoked``), and further remarks."""
+
+    out: Path
+    sites: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def as_text(self) -> str:
+        """A few lines for people."""
+        width = max(map(len, self.sites), default=0)
+        lines = [f"  {name:<{width}}  {what:<9}  {self.out / 'sites' / name}" for name, what in self.sites.items()]
+        return "\n".join([f"server: {self.out / 'server'}", "sites:", *lines, *self.notes])
+
+
+def provision(
+    config: FederationConfig, out: Path, requests: Sequence[Path] = (), renew: Sequence[str] = ()
+) -> ProvisionReport:
+    """Makes or completes a federation's kits.
+
+    Args:
+        config: the federation; its ``network`` says who takes part.
+        out: folder of all kits.
+        requests: signing requests of sites that make their own keys.
+        renew: sites that get a new key; the old one is revoked.
+
+    Raises:
+        ConfigError: the federation file leaves something open, or a site is not in it.
+        AuthorityError: a key, certificate or request cannot be used.
+        OutputError: the folder belongs to another federation, or cannot be written.
+    """
+    network = _network_of(config)
+    plan = plan_from_config(config)
+    initial_model = _initial_model(config, plan)
+    own_keys = dict(read_request(path) for path in requests)
+    for name in (*own_keys, *renew):
+        if name not in network.sites:
+            raise ConfigError(f"network.sites: has no site {name!r}; add it to the federation file first")
+    with _opened(out, config.name) as (authority, register):
+        report = ProvisionReport(out)
+        shared = {
+            AUTHORITY_FILE: authority.pem,
+            "federation.yaml": _as_in_kits(config).resolved().encode(),
+            "plan.json": (plan.model_dump_json(indent=2) + "\n").encode(),
+        }
+        register = register.with_listed(network.sites)
+        for name in network.sites:
+            register, made = _certified(authority, register, name, own_keys.get(name), name in renew, network, report)
+            record = register.sites[name]
+            if record.revoked:
+                report.sites[name] = "revoked"
+                report.notes.append(
+                    f"{name} was revoked on {record.revoked[:10]}; --renew {name} lets it in with a new key"
+                )
+                continue
+            report.sites[name] = _write_site_kit(out / "sites" / name, config, name, record, made, shared)
+            write_register(out / "authority", register)
+            report.notes += _what_to_send(report, name, record)
+        write_register(out / "authority", register)
+        _write_server_kit(out / "server", config, network, authority, shared | initial_model, register, report)
+    for name, record in sorted(register.sites.items()):
+        if not record.listed:
+            report.notes.append(f"{name} is not in the federation file any more: the server does not let it in")
+    return report
+
+
+def revoke(out: Path, site: str) -> list[str]:
+    """Revokes a site's key, and every certificate for it.
+
+    Returns:
+        What else is to be done, in words.
+
+    Raises:
+        ConfigError: there is no such site. OutputError: the folder holds no kits. AuthorityError: it is damaged.
+    """
+    register = read_register(out)
+    if site not in register.sites:
+        names = ", ".join(sorted(register.sites)) or "none"
+        raise ConfigError(f"{out}: no site {site!r} was provisioned (there are: {names})")
+    server = out / "server"
+    with _locked(out):
+        register = read_register(out).with_revoked(site)
+        write_register(out / "authority", register)
+        (server / "sites" / f"{site}.crt").unlink(missing_ok=True)
+        if server.is_dir():
+            _write_revocations(server, Authority.load(out / "authority"), register)
+    return [
+        f"{site} is revoked; a server that runs from {server} shuts it out within seconds",
+        f"if the server runs from a copy of that kit, delete sites/{site}.crt in the copy, and replace its "
+        f"{REVOCATIONS_FILE}",
+    ]
+
+
+def _as_in_kits(config: FederationConfig) -> FederationConfig:
+    """The federation with its initial model where the server's kit has it; sites have none, but know its hash."""
+    return config.model_copy(update={"initial_model": INITIAL_MODEL}) if config.initial_model else config
+
+
+def _initial_model(config: FederationConfig, plan: Plan) -> dict[str, bytes]:
+    """The files of the initial model, for the server's kit; empty if there is none.
+
+    Raises:
+        ConfigError: it is another network than the plan's. BundleError: it is damaged.
+    """
+    if config.initial_model is None:
+        return {}
+    # Late: it brings torch with it.
+    from server.rounds.initial_weights import first_weights
+
+    first_weights(config, plan)
+    folder = Path(config.initial_model)
+    return {f"{INITIAL_MODEL}/{name}": (folder / name).read_bytes() for name in ("model.safetensors", "model.json")}
+
+
+def _network_of(config: FederationConfig) -> NetworkConfig:
+    if config.network is None:
+        raise ConfigError("network: is missing; give network.address and network.sites (see deploy/examples)")
+    return config.network
+
+
+@contextlib.contextmanager
+def _opened(out: Path, federation: str) -> Iterator[tuple[Authority, Register]]:
+    """The authority and the register in ``out``, made on first use; nobody else provisions there meanwhile."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        strangers = [path.name for path in out.iterdir() if not path.name.startswith(".")]
+    except OSError as error:
+        raise OutputError(f"{out}: cannot be used: {error.strerror or error}; choose another --out") from None
+    with _locked(out):
+        folder = out / "authority"
+        if not folder.exists():
+            if strangers:
+                raise OutputError(f"{out}: holds something else than kits ({strangers[0]}); choose another --out")
+            with _new_folder(folder) as part:
+                part.chmod(0o700)
+                Authority.create(federation).save(part)
+                write_register(part, Register(federation=federation))
+        register = read_register(out)
+        if register.federation != federation:
+            raise OutputError(f"{out}: holds the kits of federation {register.federation!r}; choose another --out")
+        yield Authority.load(folder), register
+
+
+@contextlib.contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    lock = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which appears under its name only when it is complete."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+    try:
+        part.mkdir(parents=True)
+        yield part
+        part.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _certified(
+    authority: Authority,
+    register: Register,
+    name: str,
+    own_key: ec.EllipticCurvePublicKey | None,
+    renew: bool,
+    network: NetworkConfig,
+    report: ProvisionReport,
+) -> tuple[Register, ec.EllipticCurvePrivateKey | None]:
+    """The register in which a site has a good certificate, unless it is revoked; and its key, if one was made here."""
+    known = register.sites.get(name)
+    if own_key is not None:
+        _check_own_key(register, name, key_fingerprint(own_key))
+        if known is None or known.key != key_fingerprint(own_key):
+            certificate = authority.issue_to_site(name, own_key, network.certificate_days)
+            return register.with_certificate(name, certificate, "site"), None
+    elif known is None or renew:
+        key = new_key()
+        certificate = authority.issue_to_site(name, key.public_key(), network.certificate_days)
+        return register.with_certificate(name, certificate, "coordinator"), key
+    reason = authority.why_renew_site(known.x509) if known.revoked is None else None
+    if reason is None:
+        return register, None
+    old = known.x509
+    report.notes.append(
+        f"{name} has a new certificate for the same key: {reason}; the old one is valid until "
+        f"{old.not_valid_after_utc:%Y-%m-%d}"
+    )
+    certificate = authority.issue_to_site(name, key_of(old), network.certificate_days)
+    return register.with_certificate(name, certificate, known.made_by), None
+
+
+def _check_own_key(register: Register, name: str, key: str) -> None:
+    if key in register.revoked_keys:
+        raise AuthorityError(f"{name}: this key was revoked; let the site make a new one (fedvox-client request)")
+    owner = register.owner_of(key) or name
+    if owner != name:
+        raise AuthorityError(f"{name}: this is the key of {owner}; every site needs its own")
+
+
+def _write_site_kit(
+    folder: Path,
+    config: FederationConfig,
+    name: str,
+    record: SiteRecord,
+    key: ec.EllipticCurvePrivateKey | None,
+    shared: Mapping[str, bytes],
+) -> str:
+    """Writes a site's kit; ``key``: the one that was made for it just now."""
+    files = dict(shared) | {
+        SITE_CERTIFICATE_FILE: record.certificate.encode(),
+        "README.md": site_readme(config, name, record.made_by == "site").encode(),
+    }
+    if key is not None:
+        files[SITE_KEY_FILE] = private_pem(key)
+    files[KIT_FILE] = _kit(config, "site", name)
+    existed = folder.exists()
+    if record.made_by == "site" and not _has_key_of(folder, record):
+        # The site keeps its key to itself; one that was made for it before is void.
+        (folder / SITE_KEY_FILE).unlink(missing_ok=True)
+    changed = _write_kit(folder, files)
+    return ("changed" if changed else "as it was") if existed else "new"
+
+
+def _what_to_send(report: ProvisionReport, name: str, record: SiteRecord) -> list[str]:
+    """What the coordinator has to do with a site's kit, in words."""
+    folder = report.out / "sites" / name
+    if record.made_by == "coordinator" and not _has_key_of(folder, record):
+        if (folder / SITE_KEY_FILE).exists():
+            return [f"{folder / SITE_KEY_FILE} is not the key of {name}; --renew {name} makes a new one"]
+        if report.sites[name] == "new":
+            return [f"{folder} comes without the private key: if {name} has lost it, --renew {name} makes a new one"]
+    elif record.made_by == "coordinator" and report.sites[name] == "new":
+        return [f"send {folder} to {name} by a safe way: it holds its private key"]
+    return [] if report.sites[name] == "as it was" else [f"send {folder} to {name}"]
+
+
+def _has_key_of(folder: Path, record: SiteRecord) -> bool:
+    try:
+        return load_key(folder / SITE_KEY_FILE).public_key() == record.x509.public_key()
+    except CertificateError:
+        return False
+
+
+def _write_server_kit(
+    folder: Path,
+    config: FederationConfig,
+    network: NetworkConfig,
+    authority: Authority,
+    shared: Mapping[str, bytes],
+    register: Register,
+    report: ProvisionReport,
+) -> None:
+    hosts = [network.address, *network.other_addresses]
+    files = dict(shared) | {"README.md": server_readme(config).encode()}
+    reason = authority.why_renew(folder, hosts)
+    if reason is not None:
+        issued = authority.issue(hosts, network.certificate_days)
+        files |= {SERVER_KEY_FILE: issued.key, SERVER_CERTIFICATE_FILE: issued.certificate}
+        if folder.exists():
+            report.notes.append(f"the server has a new certificate: {reason}; restart it to use the new one")
+    admitted = {f"{name}.crt": record.certificate for name, record in register.admitted().items()}
+    files |= {f"sites/{file}": text.encode() for file, text in admitted.items()}
+    if not authority.is_current(folder / REVOCATIONS_FILE, register.void_certificates()):
+        files[REVOCATIONS_FILE] = authority.revocation_list(register.void_certificates())
+    files[KIT_FILE] = _kit(config, "server", None)
+    _write_kit(folder, files)
+    for file in (folder / "sites").glob("*.crt"):
+        if file.name not in admitted:
+            file.unlink(missing_ok=True)
+
+
+def _write_revocations(folder: Path, authority: Authority, register: Register) -> None:
+    write_atomically(folder / REVOCATIONS_FILE, authority.revocation_list(register.void_certificates()))
+
+
+def _write_kit(folder: Path, files: Mapping[str, bytes]) -> bool:
+    """Writes what differs, ``kit.yaml`` last; whether anything did."""
+    if not folder.exists():
+        with _new_folder(folder) as part:
+            part.chmod(0o700)
+            _write_files(part, files)
+        return True
+    try:
+        differing = {
+            name: content
+            for name, content in files.items()
+            if not (folder / name).is_file() or (folder / name).read_bytes() != content
+        }
+        _write_files(folder, differing)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be read or written: {error.strerror or error}") from None
+    return bool(differing)
+
+
+def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        (write_private if path.name in PRIVATE_FILES else write_atomically)(path, content)
+
+
+def _kit(config: FederationConfig, role: Literal["server", "site"], site: str | None) -> bytes:
+    network = _network_of(config)
+    kit = Kit(
+        role=role,
+        federation=config.name,
+        digest=config.digest(),
+        address=network.address,
+        port=network.port,
+        site=site,
+    )
+    return yaml.safe_dump(kit.model_dump(mode="json", exclude_none=True), sort_keys=False).encode()

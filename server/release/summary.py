@@ -1,0 +1,78 @@
+"""The summary of a run, from its run folder; Torch is not needed for it."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import safetensors
+
+import common
+from common.config.federation import FederationConfig, as_json
+from common.plan.plan import Plan
+from server.privacy.forecast import privacy_summary
+from server.run_store.folder import RunFolder, RunState, now
+
+
+def write_summary(folder: RunFolder, config: FederationConfig, plan: Plan, status: str, reason: str | None) -> None:
+    """Writes ``summary.json``, unless nothing was ever begun.
+
+    Args:
+        folder: of the run.
+        config, plan: of the federation.
+        status: ``finished``, ``stopped`` or ``interrupted``.
+        reason: why it was stopped.
+    """
+    state = folder.load_state()
+    if state is None:
+        return
+    about = {
+        "reason": reason,
+        "engine": "network",
+        "device": None,
+        "precision": config.training.precision,
+        "parameters": _parameters(folder, state),
+        "pooled": None,
+    }
+    folder.write_text("summary.json", as_json(summary_of(folder, state, config, plan, status) | about))
+
+
+def summary_of(folder: RunFolder, state: RunState, config: FederationConfig, plan: Plan, status: str) -> dict[str, Any]:
+    """What the summaries of all runs have, whoever ran them."""
+    best = None
+    if state.best_round is not None:
+        best = next((line for line in folder.read_rounds() if line["model_round"] == state.best_round), None)
+    return {
+        "name": config.name,
+        "status": status,
+        "rounds_planned": config.rounds,
+        "rounds_done": state.round,
+        "stopped_early": state.stopped_early,
+        "best_round": state.best_round,
+        "best_mean_dice": state.best_mean_dice,
+        "final_mean_dice": state.final_mean_dice,
+        "best_dice": best["dice"] if best else None,
+        "seconds": round(state.seconds, 1),
+        "started": state.started,
+        "finished": now(),
+        "seed": config.seed,
+        "versions": {
+            "fedvox": common.__version__,
+            "flwr": version("flwr"),
+            "torch": version("torch"),
+            "python": platform.python_version(),
+        },
+        "bytes_up": state.bytes_up,
+        "bytes_down": state.bytes_down,
+        "labels": {str(label): name for label, name in plan.labels.items()},
+        "privacy": privacy_summary(config),
+    }
+
+
+def _parameters(folder: RunFolder, state: RunState) -> int | None:
+    try:
+        with safetensors.safe_open(folder.checkpoint_path(state.round), framework="numpy") as stored:
+            return sum(int(stored.get_tensor(name).size) for name in stored.keys())  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError):
+        return None

@@ -1,0 +1,1 @@
+"""What people read after a run: reports, tables and figures, from the run folder alone."""

@@ -1,0 +1,54 @@
+"""What one run of a sweep reached, as it stands in ``sweep.json``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from common.errors import FedvoxError
+from server.run_store.record import RunRecord, as_number, read_run
+
+SWEEP_FILE = "sweep.json"
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Status, exact Dice of the released model, privacy spent and time of a run, finished or not.
+
+    Dice are those of ``validation.csv``, without the noise that a private run's own scores carry: mean over a site's
+    cases by label, then over labels, then over sites.
+
+    Returns:
+        JSON values: ``status``, ``mean_dice``, ``sites`` (site -> Dice), ``labels`` (name -> Dice), ``epsilon`` (of
+        the site that spent most), ``rounds``, ``seconds``; None where something is not known.
+    """
+    try:
+        run = read_run(folder)
+    except FedvoxError:
+        run = RunRecord(folder)
+    by_site = {site.name: _by_label(run, site.name) for site in run.sites}
+    sites = {name: mean(scores.values()) for name, scores in by_site.items() if scores}
+    labels = {
+        name: mean(found)
+        for label, name in run.labels.items()
+        if (found := [scores[label] for scores in by_site.values() if label in scores])
+    }
+    spent = [part.epsilon for line in run.rounds for part in line.sites.values() if part.epsilon is not None]
+    finished = run.summary.get("status") == "finished"
+    return {
+        "status": str(run.summary.get("status", "waiting" if not run.rounds else "unfinished")),
+        "mean_dice": mean(sites.values()) if sites and finished else None,
+        "sites": sites if finished else {},
+        "labels": labels if finished else {},
+        "epsilon": max(spent, default=None),
+        "rounds": as_number(run.summary.get("rounds_done")),
+        "seconds": as_number(run.summary.get("seconds")),
+    }
+
+
+def _by_label(run: RunRecord, site: str) -> dict[int, float]:
+    scores: dict[int, list[float]] = {}
+    for case in run.cases:
+        if case.site == site and "dice" in case.metrics:
+            scores.setdefault(case.label, []).append(case.metrics["dice"])
+    return {label: mean(values) for label, values in scores.items()}

@@ -1,0 +1,172 @@
+"""The tables of the report, worked out from what a run left; numbers stay numbers, the page formats them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean, median, quantiles, stdev
+from typing import Any
+
+from common.formatting import fixed
+from server.run_store.record import CaseScore, RunRecord, as_number, as_scores
+
+NOTHING = "–"
+
+_METRICS = {
+    "hd95_mm": "95 % surface distance (HD95), mm",
+    "assd_mm": "average surface distance (ASSD), mm",
+    "nsd_at_1mm": "surface within 1 mm (NSD)",
+    "volume_error": "volume error",
+}
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any] | None:
+    if not values:
+        return None
+    return {
+        "mean": mean(values),
+        "sd": stdev(values) if len(values) > 1 else None,
+        "median": median(values),
+        "worst": min(values),
+        "count": len(values),
+    }
+
+
+def site_table(run: RunRecord, best_round: int | None) -> dict[str, Any]:
+    """Sites with Dice by label: spread over cases if they are known, else the site's own mean of the best round."""
+    line = run.line_of_model(best_round)
+    rows = []
+    for site in run.sites:
+        part = None if line is None else line.sites.get(site.name)
+        epsilons = [r.sites[site.name].epsilon for r in run.rounds if site.name in r.sites]
+        rows.append(
+            {
+                "name": site.name,
+                "train": site.train,
+                "validation": site.validation,
+                "differs": site.differs,
+                "spreads": [_spread(_dice_values(run, label, site.name)) for label in run.labels],
+                "means": [None if part is None else part.dice.get(label) for label in run.labels],
+                "epsilon": max((value for value in epsilons if value is not None), default=None),
+            }
+        )
+    return {
+        "rows": rows,
+        "total_train": sum(site.train or 0 for site in run.sites),
+        "total_validation": sum(site.validation or 0 for site in run.sites),
+        "total_spreads": [_spread(_dice_values(run, label, None)) for label in run.labels],
+        "has_cases": bool(run.cases),
+        "has_epsilon": any(row["epsilon"] is not None for row in rows),
+    }
+
+
+def _dice_values(run: RunRecord, label: int, site: str | None) -> list[float]:
+    return [
+        case.metrics["dice"]
+        for case in run.cases
+        if case.label == label and "dice" in case.metrics and site in (None, case.site)
+    ]
+
+
+def metric_table(run: RunRecord) -> dict[str, Any] | None:
+    """Median and quartiles of every other metric over all validation cases, by label."""
+    columns = [key for key in _METRICS if any(key in case.metrics for case in run.cases)]
+    if not columns:
+        return None
+    rows = []
+    for label, name in run.labels.items():
+        cases = [case for case in run.cases if case.label == label]
+        rows.append({"name": name, "cells": [_metric_cell(cases, key) for key in columns], "cases": len(cases)})
+    return {"columns": [_METRICS[key] for key in columns], "rows": rows}
+
+
+def _metric_cell(cases: Sequence[CaseScore], key: str) -> dict[str, Any]:
+    values = [case.metrics[key] for case in cases if key in case.metrics]
+    digits = 2 if key.endswith("_mm") and not key.startswith("nsd") else 3
+    if len(values) > 1:
+        low, middle, high = (fixed(value, digits) for value in quantiles(values, n=4, method="inclusive"))
+    else:
+        low, middle, high = "", fixed(values[0], digits) if values else NOTHING, ""
+    return {
+        "text": middle,
+        "range": f"{low} to {high}" if low else "",
+        "undefined": len(cases) - len(values),
+    }
+
+
+def pooled_table(run: RunRecord) -> dict[str, Any] | None:
+    """The federated model beside one trained on all data in one place."""
+    pooled = run.summary.get("pooled")
+    if not isinstance(pooled, dict):
+        return None
+    federated, together = as_scores(run.summary.get("best_dice")), as_scores(pooled.get("dice"))
+    pairs = [("mean", as_number(run.summary.get("best_mean_dice")), as_number(pooled.get("mean_dice")))]
+    pairs += [(name, federated.get(label), together.get(label)) for label, name in run.labels.items()]
+    return {
+        "rows": [
+            {
+                "name": name,
+                "federated": ours,
+                "pooled": theirs,
+                "difference": None if ours is None or theirs is None else fixed(ours - theirs, 3, signed=True),
+            }
+            for name, ours, theirs in pairs
+        ],
+        "federated_seconds": as_number(run.summary.get("seconds")),
+        "pooled_seconds": as_number(pooled.get("seconds")),
+    }
+
+
+def timing_table(run: RunRecord) -> dict[str, Any] | None:
+    """Median seconds of a training round by site and what they went into, and of whole rounds."""
+    rows = []
+    for site in run.sites:
+        parts = [line.sites[site.name] for line in run.training_rounds if site.name in line.sites]
+        timed = [part for part in parts if part.seconds is not None and part.status == "ok"]
+        if not timed:
+            continue
+        shares = [
+            median([getattr(part, f"seconds_{share}") or 0.0 for part in timed])
+            for share in ("data", "compute", "evaluate")
+        ]
+        whole = median([part.seconds or 0.0 for part in timed])
+        shares.append(max(whole - sum(shares), 0.0))
+        total = sum(shares) or 1.0
+        rows.append(
+            {
+                "name": site.name,
+                "median": whole,
+                "shares": [{"seconds": share, "percent": 100 * share / total} for share in shares],
+                "total": sum(part.seconds or 0.0 for part in timed),
+            }
+        )
+    rounds = [line.seconds for line in run.training_rounds if line.seconds is not None]
+    if not rows and not rounds:
+        return None
+    return {
+        "rows": rows,
+        "round": {"median": median(rounds), "fastest": min(rounds), "slowest": max(rounds)} if rounds else None,
+    }
+
+
+def absences(run: RunRecord) -> list[dict[str, str]]:
+    """Sites that took no part in some rounds, with the reason they gave."""
+    found: dict[tuple[str, str, str], list[int]] = {}
+    for line in run.rounds:
+        for name, part in line.sites.items():
+            if part.status != "ok":
+                found.setdefault((name, part.status, part.reason or ""), []).append(line.number)
+    return [
+        {"site": site, "status": status, "reason": reason or "no reason given", "rounds": _as_ranges(numbers)}
+        for (site, status, reason), numbers in found.items()
+    ]
+
+
+def _as_ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers as text: ``1, 3–5``."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1].append(number)
+        else:
+            spans.append([number])
+    return ", ".join(f"{span[0]}–{span[-1]}" if len(span) > 1 else str(span[0]) for span in spans)

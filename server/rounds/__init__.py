@@ -1,0 +1,1 @@
+"""From tasks to the next model: who takes part, what they are sent, which replies count."""

@@ -1,0 +1,280 @@
+"""Who takes part: sites come, say who they are, leave, and come back."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+
+from flwr.app import Message, MessageType
+from flwr.serverapp import Grid
+
+from common.errors import ProtocolError
+from common.protocol.codec import HELLO, ErrorCode, Hello, SiteInfo, from_record, pack, unpack_answer
+from server.rounds.exchange import Ask, Exchange, FederationError, NoReply, Patience
+from server.run_store.folder import RunFolder, RunState
+
+HELLO_SECONDS = 60.0  # a site at work does not fetch it, and is greeted anew until it does
+LONGEST_RETRY_SECONDS = 60.0
+LONGEST_SIT_OUT = 8
+FLOWER_UNAVAILABLE = {3, 4, 5}  # message, reply, node
+SITE_SAYS_NO = {
+    ErrorCode.WRONG_FEDERATION,
+    ErrorCode.NOT_APPROVED,
+    ErrorCode.PAUSED,
+    ErrorCode.WITHDRAWN,
+    ErrorCode.OUTSIDE_LIMITS,
+    ErrorCode.REFUSED_BY_SITE,
+    ErrorCode.PRIVACY_REQUIRED,
+    ErrorCode.PRIVACY_BUDGET,
+    ErrorCode.LEDGER,
+}
+# It says so only when it is asked to train, and the answer will hardly be another one in the next round.
+CANNOT_PAY = {ErrorCode.PRIVACY_BUDGET, ErrorCode.LEDGER}
+Names = Callable[[int], str | None]
+
+
+@dataclass
+class _Refused:
+    """A node that cannot take part for now."""
+
+    reason: str
+    retry_at: float
+    pause: float
+
+
+class Roster:
+    """The sites that are there and have said who they are.
+
+    Args:
+        grid, exchange: Flower's grid and the way to ask over it.
+        state: of the run; its quarantine is heeded.
+        expected: how many sites the federation has.
+        names: node -> the site's registered name, None for a node that is not registered. Without it a site is whom
+            it says it is, as in simulations.
+        patience: None for simulations: there all sites must be there and fit, from the beginning.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        exchange: Exchange,
+        state: RunState,
+        folder: RunFolder,
+        expected: int,
+        names: Names | None,
+        patience: Patience | None,
+    ) -> None:
+        self._grid = grid
+        self._exchange = exchange
+        self._state = state
+        self._folder = folder
+        self._expected = expected
+        self._names = names
+        self._patience = patience
+        self.present: dict[int, SiteInfo] = {}
+        self._greeted: dict[str, int] = {}
+        self._greeted_at: dict[str, float] = {}
+        self._refused: dict[int, _Refused] = {}
+        self._refreshed = -math.inf
+        self._absences: dict[str, int] = {}
+        self._back_in_round: dict[str, int] = {}
+
+    @property
+    def free(self) -> dict[int, SiteInfo]:
+        """All sites that are there and not in quarantine."""
+        return {node: info for node, info in self.present.items() if info.site not in self._state.quarantine}
+
+    def active(self, round_number: int, quorum: int) -> dict[int, SiteInfo]:
+        """The sites to ask in a round.
+
+        Quarantined ones are left out, and those that let several rounds in a row wait, or cannot pay for them with
+        their patients' privacy, sit out 1, 3, then 7 rounds, unless there are too few without them.
+        """
+        free = self.free
+        prompt = {node: info for node, info in free.items() if self._back_in_round.get(info.site, 0) <= round_number}
+        return prompt if len(prompt) >= quorum else free
+
+    def gather(self, quorum: int, say: Callable[[str], None]) -> None:
+        """Waits for all sites, or for the quorum and as long as ``patience`` allows for the others.
+
+        Raises:
+            FederationError: in a simulation, a site cannot take part or has another's name.
+        """
+        if self._patience is None:
+            self._gather_simulated()
+            return
+        began, said = time.monotonic(), -1
+        while True:
+            self.look()
+            here = len(self.free)
+            waited = time.monotonic() - began
+            if here >= self._expected - len(self._state.quarantine) and here >= quorum:
+                return
+            if here >= quorum and waited >= self._patience.gathering_seconds:
+                return
+            if here != said:
+                said = here
+                say(f"waiting for sites: {here} of {self._expected} are there, {quorum} are needed")
+            time.sleep(0.1)
+
+    def wait_for(self, quorum: int, say: Callable[[str], None], between: Callable[[], object]) -> None:
+        """Waits until the quorum is there; ``between`` is called now and then.
+
+        Raises:
+            FederationError: in a simulation, quarantine leaves too few.
+        """
+        said = -1
+        while (here := len(self.free)) < quorum:
+            if self._patience is None:
+                held = ", ".join(sorted(self._state.quarantine))
+                raise FederationError(f"sites that are left: {here}, needed: {quorum} (in quarantine: {held})")
+            if here != said:
+                said = here
+                say(f"waiting for sites: {here} are there, {quorum} are needed")
+                self._folder.event("waiting_for_quorum", present=here, needed=quorum)
+            time.sleep(0.1)
+            self.look()
+            between()
+
+    def look(self) -> None:
+        """As ``refresh``, but at most once in ``look_seconds``."""
+        if self._patience is not None and time.monotonic() - self._refreshed >= self._patience.look_seconds:
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Notices who left, greets who came, reads who answered; waits for nobody. Nothing to do in simulations."""
+        if self._patience is None:
+            return
+        self._refreshed = time.monotonic()
+        nodes = set(self._grid.get_node_ids())
+        for node in [node for node in self.present if node not in nodes]:
+            self._folder.event("site_left", site=self.present.pop(node).site)
+        for identity, node in list(self._greeted.items()):
+            reply = self._exchange.poll(identity)
+            if reply is not None:
+                self._forget([identity])
+                self._take_answer(node, reply)
+            elif time.monotonic() - self._greeted_at[identity] > HELLO_SECONDS:
+                self._forget([identity])
+        self._greet(nodes)
+
+    def lose(self, node: int, site: str, round_number: int, sits_out: bool) -> None:
+        """Takes a site off the roster; it must say who it is again, which it cannot while it is busy or hangs.
+
+        Args:
+            node, site: which.
+            round_number: the round that is under way.
+            sits_out: it let the round wait until the deadline, or cannot pay for it: it is asked less often.
+        """
+        if self._patience is None:
+            return
+        self.present.pop(node, None)
+        if sits_out:
+            self._absences[site] = self._absences.get(site, 0) + 1
+            self._back_in_round[site] = round_number + min(2 ** (self._absences[site] - 1), LONGEST_SIT_OUT)
+
+    def answered(self, node: int, info: SiteInfo) -> None:
+        """A site was in time; one that was offline meanwhile need not say again who it is."""
+        self._absences.pop(info.site, None)
+        self._back_in_round.pop(info.site, None)
+        if info.site in {other.site for other in self.present.values()}:
+            return
+        self.present[node] = info
+        self._forget([identity for identity, greeted in self._greeted.items() if greeted == node])
+
+    def _greet(self, nodes: Collection[int]) -> None:
+        now = time.monotonic()
+        known = {*self.present, *self._greeted.values()}
+        new = sorted(
+            node
+            for node in nodes
+            if node not in known and (node not in self._refused or self._refused[node].retry_at <= now)
+        )
+        for identity, ask in self._exchange.send(self._hellos(new), HELLO_SECONDS).items():
+            self._greeted[identity], self._greeted_at[identity] = ask.node, now
+
+    def _hellos(self, nodes: Iterable[int]) -> list[Ask]:
+        text = pack(Hello(self._state.run, self._state.digest))
+        return [Ask(node, text, f"{MessageType.QUERY}.{HELLO}", "0") for node in nodes]
+
+    def _forget(self, identities: Collection[str]) -> None:
+        self._exchange.forget(identities)
+        for identity in identities:
+            del self._greeted[identity], self._greeted_at[identity]
+
+    def _take_answer(self, node: int, reply: Message | NoReply) -> None:
+        reason = self._admit(node, reply)
+        if reason is None or self._patience is None:
+            self._refused.pop(node, None)
+            return
+        before = self._refused.get(node)
+        pause = self._patience.retry_seconds if before is None else min(2 * before.pause, LONGEST_RETRY_SECONDS)
+        self._refused[node] = _Refused(reason, time.monotonic() + pause, pause)
+        if before is None or before.reason != reason:
+            name = None if self._names is None else self._names(node)
+            self._folder.event("site_unusable", node=node, site=name, reason=reason)
+
+    def _admit(self, node: int, reply: Message | NoReply) -> str | None:
+        """Puts a site on the roster, or says why not."""
+        if isinstance(reply, NoReply):
+            return reply.value
+        if reply.has_error():
+            return error_name(reply)
+        try:
+            info = unpack_answer(from_record(reply.content))
+        except ProtocolError:
+            return "protocol"
+        if not isinstance(info, SiteInfo):
+            return "protocol"
+        if self._names is not None and self._names(node) != info.site:
+            return "wrong-site"
+        if info.site in {other.site for other in self.present.values()}:
+            return "name-in-use"
+        self.present[node] = info
+        self._folder.event("site_ready", site=info.site, train=info.train_examples, validation=info.validation_examples)
+        return None
+
+    def _gather_simulated(self) -> None:
+        nodes: list[int] = []
+        while len(nodes := sorted(self._grid.get_node_ids())) < self._expected:
+            time.sleep(0.1)
+
+        def take(node: int, reply: Message | NoReply) -> None:
+            if isinstance(reply, NoReply) or reply.has_error():
+                code = reply.value if isinstance(reply, NoReply) else error_name(reply)
+                self._folder.event("site_unusable", node=node, reason=code)
+                raise FederationError(f"a site cannot take part: {code}; its own log says why")
+            info = unpack_answer(from_record(reply.content))
+            assert isinstance(info, SiteInfo)  # noqa: S101 -- of our own app in this very process
+            self.present[node] = info
+
+        self._exchange.gather(self._exchange.send(self._hellos(nodes)), take)
+        names = sorted(info.site for info in self.present.values())
+        if len(set(names)) < len(names):
+            raise FederationError(f"two sites have the same name: {', '.join(names)}; names must differ")
+        self._folder.event("sites_ready", sites=names)
+
+
+def error_name(reply: Message) -> str:
+    """A code word of ours for an error reply; the reason that came with it is not repeated."""
+    try:
+        return ErrorCode(reply.error.code).name.lower().replace("_", "-")
+    except ValueError:
+        return f"flower-error-{reply.error.code}"
+
+
+def is_gone(reply: Message) -> bool:
+    """Whether an error reply is Flower's, because the site or its reply cannot be reached any more."""
+    return reply.error.code in FLOWER_UNAVAILABLE
+
+
+def cannot_pay(reply: Message) -> bool:
+    """Whether an error reply means that the site's privacy budget or ledger does not allow the round."""
+    return reply.error.code in CANNOT_PAY
+
+
+def says_no(reply: Message) -> bool:
+    """Whether an error reply means that the site does not want to take part for now."""
+    return reply.error.code in SITE_SAYS_NO

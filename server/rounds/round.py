@@ -1,0 +1,206 @@
+"""One round: a task to every site, and what becomes of the replies."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from flwr.app import Message, MessageType
+
+from common.config.federation import FederationConfig
+from common.errors import ProtocolError
+from common.protocol.codec import (
+    Refusal,
+    Result,
+    SiteInfo,
+    Task,
+    Vector,
+    from_record,
+    pack,
+    unpack_answer,
+)
+from common.weights.encoding import vector_bytes
+from common.weights.store import MissingWeightsError
+from server.rounds import round_log
+from server.rounds.admission import RefusedError, admit, judge_norms
+from server.rounds.exchange import Ask, Exchange, NoReply
+from server.rounds.roster import Roster, cannot_pay, error_name, is_gone, says_no
+from server.rounds.update_store import UpdateStore
+from server.rounds.weight_transfer import Published, WeightTransfer
+from server.run_store.folder import RunFolder, RunState
+from server.run_store.locks import UPDATES
+
+SiteDone = Callable[[str, Mapping[str, Any]], None]
+SiteStep = Callable[[str, int, int], None]
+
+
+class Round:
+    """Sends one task, checks the replies as they come, and knows at the end which of them count.
+
+    Args:
+        config: the federation.
+        labels: that every site must report a Dice for.
+        state: of the run, before this round.
+        folder: of the run; notes of accepted updates wait in it.
+        task: what is asked; each site also hears whether its last reply was refused.
+        sites: whom to ask, by node.
+        size: number of weights.
+        transfer: how weights travel.
+        site_done: hears of every entry, and again when an entry changes at the end of the round.
+
+    Attributes:
+        bytes_up, bytes_down: of weights; the kilobyte of words beside them is not counted.
+    """
+
+    def __init__(
+        self,
+        config: FederationConfig,
+        labels: set[int],
+        state: RunState,
+        folder: RunFolder,
+        task: Task,
+        sites: Mapping[int, SiteInfo],
+        size: int,
+        transfer: WeightTransfer,
+        site_done: SiteDone,
+    ) -> None:
+        self._config = config
+        self._labels = labels
+        self._state = state
+        self._folder = folder
+        self.task = task
+        self._sites = dict(sites)
+        self._size = size
+        self._transfer = transfer
+        self._site_done = site_done
+        self._started = time.perf_counter()
+        self.lines: dict[str, dict[str, Any]] = {}
+        self.refusals: dict[str, Refusal | None] = {}
+        self.bytes_up = 0
+        self.bytes_down = 0
+        self.updates = UpdateStore(folder.path / UPDATES, task.run, task.round, size, task.upload, transfer)
+
+    @property
+    def seconds(self) -> float:
+        """Since the round began."""
+        return time.perf_counter() - self._started
+
+    @property
+    def accepted(self) -> list[str]:
+        """Sites whose replies count, in a fixed order."""
+        return sorted(site for site, line in self.lines.items() if line["status"] == "ok")
+
+    def run(self, exchange: Exchange, roster: Roster, model: Published, seen: SiteStep) -> None:
+        """Asks all sites, waits for their replies, and judges the updates together."""
+        self.updates.open()
+        if self.task.train:
+            self._take_up_accepted()
+        asked = {node: info for node, info in self._sites.items() if info.site not in self.lines}
+        sent = self._send(exchange, asked, model)
+
+        def take(node: int, reply: Message | NoReply) -> None:
+            info = asked[node]
+            self._note(info.site, self._entry(reply, info))
+            error = None if isinstance(reply, NoReply) or not reply.has_error() else reply
+            if reply in (NoReply.MISSING, NoReply.SILENT) or (error is not None and is_gone(error)):
+                roster.lose(node, info.site, self.task.round, sits_out=True)
+            elif error is not None and says_no(error):
+                roster.lose(node, info.site, self.task.round, sits_out=cannot_pay(error))
+            else:
+                roster.answered(node, info)
+
+        exchange.gather(sent, take, lambda node, step, steps: seen(asked[node].site, step, steps), roster.look)
+        self._transfer.close_round()
+        if self.task.train:
+            self._judge(model.norm)
+
+    def mean_update(self, weight: Callable[[Result], float]) -> Iterator[tuple[slice, Vector]]:
+        """The weighted mean of the updates that count, part by part."""
+        updates = self.updates.updates
+        return self.updates.mean({site: weight(updates[site].result) for site in self.accepted})
+
+    def summary(self) -> dict[str, Any]:
+        """The round's line in ``rounds.jsonl``."""
+        return {
+            "round": self.task.round,
+            "phase": "train" if self.task.train else "evaluate",
+            "model_round": self.task.round - 1,
+            "seconds": round(self.seconds, 3),
+            "bytes_up": self.bytes_up,
+            "bytes_down": self.bytes_down,
+            **round_log.totals(self.lines, self._labels),
+            "sites": {site: self.lines[site] for site in sorted(self.lines)},
+        }
+
+    def _send(self, exchange: Exchange, asked: Mapping[int, SiteInfo], model: Published) -> dict[str, Ask]:
+        refused_last = self._state.refused_last
+        tasks = {
+            node: Task(**vars(self.task) | {"refused_last": refused_last.get(info.site)})
+            for node, info in asked.items()
+        }
+        by_site = {asked[node].site: task for node, task in tasks.items()}
+        self._transfer.open_tasks(by_site, vector_bytes(self._size, self.task.upload) if self.task.train else 0)
+        kind = MessageType.TRAIN if self.task.train else MessageType.EVALUATE
+        asks = [Ask(node, pack(task), kind, str(task.round), task.name) for node, task in tasks.items()]
+        self.bytes_down = len(asks) * model.bytes
+        return exchange.send(asks)
+
+    def _take_up_accepted(self) -> None:
+        """Counts what was accepted before a crash in this round, of sites that take part."""
+        here = {info.site for info in self._sites.values()}
+        for site, update in sorted(self.updates.updates.items()):
+            if site not in here:
+                self.updates.drop(site)
+                continue
+            self.bytes_up += update.size
+            self.refusals[site] = None
+            self._note(site, round_log.accepted(update.result, update.sha256))
+
+    def _entry(self, reply: Message | NoReply, info: SiteInfo) -> dict[str, Any]:
+        """Checks one reply and its update, and says what ``rounds.jsonl`` shall hold of it."""
+        if reply is NoReply.MISSING:
+            return round_log.not_counted("missing", "deadline", info, self._labels)
+        if reply is NoReply.SILENT:
+            return round_log.not_counted("missing", "silence", info, self._labels)
+        if isinstance(reply, NoReply):
+            return self._refuse(Refusal.PROTOCOL, info)
+        if reply.has_error():
+            return round_log.not_counted("failed", error_name(reply), info, self._labels)
+        try:
+            text = from_record(reply.content)
+            result = unpack_answer(text)
+            if not isinstance(result, Result):
+                raise ProtocolError("not the answer to a task")
+            admit(result, self.task, info, self._labels, self._config.training.local_steps, self._config.privacy)
+            # What the site's own log of what left says, too: the update's file or, without one, the whole reply.
+            sha256 = result.update or hashlib.sha256(text.encode()).hexdigest()
+            if result.update is not None:
+                self.bytes_up += self.updates.add(result, sha256).size
+        except ProtocolError:
+            return self._refuse(Refusal.PROTOCOL, info)
+        except MissingWeightsError:
+            return self._refuse(Refusal.MISSING_UPDATE, info)
+        except RefusedError as error:
+            return self._refuse(error.code, info)
+        self.refusals[info.site] = None
+        return round_log.accepted(result, sha256)
+
+    def _judge(self, length: float) -> None:
+        """Takes back updates that moved too far from weights of this norm, now that all are known."""
+        norms = {site: update.norm for site, update in self.updates.updates.items()}
+        infos = {info.site: info for info in self._sites.values()}
+        for site, reason in judge_norms(norms, self._state.norms, length, self._size).items():
+            self.updates.drop(site)
+            self._note(site, self._refuse(reason, infos[site]))
+
+    def _refuse(self, reason: Refusal, info: SiteInfo) -> dict[str, Any]:
+        self.refusals[info.site] = reason
+        return round_log.not_counted("refused", reason, info, self._labels)
+
+    def _note(self, site: str, line: dict[str, Any]) -> None:
+        self.lines[site] = line
+        if line["status"] != "ok":
+            self._folder.event("site_not_counted", round=self.task.round, site=site, reason=line["reason"])
+        self._site_done(site, line)

@@ -1,0 +1,78 @@
+"""What ``rounds.jsonl`` says of a round and of each of its sites."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
+
+from common.protocol.codec import Result, SiteInfo
+
+
+def accepted(result: Result, sha256: str | None) -> dict[str, Any]:
+    """The entry of a site whose reply is counted, with the SHA-256 of its update or, without one, of the reply."""
+    return {
+        "status": "ok",
+        "reason": None,
+        "examples": result.examples,
+        "validation_examples": result.validation_examples,
+        "steps": result.steps,
+        "train_loss": _known(result.train_loss),
+        "validation_loss": _known(result.validation_loss),
+        "mean_dice": _known(result.mean_dice),
+        "dice": {str(label): _known(result.dice[label]) for label in sorted(result.dice)},
+        "seconds": round(result.seconds, 3),
+        "seconds_data": round(result.seconds_data, 3),
+        "seconds_compute": round(result.seconds_compute, 3),
+        "seconds_evaluate": round(result.seconds_evaluate, 3),
+        "epsilon": _known(result.epsilon),
+        "sha256": sha256,
+    }
+
+
+def contributors(rounds: Iterable[Mapping[str, Any]], last: int) -> list[str]:
+    """Names of the sites of which an update was counted up to the round ``last``."""
+    trained = [line for line in rounds if line["phase"] == "train" and line["round"] <= last]
+    return sorted({name for line in trained for name, site in line["sites"].items() if site["status"] == "ok"})
+
+
+def not_counted(status: str, reason: str, info: SiteInfo, labels: Collection[int]) -> dict[str, Any]:
+    """The entry of a site that is not counted: nothing that it sent is repeated."""
+    empty = Result(
+        site=info.site,
+        run="",
+        round=0,
+        examples=info.train_examples,
+        validation_examples=info.validation_examples,
+        steps=0,
+        train_loss=math.nan,
+        validation_loss=math.nan,
+        dice=dict.fromkeys(labels, math.nan),
+        seconds=0.0,
+        seconds_data=0.0,
+        seconds_compute=0.0,
+        seconds_evaluate=0.0,
+    )
+    return accepted(empty, None) | {"status": status, "reason": reason}
+
+
+def totals(sites: Mapping[str, Mapping[str, Any]], labels: Collection[int]) -> dict[str, Any]:
+    """Means over the sites that are counted: Dice by label, and the training loss weighted by patients."""
+    counted = [line for line in sites.values() if line["status"] == "ok"]
+    losses = [(line["train_loss"], line["examples"]) for line in counted if line["train_loss"] is not None]
+    patients = sum(examples for _, examples in losses)
+    return {
+        "mean_dice": mean(line["mean_dice"] for line in counted),
+        "dice": {str(label): mean(line["dice"][str(label)] for line in counted) for label in sorted(labels)},
+        "train_loss": sum(loss * examples for loss, examples in losses) / patients if patients else None,
+    }
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Mean of what is known; None if nothing is."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value

@@ -1,0 +1,304 @@
+"""The Flower ServerApp: the round loop.
+
+One message per round and site: it carries the global weights, the site scores them on its own validation patients,
+trains, and answers with its update. So line ``r`` of ``rounds.jsonl`` holds the scores of the model that arrived in
+round ``r`` (the result of round ``r - 1``), and one evaluate-only message follows the last round.
+
+``state.json`` is committed after every round, and every accepted update lies in the run folder before the next one is
+looked at. Whatever is killed at whatever moment, the loop goes on from the last finished round.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from flwr.app import Context, Message
+from flwr.serverapp import Grid, ServerApp
+
+from common.config.federation import FederationConfig
+from common.formatting import counted
+from common.privacy.accounting import plan_privacy, score_deviation
+from common.protocol.codec import SiteInfo, Task, Vector, WeightLayout
+from common.weights.encoding import pieces_of
+from server.rounds import round_log
+from server.rounds.exchange import Exchange, FederationError, MessageMaker, Patience, Signals
+from server.rounds.quarantine import count_refusals, read_releases
+from server.rounds.roster import Names, Roster
+from server.rounds.round import Round
+from server.rounds.strategies.fedavg import FedAvg
+from server.rounds.weight_transfer import Published, WeightTransfer
+from server.run_store.folder import RunFolder, RunState
+
+STANDARD_DEVIATIONS = 2.0
+"""By which noise makes two scores differ once in twenty times."""
+
+
+class RoundObserver(Protocol):
+    """Who wants to see the rounds go by: a progress display."""
+
+    def round_started(self, round: int, phase: str) -> None:
+        """A round begins; ``phase`` is ``train`` or ``evaluate``."""
+
+    def site_done(self, round: int, site: str, line: Mapping[str, Any]) -> None:
+        """A site has answered; ``line`` is its entry in ``rounds.jsonl``. Comes again if the entry changes."""
+
+    def round_done(self, line: Mapping[str, Any]) -> None:
+        """A round is finished; ``line`` is what ``rounds.jsonl`` got."""
+
+    def message(self, text: str) -> None:
+        """Something worth a line happened."""
+
+
+@runtime_checkable
+class StepObserver(Protocol):
+    """An observer that also wants to know how far a site is."""
+
+    def site_step(self, round: int, site: str, step: int, steps: int, loss: float | None) -> None:
+        """A site says that it has done ``step`` of ``steps`` steps."""
+
+
+@dataclass(frozen=True)
+class Link:
+    """How the server reaches its sites.
+
+    transfer: the way of weights.
+    make_message: see ``MessageMaker``.
+    names: Flower node -> the site that registered its key; None where there is no registration (simulation).
+    patience, signals: None where all sites are there from beginning to end (simulation).
+    """
+
+    transfer: WeightTransfer
+    make_message: MessageMaker = Message
+    names: Names | None = None
+    patience: Patience | None = None
+    signals: Signals | None = None
+
+
+class RoundLoop:
+    """Runs a federation from its last committed round to its end.
+
+    Args:
+        config: the federation.
+        layout: of the model's weights.
+        labels: foreground label values that every site reports a Dice for.
+        sites: how many sites take part.
+        folder: where everything is kept; its ``state.json`` and checkpoint must exist.
+        observer: sees every reply and round.
+        link: how sites are reached.
+    """
+
+    def __init__(
+        self,
+        config: FederationConfig,
+        layout: WeightLayout,
+        labels: set[int],
+        sites: int,
+        folder: RunFolder,
+        observer: RoundObserver,
+        link: Link,
+    ) -> None:
+        self._config = config
+        self._layout = layout
+        self._labels = labels
+        self._sites = sites
+        self._folder = folder
+        self._observer = observer
+        self._link = link
+        self._strategy = FedAvg()
+
+    @property
+    def quorum(self) -> int:
+        """How many accepted updates a round needs."""
+        strategy = self._config.strategy
+        return max(strategy.min_sites, math.ceil(strategy.min_fraction * self._sites))
+
+    def run(self, grid: Grid) -> None:
+        """Runs all rounds that are left, then the evaluate-only message.
+
+        Raises:
+            FederationError: too few sites, or too many failed rounds in a row.
+        """
+        state = self._folder.load_state()
+        if state is None:
+            raise FederationError(f"{self._folder.path}: has no state.json; start a new run")
+        self._folder.rewind(state)
+        if state.finished:
+            return
+        link = self._link
+        exchange = Exchange(grid, link.make_message, link.patience, link.signals)
+        roster = Roster(grid, exchange, state, self._folder, self._sites, link.names, link.patience)
+        roster.gather(self.quorum, self._observer.message)
+        model = self._publish(state.round, self._parts(self._folder.map_checkpoint(state.round, self._layout)))
+        while state.round < self._config.rounds and not state.stopped_early:
+            model = self._train_round(exchange, roster, state, model)
+        if state.accepted_rounds == 0:
+            raise FederationError(f"no round had the {self.quorum} usable updates that it needs; there is no model")
+        self._final_evaluation(exchange, roster, state, model)
+
+    def _parts(self, weights: Vector) -> Iterator[Vector]:
+        for piece in pieces_of(self._layout.size, "float32"):
+            yield weights[piece.start : piece.start + piece.count]
+
+    def _publish(self, round_number: int, parts: Iterable[Vector]) -> Published:
+        """Makes weights that lie in a checkpoint, or will when ``parts`` were read, ready for the sites."""
+        checkpoint, offset = self._folder.checkpoint_values(round_number, self._layout)
+        return self._link.transfer.publish(parts, checkpoint, offset)
+
+    def _task(self, state: RunState, model: Published, train: bool) -> Task:
+        return Task(
+            run=state.run,
+            digest=state.digest,
+            round=state.round + 1,
+            rounds=self._config.rounds if train else state.round,
+            train=train,
+            model=model.model,
+            download=model.encoding,
+            upload=self._config.transport.upload,
+        )
+
+    def _train_round(self, exchange: Exchange, roster: Roster, state: RunState, model: Published) -> Published:
+        sites = self._wait_for_sites(roster, state)
+        task = self._task(state, model, train=True)
+        finished = self._run_round(exchange, roster, state, model, task, sites)
+        self._note_scores(finished, state)
+        weights = self._folder.map_checkpoint(state.round, self._layout)
+        if len(finished.accepted) >= self.quorum:
+            parts = self._next_weights(weights, finished)
+            state.norms |= {site: finished.updates.updates[site].norm for site in finished.accepted}
+            state.accepted_rounds += 1
+            state.failed_rounds = 0
+        else:
+            parts = self._parts(weights)
+            state.failed_rounds += 1
+            self._folder.event("round_failed", round=task.round, accepted=len(finished.accepted))
+        early_stop = self._config.early_stop
+        state.stopped_early = early_stop is not None and state.rounds_without_gain >= early_stop.patience
+        state.round = task.round
+        following = self._publish(state.round, self._folder.write_checkpoint(state.round, parts, self._layout))
+        self._commit(state, finished)
+        finished.updates.close()
+        if state.failed_rounds >= self._config.strategy.max_failed_rounds:
+            raise FederationError(
+                f"{counted(state.failed_rounds, 'round')} in a row had too few usable updates (strategy.min_sites, "
+                f"min_fraction); see the sites' reasons in {self._folder.path / 'rounds.jsonl'}"
+            )
+        return following
+
+    def _next_weights(self, weights: Vector, finished: Round) -> Iterator[Vector]:
+        for where, mean in finished.mean_update(self._strategy.weight):
+            yield self._strategy.next_weights(weights[where], mean)
+
+    def _final_evaluation(self, exchange: Exchange, roster: Roster, state: RunState, model: Published) -> None:
+        sites = self._wait_for_sites(roster, state)
+        task = self._task(state, model, train=False)
+        finished = self._run_round(exchange, roster, state, model, task, sites)
+        state.final_mean_dice = self._note_scores(finished, state)
+        state.finished = True
+        # Before the run is marked as finished, after which nobody would look for what a crash has left.
+        finished.updates.remove()
+        self._commit(state, finished)
+        self._folder.rewind(state)
+        self._folder.event("finished", rounds=state.round, best_round=state.best_round)
+
+    def _wait_for_sites(self, roster: Roster, state: RunState) -> dict[int, SiteInfo]:
+        def look_for_releases() -> None:
+            for site in read_releases(self._folder, state):
+                self._observer.message(f"{site} was released from quarantine")
+
+        look_for_releases()
+        roster.refresh()
+        roster.wait_for(self.quorum, self._observer.message, look_for_releases)
+        return roster.active(state.round + 1, self.quorum)
+
+    def _run_round(
+        self,
+        exchange: Exchange,
+        roster: Roster,
+        state: RunState,
+        model: Published,
+        task: Task,
+        sites: dict[int, SiteInfo],
+    ) -> Round:
+        number, observer = task.round, self._observer
+        observer.round_started(number, "train" if task.train else "evaluate")
+
+        def seen(site: str, step: int, steps: int) -> None:
+            if isinstance(observer, StepObserver):
+                observer.site_step(number, site, step, steps, None)
+
+        current = Round(
+            self._config,
+            self._labels,
+            state,
+            self._folder,
+            task,
+            sites,
+            self._layout.size,
+            self._link.transfer,
+            lambda site, line: observer.site_done(number, site, line),
+        )
+        current.run(exchange, roster, model, seen)
+        for site in count_refusals(self._folder, state, current.refusals):
+            observer.message(f"{site} was refused three times in a row and is not asked any more; release it to go on")
+        return current
+
+    def _note_scores(self, finished: Round, state: RunState) -> float | None:
+        """Mean validation Dice over sites of the model that was sent, and whether it is the best so far.
+
+        Scores of fewer sites than the quorum are shown but decide nothing.
+        """
+        counted = [finished.lines[site]["mean_dice"] for site in finished.accepted]
+        mean_dice = round_log.mean(counted)
+        if mean_dice is None or len(counted) < self.quorum:
+            return mean_dice
+        highest = state.best_mean_dice if state.highest_mean_dice is None else state.highest_mean_dice
+        gain = math.inf if highest is None else mean_dice - highest
+        early_stop = self._config.early_stop
+        enough = early_stop.min_delta if early_stop else 0.0
+        state.rounds_without_gain = 0 if gain > enough else state.rounds_without_gain + 1
+        if gain > 0:
+            state.highest_mean_dice = mean_dice
+        # Of models that noise alone may have told apart, the one that was trained longest.
+        if gain > 0 or gain > -self._explained_by_noise(finished):
+            state.best_round, state.best_mean_dice = state.round, mean_dice
+        return mean_dice
+
+    def _explained_by_noise(self, finished: Round) -> float:
+        """The largest usual difference of two mean Dice that noise alone makes; 0 where there is none."""
+        privacy = self._config.privacy
+        if privacy is None:
+            return 0.0
+        plan = plan_privacy(privacy, self._config.rounds, self._config.training.local_steps)
+        scored = [line for site in finished.accepted if (line := finished.lines[site])["mean_dice"] is not None]
+        deviation = score_deviation(plan, [line["validation_examples"] for line in scored])
+        return STANDARD_DEVIATIONS * math.sqrt(2) * deviation
+
+    def _commit(self, state: RunState, finished: Round) -> None:
+        line = finished.summary()
+        state.seconds += finished.seconds
+        state.bytes_up += finished.bytes_up
+        state.bytes_down += finished.bytes_down
+        self._folder.append_round(line)
+        self._folder.commit(state)
+        # The checkpoint of the last but one round stays until this one has been scored: it may be the best.
+        best = {state.best_round} if state.best_round is not None else set()
+        self._folder.keep_checkpoints({state.round, *best})
+        self._observer.round_done(line)
+
+
+def make_server_app(loop: Callable[[], RoundLoop]) -> ServerApp:
+    """A ServerApp that runs the loop that ``loop`` makes."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        del context
+        loop().run(grid)
+
+    return app
+
+
+__all__ = ["FederationError", "Link", "Patience", "RoundLoop", "RoundObserver", "StepObserver", "make_server_app"]

@@ -1,0 +1,287 @@
+"""What survives a crash: one folder a run.
+
+``state.json`` is the commit point of a round. It is replaced last, after the round's checkpoint and its line in
+``rounds.jsonl``; on resumption, lines and checkpoints beyond it are what a crash left behind, and are dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from common.errors import FedvoxError, OutputError
+from common.protocol.codec import Refusal, Vector, WeightLayout
+from common.system.files import write_atomically
+from common.weights.safetensors_file import float32_header, read_shapes
+from common.weights.store import MissingWeightsError, map_file, open_to_overwrite, write_all
+
+_SPARE = ".spare.part"
+FLUSH_BYTES = 8 * 2**20
+
+
+class RunError(FedvoxError):
+    """A run folder that cannot be used as asked."""
+
+
+class RunState(BaseModel):
+    """Everything the round loop needs to go on, besides the weights.
+
+    round: rounds that are finished; their result is checkpoint ``round``.
+    scored: the checkpoint that was scored last.
+    best_round, best_mean_dice: the checkpoint with the best mean validation Dice over sites so far; with noise on the
+        scores, the last one that is not clearly worse.
+    highest_mean_dice: of all checkpoints; differs from ``best_mean_dice`` with noise alone.
+    rounds_without_gain: scored checkpoints since one was better by the early stop's ``min_delta``.
+    accepted_rounds: finished rounds that changed the model; failed_rounds: those since, that had too few updates.
+    norms: site -> L2 norm of its last accepted update.
+    refusals: site -> replies refused in a row; refused_last: site -> why its last reply was refused.
+    quarantine: site -> why it is not asked any more.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int = 1
+    run: str
+    digest: str
+    started: str
+    round: int = 0
+    best_round: int | None = None
+    best_mean_dice: float | None = None
+    highest_mean_dice: float | None = None
+    final_mean_dice: float | None = None
+    rounds_without_gain: int = 0
+    accepted_rounds: int = 0
+    failed_rounds: int = 0
+    stopped_early: bool = False
+    finished: bool = False
+    seconds: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    norms: dict[str, float] = Field(default_factory=dict)
+    refusals: dict[str, int] = Field(default_factory=dict)
+    refused_last: dict[str, Refusal] = Field(default_factory=dict)
+    quarantine: dict[str, Refusal] = Field(default_factory=dict)
+
+    @property
+    def released_round(self) -> int:
+        """After which round the model is the one to release."""
+        return self.round if self.best_round is None else self.best_round
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: an existing folder, made by ``create`` or found by ``open``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path) -> RunFolder:
+        """Makes the folder; refuses one that holds something already.
+
+        Raises:
+            OutputError: it exists and is not empty, or cannot be made.
+        """
+        try:
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise OutputError(f"{path}: exists already; choose another --out, or go on with it by --resume")
+            (path / "checkpoints").mkdir(parents=True)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be made: {error.strerror or error}; choose another --out") from None
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run folder.
+
+        Raises:
+            RunError: there is none at ``path``.
+        """
+        if not (path / "federation.yaml").is_file():
+            raise RunError(f"{path}: is not a run folder (it has no federation.yaml); give the folder of a run")
+        return cls(path)
+
+    def write_text(self, name: str, content: str) -> None:
+        """Writes one of the run's files."""
+        write_atomically(self.path / name, content)
+
+    def load_state(self) -> RunState | None:
+        """The last committed state, or None before the first.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        file = self.path / "state.json"
+        if not file.exists():
+            return None
+        try:
+            return RunState.model_validate_json(file.read_bytes())
+        except (ValidationError, OSError):
+            raise RunError(f"{file}: is damaged; restore it from a backup, or start a new run") from None
+
+    def commit(self, state: RunState) -> None:
+        """Makes ``state`` the one to go on from."""
+        write_atomically(self.path / "state.json", state.model_dump_json(indent=2) + "\n")
+
+    def rewind(self, state: RunState) -> None:
+        """Drops what a crash left behind: lines and checkpoints of rounds that were not committed, and half files.
+
+        Safe to call at any time before the next round, and for a finished run.
+        """
+        rounds = state.round + 1 if state.finished else state.round
+        lines = self.read_rounds()
+        kept = [line for line in lines if line["round"] <= rounds]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+        file = self.path / "rounds.jsonl"
+        if file.exists() and file.read_text(encoding="utf-8") != text:
+            write_atomically(file, text)
+        best = {state.best_round} if state.best_round is not None else set()
+        self.keep_checkpoints({state.round, *best})
+        for half in [*self.path.glob(".*.part"), *(self.path / "checkpoints").glob(".*.part")]:
+            half.unlink(missing_ok=True)
+
+    def read_rounds(self) -> list[dict[str, Any]]:
+        """The lines of ``rounds.jsonl``; a last line that was cut in half is left out."""
+        file = self.path / "rounds.jsonl"
+        if not file.exists():
+            return []
+        lines = []
+        for text in file.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                break
+        return lines
+
+    def append_round(self, line: Mapping[str, Any]) -> None:
+        """Adds a line to ``rounds.jsonl``."""
+        self._append("rounds.jsonl", line)
+
+    def event(self, event: str, **details: Any) -> None:
+        """Adds a line to ``events.jsonl``."""
+        self._append("events.jsonl", {"time": now(), "event": event, **details})
+
+    def _append(self, name: str, line: Mapping[str, Any]) -> None:
+        file = self.path / name
+        try:
+            with file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError as error:
+            raise OutputError(f"{file}: cannot be written: {error.strerror or error}") from None
+
+    def checkpoint_path(self, round_number: int) -> Path:
+        """Where the model after ``round_number`` rounds lies; 0 is the model before the first."""
+        return self.path / "checkpoints" / f"round_{round_number:04d}.safetensors"
+
+    def write_checkpoint(self, round_number: int, parts: Iterable[Vector], layout: WeightLayout) -> Iterator[Vector]:
+        """Writes the global weights after a round, as safetensors, while ``parts`` of them pass through.
+
+        The file appears when the last part was read, and is on disk then. A checkpoint that is not needed any more is
+        written over: fresh pages of a file cost ten times as much as the writing.
+        """
+        path, header = self.checkpoint_path(round_number), _header(round_number, layout)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+        written = 0
+        try:
+            # Beside what is done with the parts; what the disk has already need not be waited for at the end.
+            with open_to_overwrite(temporary, path.with_name(_SPARE)) as file, ThreadPoolExecutor(1) as beside:
+                writing = beside.submit(_write_through, file, np.frombuffer(header, np.uint8))
+                for part in parts:
+                    writing.result()
+                    writing = beside.submit(_write_through, file, np.ascontiguousarray(part, "<f4").view(np.uint8))
+                    written += part.size
+                    yield part
+                writing.result()
+                if written != layout.size:
+                    raise RunError(f"{written} weights do not fit the plan's model, which has {layout.size}")
+                file.truncate(file.tell())
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written: {error.strerror or error}; free space") from None
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def save_checkpoint(self, round_number: int, weights: Vector, layout: WeightLayout) -> None:
+        """Writes the global weights after a round, as safetensors."""
+        for _ in self.write_checkpoint(round_number, [weights], layout):
+            pass
+
+    def layout(self, round_number: int) -> WeightLayout:
+        """Of the weights after a round, as the file says; whether it is that of the plan is for who can build a model.
+
+        Raises:
+            RunError: the file is missing or damaged.
+        """
+        file = self.checkpoint_path(round_number)
+        try:
+            return WeightLayout(read_shapes(file))
+        except (OSError, ValueError):
+            raise RunError(f"{file}: is missing or damaged; restore it from a backup, or start a new run") from None
+
+    def checkpoint_values(self, round_number: int, layout: WeightLayout) -> tuple[Path, int]:
+        """The file of the weights after a round, and the byte from which on they lie in it as one float32 vector."""
+        return self.checkpoint_path(round_number), len(_header(round_number, layout))
+
+    def map_checkpoint(self, round_number: int, layout: WeightLayout) -> Vector:
+        """The global weights after a round, read-only and mapped.
+
+        Raises:
+            RunError: the file is missing, damaged, or of another model.
+        """
+        file, header = self.checkpoint_path(round_number), _header(round_number, layout)
+        try:
+            with file.open("rb") as stream:
+                found = stream.read(len(header))
+            content = map_file(file, len(header))
+        except (OSError, MissingWeightsError):
+            content, found = np.empty(0, np.uint8), b""
+        if not found or content.size != 4 * layout.size:
+            raise RunError(f"{file}: is missing or damaged; restore it from a backup, or start a new run")
+        if found != header:
+            raise RunError(f"{file}: holds another model than plan.json describes; start a new run")
+        return content.view("<f4").astype(np.float32, copy=False)
+
+    def load_checkpoint(self, round_number: int, layout: WeightLayout) -> Vector:
+        """As ``map_checkpoint``, but it can be written to; that changes memory and not the file."""
+        self.map_checkpoint(round_number, layout)
+        file, offset = self.checkpoint_values(round_number, layout)
+        return np.memmap(file, "<f4", "c", offset, (layout.size,)).view(np.ndarray).astype(np.float32, copy=False)
+
+    def keep_checkpoints(self, rounds: set[int]) -> None:
+        """Removes all checkpoints but those of ``rounds``."""
+        kept = {self.checkpoint_path(number) for number in rounds}
+        for file in (self.path / "checkpoints").glob("round_*.safetensors"):
+            if file not in kept:
+                file.replace(file.with_name(_SPARE))
+
+
+def _write_through(file: BinaryIO, content: NDArray[np.uint8]) -> None:
+    write_all(file, content)
+    if file.tell() // FLUSH_BYTES > (file.tell() - content.size) // FLUSH_BYTES:
+        os.fdatasync(file.fileno())
+
+
+def _header(round_number: int, layout: WeightLayout) -> bytes:
+    """What a checkpoint begins with: after it comes the vector, in the order of the layout."""
+    return float32_header(layout.shapes, {"round": str(round_number)})

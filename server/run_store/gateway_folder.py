@@ -1,0 +1,242 @@
+"""The folder by which gateway, server app and ``start`` work together; each file is written by one of them.
+
+| file | written by | what it says |
+| --- | --- | --- |
+| ``nodes.json`` (in the run folder) | ``start`` | Flower node -> site |
+| ``superlink.json`` | ``start`` | port of SuperLink on the loopback interface |
+| ``sites/SITE/tasks/NAME.json`` | server app | what the site may fetch and send for a task |
+| ``sites/SITE/updates/SHA256`` | gateway | an update, whole and of this digest; ``.SHA256.part`` while it comes |
+| ``sites/SITE/heartbeat.json`` | gateway | the site's last sign of life |
+| ``messages/MESSAGE`` | gateway | a message that was handed to a node: to which, of which run, and its objects |
+| ``replies/MESSAGE`` | gateway | the whole reply to this message lies with SuperLink |
+| ``bells/NODE`` | server app | touched when there is a message for a node |
+| ``gateway.json`` | gateway | its process, where it listens, and since when |
+| ``refused.json`` | gateway | what was refused: site -> reason -> how often |
+
+Everything is written to a temporary name and renamed, and may be gone at any time: a run goes on without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from common.config.network import is_site_name
+from common.protocol.codec import is_sha256, is_task_name
+from common.protocol.messages import Heartbeat
+from common.system.files import cannot_write
+
+_MESSAGE = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class OpenTask:
+    """What a site may do for one task.
+
+    name: of the task. model: SHA-256 of the weights that it may fetch, which are ``size`` bytes from ``offset`` of
+    ``file``, a path in the run folder. update_bytes: size of the one update that it may send; 0 is none.
+    """
+
+    name: str
+    model: str
+    file: str
+    offset: int
+    size: int
+    update_bytes: int
+
+
+@dataclass(frozen=True)
+class HandedOut:
+    """A message of Flower's that went to a node.
+
+    node, run: Flower's numbers of the receiver and of the run. objects: identities of all that it is made of.
+    """
+
+    node: int
+    run: int = 0
+    objects: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class LastHeartbeat:
+    """A site's last sign of life; ``time``: when it came, seconds since the epoch by the server's clock."""
+
+    time: float
+    beat: Heartbeat
+
+
+class GatewayFolder:
+    """The files above, below ``gateway`` in a run folder.
+
+    Args:
+        run: the run folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.path = run / "gateway"
+
+    def make(self) -> None:
+        """Makes the folders.
+
+        Raises:
+            OutputError: they cannot be made.
+        """
+        try:
+            self.run.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for name in ("sites", "messages", "replies", "bells"):
+                (self.path / name).mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
+
+    # What ``start`` says.
+
+    def set_superlink(self, port: int) -> None:
+        """Says where SuperLink listens."""
+        _replace(self.path / "superlink.json", {"port": port})
+
+    def superlink(self) -> int | None:
+        """The port of SuperLink; None while nobody has said it."""
+        port = _read(self.path / "superlink.json").get("port")
+        return port if isinstance(port, int) else None
+
+    # What the server app asks.
+
+    def open_task(self, site: str, task: OpenTask) -> None:
+        """Lets a site fetch the task's model and send its update."""
+        _replace(self._site(site) / "tasks" / f"{task.name}.json", asdict(task))
+
+    def close_tasks(self, keep: frozenset[str] = frozenset()) -> None:
+        """Ends all tasks of all sites but those of these names; what is sent for the others is refused."""
+        for file in (self.path / "sites").glob("*/tasks/*.json"):
+            if file.stem not in keep:
+                file.unlink(missing_ok=True)
+
+    def open_tasks(self, site: str) -> list[OpenTask]:
+        """What a site may do now."""
+        folder = self._site(site) / "tasks"
+        found = [_read(file) for file in sorted(folder.glob("*.json"))]
+        return [task for content in found if (task := _task_of(content)) is not None]
+
+    def ring(self, node: int) -> None:
+        """Says that there is a message for a node."""
+        with contextlib.suppress(FileNotFoundError):
+            self.bell(node).touch()
+
+    def bell(self, node: int) -> Path:
+        """The file that ``ring`` touches."""
+        return self.path / "bells" / str(node)
+
+    # What sites sent.
+
+    def sites(self) -> list[str]:
+        """Sites that have been asked or have sent something."""
+        return sorted(path.name for path in (self.path / "sites").glob("*") if is_site_name(path.name))
+
+    def updates(self, site: str) -> Path:
+        """The folder of a site's updates."""
+        return self._site(site) / "updates"
+
+    def note_heartbeat(self, site: str, beat: Heartbeat) -> None:
+        """Keeps a site's sign of life."""
+        _replace(self._site(site) / "heartbeat.json", {"time": time.time(), "beat": asdict(beat)})
+
+    def heartbeat(self, site: str) -> LastHeartbeat | None:
+        """A site's last sign of life; None if there was none."""
+        content = _read(self._site(site) / "heartbeat.json")
+        try:
+            values = content["beat"]
+            beat = Heartbeat(tuple(values["tasks"]), str(values["task"]), int(values["step"]), int(values["steps"]))
+            return LastHeartbeat(float(content["time"]), beat)
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def note_handed_out(self, message: str, node: int, run: int = 0, objects: Iterable[str] = ()) -> None:
+        """Remembers which node a message went to, for its objects and its reply."""
+        _replace(self._message("messages", message), {"node": node, "run": run, "objects": list(objects)})
+
+    def handed_out(self, message: str) -> HandedOut | None:
+        """A message that went to a node; None if it went to none, or was forgotten."""
+        content = _read(self._message("messages", message))
+        try:
+            return HandedOut(int(content["node"]), int(content["run"]), tuple(map(str, content["objects"])))
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def receiver_of(self, message: str) -> int | None:
+        """The node that a message went to; None if it went to none."""
+        found = self.handed_out(message)
+        return None if found is None else found.node
+
+    def all_handed_out(self) -> dict[str, HandedOut]:
+        """All messages that went to nodes and are not forgotten."""
+        names = [path.name for path in (self.path / "messages").glob("*") if _MESSAGE.fullmatch(path.name)]
+        return {name: found for name in names if (found := self.handed_out(name)) is not None}
+
+    def note_reply(self, message: str) -> None:
+        """Says that the whole reply to a message lies with SuperLink."""
+        _replace(self._message("replies", message), {})
+
+    def has_reply(self, message: str) -> bool:
+        """Whether the whole reply to a message lies with SuperLink."""
+        return self._message("replies", message).exists()
+
+    def forget_message(self, message: str) -> None:
+        """Forgets a message and its reply: what a site still sends of it is refused."""
+        for folder in ("messages", "replies"):
+            self._message(folder, message).unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Removes everything: the run is over, and updates of sites lie in here."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _site(self, site: str) -> Path:
+        if not is_site_name(site):
+            raise ValueError("not the name of a site")
+        return self.path / "sites" / site
+
+    def _message(self, folder: str, message: str) -> Path:
+        if not _MESSAGE.fullmatch(message):
+            raise ValueError("not the identity of a message")
+        return self.path / folder / message
+
+
+def _task_of(content: dict[str, Any]) -> OpenTask | None:
+    try:
+        task = OpenTask(**content)
+    except TypeError:
+        return None
+    return task if is_task_name(task.name) and is_sha256(task.model) else None
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _replace(file: Path, content: dict[str, Any]) -> None:
+    # Not flushed to disk: after a loss of power all of this is asked and sent again.
+    with _reported(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+        temporary.replace(file)
+
+
+@contextlib.contextmanager
+def _reported(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(file, error) from None

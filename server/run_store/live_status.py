@@ -1,0 +1,68 @@
+"""``status.json``: what the server of a federation over a network last knew, for ``fedvox-server status``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from common.system.files import write_atomically
+from server.run_store.folder import now
+from server.run_store.locks import is_started
+
+STATUS_FILE = "status.json"
+
+
+@dataclass(frozen=True)
+class NetworkStatus:
+    """The processes and sites of a federation.
+
+    running: whether its server is alive. written: when the server said the rest.
+    doing: what it is at, in words. endpoint: where sites reach it.
+    processes: name -> state, as of ``Supervisor.states``. sites: name -> connected, and how far in this round.
+    submissions: how often the server app was started.
+    """
+
+    running: bool
+    written: str
+    doing: str
+    endpoint: str
+    processes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    sites: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    submissions: int = 0
+
+    def as_lines(self) -> list[str]:
+        """A few lines for people."""
+        if not self.running:
+            return [f"the server is not running (last sign {self.written}, {self.doing})"]
+        lines = [f"the server is running at {self.endpoint}: {self.doing} ({self.written})"]
+        for name, process in self.processes.items():
+            restarts = f", restarted {process['restarts']} times" if process.get("restarts") else ""
+            lines.append(f"  {name}: {process['state']}{restarts}")
+        for name, site in self.sites.items():
+            parts = ["connected" if site["connected"] else "not connected"]
+            if site.get("steps"):
+                parts.append(f"step {site['step']} of {site['steps']}")
+            if site.get("status"):
+                parts.append(f"this round: {site['status']}")
+            lines.append(f"  {name}: {', '.join(parts)}")
+        return lines
+
+
+def write_network_status(run: Path, status: NetworkStatus) -> None:
+    """Writes what the server knows now."""
+    write_atomically(run / STATUS_FILE, json.dumps(asdict(status) | {"written": now()}, indent=2) + "\n")
+
+
+def read_network_status(run: Path) -> NetworkStatus | None:
+    """What is known of a run's server; None if the run is not one over a network.
+
+    Whether it is running comes from its lock, not from what it wrote: a server that was killed wrote nothing more.
+    """
+    try:
+        content = json.loads((run / STATUS_FILE).read_text(encoding="utf-8"))
+        return NetworkStatus(**content | {"running": is_started(run)})
+    except (OSError, ValueError, TypeError):
+        return None

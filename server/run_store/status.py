@@ -1,0 +1,84 @@
+"""How far a run is, from its folder alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import yaml
+
+from common.formatting import counted
+from server.formatting import format_best, scores_are_noised
+from server.run_store.folder import RunFolder
+from server.run_store.live_status import NetworkStatus, read_network_status
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """The state of a run.
+
+    status: ``finished``, ``stopped``, ``interrupted``, or ``unfinished`` for a run without a summary; ``running`` and
+        ``not running`` for an unfinished one over a network.
+    network: the processes and sites of a run over a network; None for a simulation.
+    """
+
+    name: str
+    status: str
+    rounds_done: int
+    rounds_planned: int
+    best_round: int | None
+    best_mean_dice: float | None
+    last_mean_dice: float | None
+    sites: dict[str, str]
+    seconds: float
+    noised: bool = False
+    network: NetworkStatus | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def as_text(self) -> str:
+        """A few lines for people."""
+        lines = [
+            f"{self.name}: {self.status}, {self.rounds_done} of {counted(self.rounds_planned, 'round')}, "
+            f"{self.seconds:.0f} s"
+        ]
+        if self.best_mean_dice is not None:
+            lines.append(format_best(self.best_mean_dice, self.best_round or 0, self.noised))
+        if self.sites:
+            lines.append("last finished round:")
+        lines += [f"  {name}: {status}" for name, status in self.sites.items()]
+        if self.network is not None and (self.network.running or self.status != "finished"):
+            lines += self.network.as_lines()
+        return "\n".join(lines)
+
+
+def describe_run(folder: RunFolder) -> RunStatus:
+    """Reads a run folder; what is not there yet is left empty."""
+    config = yaml.safe_load((folder.path / "federation.yaml").read_text(encoding="utf-8"))
+    state = folder.load_state()
+    rounds = folder.read_rounds()
+    summary = folder.path / "summary.json"
+    status = json.loads(summary.read_text(encoding="utf-8"))["status"] if summary.exists() else "unfinished"
+    network = read_network_status(folder.path)
+    if network is not None and status == "unfinished":
+        status = "running" if network.running else "not running"
+    last = rounds[-1] if rounds else {"mean_dice": None, "sites": {}}
+    return RunStatus(
+        name=config["name"],
+        status=status,
+        rounds_done=state.round if state else 0,
+        rounds_planned=config["rounds"],
+        best_round=state.best_round if state else None,
+        best_mean_dice=state.best_mean_dice if state else None,
+        last_mean_dice=last["mean_dice"],
+        sites={
+            name: site["status"] + (f" ({site['reason']})" if site["reason"] else "")
+            for name, site in last["sites"].items()
+        },
+        seconds=state.seconds if state else 0.0,
+        noised=scores_are_noised(config),
+        network=network,
+    )

@@ -1,0 +1,171 @@
+"""What happens before the first round of a simulation: data, fingerprint, plan, sites, preprocessed scans."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from common.config.federation import FederationConfig, PhantomConfig, as_json
+from common.errors import ConfigError
+from common.formatting import counted
+from common.imaging.cache.case_cache import CaseCache
+from common.imaging.datasets.dataset import Dataset, find_dataset, with_patients
+from common.imaging.datasets.patients_csv import read_patients
+from common.imaging.phantoms.dataset import write_phantom_dataset
+from common.plan.plan import Plan
+from common.planning.fingerprint import Fingerprint, fingerprint_dataset
+from common.planning.resolve import resolve_plan
+from common.seeds import seed_of
+from server.progress.display import ProgressDisplay
+from server.run_store.folder import RunFolder
+from server.simulation.partition import SitePartition, make_partition
+
+PHANTOMS = "phantoms"
+
+
+def find_or_make_data(config: FederationConfig, data: Path | None, folder: RunFolder, display: ProgressDisplay) -> Path:
+    """The dataset folder: the one that was given, or phantoms made in the run folder.
+
+    Raises:
+        ConfigError: none was given, and the federation file asks for no phantoms.
+    """
+    if data is not None:
+        return data
+    phantom = config.simulation.phantom if config.simulation else None
+    if phantom is None:
+        raise ConfigError(
+            "--data: is missing; give the folder of a dataset (with imagesTr/ and labelsTr/, or images/ and labels/), "
+            "or add simulation.phantom: {} to the federation file, which makes synthetic volumes"
+        )
+    root = folder.path / PHANTOMS
+    if not (root / "sites.csv").exists():
+        count = sum(phantom.cases_per_site)
+        display.message(f"no data given: making {counted(count, 'phantom')} (synthetic volumes, not patients)")
+        _make_phantoms(root, phantom)
+    return root
+
+
+def _make_phantoms(root: Path, phantom: PhantomConfig) -> None:
+    write_phantom_dataset(
+        root, phantom.cases_per_site, phantom.seed, phantom.shape, phantom.anatomy, phantom.spacing_mm
+    )
+
+
+def plan_and_partition(
+    config: FederationConfig, data: Path, folder: RunFolder, cache: Path | None, display: ProgressDisplay
+) -> None:
+    """Writes ``plan.json`` and ``partition.json``, and fills the cache with what training will read.
+
+    Raises:
+        ConfigError: the configuration does not fit the data.
+        DataError: a scan cannot be used.
+    """
+    dataset, plan, partition = examine(config, data, cache, display)
+    _fill_cache(config, dataset, plan, partition, cache, display)
+    folder.write_text("plan.json", as_json(plan))
+    folder.write_text("partition.json", as_json(partition))
+
+
+def find_simulated_dataset(config: FederationConfig, data: Path) -> Dataset:
+    """The dataset of a simulation, its cases with their patients.
+
+    Raises:
+        DataError: the folder or its table of patients cannot be used.
+    """
+    dataset = find_dataset(data)
+    table = config.simulation.patients if config.simulation else None
+    if table is None:
+        return dataset
+    names = [case.name for case in dataset.cases]
+    patients = read_patients(data / table.file, names, (), table.column, table.case_column)
+    return replace(dataset, cases=tuple(with_patients(dataset.cases, patients)))
+
+
+def examine(
+    config: FederationConfig, data: Path, cache: Path | None, display: ProgressDisplay
+) -> tuple[Dataset, Plan, SitePartition]:
+    """What follows from the data before any scan is preprocessed: the plan, and which cases are where.
+
+    Raises:
+        ConfigError: the configuration does not fit the data.
+        DataError: a scan cannot be used.
+    """
+    if config.simulation is None:
+        raise ConfigError("simulation: is missing")
+    dataset = find_simulated_dataset(config, data)
+    labels = _labels_of(config, dataset)
+    workers = os.cpu_count() or 1
+
+    def measured(done: int, total: int) -> None:
+        display.stage("reading scans", done, total)
+
+    fingerprint = fingerprint_dataset(dataset.cases, labels, workers, measured, cache)
+    if fingerprint.missing_labels:
+        value = fingerprint.missing_labels[0]
+        raise ConfigError(f"labels.{value}: no case in {data} has label {value} ({labels[value]}); remove it")
+    plan = resolve_plan(config, fingerprint, config.channels or dataset.channels, labels)
+    names = [case.name for case in dataset.cases]
+    volumes = {
+        name: sum(values[index] for values in fingerprint.label_volumes_ml.values()) for index, name in enumerate(names)
+    }
+    simulation = config.simulation
+    owners = {case.name: case.owner for case in dataset.cases}
+    partition = make_partition(simulation.partition, data, names, volumes, config.seed, owners)
+    return dataset, plan, _say_what_differs(partition, fingerprint, names)
+
+
+def _labels_of(config: FederationConfig, dataset: Dataset) -> dict[int, str]:
+    labels = config.labels or dataset.labels
+    if not labels:
+        raise ConfigError(f"labels: is missing, and {dataset.root} declares none; add labels: {{1: name, ...}}")
+    if sorted(labels) != list(range(1, len(labels) + 1)):
+        raise ConfigError(f"labels: must be 1, 2, 3, ... without gaps, not {', '.join(map(str, sorted(labels)))}")
+    unlabelled = [case for case in dataset.cases if case.label is None]
+    if unlabelled:
+        raise ConfigError(
+            f"{dataset.root}: case {unlabelled[0].name} has no label map; training needs one for every case"
+        )
+    return labels
+
+
+def _say_what_differs(partition: SitePartition, fingerprint: Fingerprint, names: Sequence[str]) -> SitePartition:
+    """Adds each site's median spacing, intensity and labelled volume to what its method says of it."""
+    index = {name: position for position, name in enumerate(names)}
+    volumes = np.sum(list(fingerprint.label_volumes_ml.values()), axis=0)
+    sites = {}
+    for name, site in partition.sites.items():
+        members = [index[case] for case in (*site.train, *site.validation)]
+        spacing = " x ".join(f"{mm:.3g}" for mm in np.median([fingerprint.spacings[i] for i in members], axis=0))
+        words = [site.differs, f"{spacing} mm", f"labelled volume {np.median(volumes[members]):.3g} ml"]
+        if bright := [fingerprint.medians[i][0] for i in members if fingerprint.medians[i]]:
+            words.append(f"intensity within labels {np.median(bright):.3g}")
+        sites[name] = site.model_copy(update={"differs": "; ".join(word for word in words if word)})
+    return partition.model_copy(update={"sites": sites})
+
+
+def _fill_cache(
+    config: FederationConfig,
+    dataset: Dataset,
+    plan: Plan,
+    partition: SitePartition,
+    cache: Path | None,
+    display: ProgressDisplay,
+) -> None:
+    """Preprocesses every case once, on all cores; without a cache folder the sites do it when they are opened."""
+    if cache is None:
+        return
+    cases = {case.name: case for case in dataset.cases}
+    store = CaseCache(cache, plan.preprocessing, plan.labels)
+    done, total = 0, len(dataset.cases)
+    for name, site in partition.sites.items():
+        members = [cases[case] for case in (*site.train, *site.validation)]
+
+        def prepared(count: int, _: int, before: int = done) -> None:
+            display.stage("preparing scans", before + count, total)
+
+        store.prepare(members, os.cpu_count() or 1, prepared, site.shift, seed_of(config.seed, name))
+        done += len(members)

@@ -1,0 +1,251 @@
+"""One simulated federation from its file to its report: prepare, run, release, compare, report."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from flwr.serverapp import ServerApp
+
+from common.config.federation import FederationConfig, as_json
+from common.errors import ConfigError, FedvoxError
+from common.imaging.cache.case_cache import CachedCase
+from common.plan.plan import Plan
+from common.system.devices import choose_device
+from server.privacy.forecast import privacy_summary, verdict_text
+from server.progress.display import ProgressDisplay
+from server.release import validation
+from server.release.model import save_released_model
+from server.release.summary import summary_of
+from server.reporting.report import write_report
+from server.rounds.initial_weights import first_weights, weight_layout
+from server.rounds.round_loop import Link, RoundLoop, make_server_app
+from server.run_store.folder import RunFolder, RunState, now
+from server.simulation.data_setup import find_or_make_data, plan_and_partition
+from server.simulation.partition import read_partition
+from server.simulation.simulated_sites import SimulatedSites, require_ray, run_inline, run_on_ray
+
+Engine = Literal["inline", "ray"]
+
+
+@dataclass(frozen=True)
+class SimulationOptions:
+    """What the command line decides.
+
+    data: dataset folder; None makes phantoms.
+    out: run folder.
+    engine: None takes the federation file's.
+    cache: folder for preprocessed scans; None keeps them in memory.
+    resume: go on with the run in ``out``.
+    """
+
+    data: Path | None
+    out: Path
+    engine: Engine | None = None
+    device: str = "auto"
+    cache: Path | None = None
+    resume: bool = False
+
+
+def simulate(config: FederationConfig, options: SimulationOptions, display: ProgressDisplay) -> Path:
+    """Runs, or goes on with, a simulated federation.
+
+    Returns:
+        The path of the report.
+
+    Raises:
+        FedvoxError: configuration, data or output cannot be used.
+        KeyboardInterrupt: the user stopped it; what is finished stays, with a summary and a report.
+    """
+    if config.simulation is None:
+        raise ConfigError("simulation: is missing; a simulation needs simulation.partition (see deploy/examples)")
+    engine: Engine = options.engine or config.simulation.engine
+    if engine == "ray":
+        require_ray()
+    device = choose_device(options.device).type
+    folder = _open_folder(config, options)
+    data = find_or_make_data(config, options.data, folder, display)
+    if not (folder.path / "partition.json").exists():
+        plan_and_partition(config, data, folder, options.cache, display)
+    if _is_finished(folder):
+        display.message(f"{folder.path} is finished; nothing is left to do")
+        return write_report(folder.path)
+    plan = read_plan(folder)
+    partition = read_partition(folder.path / "partition.json")
+    sites = SimulatedSites(config, plan, partition, data, options.cache, device, display)
+    return _Experiment(config, plan, sites, folder, engine, display).run()
+
+
+def read_plan(folder: RunFolder) -> Plan:
+    """The plan of a run."""
+    return Plan.model_validate_json((folder.path / "plan.json").read_bytes())
+
+
+def _is_finished(folder: RunFolder) -> bool:
+    summary = folder.path / "summary.json"
+    return summary.exists() and json.loads(summary.read_text(encoding="utf-8"))["status"] == "finished"
+
+
+def _open_folder(config: FederationConfig, options: SimulationOptions) -> RunFolder:
+    if not (options.resume and (options.out / "federation.yaml").exists()):
+        folder = RunFolder.create(options.out)
+        folder.write_text("federation.yaml", config.resolved())
+        return folder
+    folder = RunFolder.open(options.out)
+    written = (folder.path / "federation.yaml").read_text(encoding="utf-8")
+    if written != config.resolved():
+        differing = ", ".join(_differences(yaml.safe_load(written), config.model_dump(mode="json"))[:5])
+        raise ConfigError(
+            f"{options.out / 'federation.yaml'}: was made with another configuration than now asked for ({differing}); "
+            "resume with the same file and --set values, or start a new run"
+        )
+    return folder
+
+
+def _differences(before: Any, after: Any, key: str = "") -> list[str]:
+    """Keys whose values differ, with both values."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        names = {str(name): name for name in (*before, *after)}
+        mine, theirs = ({str(name): value for name, value in content.items()} for content in (before, after))
+        return [
+            found
+            for name in names
+            for found in _differences(mine.get(name), theirs.get(name), f"{key}.{name}" if key else name)
+        ]
+    if isinstance(before, list) and isinstance(after, list) and before == after:
+        return []
+    return [] if before == after else [f"{key}: {before} then, {after} now"]
+
+
+class _Experiment:
+    """The part of a simulation that comes after its data are ready."""
+
+    def __init__(
+        self,
+        config: FederationConfig,
+        plan: Plan,
+        sites: SimulatedSites,
+        folder: RunFolder,
+        engine: Engine,
+        display: ProgressDisplay,
+    ) -> None:
+        self._config = config
+        self._plan = plan
+        self._sites = sites
+        self._folder = folder
+        self._engine = engine
+        self._display = display
+        self._pooled: dict[str, Any] | None = None
+        self._privacy = privacy_summary(config, sites.training_patients(), sites.trainer.trained_parameters)
+
+    def run(self) -> Path:
+        """Runs what is left of the run, and writes its summary and report however it ends."""
+        self._display.start(self._config.name, self._config.rounds, self._sites.names)
+        if self._privacy and self._privacy["verdict"] == "drowned":
+            self._display.message(f"{verdict_text(self._privacy)}; see fedvox-server plan-privacy")
+        status = "stopped"
+        try:
+            self._run_rounds(self._sites, self._folder, self._engine)
+            self._release()
+            if self._config.simulation is not None and self._config.simulation.pooled:
+                self._pooled = self._run_pooled()
+            status = "finished"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            self._write_summary(status)
+            report = write_report(self._folder.path)
+        return report
+
+    def _run_rounds(self, sites: SimulatedSites, folder: RunFolder, engine: Engine) -> None:
+        layout = weight_layout(self._plan)
+        state = folder.load_state()
+        if state is None:
+            weights, _ = first_weights(self._config, self._plan)
+            state = RunState(run=secrets.token_hex(8), digest=sites.config.digest(), started=now())
+            folder.save_checkpoint(0, weights, layout)
+            folder.commit(state)
+            folder.event("started", run=state.run, engine=engine)
+        elif state.finished:
+            return
+        else:
+            folder.rewind(state)
+            folder.event("resumed", round=state.round)
+            self._display.message(f"going on after round {state.round} of {self._config.rounds}")
+
+        labels, count = set(self._plan.labels), len(sites.names)
+
+        def app(link: Link) -> ServerApp:
+            return make_server_app(lambda: RoundLoop(sites.config, layout, labels, count, folder, self._display, link))
+
+        if engine == "ray":
+            run_on_ray(app, sites, folder.path / "weights")
+        else:
+            run_inline(app, sites)
+
+    def _release(self) -> None:
+        """Writes the best checkpoint as the bundle, and everything that the report shows of its validation cases."""
+        state = self._finished_state(self._folder)
+        device = self._sites.trainer.device
+        best = state.released_round
+        save_released_model(self._folder, self._config, self._plan, state, best, self._sites.names)
+        model = validation.load_model(self._folder, self._plan, best)
+        total = sum(len(site.validation) for site in self._sites.partition.sites.values())
+        scored = []
+        precision = self._config.training.precision
+        for item in validation.score_cases(model, self._plan, self._validation_cases(), device, precision):
+            scored.append(item)
+            self._display.stage("measuring validation cases", len(scored), total)
+        validation.write_validation_table(self._folder, self._plan, scored)
+        validation.write_examples(self._folder, scored)
+
+    def _run_pooled(self) -> dict[str, Any]:
+        """The same code with all data in one site, and as many steps a round as all sites take together."""
+        pooled_folder = self._folder.path / "pooled"
+        training = self._config.training
+        steps = training.local_steps * len(self._sites.names)
+        config = self._config.model_copy(update={"training": training.model_copy(update={"local_steps": steps})})
+        if (pooled_folder / "federation.yaml").exists():
+            folder = RunFolder.open(pooled_folder)
+        else:
+            folder = RunFolder.create(pooled_folder)
+            folder.write_text("federation.yaml", config.resolved())
+        self._display.message("training one model on all data in one place, for comparison")
+        self._display.start(f"{config.name}, pooled", config.rounds, ["pooled"])
+        self._run_rounds(self._sites.pooled(config), folder, "inline")
+        state = self._finished_state(folder)
+        best = state.released_round
+        model = validation.load_model(folder, self._plan, best)
+        device = self._sites.trainer.device
+        scored = list(validation.score_cases(model, self._plan, self._validation_cases(), device, training.precision))
+        dice = validation.mean_dice_by_label(scored, self._plan.labels)
+        return {"mean_dice": validation.mean_of(dice), "dice": dice, "seconds": round(state.seconds, 1), "steps": steps}
+
+    def _validation_cases(self) -> dict[str, list[CachedCase]]:
+        return {name: list(self._sites.open(name).validation_cases) for name in self._sites.names}
+
+    def _finished_state(self, folder: RunFolder) -> RunState:
+        state = folder.load_state()
+        if state is None or not state.finished:
+            raise FedvoxError(f"{folder.path}: the rounds did not finish; go on with --resume")
+        return state
+
+    def _write_summary(self, status: str) -> None:
+        state = self._folder.load_state()
+        if state is None:
+            return
+        about = {
+            "engine": self._engine,
+            "device": self._sites.trainer.device.type,
+            "precision": self._sites.trainer.precision,
+            "parameters": self._sites.trainer.layout.size,
+            "pooled": self._pooled,
+            "privacy": self._privacy,
+        }
+        summary = summary_of(self._folder, state, self._config, self._plan, status) | about
+        self._folder.write_text("summary.json", as_json(summary))

@@ -1,0 +1,148 @@
+"""What ``plan-privacy`` has to know besides the federation file: patients of every site, and the network's size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from common.config.federation import (
+    ColumnPartition,
+    FederationConfig,
+    IidPartition,
+    PhantomConfig,
+    QuantityPartition,
+    ScannerPartition,
+)
+from common.errors import ConfigError
+from common.formatting import counted
+from common.imaging.phantoms.dataset import phantom_labels, phantom_sites
+from common.models.trainable import train_only
+from common.models.unet3d import build_model
+from common.plan.plan import ModelPlan
+from common.planning.resolve import plan_from_config
+from server.progress.display import ProgressDisplay
+from server.simulation.data_setup import examine
+from server.simulation.partition import make_partition
+
+
+@dataclass(frozen=True)
+class PrivacyInputs:
+    """Training patients of every site, and parameters of the network, all and trained.
+
+    notes: one sentence for each thing that had to be assumed.
+    """
+
+    patients: Mapping[str, int]
+    parameters: int
+    trained_parameters: int
+    notes: tuple[str, ...]
+
+
+def find_inputs(
+    config: FederationConfig,
+    counts: Sequence[int] | None,
+    data: Path | None,
+    cache: Path | None,
+    display: ProgressDisplay,
+) -> PrivacyInputs:
+    """Finds the patients: the counts that were given, else the dataset shared out as in a simulation, else phantoms.
+
+    Args:
+        config: the federation.
+        counts: patients that each site trains on, validation patients left out.
+        data: dataset folder, read for its plan and its partition.
+        cache: folder that remembers what was read.
+        display: is told how far reading is.
+
+    Raises:
+        ConfigError: the counts do not fit the federation, or nothing says how many patients there are.
+        DataError: a scan in ``data`` cannot be used.
+    """
+    if data is not None:
+        patients, model = _of_data(config, data, cache, display)
+        given = dict(patients) if counts is None else _named(config, counts)
+        return _inputs(config, given, model, ())
+    patients = _of_phantoms(config) if counts is None else _named(config, counts)
+    model, notes = _model_without_data(config)
+    return _inputs(config, patients, model, notes)
+
+
+def _inputs(
+    config: FederationConfig, patients: Mapping[str, int], model: ModelPlan, notes: tuple[str, ...]
+) -> PrivacyInputs:
+    with torch.device("meta"):
+        network = build_model(model)
+    trained = train_only(network, config.training.trainable)
+    return PrivacyInputs(patients, sum(parameter.numel() for parameter in network.parameters()), trained, notes)
+
+
+def _named(config: FederationConfig, counts: Sequence[int]) -> dict[str, int]:
+    if not counts or min(counts) < 1:
+        raise ConfigError("--patients: give one whole number of training patients for every site, such as 117,37,23")
+    names = config.network.sites if config.network else [f"site-{index + 1}" for index in range(len(counts))]
+    if len(names) != len(counts):
+        raise ConfigError(
+            f"--patients: {counted(len(counts), 'number')}, but network.sites has {counted(len(names), 'site')}"
+        )
+    return dict(zip(names, counts, strict=True))
+
+
+def _of_data(
+    config: FederationConfig, data: Path, cache: Path | None, display: ProgressDisplay
+) -> tuple[dict[str, int], ModelPlan]:
+    if config.simulation is None:
+        raise ConfigError("--data: needs simulation.partition in the federation file; or give --patients instead")
+    dataset, plan, partition = examine(config, data, cache, display)
+    owners = {case.name: case.owner for case in dataset.cases}
+    patients = {name: len({owners[case] for case in site.train}) for name, site in partition.sites.items()}
+    return patients, plan.model
+
+
+def _of_phantoms(config: FederationConfig) -> dict[str, int]:
+    if config.simulation is None or config.simulation.phantom is None:
+        raise ConfigError("--patients or --data: one is needed, for the federation file has no simulation.phantom")
+    phantom, partition = config.simulation.phantom, config.simulation.partition
+    if isinstance(partition, ColumnPartition):
+        names = [site.name for site in phantom_sites(len(phantom.cases_per_site), phantom.seed)]
+        counts = phantom.cases_per_site
+        return {name: n - max(1, int(partition.validation_fraction * n)) for name, n in zip(names, counts, strict=True)}
+    if isinstance(partition, IidPartition | ScannerPartition | QuantityPartition):
+        cases = [f"{index:06d}" for index in range(_total(phantom))]
+        shared = make_partition(partition, Path(), cases, {}, config.seed)
+        return {name: len(site.train) for name, site in shared.sites.items()}
+    raise ConfigError(
+        "--patients: is needed, for simulation.partition shares patients out by what their scans show (or give --data)"
+    )
+
+
+def _total(phantom: PhantomConfig) -> int:
+    return sum(phantom.cases_per_site)
+
+
+def _model_without_data(config: FederationConfig) -> tuple[ModelPlan, tuple[str, ...]]:
+    """The network as far as the file says it; where data would decide, kernels of 3 x 3 x 3 and one channel."""
+    try:
+        return plan_from_config(config).model, ()
+    except ConfigError:
+        pass
+    phantom = config.simulation.phantom if config.simulation else None
+    labels = config.labels or (phantom_labels(phantom.anatomy) if phantom else None)
+    if labels is None:
+        raise ConfigError("labels: is missing; name every label ({1: name, ...}), or give --data")
+    network, stages = config.model, len(config.model.channels)
+    model = ModelPlan(
+        in_channels=len(config.channels or ("one",)),
+        classes=len(labels) + 1,
+        channels=network.channels,
+        strides=((1, 1, 1), *((2, 2, 2),) * (stages - 1)) if network.strides == "auto" else network.strides,
+        kernels=((3, 3, 3),) * stages if network.kernels == "auto" else network.kernels,
+        blocks=network.blocks if isinstance(network.blocks, tuple) else (network.blocks,) * stages,
+        decoder_blocks=network.decoder_blocks,
+        residual=network.residual,
+        groups=network.groups,
+        deep_supervision=network.deep_supervision,
+    )
+    return model, ("The network's size is that for isotropic scans with one channel; --data gives it exactly.",)

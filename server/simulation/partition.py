@@ -1,0 +1,257 @@
+"""Sites out of one dataset: who gets which patients, decided before anything trains.
+
+All methods are seeded, work on patients (a patient's scans stay together), and write ``partition.json``, from which a
+run can be repeated exactly.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError, model_validator
+
+from common.config.federation import (
+    ColumnPartition,
+    IidPartition,
+    LabelPartition,
+    Partition,
+    QuantityPartition,
+    ScannerPartition,
+    describe_validation_error,
+)
+from common.errors import ConfigError, DataError
+from common.formatting import counted
+from common.imaging.datasets.patients_csv import read_column
+from common.imaging.scanner_shift import ScannerShift
+from common.plan.plan import Frozen
+
+Groups = dict[str, list[str]]
+
+
+class SiteCases(Frozen):
+    """The cases of one site.
+
+    shift: how this site's scanner changes images; None leaves them as they are.
+    differs: in a few words, what sets the site apart.
+    """
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    shift: ScannerShift | None = None
+    differs: str = ""
+
+
+class SitePartition(Frozen):
+    """Which case is where; refuses a case that stands twice and a site without training or validation cases."""
+
+    method: str
+    seed: int
+    sites: dict[str, SiteCases]
+
+    @model_validator(mode="after")
+    def _check(self) -> SitePartition:
+        home: dict[str, str] = {}
+        for name, site in self.sites.items():
+            if not site.train:
+                raise ValueError(f"site {name} has no training patient; use fewer sites or a larger minimum")
+            if not site.validation:
+                raise ValueError(f"site {name} has no validation patient; use fewer sites or a larger minimum")
+            for case in (*site.train, *site.validation):
+                if case in home:
+                    raise ValueError(f"case {case} stands twice (sites {home[case]} and {name}); keep one")
+                home[case] = name
+        return self
+
+
+def read_partition(path: Path) -> SitePartition:
+    """Reads ``partition.json``.
+
+    Raises:
+        ConfigError: it cannot be read, or puts a case in two places.
+    """
+    try:
+        return SitePartition.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except ValidationError as error:
+        raise ConfigError(describe_validation_error(error, SitePartition, str(path))) from None
+
+
+def make_partition(
+    partition: Partition,
+    root: Path,
+    cases: Sequence[str],
+    foreground_volumes: Mapping[str, float],
+    seed: int,
+    owners: Mapping[str, str] | None = None,
+) -> SitePartition:
+    """Shares the cases of a dataset out to sites.
+
+    Args:
+        partition: the method and its settings.
+        root: the dataset folder, in which CSV files are looked for.
+        cases: names of all cases.
+        foreground_volumes: labelled volume of each case in ml, for label skew.
+        seed: decides every draw.
+        owners: case name -> patient; None makes every case a patient of its own.
+
+    Raises:
+        ConfigError: a site would be left without training or validation patients, or a table does not fit.
+    """
+    rng = np.random.default_rng([seed, 0x5173])
+    groups: Groups = {}
+    for case in sorted(cases):
+        groups.setdefault(case if owners is None else owners[case], []).append(case)
+    sites, differs = _share_out(partition, root, groups, foreground_volumes, rng)
+    shifts = _shifts(partition, list(sites), rng)
+    result = {}
+    for name, members in sites.items():
+        train, validation = _split(name, members, partition.validation_fraction, rng)
+        result[name] = SiteCases(
+            train=tuple(sorted(case for patient in train for case in groups[patient])),
+            validation=tuple(sorted(case for patient in validation for case in groups[patient])),
+            shift=shifts[name],
+            differs=_describe_shift(shifts[name]) if shifts[name] else differs[name],
+        )
+    return SitePartition(method=partition.method, seed=seed, sites=result)
+
+
+def _share_out(
+    partition: Partition,
+    root: Path,
+    groups: Groups,
+    foreground_volumes: Mapping[str, float],
+    rng: np.random.Generator,
+) -> tuple[Groups, dict[str, str]]:
+    patients = [str(patient) for patient in rng.permutation(sorted(groups))]
+    if isinstance(partition, ColumnPartition):
+        sites = _by_column(partition, root, groups)
+        return sites, {name: f"{partition.column} = {name}" for name in sites}
+    if partition.sites > len(patients) // 2:
+        raise ConfigError(
+            f"simulation.partition.sites: {counted(partition.sites, 'site')} need at least {2 * partition.sites} "
+            f"patients (one to train, one to validate), and there are {len(patients)}"
+        )
+    if isinstance(partition, IidPartition | ScannerPartition):
+        shares = [list(part) for part in np.array_split(np.array(patients), partition.sites)]
+        words = ["random share"] * partition.sites
+    elif isinstance(partition, QuantityPartition):
+        shares = _by_quantity(partition, patients, rng)
+        words = [f"{len(share)} of {len(patients)} patients" for share in shares]
+    else:
+        volumes = {patient: sum(foreground_volumes[case] for case in groups[patient]) for patient in patients}
+        shares = _by_label(partition, patients, volumes, rng)
+        words = ["share by labelled volume"] * partition.sites
+    names = [f"site-{index + 1}" for index in range(partition.sites)]
+    sites = {name: sorted(str(patient) for patient in share) for name, share in zip(names, shares, strict=True)}
+    return sites, dict(zip(names, words, strict=True))
+
+
+def _by_column(partition: ColumnPartition, root: Path, groups: Groups) -> Groups:
+    try:
+        values = read_column(root / partition.file, partition.case_column, partition.column)
+    except DataError as error:
+        raise ConfigError(str(error)) from None
+    sites: Groups = {}
+    for patient, cases in groups.items():
+        found = {_slug(values.get(case, ("", 0))[0]) for case in cases}
+        if found == {""} or "" in found:
+            raise ConfigError(f"{root / partition.file}: column {partition.column} has no value for case {cases[0]}")
+        if len(found) > 1:
+            raise ConfigError(
+                f"{root / partition.file}: patient {patient} has scans in several sites ({', '.join(sorted(found))})"
+            )
+        sites.setdefault(found.pop(), []).append(patient)
+    return dict(sorted(sites.items()))
+
+
+def _by_quantity(partition: QuantityPartition, patients: list[str], rng: np.random.Generator) -> list[list[str]]:
+    """Sizes are the minimum plus a Dirichlet share of the rest, by largest remainders, so that they add up."""
+    free = len(patients) - partition.minimum * partition.sites
+    if free < 0:
+        raise ConfigError(
+            f"simulation.partition.minimum: {counted(partition.sites, 'site')} of at least {partition.minimum} "
+            f"patients need {partition.sites * partition.minimum}, and there are {len(patients)}"
+        )
+    sizes = partition.minimum + _whole_shares(free, rng.dirichlet([partition.alpha] * partition.sites))
+    return [list(share) for share in np.split(np.array(patients), np.cumsum(sizes)[:-1])]
+
+
+def _by_label(
+    partition: LabelPartition, patients: list[str], volumes: Mapping[str, float], rng: np.random.Generator
+) -> list[list[str]]:
+    """Patients are ordered by labelled volume and cut into bins; each bin has a Dirichlet draw of its own over sites.
+
+    After Hsu et al. 2019 (arXiv 1909.06335), with bins of foreground volume in the place of classes. A site below the
+    minimum then takes patients, one by one, from the largest site.
+    """
+    if partition.minimum * partition.sites > len(patients):
+        raise ConfigError(
+            f"simulation.partition.minimum: {counted(partition.sites, 'site')} of at least {partition.minimum} "
+            f"patients need {partition.sites * partition.minimum}, and there are {len(patients)}"
+        )
+    ordered = sorted(patients, key=lambda patient: (volumes[patient], patient))
+    shares: list[list[str]] = [[] for _ in range(partition.sites)]
+    for members in np.array_split(np.array(ordered), partition.bins):
+        sizes = _whole_shares(len(members), rng.dirichlet([partition.alpha] * partition.sites))
+        parts = np.split(rng.permutation(members), np.cumsum(sizes)[:-1])
+        for share, part in zip(shares, parts, strict=True):
+            share.extend(str(patient) for patient in part)
+    while min(map(len, shares)) < partition.minimum:
+        min(shares, key=len).append(max(shares, key=len).pop())
+    return shares
+
+
+def _whole_shares(total: int, fractions: np.ndarray) -> np.ndarray:
+    exact = fractions * total
+    sizes: np.ndarray = np.floor(exact).astype(int)
+    order = np.argsort(-(exact - sizes), kind="stable")
+    sizes[order[: total - sizes.sum()]] += 1
+    return sizes
+
+
+def _split(name: str, members: list[str], fraction: float, rng: np.random.Generator) -> tuple[list[str], list[str]]:
+    if len(members) < 2:
+        raise ConfigError(
+            f"site {name} has {len(members)} patient and would be left with none to train or to validate; "
+            "use fewer sites, a larger minimum, or another column"
+        )
+    shuffled = [str(patient) for patient in rng.permutation(sorted(members))]
+    count = min(max(1, int(fraction * len(shuffled))), len(shuffled) - 1)
+    return shuffled[count:], shuffled[:count]
+
+
+def _shifts(partition: Partition, names: list[str], rng: np.random.Generator) -> dict[str, ScannerShift | None]:
+    if not isinstance(partition, ScannerPartition):
+        return dict.fromkeys(names)
+    if partition.shifts is not None:
+        return dict(zip(names, partition.shifts, strict=True))
+    return {name: _draw_shift(partition.strength, rng) for name in names}
+
+
+def _draw_shift(strength: float, rng: np.random.Generator) -> ScannerShift:
+    return ScannerShift(
+        gamma=round(float(np.exp(strength * rng.uniform(-0.5, 0.5))), 3),
+        bias_field=round(float(min(strength * rng.uniform(0.0, 0.5), 0.9)), 3),
+        noise=round(float(strength * rng.uniform(0.0, 0.05)), 4),
+        resolution_mm=round(float(1.0 + strength * rng.uniform(0.0, 1.5)), 2),
+    )
+
+
+def _describe_shift(shift: ScannerShift | None) -> str:
+    if shift is None:
+        return ""
+    neutral = ScannerShift()
+    parts = [
+        f"{name.replace('_', ' ')} {value:g}"
+        for name, value in shift.model_dump().items()
+        if value is not None and value != getattr(neutral, name)
+    ]
+    return "scanner: " + (", ".join(parts) or "unchanged")
+
+
+def _slug(value: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", value).strip("-")

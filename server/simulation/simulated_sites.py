@@ -1,0 +1,221 @@
+"""Simulated hospitals on one machine: the real ServerApp and ClientApp, without a network.
+
+``inline`` runs the sites one after another in this process; ``ray`` runs them on Flower's simulation engine, several
+at a time. Both call the same apps. This is the one module of ``server`` that imports ``client``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import ConfigRecordValues, Context, RecordDict, UserConfig
+from flwr.serverapp import ServerApp
+
+from client.runner.client_app import Budget, Observer, Site, SiteWeights, make_client_app
+from client.training.dp_trainer import make_trainer
+from client.training.trainer import Trainer
+from common.config.federation import FederationConfig
+from common.errors import ConfigError, FedvoxError
+from common.imaging.cache.case_cache import CachedCase, CaseCache
+from common.plan.plan import Plan
+from common.privacy.accounting import PrivacyPlan, Spend, epsilon_of
+from common.seeds import seed_of
+from common.system.devices import choose_device
+from common.weights.store import FileStore, MemoryStore, WeightStore
+from server.rounds.round_loop import Link
+from server.rounds.weight_transfer import StoreTransfer
+from server.simulation.data_setup import find_simulated_dataset
+from server.simulation.inline_grid import InlineGrid
+from server.simulation.partition import SiteCases, SitePartition
+
+
+@dataclass(frozen=True)
+class SimulatedBudget:
+    """Limits nothing, and knows what a site has spent that answered every round: a function of the round alone.
+
+    plan: what a round costs.
+    delta: of the federation.
+    """
+
+    plan: PrivacyPlan
+    delta: float
+
+    def spend(self, run: str, round: int, spends: Sequence[Spend]) -> float:
+        """The largest epsilon of any patient after ``round``; a patient is trained on or validated on, never both."""
+        del run
+        trains = any(spend.purpose == "training" for spend in spends)
+        trained = replace(self.plan.training, steps=self.plan.training.steps * (round if trains else round - 1))
+        epsilon = epsilon_of([trained], self.delta)
+        if self.plan.validation is not None:
+            scored = replace(self.plan.validation, steps=self.plan.validation.steps * round)
+            epsilon = max(epsilon, epsilon_of([scored], self.delta))
+        return epsilon
+
+
+@dataclass
+class SimulatedSites:
+    """Opens the site that a Flower context asks for.
+
+    It can be sent to another process, where it opens its sites anew.
+
+    data: the dataset folder.
+    cache: folder of preprocessed scans; None keeps them in memory.
+    device: as in ``choose_device``.
+    """
+
+    config: FederationConfig
+    plan: Plan
+    partition: SitePartition
+    data: Path
+    cache: Path | None
+    device: str
+    observer: Observer | None = None
+    _opened: dict[str, Site] = field(default_factory=dict, repr=False)
+    _trainer: Trainer | None = field(default=None, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": {}, "_trainer": None, "observer": None}
+
+    def __call__(self, context: Context) -> Site:
+        """The site of the context's ``partition-id``."""
+        return self.open(self.names[int(context.node_config["partition-id"])])
+
+    @property
+    def names(self) -> list[str]:
+        """All sites, in the order of their ``partition-id``."""
+        return sorted(self.partition.sites)
+
+    def training_patients(self) -> list[int]:
+        """How many patients each site trains on, in the order of ``names``."""
+        owners = {case.name: case.owner for case in find_simulated_dataset(self.config, self.data).cases}
+        sites = (self.partition.sites[name] for name in self.names)
+        return [len({owners.get(case, case) for case in site.train}) for site in sites]
+
+    def open(self, name: str) -> Site:
+        """The named site, with its scans preprocessed; opened once in a process."""
+        if name not in self._opened:
+            members = self.partition.sites[name]
+            self._opened[name] = Site(
+                name=name,
+                train_cases=self._cases(name, members.train, members),
+                validation_cases=self._cases(name, members.validation, members),
+                seed=seed_of(self.config.seed, name),
+                digest=self.config.digest(),
+                trainer=self.trainer,
+                observer=self.observer,
+                privacy=self.trainer.privacy,
+                budget=self._budget,
+            )
+        return self._opened[name]
+
+    @property
+    def trainer(self) -> Trainer:
+        """One trainer serves all sites of a process: weights come with every message."""
+        if self._trainer is None:
+            self._trainer = make_trainer(self.config, self.plan, choose_device(self.device), repeatable=True)
+        return self._trainer
+
+    @property
+    def _budget(self) -> Budget | None:
+        if self.config.privacy is None or self.trainer.privacy is None:
+            return None
+        return SimulatedBudget(self.trainer.privacy, self.config.privacy.delta)
+
+    def pooled(self, config: FederationConfig) -> SimulatedSites:
+        """One site that holds all patients; every patient keeps the scanner of the site that it came from."""
+        opened = [self.open(name) for name in self.names]
+        members = SiteCases(
+            train=tuple(case.name for site in opened for case in site.train_cases),
+            validation=tuple(case.name for site in opened for case in site.validation_cases),
+        )
+        partition = SitePartition(method="pooled", seed=config.seed, sites={"pooled": members})
+        sites = SimulatedSites(config, self.plan, partition, self.data, self.cache, self.device, self.observer)
+        sites._opened["pooled"] = Site(
+            name="pooled",
+            train_cases=[case for site in opened for case in site.train_cases],
+            validation_cases=[case for site in opened for case in site.validation_cases],
+            seed=seed_of(config.seed, "pooled"),
+            digest=config.digest(),
+            trainer=sites.trainer,
+            observer=self.observer,
+            privacy=sites.trainer.privacy,
+            budget=sites._budget,
+        )
+        return sites
+
+    def _cases(self, site: str, names: Sequence[str], members: SiteCases) -> list[CachedCase]:
+        cache = CaseCache(self.cache, self.plan.preprocessing, self.plan.labels)
+        cases = {case.name: case for case in find_simulated_dataset(self.config, self.data).cases}
+        missing = [name for name in names if name not in cases]
+        if missing:
+            raise ConfigError(
+                f"{self.data}: has no case {missing[0]}, which partition.json names; give the same --data"
+            )
+        found = [cases[name] for name in names]
+        return cache.prepare(found, shift=members.shift, shift_seed=seed_of(self.config.seed, site))
+
+
+MakeServerApp = Callable[[Link], ServerApp]
+
+
+def run_inline(make_server_app: MakeServerApp, sites: SimulatedSites) -> None:
+    """Runs the apps in this process, site after site."""
+    names = sites.names
+    nodes: dict[int, UserConfig] = {
+        index + 1: {"partition-id": index, "num-partitions": len(names)} for index in range(len(names))
+    }
+    store = MemoryStore()
+    grid = InlineGrid(make_client_app(sites, SiteWeights(store, store)), nodes)
+    context = Context(run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={})
+    link = Link(StoreTransfer(store, sites.config.transport.download), make_message=grid.message)
+    make_server_app(link)(grid, context)
+
+
+def require_ray() -> None:
+    """Refuses ``engine: ray`` where Ray is not installed.
+
+    Raises:
+        FedvoxError: it is not.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise FedvoxError(
+            "engine ray: Ray is not installed; install the extra (pip install 'fedvox[ray]') or use inline"
+        )
+
+
+def run_on_ray(make_server_app: MakeServerApp, sites: SimulatedSites, folder: Path) -> None:
+    """Runs the apps on Flower's simulation engine, as many sites at a time as there are processors or GPUs.
+
+    Args:
+        make_server_app: makes the server's app.
+        sites: who takes part.
+        folder: for the weights that travel between processes, on a disk that all of them see; removed at the end.
+    """
+    require_ray()
+    from flwr.simulation import run_simulation
+
+    count = len(sites.names)
+    processors = os.cpu_count() or 1
+    at_once = min(count, processors)
+    resources: dict[str, ConfigRecordValues] = {"num_cpus": max(1, processors // at_once), "num_gpus": 0.0}
+    if choose_device(sites.device).type == "cuda":
+        resources["num_gpus"] = torch.cuda.device_count() / at_once
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    store: WeightStore = FileStore(folder.resolve())
+    try:
+        run_simulation(
+            server_app=make_server_app(Link(StoreTransfer(store, sites.config.transport.download))),
+            client_app=make_client_app(sites, SiteWeights(store, store)),
+            num_supernodes=count,
+            backend_config={"client_resources": resources, "init_args": {"include_dashboard": False}},
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,266 @@
+"""The consent document says what the protocol does, and goes on saying it when the protocol changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+import client.consent.disclosure
+import common.protocol.codec
+from client.consent.disclosure import (
+    MEANINGS,
+    NEVER_SENT,
+    OCCASIONS,
+    ConsentError,
+    Request,
+    as_text,
+    digest_of_fields,
+    document,
+    fields_that_leave,
+    read_request,
+)
+from client.consent.privacy_terms import (
+    NO_PRIVACY,
+    NOT_CALLED_BACK,
+    NOT_COVERED,
+    PAID,
+    PLAIN_RANDOM,
+    PRIVATE_MEANINGS,
+    SEVERAL_SCANS,
+)
+from common.config.federation import FederationConfig, as_json
+from common.config.privacy import PrivacyConfig
+from common.errors import ConfigError
+from common.models.unet3d import build_model
+from common.planning.resolve import plan_from_config
+from common.privacy.accounting import plan_privacy
+from common.protocol.codec import Answer, Question, WeightLayout
+from common.protocol.messages import ErrorCode, Failure, Heartbeat, Result, SiteInfo
+from common.weights.encoding import encoded_bytes
+from tests import tiny
+
+VALUES: dict[str, object] = {
+    "description": "A study of balls.",
+    "labels": {1: "ball"},
+    "channels": ["t1"],
+    "preprocessing": {"spacing": [1, 1, 2]},
+    "model": {"channels": [8, 16], "groups": 4, "patch_size": [16, 16, 16]},
+    "training": {"local_steps": 7},
+    "transport": {"upload": "int8"},
+}
+
+
+def write_kit(folder: Path, **values: object) -> FederationConfig:
+    """The files of a site's kit that say what it wants."""
+    federation = tiny.federation(**(VALUES | values))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "federation.yaml").write_text(federation.resolved(), encoding="utf-8")
+    (folder / "plan.json").write_text(as_json(plan_from_config(federation)), encoding="utf-8")
+    kit = {"format": 2, "role": "site", "federation": "tiny", "digest": federation.digest()}
+    kit |= {"address": "coordinator.example", "port": 9443, "site": "north"}
+    (folder / "kit.yaml").write_text(json.dumps(kit), encoding="utf-8")
+    return federation
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> Request:
+    write_kit(tmp_path)
+    return read_request(tmp_path)
+
+
+def test_every_field_that_leaves_has_a_meaning() -> None:
+    listed = {(field.message, field.name) for field in fields_that_leave()}
+    for message in (SiteInfo, Heartbeat, Result, Failure):
+        assert {(message.__name__, field.name) for field in dataclasses.fields(message)} <= listed
+    assert all(len(field.meaning) > 10 for field in fields_that_leave())
+
+
+def test_every_message_of_the_protocol_is_known_to_go_one_way() -> None:
+    from_site = {*get_args(Answer), Heartbeat}
+    # A new message must be explained to the hospitals if it comes from them.
+    assert set(get_args(Question)) | from_site == set(common.protocol.codec._KINDS)
+    assert from_site == set(MEANINGS) == set(OCCASIONS)
+
+
+@pytest.mark.parametrize("change", [lambda known: known.pop("steps"), lambda known: known.update(shoe_size="size")])
+def test_a_field_without_meaning_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, str]], object]
+) -> None:
+    meanings = dict(MEANINGS[Result])
+    change(meanings)
+    monkeypatch.setattr(client.consent.disclosure, "MEANINGS", {**MEANINGS, Result: meanings})
+    with pytest.raises(ConsentError, match="Result"):
+        fields_that_leave()
+
+
+def test_more_fields_have_another_digest(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = digest_of_fields()
+
+    @dataclasses.dataclass
+    class Extra:
+        age: int
+
+    monkeypatch.setattr(client.consent.disclosure, "MEANINGS", {**MEANINGS, Extra: {"age": "years"}})
+    assert digest_of_fields() != before
+
+
+def test_every_part_of_a_federation_file_was_considered() -> None:
+    shown = {"name", "description", "labels", "channels", "modality", "rounds", "strategy", "early_stop"}
+    shown |= {"preprocessing", "model", "training", "transport", "network", "privacy", "initial_model_sha256"}
+    # The place where a model lies at the coordinator; its hash is shown.
+    of_no_matter_to_a_site = {"seed", "simulation", "initial_model"}
+    # A new part must be shown by ``document`` or, if it says nothing to a hospital, be listed here.
+    assert set(FederationConfig.model_fields) <= shown | of_no_matter_to_a_site
+
+
+def test_the_document_says_what_will_be_done(request_: Request) -> None:
+    content = document(request_)
+    assert content["digest"] == request_.federation.digest()
+    assert (content["site"], content["server"]) == ("north", "coordinator.example:9443")
+    assert content["work"]["rounds"] == 3
+    assert content["work"]["local_steps"] == 7
+    size = WeightLayout.of(build_model(request_.plan.model)).size
+    update = content["sent_back"]["update"]
+    assert (update["values"], update["encoding"]) == (size, "int8")
+    assert update["bytes_per_round"] == encoded_bytes(size, "int8")
+    assert content["configuration"] == request_.federation.model_dump(mode="json")
+    assert json.loads(as_json(content)) == content
+
+
+def test_the_text_leaves_nothing_out(request_: Request) -> None:
+    text = as_text(document(request_), 10_000)
+    for field in fields_that_leave():
+        assert f"  {field.name} " in text
+        assert field.meaning in text
+    for sentence in (*NEVER_SENT, "NONE: this federation does not use differential privacy", "A study of balls."):
+        assert sentence in text
+    for code in ErrorCode:
+        assert code.name.lower().replace("_", "-") in text
+    for part in ("3 rounds", "7 steps", "ball (label 1)", "1 x 1 x 2 mm", "int8", "coordinator.example:9443"):
+        assert part in text
+    assert text.endswith(f"Digest: {request_.federation.digest()}")
+
+
+PRIVATE = {"epsilon": 3, "delta": 1e-6, "sample_rate": 0.25, "max_grad_norm": 0.5}
+
+
+def test_the_text_says_what_privacy_there_is_and_what_not(tmp_path: Path) -> None:
+    federation = write_kit(tmp_path, privacy=PRIVATE)
+    content = document(read_request(tmp_path))
+    assert federation.privacy is not None
+    plan = plan_privacy(federation.privacy, 3, 7)
+    assert plan.validation is not None
+    terms = content["privacy"]
+    assert (terms["epsilon"], terms["delta"], terms["max_grad_norm"]) == (3, 1e-6, 0.5)
+    assert (terms["training_noise"], terms["validation_noise"]) == (
+        plan.training.noise_multiplier,
+        plan.validation.noise_multiplier,
+    )
+    assert json.loads(as_json(content)) == content
+    text = as_text(content, 10_000)
+    assert NO_PRIVACY not in text
+    assert "epsilon 3, delta 1e-06" in text and "20.1 times as likely" in text
+    assert "In each of 21 steps every patient takes part with probability 0.25" in text
+    assert f"Gaussian noise of {plan.training.noise_multiplier:.3g} times that length" in text
+    for sentence in (*NOT_COVERED, SEVERAL_SCANS, PAID, PLAIN_RANDOM, NOT_CALLED_BACK):
+        assert sentence in text
+    for meaning in PRIVATE_MEANINGS.values():
+        assert meaning in text
+    assert "one patch of every patient who was drawn (25 % of your patients on average)" in text
+
+
+def test_the_text_follows_the_settings_of_privacy(tmp_path: Path) -> None:
+    write_kit(tmp_path, privacy=PRIVATE | {"validation": "off", "secure_random": True, "patches_per_patient": 4})
+    text = as_text(document(read_request(tmp_path)), 10_000)
+    assert "No score of your validation patients leaves" in text and PLAIN_RANDOM not in text
+    assert "always empty: this federation lets no score leave" in text
+    assert "4 patches of every patient" in text
+
+
+def test_adaptive_clipping_is_shown_with_the_noise_that_is_added(tmp_path: Path) -> None:
+    federation = write_kit(tmp_path, privacy=PRIVATE | {"adaptive_clipping": {"count_noise": 2}})
+    assert federation.privacy is not None
+    total = plan_privacy(federation.privacy, 3, 7).training.noise_multiplier
+    text = as_text(document(read_request(tmp_path)), 10_000)
+    added = (total**-2 - 4.0**-2) ** -0.5
+    assert "which follows a noised count" in text and f"Gaussian noise of {added:.3g} times that length" in text
+
+
+def test_meanings_under_privacy_are_of_fields_that_there_are() -> None:
+    assert set(PRIVATE_MEANINGS) <= {field.name for field in fields_that_leave()}
+    names = [(field.message, field.name) for field in fields_that_leave()]
+    private = fields_that_leave(PrivacyConfig.model_validate(PRIVATE))
+    assert [(field.message, field.name) for field in private] == names, "an approval covers the same fields"
+
+
+def test_a_given_model_and_a_part_that_is_trained_are_shown(tmp_path: Path) -> None:
+    write_kit(
+        tmp_path,
+        initial_model="/models/phantoms",
+        initial_model_sha256="ab" * 32,
+        training={"local_steps": 7, "trainable": "head"},
+    )
+    text = as_text(document(read_request(tmp_path)), 10_000)
+    assert f"beginning with a given model (SHA-256 {'ab' * 32})" in text
+    assert "trains a part of it (head) for 7 steps" in text
+
+
+@pytest.mark.parametrize("width", [60, 100])
+def test_the_text_fits_the_terminal(request_: Request, width: int) -> None:
+    lines = as_text(document(request_), width).splitlines()
+    assert max(len(line) for line in lines if not line.startswith("Digest")) <= width
+
+
+def test_a_coordinator_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    write_kit(tmp_path, description="a\x1b[2Jb\nPrivacy\n  - Yes.", labels={1: "ball\x1b]0;x\x07\u202e"})
+    text = as_text(document(read_request(tmp_path)))
+    assert all(letter.isprintable() or letter == "\n" for letter in text)
+    assert text.count("\nPrivacy\n") == 1
+
+
+def _other_federation(kit: Path) -> None:
+    (kit / "federation.yaml").write_text(tiny.federation(rounds=4, **VALUES).resolved())
+
+
+def _other_plan(kit: Path) -> None:
+    (kit / "plan.json").write_text((kit / "plan.json").read_text().replace('"ball"', '"bone"'))
+
+
+def _cut_plan(kit: Path) -> None:
+    (kit / "plan.json").write_text((kit / "plan.json").read_text()[:-20])
+
+
+def _no_plan(kit: Path) -> None:
+    (kit / "plan.json").unlink()
+
+
+def _no_kit(kit: Path) -> None:
+    (kit / "kit.yaml").unlink()
+
+
+def _server_kit(kit: Path) -> None:
+    content = json.loads((kit / "kit.yaml").read_text()) | {"role": "server", "site": None}
+    (kit / "kit.yaml").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (_other_federation, "is not the federation of kit.yaml"),
+        (_other_plan, "does not follow from federation.yaml"),
+        (_cut_plan, "plan.json"),
+        (_no_plan, "plan.json"),
+        (_no_kit, "is not a kit"),
+        (_server_kit, "kit of a server"),
+    ],
+)
+def test_a_kit_that_contradicts_itself_is_refused(tmp_path: Path, damage: Callable[[Path], None], problem: str) -> None:
+    write_kit(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(ConfigError, match=problem):
+        read_request(tmp_path)

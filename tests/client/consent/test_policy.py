@@ -1,0 +1,302 @@
+"""What a hospital allows, task by task, and what it writes down before anything leaves."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from flwr.app import Context
+
+import client.consent.decisions
+import client.consent.policy
+from client.consent.decisions import APPROVALS_FILE, AUDIT_FILE, DecisionBook
+from client.consent.disclosure import fields_that_leave
+from client.consent.policy import HeldBackError, Policy, PolicyError, TaskGuard, open_guard
+from client.consent.site_config import SITE_FILE, Limits, SiteConfig
+from client.runner.app_call import ask
+from client.runner.client_app import Site, SiteWeights, make_client_app
+from common.audit import Entry, read_entries, verify
+from common.protocol.codec import Answer, Question, pack, unpack_answer
+from common.protocol.manifest import manifest_of
+from common.protocol.messages import ErrorCode, Failure, Hello, Result, SiteInfo, Task
+from common.weights.store import MemoryStore
+from tests import tiny
+
+FEDERATION = tiny.federation(labels={1: "ball"}, channels=("t1",))
+DIGEST = FEDERATION.digest()
+AUTOMATIC = "limits: {automatic_approval: true, federations: [tiny], max_rounds: 3, max_local_steps: 40}\n"
+MODEL, UPDATE = "a" * 64, "b" * 64
+RESULT = Result("a", "run", 2, 5, 2, 4, 0.5, 0.25, {1: 0.5}, 3.0, 1.0, 1.0, 1.0, update=UPDATE)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+def refusal(policy: Policy | TaskGuard, digest: str = DIGEST) -> ErrorCode | None:
+    try:
+        policy.check(digest)
+    except PolicyError as error:
+        return error.code
+    return None
+
+
+def test_nothing_is_done_before_a_person_approved(state: Path) -> None:
+    policy = Policy(state, FEDERATION, SiteConfig())
+    assert refusal(policy) is ErrorCode.NOT_APPROVED
+    DecisionBook(state).approve("tiny", DIGEST, "Dr. A")
+    assert refusal(policy) is None
+
+
+def test_only_the_approved_federation_is_done(state: Path) -> None:
+    DecisionBook(state).approve("tiny", DIGEST)
+    other = tiny.federation(rounds=4, labels={1: "ball"}, channels=("t1",))
+    assert refusal(Policy(state, FEDERATION, SiteConfig()), other.digest()) is ErrorCode.NOT_APPROVED
+    assert refusal(Policy(state, FEDERATION, SiteConfig()), "") is ErrorCode.NOT_APPROVED
+    # The coordinator put another federation file into the kit after the approval.
+    assert refusal(Policy(state, other, SiteConfig()), other.digest()) is ErrorCode.NOT_APPROVED
+
+
+def test_decisions_hold_from_the_next_task_on(state: Path) -> None:
+    book, policy = DecisionBook(state), Policy(state, FEDERATION, SiteConfig())
+    book.approve("tiny", DIGEST)
+    book.pause("Dr. A")
+    assert refusal(policy) is ErrorCode.PAUSED
+    book.resume("Dr. A")
+    assert refusal(policy) is None
+    book.withdraw("Dr. A")
+    assert refusal(policy) is ErrorCode.WITHDRAWN
+    book.resume("Dr. A")
+    assert refusal(policy) is ErrorCode.WITHDRAWN
+    book.approve("tiny", DIGEST)
+    assert refusal(policy) is None
+
+
+def test_approving_does_not_end_a_pause(state: Path) -> None:
+    book = DecisionBook(state)
+    book.pause()
+    book.approve("tiny", DIGEST)
+    assert refusal(Policy(state, FEDERATION, SiteConfig())) is ErrorCode.PAUSED
+
+
+def test_the_site_file_is_read_anew(state: Path) -> None:
+    DecisionBook(state).approve("tiny", DIGEST)
+    file = state / SITE_FILE
+    policy = Policy(state, FEDERATION, file)
+    assert refusal(policy) is None
+    file.write_text("paused: true\n")
+    assert refusal(policy) is ErrorCode.PAUSED
+    file.write_text("limits: {max_rounds: 2}\n")
+    assert refusal(policy) is ErrorCode.OUTSIDE_LIMITS
+    file.write_text("paused: tru\n")
+    assert refusal(policy) is ErrorCode.REFUSED_BY_SITE
+    file.write_text("limits: {max_rounds: 3}\n")
+    assert refusal(policy) is None
+
+
+def test_privacy_that_the_site_file_requires_is_asked_for_at_every_task(state: Path) -> None:
+    DecisionBook(state).approve("tiny", DIGEST)
+    file = state / SITE_FILE
+    policy = Policy(state, FEDERATION, file)
+    file.write_text("privacy: {required: false}\n")
+    assert refusal(policy) is None
+    file.write_text(f"privacy: {{required: true}}\n{AUTOMATIC}")
+    assert refusal(policy) is ErrorCode.PRIVACY_REQUIRED
+    private = tiny.federation(labels={1: "ball"}, channels=("t1",), privacy={"epsilon": 8})
+    assert refusal(Policy(state, private, file), private.digest()) is None
+
+
+def test_limits_approve_automatically_and_only_while_they_stand(state: Path) -> None:
+    state.mkdir()
+    file = state / SITE_FILE
+    policy = Policy(state, FEDERATION, file)
+    file.write_text(AUTOMATIC)
+    for _ in range(3):
+        assert refusal(policy) is None
+    assert [entry.event for entry in read_entries(state / AUDIT_FILE)] == ["approved_automatically"]
+    file.write_text(AUTOMATIC.replace("max_rounds: 3", "max_rounds: 2"))
+    assert refusal(policy) is ErrorCode.OUTSIDE_LIMITS
+    file.unlink()
+    assert refusal(policy) is ErrorCode.NOT_APPROVED
+
+
+def test_limits_do_not_undo_a_withdrawal(state: Path) -> None:
+    limits = Limits(automatic_approval=True, federations=("tiny",), max_rounds=3, max_local_steps=40)
+    policy = Policy(state, FEDERATION, SiteConfig(limits=limits))
+    assert refusal(policy) is None
+    DecisionBook(state).withdraw()
+    assert refusal(policy) is ErrorCode.WITHDRAWN
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 2}', '{"format": 1, "approved": true}'])
+def test_a_damaged_decision_file_approves_nothing(state: Path, content: str) -> None:
+    state.mkdir()
+    (state / APPROVALS_FILE).write_text(content)
+    (state / SITE_FILE).write_text(AUTOMATIC)
+    assert refusal(Policy(state, FEDERATION, state / SITE_FILE)) is ErrorCode.REFUSED_BY_SITE
+
+
+def test_an_approval_does_not_cover_a_version_that_sends_more(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(client.consent.decisions, "digest_of_fields", lambda: "0" * 64)
+        DecisionBook(state).approve("tiny", DIGEST)
+        assert refusal(Policy(state, FEDERATION, SiteConfig())) is None
+    assert refusal(Policy(state, FEDERATION, SiteConfig())) is ErrorCode.NOT_APPROVED
+
+
+def test_an_approval_that_cannot_be_written_down_does_not_hold(state: Path) -> None:
+    (state / AUDIT_FILE).mkdir(parents=True)
+    (state / SITE_FILE).write_text(AUTOMATIC)
+    assert refusal(Policy(state, FEDERATION, state / SITE_FILE)) is ErrorCode.REFUSED_BY_SITE
+    assert not (state / APPROVALS_FILE).exists()
+
+
+def test_stopping_works_without_a_log(state: Path) -> None:
+    book = DecisionBook(state)
+    book.approve("tiny", DIGEST)
+    (state / AUDIT_FILE).write_text("broken\n")
+    with pytest.raises(Exception, match="not an entry"):
+        book.withdraw()
+    assert refusal(Policy(state, FEDERATION, SiteConfig())) is ErrorCode.WITHDRAWN
+
+
+def task(round_number: int = 2, train: bool = True) -> Task:
+    return Task("run", DIGEST, round_number, 3, train, MODEL)
+
+
+def sent(state: Path) -> list[Entry]:
+    return [entry for entry in read_entries(state / AUDIT_FILE) if entry.event == "sent"]
+
+
+@pytest.fixture
+def guard(state: Path) -> TaskGuard:
+    DecisionBook(state).approve("tiny", DIGEST)
+    return open_guard(state, FEDERATION)
+
+
+def test_tasks_are_written_down_either_way(state: Path, guard: TaskGuard) -> None:
+    assert refusal(guard) is None
+    assert refusal(guard, "f" * 10_000) is ErrorCode.NOT_APPROVED
+    DecisionBook(state).pause()
+    assert refusal(guard) is ErrorCode.PAUSED
+    entries = [entry for entry in read_entries(state / AUDIT_FILE) if entry.event.startswith("task")]
+    assert [(entry.event, entry.details.get("code")) for entry in entries] == [
+        ("task_accepted", None),
+        ("task_refused", "not-approved"),
+        ("task_refused", "paused"),
+    ]
+    assert len(entries[1].details["digest"]) == 200
+
+
+def test_what_leaves_is_written_down_exactly(state: Path, guard: TaskGuard) -> None:
+    answers: list[tuple[str, Question, Answer, int]] = [
+        ("hello", Hello("run", DIGEST), SiteInfo("a", 5, 2, "1", "2", "3", "4", "cpu", "f"), 0),
+        ("train", task(), RESULT, 400),
+        ("evaluate", task(4, train=False), replace(RESULT, epsilon=1.5, update=None, round=4), 0),
+    ]
+    for kind, asked, answer, size in answers:
+        guard.record(kind, pack(asked), pack(answer), size)
+    entries = sent(state)
+    assert [entry.details["kind"] for entry in entries] == [kind for kind, *_ in answers]
+    assert [entry.details.get("round") for entry in entries] == [None, 2, 4]
+    assert {entry.details["run"] for entry in entries} == {"run"}
+    for entry, (_, _, answer, size) in zip(entries, answers, strict=True):
+        manifest = manifest_of(pack(answer), size)
+        assert {key: entry.details[key] for key in manifest} == manifest
+    assert [entry.details["epsilon"] for entry in entries] == [None, None, 1.5]
+    assert (entries[1].details["update"], entries[1].details["update_bytes"]) == (UPDATE, 400)
+    verify(state / AUDIT_FILE)
+
+
+def test_failures_are_written_down_as_well(state: Path, guard: TaskGuard) -> None:
+    guard.record("train", pack(task()), pack(Failure(ErrorCode.OUT_OF_MEMORY, "MemoryError")))
+    [entry] = sent(state)
+    found = [entry.details[name] for name in ("error", "reason", "round", "bytes")]
+    assert found == ["out-of-memory", "MemoryError", 2, 0]
+
+
+def test_what_was_no_question_may_be_answered_with_a_failure(state: Path, guard: TaskGuard) -> None:
+    guard.record("unknown", "{", pack(Failure(ErrorCode.BAD_TASK, "ProtocolError")))
+    assert "run" not in sent(state)[0].details
+
+
+def _with(**values: object) -> str:
+    return json.dumps(json.loads(pack(RESULT)) | values)
+
+
+UNLISTED: dict[str, str] = {
+    "another field": _with(patient="Smith"),
+    "a field less": json.dumps({key: value for key, value in json.loads(pack(RESULT)).items() if key != "steps"}),
+    "a long text": _with(run="x" * 201),
+    "a text in place of a number": _with(steps="many"),
+    "a list in place of a text": _with(site=["a", "b"]),
+    "scores of many labels": _with(dice={str(label): 0.5 for label in range(257)}),
+    "a score of no label": _with(dice={"Smith": 0.5}),
+    "a path in place of a digest": _with(update="/data/Smith.nii.gz"),
+    "a failure with a text": '{"format":3,"kind":"failure","code":1000,"reason":"/data/Smith_1963.nii.gz"}',
+    "a failure with a long name": pack(Failure(ErrorCode.INTERNAL, "x" * 101)),
+    "a question": pack(Hello("run", DIGEST)),
+    "no message at all": "Smith",
+}
+
+
+@pytest.mark.parametrize("name", UNLISTED)
+def test_what_is_on_no_list_does_not_leave(state: Path, guard: TaskGuard, name: str) -> None:
+    with pytest.raises(HeldBackError, match="on no list") as error:
+        guard.record("train", pack(task()), UNLISTED[name], 400)
+    assert error.value.code is ErrorCode.REFUSED_BY_SITE
+    assert sent(state) == []
+    assert read_entries(state / AUDIT_FILE)[-1].event == "held_back"
+
+
+def test_a_field_that_the_consent_document_does_not_show_does_not_leave(
+    state: Path, guard: TaskGuard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = [field for field in fields_that_leave() if field.name != "seconds"]
+    monkeypatch.setattr(client.consent.policy, "fields_that_leave", lambda: shown)
+    with pytest.raises(HeldBackError, match="on no list: seconds"):
+        guard.record("train", pack(task()), pack(RESULT), 400)
+
+
+@pytest.mark.parametrize(("update", "size"), [(UPDATE, 0), (None, 400)])
+def test_an_update_and_its_digest_leave_together(state: Path, guard: TaskGuard, update: str | None, size: int) -> None:
+    with pytest.raises(HeldBackError, match="do not fit"):
+        guard.record("train", pack(task()), pack(replace(RESULT, update=update)), size)
+    assert sent(state) == []
+
+
+def _never(context: Context) -> Site:
+    raise AssertionError("the site was opened")
+
+
+def _run(guard: TaskGuard, open_site: Callable[[Context], Site]) -> Answer:
+    store = MemoryStore()
+    app = make_client_app(open_site, SiteWeights(store, store), guard)
+    hello = Hello("run", DIGEST)
+    return unpack_answer(ask(app, "0" * 32, hello, pack(hello)))
+
+
+def test_the_client_app_asks_first(state: Path, guard: TaskGuard) -> None:
+    site = tiny.site("a", 1, DIGEST)
+    assert isinstance(_run(guard, lambda context: site), SiteInfo)
+    DecisionBook(state).withdraw()
+    assert _run(guard, _never) == Failure(ErrorCode.WITHDRAWN, "PolicyError")
+
+
+def test_without_a_log_no_work_is_done_and_nothing_leaves(state: Path, guard: TaskGuard) -> None:
+    (state / AUDIT_FILE).write_text("broken\n")
+    assert _run(guard, _never) == Failure(ErrorCode.REFUSED_BY_SITE, "PolicyError")
+    with pytest.raises(PolicyError, match="not an entry") as error:
+        guard.record("train", pack(task()), pack(RESULT), 400)
+    assert not isinstance(error.value, HeldBackError), "once the log is whole again it may leave"
+
+
+def test_numbers_that_do_not_exist_are_written_as_none(state: Path, guard: TaskGuard) -> None:
+    guard.record("train", pack(task()), pack(replace(RESULT, dice={1: math.nan})), 400)
+    fields = sent(state)[-1].details["fields"]
+    assert (fields["dice"], fields["epsilon"]) == ({"1": None}, None)

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+import client.inference.predict
+from client.inference.predict import Predictor, predict_path
+from common.errors import BundleError, ConfigError, DataError, OutputError
+from common.imaging.io.nifti import read_volume
+from common.imaging.preprocessing import preprocess_image, restore_prediction
+from common.models.bundle import load_bundle, save_bundle
+from common.models.unet3d import build_model
+from common.plan.plan import ModelPlan, Plan, PreprocessingPlan
+
+OBLIQUE = np.array([[-1.2, 0.1, 0.0, 40.0], [0.12, 1.0, 0.0, -30.0], [0.0, 0.0, 1.5, 7.0], [0.0, 0.0, 0.0, 1.0]])
+SHAPE = (21, 18, 11)
+
+
+def make_bundle(folder: Path, spacing: tuple[float, float, float] | None = (1.5, 1.2, 1.5), channels: int = 1) -> Path:
+    names = ("T1", "T2")[:channels]
+    plan = Plan(
+        channels=names,
+        labels={1: "head", 2: "tail"},
+        preprocessing=PreprocessingPlan(spacing=spacing, intensity=({},) * channels),
+        model=ModelPlan(
+            in_channels=channels,
+            classes=3,
+            channels=(4, 8),
+            strides=((1, 1, 1), (2, 2, 2)),
+            kernels=((3, 3, 3), (3, 3, 3)),
+            blocks=(1, 1),
+            decoder_blocks=1,
+            groups=2,
+        ),
+        patch_size=(16, 16, 8),
+        mirror_axes=(0,),
+    )
+    torch.manual_seed(3)
+    save_bundle(folder, build_model(plan.model), plan, {})
+    return folder
+
+
+def make_scan(path: Path, seed: int = 0, affine: np.ndarray = OBLIQUE, shape: tuple[int, ...] = SHAPE) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    voxels = np.random.default_rng(seed).integers(1, 500, shape).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
+    return path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return make_bundle(tmp_path / "model")
+
+
+@pytest.mark.parametrize("spacing", [None, (1.5, 1.2, 1.5)])
+def test_labels_lie_on_the_scans_own_grid(tmp_path, spacing):
+    model = make_bundle(tmp_path / "model", spacing)
+    scan = make_scan(tmp_path / "scan.nii.gz")
+    report = predict_path(model, scan, tmp_path / "label.nii.gz")
+    assert report.written == (tmp_path / "label.nii.gz",)
+    assert report.exit_status == 0
+    label = nibabel.load(tmp_path / "label.nii.gz")
+    assert label.shape == SHAPE
+    np.testing.assert_array_equal(label.affine, nibabel.load(scan).affine)
+    assert np.issubdtype(label.get_data_dtype(), np.integer)
+    values = np.asarray(label.dataobj)
+    assert set(np.unique(values)) <= {0, 1, 2}
+    assert len(np.unique(values)) > 1
+
+
+def test_labels_are_those_of_the_whole_volume_at_once(tmp_path):
+    model = make_bundle(tmp_path / "model")
+    scan = make_scan(tmp_path / "scan.nii.gz", shape=(18, 17, 8))
+    bundle = load_bundle(model)
+    volume = read_volume(scan)
+    prepared = preprocess_image(volume, bundle.plan.preprocessing)
+    assert all(size <= patch for size, patch in zip(prepared.geometry.shape, bundle.plan.patch_size, strict=True))
+    margins = [p - s for p, s in zip(bundle.plan.patch_size, prepared.geometry.shape, strict=True)]
+    before = [margin // 2 for margin in margins]
+    padded = np.pad(prepared.image, [(0, 0), *((b, m - b) for b, m in zip(before, margins, strict=True))])
+    with torch.inference_mode():
+        logits = bundle.build_model()(torch.from_numpy(padded)[None])[0].numpy()
+    inner = [slice(b, b + s) for b, s in zip(before, prepared.geometry.shape, strict=True)]
+    expected = restore_prediction(np.ascontiguousarray(logits[:, *inner]), prepared.geometry)
+    result = Predictor(bundle, precision="float32").predict(volume)
+    assert (result == expected).mean() > 0.999
+
+
+@pytest.mark.parametrize("spacing", [None, (1.5, 1.2, 1.5)])
+def test_orientation_on_disk_does_not_matter(tmp_path, spacing):
+    model = make_bundle(tmp_path / "model", spacing)
+    scan = nibabel.load(make_scan(tmp_path / "scans" / "a.nii.gz"))
+    turned = scan.as_reoriented(np.array([[2, 1], [0, -1], [1, -1]]))
+    nibabel.save(turned, tmp_path / "scans" / "b.nii.gz")
+    predict_path(model, tmp_path / "scans", tmp_path / "out", precision="float32")
+    first, second = (nibabel.as_closest_canonical(nibabel.load(tmp_path / "out" / f"{n}.nii.gz")) for n in "ab")
+    np.testing.assert_allclose(first.affine, second.affine, atol=1e-4)
+    np.testing.assert_array_equal(np.asarray(first.dataobj), np.asarray(second.dataobj))
+
+
+def test_probabilities_add_up_and_leave_the_labels_as_they_are(model, tmp_path):
+    scan = make_scan(tmp_path / "scan.nii.gz")
+    predict_path(model, scan, tmp_path / "plain")
+    report = predict_path(model, scan, tmp_path / "both", probabilities=True)
+    assert report.written == (tmp_path / "both" / "scan.nii.gz",)
+    probabilities = nibabel.load(tmp_path / "both" / "scan_probabilities.nii.gz")
+    assert probabilities.shape == (*SHAPE, 3)
+    np.testing.assert_array_equal(probabilities.affine, nibabel.load(scan).affine)
+    values = np.asarray(probabilities.dataobj)
+    assert values.min() >= 0
+    np.testing.assert_allclose(values.sum(axis=-1), 1, atol=1e-5)
+    plain, both = (np.asarray(nibabel.load(tmp_path / n / "scan.nii.gz").dataobj) for n in ("plain", "both"))
+    np.testing.assert_array_equal(plain, both)
+    assert (values.argmax(axis=-1) == both).mean() > 0.95
+
+
+def test_large_scores_go_to_a_file_that_is_gone_afterwards(model, tmp_path, monkeypatch):
+    scan = make_scan(tmp_path / "scan.nii.gz")
+    predict_path(model, scan, tmp_path / "memory", probabilities=True)
+    monkeypatch.setattr(client.inference.predict, "SCORES_IN_MEMORY_BYTES", 100)
+    predict_path(model, scan, tmp_path / "disk", probabilities=True)
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == [
+        "scan.nii.gz",
+        "scan_probabilities.nii.gz",
+    ]
+    for name in ("scan.nii.gz", "scan_probabilities.nii.gz"):
+        memory, disk = (np.asarray(nibabel.load(tmp_path / n / name).dataobj) for n in ("memory", "disk"))
+        np.testing.assert_array_equal(memory, disk)
+
+
+def test_mirroring_is_symmetric(tmp_path):
+    model = make_bundle(tmp_path / "model", None)
+    scan = make_scan(tmp_path / "scan.nii.gz", affine=np.eye(4), shape=(16, 16, 8))
+    voxels = np.asarray(nibabel.load(scan).dataobj)
+    nibabel.save(nibabel.Nifti1Image(voxels[::-1], np.eye(4)), tmp_path / "mirrored.nii.gz")
+    predictor = Predictor(load_bundle(model), mirror=True, precision="float32")
+    plain = Predictor(load_bundle(model), precision="float32")
+    volume, mirrored = read_volume(scan), read_volume(tmp_path / "mirrored.nii.gz")
+    assert (predictor.predict(volume) == predictor.predict(mirrored)[::-1]).mean() > 0.999
+    assert (plain.predict(volume) == plain.predict(mirrored)[::-1]).mean() < 0.999
+
+
+def test_one_unreadable_file_does_not_stop_the_others(model, tmp_path):
+    for number in range(3):
+        make_scan(tmp_path / "scans" / f"case{number}.nii.gz", seed=number)
+    broken = tmp_path / "scans" / "case1.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:300])
+    report = predict_path(model, tmp_path / "scans", tmp_path / "out")
+    assert [path.name for path in report.written] == ["case0.nii.gz", "case2.nii.gz"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["case0.nii.gz", "case2.nii.gz"]
+    assert report.exit_status == 1
+    assert [failure.path for failure in report.failures] == [broken]
+
+
+def test_channels_in_files_of_their_own(tmp_path):
+    model = make_bundle(tmp_path / "model", channels=2)
+    for channel in range(2):
+        make_scan(tmp_path / "scans" / f"case_{channel:04d}.nii.gz", seed=channel)
+    report = predict_path(model, tmp_path / "scans", tmp_path / "out")
+    assert [path.name for path in report.written] == ["case.nii.gz"]
+
+
+def test_a_model_for_another_number_of_channels_is_refused_with_their_names(tmp_path):
+    model = make_bundle(tmp_path / "model", channels=2)
+    scan = make_scan(tmp_path / "scans" / "scan.nii.gz")
+    report = predict_path(model, tmp_path / "scans", tmp_path / "out")
+    assert report.exit_status == 1
+    assert report.written == ()
+    assert report.failures[0].path == scan
+    assert "has 1 channel; this model was made for 2 (T1, T2)" in str(report.failures[0])
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
+def test_a_truncated_bundle_is_refused(model, tmp_path, name):
+    (model / name).write_bytes((model / name).read_bytes()[:-20])
+    with pytest.raises(BundleError, match=name):
+        predict_path(model, make_scan(tmp_path / "scan.nii.gz"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_scans_is_refused(model, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"empty.*holds no cases"):
+        predict_path(model, tmp_path / "empty", tmp_path / "out")
+
+
+def test_a_missing_input_is_refused(model, tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        predict_path(model, tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_a_result_that_exists_is_kept_unless_asked(model, tmp_path):
+    make_scan(tmp_path / "scans" / "a.nii.gz")
+    make_scan(tmp_path / "scans" / "b.nii.gz")
+    kept = tmp_path / "out" / "b.nii.gz"
+    kept.parent.mkdir()
+    kept.write_text("precious")
+    with pytest.raises(OutputError, match=r"b.nii.gz: exists.*--overwrite"):
+        predict_path(model, tmp_path / "scans", tmp_path / "out")
+    assert [path.name for path in kept.parent.iterdir()] == ["b.nii.gz"]
+    assert kept.read_text() == "precious"
+    predict_path(model, tmp_path / "scans", tmp_path / "out", overwrite=True)
+    assert nibabel.load(kept).shape == SHAPE
+
+
+def test_a_scan_is_never_overwritten(model, tmp_path):
+    scan = make_scan(tmp_path / "scan.nii.gz")
+    before = scan.read_bytes()
+    for output in (scan, tmp_path):
+        with pytest.raises(OutputError, match="one of the scans"):
+            predict_path(model, scan, output, overwrite=True)
+    assert scan.read_bytes() == before
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(model, tmp_path):
+    scan = make_scan(tmp_path / "scan.nii.gz")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OutputError, match=r"cannot be written.*choose another place"):
+        predict_path(model, scan, tmp_path / "file" / "out")
+
+
+def test_a_folder_cannot_be_predicted_into_one_file(model, tmp_path):
+    make_scan(tmp_path / "scans" / "a.nii.gz")
+    with pytest.raises(OutputError, match="name a folder"):
+        predict_path(model, tmp_path / "scans", tmp_path / "out.nii.gz")
+
+
+@pytest.mark.parametrize("overlap", [-0.1, 1.0])
+def test_overlap_out_of_range_is_refused(model, tmp_path, overlap):
+    with pytest.raises(ConfigError, match="overlap"):
+        predict_path(model, make_scan(tmp_path / "scan.nii.gz"), tmp_path / "out", overlap=overlap)
+
+
+def test_mirroring_that_the_plan_forbids_is_refused(model):
+    bundle = load_bundle(model)
+    object.__setattr__(bundle, "plan", bundle.plan.model_copy(update={"mirror_axes": ()}))
+    with pytest.raises(ConfigError, match="allows no mirroring"):
+        Predictor(bundle, mirror=True)
+
+
+def test_progress_runs_from_nothing_to_all(model, tmp_path):
+    for name in "ab":
+        make_scan(tmp_path / "scans" / f"{name}.nii.gz")
+    seen: list[tuple[float, str]] = []
+    predict_path(
+        model, tmp_path / "scans", tmp_path / "out", progress=lambda fraction, name: seen.append((fraction, name))
+    )
+    fractions = [fraction for fraction, _ in seen]
+    assert fractions == sorted(fractions)
+    assert (fractions[0], fractions[-1]) == (0, 1)
+    assert {name for _, name in seen} == {"a", "b"}
+
+
+def test_real_scans_get_labels_on_their_own_grid(model, hippocampus, tmp_path):
+    scan = sorted((hippocampus / "imagesTr").glob("hippocampus_*.nii.gz"))[0]
+    predict_path(model, scan, tmp_path)
+    label = nibabel.load(tmp_path / scan.name)
+    assert label.shape == nibabel.load(scan).shape
+    np.testing.assert_array_equal(label.affine, nibabel.load(scan).affine)

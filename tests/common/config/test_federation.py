@@ -1,0 +1,138 @@
+"""Federation files: every mistake is named with its key, and every default is written out."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.config.federation import FederationConfig, load_federation
+from common.errors import ConfigError
+
+MINIMAL = """
+name: test
+rounds: 3
+simulation:
+  partition: {method: iid, sites: 2}
+"""
+EXAMPLES = sorted((Path(__file__).parents[3] / "deploy" / "examples").glob("*.yaml"))
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "federation.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_defaults_are_filled_in(tmp_path: Path) -> None:
+    config = load_federation(write(tmp_path, MINIMAL))
+    assert config.rounds == 3
+    assert config.training.local_steps == 40
+
+
+def test_resolved_file_reads_back_as_the_same_federation(tmp_path: Path) -> None:
+    config = load_federation(write(tmp_path, MINIMAL))
+    again = load_federation(write(tmp_path, config.resolved()))
+    assert again == config
+    assert again.digest() == config.digest()
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_examples_are_valid(path: Path) -> None:
+    config = load_federation(path)
+    assert config.simulation is not None or config.network is not None
+
+
+def test_examples_exist() -> None:
+    assert {path.name for path in EXAMPLES} >= {"phantom.yaml", "hippocampus.yaml", "hippocampus-dirichlet.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ("roundz: 3", "roundz: unknown key; did you mean rounds?"),
+        ("training: {lerning_rate: 0.1}", "training.lerning_rate: unknown key; did you mean learning_rate?"),
+        ("training: {batch_size: 0}", "training.batch_size: input should be greater than or equal to 1 (got 0)"),
+        ("training: {batch_size: two}", "training.batch_size: input should be a valid integer"),
+        ("training: {optimizer: adam}", "training.optimizer: input should be 'adamw' or 'sgd' (got 'adam')"),
+        ("training: 7", "training:"),
+        ("seed: -1", "seed:"),
+        ("labels: {0: background}", "labels.0"),
+        ("model: {patch_size: [40, 56]}", "model.patch_size"),
+        ("preprocessing: {spacing: fine}", "preprocessing.spacing"),
+        (
+            "simulation: {partition: {method: alphabet, sites: 2}}",
+            "simulation.partition.method: must be one of column, iid, quantity, label, scanner (got 'alphabet')",
+        ),
+        ("simulation: {partition: {sites: 2}}", "simulation.partition.method: must be one of column, iid,"),
+        ("simulation: {partition: {method: iid}}", "simulation.partition.sites: is missing"),
+        ("simulation: {partition: {method: iid, sites: 0}}", "simulation.partition.sites"),
+        ("simulation: {partition: {method: scanner, sites: 2, shifts: [{gamma: 1}]}}", "shifts has 1 entries"),
+        ("early_stop: {patience: 0}", "early_stop.patience"),
+    ],
+)
+def test_a_mistake_is_named_with_its_key(tmp_path: Path, change: str, complaint: str) -> None:
+    content = yaml.safe_load(MINIMAL) | yaml.safe_load(change)
+    path = write(tmp_path, yaml.safe_dump(content))
+    with pytest.raises(ConfigError) as caught:
+        load_federation(path)
+    assert complaint in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("name: [", "not valid YAML"),
+        ("- a\n- b\n", "must be a mapping"),
+        ("", "must be a mapping"),
+        ("name: a\nrounds: 3\nrounds: 4\n", "line 3: the key 'rounds' stands twice"),
+        ("rounds: 3\n", "name: is missing"),
+    ],
+)
+def test_a_file_that_is_no_federation_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_federation(write(tmp_path, text))
+    assert complaint in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file"):
+        load_federation(tmp_path / "nothing.yaml")
+
+
+def test_overrides_replace_single_values(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    config = load_federation(path, ["rounds=5", "training.learning_rate=0.1", "early_stop.patience=2"])
+    assert (config.rounds, config.training.learning_rate) == (5, 0.1)
+    assert config.early_stop is not None
+    assert config.early_stop.patience == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("rounds", "key.path=value"),
+        ("=3", "key.path=value"),
+        ("rounds.first=3", "rounds is a single value"),
+        ("rounds=[", "not valid YAML"),
+        ("rounds=many", "rounds: input should be a valid integer"),
+        ("round=3", "did you mean rounds?"),
+    ],
+)
+def test_an_override_that_cannot_be_is_refused(tmp_path: Path, override: str, complaint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_federation(write(tmp_path, MINIMAL), [override])
+    assert complaint in str(caught.value)
+
+
+def test_digest_changes_with_what_decides_the_result(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    digests = {load_federation(path, [item]).digest() for item in ("seed=1", "seed=2", "training.batch_size=3")}
+    assert len(digests) == 3
+    assert load_federation(path, ["description=other"]).digest() == load_federation(path).digest()
+
+
+def test_configuration_cannot_be_changed_in_place(tmp_path: Path) -> None:
+    config: FederationConfig = load_federation(write(tmp_path, MINIMAL))
+    with pytest.raises(ValueError, match="frozen"):
+        config.rounds = 4  # type: ignore[misc]
