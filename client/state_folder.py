@@ -15,6 +15,8 @@ from typing import Any, Literal, TextIO
 from common.errors import FedvoxError, OutputError
 from common.system.files import cannot_write
 
+APPROVALS_FILE = "approvals.json"
+AUDIT_FILE = "audit.jsonl"
 CONTACT_IS_LOST_AFTER_SECONDS = 15.0
 
 Role = Literal["site", "courier", "runner"]

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from common.plan.plan import Spacing
+from common.plan.base import Spacing
 
 Mask = NDArray[np.bool_]
 Box = tuple[slice, ...]

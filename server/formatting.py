@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+NOTHING = "–"
+"""Where there is no value."""
+
 
 def format_seconds(seconds: float) -> str:
     """A duration in seconds as text, such as ``8.4 s``, ``1 min 26 s`` or ``2 h 05 min``."""

@@ -1,4 +1,4 @@
-"""The arrows between packages, and promises about the whole tree."""
+"""The arrows between packages and between rooms, and promises about the whole tree."""
 
 import ast
 from pathlib import Path
@@ -7,8 +7,25 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FORBIDDEN = {"common": {"client", "server"}, "client": {"server"}, "server": {"client"}}
-EXCEPTIONS = {("server/simulation/simulated_sites.py", "client")}
+SIMULATION = "server/simulation/"
 MODULES = [path for package in FORBIDDEN for path in sorted((REPOSITORY / package).rglob("*.py"))]
+ROOMS = {
+    "server": (
+        *("cli", "simulation", "coordinator", "gateway", "provisioning", "rounds", "rounds/strategies", "reporting"),
+        *("progress", "release", "privacy", "run_store"),
+    ),
+    "client": ("cli", "site", "courier", "runner", "ledger", "consent", "training", "inference", "data"),
+    "common": (
+        *("planning", "privacy", "config", "protocol", "models", "losses", "metrics", "weights", "imaging/phantoms"),
+        *("imaging/patches", "imaging/cache", "imaging/datasets", "imaging/io", "imaging", "plan"),
+        *("audit", "certificates", "system"),
+    ),
+}
+"""A room may import from the rooms after it, never from those before it; what is not listed imports from no room."""
+NESTED = {"gateway/fleet": "gateway", "courier/transfers": "courier"}
+"""Parts of a room that is too large for one folder: for arrows they are that room."""
+MOST_FILES = 15
+MOST_LINES = 400
 
 
 def imports(path: Path) -> set[str]:
@@ -25,8 +42,78 @@ def imports(path: Path) -> set[str]:
 def test_packages_import_only_what_they_may(path: Path) -> None:
     name = path.relative_to(REPOSITORY).as_posix()
     roots = {module.split(".")[0] for module in imports(path)}
-    wrong = {root for root in roots & FORBIDDEN[name.split("/")[0]] if (name, root) not in EXCEPTIONS}
+    wrong = {
+        root for root in roots & FORBIDDEN[name.split("/")[0]] if not (name.startswith(SIMULATION) and root == "client")
+    }
     assert not wrong
+
+
+def room_of(module: str) -> str:
+    """The longest listed room that a dotted module name lies in; empty for the top of its package."""
+    package, *parts = module.split(".")
+    for count in range(len(parts), 0, -1):
+        name = "/".join(parts[:count])
+        name = NESTED.get(name, name)
+        if name in ROOMS[package]:
+            return name
+    return ""
+
+
+def modules_imported(path: Path) -> set[str]:
+    """Dotted names of our own modules that a file imports, at its top or anywhere inside."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return {name for name in found if name.split(".")[0] in ROOMS}
+
+
+def arrows_back(module: str, imported: set[str]) -> set[str]:
+    """Those imports of a module that lead to a room before its own."""
+    package, room = module.split(".")[0], room_of(module)
+    order = ROOMS[package]
+    others = {name: room_of(name) for name in imported if name.split(".")[0] == package}
+    here = order.index(room) if room else len(order)
+    return {name for name, other in others.items() if other and other != room and order.index(other) < here}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_rooms_import_only_from_rooms_after_them(path: Path) -> None:
+    module = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+    assert not arrows_back(module, modules_imported(path))
+
+
+def test_an_arrow_back_would_be_found() -> None:
+    assert arrows_back("common.plan.plan", {"common.config.federation.FederationConfig"})
+    assert arrows_back("server.formatting", {"server.rounds.round_loop.RoundLoop"})
+    assert arrows_back("server.rounds.strategies.fedavg", {"server.rounds.round.Round"})
+    assert not arrows_back("server.rounds.round", {"server.rounds.strategies.fedavg.FedAvg", "server.formatting"})
+    assert not arrows_back("server.gateway.fleet.rules", {"server.gateway.identity.Site"})
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in MODULES}), ids=lambda path: path.name)
+def test_rooms_are_small_and_say_what_they_are_for(folder: Path) -> None:
+    files = sorted(folder.glob("*.py"))
+    assert len(files) <= MOST_FILES, f"{folder}: {len(files)} files"
+    purpose = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+    assert purpose and len(purpose.split()) >= 4
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_files_are_short_or_say_why_not(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    long_because = "longer than" in (ast.get_docstring(ast.parse(text)) or "")
+    assert len(text.splitlines()) <= MOST_LINES or long_because
+
+
+def test_tests_mirror_the_rooms() -> None:
+    for package in ROOMS:
+        for folder in (REPOSITORY / "tests" / package).rglob("*/"):
+            name = folder.relative_to(REPOSITORY / "tests").as_posix()
+            if folder.name != "__pycache__" and any(folder.glob("test_*.py")):
+                assert (REPOSITORY / name / "__init__.py").exists(), f"tests/{name} mirrors no room"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(REPOSITORY)))

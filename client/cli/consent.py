@@ -73,7 +73,7 @@ def _add_user(command: argparse.ArgumentParser) -> None:
 
 
 def _state(options: argparse.Namespace) -> Path:
-    from common.config.network import read_kit
+    from common.config.kit import read_kit
 
     read_kit(options.kit, "site")
     state: Path | None = options.state
@@ -204,8 +204,8 @@ _UNDER_WAY = "A task that is under way is finished and its result sent; stop fed
 
 
 def _audit(options: argparse.Namespace) -> int:
-    from client.consent.decisions import AUDIT_FILE
     from client.consent.sent_summary import as_text, departures, summary
+    from client.state_folder import AUDIT_FILE
     from common.audit import read_entries
     from common.config.federation import as_json
 
@@ -237,7 +237,8 @@ class AuditUsageError(FedvoxError):
 
 
 def _prove(state: Path, expected: str | None) -> AuditSummary:
-    from client.consent.decisions import AUDIT_FILE, DecisionBook
+    from client.consent.decisions import DecisionBook
+    from client.state_folder import AUDIT_FILE
     from common.audit import AuditError, verify
 
     log = state / AUDIT_FILE

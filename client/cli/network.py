@@ -170,7 +170,7 @@ def _health(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     from client.state_folder import StateFolder, site_status
     from common.config.federation import as_json
-    from common.config.network import read_kit
+    from common.config.kit import read_kit
 
     kit = read_kit(options.kit, "site")
     status = site_status(StateFolder(_state(options)))

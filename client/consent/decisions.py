@@ -15,14 +15,12 @@ from pydantic import ValidationError
 
 import common
 from client.consent.disclosure import digest_of_fields
+from client.state_folder import APPROVALS_FILE, AUDIT_FILE
 from common.audit import AuditLog
 from common.config.federation import as_json
 from common.errors import FedvoxError, OutputError
-from common.plan.plan import Frozen
+from common.plan.base import Frozen
 from common.system.files import write_atomically
-
-APPROVALS_FILE = "approvals.json"
-AUDIT_FILE = "audit.jsonl"
 
 
 class DecisionsError(FedvoxError):

@@ -18,7 +18,7 @@ from typing import Any
 import common
 from client.consent.privacy_terms import privacy_terms, private_meanings
 from common.config.federation import FederationConfig, load_federation
-from common.config.network import Kit, read_kit
+from common.config.kit import Kit, read_kit
 from common.config.privacy import PrivacyConfig
 from common.errors import ConfigError
 from common.formatting import counted

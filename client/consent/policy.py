@@ -11,9 +11,10 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from client.consent.decisions import AUDIT_FILE, DecisionBook, DecisionsError
+from client.consent.decisions import DecisionBook, DecisionsError
 from client.consent.disclosure import fields_that_leave
 from client.consent.site_config import SITE_FILE, SiteConfig, load_site_config
+from client.state_folder import AUDIT_FILE
 from common.audit import AuditError, AuditLog
 from common.config.federation import FederationConfig
 from common.errors import ConfigError, FedvoxError, OutputError, ProtocolError

@@ -7,7 +7,7 @@ from typing import Any
 
 from common.config.federation import FederationConfig
 from common.config.privacy import PrivacyConfig
-from common.privacy.accounting import PrivacyPlan, gradient_noise, plan_privacy
+from common.privacy.calibration import PrivacyPlan, gradient_noise, plan_privacy
 
 NO_PRIVACY = (
     "NONE: this federation does not use differential privacy. The model update is computed from your patients' "

@@ -15,9 +15,10 @@ from typing import Annotated, Self
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from common.config.federation import FederationConfig, UniqueKeyLoader, describe_validation_error
+from common.config.describe_errors import describe_validation_error
+from common.config.federation import FederationConfig, UniqueKeyLoader
 from common.errors import ConfigError
-from common.plan.plan import Frozen, PositiveInt
+from common.plan.base import Frozen, PositiveInt
 
 SITE_FILE = "site.yaml"
 _TIME = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")

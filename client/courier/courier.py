@@ -26,9 +26,10 @@ from client.state_folder import StateFolder
 from common.audit import AuditLog
 from common.certificates import AUTHORITY_FILE, site_identity
 from common.config.federation import load_federation
-from common.config.network import read_kit
+from common.config.kit import read_kit
 from common.errors import ConfigError, FedvoxError, OutputError, ProtocolError
-from common.protocol.codec import MAX_TASKS, is_sha256, is_task_name
+from common.protocol.codec import MAX_TASKS, is_task_name
+from common.weights.digest import is_sha256
 
 AUDIT_FILE = "courier-audit.jsonl"
 MAILBOX_FOLDER = "courier"

@@ -26,7 +26,7 @@ from common.imaging.datasets.dataset import (
 from common.imaging.datasets.patients_csv import PATIENTS_FILE
 from common.imaging.geometry import Grid
 from common.imaging.io.nifti import read_label, read_volume
-from common.plan.plan import Axes3, Spacing
+from common.plan.base import Axes3, Spacing
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from common.errors import ConfigError, DataError, OutputError
 from common.imaging import sliding_window
 from common.imaging.datasets.dataset import Case, load_case, scan_dataset
-from common.imaging.io.nifti import Volume, nifti_stem, write_label, write_probabilities
+from common.imaging.io.nifti import nifti_stem, write_label, write_probabilities
 from common.imaging.preprocessing import (
     Preprocessed,
     preprocess_image,
     restore_prediction,
     restore_probabilities,
 )
+from common.imaging.volume import Volume
 from common.models.bundle import Bundle, load_bundle
 from common.system.devices import autocast_dtype, choose_device
 

@@ -15,10 +15,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from client.ledger.patient_identity import Patient
-from common.plan.plan import Frozen, PositiveInt
-from common.privacy.accounting import PrivacyPlan, Purpose, Spend, epsilon_of
+from common.plan.base import Frozen, PositiveInt
+from common.privacy.accounting import Purpose, Spend, epsilon_of
+from common.privacy.calibration import PrivacyPlan
+from common.weights.digest import Digest
 
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 People = Mapping[Purpose, Collection[Patient]]
 """Who is trained on, and who is scored on."""
 History = frozenset[tuple[float, float, int]]

@@ -22,7 +22,6 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from client.consent.decisions import AUDIT_FILE
 from client.ledger.account import (
     Account,
     DatasetEntry,
@@ -34,10 +33,11 @@ from client.ledger.account import (
     TimedRound,
 )
 from client.ledger.patient_identity import dataset_of
+from client.state_folder import AUDIT_FILE
 from common.audit import AuditError, AuditLog, AuditSummary, Entry, head_of, read_entries, verify
 from common.errors import FedvoxError, OutputError
 from common.formatting import counted
-from common.plan.plan import Frozen, PositiveInt
+from common.plan.base import Frozen, PositiveInt
 from common.privacy.accounting import Purpose, Spend
 from common.protocol.messages import ErrorCode
 from common.system.files import write_atomically

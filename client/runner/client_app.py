@@ -24,7 +24,8 @@ import common
 from client.training.trainer import NonFiniteLossError, Trainer
 from common.errors import ProtocolError
 from common.imaging.cache.case_cache import CachedCase
-from common.privacy.accounting import PrivacyPlan, Spend
+from common.privacy.accounting import Spend
+from common.privacy.calibration import PrivacyPlan
 from common.protocol.codec import (
     Answer,
     ErrorCode,

@@ -23,7 +23,7 @@ from client.runner.task_loop import TaskLoop
 from client.shared_folder import SharedFolder
 from client.state_folder import StateFolder, default_ledger
 from common.config.federation import load_federation
-from common.config.network import read_kit
+from common.config.kit import read_kit
 from common.errors import ConfigError, FedvoxError
 from common.plan.plan import Plan
 from common.system.flower import check_flower_version

@@ -20,8 +20,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.errors import OutputError
-from common.protocol.codec import is_sha256, is_task_name
+from common.protocol.codec import is_task_name
 from common.system.files import write_atomically
+from common.weights.digest import is_sha256
 
 log = logging.getLogger("fedvox.runner")
 

@@ -25,9 +25,10 @@ from client.runner.progress import RunnerStatus, SupersededError, TaskProgress
 from client.runner.task_journal import Record, TaskJournal
 from client.shared_folder import SharedFolder
 from common.errors import FedvoxError, ProtocolError
-from common.protocol.codec import MAX_MESSAGE_BYTES, Question, is_sha256, unpack_answer, unpack_question
+from common.protocol.codec import MAX_MESSAGE_BYTES, Question, unpack_answer, unpack_question
 from common.protocol.messages import ErrorCode, Failure, Hello, Result, Task
 from common.system.files import cannot_write
+from common.weights.digest import is_sha256
 from common.weights.store import FileStore, MissingWeightsError
 
 log = logging.getLogger("fedvox.runner")

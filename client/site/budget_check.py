@@ -12,11 +12,12 @@ from client.ledger.account import Account, People, costs_of
 from client.ledger.ledger import Ledger, LedgerError, Witness
 from client.ledger.patient_identity import Patient, PatientIndex, PatientsError
 from client.runner.local_site import SiteDataError, labelled_cases, people_of, split_site
-from client.site.preflight import Item
+from client.site.preflight_item import Item
 from common.config.federation import FederationConfig
 from common.errors import ConfigError, DataError
 from common.formatting import counted
-from common.privacy.accounting import Spend, plan_privacy
+from common.privacy.accounting import Spend
+from common.privacy.calibration import plan_privacy
 
 _NOBODY: dict[str, Patient] = {"one": ("0" * 64,), "other": ("f" * 64,)}
 NEW_PATIENTS: People = people_of(_NOBODY, ["one"], ["other"])

@@ -14,7 +14,6 @@ import shutil
 import ssl
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
@@ -22,13 +21,13 @@ from typing import Literal
 from client.courier.proxy import ProxyError
 from client.shared_folder import SharedFolder, SharedFolderError
 from client.site import gpu_probe
-from client.site.gpu_probe import Severity
+from client.site.preflight_item import Item
 from client.site.server_probe import CertificateRefusedError, Connection, HandshakeError, connect, unreachable
 from client.site.signing_request import KEY_FILE
 from client.state_folder import read_json, write_json
 from common.certificates import SITE_CERTIFICATE_FILE, CertificateError, load_certificate, site_identity
 from common.config.federation import FederationConfig
-from common.config.network import Kit
+from common.config.kit import Kit
 from common.errors import ConfigError, DataError, FedvoxError, OutputError
 from common.formatting import counted
 from common.system.flower import check_flower_version
@@ -44,18 +43,6 @@ DISK_BYTES = 2**30
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 """Of NVIDIA's and AMD's drivers, and of Windows' for Linux; without any of them PyTorch finds no GPU."""
 _UNAUTHORISED = 401
-
-
-@dataclass(frozen=True)
-class Item:
-    """One thing that was checked. ``text`` says what was found and, if it is not good, what to do."""
-
-    name: str
-    severity: Severity
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.severity:<8} {self.name + ':':<13} {self.text}"
 
 
 def check_version() -> Item:

@@ -18,7 +18,7 @@ from client.courier.connection import client_context
 from client.courier.diagnosis import who_opens_tls
 from client.courier.proxy import Address, find_address, open_socket
 from common.certificates import AUTHORITY_FILE, Identity, site_identity
-from common.config.network import Kit
+from common.config.kit import Kit
 from common.errors import FedvoxError
 from common.identity import sign
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from client.runner.isolation import can_isolate
 from client.site import preflight
-from client.site.preflight import Item
+from client.site.preflight_item import Item
 from client.site.start import SiteOptions, check_connection, check_work, courier_process, runner_process
 from client.site.supervision import MessageSink, Upkeep, require_preflight
 from client.state_folder import StateFolder
 from common.config.federation import load_federation
-from common.config.network import read_kit
+from common.config.kit import read_kit
 
 
 @dataclass(frozen=True)

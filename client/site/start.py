@@ -12,11 +12,11 @@ from pathlib import Path
 import client
 from client.runner.isolation import can_isolate
 from client.site import preflight
-from client.site.preflight import Item
+from client.site.preflight_item import Item
 from client.site.supervision import MessageSink, Upkeep, require_preflight
 from client.state_folder import StateFolder, default_ledger
 from common.config.federation import FederationConfig, load_federation
-from common.config.network import Kit, read_kit
+from common.config.kit import Kit, read_kit
 from common.system.flower import flower_environment
 from common.system.supervisor import Child
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 
-from client.site.preflight import Item
+from client.site.preflight_item import Item
 from client.state_folder import Role, StateFolder, site_status, write_json
 from common.errors import FedvoxError, OutputError
 from common.system.files import cannot_write

@@ -39,7 +39,7 @@ from common.metrics import dice
 from common.models.trainable import train_only
 from common.models.unet3d import build_model
 from common.plan.plan import Plan
-from common.privacy.accounting import PrivacyPlan, gradient_noise, plan_privacy
+from common.privacy.calibration import PrivacyPlan, gradient_noise, plan_privacy
 from common.protocol.codec import Vector
 
 LOSS_SCALE = 1024.0

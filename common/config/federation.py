@@ -6,23 +6,24 @@ Every error names the file, the key, the value and what is allowed. Defaults are
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from common.config.describe_errors import describe_validation_error
 from common.config.initial_model import resolve_initial_model
 from common.config.network import NetworkConfig
 from common.config.privacy import PrivacyConfig
 from common.errors import ConfigError
-from common.imaging.scanner_shift import ScannerShift
 from common.plan.augmentation import AugmentationPlan
-from common.plan.plan import Frozen, IntensityPlan, Kernel, PositiveInt, Spacing, Stride
+from common.plan.base import Frozen, Kernel, PositiveInt, Spacing, Stride
+from common.plan.plan import IntensityPlan
+from common.plan.scanner_shift import ScannerShift
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
@@ -362,57 +363,6 @@ def _apply_override(content: dict[Any, Any], override: str) -> None:
             raise ConfigError(f"--set {override}: {key} is a single value and has no keys below it")
         place = below
     place[keys[-1]] = value
-
-
-def describe_validation_error(error: ValidationError, model: type[BaseModel], source: str) -> str:
-    """One line per problem: source, key, what is wrong, and the likely key that was meant."""
-    lines = []
-    for item in error.errors(include_url=False):
-        # Pydantic puts the tag of a union (``column``, ``tuple[...]``) into the location; users never wrote it.
-        location = [str(part) for part in item["loc"] if not _is_union_tag(part)]
-        key = ".".join(location) or "(whole file)"
-        if item["type"] == "extra_forbidden":
-            guess = difflib.get_close_matches(location[-1], _known_keys(model), n=1)
-            hint = f"; did you mean {guess[0]}?" if guess else ""
-            lines.append(f"{source}: {key}: unknown key{hint}")
-        elif item["type"] == "missing":
-            lines.append(f"{source}: {key}: is missing; add it")
-        elif item["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            # The only union of ours with a tag; Pydantic puts the value itself into its text, quoted twice.
-            context, methods = item["ctx"], ", ".join(_PARTITION_METHODS)
-            given = f" (got {context['tag']!r})" if "tag" in context else ""
-            lines.append(f"{source}: {key}.{context['discriminator'].strip(chr(39))}: must be one of {methods}{given}")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            value = item["input"]
-            shown = f" (got {value!r})" if isinstance(value, str | int | float | bool | None) else ""
-            lines.append(f"{source}: {key}: {message[0].lower()}{message[1:]}{shown}")
-    return "\n".join(dict.fromkeys(lines))
-
-
-_PARTITION_METHODS = ("column", "iid", "quantity", "label", "scanner")
-
-
-def _is_union_tag(part: str | int) -> bool:
-    return isinstance(part, str) and (
-        part in _PARTITION_METHODS or "[" in part or part in {"tuple", "int", "float", "str", "bool"}
-    )
-
-
-def _known_keys(model: type[BaseModel], seen: frozenset[type[BaseModel]] = frozenset()) -> list[str]:
-    keys = list(model.model_fields)
-    for field in model.model_fields.values():
-        for part in _models_in(field.annotation):
-            if part not in seen:
-                keys += _known_keys(part, seen | {model})
-    return keys
-
-
-def _models_in(annotation: Any) -> Iterable[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in getattr(annotation, "__args__", ()):
-        yield from _models_in(argument)
 
 
 def as_json(model: BaseModel | Mapping[str, Any]) -> str:

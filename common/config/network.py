@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
-import yaml
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
+from common.config.kit import KIT_FILE, Kit, read_kit
 from common.errors import ConfigError
-from common.plan.plan import Frozen
+from common.plan.base import Frozen
 
-KIT_FILE = "kit.yaml"
-KIT_FORMAT: Literal[2] = 2
 _HOST_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 
@@ -44,7 +41,6 @@ Address = Annotated[str, AfterValidator(_check_address)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 FederationName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 _SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -95,33 +91,6 @@ class NetworkConfig(Frozen):
         return self
 
 
-class Kit(Frozen):
-    """The content of ``kit.yaml``; format 2 has a certificate for each site, format 1 had none.
-
-    federation: its name. digest: ``FederationConfig.digest()`` of the kit's ``federation.yaml``.
-    address, port: where the server is. site: whose kit it is; None in the server's.
-    """
-
-    format: Literal[2] = KIT_FORMAT
-    role: Literal["server", "site"]
-    federation: FederationName
-    digest: Digest
-    address: Address
-    port: Port
-    site: SiteName | None = None
-
-    @model_validator(mode="after")
-    def _sites_have_names(self) -> Self:
-        if (self.role == "site") != (self.site is not None):
-            raise ValueError("site: must be given for role site, and only there")
-        return self
-
-    @property
-    def endpoint(self) -> str:
-        """``host:port``, as addresses of servers are written; IPv6 in brackets."""
-        return format_endpoint(self.address, self.port)
-
-
 def format_endpoint(address: str, port: int) -> str:
     """``host:port``; an IPv6 address stands in brackets."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
@@ -159,51 +128,6 @@ def parse_listen(option: str, text: str, example: str) -> tuple[str, int]:
     if not is_ip_address(host):
         raise ConfigError(f"{option} {text}: write an IP address of this machine and a port, for example {example}")
     return host, port
-
-
-def read_kit(folder: Path, role: Literal["server", "site"] | None = None) -> Kit:
-    """Reads whose kit a folder is.
-
-    Args:
-        folder: the kit.
-        role: what it must be for; None takes both.
-
-    Raises:
-        ConfigError: it is no kit, is damaged, of another form, or for the other role.
-    """
-    file = folder / KIT_FILE
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        _check_format(folder, content)
-        kit = Kit.model_validate(content)
-    except FileNotFoundError:
-        raise ConfigError(
-            f"{folder}: is not a kit (it has no {KIT_FILE}); give the folder that fedvox-server provision wrote"
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"]) or "(whole file)"
-        raise ConfigError(f"{file}: {key}: {first['msg']}; ask the coordinator for a new kit") from None
-    if role is not None and kit.role != role:
-        command = "fedvox-client start" if kit.role == "site" else "fedvox-server start"
-        raise ConfigError(f"{folder}: is the kit of a {kit.role}; it belongs to {command}")
-    return kit
-
-
-def _check_format(folder: Path, content: object) -> None:
-    found = content.get("format") if isinstance(content, dict) else None
-    if not isinstance(content, dict) or not isinstance(found, int) or found == KIT_FORMAT:
-        return
-    if found > KIT_FORMAT:
-        raise ConfigError(f"{folder}: is a kit of a later form; install the version of Fedvox that it was made with")
-    if content.get("role") == "server":
-        raise ConfigError(
-            f"{folder}: is a kit of an earlier form; run fedvox-server provision with a new, empty --out, and send "
-            "every site its new kit"
-        )
-    raise ConfigError(f"{folder}: is a kit of an earlier form; ask the coordinator for a new kit")
 
 
 __all__ = [

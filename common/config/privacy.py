@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from common.plan.plan import Frozen, PositiveInt
+from common.plan.base import Frozen, PositiveInt
 
 
 def _off_is_a_word(value: object) -> object:

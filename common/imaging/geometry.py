@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from common.plan.plan import Axes3, Spacing
+from common.plan.base import Axes3, Spacing
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 

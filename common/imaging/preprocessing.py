@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.imaging.geometry import Grid
-from common.imaging.io.nifti import Volume
 from common.imaging.resampling import resample_label, resample_to_shape, resampled_shape, thick_axes
-from common.plan.plan import Axes3, IntensityPlan, PreprocessingPlan, Spacing
+from common.imaging.volume import Volume
+from common.plan.base import Axes3, Spacing
+from common.plan.plan import IntensityPlan, PreprocessingPlan
 
 _BACKGROUND = 0
 

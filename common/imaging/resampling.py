@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from common.plan.plan import Axes3, Spacing
+from common.plan.base import Axes3, Spacing
 
 Order = Literal[1, 3]
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from common.plan.plan import Axes3
+from common.plan.base import Axes3
 from common.system.devices import autocast_dtype, keep_freed_memory, memory_format
 
 Progress = Callable[[int, int], None]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.plan.plan import Axes3
+from common.plan.base import Axes3
 
 NEGATIVE_SLOPE = 0.01
 

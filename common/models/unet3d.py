@@ -6,7 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.models.blocks import NEGATIVE_SLOPE, ConvBlock, ResidualBlock, UpBlock
-from common.plan.plan import Axes3, Kernel, ModelPlan, Stride
+from common.plan.base import Axes3, Kernel, Stride
+from common.plan.plan import ModelPlan
 
 
 class UNet3D(nn.Module):

@@ -6,33 +6,25 @@ much about the patients behind it: it stays where the data are.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import ConfigError, DataError
+from common.errors import DataError
 from common.imaging.cache.case_cache import sample_voxels
 from common.imaging.cache.entry_file import Entry, FileDigests, digest_json, read_entry, write_entry
 from common.imaging.datasets.dataset import Case, load_case
 from common.imaging.preprocessing import nonzero_box
-from common.imaging.resampling import thick_axes
 from common.imaging.threads import Progress, map_in_threads
-from common.plan.plan import Axes3, Frozen, IntensityPlan, Kernel, ModelPlan, Plan, PreprocessingPlan, Spacing, Stride
+from common.plan.base import Axes3, Frozen, Spacing
 
 SAMPLES_PER_CASE = 2_000
 """Foreground voxels of each case that enter the intensity statistics, so that every patient weighs about the same."""
 
-LARGEST_PATCH = 96**3
-"""Voxels of the largest patch chosen without being told: two fit a few GB of memory while training."""
-
-SMALLEST_STAGE = 4
-"""Voxels below which no axis is down-sampled."""
 
 _REVISION = 2
-_THICK = 3.0
 
 
 class ChannelIntensities(Frozen):
@@ -167,159 +159,3 @@ def _describe(samples: NDArray[np.float32]) -> ChannelIntensities:
         percentile_99_5=high,
         maximum=highest,
     )
-
-
-def make_plan(
-    fingerprint: Fingerprint,
-    channels: Sequence[str],
-    labels: Mapping[int, str],
-    modality: Literal["CT", "MR"] = "MR",
-    *,
-    network_channels: Sequence[int] = (16, 32, 64, 128),
-    blocks: Sequence[int] | None = None,
-    residual: bool = False,
-    deep_supervision: bool = False,
-    groups: int = 8,
-    spacing: Spacing | None = None,
-    patch_size: Axes3 | None = None,
-    largest_patch: int = LARGEST_PATCH,
-    mirror_axes: Sequence[Literal[0, 1, 2]] = (),
-) -> Plan:
-    """Derives spacing, intensities, patch and network from a fingerprint.
-
-    Args:
-        fingerprint: of all data that the plan is for.
-        channels: names of the input channels.
-        labels: value -> name of the foreground labels, 1, 2, 3, ...
-        modality: ``CT`` clips to a window and normalises by statistics of the whole dataset's foreground, because
-            Hounsfield units mean the same everywhere; ``MR`` treats each volume by itself.
-        network_channels: channels of each stage.
-        blocks: blocks of each encoder stage; None for two each.
-        residual: whether these are residual blocks.
-        deep_supervision: whether coarser outputs are trained too.
-        groups: of every GroupNorm.
-        spacing: target in mm; None for :func:`target_spacing`.
-        patch_size: voxels; None for :func:`choose_patch_size`.
-        largest_patch: voxels of a patch that is chosen here.
-        mirror_axes: axes along which the anatomy may be flipped.
-
-    Raises:
-        ConfigError: the fingerprint has another number of channels, or the patch size does not fit the network.
-    """
-    if len(channels) != len(fingerprint.intensities):
-        raise ConfigError(
-            f"channels: {len(channels)} names ({', '.join(channels)}), but the scans have "
-            f"{len(fingerprint.intensities)} channels: name each of them"
-        )
-    target = spacing or target_spacing(fingerprint.spacings)
-    stages = len(network_channels)
-    if patch_size is None:
-        patch_size = choose_patch_size(fingerprint.median_shape(target), target, stages, largest_patch)
-    strides, kernels = plan_stages(patch_size, target, stages)
-    if any(size % divisor for size, divisor in zip(patch_size, _divisors(patch_size, target, stages), strict=True)):
-        fitting = choose_patch_size(patch_size, target, stages, 8 * int(np.prod(patch_size)))
-        raise ConfigError(f"patch_size: {patch_size} does not fit {stages} stages; take {fitting}, for example")
-    return Plan(
-        channels=tuple(channels),
-        labels=dict(labels),
-        preprocessing=PreprocessingPlan(
-            spacing=target,
-            intensity=tuple(_plan_intensity(channel, modality) for channel in fingerprint.intensities),
-        ),
-        model=ModelPlan(
-            in_channels=len(channels),
-            classes=len(labels) + 1,
-            channels=tuple(network_channels),
-            strides=strides,
-            kernels=kernels,
-            blocks=tuple(blocks) if blocks is not None else (2,) * stages,
-            residual=residual,
-            deep_supervision=deep_supervision,
-            groups=groups,
-        ),
-        patch_size=patch_size,
-        mirror_axes=tuple(mirror_axes),
-    )
-
-
-def _plan_intensity(channel: ChannelIntensities, modality: Literal["CT", "MR"]) -> IntensityPlan:
-    if modality == "MR":
-        return IntensityPlan()
-    return IntensityPlan(
-        clip="window",
-        lower=channel.percentile_00_5,
-        upper=channel.percentile_99_5,
-        normalise="given",
-        mean=channel.mean,
-        std=max(channel.std, 1e-6),
-    )
-
-
-def target_spacing(spacings: Sequence[Spacing]) -> Spacing:
-    """The spacing in mm that a dataset is resampled to: the median along each axis.
-
-    Where the median of an axis is more than three times that of the finest, its 10th percentile is taken instead, but
-    nothing finer than the next coarser axis: a few thick volumes then do not take the detail from all others.
-    """
-    median = np.median(spacings, axis=0)
-    x, y, z = (float(value) for value in median)
-    target = [x, y, z]
-    for axis in thick_axes((x, y, z), _THICK):
-        others = max(target[other] for other in range(3) if other != axis)
-        target[axis] = min(target[axis], max(float(np.percentile(spacings, 10, axis=0)[axis]), others))
-    return (target[0], target[1], target[2])
-
-
-def choose_patch_size(shape: Axes3, spacing: Spacing, stages: int, largest: int) -> Axes3:
-    """A patch that holds a whole volume if it may, and fits the network.
-
-    Args:
-        shape: median shape of the volumes at the target spacing.
-        spacing: the target in mm.
-        stages: of the network.
-        largest: voxels that the patch may have; the longest side in mm is shortened until it fits.
-
-    Returns:
-        Voxels along x, y, z: multiples of what the network down-samples by.
-    """
-    size = list(shape)
-    while True:
-        divisors = _divisors((size[0], size[1], size[2]), spacing, stages)
-        x, y, z = (-(-n // divisor) * divisor for n, divisor in zip(size, divisors, strict=True))
-        # A size that was rounded up may allow deeper down-sampling, to which it then has to fit too.
-        fits = all(n % d == 0 for n, d in zip((x, y, z), _divisors((x, y, z), spacing, stages), strict=True))
-        if fits and x * y * z <= largest:
-            return (x, y, z)
-        longest = max((axis for axis in range(3) if size[axis] > 1), key=lambda axis: size[axis] * spacing[axis])
-        size[longest] -= 1
-
-
-def _divisors(size: Axes3, spacing: Spacing, stages: int) -> Axes3:
-    x, y, z = np.prod(plan_stages(size, spacing, stages)[0], axis=0)
-    return (int(x), int(y), int(z))
-
-
-def plan_stages(size: Axes3, spacing: Spacing, stages: int) -> tuple[tuple[Stride, ...], tuple[Kernel, ...]]:
-    """Strides and kernels of each stage, finest first.
-
-    An axis more than twice as coarse as the finest that can still be down-sampled waits until that has caught up, and
-    has kernel 1 until it is no more than twice as coarse as any; no axis gets less than ``SMALLEST_STAGE`` voxels.
-    """
-    voxels, current = list(size), list(spacing)
-    strides: list[Stride] = []
-    kernels: list[Kernel] = []
-    kernel: list[Literal[1, 3, 5]] = [1, 1, 1]
-    for stage in range(stages):
-        stride: list[Literal[1, 2, 4]] = [1, 1, 1]
-        if stage > 0:
-            roomy = [axis for axis in range(3) if voxels[axis] // 2 >= SMALLEST_STAGE]
-            finest = min((current[axis] for axis in roomy), default=0.0)
-            for axis in roomy:
-                if current[axis] <= 2 * finest:
-                    stride[axis] = 2
-            voxels = [n // s for n, s in zip(voxels, stride, strict=True)]
-            current = [mm * s for mm, s in zip(current, stride, strict=True)]
-        kernel = [3 if before == 3 or mm <= 2 * min(current) else 1 for before, mm in zip(kernel, current, strict=True)]
-        strides.append((stride[0], stride[1], stride[2]))
-        kernels.append((kernel[0], kernel[1], kernel[2]))
-    return tuple(strides), tuple(kernels)

@@ -10,10 +10,13 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from common.config.federation import FederationConfig, describe_validation_error
+from common.config.describe_errors import describe_validation_error
+from common.config.federation import FederationConfig
 from common.errors import ConfigError
-from common.plan.plan import IntensityPlan, ModelPlan, Plan, PreprocessingPlan, Spacing
-from common.planning.fingerprint import Fingerprint, make_plan, plan_stages
+from common.plan.base import Spacing
+from common.plan.plan import IntensityPlan, ModelPlan, Plan, PreprocessingPlan
+from common.planning.fingerprint import Fingerprint
+from common.planning.planner import make_plan, plan_stages
 
 
 def resolve_plan(

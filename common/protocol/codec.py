@@ -24,6 +24,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from common.errors import ProtocolError
 from common.protocol.messages import ErrorCode, Failure, Heartbeat, Hello, Refusal, Result, SiteInfo, Task
+from common.weights.digest import SHA256
 from common.weights.encoding import Encoding, Vector
 from common.weights.layout import WeightLayout
 
@@ -37,7 +38,6 @@ MAX_TASKS = 16
 MAX_MESSAGE_BYTES = 32 * 1024
 """Of one message as JSON: a result with ``MAX_LABELS`` labels fits."""
 RECORD, FIELD = "fedvox", "json"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _TASK_NAME = re.compile(r"[0-9a-f]{32}")
 _CLASS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -129,11 +129,6 @@ def from_record(records: RecordDict) -> str:
     if not isinstance(text, str):
         raise ProtocolError("a message of Flower's that holds no message of ours")
     return text
-
-
-def is_sha256(text: str) -> bool:
-    """Whether a text can name a file of weights."""
-    return _SHA256.fullmatch(text) is not None
 
 
 def is_task_name(text: str) -> bool:
@@ -274,7 +269,7 @@ def _task_names(value: Any, name: str) -> tuple[str, ...]:
     return tuple(_task(item, name) for item in value)
 
 
-_sha256 = _matching(_SHA256, "a SHA-256 in hexadecimal digits")
+_sha256 = _matching(SHA256, "a SHA-256 in hexadecimal digits")
 _task = _matching(_TASK_NAME, "the name of a task")
 _class_name = _matching(_CLASS_NAME, "the name of an exception class")
 
@@ -343,7 +338,6 @@ __all__: Sequence[str] = [
     "Vector",
     "WeightLayout",
     "from_record",
-    "is_sha256",
     "is_task_name",
     "pack",
     "to_record",

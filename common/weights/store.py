@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import FedvoxError, OutputError
-from common.protocol.codec import is_sha256
+from common.weights.digest import is_sha256
 
 Content = NDArray[np.uint8]
 Part = bytes | bytearray | memoryview | NDArray[np.generic]

@@ -15,7 +15,7 @@ from common.system.cli import add_linger
 from server.formatting import format_best, scores_are_noised
 
 if TYPE_CHECKING:
-    from server.coordinator.startup import Listen
+    from server.gateway.listen import Listen
 
 PROVISION_EXAMPLE = """\
 example:
@@ -156,8 +156,8 @@ def _release(options: argparse.Namespace) -> int:
 
 
 def _gateway(options: argparse.Namespace) -> int:
-    from common.config.network import read_kit
-    from server.coordinator.startup import default_listen
+    from common.config.kit import read_kit
+    from server.gateway.listen import default_listen
     from server.gateway.serve import GatewayOptions, serve
 
     listen = _listen(options.listen) if options.listen else default_listen(read_kit(options.kit, "server"))
@@ -179,6 +179,6 @@ def _health(options: argparse.Namespace) -> int:
 
 
 def _listen(text: str) -> Listen:
-    from server.coordinator.startup import Listen
+    from server.gateway.listen import Listen
 
     return Listen(*parse_listen("--listen", text, "0.0.0.0:9443"))

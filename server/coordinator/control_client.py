@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -11,7 +10,6 @@ from typing import Self
 
 import httpx
 
-from common.config.federation import FederationConfig
 from common.errors import FedvoxError
 from server.flower import (
     ControlHttpClient,
@@ -25,12 +23,8 @@ from server.flower import (
     Status,
     StopRunRequest,
     UnregisterNodeRequest,
-    build_fab_from_files,
     fab_to_proto,
 )
-
-SERVER_APP = "server.coordinator.server_app:app"
-CLIENT_APP = "client.runner.client_app:not_run_from_a_bundle"
 
 
 class ControlError(FedvoxError):
@@ -151,34 +145,6 @@ class SuperLinkControl:
                 self.stop(run_id)
 
 
-def build_bundle(config: FederationConfig) -> bytes:
-    """The app bundle of a run: names and digests, and no code.
-
-    Flower wants a bundle with every run and hands it to the sites. Ours says which federation it is, and where the
-    server's installation has the app; what a site runs is what the site has installed.
-    """
-    values = {"federation": config.name, "digest": config.digest()}
-    project = f"""\
-[project]
-name = "fedvox-run"
-version = "1.0.0"
-description = "Configuration of a Fedvox federation; holds no code"
-license = "Apache-2.0"
-dependencies = []
-
-[tool.flwr.app]
-publisher = "fedvox"
-
-[tool.flwr.app.components]
-serverapp = "{SERVER_APP}"
-clientapp = "{CLIENT_APP}"
-
-[tool.flwr.app.config]
-{chr(10).join(f"{name} = {json.dumps(value)}" for name, value in values.items())}
-"""
-    return build_fab_from_files({"pyproject.toml": project.encode()})[0]
-
-
 def _failed(what: str, error: httpx.HTTPError) -> ControlError:
     if isinstance(error, httpx.HTTPStatusError):
         detail = f"{error.response.status_code} {error.response.text[:200]}"
@@ -187,4 +153,4 @@ def _failed(what: str, error: httpx.HTTPError) -> ControlError:
     return ControlError(f"SuperLink could not {what}: {' '.join(detail.split())}")
 
 
-__all__ = ["ControlError", "Node", "SuperLinkControl", "build_bundle"]
+__all__ = ["ControlError", "Node", "SuperLinkControl"]

@@ -15,19 +15,17 @@ from pathlib import Path
 
 from common.audit import AuditLog
 from common.config.federation import FederationConfig
-from common.config.network import Kit, read_kit
+from common.config.kit import Kit, read_kit
 from common.errors import FedvoxError
 from common.plan.plan import Plan
 from common.system.flower import check_flower_version
 from common.system.supervisor import Child, Supervisor, free_port
-from server.coordinator.control_client import ControlError, SuperLinkControl, build_bundle
+from server.coordinator.app_bundle import build_bundle
+from server.coordinator.control_client import ControlError, SuperLinkControl
 from server.coordinator.node_registry import Registration
 from server.coordinator.run_watchdog import FlowerRun, outcome_of
 from server.coordinator.startup import (
-    Listen,
     check_certificate,
-    check_port,
-    default_listen,
     draw_first_weights,
     flower_processes,
     forget_messages,
@@ -36,6 +34,7 @@ from server.coordinator.startup import (
     read_federation,
     take_over_run,
 )
+from server.gateway.listen import Listen, check_port, default_listen
 from server.progress.display import ProgressDisplay
 from server.progress.event_stream import ProgressReader
 from server.release.summary import write_summary

@@ -5,21 +5,20 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import server
 from common.certificates import SERVER_CERTIFICATE_FILE, check_dates, load_certificate, server_identity
 from common.config.federation import FederationConfig, load_federation
-from common.config.network import Kit, format_endpoint
+from common.config.kit import Kit
 from common.errors import ConfigError, FedvoxError, OutputError
 from common.system.flower import flower_environment
 from common.system.supervisor import Child, answers
+from server.gateway.listen import Listen
 from server.provisioning.certificate_authority import write_private
 from server.run_store.folder import RunFolder
 from server.run_store.gateway_folder import GatewayFolder
@@ -29,17 +28,6 @@ LOOPBACK = "127.0.0.1"
 WARN_BEFORE = timedelta(days=14)
 _SKELETON = frozenset({"checkpoints", "gateway", "logs", "plan.json", "start.lock"})
 """What may lie in a run folder before it is one; the gateway, where it runs by itself, may begin first."""
-
-
-@dataclass(frozen=True)
-class Listen:
-    """Where a program listens."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return format_endpoint(self.host, self.port)
 
 
 def read_federation(kit_folder: Path, kit: Kit) -> FederationConfig:
@@ -78,15 +66,6 @@ def check_certificate(kit: Path, with_key: bool, say: Callable[[str], None]) -> 
     end = certificate.not_valid_after_utc
     if end - now < WARN_BEFORE:
         say(f"the server's certificate expires on {end:%Y-%m-%d}; fedvox-server provision renews it")
-
-
-def default_listen(kit: Kit) -> Listen:
-    """Where the gateway listens unless told otherwise."""
-    if kit.address in ("localhost", "127.0.0.1"):
-        return Listen("127.0.0.1", kit.port)
-    if kit.address == "::1":
-        return Listen("::1", kit.port)
-    return Listen("::" if ":" in kit.address else "0.0.0.0", kit.port)  # noqa: S104 -- meant to be open
 
 
 def make_run_folder(run: Path) -> None:
@@ -144,23 +123,6 @@ def forget_messages(run: Path) -> None:
     shutil.rmtree(run / UPDATES, ignore_errors=True)
     for file in run.glob(f"{DATABASE}*"):
         file.unlink(missing_ok=True)
-
-
-def check_port(listen: Listen) -> None:
-    """Sees that the gateway will be able to listen.
-
-    Raises:
-        FedvoxError: somebody else does, the address is not this machine's, or we may not.
-    """
-    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((listen.host, listen.port))
-        except OSError as error:
-            raise FedvoxError(
-                f"cannot listen on {listen}: {error.strerror}; end what uses it, or choose another by --listen"
-            ) from None
 
 
 def flower_processes(run: Path, port: int, health: str = "") -> list[Child]:

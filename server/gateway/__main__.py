@@ -14,7 +14,7 @@ from common.system.cli import base_parser, run
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from server.coordinator.startup import Listen
+    from server.gateway.listen import Listen
     from server.gateway.serve import GatewayOptions, serve
 
     listen = Listen(*parse_listen("--listen", options.listen, "0.0.0.0:9443"))

@@ -55,8 +55,8 @@ from common.certificates import (
 )
 from common.errors import ConfigError, FedvoxError
 from common.system.files import cannot_write, write_atomically
-from server.coordinator.startup import Listen, check_port
 from server.gateway.application import Gateway
+from server.gateway.listen import Listen, check_port
 from server.gateway.quotas import Limits
 from server.run_store.gateway_folder import GatewayFolder
 

@@ -28,8 +28,9 @@ from common.config.federation import FederationConfig
 from common.config.privacy import PrivacyConfig
 from common.errors import ConfigError
 from common.formatting import counted
-from common.privacy.accounting import Spend, epsilon_of, plan_privacy
-from server.progress.wording import NOTHING
+from common.privacy.accounting import Spend, epsilon_of
+from common.privacy.calibration import plan_privacy
+from server.formatting import NOTHING
 
 # Bounds on the signal-to-noise ratio, from a handful of runs of a small network (deploy/docs/privacy.md); provisional,
 # and no promise for other data. A ratio of 3.6 was plenty for a model that was trained on similar scans before, and one
@@ -299,7 +300,7 @@ def _alternatives(
 def renyi_noise(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
     """The noise multiplier, to 0.5 %, with which ``steps`` steps stay within ``epsilon``, by Rényi accounting.
 
-    An upper bound on the multiplier of ``common.privacy.accounting.noise_for``, which takes seconds for every setting.
+    An upper bound on the multiplier of ``common.privacy.calibration.noise_for``, which takes seconds for every setting.
     """
     from opacus.accountants.analysis import rdp
 

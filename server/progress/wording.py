@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from server.formatting import format_seconds
-
-NOTHING = "–"
+from server.formatting import NOTHING, format_seconds
 
 
 @dataclass

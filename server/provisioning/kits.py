@@ -35,7 +35,8 @@ from common.certificates import (
     private_pem,
 )
 from common.config.federation import FederationConfig
-from common.config.network import KIT_FILE, Kit, NetworkConfig
+from common.config.kit import KIT_FILE, Kit
+from common.config.network import NetworkConfig
 from common.errors import ConfigError, OutputError
 from common.plan.plan import Plan
 from common.planning.resolve import plan_from_config

@@ -14,7 +14,7 @@ from pydantic import Field
 from common.certificates import CertificateError, certificate_pem, fingerprint
 from common.config.network import SiteName
 from common.errors import OutputError
-from common.plan.plan import Frozen
+from common.plan.base import Frozen
 from common.system.files import write_atomically
 from server.provisioning.certificate_authority import AuthorityError
 

@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from common.system.files import write_atomically
-from server.formatting import format_bytes, format_seconds, scores_are_noised
+from server.formatting import NOTHING, format_bytes, format_seconds, scores_are_noised
 from server.reporting.figures import (
     MEAN_STYLE,
     Curve,
@@ -30,7 +30,7 @@ from server.reporting.figures import (
     site_style,
 )
 from server.reporting.privacy_section import privacy_section
-from server.reporting.tables import NOTHING, absences, metric_table, pooled_table, site_table, timing_table
+from server.reporting.tables import absences, metric_table, pooled_table, site_table, timing_table
 from server.run_store.record import Example, Round, RunRecord, SiteRound, as_number, as_scores, read_run
 
 # More panels than this are too small to read; the table of sites has every label.

@@ -7,9 +7,8 @@ from statistics import mean, median, quantiles, stdev
 from typing import Any
 
 from common.formatting import fixed
+from server.formatting import NOTHING
 from server.run_store.record import CaseScore, RunRecord, as_number, as_scores
-
-NOTHING = "–"
 
 _METRICS = {
     "hd95_mm": "95 % surface distance (HD95), mm",

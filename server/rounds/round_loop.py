@@ -20,7 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from common.config.federation import FederationConfig
 from common.formatting import counted
-from common.privacy.accounting import plan_privacy, score_deviation
+from common.privacy.calibration import plan_privacy, score_deviation
 from common.protocol.codec import SiteInfo, Task, Vector, WeightLayout
 from common.weights.encoding import pieces_of
 from server.rounds import round_log

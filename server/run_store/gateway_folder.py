@@ -30,9 +30,10 @@ from pathlib import Path
 from typing import Any
 
 from common.config.network import is_site_name
-from common.protocol.codec import is_sha256, is_task_name
+from common.protocol.codec import is_task_name
 from common.protocol.messages import Heartbeat
 from common.system.files import cannot_write
+from common.weights.digest import is_sha256
 
 _MESSAGE = re.compile(r"[0-9a-f]{64}")
 

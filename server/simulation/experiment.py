@@ -26,8 +26,9 @@ from server.rounds.initial_weights import first_weights, weight_layout
 from server.rounds.round_loop import Link, RoundLoop, make_server_app
 from server.run_store.folder import RunFolder, RunState, now
 from server.simulation.data_setup import find_or_make_data, plan_and_partition
+from server.simulation.engines import require_ray, run_inline, run_on_ray
 from server.simulation.partition import read_partition
-from server.simulation.simulated_sites import SimulatedSites, require_ray, run_inline, run_on_ray
+from server.simulation.simulated_sites import SimulatedSites
 
 Engine = Literal["inline", "ray"]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError, model_validator
 
+from common.config.describe_errors import describe_validation_error
 from common.config.federation import (
     ColumnPartition,
     IidPartition,
@@ -20,13 +21,12 @@ from common.config.federation import (
     Partition,
     QuantityPartition,
     ScannerPartition,
-    describe_validation_error,
 )
 from common.errors import ConfigError, DataError
 from common.formatting import counted
 from common.imaging.datasets.patients_csv import read_column
-from common.imaging.scanner_shift import ScannerShift
-from common.plan.plan import Frozen
+from common.plan.base import Frozen
+from common.plan.scanner_shift import ScannerShift
 
 Groups = dict[str, list[str]]
 

@@ -34,7 +34,7 @@ from client.courier.transfers.transfers import Transfers
 from client.courier.transfers.upload import verified
 from common.certificates import AUTHORITY_FILE, site_identity
 from common.config.federation import load_federation
-from common.config.network import read_kit
+from common.config.kit import read_kit
 from common.planning.resolve import plan_from_config
 from common.system.supervisor import answers, free_port
 from common.weights.store import digest_of, map_file

@@ -20,7 +20,8 @@ from common.imaging.datasets.dataset import Dataset, find_dataset
 from common.imaging.patches.sampler import PatchSampler
 from common.plan.augmentation import AugmentationPlan
 from common.plan.plan import Plan
-from common.planning.fingerprint import fingerprint_dataset, make_plan
+from common.planning.fingerprint import fingerprint_dataset
+from common.planning.planner import make_plan
 from tests.conftest import REPOSITORY
 
 BATCHES = 200

@@ -26,7 +26,8 @@ from common.imaging.datasets.dataset import find_dataset
 from common.imaging.patches.sampler import PatchSampler
 from common.models.unet3d import build_model
 from common.plan.plan import Plan
-from common.planning.fingerprint import fingerprint_dataset, make_plan
+from common.planning.fingerprint import fingerprint_dataset
+from common.planning.planner import make_plan
 from common.system.devices import autocast_dtype
 from tests.conftest import REPOSITORY
 

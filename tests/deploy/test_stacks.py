@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from client.consent.decisions import AUDIT_FILE
 from client.courier.courier import AUDIT_FILE as COURIER_AUDIT_FILE
+from client.state_folder import AUDIT_FILE
 from common.audit import read_entries, verify
 from tests.deploy.machine import Machine
 from tests.deploy.stacks import KIT, STATE, UID, Coordinator, Hospital, own_address, removed_at_the_end

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from client.consent.decisions import AUDIT_FILE
 from client.ledger.ledger import Ledger
+from client.state_folder import AUDIT_FILE
 from common.audit import read_entries, verify
 from common.planning.resolve import plan_from_config
 from server.rounds.initial_weights import initial_weights

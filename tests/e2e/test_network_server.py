@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from client.consent.decisions import AUDIT_FILE
 from client.consent.sent_summary import NUMBERS, UPDATE, departures
+from client.state_folder import AUDIT_FILE
 from common.audit import read_entries, verify
 from common.models.bundle import load_bundle
 from server.provisioning.kits import revoke

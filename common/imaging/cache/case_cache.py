@@ -27,9 +27,11 @@ from common.imaging.cache.entry_file import (
 )
 from common.imaging.datasets.dataset import Case, load_case
 from common.imaging.preprocessing import preprocess_image, preprocess_label
-from common.imaging.scanner_shift import ScannerShift, apply_scanner_shift
+from common.imaging.scanner_shift import apply_scanner_shift
 from common.imaging.threads import Progress, map_in_threads
-from common.plan.plan import PreprocessingPlan, Spacing
+from common.plan.base import Spacing
+from common.plan.plan import PreprocessingPlan
+from common.plan.scanner_shift import ScannerShift
 
 FOREGROUND_SAMPLES = 10_000
 """Voxel positions kept for each label of a case."""

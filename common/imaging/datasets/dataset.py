@@ -26,7 +26,8 @@ from common.errors import DataError
 from common.imaging.datasets.dataset_json import Declaration, read_declaration
 from common.imaging.datasets.patients_csv import PATIENTS_FILE, read_patients
 from common.imaging.geometry import Grid
-from common.imaging.io.nifti import Volume, channel_count, grid_problem, nifti_stem, read_label, read_volume
+from common.imaging.io.nifti import channel_count, grid_problem, nifti_stem, read_label, read_volume
+from common.imaging.volume import Volume
 
 Layout = Literal["decathlon", "nnunet", "plain", "files"]
 

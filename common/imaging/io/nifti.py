@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from common.errors import DataError, OutputError
 from common.imaging.geometry import Grid, reorient_from_ras, reorient_to_ras
+from common.imaging.volume import Source, Volume
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
@@ -36,44 +37,6 @@ _MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI codes of metre, millimetre
 _GZIP_MAGIC = b"\x1f\x8b"
 _SINGLE_FILE_MAGICS = (b"n+1", b"n+2")
 _TWO_FILE_MAGICS = (b"ni1", b"ni2")
-
-
-@dataclass(frozen=True, eq=False)
-class Source:
-    """How a volume was stored, so that results can be written back on the very same grid.
-
-    Attributes:
-        grid: shape and affine (mm) as stored, before reordering to RAS+.
-        header: the file's NIfTI header; None for volumes that do not come from a NIfTI file.
-    """
-
-    grid: Grid
-    header: Any = None
-
-    @property
-    def orientation(self) -> str:
-        """Direction of the stored array axes, e.g. ``"LAS"``."""
-        return self.grid.orientation
-
-    @property
-    def orientation_declared(self) -> bool:
-        """False if the header says nothing about left and right (qform and sform codes are both zero)."""
-        return self.header is None or int(self.header["qform_code"]) > 0 or int(self.header["sform_code"]) > 0
-
-
-@dataclass(frozen=True, eq=False)
-class Volume:
-    """An image in memory.
-
-    Attributes:
-        array: float32 (channels, x, y, z), axes in RAS+ order, C-contiguous.
-        grid: shape and affine of ``array``'s three spatial axes.
-        source: the grid as stored in the file.
-    """
-
-    array: NDArray[np.float32]
-    grid: Grid
-    source: Source
 
 
 @dataclass(frozen=True, eq=False)

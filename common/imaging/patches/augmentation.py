@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 from common.imaging.patches.cropping import cut, cut_transformed
 from common.imaging.resampling import thick_axes
 from common.plan.augmentation import AugmentationPlan as AugmentationPlan
-from common.plan.plan import Axes3, Spacing
+from common.plan.base import Axes3, Spacing
 
 _THICK = 3.0
 

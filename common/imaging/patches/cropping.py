@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.plan.plan import Axes3
+from common.plan.base import Axes3
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 

@@ -23,7 +23,7 @@ from common.imaging.cache.case_cache import CachedCase
 from common.imaging.patches.augmentation import augment
 from common.imaging.patches.cropping import cut
 from common.plan.augmentation import AugmentationPlan
-from common.plan.plan import Axes3
+from common.plan.base import Axes3
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from common.imaging.scanner_shift import smooth_field
-from common.plan.plan import Axes3, Spacing
+from common.plan.base import Axes3, Spacing
 
 BENT_TUBE_LABELS = {1: "anterior", 2: "posterior"}
 

@@ -24,10 +24,12 @@ from numpy.typing import NDArray
 
 from common.errors import OutputError
 from common.imaging.geometry import Grid
-from common.imaging.io.nifti import Source, write_image
+from common.imaging.io.nifti import write_image
 from common.imaging.phantoms.bent_tube import BENT_TUBE_LABELS, draw_bent_tube
-from common.imaging.scanner_shift import ScannerShift, apply_scanner_shift, smooth_field
-from common.plan.plan import Axes3, Spacing
+from common.imaging.scanner_shift import apply_scanner_shift, smooth_field
+from common.imaging.volume import Source
+from common.plan.base import Axes3, Spacing
+from common.plan.scanner_shift import ScannerShift
 
 Anatomy = Literal["body", "bent_tube"]
 

@@ -38,7 +38,7 @@ from common.config.privacy import PrivacyConfig
 from common.errors import ConfigError
 from common.models.unet3d import build_model
 from common.planning.resolve import plan_from_config
-from common.privacy.accounting import plan_privacy
+from common.privacy.calibration import plan_privacy
 from common.protocol.codec import Answer, Question, WeightLayout
 from common.protocol.messages import ErrorCode, Failure, Heartbeat, Result, SiteInfo
 from common.weights.encoding import encoded_bytes

@@ -13,12 +13,13 @@ from flwr.app import Context
 
 import client.consent.decisions
 import client.consent.policy
-from client.consent.decisions import APPROVALS_FILE, AUDIT_FILE, DecisionBook
+from client.consent.decisions import DecisionBook
 from client.consent.disclosure import fields_that_leave
 from client.consent.policy import HeldBackError, Policy, PolicyError, TaskGuard, open_guard
 from client.consent.site_config import SITE_FILE, Limits, SiteConfig
 from client.runner.app_call import ask
 from client.runner.client_app import Site, SiteWeights, make_client_app
+from client.state_folder import APPROVALS_FILE, AUDIT_FILE
 from common.audit import Entry, read_entries, verify
 from common.protocol.codec import Answer, Question, pack, unpack_answer
 from common.protocol.manifest import manifest_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.config.network import KIT_FORMAT
+from common.config.kit import KIT_FORMAT
 from server.provisioning.certificate_authority import Authority
 from tests.mutual_tls import write_server, write_site
 

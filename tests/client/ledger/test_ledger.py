@@ -247,7 +247,7 @@ def test_how_many_rounds_are_left_is_how_many_are_granted(path: Path) -> None:
 
 def test_a_whole_federation_costs_what_its_noise_was_made_for(path: Path) -> None:
     """So a site whose limit is the federation's own epsilon serves it to its last message, and no further."""
-    from common.privacy.accounting import plan_privacy
+    from common.privacy.calibration import plan_privacy
 
     config = federation()
     assert config.privacy is not None

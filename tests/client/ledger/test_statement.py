@@ -18,7 +18,8 @@ from client.runner.local_site import SiteDataError
 from client.site.budget_check import NEW_PATIENTS, check_privacy, find_people, outlook
 from common.config.federation import FederationConfig, as_json
 from common.imaging.phantoms.dataset import write_phantom_dataset
-from common.privacy.accounting import Spend, plan_privacy
+from common.privacy.accounting import Spend
+from common.privacy.calibration import plan_privacy
 from tests import tiny
 from tests.client.ledger.test_ledger import DELTA, ROUND, TRAINING, VALIDATION, budget, of, patients
 

@@ -15,9 +15,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from client.consent.decisions import AUDIT_FILE
 from client.ledger.ledger import Ledger, Witness
 from client.runner.task_journal import TaskJournal
+from client.state_folder import AUDIT_FILE
 from common.audit import read_entries, verify
 from common.protocol.codec import pack, unpack_answer
 from common.protocol.messages import Result

@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from client.consent.decisions import AUDIT_FILE
 from client.ledger.account import RoundEntry
 from client.ledger.ledger import Ledger
 from client.shared_folder import SharedFolder
-from client.state_folder import StateFolder, read_json
+from client.state_folder import AUDIT_FILE, StateFolder, read_json
 from common.audit import Entry, read_entries
 from common.protocol.codec import Answer, pack, unpack_answer
 from common.protocol.messages import Failure, Hello, Task

@@ -34,7 +34,8 @@ from client.runner.task_loop import TaskLoop
 from client.training.trainer import Trainer, Training, Validation
 from common.config.federation import FederationConfig
 from common.imaging.cache.case_cache import CachedCase
-from common.privacy.accounting import PrivacyPlan, Spend
+from common.privacy.accounting import Spend
+from common.privacy.calibration import PrivacyPlan
 from common.protocol.messages import Task
 from common.weights.encoding import Vector
 from common.weights.store import FileStore

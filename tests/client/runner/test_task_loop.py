@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from client.consent.decisions import AUDIT_FILE, DecisionBook
+from client.consent.decisions import DecisionBook
 from client.consent.site_config import SITE_FILE
 from client.runner.task_journal import KEPT
+from client.state_folder import AUDIT_FILE
 from common.protocol.codec import pack, unpack_answer
 from common.protocol.messages import Hello, Result, SiteInfo
 from common.weights.store import FileStore, digest_of

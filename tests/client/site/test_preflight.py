@@ -14,7 +14,6 @@ import pytest
 from client.shared_folder import SharedFolder
 from client.site import gpu_probe, preflight
 from client.site.preflight import (
-    Item,
     check_authority,
     check_data,
     check_device,
@@ -27,8 +26,9 @@ from client.site.preflight import (
     check_shared,
     judge_clock,
 )
+from client.site.preflight_item import Item
 from common.config.federation import FederationConfig
-from common.config.network import Kit
+from common.config.kit import Kit
 from common.imaging.phantoms.dataset import write_phantom_dataset
 from common.system.supervisor import free_port
 from server.provisioning.certificate_authority import Authority

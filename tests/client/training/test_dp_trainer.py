@@ -23,7 +23,8 @@ from common.models.trainable import train_only
 from common.models.unet3d import build_model
 from common.plan.augmentation import AugmentationPlan
 from common.plan.plan import Plan
-from common.privacy.accounting import PrivacyPlan, Spend
+from common.privacy.accounting import Spend
+from common.privacy.calibration import PrivacyPlan
 from common.protocol.codec import Vector
 from tests import tiny
 

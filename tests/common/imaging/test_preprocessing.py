@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 
 from common.imaging.geometry import Grid
-from common.imaging.io.nifti import Source, Volume
 from common.imaging.preprocessing import (
     nonzero_box,
     normalise_intensity,
@@ -12,6 +11,7 @@ from common.imaging.preprocessing import (
     restore_probabilities,
 )
 from common.imaging.resampling import resample_to_shape
+from common.imaging.volume import Source, Volume
 from common.plan.plan import IntensityPlan, PreprocessingPlan
 
 PLAIN = IntensityPlan(clip="none", normalise="none")

@@ -5,7 +5,8 @@ import pytest
 from pydantic import ValidationError
 from scipy import ndimage
 
-from common.imaging.scanner_shift import ScannerShift, apply_scanner_shift, smooth_field
+from common.imaging.scanner_shift import apply_scanner_shift, smooth_field
+from common.plan.scanner_shift import ScannerShift
 
 SPACING = (1.0, 1.0, 1.0)
 

@@ -10,15 +10,8 @@ from common.errors import ConfigError, DataError
 from common.imaging.cache.case_cache import CaseCache
 from common.imaging.datasets.dataset import Case, find_dataset
 from common.plan.plan import IntensityPlan
-from common.planning.fingerprint import (
-    ChannelIntensities,
-    Fingerprint,
-    choose_patch_size,
-    fingerprint_dataset,
-    make_plan,
-    plan_stages,
-    target_spacing,
-)
+from common.planning.fingerprint import ChannelIntensities, Fingerprint, fingerprint_dataset
+from common.planning.planner import choose_patch_size, make_plan, plan_stages, target_spacing
 
 
 def write_case(root: Path, name: str, image: np.ndarray, label: np.ndarray | None, spacing=(1.0, 1.0, 1.0)) -> Case:

@@ -15,15 +15,8 @@ from scipy.stats import norm
 from common.config.federation import FederationConfig
 from common.config.privacy import AdaptiveClipping, PrivacyConfig
 from common.errors import ConfigError
-from common.privacy.accounting import (
-    Spend,
-    _renyi_curve,
-    epsilon_of,
-    gradient_noise,
-    noise_for,
-    plan_privacy,
-    score_deviation,
-)
+from common.privacy.accounting import Spend, _renyi_curve, epsilon_of
+from common.privacy.calibration import gradient_noise, noise_for, plan_privacy, score_deviation
 
 DELTAS = (1e-5, 1e-6)
 # Each: what is composed, as (noise multiplier, sample rate, steps).

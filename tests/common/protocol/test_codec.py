@@ -37,7 +37,6 @@ from common.protocol.codec import (
     Task,
     WeightLayout,
     from_record,
-    is_sha256,
     is_task_name,
     pack,
     to_record,
@@ -46,6 +45,7 @@ from common.protocol.codec import (
     unpack_question,
 )
 from common.protocol.messages import task_name
+from common.weights.digest import is_sha256
 
 MODEL = "0123456789abcdef" * 4
 NAME = MODEL[:32]

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from common.config.network import parse_listen
-from server.coordinator.startup import Listen
+from server.gateway.listen import Listen
 from server.gateway.quotas import Limits
 from server.gateway.serve import GatewayOptions, serve
 

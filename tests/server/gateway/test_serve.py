@@ -13,8 +13,8 @@ import pytest
 
 from common.config.network import parse_listen
 from common.errors import FedvoxError
-from server.coordinator.startup import Listen
 from server.gateway.__main__ import main
+from server.gateway.listen import Listen
 from server.gateway.serve import GatewayOptions, _server, serve
 from server.provisioning.certificate_authority import Authority
 from server.run_store.gateway_folder import GatewayFolder

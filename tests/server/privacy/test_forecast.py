@@ -16,7 +16,7 @@ from common.errors import ConfigError
 from common.imaging.phantoms.dataset import write_phantom_dataset
 from common.models.unet3d import build_model
 from common.planning.resolve import plan_from_config
-from common.privacy.accounting import noise_for
+from common.privacy.calibration import noise_for
 from server.cli.entry import main
 from server.privacy.forecast import (
     DROWNED_FROM_MODEL,

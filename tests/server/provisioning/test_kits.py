@@ -19,7 +19,7 @@ from flwr.supercore.primitives.asymmetric import bytes_to_public_key, uses_nist_
 from client.site.signing_request import make_request
 from common.certificates import load_certificate, load_key, public_key_of, public_pem, server_identity, site_identity
 from common.config.federation import FederationConfig
-from common.config.network import read_kit
+from common.config.kit import read_kit
 from common.errors import ConfigError, FedvoxError, OutputError
 from common.plan.plan import Plan
 from server.coordinator.startup import check_certificate

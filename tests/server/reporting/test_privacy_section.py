@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from common.privacy.accounting import noise_for
+from common.privacy.calibration import noise_for
 from server.privacy.forecast import privacy_summary
 from server.reporting.privacy_section import _dice_by_epsilon, privacy_section
 from server.reporting.report import write_report

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from common.config.federation import FederationConfig, load_federation
-from common.config.network import read_kit
+from common.config.kit import read_kit
 from common.errors import BundleError, ConfigError, FedvoxError
 from common.models.bundle import load_bundle, save_bundle
 from common.models.unet3d import build_model

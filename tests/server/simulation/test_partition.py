@@ -17,7 +17,7 @@ from common.config.federation import (
     as_json,
 )
 from common.errors import ConfigError
-from common.imaging.scanner_shift import ScannerShift
+from common.plan.scanner_shift import ScannerShift
 from server.simulation.partition import SitePartition, make_partition, read_partition
 
 CASES = [f"case_{index:03d}" for index in range(60)]

@@ -13,7 +13,7 @@ import pytest
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from client.consent.decisions import AUDIT_FILE, DecisionBook
+from client.consent.decisions import DecisionBook
 from client.consent.policy import TaskGuard, open_guard
 from client.consent.site_config import SITE_FILE
 from client.ledger.account import Account
@@ -21,12 +21,14 @@ from client.ledger.ledger import Ledger, Witness
 from client.runner.app_call import ask, kind_of
 from client.runner.client_app import SiteWeights, make_client_app
 from client.runner.local_site import LocalSite
+from client.state_folder import AUDIT_FILE
 from common.audit import read_entries, verify
 from common.config.federation import FederationConfig
 from common.imaging.phantoms.dataset import write_phantom_dataset
 from common.models.unet3d import build_model
 from common.plan.plan import Plan
-from common.privacy.accounting import PrivacyPlan, epsilon_of, plan_privacy
+from common.privacy.accounting import epsilon_of
+from common.privacy.calibration import PrivacyPlan, plan_privacy
 from common.protocol.codec import Failure, Result, WeightLayout, from_record, to_record, unpack_answer, unpack_question
 from common.weights.encoding import vector_bytes
 from common.weights.store import MemoryStore, WeightStore

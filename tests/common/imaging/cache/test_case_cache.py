@@ -19,8 +19,8 @@ from common.imaging.cache.case_cache import FOREGROUND_SAMPLES, CaseCache, clear
 from common.imaging.cache.entry_file import DIGESTS_NAME, ENTRY_SUFFIX, FileDigests
 from common.imaging.datasets.dataset import Case, find_dataset, load_case
 from common.imaging.preprocessing import preprocess_image, preprocess_label
-from common.imaging.scanner_shift import ScannerShift
 from common.plan.plan import IntensityPlan, PreprocessingPlan
+from common.plan.scanner_shift import ScannerShift
 
 PLAN = PreprocessingPlan(spacing=(1.0, 1.0, 1.0))
 LABELS = (1, 2)

@@ -10,7 +10,6 @@ import pytest
 from common.errors import DataError, OutputError
 from common.imaging.geometry import Grid
 from common.imaging.io.nifti import (
-    Source,
     channel_count,
     nifti_stem,
     read_label,
@@ -19,6 +18,7 @@ from common.imaging.io.nifti import (
     write_label,
     write_probabilities,
 )
+from common.imaging.volume import Source
 
 AFFINE = np.array([[-1.5, 0, 0, 40], [0, -1.0, 0, 30], [0, 0, 2.0, -20], [0, 0, 0, 1.0]])  # LPS
 SHAPE = (5, 6, 7)

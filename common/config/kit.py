@@ -1,0 +1,91 @@
+"""A kit: the folder that tells a server or a site where its federation is and who it is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+import yaml
+from pydantic import ValidationError, model_validator
+
+from common.config.network import Address, FederationName, Port, SiteName, format_endpoint
+from common.errors import ConfigError
+from common.plan.base import Frozen
+from common.weights.digest import Digest
+
+KIT_FILE = "kit.yaml"
+
+
+KIT_FORMAT: Literal[2] = 2
+
+
+class Kit(Frozen):
+    """The content of ``kit.yaml``; format 2 has a certificate for each site, format 1 had none.
+
+    federation: its name. digest: ``FederationConfig.digest()`` of the kit's ``federation.yaml``.
+    address, port: where the server is. site: whose kit it is; None in the server's.
+    """
+
+    format: Literal[2] = KIT_FORMAT
+    role: Literal["server", "site"]
+    federation: FederationName
+    digest: Digest
+    address: Address
+    port: Port
+    site: SiteName | None = None
+
+    @model_validator(mode="after")
+    def _sites_have_names(self) -> Self:
+        if (self.role == "site") != (self.site is not None):
+            raise ValueError("site: must be given for role site, and only there")
+        return self
+
+    @property
+    def endpoint(self) -> str:
+        """``host:port``, as addresses of servers are written; IPv6 in brackets."""
+        return format_endpoint(self.address, self.port)
+
+
+def read_kit(folder: Path, role: Literal["server", "site"] | None = None) -> Kit:
+    """Reads whose kit a folder is.
+
+    Args:
+        folder: the kit.
+        role: what it must be for; None takes both.
+
+    Raises:
+        ConfigError: it is no kit, is damaged, of another form, or for the other role.
+    """
+    file = folder / KIT_FILE
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        _check_format(folder, content)
+        kit = Kit.model_validate(content)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"{folder}: is not a kit (it has no {KIT_FILE}); give the folder that fedvox-server provision wrote"
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"]) or "(whole file)"
+        raise ConfigError(f"{file}: {key}: {first['msg']}; ask the coordinator for a new kit") from None
+    if role is not None and kit.role != role:
+        command = "fedvox-client start" if kit.role == "site" else "fedvox-server start"
+        raise ConfigError(f"{folder}: is the kit of a {kit.role}; it belongs to {command}")
+    return kit
+
+
+def _check_format(folder: Path, content: object) -> None:
+    found = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not isinstance(found, int) or found == KIT_FORMAT:
+        return
+    if found > KIT_FORMAT:
+        raise ConfigError(f"{folder}: is a kit of a later form; install the version of Fedvox that it was made with")
+    if content.get("role") == "server":
+        raise ConfigError(
+            f"{folder}: is a kit of an earlier form; run fedvox-server provision with a new, empty --out, and send "
+            "every site its new kit"
+        )
+    raise ConfigError(f"{folder}: is a kit of an earlier form; ask the coordinator for a new kit")
