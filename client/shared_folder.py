@@ -47,8 +47,10 @@ class Work:
 class SharedFolder:
     """The files above.
 
-    Args:
-        path: the folder.
+    Parameters
+    ----------
+    path
+        the folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,8 +61,10 @@ class SharedFolder:
     def make(self) -> None:
         """Makes the folders, for their owner and group.
 
-        Raises:
-            SharedFolderError: they cannot be made.
+        Raises
+        ------
+        SharedFolderError
+            they cannot be made.
         """
         try:
             for folder in (self.path, self.inbox, self.outbox):
@@ -73,8 +77,10 @@ class SharedFolder:
     def probe(self) -> None:
         """Sees that files can be made here and appear by rename, in one step.
 
-        Raises:
-            SharedFolderError: they cannot.
+        Raises
+        ------
+        SharedFolderError
+            they cannot.
         """
         first, second = (self.outbox / f".probe-{secrets.token_hex(6)}" for _ in range(2))
         try:
@@ -98,8 +104,10 @@ class SharedFolder:
     def held_by(self, half: str) -> Iterator[None]:
         """Makes this process the one ``courier`` or ``runner`` of the folder.
 
-        Raises:
-            SharedFolderError: there is another one, or the folder cannot be locked.
+        Raises
+        ------
+        SharedFolderError
+            there is another one, or the folder cannot be locked.
         """
         lock = self.path / f".{half}.lock"
         try:
@@ -140,8 +148,10 @@ class SharedFolder:
     def set_work(self, work: Work) -> None:
         """Says what the runner works on; not flushed to disk.
 
-        Raises:
-            OutputError: it cannot be written.
+        Raises
+        ------
+        OutputError
+            it cannot be written.
         """
         put_file(self.path / "progress.json", json.dumps(asdict(work)).encode())
 
@@ -163,8 +173,10 @@ class SharedFolder:
 def put_file(path: Path, content: bytes) -> None:
     """Writes a small file, which appears by rename; not flushed to disk.
 
-    Raises:
-        OutputError: it cannot be written.
+    Raises
+    ------
+    OutputError
+        it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:

@@ -38,7 +38,10 @@ class AlreadyRunningError(FedvoxError):
 class StateFolder:
     """The files of a site's state folder.
 
-    path: the folder; by rule ``state`` in the kit.
+    Attributes
+    ----------
+    path
+        the folder; by rule ``state`` in the kit.
     """
 
     path: Path
@@ -81,8 +84,10 @@ class StateFolder:
     def make(self) -> None:
         """Makes the folder, for its owner alone.
 
-        Raises:
-            OutputError: it cannot be made.
+        Raises
+        ------
+        OutputError
+            it cannot be made.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -94,9 +99,12 @@ class StateFolder:
     def locked(self) -> Iterator[None]:
         """Holds the folder for this process; the kernel lets go of it however the process ends.
 
-        Raises:
-            AlreadyRunningError: another process holds it.
-            OutputError: it cannot be written.
+        Raises
+        ------
+        AlreadyRunningError
+            another process holds it.
+        OutputError
+            it cannot be written.
         """
         self.make()
         with _opened_lock(self.path / "lock") as file:
@@ -130,8 +138,10 @@ def _opened_lock(path: Path) -> TextIO:
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Replaces a file that others read; not flushed to disk, for it means nothing after a loss of power.
 
-    Raises:
-        OutputError: it cannot be written.
+    Raises
+    ------
+    OutputError
+        it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.part")
     try:
@@ -153,7 +163,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def site_status(folder: StateFolder) -> dict[str, Any]:
     """What is true of a site now, whatever its files say that a killed process left behind.
 
-    Returns:
+    Returns
+    -------
+    dict[str, Any]
         ``running``; if so also ``role``, ``since`` (seconds since the epoch), ``pid``, ``connected`` (to the server;
         None where only the runner runs, which cannot know), ``last_contact`` (seconds ago; None if there was none),
         ``ready``, ``processes`` (name -> state) and ``runner`` (state, what it works on, and ``isolated``: whether it

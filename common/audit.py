@@ -39,9 +39,12 @@ _ENDING = re.compile(rb',"hash":"([0-9a-f]{64})"}\n\Z')
 class AuditError(FedvoxError):
     """An audit log is broken, or cannot be written.
 
-    Attributes:
-        path: the log.
-        line: the first line that is wrong, from 1; None if no single one is.
+    Attributes
+    ----------
+    path
+        the log.
+    line
+        the first line that is wrong, from 1; None if no single one is.
     """
 
     def __init__(self, path: Path, problem: str, line: int | None = None) -> None:
@@ -66,10 +69,20 @@ class Entry:
 class AuditSummary:
     """What a proven log holds.
 
-    entries: how many; head: hash of the last one (``START`` of an empty log).
-    first, last: their times, ISO 8601 in UTC; None for an empty log.
-    events: event -> how often. hashes: of every entry.
-    torn_bytes: of an entry that a crash cut off in the middle; nothing was done on its account.
+    Attributes
+    ----------
+    entries
+        how many.
+    head
+        hash of the last one (``START`` of an empty log).
+    first, last
+        their times, ISO 8601 in UTC; None for an empty log.
+    events
+        event -> how often.
+    hashes
+        of every entry.
+    torn_bytes
+        of an entry that a crash cut off in the middle; nothing was done on its account.
     """
 
     entries: int
@@ -107,13 +120,19 @@ class AuditLog:
     def append(self, event: str, **details: Any) -> Entry:
         """Writes an entry and waits until it is on disk.
 
-        Args:
-            event: a short name.
-            details: what JSON can hold; no infinity, no NaN.
+        Parameters
+        ----------
+        event
+            a short name.
+        details
+            what JSON can hold; no infinity, no NaN.
 
-        Raises:
-            AuditError: the log is broken or cannot be written; it is then as it was before.
-            ValueError: a detail has the name of one of the log's own keys, or does not fit into JSON.
+        Raises
+        ------
+        AuditError
+            the log is broken or cannot be written; it is then as it was before.
+        ValueError
+            a detail has the name of one of the log's own keys, or does not fit into JSON.
         """
         if taken := OWN_KEYS & set(details):
             raise ValueError(f"details may not be called {', '.join(sorted(taken))}")
@@ -166,12 +185,17 @@ class AuditLog:
 def verify(path: Path, see: Callable[[Entry], object] | None = None) -> AuditSummary:
     """Walks the whole chain.
 
-    Args:
-        path: the log.
-        see: gets every entry, in order; what it got counts only if nothing is raised afterwards.
+    Parameters
+    ----------
+    path
+        the log.
+    see
+        gets every entry, in order; what it got counts only if nothing is raised afterwards.
 
-    Raises:
-        AuditError: there is no log, it cannot be read, or it was edited, cut, or put in another order.
+    Raises
+    ------
+    AuditError
+        there is no log, it cannot be read, or it was edited, cut, or put in another order.
     """
     chain, events, hashes = _Chain(), Counter[str](), []
     first = last = None
@@ -195,8 +219,10 @@ def verify(path: Path, see: Callable[[Entry], object] | None = None) -> AuditSum
 def read_entries(path: Path) -> list[Entry]:
     """The entries of a log, without proof that nobody changed them; a torn last line is left out.
 
-    Raises:
-        AuditError: there is no log, it cannot be read, or a line is not an entry at all.
+    Raises
+    ------
+    AuditError
+        there is no log, it cannot be read, or a line is not an entry at all.
     """
     try:
         with _open(path, os.O_RDONLY, fcntl.LOCK_SH) as descriptor, open(descriptor, "rb", closefd=False) as stream:

@@ -51,14 +51,20 @@ class Identity:
 def site_identity(kit: Path, site: str, now: datetime | None = None) -> Identity:
     """A site's key and client certificate, from its kit.
 
-    Args:
-        kit: the folder, with ``ca.crt``, ``site.crt`` and ``site.key``.
-        site: the name that the certificate must have.
-        now: None is the time by this machine's clock.
+    Parameters
+    ----------
+    kit
+        the folder, with ``ca.crt``, ``site.crt`` and ``site.key``.
+    site
+        the name that the certificate must have.
+    now
+        None is the time by this machine's clock.
 
-    Raises:
-        CertificateError: a file is missing or damaged, they do not belong together, or the certificate is of another
-            site, of another authority, or out of its time.
+    Raises
+    ------
+    CertificateError
+        a file is missing or damaged, they do not belong together, or the certificate is of another site, of another
+        authority, or out of its time.
     """
     authority = load_certificate(kit / AUTHORITY_FILE)
     certificate = _site_certificate(kit / SITE_CERTIFICATE_FILE, site, authority, _ASK_FOR_KIT)
@@ -75,13 +81,18 @@ def site_identity(kit: Path, site: str, now: datetime | None = None) -> Identity
 def server_identity(kit: Path, now: datetime | None = None) -> Identity:
     """The server's key and certificate, from its kit.
 
-    Args:
-        kit: the folder, with ``ca.crt``, ``ca.crl``, ``server.crt`` and ``server.key``.
-        now: None is the time by this machine's clock.
+    Parameters
+    ----------
+    kit
+        the folder, with ``ca.crt``, ``ca.crl``, ``server.crt`` and ``server.key``.
+    now
+        None is the time by this machine's clock.
 
-    Raises:
-        CertificateError: a file is missing or damaged, they do not belong together, or the certificate or the list of
-            revoked ones is of another authority or out of its time.
+    Raises
+    ------
+    CertificateError
+        a file is missing or damaged, they do not belong together, or the certificate or the list of revoked ones is of
+        another authority or out of its time.
     """
     file = kit / SERVER_CERTIFICATE_FILE
     authority, certificate = load_certificate(kit / AUTHORITY_FILE, _PROVISION), load_certificate(file, _PROVISION)
@@ -101,8 +112,10 @@ def server_identity(kit: Path, now: datetime | None = None) -> Identity:
 def admitted_certificate(kit: Path, site: str) -> x509.Certificate:
     """The certificate of a site that a server's kit lets in (``sites/NAME.crt``), whatever the time.
 
-    Raises:
-        CertificateError: it is missing or damaged, of another site or authority, or not for a site.
+    Raises
+    ------
+    CertificateError
+        it is missing or damaged, of another site or authority, or not for a site.
     """
     authority = load_certificate(kit / AUTHORITY_FILE, _PROVISION)
     return _site_certificate(kit / "sites" / f"{site}.crt", site, authority, _PROVISION)
@@ -121,8 +134,10 @@ def _site_certificate(file: Path, site: str, authority: x509.Certificate, advice
 def check_dates(file: Path, certificate: x509.Certificate, now: datetime, advice: str) -> None:
     """Sees that a certificate is valid at a time.
 
-    Raises:
-        CertificateError: it has expired, or is not valid yet.
+    Raises
+    ------
+    CertificateError
+        it has expired, or is not valid yet.
     """
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now < begin:
@@ -134,8 +149,10 @@ def check_dates(file: Path, certificate: x509.Certificate, now: datetime, advice
 def load_certificate(file: Path, advice: str = _ASK_FOR_KIT) -> x509.Certificate:
     """Reads a certificate (PEM) of a key over P-384.
 
-    Raises:
-        CertificateError: there is none, or it is damaged; ``advice`` says what to do then.
+    Raises
+    ------
+    CertificateError
+        there is none, or it is damaged; ``advice`` says what to do then.
     """
     try:
         certificate = x509.load_pem_x509_certificate(file.read_bytes())
@@ -155,8 +172,10 @@ def load_certificate(file: Path, advice: str = _ASK_FOR_KIT) -> x509.Certificate
 def load_key(file: Path, advice: str = _ASK_FOR_KIT) -> ec.EllipticCurvePrivateKey:
     """Reads a private key over P-384 (PEM, PKCS #8).
 
-    Raises:
-        CertificateError: there is none, or it is damaged; ``advice`` says what to do then.
+    Raises
+    ------
+    CertificateError
+        there is none, or it is damaged; ``advice`` says what to do then.
     """
     try:
         key = serialization.load_pem_private_key(file.read_bytes(), password=None)
@@ -178,8 +197,10 @@ def load_key(file: Path, advice: str = _ASK_FOR_KIT) -> ec.EllipticCurvePrivateK
 def public_key_of(file: Path) -> bytes:
     """The public key in a certificate's file as Flower registers it: PEM, SubjectPublicKeyInfo.
 
-    Raises:
-        CertificateError: the certificate is missing or damaged.
+    Raises
+    ------
+    CertificateError
+        the certificate is missing or damaged.
     """
     return public_pem(key_of(load_certificate(file, _PROVISION)))
 
@@ -187,8 +208,10 @@ def public_key_of(file: Path) -> bytes:
 def key_of(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:
     """The public key in a certificate.
 
-    Raises:
-        CertificateError: it is of another kind than all keys of a federation.
+    Raises
+    ------
+    CertificateError
+        it is of another kind than all keys of a federation.
     """
     key = certificate.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):

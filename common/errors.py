@@ -24,9 +24,12 @@ class ConfigError(FedvoxError):
 class DataError(FedvoxError):
     """A scan, a label map or a dataset folder cannot be used.
 
-    Attributes:
-        path: the file or folder at fault.
-        problem: what is wrong with it and what to do, without the path.
+    Attributes
+    ----------
+    path
+        the file or folder at fault.
+    problem
+        what is wrong with it and what to do, without the path.
     """
 
     def __init__(self, path: Path | str, problem: str) -> None:

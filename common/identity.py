@@ -29,8 +29,13 @@ _HASH = ec.ECDSA(hashes.SHA256())
 class Claim:
     """What a request says of itself; nothing of it is proven yet.
 
-    time_ns: since the epoch. body: SHA-256 of the body in hexadecimal digits; for an upload the SHA-256 of the whole
-    file, of which the body may be a part.
+    Attributes
+    ----------
+    time_ns
+        since the epoch.
+    body
+        SHA-256 of the body in hexadecimal digits; for an upload the SHA-256 of the whole file, of which the body may
+        be a part.
     """
 
     site: str

@@ -30,9 +30,12 @@ class DiceCrossEntropy(nn.Module):
     Both parts have weight one (Isensee et al., 2021). Class weights multiply the voxels of a class in the
     cross-entropy, and the classes in the mean of the Dice.
 
-    Args:
-        class_weights: one positive number per class, background included, or None for equal weights.
-        smooth: voxels added to numerator and denominator of the Dice.
+    Parameters
+    ----------
+    class_weights
+        one positive number per class, background included, or None for equal weights.
+    smooth
+        voxels added to numerator and denominator of the Dice.
     """
 
     def __init__(self, class_weights: Sequence[float] | None = None, smooth: float = 1.0) -> None:
@@ -52,9 +55,12 @@ class DiceCrossEntropy(nn.Module):
 class FocalLoss(nn.Module):
     """Cross-entropy whose easy voxels count little (Lin et al., 2017): mean of ``-(1 - p)^gamma * log(p)``.
 
-    Args:
-        class_weights: as in DiceCrossEntropy.
-        gamma: 0 is plain cross-entropy; larger values look more at the voxels that are still wrong.
+    Parameters
+    ----------
+    class_weights
+        as in DiceCrossEntropy.
+    gamma
+        0 is plain cross-entropy; larger values look more at the voxels that are still wrong.
     """
 
     def __init__(self, class_weights: Sequence[float] | None = None, gamma: float = 2.0) -> None:
@@ -75,12 +81,17 @@ class FocalLoss(nn.Module):
 class TverskyLoss(nn.Module):
     """One minus the mean Tversky index of the foreground classes (Salehi et al., 2017).
 
-    Args:
-        class_weights: as in DiceCrossEntropy; the background's is not used.
-        false_positives: weight of voxels that are predicted and not there.
-        false_negatives: weight of voxels that are there and not predicted; more than ``false_positives`` makes a
-            network that misses less. With both at 0.5 this is the Dice loss.
-        smooth: voxels added to numerator and denominator.
+    Parameters
+    ----------
+    class_weights
+        as in DiceCrossEntropy; the background's is not used.
+    false_positives
+        weight of voxels that are predicted and not there.
+    false_negatives
+        weight of voxels that are there and not predicted; more than ``false_positives`` makes a network that misses
+        less. With both at 0.5 this is the Dice loss.
+    smooth
+        voxels added to numerator and denominator.
     """
 
     def __init__(
@@ -117,10 +128,13 @@ class DeepSupervision(nn.Module):
     def forward(self, logits: Tensor | tuple[Tensor, ...], label: Tensor) -> Tensor:
         """Return the weighted mean loss.
 
-        Args:
-            logits: outputs, finest first, each size a divisor of the label's; or the finest alone, as the network
-                gives it outside training.
-            label: (batch, x, y, z) at the finest size.
+        Parameters
+        ----------
+        logits
+            outputs, finest first, each size a divisor of the label's; or the finest alone, as the network gives it
+            outside training.
+        label
+            (batch, x, y, z) at the finest size.
         """
         outputs = (logits,) if isinstance(logits, Tensor) else logits
         weights = [0.5**index for index in range(len(outputs))]
@@ -133,13 +147,19 @@ class DeepSupervision(nn.Module):
 def build_loss(name: LossName, class_weights: Sequence[float] | None, deep_supervision: bool) -> nn.Module:
     """Return the loss of that name, called as ``loss(logits, label)``.
 
-    Args:
-        name: "dice_ce", "focal" or "tversky".
-        class_weights: one positive number per class, background included, or None for equal weights.
-        deep_supervision: whether the network gives one output per decoder stage in training.
+    Parameters
+    ----------
+    name
+        "dice_ce", "focal" or "tversky".
+    class_weights
+        one positive number per class, background included, or None for equal weights.
+    deep_supervision
+        whether the network gives one output per decoder stage in training.
 
-    Raises:
-        ValueError: if the name is unknown or a weight is not positive.
+    Raises
+    ------
+    ValueError
+        if the name is unknown or a weight is not positive.
     """
     losses: dict[str, type[DiceCrossEntropy] | type[FocalLoss] | type[TverskyLoss]] = {
         "dice_ce": DiceCrossEntropy,

@@ -84,11 +84,16 @@ class Overlap:
 class SurfaceMetrics:
     """How far two surfaces are apart.
 
-    Attributes:
-        hd95_mm: robust Hausdorff distance: the larger of the two directions' 95th percentiles (linear interpolation).
-        assd_mm: average symmetric surface distance: the mean over the voxels of both surfaces.
-        nsd: normalised surface Dice (Nikolov et al., 2018): the share of both surfaces that is within the tolerance.
-        tolerance_mm: the tolerance of ``nsd``.
+    Attributes
+    ----------
+    hd95_mm
+        robust Hausdorff distance: the larger of the two directions' 95th percentiles (linear interpolation).
+    assd_mm
+        average symmetric surface distance: the mean over the voxels of both surfaces.
+    nsd
+        normalised surface Dice (Nikolov et al., 2018): the share of both surfaces that is within the tolerance.
+    tolerance_mm
+        the tolerance of ``nsd``.
     """
 
     hd95_mm: float
@@ -100,8 +105,10 @@ class SurfaceMetrics:
 def overlap(prediction: Mask, truth: Mask) -> Overlap:
     """Count the voxels of two boolean masks of the same shape.
 
-    Raises:
-        ValueError: if shapes differ or a mask is not boolean.
+    Raises
+    ------
+    ValueError
+        if shapes differ or a mask is not boolean.
     """
     _check_masks(prediction, truth)
     return _overlap_in_box(prediction, truth, prediction.size)
@@ -150,14 +157,21 @@ def nsd(prediction: Mask, truth: Mask, spacing_mm: Spacing, tolerance_mm: float)
 def surface_metrics(prediction: Mask, truth: Mask, spacing_mm: Spacing, tolerance_mm: float) -> SurfaceMetrics:
     """Compute all surface metrics in one pass; time and memory grow with the surfaces, not with the array.
 
-    Args:
-        prediction: boolean (x, y, z).
-        truth: boolean, same shape.
-        spacing_mm: distance of voxel centres along x, y, z.
-        tolerance_mm: distance that counts as agreement in ``nsd``, inclusive.
+    Parameters
+    ----------
+    prediction
+        boolean (x, y, z).
+    truth
+        boolean, same shape.
+    spacing_mm
+        distance of voxel centres along x, y, z.
+    tolerance_mm
+        distance that counts as agreement in ``nsd``, inclusive.
 
-    Raises:
-        ValueError: if shapes differ, a mask is not boolean or not 3D, or spacing or tolerance make no sense.
+    Raises
+    ------
+    ValueError
+        if shapes differ, a mask is not boolean or not 3D, or spacing or tolerance make no sense.
     """
     _check_masks(prediction, truth)
     _check_distances(prediction, spacing_mm, tolerance_mm)
@@ -174,19 +188,29 @@ def case_metrics(
 ) -> dict[int, dict[str, float]]:
     """Compute all metrics of every label of a case.
 
-    Args:
-        prediction: label map (x, y, z) of an integer type.
-        truth: label map of the same shape.
-        labels: the label values to compare, each positive.
-        spacing_mm: distance of voxel centres along x, y, z.
-        tolerance_mm: tolerance of the normalised surface Dice.
+    Parameters
+    ----------
+    prediction
+        label map (x, y, z) of an integer type.
+    truth
+        label map of the same shape.
+    labels
+        the label values to compare, each positive.
+    spacing_mm
+        distance of voxel centres along x, y, z.
+    tolerance_mm
+        tolerance of the normalised surface Dice.
 
-    Returns:
+    Returns
+    -------
+    dict[int, dict[str, float]]
         For each label: dice, hd95_mm, assd_mm, nsd_at_1mm (named after the tolerance), sensitivity, specificity,
         precision, volume_error. Some can be nan or inf: the module's text says when.
 
-    Raises:
-        ValueError: as for ``surface_metrics``; also if a label map is not of an integer type.
+    Raises
+    ------
+    ValueError
+        as for ``surface_metrics``; also if a label map is not of an integer type.
     """
     if prediction.shape != truth.shape:
         raise ValueError(f"shapes differ: prediction {prediction.shape}, truth {truth.shape}")

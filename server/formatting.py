@@ -36,10 +36,14 @@ def format_bytes(size: float) -> str:
 def format_best(mean_dice: float, round_number: int, noised: bool) -> str:
     """The best score of a run, in a line; says so where it is no news or not the exact value.
 
-    Args:
-        mean_dice: over sites and labels.
-        round_number: after which the model had it; 0 is the model that the run started from.
-        noised: whether the sites' scores carry the noise of differential privacy.
+    Parameters
+    ----------
+    mean_dice
+        over sites and labels.
+    round_number
+        after which the model had it; 0 is the model that the run started from.
+    noised
+        whether the sites' scores carry the noise of differential privacy.
     """
     line = f"best mean validation Dice {mean_dice:.3f}, after round {round_number}"
     if noised:

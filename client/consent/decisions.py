@@ -30,7 +30,12 @@ class DecisionsError(FedvoxError):
 class Decision(Frozen):
     """Who decided something, and when.
 
-    user: the name that was given. account: the operating system's, whatever name was given.
+    Attributes
+    ----------
+    user
+        the name that was given.
+    account
+        the operating system's, whatever name was given.
     """
 
     time: str
@@ -41,9 +46,18 @@ class Decision(Frozen):
 class Approval(Decision):
     """One approved federation.
 
-    digest: of its configuration. fields: digest of the list of what leaves the site.
-    version: of Fedvox. automatic: the limits in the site file allowed it, nobody was asked.
-    audit: hash of the entry in the audit log.
+    Attributes
+    ----------
+    digest
+        of its configuration.
+    fields
+        digest of the list of what leaves the site.
+    version
+        of Fedvox.
+    automatic
+        the limits in the site file allowed it, nobody was asked.
+    audit
+        hash of the entry in the audit log.
     """
 
     federation: str
@@ -74,8 +88,10 @@ class Decisions(Frozen):
 class DecisionBook:
     """Reads and writes the decisions of a site; every change also goes into its audit log.
 
-    Args:
-        state: the site's state folder; made if it does not exist.
+    Parameters
+    ----------
+    state
+        the site's state folder; made if it does not exist.
     """
 
     def __init__(self, state: Path) -> None:
@@ -86,8 +102,10 @@ class DecisionBook:
     def read(self) -> Decisions:
         """The decisions as they are now.
 
-        Raises:
-            DecisionsError: the file is damaged or cannot be read.
+        Raises
+        ------
+        DecisionsError
+            the file is damaged or cannot be read.
         """
         try:
             return Decisions.model_validate_json(self._file.read_bytes())

@@ -97,11 +97,15 @@ class Field:
 def fields_that_leave(privacy: PrivacyConfig | None = None) -> list[Field]:
     """Every field of every message that a site sends, with its meaning in plain words.
 
-    Args:
-        privacy: of the federation; it changes what some fields mean, and which there are it does not change.
+    Parameters
+    ----------
+    privacy
+        of the federation; it changes what some fields mean, and which there are it does not change.
 
-    Raises:
-        ConsentError: the protocol has a field that nobody has explained.
+    Raises
+    ------
+    ConsentError
+        the protocol has a field that nobody has explained.
     """
     found, changed = [], private_meanings(privacy)
     for message, meanings in MEANINGS.items():
@@ -122,7 +126,10 @@ def digest_of_fields() -> str:
 class Request:
     """What a kit asks for.
 
-    plan: follows from the federation.
+    Attributes
+    ----------
+    plan
+        follows from the federation.
     """
 
     kit: Kit
@@ -133,8 +140,10 @@ class Request:
 def read_request(kit: Path) -> Request:
     """Reads a kit and checks that its files say the same thing.
 
-    Raises:
-        ConfigError: a file is missing, cannot be read, or contradicts another.
+    Raises
+    ------
+    ConfigError
+        a file is missing, cannot be read, or contradicts another.
     """
     # Late: it brings SciPy with it, which not every command needs.
     from common.planning.resolve import plan_from_config

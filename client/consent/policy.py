@@ -40,10 +40,14 @@ class HeldBackError(PolicyError):
 class Policy:
     """Decides whether this hospital does a task.
 
-    Args:
-        state: the site's state folder.
-        config: the federation of the site's own kit; tasks of any other are refused.
-        site: what the hospital allows; a path is a site file that is read anew at every check.
+    Parameters
+    ----------
+    state
+        the site's state folder.
+    config
+        the federation of the site's own kit; tasks of any other are refused.
+    site
+        what the hospital allows; a path is a site file that is read anew at every check.
     """
 
     def __init__(self, state: Path, config: FederationConfig, site: SiteConfig | Path) -> None:
@@ -55,8 +59,10 @@ class Policy:
     def check(self, digest: str) -> None:
         """Returns if a task of the federation with this digest may be done now.
 
-        Raises:
-            PolicyError: it may not.
+        Raises
+        ------
+        PolicyError
+            it may not.
         """
         try:
             decisions = self._book.read()
@@ -92,9 +98,12 @@ class Policy:
 class TaskGuard:
     """Stands between server and site: asks the policy before a task, writes down what leaves after it.
 
-    Args:
-        policy: of this hospital.
-        audit: where tasks and replies are written down; by rule ``audit.jsonl`` in the site's state folder.
+    Parameters
+    ----------
+    policy
+        of this hospital.
+    audit
+        where tasks and replies are written down; by rule ``audit.jsonl`` in the site's state folder.
     """
 
     def __init__(self, policy: Policy, audit: AuditLog) -> None:
@@ -104,8 +113,10 @@ class TaskGuard:
     def check(self, digest: str) -> None:
         """Returns if the task may be done, and writes it down either way.
 
-        Raises:
-            PolicyError: it may not, or it could not be written down.
+        Raises
+        ------
+        PolicyError
+            it may not, or it could not be written down.
         """
         try:
             self._policy.check(digest)
@@ -117,15 +128,23 @@ class TaskGuard:
     def record(self, kind: str, question: str, answer: str, update_bytes: int = 0) -> None:
         """Writes down exactly what an answer holds; raising keeps it from leaving.
 
-        Args:
-            kind: of the work: ``hello``, ``train`` or ``evaluate``.
-            question: the server's message, as it came.
-            answer: as it will leave.
-            update_bytes: size of the update that goes beside it.
+        Parameters
+        ----------
+        kind
+            of the work: ``hello``, ``train`` or ``evaluate``.
+        question
+            the server's message, as it came.
+        answer
+            as it will leave.
+        update_bytes
+            size of the update that goes beside it.
 
-        Raises:
-            HeldBackError: the answer holds something that may not leave.
-            PolicyError: the log cannot be written.
+        Raises
+        ------
+        HeldBackError
+            the answer holds something that may not leave.
+        PolicyError
+            the log cannot be written.
         """
         about: dict[str, Any] = {"kind": kind, **_round_of(question)}
         try:
@@ -167,8 +186,10 @@ def _round_of(question: str) -> dict[str, Any]:
 def _listed(answer: str) -> Answer:
     """An answer, if it holds nothing but what the consent document lists.
 
-    Raises:
-        ProtocolError: it holds anything else, or a value of another kind than its field may have.
+    Raises
+    ------
+    ProtocolError
+        it holds anything else, or a value of another kind than its field may have.
     """
     content = unpack_answer(answer)
     listed = {field.name for field in fields_that_leave() if field.message == type(content).__name__}

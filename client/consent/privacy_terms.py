@@ -66,11 +66,16 @@ def private_meanings(privacy: PrivacyConfig | None) -> dict[str, str]:
 def privacy_terms(federation: FederationConfig, labels: int) -> dict[str, Any]:
     """What a federation does for its patients' privacy.
 
-    Args:
-        federation: with or without ``privacy``.
-        labels: how many there are.
+    Parameters
+    ----------
+    federation
+        with or without ``privacy``.
+    labels
+        how many there are.
 
-    Returns:
+    Returns
+    -------
+    dict[str, Any]
         ``method``, ``meaning``, ``details``, ``not_covered``, ``lasting``, and, under differential privacy,
         ``epsilon``, ``delta`` and the noise.
     """

@@ -15,10 +15,15 @@ UPDATE, NUMBERS, SIGN_OF_LIFE, DECLARATION, ERROR = "updates", "scores", "signs 
 class Departure:
     """One message that left.
 
-    kind: ``updates`` (weights and numbers), ``scores`` (numbers alone), ``declarations`` or ``error codes``. Signs of
+    Attributes
+    ----------
+    kind
+        ``updates`` (weights and numbers), ``scores`` (numbers alone), ``declarations`` or ``error codes``. Signs of
         life are in logs of earlier versions only: there is one every few seconds, and it says nothing of patients.
-    run, round: as the server's task named them; empty and 0 if it did not.
-    sha256: of the update's file; of the whole message where there is none, and in logs of earlier versions.
+    run, round
+        as the server's task named them; empty and 0 if it did not.
+    sha256
+        of the update's file; of the whole message where there is none, and in logs of earlier versions.
     """
 
     time: str

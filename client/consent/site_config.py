@@ -29,9 +29,20 @@ class Limits(Frozen):
 
     Limits hold at every task, also for a federation that a person approved.
 
-    max_rounds: message rounds of the whole federation. max_local_steps: training steps per round.
-    federations: names. labels: names of structures. channels: names of input channels.
-    automatic_approval: a federation within the limits needs no ``fedvox-client approve``.
+    Attributes
+    ----------
+    max_rounds
+        message rounds of the whole federation.
+    max_local_steps
+        training steps per round.
+    federations
+        names.
+    labels
+        names of structures.
+    channels
+        names of input channels.
+    automatic_approval
+        a federation within the limits needs no ``fedvox-client approve``.
     """
 
     max_rounds: PositiveInt | None = None
@@ -69,9 +80,14 @@ class Limits(Frozen):
 class SitePrivacy(Frozen):
     """What a hospital's patients may lose at most, over all federations that they ever take part in.
 
-    required: a federation without differential privacy is refused.
-    max_epsilon: of any one patient, over everything in the ledger; left out, spends are written down and not limited.
-    delta: at which ``max_epsilon`` is meant, whatever delta a federation has.
+    Attributes
+    ----------
+    required
+        a federation without differential privacy is refused.
+    max_epsilon
+        of any one patient, over everything in the ledger; left out, spends are written down and not limited.
+    delta
+        at which ``max_epsilon`` is meant, whatever delta a federation has.
     """
 
     required: bool = False
@@ -104,9 +120,13 @@ TimeOfDay = Annotated[str, BeforeValidator(_written_time), AfterValidator(_check
 class SiteNetwork(Frozen):
     """How much of the hospital's line large files may take, and when.
 
-    max_megabits: of models and updates together, in 10^6 bits per second; left out, there is no limit.
-    large_files_between: from when to when, by this machine's local time, models and updates may travel; the second may
-        lie on the next day. Left out, they travel at any time. Small messages always do.
+    Attributes
+    ----------
+    max_megabits
+        of models and updates together, in 10^6 bits per second; left out, there is no limit.
+    large_files_between
+        from when to when, by this machine's local time, models and updates may travel; the second may lie on the next
+        day. Left out, they travel at any time. Small messages always do.
     """
 
     max_megabits: Annotated[float, Field(ge=0.1, le=1_000_000)] | None = None
@@ -130,10 +150,16 @@ class SiteNetwork(Frozen):
 class SiteConfig(Frozen):
     """A whole site file; left out altogether, every federation needs a person's approval and nothing is limited.
 
-    privacy: see ``SitePrivacy``.
-    network: see ``SiteNetwork``.
-    paused: no task is done while this is true (``fedvox-client pause`` does the same without editing a file).
-    validation_cases: names of the cases that are never trained on but used to score models; null draws them.
+    Attributes
+    ----------
+    privacy
+        see ``SitePrivacy``.
+    network
+        see ``SiteNetwork``.
+    paused
+        no task is done while this is true (``fedvox-client pause`` does the same without editing a file).
+    validation_cases
+        names of the cases that are never trained on but used to score models; null draws them.
     """
 
     limits: Limits = Limits()
@@ -153,8 +179,10 @@ class SiteConfig(Frozen):
 def load_site_config(path: Path) -> SiteConfig:
     """Reads and checks a site file; without a file, everything has its default.
 
-    Raises:
-        ConfigError: the file cannot be read, is not YAML, or a key, type or range is wrong.
+    Raises
+    ------
+    ConfigError
+        the file cannot be read, is not YAML, or a key, type or range is wrong.
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)  # noqa: S506 -- a SafeLoader

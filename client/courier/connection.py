@@ -32,8 +32,14 @@ MOST_IDLE = 4
 class Access:
     """All that it takes to speak to the gateway as a site.
 
-    site: its name. authority: the file with the certificate that the server's must be signed by.
-    on_contact: called whenever the server has answered.
+    Attributes
+    ----------
+    site
+        its name.
+    authority
+        the file with the certificate that the server's must be signed by.
+    on_contact
+        called whenever the server has answered.
     """
 
     site: str
@@ -82,8 +88,10 @@ class Access:
 def client_context(kit: Path) -> ssl.SSLContext:
     """Trusts the federation's authority alone, and shows the site's certificate.
 
-    Raises:
-        ConfigError: the files do not fit together.
+    Raises
+    ------
+    ConfigError
+        the files do not fit together.
     """
     try:
         context = ssl.create_default_context(cafile=str(kit / AUTHORITY_FILE))
@@ -120,11 +128,15 @@ class Connection:
     ) -> http.client.HTTPResponse:
         """Sends a small request; the answer's body is yet to be read.
 
-        Args:
-            headers: names in lower case.
+        Parameters
+        ----------
+        headers
+            names in lower case.
 
-        Raises:
-            LineError: no answer came.
+        Raises
+        ------
+        LineError
+            no answer came.
         """
         with self._access.translated():
             if not self._is_fresh:
@@ -137,11 +149,15 @@ class Connection:
     def begin(self, method: str, path: str, headers: Mapping[str, str], length: int, digest: str) -> None:
         """Sends the head of a request with a large body; ``send`` and ``answer`` follow.
 
-        Args:
-            length: of the body. digest: SHA-256 that stands for it in the signature.
+        Parameters
+        ----------
+        length
+            of the body. digest: SHA-256 that stands for it in the signature.
 
-        Raises:
-            LineError: the connection broke; ``close`` it.
+        Raises
+        ------
+        LineError
+            the connection broke; ``close`` it.
         """
         with self._access.translated():
             self._put_head(method, path, headers, length, digest)
@@ -149,8 +165,10 @@ class Connection:
     def send(self, part: memoryview) -> None:
         """Sends a part of the body.
 
-        Raises:
-            LineError: the connection broke; the server may have answered nonetheless.
+        Raises
+        ------
+        LineError
+            the connection broke; the server may have answered nonetheless.
         """
         with self._access.translated():
             self._http.send(part)
@@ -158,8 +176,10 @@ class Connection:
     def answer(self) -> http.client.HTTPResponse:
         """The answer to a request that was begun and sent.
 
-        Raises:
-            LineError: none came.
+        Raises
+        ------
+        LineError
+            none came.
         """
         with self._access.translated():
             return self._take_answer()
@@ -167,9 +187,12 @@ class Connection:
     def check(self, response: http.client.HTTPResponse, what: str, *expected: int) -> None:
         """Sees that an answer has one of the expected statuses; otherwise its body is read and done with.
 
-        Raises:
-            RefusedError: the status is 400 to 499.
-            LineError: it is anything else that is not expected.
+        Raises
+        ------
+        RefusedError
+            the status is 400 to 499.
+        LineError
+            it is anything else that is not expected.
         """
         if response.status in expected:
             return

@@ -44,13 +44,19 @@ log = logging.getLogger("fedvox.courier")
 class Courier:
     """One site's courier.
 
-    Args:
-        kit: the site's kit.
-        state: the folder for what the courier keeps; holds ``site.yaml`` if the hospital limits its line.
-        shared: between courier and runner.
+    Parameters
+    ----------
+    kit
+        the site's kit.
+    state
+        the folder for what the courier keeps; holds ``site.yaml`` if the hospital limits its line.
+    shared
+        between courier and runner.
 
-    Raises:
-        FedvoxError: the kit, the site file, a folder or a proxy variable cannot be used.
+    Raises
+    ------
+    FedvoxError
+        the kit, the site file, a folder or a proxy variable cannot be used.
     """
 
     def __init__(self, kit: Path, state: Path, shared: Path) -> None:
@@ -77,9 +83,12 @@ class Courier:
     def run(self) -> None:
         """Works until ``KeyboardInterrupt`` (which SIGTERM raises), then signs off.
 
-        Raises:
-            SharedFolderError: another courier works in the shared folder.
-            FedvoxError: a part of it has failed for good.
+        Raises
+        ------
+        SharedFolderError
+            another courier works in the shared folder.
+        FedvoxError
+            a part of it has failed for good.
         """
         with self.shared.held_by("courier"):
             self._remove_leftovers()

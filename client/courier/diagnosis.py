@@ -23,16 +23,24 @@ _STATUS = re.compile(r"\d{3}\b")
 def who_opens_tls(address: Address, authority: Path) -> str | None:
     """Looks who answers in the server's place, and does not send anything.
 
-    Args:
-        address: where the server is.
-        authority: the file of the federation's certificate authority.
+    Parameters
+    ----------
+    address
+        where the server is.
+    authority
+        the file of the federation's certificate authority.
 
-    Returns:
+    Returns
+    -------
+    str | None
         What is wrong and what to do; None if the certificate that is shown is one of the authority's.
 
-    Raises:
-        OSError: nobody answers, or not in TLS.
-        FedvoxError: the authority's file cannot be read.
+    Raises
+    ------
+    OSError
+        nobody answers, or not in TLS.
+    FedvoxError
+        the authority's file cannot be read.
     """
     ours = load_certificate(authority)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

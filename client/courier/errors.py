@@ -16,8 +16,10 @@ class StoppedError(Exception):
 class LineError(FedvoxError):
     """No answer, half of one, or one that says "later": worth another attempt.
 
-    Attributes:
-        progressed: whether something got through before it failed.
+    Attributes
+    ----------
+    progressed
+        whether something got through before it failed.
     """
 
     progressed = False
@@ -26,8 +28,10 @@ class LineError(FedvoxError):
 class RefusedError(FedvoxError):
     """The server understood, and said no.
 
-    Attributes:
-        status: of HTTP, 400 to 499.
+    Attributes
+    ----------
+    status
+        of HTTP, 400 to 499.
     """
 
     def __init__(self, what: str, status: int, word: str = "") -> None:
@@ -43,8 +47,10 @@ class RefusedError(FedvoxError):
 class GivenUpError(FedvoxError):
     """A task that cannot be answered as it was meant.
 
-    Attributes:
-        failure: what the server is to hear.
+    Attributes
+    ----------
+    failure
+        what the server is to hear.
     """
 
     def __init__(self, problem: str, failure: Failure) -> None:

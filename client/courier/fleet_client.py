@@ -47,9 +47,12 @@ HOLD_SECONDS = 20
 class FleetNode:
     """All methods raise ``LineError`` if no answer comes and ``RefusedError`` if the server refuses. Thread-safe.
 
-    Args:
-        access: to the gateway.
-        note: file for the node's number, so that a node that was killed can be signed off.
+    Parameters
+    ----------
+    access
+        to the gateway.
+    note
+        file for the node's number, so that a node that was killed can be signed off.
     """
 
     def __init__(self, access: Access, note: Path) -> None:
@@ -74,8 +77,10 @@ class FleetNode:
     def activate(self) -> None:
         """Signs the node on; one that a killed process left behind is signed off before, or it would be refused.
 
-        Raises:
-            OutputError: its number cannot be written down.
+        Raises
+        ------
+        OutputError
+            its number cannot be written down.
         """
         self._sign_off_noted()
         pem = public_pem(self._access.key.public_key())

@@ -31,7 +31,12 @@ MOST_OBJECTS = 16
 class Arrival:
     """A message that Flower has announced; its content is yet to be fetched.
 
-    header: as it came. tree: of the objects that it is made of.
+    Attributes
+    ----------
+    header
+        as it came.
+    tree
+        of the objects that it is made of.
     """
 
     header: bytes
@@ -50,8 +55,10 @@ class Arrival:
     def objects(self) -> list[str]:
         """The identities of all its objects.
 
-        Raises:
-            ProtocolError: they are more than a message of ours can have.
+        Raises
+        ------
+        ProtocolError
+            they are more than a message of ours can have.
         """
         found = []
         for item in iterate_object_tree(self.tree):
@@ -63,8 +70,10 @@ class Arrival:
     def text(self, contents: Mapping[str, bytes]) -> str:
         """The message of ours that it holds, as JSON; not looked into yet.
 
-        Raises:
-            ProtocolError: it holds none.
+        Raises
+        ------
+        ProtocolError
+            it holds none.
         """
         try:
             message = inflate_object_from_contents(str(self.tree.object_id), dict(contents))
@@ -79,8 +88,14 @@ class Arrival:
 class PackedReply:
     """A reply as it is announced to Flower, the same to the bit each time: SuperLink takes no second one.
 
-    message: the identity of the message that it answers. text: the answer as JSON.
-    header, tree, objects: what Flower gets.
+    Attributes
+    ----------
+    message
+        the identity of the message that it answers.
+    text
+        the answer as JSON.
+    header, tree, objects
+        what Flower gets.
     """
 
     message: str
@@ -109,8 +124,10 @@ class PackedReply:
     def from_json(cls, kept: bytes) -> PackedReply:
         """What was kept.
 
-        Raises:
-            ValueError: it is damaged.
+        Raises
+        ------
+        ValueError
+            it is damaged.
         """
         try:
             content = json.loads(kept)
@@ -129,9 +146,12 @@ def identity_of(header: bytes) -> str:
 def pack_reply(header: bytes, answer: Answer, text: str) -> PackedReply:
     """The reply to a message: an error of Flower's for a failure, else a message with the text as its content.
 
-    Args:
-        header: of the message that is answered.
-        answer, text: the same thing, read and as it will leave.
+    Parameters
+    ----------
+    header
+        of the message that is answered.
+    answer, text
+        the same thing, read and as it will leave.
     """
     question = message_from_proto(MessageHeader.FromString(header))
     if isinstance(answer, Failure):

@@ -18,12 +18,18 @@ MOST_SECONDS = 5.0
 class Heartbeats:
     """Sends ``POST /heartbeat`` at intervals, and at once when other tasks are held.
 
-    Args:
-        access: to the gateway.
-        shared: where the runner says what it works on.
-        held: the tasks that are held, oldest first.
-        seconds: the interval.
-        stop: set when the courier ends.
+    Parameters
+    ----------
+    access
+        to the gateway.
+    shared
+        where the runner says what it works on.
+    held
+        the tasks that are held, oldest first.
+    seconds
+        the interval.
+    stop
+        set when the courier ends.
     """
 
     def __init__(

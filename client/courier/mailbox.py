@@ -35,7 +35,14 @@ log = logging.getLogger("fedvox.courier")
 class HeldTask:
     """A task by its newest message.
 
-    name: the task's. header: of Flower's message. text: ours, as JSON, as it came; it may be none at all.
+    Attributes
+    ----------
+    name
+        the task's.
+    header
+        of Flower's message.
+    text
+        ours, as JSON, as it came; it may be none at all.
     """
 
     name: str
@@ -77,12 +84,17 @@ def held_task(arrival: Arrival, text: str) -> HeldTask:
 class Mailbox:
     """The files above, which one process writes. Thread-safe; ``lock`` makes several calls one.
 
-    Args:
-        folder: made if it is not there; what is in it is read once, now.
-        on_change: called whenever another set of tasks is held.
+    Parameters
+    ----------
+    folder
+        made if it is not there; what is in it is read once, now.
+    on_change
+        called whenever another set of tasks is held.
 
-    Raises:
-        OutputError: the folder cannot be made.
+    Raises
+    ------
+    OutputError
+        the folder cannot be made.
     """
 
     def __init__(self, folder: Path, on_change: Callable[[], None] = lambda: None) -> None:
@@ -113,8 +125,10 @@ class Mailbox:
     def put(self, task: HeldTask) -> None:
         """Holds a task; a message that came before for the same one is forgotten.
 
-        Raises:
-            OutputError: it cannot be written.
+        Raises
+        ------
+        OutputError
+            it cannot be written.
         """
         with self.lock:
             is_new = task.name not in self._tasks
@@ -138,8 +152,10 @@ class Mailbox:
     def put_sent(self, name: str, reply: PackedReply) -> None:
         """Keeps a packed reply, before it is announced.
 
-        Raises:
-            OutputError: it cannot be written.
+        Raises
+        ------
+        OutputError
+            it cannot be written.
         """
         put_file(self._file(name, SENT), reply.to_json())
 
@@ -156,8 +172,10 @@ class Mailbox:
     def remove(self, name: str) -> None:
         """Forgets a task.
 
-        Raises:
-            OutputError: its files cannot be removed.
+        Raises
+        ------
+        OutputError
+            its files cannot be removed.
         """
         with self.lock:
             try:

@@ -24,11 +24,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run_courier(options: argparse.Namespace) -> int:
     """Works until SIGTERM or Ctrl-C.
 
-    Returns:
+    Returns
+    -------
+    int
         0.
 
-    Raises:
-        FedvoxError: it cannot begin, or a part of it has failed for good.
+    Raises
+    ------
+    FedvoxError
+        it cannot begin, or a part of it has failed for good.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     logging.getLogger("fedvox").setLevel(logging.INFO)

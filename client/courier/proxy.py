@@ -26,8 +26,10 @@ _LARGEST_ANSWER_BYTES = 16 * 1024
 class ProxyError(OSError):
     """The proxy does not let this through; the text names it and says what to do.
 
-    Attributes:
-        needs_person: whether trying again is of no use: it wants another password, or must allow the connection.
+    Attributes
+    ----------
+    needs_person
+        whether trying again is of no use: it wants another password, or must allow the connection.
     """
 
     needs_person = False
@@ -37,7 +39,12 @@ class ProxyError(OSError):
 class Proxy:
     """An HTTP proxy. Its text never holds the password.
 
-    variable: of the environment, where it was found. user: None if it wants none.
+    Attributes
+    ----------
+    variable
+        of the environment, where it was found.
+    user
+        None if it wants none.
     """
 
     host: str
@@ -69,7 +76,12 @@ class Proxy:
 class Address:
     """Where the server is, and through what it is reached.
 
-    host: a name or an IP address, without brackets. proxy: None for directly.
+    Attributes
+    ----------
+    host
+        a name or an IP address, without brackets.
+    proxy
+        None for directly.
     """
 
     host: str
@@ -83,8 +95,10 @@ class Address:
 def find_address(host: str, port: int, environment: Mapping[str, str] = os.environ) -> Address:
     """The way to the server, as the environment has it.
 
-    Raises:
-        ConfigError: a proxy variable is no URL of an HTTP proxy.
+    Raises
+    ------
+    ConfigError
+        a proxy variable is no URL of an HTTP proxy.
     """
     for lower in _VARIABLES:
         variable = lower if lower in environment else lower.upper()
@@ -114,12 +128,17 @@ def is_exempt(host: str, port: int, no_proxy: str) -> bool:
 def open_socket(address: Address, seconds: float) -> socket.socket:
     """A connection to the server, through the proxy if there is one.
 
-    Args:
-        seconds: that it, and every later wait on it, may take.
+    Parameters
+    ----------
+    seconds
+        that it, and every later wait on it, may take.
 
-    Raises:
-        ProxyError: the proxy refuses.
-        OSError: nobody answers.
+    Raises
+    ------
+    ProxyError
+        the proxy refuses.
+    OSError
+        nobody answers.
     """
     proxy = address.proxy
     if proxy is None:

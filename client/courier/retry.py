@@ -62,9 +62,12 @@ class Retries:
     """Repeats what may fail: for ever while the line or the disk is at fault, for a while if the server says "not
     now".
 
-    Args:
-        stop: set when the courier ends.
-        patience: seconds for which refusals that may pass are borne.
+    Parameters
+    ----------
+    stop
+        set when the courier ends.
+    patience
+        seconds for which refusals that may pass are borne.
     """
 
     def __init__(self, stop: threading.Event, patience: float = REFUSAL_PATIENCE_SECONDS) -> None:
@@ -74,12 +77,17 @@ class Retries:
     def until_done(self, what: str, action: Callable[[], T]) -> T:
         """What ``action`` returns, once it does; every attempt must be safe to repeat.
 
-        Args:
-            what: for the log.
+        Parameters
+        ----------
+        what
+            for the log.
 
-        Raises:
-            RefusedError: the server refuses for good, or for too long.
-            StoppedError: the courier ends.
+        Raises
+        ------
+        RefusedError
+            the server refuses for good, or for too long.
+        StoppedError
+            the courier ends.
         """
         backoff, complaint, refused_since = Backoff(), Complaint(what), None
         while True:
@@ -104,8 +112,10 @@ class Retries:
     def pause(self, seconds: float) -> None:
         """Waits.
 
-        Raises:
-            StoppedError: the courier ends.
+        Raises
+        ------
+        StoppedError
+            the courier ends.
         """
         if self._stop.wait(seconds):
             raise StoppedError

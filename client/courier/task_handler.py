@@ -62,12 +62,17 @@ class TaskContext:
 class TaskHandler:
     """One task.
 
-    Args:
-        name: of a task that the mailbox holds.
-        context: what it works with.
-        on_end: called, under the mailbox's lock, when nothing of it is left.
-        ask_every: looks for a reply, ``LOOK_SECONDS`` apart, after which the server is asked whether it still wants a
-            task that nobody has begun with.
+    Parameters
+    ----------
+    name
+        of a task that the mailbox holds.
+    context
+        what it works with.
+    on_end
+        called, under the mailbox's lock, when nothing of it is left.
+    ask_every
+        looks for a reply, ``LOOK_SECONDS`` apart, after which the server is asked whether it still wants a task that
+        nobody has begun with.
     """
 
     def __init__(
@@ -84,8 +89,10 @@ class TaskHandler:
     def run(self) -> None:
         """All of it, again if a newer message asks for the same.
 
-        Raises:
-            StoppedError: the courier ends.
+        Raises
+        ------
+        StoppedError
+            the courier ends.
         """
         is_over = False
         while not is_over:
@@ -150,8 +157,10 @@ class TaskHandler:
     def _read_reply(self, question: Hello | Task) -> str:
         """The runner's answer, if it is one to this question.
 
-        Raises:
-            GivenUpError: it is none.
+        Raises
+        ------
+        GivenUpError
+            it is none.
         """
         try:
             content = self._reply_file.read_bytes()
@@ -173,8 +182,10 @@ class TaskHandler:
     def _deliver(self, held: HeldTask, text: str) -> None:
         """Announces what was announced before, then the same answer to the newest message.
 
-        Raises:
-            RefusedError: the server knows of no such task or message.
+        Raises
+        ------
+        RefusedError
+            the server knows of no such task or message.
         """
         sent = self._context.mailbox.sent(self.name)
         if sent is not None:

@@ -33,14 +33,22 @@ from common.plan.base import Axes3, Spacing
 class CaseReport:
     """What was found in one case; what could not be read is None or empty.
 
-    Attributes:
-        name: the case.
-        shape: voxels along x, y, z in RAS+ order.
-        spacing: mm along x, y, z in RAS+ order.
-        orientation: direction of the axes as stored in the file.
-        intensity: lowest and highest stored value of each channel.
-        label_ml: volume in ml of every declared or found label; 0 for a label that the case lacks.
-        usable: False if the case has an error.
+    Attributes
+    ----------
+    name
+        the case.
+    shape
+        voxels along x, y, z in RAS+ order.
+    spacing
+        mm along x, y, z in RAS+ order.
+    orientation
+        direction of the axes as stored in the file.
+    intensity
+        lowest and highest stored value of each channel.
+    label_ml
+        volume in ml of every declared or found label; 0 for a label that the case lacks.
+    usable
+        False if the case has an error.
     """
 
     name: str
@@ -61,11 +69,16 @@ class CaseReport:
 class DatasetReport:
     """Everything that :func:`check_dataset` found.
 
-    Attributes:
-        labels: the labels that the dataset was held against; those found in the files if none were declared.
-        cases: in the order of their names.
-        patients: how many the cases are of; None if the folder does not say.
-        problems: errors and warnings, each with its case (None: the dataset itself) and file.
+    Attributes
+    ----------
+    labels
+        the labels that the dataset was held against; those found in the files if none were declared.
+    cases
+        in the order of their names.
+    patients
+        how many the cases are of; None if the folder does not say.
+    problems
+        errors and warnings, each with its case (None: the dataset itself) and file.
     """
 
     root: Path
@@ -123,13 +136,19 @@ def check_dataset(
 ) -> DatasetReport:
     """Read every case once and collect every problem.
 
-    Args:
-        root: the dataset folder.
-        labels: the federation's foreground labels; None takes those that the dataset declares itself.
-        progress: called with (cases read, all cases).
+    Parameters
+    ----------
+    root
+        the dataset folder.
+    labels
+        the federation's foreground labels; None takes those that the dataset declares itself.
+    progress
+        called with (cases read, all cases).
 
-    Raises:
-        DataError: if there is nothing to check: the folder is missing, empty or in no known layout.
+    Raises
+    ------
+    DataError
+        if there is nothing to check: the folder is missing, empty or in no known layout.
     """
     dataset, problems = scan_dataset(root)
     declared = dict(labels if labels is not None else dataset.labels)

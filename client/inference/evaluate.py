@@ -35,10 +35,14 @@ CaseMetrics = dict[int, dict[str, float]]
 class EvaluationReport:
     """What :func:`evaluate_dataset` found.
 
-    Attributes:
-        metrics: case -> label -> metric -> value, in order of case names.
-        labels: label -> name.
-        failures: cases that could not be read, with the reason; they count in no figure.
+    Attributes
+    ----------
+    metrics
+        case -> label -> metric -> value, in order of case names.
+    labels
+        label -> name.
+    failures
+        cases that could not be read, with the reason; they count in no figure.
     """
 
     metrics: Mapping[str, CaseMetrics]
@@ -74,19 +78,31 @@ def evaluate_dataset(
     row per case and label. A value that does not exist is an empty cell (``LEGEND`` says when). A case that cannot be
     read does not stop the others.
 
-    Args:
-        model_dir: folder of the bundle.
-        data: dataset folder with label maps, in one of the layouts of :mod:`common.imaging.datasets.dataset`.
-        out_csv: the file to write; its folder is made if missing.
-        overlap: see :class:`client.inference.predict.Predictor`, as are ``mirror``, ``device`` and ``precision``.
-        overwrite: replace ``out_csv`` if it exists; otherwise nothing is measured.
-        progress: called as the work goes on.
+    Parameters
+    ----------
+    model_dir
+        folder of the bundle.
+    data
+        dataset folder with label maps, in one of the layouts of :mod:`common.imaging.datasets.dataset`.
+    out_csv
+        the file to write; its folder is made if missing.
+    overlap
+        see :class:`client.inference.predict.Predictor`, as are ``mirror``, ``device`` and ``precision``.
+    overwrite
+        replace ``out_csv`` if it exists; otherwise nothing is measured.
+    progress
+        called as the work goes on.
 
-    Raises:
-        BundleError: if the bundle cannot be used.
-        ConfigError: if a setting cannot be used, or the dataset declares other labels than the model.
-        DataError: if the folder is no dataset, has no label maps, or no case of it could be measured.
-        OutputError: if the file exists or cannot be written.
+    Raises
+    ------
+    BundleError
+        if the bundle cannot be used.
+    ConfigError
+        if a setting cannot be used, or the dataset declares other labels than the model.
+    DataError
+        if the folder is no dataset, has no label maps, or no case of it could be measured.
+    OutputError
+        if the file exists or cannot be written.
     """
     bundle = load_bundle(model_dir)
     predictor = Predictor(bundle, overlap=overlap, mirror=mirror, device=device, precision=precision)

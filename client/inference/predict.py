@@ -37,9 +37,12 @@ SCORES_IN_MEMORY_BYTES = 2**30
 class PredictionReport:
     """What :func:`predict_path` did.
 
-    Attributes:
-        written: label maps, in order of case names.
-        failures: a scan that could not be used, with the reason; the others were predicted all the same.
+    Attributes
+    ----------
+    written
+        label maps, in order of case names.
+    failures
+        a scan that could not be used, with the reason; the others were predicted all the same.
     """
 
     written: tuple[Path, ...]
@@ -54,16 +57,23 @@ class PredictionReport:
 class Predictor:
     """A bundle's model, ready to label volumes of any shape, spacing and orientation.
 
-    Args:
-        bundle: from :func:`common.models.bundle.load_bundle`.
-        overlap: fraction of a window that its neighbour covers too, from 0 to 0.9.
-        mirror: also predict mirrored windows, along the axes that the plan allows; more exact and 2, 4 or 8 times
-            slower.
-        device: ``auto``, ``cpu`` or ``cuda``.
-        precision: ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+    Parameters
+    ----------
+    bundle
+        from :func:`common.models.bundle.load_bundle`.
+    overlap
+        fraction of a window that its neighbour covers too, from 0 to 0.9.
+    mirror
+        also predict mirrored windows, along the axes that the plan allows; more exact and 2, 4 or 8 times slower.
+    device
+        ``auto``, ``cpu`` or ``cuda``.
+    precision
+        ``auto``, ``float32``, ``bfloat16`` or ``float16``.
 
-    Raises:
-        ConfigError: if one of the values cannot be used here.
+    Raises
+    ------
+    ConfigError
+        if one of the values cannot be used here.
     """
 
     def __init__(
@@ -90,8 +100,10 @@ class Predictor:
     def load(self, case: Case) -> tuple[Volume, NDArray[np.uint8] | None]:
         """Reads a case: the scan, and its label map if it has one.
 
-        Raises:
-            DataError: if the files cannot be used, or do not hold the channels that the model was made for.
+        Raises
+        ------
+        DataError
+            if the files cannot be used, or do not hold the channels that the model was made for.
         """
         volume, label = load_case(case, self.plan.labels)
         found, needed = len(volume.array), len(self.plan.channels)
@@ -108,12 +120,18 @@ class Predictor:
     ) -> NDArray[np.uint8]:
         """Labels every voxel of a volume.
 
-        Args:
-            volume: with the plan's channels.
-            scratch: folder for a temporary file if the scores are large; None keeps them in memory.
-            progress: called with windows done and windows in all.
+        Parameters
+        ----------
+        volume
+            with the plan's channels.
+        scratch
+            folder for a temporary file if the scores are large; None keeps them in memory.
+        progress
+            called with windows done and windows in all.
 
-        Returns:
+        Returns
+        -------
+        NDArray[np.uint8]
             uint8 (x, y, z) on ``volume.grid``.
         """
         prepared = preprocess_image(volume, self.plan.preprocessing)
@@ -143,7 +161,9 @@ class Predictor:
         The labels are the very same as without probabilities: both are resampled, the labels from logits and the
         probabilities from the softmax of the averaged logits, so at a boundary the two may differ by a voxel.
 
-        Returns:
+        Returns
+        -------
+        tuple[NDArray[np.uint8], NDArray[np.float32]]
             uint8 (x, y, z), and float32 (classes, x, y, z), background first; outside the crop background is 1.
         """
         prepared = preprocess_image(volume, self.plan.preprocessing)
@@ -190,23 +210,36 @@ def predict_path(
     Each label map lies on its scan's own grid: same shape, same affine, whole numbers. A scan that cannot be read does
     not stop the others.
 
-    Args:
-        model_dir: folder of the bundle.
-        input_path: a NIfTI file, or a folder of them (``CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ... are the channels
-            of one scan), or a dataset folder, whose images are taken.
-        output_path: for one file a name ending in ``.nii.gz`` or ``.nii``; otherwise a folder, made if missing, that
-            gets ``CASE.nii.gz``.
-        overlap: see :class:`Predictor`, as are ``mirror``, ``device`` and ``precision``.
-        probabilities: also write ``CASE_probabilities.nii.gz``: float32, 4D, one volume per class, background first.
-        overwrite: replace results that exist; otherwise nothing is predicted if one of them does. A scan that is read
-            is never replaced.
-        progress: called as the work goes on.
+    Parameters
+    ----------
+    model_dir
+        folder of the bundle.
+    input_path
+        a NIfTI file, or a folder of them (``CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ... are the channels of one
+        scan), or a dataset folder, whose images are taken.
+    output_path
+        for one file a name ending in ``.nii.gz`` or ``.nii``; otherwise a folder, made if missing, that gets
+        ``CASE.nii.gz``.
+    overlap
+        see :class:`Predictor`, as are ``mirror``, ``device`` and ``precision``.
+    probabilities
+        also write ``CASE_probabilities.nii.gz``: float32, 4D, one volume per class, background first.
+    overwrite
+        replace results that exist; otherwise nothing is predicted if one of them does. A scan that is read is never
+        replaced.
+    progress
+        called as the work goes on.
 
-    Raises:
-        BundleError: if the bundle cannot be used.
-        ConfigError: if a setting cannot be used.
-        DataError: if the input is missing or holds no scans at all.
-        OutputError: if a result exists or cannot be written.
+    Raises
+    ------
+    BundleError
+        if the bundle cannot be used.
+    ConfigError
+        if a setting cannot be used.
+    DataError
+        if the input is missing or holds no scans at all.
+    OutputError
+        if a result exists or cannot be written.
     """
     predictor = Predictor(load_bundle(model_dir), overlap=overlap, mirror=mirror, device=device, precision=precision)
     dataset, problems = scan_dataset(input_path)
@@ -249,8 +282,10 @@ def part_of(progress: Progress | None, name: str, index: int, cases: int) -> sli
 def check_writable(folder: Path) -> None:
     """Makes a folder for results and refuses it before any work is done if nothing can be written there.
 
-    Raises:
-        OutputError: if it cannot be made or written.
+    Raises
+    ------
+    OutputError
+        if it cannot be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

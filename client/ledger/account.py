@@ -52,10 +52,17 @@ class SpendLine(Frozen):
 class RoundEntry(Frozen):
     """One round of one run, written down before it begins.
 
-    federation, digest: whose. max_epsilon, delta: the site's limit at that time.
-    attempt: random name of the attempt at the task that it pays for (``client.runner.task_journal``): one that is
-        broken off before anything left and taken up again does not pay twice. Empty if nobody keeps a journal.
-    epsilon: that the patients of this round had spent with it, at ``delta``; for readers, it is always computed anew.
+    Attributes
+    ----------
+    federation, digest
+        whose.
+    max_epsilon, delta
+        the site's limit at that time.
+    attempt
+        random name of the attempt at the task that it pays for (``client.runner.task_journal``): one that is broken
+        off before anything left and taken up again does not pay twice. Empty if nobody keeps a journal.
+    epsilon
+        that the patients of this round had spent with it, at ``delta``; for readers, it is always computed anew.
     """
 
     federation: str
@@ -74,10 +81,18 @@ class RecoveryEntry(Frozen):
 
     It counts for every patient, for nobody knows any more who took part.
 
-    user, account: as in ``client.consent.decisions.Decision``. reason: in the person's words.
-    epsilon, delta: spent before this entry; both None is everything there was.
-    known: epsilon that the site's own notes and the old file proved, for readers; it was not allowed to say less.
-    set_aside, set_aside_sha256: name and digest of the old file, None if there was none.
+    Attributes
+    ----------
+    user, account
+        as in ``client.consent.decisions.Decision``.
+    reason
+        in the person's words.
+    epsilon, delta
+        spent before this entry; both None is everything there was.
+    known
+        epsilon that the site's own notes and the old file proved, for readers; it was not allowed to say less.
+    set_aside, set_aside_sha256
+        name and digest of the old file, None if there was none.
     """
 
     user: str
@@ -128,7 +143,12 @@ class TimedRecovery:
 class Account:
     """The content of a ledger.
 
-    datasets: by their digest. rounds, recoveries: in order.
+    Attributes
+    ----------
+    datasets
+        by their digest.
+    rounds, recoveries
+        in order.
     """
 
     datasets: Mapping[str, tuple[Patient, ...]] = field(default_factory=dict)
@@ -158,12 +178,17 @@ class Account:
     ) -> float:
         """The largest epsilon of any of these patients.
 
-        Args:
-            people: whose, and what ``upcoming`` would use each for.
-            delta: at which.
-            upcoming: not yet in the ledger.
-            federation: digest of the only one to count; None counts all. What a recovery took as spent counts for
-                each, for it may have been spent on this one.
+        Parameters
+        ----------
+        people
+            whose, and what ``upcoming`` would use each for.
+        delta
+            at which.
+        upcoming
+            not yet in the ledger.
+        federation
+            digest of the only one to count; None counts all. What a recovery took as spent counts for each, for it may
+            have been spent on this one.
         """
         histories = self._histories(people, upcoming, federation)
         # Who took part in less than another cannot have spent more, and need not be computed.
@@ -183,11 +208,16 @@ class Account:
     ) -> int:
         """How many of ``wanted`` further rounds keep all these patients within ``limit``.
 
-        Args:
-            people, delta: as for ``epsilon``.
-            limit: largest epsilon that is allowed.
-            costs: what so many rounds cost together.
-            wanted: at most as many.
+        Parameters
+        ----------
+        people, delta
+            as for ``epsilon``.
+        limit
+            largest epsilon that is allowed.
+        costs
+            what so many rounds cost together.
+        wanted
+            at most as many.
         """
 
         def fits(rounds: int) -> bool:

@@ -23,13 +23,19 @@ log = logging.getLogger("fedvox.client")
 class LedgerBudget:
     """A ``client.runner.client_app.Budget``: what a hospital's own ledger and limit allow.
 
-    Args:
-        ledger: of the hospital.
-        config: a federation with ``privacy``.
-        people: whom the site trains on, and whom it scores models on.
-        site: what the hospital allows; a path is a site file that is read anew for every round.
-        attempt: name of the attempt at the task that is under way, whose answer has not left: what it has paid for
-            already, in a process that was killed, is not paid for again. Empty if there is none.
+    Parameters
+    ----------
+    ledger
+        of the hospital.
+    config
+        a federation with ``privacy``.
+    people
+        whom the site trains on, and whom it scores models on.
+    site
+        what the hospital allows; a path is a site file that is read anew for every round.
+    attempt
+        name of the attempt at the task that is under way, whose answer has not left: what it has paid for already, in
+        a process that was killed, is not paid for again. Empty if there is none.
     """
 
     def __init__(
@@ -56,13 +62,18 @@ class LedgerBudget:
 
         Nothing is written down if the same attempt at the same task has paid the same for the same patients before.
 
-        Returns:
-            The epsilon, at the federation's delta, that this federation has cost any one patient so far, this round and
-            all its earlier runs included. What other federations have cost counts for the limit, and stays here.
+        Returns
+        -------
+        float
+            The epsilon, at the federation's delta, that this federation has cost any one patient so far, this round
+            and all its earlier runs included. What other federations have cost counts for the limit, and stays here.
 
-        Raises:
-            PolicyError: the site's limit does not allow it; nothing was written.
-            LedgerError: the ledger cannot be used.
+        Raises
+        ------
+        PolicyError
+            the site's limit does not allow it; nothing was written.
+        LedgerError
+            the ledger cannot be used.
         """
         if not spends:
             return _bounded(self._ledger.read().epsilon(self._people, self._delta, federation=self._digest))

@@ -69,8 +69,10 @@ class Seen(Frozen):
 class Witness:
     """A site's own memory of its ledger.
 
-    Args:
-        state: the site's state folder.
+    Parameters
+    ----------
+    state
+        the site's state folder.
     """
 
     def __init__(self, state: Path) -> None:
@@ -83,8 +85,10 @@ class Witness:
     def seen(self) -> list[Seen]:
         """What was noted last, in the state folder and in the audit log.
 
-        Raises:
-            LedgerError: a note is damaged.
+        Raises
+        ------
+        LedgerError
+            a note is damaged.
         """
         if not self._was_read:
             self._logged, self._was_read = self._read_log(), True
@@ -93,8 +97,10 @@ class Witness:
     def spent(self) -> tuple[float, dict[str, list[Spend]]]:
         """What the audit log says of the past: the largest epsilon of any round, and what each dataset has paid.
 
-        Raises:
-            LedgerError: the log is broken or cannot be read.
+        Raises
+        ------
+        LedgerError
+            the log is broken or cannot be read.
         """
         largest, spends = 0.0, dict[str, list[Spend]]()
         if not self._log.exists():
@@ -117,8 +123,10 @@ class Witness:
     def note(self, path: Path, entry: Entry, about: RoundEntry) -> None:
         """Notes that the ledger now ends with ``entry``.
 
-        Raises:
-            LedgerError: that cannot be written down.
+        Raises
+        ------
+        LedgerError
+            that cannot be written down.
         """
         details: dict[str, Any] = {"run": about.run, "round": about.round, "epsilon": about.epsilon}
         details["spends"] = [line.model_dump(mode="json") for line in about.spends]
@@ -127,8 +135,10 @@ class Witness:
     def note_recovery(self, path: Path, entry: Entry, about: RecoveryEntry) -> None:
         """Notes that the ledger from now on is the one that ends with ``entry``.
 
-        Raises:
-            LedgerError: that cannot be written down.
+        Raises
+        ------
+        LedgerError
+            that cannot be written down.
         """
         self._note(RECOVERED_EVENT, path, entry, about.model_dump(mode="json"))
 
@@ -165,9 +175,12 @@ class Witness:
 class Ledger:
     """The ledger at ``path``; safe for several processes.
 
-    Args:
-        path: the file; its folder is made when something is first written.
-        witness: of the site; None trusts the chain and its head alone.
+    Parameters
+    ----------
+    path
+        the file; its folder is made when something is first written.
+    witness
+        of the site; None trusts the chain and its head alone.
     """
 
     def __init__(self, path: Path, witness: Witness | None = None) -> None:
@@ -178,8 +191,10 @@ class Ledger:
     def read(self) -> Account:
         """What is written down; nothing if there is no ledger and never was.
 
-        Raises:
-            LedgerError: it is broken, gone, or not the one that this site wrote.
+        Raises
+        ------
+        LedgerError
+            it is broken, gone, or not the one that this site wrote.
         """
         return self.prove()[0]
 
@@ -205,12 +220,17 @@ class Ledger:
     def spend(self, people: People, decide: Callable[[Account], RoundEntry | None]) -> RoundEntry | None:
         """Appends one round, unless ``decide`` raises; from reading to writing no other process comes between.
 
-        Args:
-            people: who is to be used, and for what.
-            decide: gets what was spent so far, and makes the entry; None if the round is paid for already.
+        Parameters
+        ----------
+        people
+            who is to be used, and for what.
+        decide
+            gets what was spent so far, and makes the entry; None if the round is paid for already.
 
-        Raises:
-            LedgerError: the ledger is broken or cannot be written.
+        Raises
+        ------
+        LedgerError
+            the ledger is broken or cannot be written.
         """
         with self.locked():
             account = self.read()
@@ -240,8 +260,10 @@ class Ledger:
     def locked(self) -> Iterator[None]:
         """Keeps every other process from writing.
 
-        Raises:
-            LedgerError: the ledger's folder cannot be written.
+        Raises
+        ------
+        LedgerError
+            the ledger's folder cannot be written.
         """
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -274,12 +296,17 @@ def _compare(path: Path, entries: list[Entry], seen: Seen) -> None:
 def account_of(path: Path, entries: list[Entry]) -> Account:
     """What the entries of a ledger say.
 
-    Args:
-        path: of the ledger, for errors.
-        entries: all of it, in order.
+    Parameters
+    ----------
+    path
+        of the ledger, for errors.
+    entries
+        all of it, in order.
 
-    Raises:
-        LedgerError: an entry is not one of a ledger.
+    Raises
+    ------
+    LedgerError
+        an entry is not one of a ledger.
     """
     datasets, rounds, recoveries = {}, [], []
     for entry in entries:

@@ -39,8 +39,10 @@ class PatientsError(FedvoxError):
 class PatientIndex:
     """Identifies patients, and remembers files that did not change since.
 
-    Args:
-        folder: where digests are remembered, by rule the site's state folder; None remembers nothing.
+    Parameters
+    ----------
+    folder
+        where digests are remembered, by rule the site's state folder; None remembers nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -49,13 +51,19 @@ class PatientIndex:
     def identify(self, cases: Sequence[Case], progress: Progress | None = None) -> dict[str, Patient]:
         """Case name -> patient; the same for all cases of one.
 
-        Args:
-            cases: all that are used, of one dataset.
-            progress: called with cases done and cases in all.
+        Parameters
+        ----------
+        cases
+            all that are used, of one dataset.
+        progress
+            called with cases done and cases in all.
 
-        Raises:
-            DataError: a file cannot be read.
-            PatientsError: cases of two patients share an image: one would count, and contribute, as two.
+        Raises
+        ------
+        DataError
+            a file cannot be read.
+        PatientsError
+            cases of two patients share an image: one would count, and contribute, as two.
         """
         workers = min(MOST_WORKERS, os.cpu_count() or 1)
         try:
@@ -83,9 +91,12 @@ class PatientIndex:
 def sha256_of_content(path: Path) -> str:
     """SHA-256 of a file's content, unpacked if its name ends in ``.gz``; 64 hexadecimal digits.
 
-    Raises:
-        OSError: it cannot be read.
-        DataError: it is not a whole gzip file although its name says so.
+    Raises
+    ------
+    OSError
+        it cannot be read.
+    DataError
+        it is not a whole gzip file although its name says so.
     """
     digest = hashlib.sha256()
     try:
@@ -108,15 +119,22 @@ def split_by_patient(patients: Mapping[str, Patient], fraction: float) -> tuple[
     So a patient who comes or goes moves no other from one side to the other, in any run of any federation with the same
     ``fraction``. One exception: where a side would be empty, the patient nearest to it moves there.
 
-    Args:
-        patients: case name -> patient.
-        fraction: share of patients to score models on, on average.
+    Parameters
+    ----------
+    patients
+        case name -> patient.
+    fraction
+        share of patients to score models on, on average.
 
-    Returns:
+    Returns
+    -------
+    tuple[list[str], list[str]]
         Names to train on and names to validate on, each sorted.
 
-    Raises:
-        PatientsError: there are fewer than two.
+    Raises
+    ------
+    PatientsError
+        there are fewer than two.
     """
     everybody = set(patients.values())
     if len(everybody) < 2:

@@ -42,8 +42,14 @@ class Spent:
 class Plan:
     """What a recovery would do.
 
-    problem: why the ledger is refused. known: epsilon that is proven to have been spent.
-    goes_on: the file is whole, another site has recovered it already: an entry is added to it.
+    Attributes
+    ----------
+    problem
+        why the ledger is refused.
+    known
+        epsilon that is proven to have been spent.
+    goes_on
+        the file is whole, another site has recovered it already: an entry is added to it.
     """
 
     problem: str
@@ -54,8 +60,10 @@ class Plan:
 def parse_spent(text: str) -> Spent:
     """Reads ``EPSILON@DELTA`` or ``everything``.
 
-    Raises:
-        ConfigError: it is neither.
+    Raises
+    ------
+    ConfigError
+        it is neither.
     """
     if text == EVERYTHING:
         return Spent(None, None)
@@ -74,10 +82,13 @@ def parse_spent(text: str) -> Spent:
 def plan_recovery(ledger: Ledger, witness: Witness | None, spent: Spent) -> Plan:
     """Looks whether a ledger needs a recovery, and whether ``spent`` is enough; changes nothing.
 
-    Raises:
-        ConfigError: the ledger is whole and the site's own, or a whole one is in another place, or ``spent`` is less
-            than what is proven.
-        LedgerError: the site's own notes cannot be read.
+    Raises
+    ------
+    ConfigError
+        the ledger is whole and the site's own, or a whole one is in another place, or ``spent`` is less than what is
+        proven.
+    LedgerError
+        the site's own notes cannot be read.
     """
     try:
         if ledger.prove()[1] is not None:
@@ -101,16 +112,25 @@ def plan_recovery(ledger: Ledger, witness: Witness | None, spent: Spent) -> Plan
 def recover(ledger: Ledger, witness: Witness | None, spent: Spent, reason: str, user: str | None) -> RecoveryEntry:
     """Starts a new chain, or adds to one that another site has started, and lets the site believe in it from now on.
 
-    Args:
-        ledger: that is refused.
-        witness: of the site.
-        spent: by every patient, before.
-        reason: in the person's words.
-        user: the person's name; None is the account's.
+    Parameters
+    ----------
+    ledger
+        that is refused.
+    witness
+        of the site.
+    spent
+        by every patient, before.
+    reason
+        in the person's words.
+    user
+        the person's name; None is the account's.
 
-    Raises:
-        ConfigError: as ``plan_recovery``.
-        LedgerError: a file cannot be read, written or moved; the ledger is then refused as before.
+    Raises
+    ------
+    ConfigError
+        as ``plan_recovery``.
+    LedgerError
+        a file cannot be read, written or moved; the ledger is then refused as before.
     """
     if not reason.strip():
         raise ConfigError("--reason: is empty; say what happened to the ledger, it is kept for ever")

@@ -45,10 +45,14 @@ def limit_of(account: Account, site: SitePrivacy | None) -> SitePrivacy:
 def view(account: Account, limit: SitePrivacy, folder: Folder | None = None) -> dict[str, Any]:
     """What a ledger says, as plain values; an epsilon without bound, which only a recovery makes, is None.
 
-    Args:
-        account: what is in the ledger.
-        limit: see ``limit_of``.
-        folder: show only datasets that one of these patients was part of, and what these patients have spent.
+    Parameters
+    ----------
+    account
+        what is in the ledger.
+    limit
+        see ``limit_of``.
+    folder
+        show only datasets that one of these patients was part of, and what these patients have spent.
     """
     shown = list(account.datasets)
     content: dict[str, Any] = {"limit": {"max_epsilon": limit.max_epsilon, "delta": limit.delta}}

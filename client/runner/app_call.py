@@ -32,8 +32,10 @@ class ReceivedWeights(FileStore):
     def get(self, digest: str) -> Content:
         """The file, mapped, after reading all of it once.
 
-        Raises:
-            BadWeightsError: it is not there, or holds something else.
+        Raises
+        ------
+        BadWeightsError
+            it is not there, or holds something else.
         """
         try:
             return self.verified(digest)
@@ -51,10 +53,14 @@ def kind_of(question: Question) -> str:
 def ask(app: App, name: str, question: Question, text: str) -> str:
     """What the app answers to a message; a failure if it fails in whatever way.
 
-    Args:
-        app: of the site.
-        name: of the task.
-        question: of the server; text: the same, as it came.
+    Parameters
+    ----------
+    app
+        of the site.
+    name
+        of the task.
+    question
+        of the server; text: the same, as it came.
     """
     kind = kind_of(question)
     metadata = Metadata(

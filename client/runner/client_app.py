@@ -85,14 +85,23 @@ class Budget(Protocol):
 class Site:
     """One hospital's patients, and the trainer that works on them.
 
-    train_cases, validation_cases: no patient has scans on both sides.
-    seed: of patch drawing and augmentation; differs between sites.
-    digest: of the federation that this site agreed to.
-    feedback: what lossy uploads cut off so far; it lasts as long as the site stays open.
-    privacy, budget: what a round costs the patients, and who pays; None without differential privacy.
+    Raises
+    ------
+    ValueError
+        the trainer protects patients and nobody pays, or the other way round.
 
-    Raises:
-        ValueError: the trainer protects patients and nobody pays, or the other way round.
+    Attributes
+    ----------
+    train_cases, validation_cases
+        no patient has scans on both sides.
+    seed
+        of patch drawing and augmentation; differs between sites.
+    digest
+        of the federation that this site agreed to.
+    feedback
+        what lossy uploads cut off so far; it lasts as long as the site stays open.
+    privacy, budget
+        what a round costs the patients, and who pays; None without differential privacy.
     """
 
     name: str
@@ -134,10 +143,14 @@ class WrongFederationError(ProtocolError):
 def make_client_app(open_site: OpenSite, weights: SiteWeights, guard: Guard | None = None) -> ClientApp:
     """A ClientApp that answers for whatever site ``open_site`` finds for Flower's context.
 
-    Args:
-        open_site: finds the site; called only after the guard has allowed the task.
-        weights: of what the messages name.
-        guard: of a real hospital; a simulation has none.
+    Parameters
+    ----------
+    open_site
+        finds the site; called only after the guard has allowed the task.
+    weights
+        of what the messages name.
+    guard
+        of a real hospital; a simulation has none.
     """
     app = ClientApp()
 

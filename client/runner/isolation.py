@@ -37,9 +37,13 @@ _PLACES = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
 class Isolation:
     """What network a process has.
 
-    kind: ``own`` (it is in a namespace of its own), ``given`` (it was started without a network) or ``none`` (it has
-        the machine's network).
-    reason: why it could not be isolated; empty if it is.
+    Attributes
+    ----------
+    kind
+        ``own`` (it is in a namespace of its own), ``given`` (it was started without a network) or ``none`` (it has the
+        machine's network).
+    reason
+        why it could not be isolated; empty if it is.
     """
 
     kind: Literal["own", "given", "none"]
@@ -61,7 +65,9 @@ class Isolation:
 def isolate() -> Isolation:
     """Takes the network away from this process for good; call it once, before there is a second thread.
 
-    Returns:
+    Returns
+    -------
+    Isolation
         How it ended; if it could not be done, everything is as before.
     """
     if is_without_network():
@@ -136,8 +142,10 @@ def _interfaces_up() -> list[str]:
 def _enter_namespace() -> None:
     """Enters a network namespace without interfaces, and gives up what would lead out of it.
 
-    Raises:
-        OSError: the kernel does not allow it.
+    Raises
+    ------
+    OSError
+        the kernel does not allow it.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     user, group = os.geteuid(), os.getegid()

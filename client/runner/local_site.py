@@ -47,20 +47,33 @@ class SiteDataError(FedvoxError):
 class LocalSite:
     """Opens one hospital's site, once, and keeps it warm. To be given to ``make_client_app``.
 
-    Args:
-        config: the federation of the site's kit.
-        plan: of the kit.
-        name: of the site.
-        data: the dataset folder.
-        cache: folder for preprocessed scans; None keeps them in memory.
-        validation: names of the cases to score models with, or the share of cases: drawn from the seed, or, under
-            differential privacy, decided by each patient's content.
-        device: as in ``choose_device``.
-        observer: sees the site at work.
-        progress: is told how many of how many cases are prepared.
-        state: the site's state folder, and
-        ledger: the hospital's; both are needed for differential privacy and for nothing else.
-        attempt: as for ``LedgerBudget``.
+    Parameters
+    ----------
+    config
+        the federation of the site's kit.
+    plan
+        of the kit.
+    name
+        of the site.
+    data
+        the dataset folder.
+    cache
+        folder for preprocessed scans; None keeps them in memory.
+    validation
+        names of the cases to score models with, or the share of cases: drawn from the seed, or, under differential
+        privacy, decided by each patient's content.
+    device
+        as in ``choose_device``.
+    observer
+        sees the site at work.
+    progress
+        is told how many of how many cases are prepared.
+    state
+        the site's state folder, and
+    ledger
+        the hospital's; both are needed for differential privacy and for nothing else.
+    attempt
+        as for ``LedgerBudget``.
     """
 
     def __init__(
@@ -101,10 +114,14 @@ class LocalSite:
     def open(self) -> Site:
         """The site, with all its scans preprocessed and its model on the device.
 
-        Raises:
-            SiteDataError: the data cannot be used.
-            ConfigError: the device is not there.
-            LedgerError: there is no ledger, or a broken one, and the federation is differentially private.
+        Raises
+        ------
+        SiteDataError
+            the data cannot be used.
+        ConfigError
+            the device is not there.
+        LedgerError
+            there is no ledger, or a broken one, and the federation is differentially private.
         """
         with self._opening:
             if self._site is None:
@@ -155,8 +172,10 @@ class LocalSite:
 def labelled_cases(data: Path) -> dict[str, Case]:
     """The cases of a dataset folder that can be trained on, by name.
 
-    Raises:
-        DataError: the folder cannot be used.
+    Raises
+    ------
+    DataError
+        the folder cannot be used.
     """
     return {case.name: case for case in find_dataset(data).cases if case.label is not None}
 
@@ -170,15 +189,23 @@ def split_site(
 ) -> tuple[list[str], list[str]]:
     """Which cases of a site are trained on, and which are not; both come back sorted.
 
-    Args:
-        config: the federation.
-        site: its name.
-        cases: all of them, by name.
-        validation: names of the cases that are not, or their share.
-        patients: by case, under differential privacy; without it None.
+    Parameters
+    ----------
+    config
+        the federation.
+    site
+        its name.
+    cases
+        all of them, by name.
+    validation
+        names of the cases that are not, or their share.
+    patients
+        by case, under differential privacy; without it None.
 
-    Raises:
-        SiteDataError: a side would be empty, a named case does not exist, or a patient would be on both sides.
+    Raises
+    ------
+    SiteDataError
+        a side would be empty, a named case does not exist, or a patient would be on both sides.
     """
     owners = {name: case.owner for name, case in cases.items()}
     if not isinstance(validation, float):
@@ -202,16 +229,24 @@ def people_of(patients: Mapping[str, Patient], train: Sequence[str], validation:
 def split_cases(owners: Mapping[str, str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
     """Draws the patients that are not trained on.
 
-    Args:
-        owners: case name -> patient; their order does not matter.
-        fraction: of all patients, rounded down, but at least one and never all.
-        seed: decides the draw.
+    Parameters
+    ----------
+    owners
+        case name -> patient; their order does not matter.
+    fraction
+        of all patients, rounded down, but at least one and never all.
+    seed
+        decides the draw.
 
-    Returns:
+    Returns
+    -------
+    tuple[list[str], list[str]]
         Names to train on and names to validate on, each sorted.
 
-    Raises:
-        SiteDataError: there are fewer than two patients.
+    Raises
+    ------
+    SiteDataError
+        there are fewer than two patients.
     """
     patients = sorted(set(owners.values()))
     if len(patients) < 2:
@@ -230,13 +265,17 @@ def split_cases(owners: Mapping[str, str], fraction: float, seed: int) -> tuple[
 def split_by_names(owners: Mapping[str, str], validation: Sequence[str]) -> tuple[list[str], list[str]]:
     """Splits as a hospital asked for; both lists come back sorted.
 
-    Args:
-        owners: case name -> patient.
-        validation: names of the cases that are not trained on.
+    Parameters
+    ----------
+    owners
+        case name -> patient.
+    validation
+        names of the cases that are not trained on.
 
-    Raises:
-        SiteDataError: a named case does not exist, a patient would be on both sides, or no case would be left to train
-            on.
+    Raises
+    ------
+    SiteDataError
+        a named case does not exist, a patient would be on both sides, or no case would be left to train on.
     """
     if missing := sorted(set(validation) - set(owners)):
         raise SiteDataError(f"site.yaml: validation_cases: the data has no labelled case {missing[0]}")

@@ -35,9 +35,12 @@ log = logging.getLogger("fedvox.runner")
 def main(isolation: Isolation, arguments: Sequence[str] | None = None) -> int:
     """Runs until SIGTERM; returns an exit status only if it cannot begin.
 
-    Args:
-        isolation: what network this process has.
-        arguments: of the command line; None takes this process's.
+    Parameters
+    ----------
+    isolation
+        what network this process has.
+    arguments
+        of the command line; None takes this process's.
     """
     options = _options(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

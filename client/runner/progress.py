@@ -36,8 +36,10 @@ class RunnerStatus:
 
     A full disk does not disturb the work: then the file is old, which ``fedvox-client health`` tells.
 
-    Args:
-        path: the file.
+    Parameters
+    ----------
+    path
+        the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -86,9 +88,12 @@ class RunnerStatus:
 class TaskProgress:
     """Counts the steps of the task under way; to be given to the site as its observer.
 
-    Args:
-        folder: where the courier reads how far it is.
-        following: another observer, which sees everything too.
+    Parameters
+    ----------
+    folder
+        where the courier reads how far it is.
+    following
+        another observer, which sees everything too.
     """
 
     def __init__(self, folder: SharedFolder, following: Observer | None = None) -> None:
@@ -120,8 +125,10 @@ class TaskProgress:
     def site_step(self, round: int, site: str, step: int, steps: int, loss: float | None) -> None:
         """A step is done.
 
-        Raises:
-            SupersededError: the work was cancelled.
+        Raises
+        ------
+        SupersededError
+            the work was cancelled.
         """
         if self._superseded:
             raise SupersededError("a newer task has come")

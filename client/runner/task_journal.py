@@ -35,10 +35,16 @@ _SUFFIX = ".json"
 class Record:
     """What is known of one task.
 
-    name: of the task.
-    attempt: random name of the attempt at it.
-    reply: the answer, as it was sent; None while it is not known.
-    update: SHA-256 of the update that went beside it; None if none did.
+    Attributes
+    ----------
+    name
+        of the task.
+    attempt
+        random name of the attempt at it.
+    reply
+        the answer, as it was sent; None while it is not known.
+    update
+        SHA-256 of the update that went beside it; None if none did.
     """
 
     name: str
@@ -55,8 +61,10 @@ class Record:
 class TaskJournal:
     """Records in a folder, a file for each task; made at the first one.
 
-    Args:
-        folder: in the site's state folder.
+    Parameters
+    ----------
+    folder
+        in the site's state folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -84,9 +92,12 @@ class TaskJournal:
     def begin(self, name: str) -> Record:
         """Notes that work on a task begins; of one that was broken off it goes on with the attempt.
 
-        Raises:
-            OutputError: that cannot be written down.
-            ValueError: the task is done.
+        Raises
+        ------
+        OutputError
+            that cannot be written down.
+        ValueError
+            the task is done.
         """
         record = self.find(name)
         if record is None:
@@ -100,8 +111,10 @@ class TaskJournal:
     def finish(self, name: str, reply: str, update: str | None) -> None:
         """Notes a task's answer, before it is released.
 
-        Raises:
-            OutputError: that cannot be written down.
+        Raises
+        ------
+        OutputError
+            that cannot be written down.
         """
         known = self.find(name)
         self._write(Record(name, known.attempt if known else secrets.token_hex(16), reply, update))
@@ -110,8 +123,10 @@ class TaskJournal:
     def forget(self, name: str) -> None:
         """Ends the attempt at a task without a result: a later one pays for itself.
 
-        Raises:
-            OutputError: the record cannot be removed.
+        Raises
+        ------
+        OutputError
+            the record cannot be removed.
         """
         self._attempt = ""
         try:

@@ -72,13 +72,20 @@ class TaskLoop:
     Tasks are worked on in one thread. Who a site is, and what an answer was, is told from another one, also while the
     first is training.
 
-    Args:
-        folder: shared with the courier; held by this process.
-        journal: of finished tasks.
-        app: answers messages.
-        guard: allows an answer that is sent again, and writes down what leaves.
-        progress: the observer of the site that ``app`` opens.
-        status: is told what this runner does.
+    Parameters
+    ----------
+    folder
+        shared with the courier; held by this process.
+    journal
+        of finished tasks.
+    app
+        answers messages.
+    guard
+        allows an answer that is sent again, and writes down what leaves.
+    progress
+        the observer of the site that ``app`` opens.
+    status
+        is told what this runner does.
     """
 
     def __init__(
@@ -111,8 +118,10 @@ class TaskLoop:
     def serve(self, prepare: Callable[[], None]) -> None:
         """Does ``prepare`` first, then task after task until SIGTERM; what is under way then is broken off.
 
-        Args:
-            prepare: in the thread that works; raising ends the runner.
+        Parameters
+        ----------
+        prepare
+            in the thread that works; raising ends the runner.
         """
         self._clean()
         preparing = self._worker.submit(prepare)
@@ -241,8 +250,10 @@ class TaskLoop:
     def _tidy(self, name: str) -> None:
         """Removes updates that nobody asks for any more, and old records, before a task begins.
 
-        Raises:
-            OutputError: an update cannot be removed.
+        Raises
+        ------
+        OutputError
+            an update cannot be removed.
         """
         needed = {update for reply in self._folder.replies() if (update := self._update_in(reply))}
         tasks = [task for task in self._folder.tasks() if task != name]
@@ -327,8 +338,10 @@ class TaskLoop:
     def _write(self, job: _Job, answer: str) -> None:
         """Journal, audit log, outbox.
 
-        Raises:
-            FedvoxError: one of them cannot be written.
+        Raises
+        ------
+        FedvoxError
+            one of them cannot be written.
         """
         asked, content = job.asked, unpack_answer(answer)
         update = content.update if isinstance(content, Result) else None
@@ -355,8 +368,10 @@ class TaskLoop:
 def _to_appear(path: Path, content: bytes) -> Iterator[None]:
     """Writes a file that appears when the block ends, and not if that raises.
 
-    Raises:
-        OutputError: it cannot be written.
+    Raises
+    ------
+    OutputError
+        it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:

@@ -28,8 +28,12 @@ NEW_PATIENTS: People = people_of(_NOBODY, ["one"], ["other"])
 class Outlook:
     """What a federation would cost the patient who has spent the most.
 
-    spent, after: epsilon at ``limit.delta`` so far, and with the whole federation.
-    rounds_left: of its ``rounds``, as many as the site's limit allows.
+    Attributes
+    ----------
+    spent, after
+        epsilon at ``limit.delta`` so far, and with the whole federation.
+    rounds_left
+        of its ``rounds``, as many as the site's limit allows.
     """
 
     spent: float
@@ -72,8 +76,10 @@ class Outlook:
 def outlook(config: FederationConfig, limit: SitePrivacy, account: Account, people: People) -> Outlook:
     """What a federation with ``privacy`` would cost these patients.
 
-    Raises:
-        ValueError: the federation has no ``privacy``.
+    Raises
+    ------
+    ValueError
+        the federation has no ``privacy``.
     """
     if config.privacy is None:
         raise ValueError("a federation without privacy spends none")
@@ -95,8 +101,10 @@ def outlook(config: FederationConfig, limit: SitePrivacy, account: Account, peop
 def find_people(config: FederationConfig, site: SiteConfig, name: str, data: Path, state: Path | None) -> People:
     """Who in a dataset folder would be trained on, and who scored on, as ``LocalSite`` has it.
 
-    Raises:
-        DataError, PatientsError, SiteDataError: the folder cannot be used.
+    Raises
+    ------
+    DataError, PatientsError, SiteDataError
+        the folder cannot be used.
     """
     cases = labelled_cases(data)
     patients = PatientIndex(state).identify(list(cases.values()))
@@ -108,12 +116,18 @@ def find_people(config: FederationConfig, site: SiteConfig, name: str, data: Pat
 def check_privacy(state: Path, config: FederationConfig, name: str, data: Path, ledger: Path) -> Item:
     """Whether ledger and limit allow a differentially private federation.
 
-    Args:
-        state: the site's state folder.
-        config: the federation.
-        name: of the site.
-        data: its dataset folder.
-        ledger: the hospital's.
+    Parameters
+    ----------
+    state
+        the site's state folder.
+    config
+        the federation.
+    name
+        of the site.
+    data
+        its dataset folder.
+    ledger
+        the hospital's.
     """
     try:
         site = load_site_config(state / SITE_FILE)

@@ -24,8 +24,10 @@ ADVICE = "mend that, or use --device cpu"
 def ask(name: str) -> tuple[Severity, str]:
     """What ``look`` finds, in another process.
 
-    Args:
-        name: ``auto`` or ``cuda``.
+    Parameters
+    ----------
+    name
+        ``auto`` or ``cuda``.
     """
     try:
         done = subprocess.run(

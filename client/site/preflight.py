@@ -104,8 +104,10 @@ def check_shared(folder: Path, half: Literal["courier", "runner"] = "runner") ->
 def check_isolation(can_isolate: bool) -> Item:
     """Whether the runner, which sees the scans, will be without a network.
 
-    Args:
-        can_isolate: what ``client.runner.isolation.can_isolate`` found.
+    Parameters
+    ----------
+    can_isolate
+        what ``client.runner.isolation.can_isolate`` found.
     """
     if can_isolate:
         return Item("isolation", "ok", "the runner, which sees the scans, has no network")
@@ -125,10 +127,14 @@ def check_authority(file: Path, now: datetime) -> Item:
 def check_server(folder: Path, kit: Kit, timeout: float = CONNECT_SECONDS) -> Iterator[Item]:
     """Whether the server can be reached, is the right one and lets this site in, and whether both clocks agree.
 
-    Args:
-        folder: the site's kit; the connection uses its certificate and key, and the proxy of ``HTTPS_PROXY``.
-        kit: its content.
-        timeout: seconds for each step.
+    Parameters
+    ----------
+    folder
+        the site's kit; the connection uses its certificate and key, and the proxy of ``HTTPS_PROXY``.
+    kit
+        its content.
+    timeout
+        seconds for each step.
     """
     try:
         found = connect(folder, kit, timeout)
@@ -188,11 +194,16 @@ def check_data(
 ) -> Item:
     """Reads every case, unless nothing has changed since it was last found good.
 
-    Args:
-        root: the dataset folder.
-        labels: of the federation.
-        memory: file that remembers a good result.
-        progress: called with (cases read, all cases).
+    Parameters
+    ----------
+    root
+        the dataset folder.
+    labels
+        of the federation.
+    memory
+        file that remembers a good result.
+    progress
+        called with (cases read, all cases).
     """
     from client.data.dataset_check import check_dataset
 

@@ -51,9 +51,18 @@ class CertificateRefusedError(FedvoxError):
 class Connection:
     """What a connection to the server showed.
 
-    not_after: the end of its certificate. clock: its time minus ours, in seconds; None if it does not tell.
-    status: how it answers a request of this site's for what nobody has; 0 if its answer is not HTTP.
-    word: with a refusal, why. proxy: host:port of the proxy in between; empty if there is none.
+    Attributes
+    ----------
+    not_after
+        the end of its certificate.
+    clock
+        its time minus ours, in seconds; None if it does not tell.
+    status
+        how it answers a request of this site's for what nobody has; 0 if its answer is not HTTP.
+    word
+        with a refusal, why.
+    proxy
+        host:port of the proxy in between; empty if there is none.
     """
 
     not_after: datetime
@@ -66,18 +75,29 @@ class Connection:
 def connect(folder: Path, kit: Kit, timeout: float) -> Connection:
     """Shows the server this site's certificate, and asks for something with this site's signature.
 
-    Args:
-        folder: the site's kit.
-        kit: its content.
-        timeout: seconds for each step.
+    Parameters
+    ----------
+    folder
+        the site's kit.
+    kit
+        its content.
+    timeout
+        seconds for each step.
 
-    Raises:
-        CertificateError: the kit's own certificate or key cannot be used.
-        HandshakeError: the server's certificate is not accepted; the text says why.
-        CertificateRefusedError: the server does not accept this site's.
-        ConfigError: a proxy variable is no URL of an HTTP proxy.
-        ProxyError: the proxy refuses, or does not answer.
-        OSError: nobody answers.
+    Raises
+    ------
+    CertificateError
+        the kit's own certificate or key cannot be used.
+    HandshakeError
+        the server's certificate is not accepted; the text says why.
+    CertificateRefusedError
+        the server does not accept this site's.
+    ConfigError
+        a proxy variable is no URL of an HTTP proxy.
+    ProxyError
+        the proxy refuses, or does not answer.
+    OSError
+        nobody answers.
     """
     site = kit.site or ""
     identity = site_identity(folder, site)

@@ -34,13 +34,19 @@ class SiteRequest:
 def make_request(site: str, out: Path) -> SiteRequest:
     """Makes an elliptic-curve key over P-384 and a request for a certificate.
 
-    Args:
-        site: the name that the coordinator gave the site.
-        out: folder for both files; made if it does not exist.
+    Parameters
+    ----------
+    site
+        the name that the coordinator gave the site.
+    out
+        folder for both files; made if it does not exist.
 
-    Raises:
-        ConfigError: the name is not one that a site can have.
-        OutputError: there is a key already, or the folder cannot be written.
+    Raises
+    ------
+    ConfigError
+        the name is not one that a site can have.
+    OutputError
+        there is a key already, or the folder cannot be written.
     """
     try:
         TypeAdapter(SiteName).validate_python(site)

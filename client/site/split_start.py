@@ -25,7 +25,14 @@ from common.config.kit import read_kit
 class CourierOptions:
     """What the command line decides for the courier.
 
-    kit: with the site's key. state: the courier's own files. shared: the folder between courier and runner.
+    Attributes
+    ----------
+    kit
+        with the site's key.
+    state
+        the courier's own files.
+    shared
+        the folder between courier and runner.
     """
 
     kit: Path
@@ -57,9 +64,12 @@ def run_runner_preflight(options: SiteOptions) -> Iterator[Item]:
 def start_courier(options: CourierOptions, say: MessageSink) -> int:
     """Runs the courier until SIGTERM or Ctrl-C.
 
-    Raises:
-        PreflightError: an item of the preflight must be put right first.
-        AlreadyRunningError: it runs already.
+    Raises
+    ------
+    PreflightError
+        an item of the preflight must be put right first.
+    AlreadyRunningError
+        it runs already.
     """
     folder = StateFolder(options.state)
     kit, config = read_kit(options.kit, "site"), load_federation(options.kit / "federation.yaml")
@@ -73,9 +83,12 @@ def start_courier(options: CourierOptions, say: MessageSink) -> int:
 def start_runner(options: SiteOptions, say: MessageSink) -> int:
     """Runs the runner until SIGTERM or Ctrl-C.
 
-    Raises:
-        PreflightError: an item of the preflight must be put right first.
-        AlreadyRunningError: it runs already.
+    Raises
+    ------
+    PreflightError
+        an item of the preflight must be put right first.
+    AlreadyRunningError
+        it runs already.
     """
     folder = StateFolder(options.state)
     kit, config = read_kit(options.kit, "site"), load_federation(options.kit / "federation.yaml")

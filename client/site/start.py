@@ -25,10 +25,20 @@ from common.system.supervisor import Child
 class SiteOptions:
     """What the command line decides.
 
-    kit: the folder that the coordinator sent. data: the dataset folder. state: the site's own files.
-    shared: the folder between courier and runner.
-    cache: folder for preprocessed scans; None keeps them in memory.
-    ledger: the hospital's privacy ledger.
+    Attributes
+    ----------
+    kit
+        the folder that the coordinator sent.
+    data
+        the dataset folder.
+    state
+        the site's own files.
+    shared
+        the folder between courier and runner.
+    cache
+        folder for preprocessed scans; None keeps them in memory.
+    ledger
+        the hospital's privacy ledger.
     """
 
     kit: Path
@@ -76,13 +86,19 @@ def check_work(options: SiteOptions, kit: Kit, config: FederationConfig) -> Iter
 def start(options: SiteOptions, say: MessageSink) -> int:
     """Runs the site until SIGTERM or Ctrl-C.
 
-    Args:
-        options: what and where.
-        say: shows a line.
+    Parameters
+    ----------
+    options
+        what and where.
+    say
+        shows a line.
 
-    Raises:
-        PreflightError: an item of the preflight must be put right first.
-        AlreadyRunningError: the site runs already.
+    Raises
+    ------
+    PreflightError
+        an item of the preflight must be put right first.
+    AlreadyRunningError
+        the site runs already.
     """
     folder = StateFolder(options.state)
     kit, config = read_kit(options.kit, "site"), load_federation(options.kit / "federation.yaml")
@@ -96,10 +112,14 @@ def start(options: SiteOptions, say: MessageSink) -> int:
 def courier_process(kit: Path, folder: StateFolder, shared: Path) -> Child:
     """The courier, as a child to keep alive.
 
-    Args:
-        kit: the kit, with the site's key.
-        folder: for its state and its log.
-        shared: the folder between courier and runner.
+    Parameters
+    ----------
+    kit
+        the kit, with the site's key.
+    folder
+        for its state and its log.
+    shared
+        the folder between courier and runner.
     """
     command = [sys.executable, "-m", "client.courier", "--kit", str(kit)]
     command += ["--state", str(folder.path), "--shared", str(shared)]
@@ -109,9 +129,12 @@ def courier_process(kit: Path, folder: StateFolder, shared: Path) -> Child:
 def runner_process(options: SiteOptions, folder: StateFolder) -> Child:
     """The runner, as a child to keep alive.
 
-    Args:
-        options: of the site.
-        folder: for its state and its log.
+    Parameters
+    ----------
+    options
+        of the site.
+    folder
+        for its state and its log.
     """
     command = [sys.executable, "-m", "client.runner", "--kit", str(options.kit), "--data", str(options.data)]
     command += ["--state", str(folder.path), "--shared", str(options.shared)]

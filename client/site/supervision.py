@@ -27,8 +27,10 @@ class PreflightError(FedvoxError):
 def require_preflight(items: Iterable[Item], say: MessageSink) -> None:
     """Shows what the preflight finds.
 
-    Raises:
-        PreflightError: an item is an error.
+    Raises
+    ------
+    PreflightError
+        an item is an error.
     """
     wrong = []
     for item in items:
@@ -42,12 +44,18 @@ def require_preflight(items: Iterable[Item], say: MessageSink) -> None:
 class Upkeep:
     """Processes of one site, under supervision.
 
-    Args:
-        folder: the state folder, held by this process.
-        children: what to keep alive.
-        role: what of a site this is.
-        ready_line: what to say when it is ready.
-        say: shows a line.
+    Parameters
+    ----------
+    folder
+        the state folder, held by this process.
+    children
+        what to keep alive.
+    role
+        what of a site this is.
+    ready_line
+        what to say when it is ready.
+    say
+        shows a line.
     """
 
     def __init__(

@@ -19,8 +19,10 @@ class ClippedSum:
 
     All gradients lie in one flat buffer, of which every parameter's ``grad`` is a view: backward passes add into it.
 
-    Args:
-        parameters: those that are trained, at least one.
+    Parameters
+    ----------
+    parameters
+        those that are trained, at least one.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -46,11 +48,16 @@ class ClippedSum:
 
         Nothing here waits for a GPU, or does other work for one patient than for another.
 
-        Args:
-            max_norm: largest L2 norm of a patient's gradient, a scalar.
-            loss_scale: what the loss was multiplied by.
+        Parameters
+        ----------
+        max_norm
+            largest L2 norm of a patient's gradient, a scalar.
+        loss_scale
+            what the loss was multiplied by.
 
-        Returns:
+        Returns
+        -------
+        Tensor
             Whether the patient's gradient was within ``max_norm``, a scalar of bool.
         """
         if loss_scale != 1:
@@ -76,10 +83,14 @@ class ClippingNorm:
     patient over the expected number of patients, so that how many took part does not show; it is held between 0 and 1,
     for with few patients the noise would otherwise throw the norm about.
 
-    Args:
-        start: the first norm.
-        adaptive: None keeps it.
-        device: where ``value`` lies.
+    Parameters
+    ----------
+    start
+        the first norm.
+    adaptive
+        None keeps it.
+    device
+        where ``value`` lies.
     """
 
     def __init__(self, start: float, adaptive: AdaptiveClipping | None, device: torch.device) -> None:

@@ -33,9 +33,12 @@ class KeyedNoise:
     The numbers are floats, whose last bits depend on the value that noise is added to (Mironov 2012); ``SecureNoise``
     covers that too.
 
-    Args:
-        key: secret, at least 16 bytes.
-        device: where the noise is needed.
+    Parameters
+    ----------
+    key
+        secret, at least 16 bytes.
+    device
+        where the noise is needed.
     """
 
     def __init__(self, key: bytes, device: torch.device) -> None:
@@ -62,8 +65,10 @@ class SecureNoise:
     the same). The normal ones come from uniform ones of 53 bits by the method of Box and Muller (1958). A million
     values take 0.23 s of a processor; those of ``KeyedNoise`` take 0.01 s.
 
-    Args:
-        device: where the noise is needed; it is made on the CPU.
+    Parameters
+    ----------
+    device
+        where the noise is needed; it is made on the CPU.
     """
 
     def __init__(self, device: torch.device) -> None:

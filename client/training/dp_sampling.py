@@ -39,13 +39,20 @@ def draw_patients(key: bytes, names: Sequence[str], sample_rate: float, step: in
     The probability is exact to 2**-53: a patient takes part if the first 53 bits of a keyed hash (BLAKE2b), read as a
     fraction, lie below it.
 
-    Args:
-        key: secret of the round.
-        names: of the patients, each once.
-        sample_rate: between 0 and 1; at 1 all take part.
-        step: counted over the whole federation.
+    Parameters
+    ----------
+    key
+        secret of the round.
+    names
+        of the patients, each once.
+    sample_rate
+        between 0 and 1; at 1 all take part.
+    step
+        counted over the whole federation.
 
-    Returns:
+    Returns
+    -------
+    list[int]
         Positions of those who take part, in order; may be empty.
     """
     return [
@@ -69,13 +76,20 @@ class PatientSampler:
     A fixed share of a patient's patches, in the mean over draws, is centred on foreground. Of several scans of a
     patient each patch comes from one drawn at random: more scans make him no heavier.
 
-    Args:
-        cases: the site's training cases.
-        draws: for each patient drawn, the step and the position among the patients of ``scans_by_patient``.
-        cutter: cuts and augments.
-        patches_per_patient: patches per batch.
-        foreground_fraction: share of the patches that are centred on foreground.
-        key: secret of the round.
+    Parameters
+    ----------
+    cases
+        the site's training cases.
+    draws
+        for each patient drawn, the step and the position among the patients of ``scans_by_patient``.
+    cutter
+        cuts and augments.
+    patches_per_patient
+        patches per batch.
+    foreground_fraction
+        share of the patches that are centred on foreground.
+    key
+        secret of the round.
     """
 
     def __init__(

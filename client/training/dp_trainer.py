@@ -49,11 +49,16 @@ LOSS_SCALE = 1024.0
 def make_trainer(config: FederationConfig, plan: Plan, device: torch.device, repeatable: bool = False) -> Trainer:
     """The trainer that a federation asks for: private if its file has ``privacy``. The one way to make one.
 
-    Args:
-        config: the federation.
-        plan: its plan.
-        device: where to compute.
-        repeatable: draw patients and noise from seeds, for simulations; at a hospital nobody may foresee them.
+    Parameters
+    ----------
+    config
+        the federation.
+    plan
+        its plan.
+    device
+        where to compute.
+    repeatable
+        draw patients and noise from seeds, for simulations; at a hospital nobody may foresee them.
     """
     model = build_model(plan.model)
     train_only(model, config.training.trainable)
@@ -75,11 +80,16 @@ class PrivateTrainer(Trainer):
     round, as all else does: a site that comes back after a crash, or answers for the first time, does what it would
     have done anyway.
 
-    Args:
-        model, plan, config, total_steps, device: as in ``Trainer``; ``config.batch_size`` has no meaning here.
-        privacy: what protects the patients.
-        spends: what a round costs them; its noise is what is added.
-        key_of: where the secrets of a round come from.
+    Parameters
+    ----------
+    model, plan, config, total_steps, device
+        as in ``Trainer``; ``config.batch_size`` has no meaning here.
+    privacy
+        what protects the patients.
+    spends
+        what a round costs them; its noise is what is added.
+    key_of
+        where the secrets of a round come from.
     """
 
     def __init__(

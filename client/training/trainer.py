@@ -55,8 +55,12 @@ class Training:
 class Validation:
     """Scores of some weights on the site's validation patients.
 
-    dice: label -> mean over the patients in whom the label or its prediction exists; NaN if there is none.
-    loss: mean over patients; NaN if there are none, or if it is private.
+    Attributes
+    ----------
+    dice
+        label -> mean over the patients in whom the label or its prediction exists; NaN if there is none.
+    loss
+        mean over patients; NaN if there are none, or if it is private.
     """
 
     dice: dict[int, float]
@@ -68,8 +72,12 @@ class Validation:
 class LocalSteps:
     """The optimisation steps of a round.
 
-    source, numbers: the batches to prepare, in order.
-    step: makes one step with as many of them as it asks for; returns its mean loss, or None if that is private.
+    Attributes
+    ----------
+    source, numbers
+        the batches to prepare, in order.
+    step
+        makes one step with as many of them as it asks for; returns its mean loss, or None if that is private.
     """
 
     source: BatchSource
@@ -87,11 +95,16 @@ class Trainer:
 
     Only parameters that require a gradient are trained; the update has zeros for all others.
 
-    Args:
-        model: the network of ``plan``; shared by all sites that are simulated in this process.
-        plan, config: what all sites agreed to.
-        total_steps: of local optimisation over the whole federation, for the learning rate.
-        device: where to compute.
+    Parameters
+    ----------
+    model
+        the network of ``plan``; shared by all sites that are simulated in this process.
+    plan, config
+        what all sites agreed to.
+    total_steps
+        of local optimisation over the whole federation, for the learning rate.
+    device
+        where to compute.
     """
 
     def __init__(
@@ -135,15 +148,23 @@ class Trainer:
     ) -> Training:
         """Trains ``config.local_steps`` steps from the global ``weights``.
 
-        Args:
-            weights: the global model, flat.
-            cases: the site's training patients.
-            round_number: 1 for the first; decides the learning rate and which patches are drawn.
-            seed: the site's own.
-            on_step: called after each step with the number of steps done and the loss, None if that is private.
+        Parameters
+        ----------
+        weights
+            the global model, flat.
+        cases
+            the site's training patients.
+        round_number
+            1 for the first; decides the learning rate and which patches are drawn.
+        seed
+            the site's own.
+        on_step
+            called after each step with the number of steps done and the loss, None if that is private.
 
-        Raises:
-            NonFiniteLossError: the loss or a weight is NaN or infinite.
+        Raises
+        ------
+        NonFiniteLossError
+            the loss or a weight is NaN or infinite.
         """
         keep_freed_memory()
         self.layout.load(self._model, weights)
@@ -185,10 +206,14 @@ class Trainer:
     ) -> Validation:
         """Scores ``weights`` on whole volumes at the plan's spacing, patient by patient.
 
-        Args:
-            weights: the global model, flat.
-            cases: the site's validation patients.
-            round_number, seed: as in ``train``; where scores are noised, the noise depends on them.
+        Parameters
+        ----------
+        weights
+            the global model, flat.
+        cases
+            the site's validation patients.
+        round_number, seed
+            as in ``train``; where scores are noised, the noise depends on them.
         """
         del round_number, seed
         started = time.perf_counter()

@@ -35,8 +35,12 @@ PhantomEdge = Annotated[int, Field(ge=16, le=256)]
 class PreprocessingConfig(Frozen):
     """Preprocessing as asked for; ``auto`` is resolved from the dataset's fingerprint (simulation only).
 
-    spacing: target spacing in mm along x, y, z; ``keep`` leaves every volume on its own grid.
-    intensity: ``auto``, or one entry for all channels, or one per channel.
+    Attributes
+    ----------
+    spacing
+        target spacing in mm along x, y, z; ``keep`` leaves every volume on its own grid.
+    intensity
+        ``auto``, or one entry for all channels, or one per channel.
     """
 
     spacing: Literal["auto", "keep"] | Spacing = "auto"
@@ -65,17 +69,31 @@ class ModelConfig(Frozen):
 class TrainingConfig(Frozen):
     """One site's local training.
 
-    local_steps: optimisation steps per site and round.
-    learning_rate: at the first step of the first round; it decays as (1 - step / total) ** ``poly_power`` over the
-        whole federation.
-    weight_decay, momentum: of AdamW (betas 0.9, 0.999) and of SGD (Nesterov).
-    gradient_clip: largest L2 norm of the gradient; 0 switches clipping off.
-    loss: ``dice_ce``, ``focal`` or ``tversky``; class_weights: one per class, background first.
-    foreground_fraction: share of patches that are centred on a labelled voxel.
-    precision: of the forward and backward pass; ``auto`` takes bfloat16 where the processor computes in it.
-    compile: torch.compile the network (pays on GPUs for long runs; needs a C compiler at the site).
-    workers: background threads that prepare patches.
-    trainable: part of the network that sites train (see ``common.models.trainable``); the rest stays as it starts.
+    Attributes
+    ----------
+    local_steps
+        optimisation steps per site and round.
+    learning_rate
+        at the first step of the first round; it decays as (1 - step / total) ** ``poly_power`` over the whole
+        federation.
+    weight_decay, momentum
+        of AdamW (betas 0.9, 0.999) and of SGD (Nesterov).
+    gradient_clip
+        largest L2 norm of the gradient; 0 switches clipping off.
+    loss
+        ``dice_ce``, ``focal`` or ``tversky``.
+    class_weights
+        one per class, background first.
+    foreground_fraction
+        share of patches that are centred on a labelled voxel.
+    precision
+        of the forward and backward pass; ``auto`` takes bfloat16 where the processor computes in it.
+    compile
+        torch.compile the network (pays on GPUs for long runs; needs a C compiler at the site).
+    workers
+        background threads that prepare patches.
+    trainable
+        part of the network that sites train (see ``common.models.trainable``); the rest stays as it starts.
     """
 
     trainable: Literal["all", "head", "norms", "head_and_norms", "decoder"] = "all"
@@ -106,10 +124,15 @@ class EarlyStop(Frozen):
 class StrategyConfig(Frozen):
     """How updates become a model.
 
-    name: ``fedavg`` weighs sites by their training patients.
-    min_sites, min_fraction: a round with fewer accepted updates, or a smaller share of the sites that take part,
-        leaves the model as it was.
-    max_failed_rounds: so many such rounds in a row end the run.
+    Attributes
+    ----------
+    name
+        ``fedavg`` weighs sites by their training patients.
+    min_sites, min_fraction
+        a round with fewer accepted updates, or a smaller share of the sites that take part, leaves the model as it
+        was.
+    max_failed_rounds
+        so many such rounds in a row end the run.
     """
 
     name: Literal["fedavg"] = "fedavg"
@@ -121,8 +144,12 @@ class StrategyConfig(Frozen):
 class TransportConfig(Frozen):
     """How weights travel (see ``common.weights.encoding``).
 
-    upload: of a site's update; ``bfloat16`` is half of float32, ``int8`` about a quarter, both with error feedback.
-    download: of the global model to a site.
+    Attributes
+    ----------
+    upload
+        of a site's update; ``bfloat16`` is half of float32, ``int8`` about a quarter, both with error feedback.
+    download
+        of the global model to a site.
     """
 
     upload: Literal["float32", "bfloat16", "int8"] = "float32"
@@ -171,7 +198,10 @@ class LabelPartition(Frozen):
 class ScannerPartition(Frozen):
     """Equal shares, and every site's images are changed as another scanner would.
 
-    shifts: one entry per site; left out, they are drawn from the seed with the given ``strength``.
+    Attributes
+    ----------
+    shifts
+        one entry per site; left out, they are drawn from the seed with the given ``strength``.
     """
 
     method: Literal["scanner"]
@@ -207,9 +237,13 @@ class PatientTable(Frozen):
 class PhantomConfig(Frozen):
     """Synthetic volumes, made when no real data is given; they say PHANTOM wherever they appear.
 
-    anatomy: ``body``, an abdomen with three labels, for demonstrations; or ``bent_tube``, a tube of about 40 mm in two
+    Attributes
+    ----------
+    anatomy
+        ``body``, an abdomen with three labels, for demonstrations; or ``bent_tube``, a tube of about 40 mm in two
         parts (1 anterior, 2 posterior) as a stand-in for the hippocampus, to start other federations from.
-    shape: voxels of a case at ``spacing_mm``, about which the sites' own voxels vary.
+    shape
+        voxels of a case at ``spacing_mm``, about which the sites' own voxels vary.
     """
 
     anatomy: Literal["body", "bent_tube"] = "body"
@@ -226,7 +260,10 @@ class PhantomConfig(Frozen):
 class SimulationConfig(Frozen):
     """What only a simulation needs.
 
-    pooled: also train one model on all data in one place (as many steps as all sites together), for comparison.
+    Attributes
+    ----------
+    pooled
+        also train one model on all data in one place (as many steps as all sites together), for comparison.
     """
 
     partition: Partition
@@ -239,13 +276,21 @@ class SimulationConfig(Frozen):
 class FederationConfig(Frozen):
     """A whole federation file.
 
-    labels: value in the label maps -> name; foreground only. Left out, the dataset's own are taken.
-    channels: names of the input channels. Left out, the dataset's own are taken.
-    modality: ``CT`` clips to a Hounsfield window over the foreground, all else to percentiles of each volume.
-    initial_model: folder of a model (a bundle) that the first round starts from; in the file relative to it. Sites do
-        not need it: the weights come with the first round. Left out, weights are drawn from the seed.
-    initial_model_sha256: of its weights file; filled in when the file is read, so that the digest holds it.
-    privacy: left out, training is not differentially private.
+    Attributes
+    ----------
+    labels
+        value in the label maps -> name; foreground only. Left out, the dataset's own are taken.
+    channels
+        names of the input channels. Left out, the dataset's own are taken.
+    modality
+        ``CT`` clips to a Hounsfield window over the foreground, all else to percentiles of each volume.
+    initial_model
+        folder of a model (a bundle) that the first round starts from; in the file relative to it. Sites do not need
+        it: the weights come with the first round. Left out, weights are drawn from the seed.
+    initial_model_sha256
+        of its weights file; filled in when the file is read, so that the digest holds it.
+    privacy
+        left out, training is not differentially private.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -311,12 +356,17 @@ UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, 
 def load_federation(path: Path, overrides: Sequence[str] = ()) -> FederationConfig:
     """Reads and checks a federation file.
 
-    Args:
-        path: the YAML file.
-        overrides: ``key.path=value`` items that replace single values; a value is read as YAML.
+    Parameters
+    ----------
+    path
+        the YAML file.
+    overrides
+        ``key.path=value`` items that replace single values; a value is read as YAML.
 
-    Raises:
-        ConfigError: the file cannot be read, is not YAML, or a key, type or range is wrong.
+    Raises
+    ------
+    ConfigError
+        the file cannot be read, is not YAML, or a key, type or range is wrong.
     """
     try:
         text = path.read_text(encoding="utf-8")

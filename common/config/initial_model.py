@@ -14,13 +14,19 @@ def resolve_initial_model(content: dict[Any, Any], file: Path, base: Path) -> No
 
     A folder that is not there is no error if the hash is given: sites have no use for the model itself.
 
-    Args:
-        content: of the file; changed in place. Values of wrong types are left for the schema to refuse.
-        file: the federation file, for messages.
-        base: the folder that a relative path starts from.
+    Parameters
+    ----------
+    content
+        of the file; changed in place. Values of wrong types are left for the schema to refuse.
+    file
+        the federation file, for messages.
+    base
+        the folder that a relative path starts from.
 
-    Raises:
-        ConfigError: the model is neither there nor known by its hash, or is another than the hash says.
+    Raises
+    ------
+    ConfigError
+        the model is neither there nor known by its hash, or is another than the hash says.
     """
     folder, stated = content.get("initial_model"), content.get("initial_model_sha256")
     if not isinstance(folder, str) or not folder:
@@ -43,8 +49,10 @@ def resolve_initial_model(content: dict[Any, Any], file: Path, base: Path) -> No
 def hash_weights(folder: Path) -> str:
     """SHA-256 of a bundle's weights file.
 
-    Raises:
-        ConfigError: the folder is not a bundle.
+    Raises
+    ------
+    ConfigError
+        the folder is not a bundle.
     """
     # Late: what it needs needs the federation file's own module.
     from common.models.bundle_file import WEIGHTS_FILE

@@ -22,8 +22,16 @@ KIT_FORMAT: Literal[2] = 2
 class Kit(Frozen):
     """The content of ``kit.yaml``; format 2 has a certificate for each site, format 1 had none.
 
-    federation: its name. digest: ``FederationConfig.digest()`` of the kit's ``federation.yaml``.
-    address, port: where the server is. site: whose kit it is; None in the server's.
+    Attributes
+    ----------
+    federation
+        its name.
+    digest
+        ``FederationConfig.digest()`` of the kit's ``federation.yaml``.
+    address, port
+        where the server is.
+    site
+        whose kit it is; None in the server's.
     """
 
     format: Literal[2] = KIT_FORMAT
@@ -49,12 +57,17 @@ class Kit(Frozen):
 def read_kit(folder: Path, role: Literal["server", "site"] | None = None) -> Kit:
     """Reads whose kit a folder is.
 
-    Args:
-        folder: the kit.
-        role: what it must be for; None takes both.
+    Parameters
+    ----------
+    folder
+        the kit.
+    role
+        what it must be for; None takes both.
 
-    Raises:
-        ConfigError: it is no kit, is damaged, of another form, or for the other role.
+    Raises
+    ------
+    ConfigError
+        it is no kit, is damaged, of another form, or for the other role.
     """
     file = folder / KIT_FILE
     try:

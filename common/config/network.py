@@ -54,15 +54,25 @@ def is_site_name(name: str) -> bool:
 class NetworkConfig(Frozen):
     """The ``network`` part of a federation file: what a real federation needs beyond a simulation.
 
-    address, port: where sites reach the server.
-    other_addresses: further names and addresses that the server's certificate is to be valid for.
-    sites: names of the hospitals; each gets a kit.
-    certificate_days: how long the certificates of server and sites are valid.
-    validation_fraction: share of a site's patients that are not trained on, but score every round's model.
-    round_deadline_seconds: how long a round waits for a site; starts anew whenever the site shows progress.
-    heartbeat_seconds: how often a site that trains shows its progress.
-    silence_deadline_seconds: how long a round waits for any sign of life of a site that is online; it must be enough to
-        fetch the model over the slowest line.
+    Attributes
+    ----------
+    address, port
+        where sites reach the server.
+    other_addresses
+        further names and addresses that the server's certificate is to be valid for.
+    sites
+        names of the hospitals; each gets a kit.
+    certificate_days
+        how long the certificates of server and sites are valid.
+    validation_fraction
+        share of a site's patients that are not trained on, but score every round's model.
+    round_deadline_seconds
+        how long a round waits for a site; starts anew whenever the site shows progress.
+    heartbeat_seconds
+        how often a site that trains shows its progress.
+    silence_deadline_seconds
+        how long a round waits for any sign of life of a site that is online; it must be enough to fetch the model over
+        the slowest line.
     """
 
     address: Address
@@ -99,13 +109,19 @@ def format_endpoint(address: str, port: int) -> str:
 def parse_endpoint(option: str, text: str, example: str) -> tuple[str, int]:
     """Host (a name, or an IP address without brackets) and port of ``HOST:PORT``.
 
-    Args:
-        option: on the command line, for the error.
-        text: to read.
-        example: of a good value, for the error.
+    Parameters
+    ----------
+    option
+        on the command line, for the error.
+    text
+        to read.
+    example
+        of a good value, for the error.
 
-    Raises:
-        ConfigError: it is not of that form.
+    Raises
+    ------
+    ConfigError
+        it is not of that form.
     """
     host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
@@ -121,8 +137,10 @@ def parse_endpoint(option: str, text: str, example: str) -> tuple[str, int]:
 def parse_listen(option: str, text: str, example: str) -> tuple[str, int]:
     """As ``parse_endpoint``, for a place to listen: the host must be an IP address.
 
-    Raises:
-        ConfigError: it is not of that form.
+    Raises
+    ------
+    ConfigError
+        it is not of that form.
     """
     host, port = parse_endpoint(option, text, example)
     if not is_ip_address(host):

@@ -17,10 +17,15 @@ def _off_is_a_word(value: object) -> object:
 class AdaptiveClipping(Frozen):
     """The clipping norm follows a noised quantile of the patients' gradient norms (Andrew et al. 2021).
 
-    target_quantile: share of patients whose gradients are to stay unclipped.
-    learning_rate: of the geometric update of the norm at each step.
-    count_noise: standard deviation of the noise on the number of unclipped patients, in patients; its cost is taken
-        out of the same budget.
+    Attributes
+    ----------
+    target_quantile
+        share of patients whose gradients are to stay unclipped.
+    learning_rate
+        of the geometric update of the norm at each step.
+    count_noise
+        standard deviation of the noise on the number of unclipped patients, in patients; its cost is taken out of the
+        same budget.
     """
 
     target_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
@@ -31,13 +36,22 @@ class AdaptiveClipping(Frozen):
 class PrivacyConfig(Frozen):
     """Patient-level differential privacy: neighbouring datasets differ by one patient, added or removed.
 
-    epsilon, delta: of the whole federation, for every patient of a site; the noise is calibrated to them once.
-    max_grad_norm: L2 norm to which one patient's gradient is clipped.
-    sample_rate: probability with which a patient takes part in a step, the same at every site.
-    patches_per_patient: augmented patches whose gradients are averaged before clipping; costs time, not privacy.
-    adaptive_clipping: let the norm follow the data, starting at ``max_grad_norm``.
-    validation: ``noised`` means of bounded scores leave a site, or ``off``: none do.
-    secure_random: noise from the operating system's cryptographic generator (slower).
+    Attributes
+    ----------
+    epsilon, delta
+        of the whole federation, for every patient of a site; the noise is calibrated to them once.
+    max_grad_norm
+        L2 norm to which one patient's gradient is clipped.
+    sample_rate
+        probability with which a patient takes part in a step, the same at every site.
+    patches_per_patient
+        augmented patches whose gradients are averaged before clipping; costs time, not privacy.
+    adaptive_clipping
+        let the norm follow the data, starting at ``max_grad_norm``.
+    validation
+        ``noised`` means of bounded scores leave a site, or ``off``: none do.
+    secure_random
+        noise from the operating system's cryptographic generator (slower).
     """
 
     mode: Literal["patient"] = "patient"

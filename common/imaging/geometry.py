@@ -29,13 +29,18 @@ _AXIS_NAMES = ("LR", "PA", "IS")  # against and along each RAS+ axis
 class Grid:
     """Shape of a volume and its place in the patient.
 
-    Attributes:
-        shape: voxels along the three array axes.
-        affine: 4x4 float64, from voxel index to RAS+ position in mm; a read-only copy of what was given.
+    Raises
+    ------
+    ValueError
+        if the affine is not finite, has zero spacing, is singular, or is sheared by more than
+        ``AXIS_COSINE_TOLERANCE``; or if the shape is not three positive numbers.
 
-    Raises:
-        ValueError: if the affine is not finite, has zero spacing, is singular, or is sheared by more than
-            ``AXIS_COSINE_TOLERANCE``; or if the shape is not three positive numbers.
+    Attributes
+    ----------
+    shape
+        voxels along the three array axes.
+    affine
+        4x4 float64, from voxel index to RAS+ position in mm; a read-only copy of what was given.
     """
 
     shape: Axes3
@@ -98,8 +103,10 @@ class Grid:
     def oriented(self, orientation: str) -> Grid:
         """The grid of the same voxels stored with their axes in the given directions, e.g. ``"LPS"``.
 
-        Raises:
-            ValueError: if the code does not name each of the three axes once.
+        Raises
+        ------
+        ValueError
+            if the code does not name each of the three axes once.
         """
         axes = [next((axis for axis, names in enumerate(_AXIS_NAMES) if code in names), 3) for code in orientation]
         if sorted(axes) != [0, 1, 2]:

@@ -24,13 +24,20 @@ _BACKGROUND = 0
 class PreprocessedGeometry:
     """Where a preprocessed array came from: all that is needed to bring a prediction back.
 
-    Attributes:
-        grid: the volume's RAS+ grid, before anything was done to it.
-        crop_start: first voxel of that grid that was kept, along x, y, z.
-        crop_stop: one past the last voxel kept.
-        shape: voxels of the preprocessed array.
-        spacing: its spacing in mm: the cropped extent divided by ``shape``, so it may differ a little from the target.
-        nearest_axes: axes that are resampled to the nearest voxel because slices are thick along them.
+    Attributes
+    ----------
+    grid
+        the volume's RAS+ grid, before anything was done to it.
+    crop_start
+        first voxel of that grid that was kept, along x, y, z.
+    crop_stop
+        one past the last voxel kept.
+    shape
+        voxels of the preprocessed array.
+    spacing
+        its spacing in mm: the cropped extent divided by ``shape``, so it may differ a little from the target.
+    nearest_axes
+        axes that are resampled to the nearest voxel because slices are thick along them.
     """
 
     grid: Grid
@@ -64,8 +71,10 @@ class Preprocessed:
 def preprocess_image(volume: Volume, plan: PreprocessingPlan) -> Preprocessed:
     """Crops, normalises and resamples a volume.
 
-    Raises:
-        ValueError: the volume does not have one channel per entry of ``plan.intensity``.
+    Raises
+    ------
+    ValueError
+        the volume does not have one channel per entry of ``plan.intensity``.
     """
     if len(volume.array) != len(plan.intensity):
         raise ValueError(f"the scan has {len(volume.array)} channels, the plan expects {len(plan.intensity)}")
@@ -90,11 +99,16 @@ def restore_prediction(class_scores: NDArray[np.float32], geometry: Preprocessed
     Scores are resampled linearly one class at a time, so that no more than two full-size float arrays exist beside
     them. The class with the highest score wins, of equal ones the first; outside the crop all is background.
 
-    Args:
-        class_scores: (classes, x, y, z) float32: logits or probabilities, background first, 2 to 256 classes.
-        geometry: of the preprocessed image that was predicted.
+    Parameters
+    ----------
+    class_scores
+        (classes, x, y, z) float32: logits or probabilities, background first, 2 to 256 classes.
+    geometry
+        of the preprocessed image that was predicted.
 
-    Returns:
+    Returns
+    -------
+    NDArray[np.uint8]
         (x, y, z) uint8.
     """
     _check_scores(class_scores, geometry)
@@ -123,11 +137,16 @@ def restore_probabilities(probabilities: NDArray[np.float32], geometry: Preproce
 def normalise_intensity(channel: NDArray[np.float32], plan: IntensityPlan) -> NDArray[np.float32]:
     """Clips and normalises one channel; a channel without any contrast becomes all zero under ``volume``.
 
-    Args:
-        channel: (x, y, z) float32 in stored units; not changed.
-        plan: what to do. Percentiles, mean and standard deviation are those of the voxels given.
+    Parameters
+    ----------
+    channel
+        (x, y, z) float32 in stored units; not changed.
+    plan
+        what to do. Percentiles, mean and standard deviation are those of the voxels given.
 
-    Returns:
+    Returns
+    -------
+    NDArray[np.float32]
         A new (x, y, z) float32 array.
     """
     if plan.clip == "window":

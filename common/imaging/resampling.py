@@ -40,13 +40,20 @@ def resample_to_shape(
 ) -> NDArray[np.float32]:
     """Resamples the last three axes of an image to a number of voxels.
 
-    Args:
-        image: (..., x, y, z) float32; leading axes such as channels are kept.
-        shape: voxels wanted along x, y, z.
-        order: 1 for linear, 3 for cubic B-spline interpolation (Unser, "Splines: a perfect fit", 1999).
-        nearest_axes: axes among 0, 1, 2 that take the nearest voxel instead.
+    Parameters
+    ----------
+    image
+        (..., x, y, z) float32; leading axes such as channels are kept.
+    shape
+        voxels wanted along x, y, z.
+    order
+        1 for linear, 3 for cubic B-spline interpolation (Unser, "Splines: a perfect fit", 1999).
+    nearest_axes
+        axes among 0, 1, 2 that take the nearest voxel instead.
 
-    Returns:
+    Returns
+    -------
+    NDArray[np.float32]
         (..., *shape) float32, contiguous; the image itself if it already is all that.
     """
     wanted = [axis for axis in range(3) if image.shape[axis - 3] != shape[axis]]
@@ -65,14 +72,21 @@ def resample_label(
 ) -> NDArray[np.uint8]:
     """Resamples a label map to a number of voxels.
 
-    Args:
-        label: (x, y, z) uint8.
-        shape: voxels wanted along x, y, z.
-        mode: ``nearest``, or ``linear``: every label's mask is interpolated linearly and the largest value wins. Of
-            equal values the higher label wins, so that a thin structure survives halving the resolution.
-        nearest_axes: axes that take the nearest voxel in either mode.
+    Parameters
+    ----------
+    label
+        (x, y, z) uint8.
+    shape
+        voxels wanted along x, y, z.
+    mode
+        ``nearest``, or ``linear``: every label's mask is interpolated linearly and the largest value wins. Of equal
+        values the higher label wins, so that a thin structure survives halving the resolution.
+    nearest_axes
+        axes that take the nearest voxel in either mode.
 
-    Returns:
+    Returns
+    -------
+    NDArray[np.uint8]
         shape uint8; the map itself if it already has that shape.
     """
     if label.shape == shape:
@@ -101,7 +115,9 @@ def nearest_indices(old: int, new: int) -> NDArray[np.int64]:
 def interpolation_matrix(old: int, new: int, order: Order) -> NDArray[np.float32]:
     """The matrix that interpolates ``old`` samples at the centres of ``new`` voxels over the same extent.
 
-    Returns:
+    Returns
+    -------
+    NDArray[np.float32]
         (new, old) float32, read-only; rows add up to 1.
     """
     positions = (np.arange(new) + 0.5) * old / new - 0.5

@@ -20,13 +20,20 @@ def apply_scanner_shift(
 ) -> NDArray[np.float32]:
     """Imitate a scanner on an image.
 
-    Args:
-        image: float32 (channels, x, y, z) in any unit; each channel has its own range, all share one bias field.
-        spacing: mm per voxel along x, y, z.
-        shift: the scanner's difference.
-        seed: of the field and the noise; use one per patient. The same seed gives the same result.
+    Parameters
+    ----------
+    image
+        float32 (channels, x, y, z) in any unit; each channel has its own range, all share one bias field.
+    spacing
+        mm per voxel along x, y, z.
+    shift
+        the scanner's difference.
+    seed
+        of the field and the noise; use one per patient. The same seed gives the same result.
 
-    Returns:
+    Returns
+    -------
+    NDArray[np.float32]
         A new float32 array of the same shape.
     """
     shifted = np.array(image, dtype=np.float32)

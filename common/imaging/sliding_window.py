@@ -47,10 +47,14 @@ def gaussian_weights(patch_size: Axes3) -> Tensor:
 def window_starts(size: int, patch: int, overlap: float) -> list[int]:
     """First voxels of the windows along one axis: equal steps from 0, and the last window flush with the end.
 
-    Args:
-        size: voxels of the volume, at least ``patch``.
-        patch: voxels of the window.
-        overlap: fraction of a window that the next one covers too, from 0 to less than 1.
+    Parameters
+    ----------
+    size
+        voxels of the volume, at least ``patch``.
+    patch
+        voxels of the window.
+    overlap
+        fraction of a window that the next one covers too, from 0 to less than 1.
     """
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap is a fraction from 0 to less than 1, not {overlap}")
@@ -73,27 +77,42 @@ def sliding_window(
 ) -> NDArray[np.float32]:
     """Predict logits for every voxel of an image.
 
-    Args:
-        model: (batch, channels, x, y, z) -> (batch, classes, x, y, z). It is moved to the device and to the memory
-            layout that is fast there; it runs in evaluation mode and gets its own mode back afterwards.
-        image: (channels, x, y, z), preprocessed; a read-only memory map will do. An axis shorter than the patch is
-            padded with zeros on both sides.
-        patch_size: voxels of a window along x, y, z.
-        overlap: fraction that neighbouring windows share along each axis, from 0 to less than 1.
-        mirror_axes: spatial axes 0, 1, 2; logits of the window mirrored along every combination of them are averaged,
-            which costs 2 to the power of their number as much time.
-        device: where the model runs; None is the CPU.
-        precision: of the model, see :func:`common.system.devices.autocast_dtype`. Sums are float32 always.
-        batch_size: windows per forward pass; None is 1 on a CPU, where larger batches leave the caches, and about two
-            million voxels on a GPU.
-        progress: called after every forward pass.
-        out: (classes, x, y, z) float32 to fill, for example a memory map for scores larger than the memory.
+    Parameters
+    ----------
+    model
+        (batch, channels, x, y, z) -> (batch, classes, x, y, z). It is moved to the device and to the memory layout
+        that is fast there; it runs in evaluation mode and gets its own mode back afterwards.
+    image
+        (channels, x, y, z), preprocessed; a read-only memory map will do. An axis shorter than the patch is padded
+        with zeros on both sides.
+    patch_size
+        voxels of a window along x, y, z.
+    overlap
+        fraction that neighbouring windows share along each axis, from 0 to less than 1.
+    mirror_axes
+        spatial axes 0, 1, 2; logits of the window mirrored along every combination of them are averaged, which costs 2
+        to the power of their number as much time.
+    device
+        where the model runs; None is the CPU.
+    precision
+        of the model, see :func:`common.system.devices.autocast_dtype`. Sums are float32 always.
+    batch_size
+        windows per forward pass; None is 1 on a CPU, where larger batches leave the caches, and about two million
+        voxels on a GPU.
+    progress
+        called after every forward pass.
+    out
+        (classes, x, y, z) float32 to fill, for example a memory map for scores larger than the memory.
 
-    Returns:
+    Returns
+    -------
+    NDArray[np.float32]
         (classes, x, y, z) float32: weighted averages of logits (not of probabilities).
 
-    Raises:
-        ValueError: if the image is not four-dimensional, or the overlap is out of range.
+    Raises
+    ------
+    ValueError
+        if the image is not four-dimensional, or the overlap is out of range.
     """
     windows = _Windows.over(image, patch_size, overlap)
     forward = _Forward(model, device, precision, tuple(mirror_axes))
@@ -124,11 +143,15 @@ def predict_labels(
     The result is that of :func:`sliding_window`, whose arguments these are, followed by the class with the highest
     logit. Scores take (classes + 1) * patch x * y * z floats, however long the volume is along x.
 
-    Returns:
+    Returns
+    -------
+    NDArray[np.uint8]
         (x, y, z) uint8.
 
-    Raises:
-        ValueError: as :func:`sliding_window`, and if the model has more than 256 classes.
+    Raises
+    ------
+    ValueError
+        as :func:`sliding_window`, and if the model has more than 256 classes.
     """
     windows = _Windows.over(image, patch_size, overlap)
     forward = _Forward(model, device, precision, tuple(mirror_axes))
@@ -146,12 +169,18 @@ def predict_labels(
 class _Windows:
     """Where the windows lie on the image, padded to at least one patch.
 
-    Attributes:
-        image: (channels, x, y, z).
-        patch: voxels of a window along x, y, z.
-        padded: voxels of the padded image.
-        before: voxels of padding in front of the image along each axis.
-        starts: first voxels of the windows along each axis, in padded voxels.
+    Attributes
+    ----------
+    image
+        (channels, x, y, z).
+    patch
+        voxels of a window along x, y, z.
+    padded
+        voxels of the padded image.
+    before
+        voxels of padding in front of the image along each axis.
+    starts
+        first voxels of the windows along each axis, in padded voxels.
     """
 
     image: NDArray[Any]

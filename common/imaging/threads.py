@@ -20,17 +20,26 @@ def map_in_threads(
 ) -> list[Result]:
     """Applies a function to each item.
 
-    Args:
-        function: called in several threads at once.
-        items: what to work on.
-        workers: threads; 1 works in the calling thread.
-        progress: called in the calling thread with items done and items in all, after each.
+    Parameters
+    ----------
+    function
+        called in several threads at once.
+    items
+        what to work on.
+    workers
+        threads; 1 works in the calling thread.
+    progress
+        called in the calling thread with items done and items in all, after each.
 
-    Returns:
+    Returns
+    -------
+    list[Result]
         The results in the order of the items.
 
-    Raises:
-        Exception: the first one that the function raises; items not yet begun are dropped.
+    Raises
+    ------
+    Exception
+        the first one that the function raises; items not yet begun are dropped.
     """
     report = progress or (lambda _done, _total: None)
     if workers <= 1:

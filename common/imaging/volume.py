@@ -15,9 +15,12 @@ from common.imaging.geometry import Grid
 class Source:
     """How a volume was stored, so that results can be written back on the very same grid.
 
-    Attributes:
-        grid: shape and affine (mm) as stored, before reordering to RAS+.
-        header: the file's NIfTI header; None for volumes that do not come from a NIfTI file.
+    Attributes
+    ----------
+    grid
+        shape and affine (mm) as stored, before reordering to RAS+.
+    header
+        the file's NIfTI header; None for volumes that do not come from a NIfTI file.
     """
 
     grid: Grid
@@ -38,10 +41,14 @@ class Source:
 class Volume:
     """An image in memory.
 
-    Attributes:
-        array: float32 (channels, x, y, z), axes in RAS+ order, C-contiguous.
-        grid: shape and affine of ``array``'s three spatial axes.
-        source: the grid as stored in the file.
+    Attributes
+    ----------
+    array
+        float32 (channels, x, y, z), axes in RAS+ order, C-contiguous.
+    grid
+        shape and affine of ``array``'s three spatial axes.
+    source
+        the grid as stored in the file.
     """
 
     array: NDArray[np.float32]

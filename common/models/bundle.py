@@ -37,11 +37,16 @@ from common.plan.plan import ModelPlan, Plan
 class Bundle:
     """A checked model bundle.
 
-    Attributes:
-        plan: labels, channels, preprocessing and network.
-        weights: parameter name -> float32 tensor on the CPU.
-        provenance: where the model comes from, as given to :func:`save_bundle`.
-        sha256: of the weights file; the model's identity in reports.
+    Attributes
+    ----------
+    plan
+        labels, channels, preprocessing and network.
+    weights
+        parameter name -> float32 tensor on the CPU.
+    provenance
+        where the model comes from, as given to :func:`save_bundle`.
+    sha256
+        of the weights file; the model's identity in reports.
     """
 
     plan: Plan
@@ -61,15 +66,23 @@ def save_bundle(
 ) -> None:
     """Write a bundle; one that is already in the folder is replaced.
 
-    Args:
-        folder: created if missing.
-        model: the network, or its weights by name.
-        plan: the plan that the model was trained by.
-        provenance: JSON values that say where the model comes from (federation, rounds, versions, date).
+    Parameters
+    ----------
+    folder
+        created if missing.
+    model
+        the network, or its weights by name.
+    plan
+        the plan that the model was trained by.
+    provenance
+        JSON values that say where the model comes from (federation, rounds, versions, date).
 
-    Raises:
-        BundleError: if the weights do not fit the plan's network, or hold NaN or infinite values.
-        OutputError: if the folder cannot be written.
+    Raises
+    ------
+    BundleError
+        if the weights do not fit the plan's network, or hold NaN or infinite values.
+    OutputError
+        if the folder cannot be written.
     """
     weights = model.state_dict() if isinstance(model, nn.Module) else model
     tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in weights.items()}
@@ -82,9 +95,11 @@ def save_bundle(
 def load_bundle(folder: Path) -> Bundle:
     """Read and check a bundle.
 
-    Raises:
-        BundleError: if a file is missing, truncated or altered, if the format is one this version does not know, or
-            if names, shapes or number of the weights are not those of the plan's network.
+    Raises
+    ------
+    BundleError
+        if a file is missing, truncated or altered, if the format is one this version does not know, or if names,
+        shapes or number of the weights are not those of the plan's network.
     """
     if not folder.is_dir():
         raise BundleError(f"{folder}: there is no such folder; give the folder that holds {DESCRIPTION_FILE}")

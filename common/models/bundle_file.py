@@ -54,16 +54,24 @@ def write_bundle(
     Each file appears complete or not at all. A crash between the two leaves weights whose SHA-256 is not the one in the
     description, which ``common.models.bundle.load_bundle`` refuses.
 
-    Args:
-        folder: created if missing.
-        weights: of the plan's network, which is for the caller to know; they may lie in mapped files, and are not
-            copied into memory.
-        plan: the plan that the model was trained by.
-        provenance: JSON values that say where the model comes from.
+    Parameters
+    ----------
+    folder
+        created if missing.
+    weights
+        of the plan's network, which is for the caller to know; they may lie in mapped files, and are not copied into
+        memory.
+    plan
+        the plan that the model was trained by.
+    provenance
+        JSON values that say where the model comes from.
 
-    Raises:
-        BundleError: a weight is NaN or infinite.
-        OutputError: the folder cannot be written.
+    Raises
+    ------
+    BundleError
+        a weight is NaN or infinite.
+    OutputError
+        the folder cannot be written.
     """
     ordered = {name: weights[name] for name in sorted(weights)}
     header = float32_header({name: values.shape for name, values in ordered.items()})

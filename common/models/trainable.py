@@ -38,7 +38,9 @@ def trainable_names(model: UNet3D, trainable: Trainable) -> frozenset[str]:
 def train_only(model: UNet3D, trainable: Trainable) -> int:
     """Lets gradients flow to the chosen parameters alone.
 
-    Returns:
+    Returns
+    -------
+    int
         How many numbers are trained.
     """
     chosen = trainable_names(model, trainable)

@@ -49,15 +49,21 @@ class UNet3D(nn.Module):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Compute class scores before the softmax.
 
-        Args:
-            x: (batch, channels, x, y, z); sizes along x, y, z are multiples of ``divisors``.
+        Parameters
+        ----------
+        x
+            (batch, channels, x, y, z); sizes along x, y, z are multiples of ``divisors``.
 
-        Returns:
-            Logits (batch, classes, x, y, z). In training with deep supervision, a tuple of them, finest first, one
-            per decoder stage, each at the stage's own size.
+        Returns
+        -------
+        Tensor | tuple[Tensor, ...]
+            Logits (batch, classes, x, y, z). In training with deep supervision, a tuple of them, finest first, one per
+            decoder stage, each at the stage's own size.
 
-        Raises:
-            ValueError: if the number of channels or a size does not fit the network.
+        Raises
+        ------
+        ValueError
+            if the number of channels or a size does not fit the network.
         """
         self._check_shape(x)
         skips: list[Tensor] = []

@@ -17,15 +17,35 @@ class AugmentationPlan(Frozen):
 
     Intensities are assumed to be normalised: noise is in units of the volume's standard deviation.
 
-    mirror: probability of flipping, for each axis along which the plan allows it.
-    rotation: probability of rotating; rotation_degrees: largest angle about each axis. Where slices are more than
-        three times thicker than pixels are wide, only the rotation within the slices is made.
-    scaling: probability of scaling; scale: range of the factor, above 1 is larger.
-    gamma: probability of raising intensities, scaled to 0 to 1, to a power; gamma_exponent: range of that power.
-    noise: probability of adding Gaussian noise; noise_std: range of its standard deviation.
-    blur: probability of a Gaussian blur; blur_sigma: range of its width in voxels.
-    low_resolution: probability of sampling down and up again; low_resolution_factor: range of the lower resolution
-        as a fraction of the full one.
+    Attributes
+    ----------
+    mirror
+        probability of flipping, for each axis along which the plan allows it.
+    rotation
+        probability of rotating.
+    rotation_degrees
+        largest angle about each axis. Where slices are more than three times thicker than pixels are wide, only the
+        rotation within the slices is made.
+    scaling
+        probability of scaling.
+    scale
+        range of the factor, above 1 is larger.
+    gamma
+        probability of raising intensities, scaled to 0 to 1, to a power.
+    gamma_exponent
+        range of that power.
+    noise
+        probability of adding Gaussian noise.
+    noise_std
+        range of its standard deviation.
+    blur
+        probability of a Gaussian blur.
+    blur_sigma
+        range of its width in voxels.
+    low_resolution
+        probability of sampling down and up again.
+    low_resolution_factor
+        range of the lower resolution as a fraction of the full one.
     """
 
     mirror: Probability = 0.5

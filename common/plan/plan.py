@@ -16,10 +16,14 @@ from common.plan.base import Axes3, Frozen, Kernel, PositiveInt, Spacing, Stride
 class IntensityPlan(Frozen):
     """How one channel's intensities are clipped and normalised.
 
-    clip: ``window`` clips to ``lower`` and ``upper`` in stored units (Hounsfield for CT); ``percentile`` clips to
-        these percentiles (0 to 100) of the volume's own voxels; ``none`` does not clip.
-    normalise: ``volume`` subtracts the volume's own mean and divides by its own standard deviation;
-        ``given`` uses ``mean`` and ``std``; ``none`` leaves intensities as they are.
+    Attributes
+    ----------
+    clip
+        ``window`` clips to ``lower`` and ``upper`` in stored units (Hounsfield for CT); ``percentile`` clips to these
+        percentiles (0 to 100) of the volume's own voxels; ``none`` does not clip.
+    normalise
+        ``volume`` subtracts the volume's own mean and divides by its own standard deviation; ``given`` uses ``mean``
+        and ``std``; ``none`` leaves intensities as they are.
     """
 
     clip: Literal["window", "percentile", "none"] = "percentile"
@@ -41,13 +45,21 @@ class IntensityPlan(Frozen):
 class PreprocessingPlan(Frozen):
     """From a volume on disk to the array that the network sees.
 
-    spacing: target spacing in mm along x, y, z in RAS+; None keeps every volume's own.
-    intensity: one entry per channel.
-    image_order: 3 (cubic B-spline) or 1 (linear).
-    label_mode: ``nearest``, or ``linear``: each label's mask is resampled linearly and the largest wins.
-    anisotropy: an axis whose spacing is more than this many times the finest is resampled separately, with
-        nearest-neighbour along it (a spline across thick slices invents tissue).
-    crop: ``nonzero`` crops to the box in which any channel differs from zero (before normalisation).
+    Attributes
+    ----------
+    spacing
+        target spacing in mm along x, y, z in RAS+; None keeps every volume's own.
+    intensity
+        one entry per channel.
+    image_order
+        3 (cubic B-spline) or 1 (linear).
+    label_mode
+        ``nearest``, or ``linear``: each label's mask is resampled linearly and the largest wins.
+    anisotropy
+        an axis whose spacing is more than this many times the finest is resampled separately, with nearest-neighbour
+        along it (a spline across thick slices invents tissue).
+    crop
+        ``nonzero`` crops to the box in which any channel differs from zero (before normalisation).
     """
 
     spacing: Spacing | None = None
@@ -61,10 +73,16 @@ class PreprocessingPlan(Frozen):
 class ModelPlan(Frozen):
     """A GroupNorm 3D U-Net; every sequence has one entry per stage, finest first.
 
-    classes: outputs of the network, background included.
-    strides: the down-sampling on entry of each stage; the first is (1, 1, 1) as a rule.
-    blocks: convolutions (plain) or residual blocks per encoder stage; decoder stages have ``decoder_blocks``.
-    groups: groups of every GroupNorm; must divide all channel counts.
+    Attributes
+    ----------
+    classes
+        outputs of the network, background included.
+    strides
+        the down-sampling on entry of each stage; the first is (1, 1, 1) as a rule.
+    blocks
+        convolutions (plain) or residual blocks per encoder stage; decoder stages have ``decoder_blocks``.
+    groups
+        groups of every GroupNorm; must divide all channel counts.
     """
 
     in_channels: PositiveInt = 1
@@ -103,10 +121,16 @@ class ModelPlan(Frozen):
 class Plan(Frozen):
     """All that a site needs to train, and a user to predict.
 
-    channels: names of the input channels (modalities), in order.
-    labels: value in the label map -> name, for foreground labels only; values run from 1 without gaps.
-    patch_size: voxels along x, y, z at the target spacing.
-    mirror_axes: spatial axes (0 is x, left-right in RAS+) along which the anatomy may be flipped.
+    Attributes
+    ----------
+    channels
+        names of the input channels (modalities), in order.
+    labels
+        value in the label map -> name, for foreground labels only; values run from 1 without gaps.
+    patch_size
+        voxels along x, y, z at the target spacing.
+    mirror_axes
+        spatial axes (0 is x, left-right in RAS+) along which the anatomy may be flipped.
     """
 
     channels: tuple[str, ...]

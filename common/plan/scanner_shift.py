@@ -13,12 +13,18 @@ class ScannerShift(Frozen):
     The steps are applied in the order of a scan: resolution, contrast (gamma), coil shading (bias field), noise, and
     last the units in which the scanner stores its numbers (scale and offset).
 
-    gamma: exponent applied to intensities brought to 0..1; above 1 darkens mid-tones.
-    bias_field: amplitude of a smooth multiplicative field, 0.3 means 0.7 to 1.3 times the signal.
-    noise: standard deviation of Gaussian noise as a fraction of the volume's intensity range.
-    resolution_mm: full width at half maximum to which the image is blurred, on axes sampled more finely; None for no
-        blur.
-    scale, offset: stored = scale * intensity + offset.
+    Attributes
+    ----------
+    gamma
+        exponent applied to intensities brought to 0..1; above 1 darkens mid-tones.
+    bias_field
+        amplitude of a smooth multiplicative field, 0.3 means 0.7 to 1.3 times the signal.
+    noise
+        standard deviation of Gaussian noise as a fraction of the volume's intensity range.
+    resolution_mm
+        full width at half maximum to which the image is blurred, on axes sampled more finely; None for no blur.
+    scale, offset
+        stored = scale * intensity + offset.
     """
 
     gamma: float = Field(default=1.0, gt=0, le=10)

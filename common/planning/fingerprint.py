@@ -42,11 +42,18 @@ class ChannelIntensities(Frozen):
 class Fingerprint(Frozen):
     """What was measured; sequences have one entry per case, in the order of the cases.
 
-    shapes: voxels of the box that is not zero, along x, y, z in RAS+.
-    spacings: in mm.
-    intensities: one entry per channel.
-    medians: of the stored intensities within the foreground, channel by channel; empty for a case without any.
-    label_volumes_ml: for each label its volume in every case, in millilitres; 0 where the case lacks it.
+    Attributes
+    ----------
+    shapes
+        voxels of the box that is not zero, along x, y, z in RAS+.
+    spacings
+        in mm.
+    intensities
+        one entry per channel.
+    medians
+        of the stored intensities within the foreground, channel by channel; empty for a case without any.
+    label_volumes_ml
+        for each label its volume in every case, in millilitres; 0 where the case lacks it.
     """
 
     shapes: tuple[Axes3, ...]
@@ -81,16 +88,25 @@ def fingerprint_dataset(
 ) -> Fingerprint:
     """Measures a dataset.
 
-    Args:
-        cases: at least one; those without a label map count for shapes and spacings only.
-        labels: values of the foreground labels.
-        workers: threads.
-        progress: called with cases done and cases in all.
-        folder: cache folder in which each case's measurements are kept for the next time; None keeps nothing.
+    Parameters
+    ----------
+    cases
+        at least one; those without a label map count for shapes and spacings only.
+    labels
+        values of the foreground labels.
+    workers
+        threads.
+    progress
+        called with cases done and cases in all.
+    folder
+        cache folder in which each case's measurements are kept for the next time; None keeps nothing.
 
-    Raises:
-        DataError: a case cannot be used, cases differ in their number of channels, or no case has any foreground.
-        OutputError: the cache folder cannot be written.
+    Raises
+    ------
+    DataError
+        a case cannot be used, cases differ in their number of channels, or no case has any foreground.
+    OutputError
+        the cache folder cannot be written.
     """
     if not cases:
         raise ValueError("a fingerprint needs at least one case")

@@ -41,24 +41,40 @@ def make_plan(
 ) -> Plan:
     """Derives spacing, intensities, patch and network from a fingerprint.
 
-    Args:
-        fingerprint: of all data that the plan is for.
-        channels: names of the input channels.
-        labels: value -> name of the foreground labels, 1, 2, 3, ...
-        modality: ``CT`` clips to a window and normalises by statistics of the whole dataset's foreground, because
-            Hounsfield units mean the same everywhere; ``MR`` treats each volume by itself.
-        network_channels: channels of each stage.
-        blocks: blocks of each encoder stage; None for two each.
-        residual: whether these are residual blocks.
-        deep_supervision: whether coarser outputs are trained too.
-        groups: of every GroupNorm.
-        spacing: target in mm; None for :func:`target_spacing`.
-        patch_size: voxels; None for :func:`choose_patch_size`.
-        largest_patch: voxels of a patch that is chosen here.
-        mirror_axes: axes along which the anatomy may be flipped.
+    Parameters
+    ----------
+    fingerprint
+        of all data that the plan is for.
+    channels
+        names of the input channels.
+    labels
+        value -> name of the foreground labels, 1, 2, 3, ...
+    modality
+        ``CT`` clips to a window and normalises by statistics of the whole dataset's foreground, because Hounsfield
+        units mean the same everywhere; ``MR`` treats each volume by itself.
+    network_channels
+        channels of each stage.
+    blocks
+        blocks of each encoder stage; None for two each.
+    residual
+        whether these are residual blocks.
+    deep_supervision
+        whether coarser outputs are trained too.
+    groups
+        of every GroupNorm.
+    spacing
+        target in mm; None for :func:`target_spacing`.
+    patch_size
+        voxels; None for :func:`choose_patch_size`.
+    largest_patch
+        voxels of a patch that is chosen here.
+    mirror_axes
+        axes along which the anatomy may be flipped.
 
-    Raises:
-        ConfigError: the fingerprint has another number of channels, or the patch size does not fit the network.
+    Raises
+    ------
+    ConfigError
+        the fingerprint has another number of channels, or the patch size does not fit the network.
     """
     if len(channels) != len(fingerprint.intensities):
         raise ConfigError(
@@ -127,13 +143,20 @@ def target_spacing(spacings: Sequence[Spacing]) -> Spacing:
 def choose_patch_size(shape: Axes3, spacing: Spacing, stages: int, largest: int) -> Axes3:
     """A patch that holds a whole volume if it may, and fits the network.
 
-    Args:
-        shape: median shape of the volumes at the target spacing.
-        spacing: the target in mm.
-        stages: of the network.
-        largest: voxels that the patch may have; the longest side in mm is shortened until it fits.
+    Parameters
+    ----------
+    shape
+        median shape of the volumes at the target spacing.
+    spacing
+        the target in mm.
+    stages
+        of the network.
+    largest
+        voxels that the patch may have; the longest side in mm is shortened until it fits.
 
-    Returns:
+    Returns
+    -------
+    Axes3
         Voxels along x, y, z: multiples of what the network down-samples by.
     """
     size = list(shape)

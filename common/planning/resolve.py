@@ -24,8 +24,10 @@ def resolve_plan(
 ) -> Plan:
     """The plan that follows from the data, with whatever the federation file fixes put in its place.
 
-    Raises:
-        ConfigError: what is fixed does not fit together or not the data.
+    Raises
+    ------
+    ConfigError
+        what is fixed does not fit together or not the data.
     """
     try:
         return _resolve(config, fingerprint, channels, labels)
@@ -78,8 +80,10 @@ def _per_channel(intensity: tuple[IntensityPlan, ...], channels: int) -> tuple[I
 def plan_from_config(config: FederationConfig) -> Plan:
     """The plan of a federation whose file leaves nothing open.
 
-    Raises:
-        ConfigError: a value that would be measured in simulation is missing, or values do not fit together.
+    Raises
+    ------
+    ConfigError
+        a value that would be measured in simulation is missing, or values do not fit together.
     """
     wanted, network = config.preprocessing, config.model
     if not config.labels:

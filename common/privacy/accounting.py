@@ -37,9 +37,14 @@ History = tuple[tuple[float, float, int], ...]
 class Spend:
     """One use of patients' data: ``steps`` times a Gaussian mechanism on a Poisson sample.
 
-    purpose: which patients: those who are trained on, or those whom models are scored on.
-    noise_multiplier: standard deviation of the noise in units of one patient's largest contribution.
-    sample_rate: probability with which a patient takes part; 1 for all.
+    Attributes
+    ----------
+    purpose
+        which patients: those who are trained on, or those whom models are scored on.
+    noise_multiplier
+        standard deviation of the noise in units of one patient's largest contribution.
+    sample_rate
+        probability with which a patient takes part; 1 for all.
     """
 
     purpose: Purpose

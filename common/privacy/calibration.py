@@ -19,7 +19,10 @@ NOISE_TOLERANCE = 1.001
 class PrivacyPlan:
     """The noise of a whole federation, the same at every site.
 
-    training, validation: what one round costs the patients of either kind; ``validation`` is None if no score leaves.
+    Attributes
+    ----------
+    training, validation
+        what one round costs the patients of either kind; ``validation`` is None if no score leaves.
     """
 
     training: Spend
@@ -32,8 +35,10 @@ def plan_privacy(config: PrivacyConfig, rounds: int, local_steps: int) -> Privac
     A patient is either trained on or validated on, so either kind may spend the whole budget. Models are scored
     ``rounds`` + 1 times.
 
-    Raises:
-        ConfigError: adaptive clipping would cost more than the budget.
+    Raises
+    ------
+    ConfigError
+        adaptive clipping would cost more than the budget.
     """
     multiplier = noise_for(config.epsilon, config.delta, config.sample_rate, rounds * local_steps)
     gradient_noise(multiplier, config.adaptive_clipping)
@@ -49,9 +54,12 @@ def score_deviation(plan: PrivacyPlan, patients: Sequence[int]) -> float:
     A site's sum over its patients has noise of ``noise_multiplier`` times the root of the number of labels, halved, on
     every label (``client.training.dp_trainer``); the mean over labels takes that root away again.
 
-    Args:
-        plan: of the federation.
-        patients: that each site validates on, of the sites that sent a score.
+    Parameters
+    ----------
+    plan
+        of the federation.
+    patients
+        that each site validates on, of the sites that sent a score.
     """
     if plan.validation is None or not patients:
         return 0.0
@@ -103,8 +111,10 @@ def gradient_noise(noise_multiplier: float, adaptive: AdaptiveClipping | None) -
     one patient changes it by one half. Both together cost what one mechanism of noise z does if the gradients' is
     (z**-2 - (2 count_noise)**-2)**(-1/2) (Andrew et al. 2021, theorem 1).
 
-    Raises:
-        ConfigError: the count alone would cost more than the step may.
+    Raises
+    ------
+    ConfigError
+        the count alone would cost more than the step may.
     """
     if adaptive is None:
         return noise_multiplier

@@ -65,8 +65,10 @@ def pack(message: Question | Answer | Heartbeat) -> str:
 def unpack_question(text: str | bytes) -> Question:
     """A message from the server.
 
-    Raises:
-        ProtocolError: it is none: a field is missing, unknown, of another type or out of range.
+    Raises
+    ------
+    ProtocolError
+        it is none: a field is missing, unknown, of another type or out of range.
     """
     kind, content = _open(text)
     if kind == "hello":
@@ -82,8 +84,10 @@ def unpack_question(text: str | bytes) -> Question:
 def unpack_answer(text: str | bytes) -> Answer:
     """A message from a site.
 
-    Raises:
-        ProtocolError: as ``unpack_question``.
+    Raises
+    ------
+    ProtocolError
+        as ``unpack_question``.
     """
     kind, content = _open(text)
     if kind == "info":
@@ -101,8 +105,10 @@ def unpack_answer(text: str | bytes) -> Answer:
 def unpack_heartbeat(text: str | bytes) -> Heartbeat:
     """A site's sign of life.
 
-    Raises:
-        ProtocolError: as ``unpack_question``.
+    Raises
+    ------
+    ProtocolError
+        as ``unpack_question``.
     """
     kind, content = _open(text)
     if kind != "heartbeat":
@@ -121,8 +127,10 @@ def to_record(text: str) -> RecordDict:
 def from_record(records: RecordDict) -> str:
     """The inverse of ``to_record``.
 
-    Raises:
-        ProtocolError: the content holds anything else.
+    Raises
+    ------
+    ProtocolError
+        the content holds anything else.
     """
     record = records[RECORD] if set(records) == {RECORD} else None
     text = record[FIELD] if isinstance(record, ConfigRecord) and set(record) == {FIELD} else None

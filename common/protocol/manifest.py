@@ -10,11 +10,16 @@ from typing import Any
 def manifest_of(answer: str, update_bytes: int = 0) -> dict[str, Any]:
     """Describes an answer, as values that JSON can take.
 
-    Args:
-        answer: a message of ``common.protocol.codec``, as it is sent.
-        update_bytes: size of the file that goes beside it; 0 if none does.
+    Parameters
+    ----------
+    answer
+        a message of ``common.protocol.codec``, as it is sent.
+    update_bytes
+        size of the file that goes beside it; 0 if none does.
 
-    Returns:
+    Returns
+    -------
+    dict[str, Any]
         ``bytes`` (of both), ``fields`` (name -> value; a number that does not exist is None), ``update`` (SHA-256 of
         the file, None if there is none), ``update_bytes``, and ``sha256`` of the text. As the text names the file's
         SHA-256, whoever knows the one hash knows that nothing of either was changed.

@@ -51,8 +51,12 @@ class Refusal(StrEnum):
 class Hello:
     """Asks a site who it is.
 
-    run: random identity of the run.
-    digest: of the federation's configuration.
+    Attributes
+    ----------
+    run
+        random identity of the run.
+    digest
+        of the federation's configuration.
     """
 
     run: str
@@ -63,12 +67,22 @@ class Hello:
 class Task:
     """What the server asks of a site in one message; the weights travel beside it, as a file.
 
-    round: 1 to ``rounds`` with training, ``rounds`` + 1 for the last, evaluate-only message.
-    digest: of the federation's configuration; a site that agreed to another one refuses.
-    run: random identity of the run, so that a reply to another run is never counted.
-    model: SHA-256 of the file that holds the global weights; download: the form of its values.
-    upload: the form that the update is to have.
-    refused_last: why this site's last reply was not counted, a ``Refusal``; None if it was.
+    Attributes
+    ----------
+    round
+        1 to ``rounds`` with training, ``rounds`` + 1 for the last, evaluate-only message.
+    digest
+        of the federation's configuration; a site that agreed to another one refuses.
+    run
+        random identity of the run, so that a reply to another run is never counted.
+    model
+        SHA-256 of the file that holds the global weights.
+    download
+        the form of its values.
+    upload
+        the form that the update is to have.
+    refused_last
+        why this site's last reply was not counted, a ``Refusal``; None if it was.
     """
 
     run: str
@@ -96,9 +110,14 @@ def task_name(run: str, round_number: int, model: str) -> str:
 class Heartbeat:
     """A sign of life from a site, sent every few seconds.
 
-    tasks: names of the tasks that it has received and not answered yet.
-    task: name of the one that is being worked on; empty if none is.
-    step: training steps done of it, of ``steps``.
+    Attributes
+    ----------
+    tasks
+        names of the tasks that it has received and not answered yet.
+    task
+        name of the one that is being worked on; empty if none is.
+    step
+        training steps done of it, of ``steps``.
     """
 
     tasks: tuple[str, ...] = ()
@@ -134,12 +153,24 @@ class SiteInfo:
 class Result:
     """The numbers that a site sends back; after training the update goes beside them, as a file.
 
-    update: SHA-256 of the update's file; None without training.
-    examples: training patients; validation_examples: validation patients.
-    train_loss: mean over the round's steps (NaN without training); validation_loss: mean over patients.
-    dice: label -> mean Dice over the validation patients in whom the label or its prediction exists; NaN if none.
-    seconds: wall-clock of the whole task, and its shares: waiting for data, computing, evaluating.
-    epsilon: differential privacy spent so far; NaN without it.
+    Attributes
+    ----------
+    update
+        SHA-256 of the update's file; None without training.
+    examples
+        training patients.
+    validation_examples
+        validation patients.
+    train_loss
+        mean over the round's steps (NaN without training).
+    validation_loss
+        mean over patients.
+    dice
+        label -> mean Dice over the validation patients in whom the label or its prediction exists; NaN if none.
+    seconds
+        wall-clock of the whole task, and its shares: waiting for data, computing, evaluating.
+    epsilon
+        differential privacy spent so far; NaN without it.
     """
 
     site: str

@@ -56,7 +56,9 @@ def add_linger(command: argparse.ArgumentParser) -> None:
 def run(parser: Parser, arguments: Sequence[str] | None) -> int:
     """Parses, runs the chosen command, and turns errors into text on stderr.
 
-    Returns:
+    Returns
+    -------
+    int
         0 done, 2 wrong usage or configuration, 130 interrupted by a person or a service manager, 1 anything else.
     """
     # Before anything imports flwr: it reads both when it is imported.

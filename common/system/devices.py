@@ -17,11 +17,15 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 def choose_device(name: str = "auto") -> torch.device:
     """Resolve a device name from a command line or a configuration.
 
-    Args:
-        name: ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
+    Parameters
+    ----------
+    name
+        ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
 
-    Raises:
-        ConfigError: if the name is none of these, or ``cuda`` is asked for and there is no usable GPU.
+    Raises
+    ------
+    ConfigError
+        if the name is none of these, or ``cuda`` is asked for and there is no usable GPU.
     """
     if name not in get_args(DeviceName):
         raise ConfigError(f"device: {name!r} is not one of {', '.join(get_args(DeviceName))}")
@@ -41,8 +45,10 @@ def autocast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype
     ``auto`` is bfloat16 on CPUs that multiply it in hardware (AVX-512 BF16, AMX) and on GPUs that have it
     (Ampere and later), float16 on older GPUs, and float32 on other CPUs, where lower precision is emulated and slower.
 
-    Raises:
-        ConfigError: if the name is unknown, or float16 is asked for on a CPU, where no speed comes from it.
+    Raises
+    ------
+    ConfigError
+        if the name is unknown, or float16 is asked for on a CPU, where no speed comes from it.
     """
     if precision not in get_args(Precision):
         raise ConfigError(f"precision: {precision!r} is not one of {', '.join(get_args(Precision))}")
@@ -75,7 +81,9 @@ def keep_freed_memory() -> bool:
     filled with zeros: a third of the time of a training iteration with large batches. All blocks now come from the
     heap, and up to 1 GiB of freed memory at its end stays. It holds for the whole process.
 
-    Returns:
+    Returns
+    -------
+    bool
         False where there is no glibc, and nothing changes.
     """
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h

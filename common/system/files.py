@@ -25,8 +25,10 @@ def cannot_write(path: Path, error: OSError) -> OutputError:
 def write_atomically(path: Path, *parts: bytes | memoryview | str) -> None:
     """Writes ``parts``, one after another, to a temporary name beside ``path``, flushes it to disk, then renames it.
 
-    Raises:
-        OutputError: the folder does not exist or cannot be written, or the disk is full.
+    Raises
+    ------
+    OutputError
+        the folder does not exist or cannot be written, or the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     try:

@@ -18,11 +18,15 @@ class FlowerVersionError(FedvoxError):
 def check_flower_version(installed: str | None = None) -> None:
     """Refuses every version of Flower that the network parts were not tested with.
 
-    Args:
-        installed: None asks the installation.
+    Parameters
+    ----------
+    installed
+        None asks the installation.
 
-    Raises:
-        FlowerVersionError: it is another one.
+    Raises
+    ------
+    FlowerVersionError
+        it is another one.
     """
     installed = installed or version("flwr")
     if ".".join(installed.split(".")[:2]) not in SUPPORTED_FLOWER:
@@ -35,8 +39,10 @@ def check_flower_version(installed: str | None = None) -> None:
 def flower_environment(home: Path) -> dict[str, str]:
     """The environment for a child process that imports Flower: its own state folder, no telemetry, no update check.
 
-    Args:
-        home: where Flower keeps its state; made by Flower when needed.
+    Parameters
+    ----------
+    home
+        where Flower keeps its state; made by Flower when needed.
     """
     quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     return {**os.environ, **quiet, "FLWR_HOME": str(home), "PYTHONUNBUFFERED": "1"}

@@ -8,9 +8,12 @@ TIMEOUT_SECONDS = 5.0
 def is_serving(address: str, timeout: float = TIMEOUT_SECONDS) -> bool:
     """Whether whoever listens says that it serves.
 
-    Args:
-        address: host:port, without TLS.
-        timeout: seconds to wait for the answer.
+    Parameters
+    ----------
+    address
+        host:port, without TLS.
+    timeout
+        seconds to wait for the answer.
     """
     # Late: takes longer to import than everything else that a command line needs.
     import grpc

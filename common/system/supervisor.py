@@ -34,14 +34,22 @@ _PR_SET_PDEATHSIG = 1
 class Child:
     """A process to keep alive.
 
-    name: unique among the supervisor's children.
-    env: the whole environment, not additions to ours.
-    log: where its output goes, appended; moved to ``.1`` at a start once it is large.
-    ready: says whether it does its work yet; called by ``poll`` until it is true, so it must answer at once. None:
-        a process that runs is ready.
-    after: names of children that must have been ready once before this one is started for the first time.
-    on_parent_death: what the kernel sends it when this process dies. SIGKILL cannot be missed; a program that has
-        children of its own and passes SIGTERM on to them (nginx) is better told so.
+    Attributes
+    ----------
+    name
+        unique among the supervisor's children.
+    env
+        the whole environment, not additions to ours.
+    log
+        where its output goes, appended; moved to ``.1`` at a start once it is large.
+    ready
+        says whether it does its work yet; called by ``poll`` until it is true, so it must answer at once. None: a
+        process that runs is ready.
+    after
+        names of children that must have been ready once before this one is started for the first time.
+    on_parent_death
+        what the kernel sends it when this process dies. SIGKILL cannot be missed; a program that has children of its
+        own and passes SIGTERM on to them (nginx) is better told so.
     """
 
     name: str
@@ -80,9 +88,12 @@ def next_delay(previous: float, lived: float) -> float:
 class Supervisor:
     """Keeps children alive. Must be used from the main thread: the kernel ties children to the thread that made them.
 
-    Args:
-        children: what to keep alive, in the order of starting; they are stopped in reverse.
-        on_event: is told (name, what happened) of every start, readiness, death and stop.
+    Parameters
+    ----------
+    children
+        what to keep alive, in the order of starting; they are stopped in reverse.
+    on_event
+        is told (name, what happened) of every start, readiness, death and stop.
     """
 
     def __init__(self, children: Sequence[Child], on_event: Callable[[str, str], None]) -> None:
@@ -98,16 +109,20 @@ class Supervisor:
     def start(self) -> None:
         """Starts every child that waits for no other; ``poll`` starts the rest.
 
-        Raises:
-            FedvoxError: a program cannot be run at all.
+        Raises
+        ------
+        FedvoxError
+            a program cannot be run at all.
         """
         self.poll()
 
     def poll(self) -> None:
         """Notices deaths and readiness, and starts what is due. Returns at once; call it about ten times a second.
 
-        Raises:
-            FedvoxError: a program cannot be run at all (it is not installed).
+        Raises
+        ------
+        FedvoxError
+            a program cannot be run at all (it is not installed).
         """
         for kept in self._kept.values():
             if kept.stopped:
@@ -204,8 +219,10 @@ class Supervisor:
 def put_aside_if_large(log: Path) -> None:
     """Gives a log that has grown another name, in place of the one that was put aside before.
 
-    Raises:
-        OutputError: it cannot be renamed.
+    Raises
+    ------
+    OutputError
+        it cannot be renamed.
     """
     try:
         if log.exists() and log.stat().st_size > LARGEST_LOG_BYTES:
@@ -217,8 +234,10 @@ def put_aside_if_large(log: Path) -> None:
 def _opened_log(path: Path) -> BinaryIO:
     """To be appended to; one that is large is put aside first.
 
-    Raises:
-        OutputError: it cannot be made.
+    Raises
+    ------
+    OutputError
+        it cannot be made.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -87,8 +87,10 @@ def encode(values: Vector, encoding: Encoding) -> NDArray[np.uint8]:
 def decode(data: bytes | NDArray[np.uint8], count: int, encoding: Encoding) -> Vector:
     """One piece as float32 values, which may be not finite; the array may be read-only.
 
-    Raises:
-        ProtocolError: ``data`` has another length than ``count`` values take, or a scale is negative.
+    Raises
+    ------
+    ProtocolError
+        ``data`` has another length than ``count`` values take, or a scale is negative.
     """
     if encoding == "float32" and len(data) == encoded_bytes(count, encoding):
         return np.frombuffer(data, "<f4").astype(np.float32, copy=False)
@@ -101,8 +103,10 @@ def decode(data: bytes | NDArray[np.uint8], count: int, encoding: Encoding) -> V
 def decode_parts(data: bytes | NDArray[np.uint8], count: int, encoding: Encoding) -> Iterator[tuple[slice, Vector]]:
     """One piece as ``decode`` gives it, in parts of at most ``AT_A_TIME`` values: where they belong, and the values.
 
-    Raises:
-        ProtocolError: as ``decode``, before the first part.
+    Raises
+    ------
+    ProtocolError
+        as ``decode``, before the first part.
     """
     if len(data) != encoded_bytes(count, encoding):
         raise ProtocolError(f"a piece has {len(data)} bytes, {encoded_bytes(count, encoding)} expected")
@@ -144,8 +148,10 @@ def vector_bytes(size: int, encoding: Encoding) -> int:
 def vector_of(content: NDArray[np.uint8], size: int, encoding: Encoding) -> Vector:
     """The whole vector from its bytes; of float32 a view of them, which may be read-only.
 
-    Raises:
-        ProtocolError: ``content`` has another length than ``size`` values take.
+    Raises
+    ------
+    ProtocolError
+        ``content`` has another length than ``size`` values take.
     """
     if content.size != vector_bytes(size, encoding):
         raise ProtocolError(f"weights have {content.size} bytes, {vector_bytes(size, encoding)} expected")
@@ -164,8 +170,10 @@ def read_window(
 ) -> Vector:
     """The values of one window of ``windows_of``.
 
-    Raises:
-        ProtocolError: a scale is negative or not a number.
+    Raises
+    ------
+    ProtocolError
+        a scale is negative or not a number.
     """
     parts = [content[offset : offset + size] for offset, size in stretches]
     return decode(parts[0] if len(parts) == 1 else np.concatenate(parts), count, encoding)

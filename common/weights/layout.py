@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 class WeightLayout:
     """Names and shapes of a model's weights, and their order in the flat vector.
 
-    Args:
-        shapes: parameter name -> shape, in the model's own order.
+    Parameters
+    ----------
+    shapes
+        parameter name -> shape, in the model's own order.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:

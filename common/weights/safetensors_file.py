@@ -18,9 +18,12 @@ LARGEST_HEADER_BYTES = 16 * 2**20
 def float32_header(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str] | None = None) -> bytes:
     """What comes before the values of float32 tensors that lie in the order of ``shapes``.
 
-    Args:
-        shapes: name -> shape.
-        metadata: texts to keep in the file.
+    Parameters
+    ----------
+    shapes
+        name -> shape.
+    metadata
+        texts to keep in the file.
     """
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     start = 0
@@ -36,9 +39,12 @@ def float32_header(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str,
 def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     """Name -> shape of the tensors in a file that begins as ``float32_header`` says, in order.
 
-    Raises:
-        ValueError: it does not.
-        OSError: it cannot be read.
+    Raises
+    ------
+    ValueError
+        it does not.
+    OSError
+        it cannot be read.
     """
     with file.open("rb") as stream:
         text = stream.read(min(int.from_bytes(stream.read(8), "little"), LARGEST_HEADER_BYTES))

@@ -44,8 +44,10 @@ class WeightStore(Protocol):
     def get(self, digest: str) -> Content:
         """The bytes of some weights, read-only. They must not be used any more once they were dropped.
 
-        Raises:
-            MissingWeightsError: there are none.
+        Raises
+        ------
+        MissingWeightsError
+            there are none.
         """
 
     def keep(self, digests: Collection[str]) -> None:
@@ -95,8 +97,10 @@ class FileStore:
 
     Dropped content is written over by the next: fresh pages of a file cost ten times as much as the writing.
 
-    Args:
-        folder: made at the first ``put``.
+    Parameters
+    ----------
+    folder
+        made at the first ``put``.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -105,8 +109,10 @@ class FileStore:
     def path(self, digest: str) -> Path:
         """Where some weights lie, whether or not they are there.
 
-        Raises:
-            MissingWeightsError: this is no digest.
+        Raises
+        ------
+        MissingWeightsError
+            this is no digest.
         """
         if not is_sha256(digest):
             raise MissingWeightsError("that is no SHA-256, so there are no weights of that name")
@@ -115,8 +121,10 @@ class FileStore:
     def put(self, parts: Iterable[Part]) -> str:
         """Writes to a temporary name, hashes on the way, and renames.
 
-        Args:
-            parts: written while the next one is worked out, so none may change afterwards.
+        Parameters
+        ----------
+        parts
+            written while the next one is worked out, so none may change afterwards.
         """
         total = hashlib.sha256()
         with _reported(self.folder):
@@ -149,8 +157,10 @@ class FileStore:
     def verified(self, digest: str) -> Content:
         """As ``get``, after reading all of it once.
 
-        Raises:
-            MissingWeightsError: there are none, or the file holds something else.
+        Raises
+        ------
+        MissingWeightsError
+            there are none, or the file holds something else.
         """
         content = map_file(self.path(digest))
         if digest_of(content) != digest:
@@ -185,8 +195,10 @@ def digest_of(content: Content) -> str:
 def map_file(path: Path, offset: int = 0) -> Content:
     """A file's bytes from ``offset`` on, read-only and mapped: pages are read when they are looked at.
 
-    Raises:
-        MissingWeightsError: the file is not there, or shorter than ``offset``.
+    Raises
+    ------
+    MissingWeightsError
+        the file is not there, or shorter than ``offset``.
     """
     try:
         size = path.stat().st_size - offset

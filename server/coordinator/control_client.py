@@ -35,7 +35,12 @@ class ControlError(FedvoxError):
 class Node:
     """A registered site, as SuperLink knows it.
 
-    key: public, as PEM. online: whether its courier has shown itself lately.
+    Attributes
+    ----------
+    key
+        public, as PEM.
+    online
+        whether its courier has shown itself lately.
     """
 
     node_id: int
@@ -49,8 +54,10 @@ class SuperLinkControl:
 
     All methods raise ``ControlError`` if SuperLink does not answer or refuses.
 
-    Args:
-        port: SuperLink's, on the loopback interface.
+    Parameters
+    ----------
+    port
+        SuperLink's, on the loopback interface.
     """
 
     def __init__(self, port: int) -> None:

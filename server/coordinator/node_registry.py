@@ -16,12 +16,17 @@ from server.run_store.locks import NODES_FILE
 class Registration:
     """Registers and unregisters sites, and notices who is connected.
 
-    Args:
-        kit: the server's kit; ``sites/NAME.crt`` are the certificates of the sites to let in. A file that comes or
-            goes while the federation runs takes effect at the next ``sync``.
-        run: the run folder; ``nodes.json`` tells the server app which node is which site.
-        audit: gets who was let in, taken out, connected and disconnected.
-        say: gets what a person should read.
+    Parameters
+    ----------
+    kit
+        the server's kit; ``sites/NAME.crt`` are the certificates of the sites to let in. A file that comes or goes
+        while the federation runs takes effect at the next ``sync``.
+    run
+        the run folder; ``nodes.json`` tells the server app which node is which site.
+    audit
+        gets who was let in, taken out, connected and disconnected.
+    say
+        gets what a person should read.
     """
 
     def __init__(self, kit: Path, run: Path, audit: AuditLog, say: Callable[[str], None]) -> None:
@@ -40,8 +45,10 @@ class Registration:
     def sync(self, control: SuperLinkControl) -> None:
         """Brings SuperLink's list in line with the kit.
 
-        Raises:
-            ControlError: SuperLink does not answer.
+        Raises
+        ------
+        ControlError
+            SuperLink does not answer.
         """
         wanted = self._wanted()
         kept: list[Node] = []

@@ -28,11 +28,16 @@ class FlowerRun:
     finished round. One that is alive is left alone, also when SuperLink dies: with SuperLink's database, app and sites
     go on where they were, and stopping a run would cost the round that is under way.
 
-    Args:
-        run: the run folder.
-        bundle: to submit.
-        audit: gets every submission.
-        say: gets what a person should read.
+    Parameters
+    ----------
+    run
+        the run folder.
+    bundle
+        to submit.
+    audit
+        gets every submission.
+    say
+        gets what a person should read.
     """
 
     def __init__(self, run: Path, bundle: bytes, audit: AuditLog, say: Callable[[str], None]) -> None:
@@ -57,9 +62,12 @@ class FlowerRun:
     def tick(self, control: SuperLinkControl) -> None:
         """Looks after the run; to be called about once a second.
 
-        Raises:
-            ControlError: SuperLink does not answer.
-            FlowerRunError: the app fails at once, again and again.
+        Raises
+        ------
+        ControlError
+            SuperLink does not answer.
+        FlowerRunError
+            the app fails at once, again and again.
         """
         if self.outcome is not None:
             return

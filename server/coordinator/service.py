@@ -53,10 +53,19 @@ STATUS_SECONDS = 2.0
 class StartOptions:
     """What the command line decides.
 
-    kit: the server's kit. run: the run folder. listen: where sites reach the gateway; None is the kit's port on all of
-    the machine's addresses, or the kit's address alone where that is a loopback address.
-    gateway: whether to start one; False where it runs by itself.
-    health: where SuperLink tells its health by gRPC (host:port); empty is nowhere.
+    Attributes
+    ----------
+    kit
+        the server's kit.
+    run
+        the run folder.
+    listen
+        where sites reach the gateway; None is the kit's port on all of the machine's addresses, or the kit's address
+        alone where that is a loopback address.
+    gateway
+        whether to start one; False where it runs by itself.
+    health
+        where SuperLink tells its health by gRPC (host:port); empty is nowhere.
     """
 
     kit: Path
@@ -69,12 +78,17 @@ class StartOptions:
 def start(options: StartOptions, display: ProgressDisplay) -> Path:
     """Runs a federation to its end, or goes on with it.
 
-    Returns:
+    Returns
+    -------
+    Path
         The path of the report.
 
-    Raises:
-        FedvoxError: something it needs is missing, or the federation cannot go on.
-        KeyboardInterrupt: somebody stopped it; what is finished stays, and it can be started again.
+    Raises
+    ------
+    FedvoxError
+        something it needs is missing, or the federation cannot go on.
+    KeyboardInterrupt
+        somebody stopped it; what is finished stays, and it can be started again.
     """
     check_flower_version()
     kit = read_kit(options.kit, "server")

@@ -33,8 +33,10 @@ _SKELETON = frozenset({"checkpoints", "gateway", "logs", "plan.json", "start.loc
 def read_federation(kit_folder: Path, kit: Kit) -> FederationConfig:
     """The federation of a server's kit.
 
-    Raises:
-        ConfigError: it is not the one that the kit was made for.
+    Raises
+    ------
+    ConfigError
+        it is not the one that the kit was made for.
     """
     config = load_federation(kit_folder / "federation.yaml")
     if config.network is None or config.digest() != kit.digest:
@@ -48,13 +50,19 @@ def read_federation(kit_folder: Path, kit: Kit) -> FederationConfig:
 def check_certificate(kit: Path, with_key: bool, say: Callable[[str], None]) -> None:
     """Sees that the server's certificate can be used, and says when it is about to expire.
 
-    Args:
-        kit: the server's.
-        with_key: also that its key and the list of revoked certificates can; without, another container has them.
-        say: gets a line.
+    Parameters
+    ----------
+    kit
+        the server's.
+    with_key
+        also that its key and the list of revoked certificates can; without, another container has them.
+    say
+        gets a line.
 
-    Raises:
-        CertificateError: it has expired, is not valid yet, or cannot be used.
+    Raises
+    ------
+    CertificateError
+        it has expired, is not valid yet, or cannot be used.
     """
     file, now = kit / SERVER_CERTIFICATE_FILE, datetime.now(UTC)
     if with_key:
@@ -71,8 +79,10 @@ def check_certificate(kit: Path, with_key: bool, say: Callable[[str], None]) -> 
 def make_run_folder(run: Path) -> None:
     """Makes the folder of a new run, for its owner alone, or finds an existing one.
 
-    Raises:
-        OutputError: it holds something else, or cannot be made.
+    Raises
+    ------
+    OutputError
+        it holds something else, or cannot be made.
     """
     try:
         run.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -88,8 +98,10 @@ def make_run_folder(run: Path) -> None:
 def take_over_run(run: Path, kit_folder: Path, config: FederationConfig) -> RunFolder:
     """A run folder for this federation: a new one is filled, an existing one must be of the same federation.
 
-    Raises:
-        ConfigError: it is of another one.
+    Raises
+    ------
+    ConfigError
+        it is of another one.
     """
     folder = RunFolder(run)
     state = folder.load_state()
@@ -106,8 +118,10 @@ def take_over_run(run: Path, kit_folder: Path, config: FederationConfig) -> RunF
 def draw_first_weights(run: Path) -> None:
     """Has ``server.rounds.initial_weights.draw`` done in a process of its own, whose memory ends with it.
 
-    Raises:
-        FedvoxError: as there, or the process ended without saying why.
+    Raises
+    ------
+    FedvoxError
+        as there, or the process ended without saying why.
     """
     command = [sys.executable, "-m", "server.rounds.initial_weights", str(run)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -130,10 +144,14 @@ def flower_processes(run: Path, port: int, health: str = "") -> list[Child]:
 
     Only this machine reaches SuperLink, so it needs no TLS; it checks the signature of every site's call all the same.
 
-    Args:
-        run: the run folder, for state and logs; absolute.
-        port: where SuperLink listens, on the loopback interface.
-        health: where it tells its health by gRPC (host:port); empty is nowhere.
+    Parameters
+    ----------
+    run
+        the run folder, for state and logs; absolute.
+    port
+        where SuperLink listens, on the loopback interface.
+    health
+        where it tells its health by gRPC (host:port); empty is nowhere.
     """
     secret = run / "secret"
     write_private(secret, secrets.token_hex(32).encode())
@@ -159,10 +177,14 @@ def flower_processes(run: Path, port: int, health: str = "") -> list[Child]:
 def gateway_process(run: Path, kit: Path, listen: Listen) -> Child:
     """The gateway, as a child to keep alive.
 
-    Args:
-        run: the run folder; absolute, as is ``kit``.
-        kit: the server's kit.
-        listen: where sites reach it.
+    Parameters
+    ----------
+    run
+        the run folder; absolute, as is ``kit``.
+    kit
+        the server's kit.
+    listen
+        where sites reach it.
     """
     command = [sys.executable, "-m", "server.gateway", "--kit", str(kit), "--run", str(run), "--listen", str(listen)]
     return Child(

@@ -74,12 +74,17 @@ class _Received:
 class Gateway:
     """The application.
 
-    Args:
-        kit: the server's.
-        run: the run folder.
-        port: where it listens; None where a proxy ends TLS, whose connections are not those of sites. Requests then
-            bear the name of the client certificate.
-        limits: for each site.
+    Parameters
+    ----------
+    kit
+        the server's.
+    run
+        the run folder.
+    port
+        where it listens; None where a proxy ends TLS, whose connections are not those of sites. Requests then bear the
+        name of the client certificate.
+    limits
+        for each site.
     """
 
     def __init__(self, kit: Path, run: Path, port: int | None, limits: Limits) -> None:
@@ -257,8 +262,10 @@ class Gateway:
 def _checked_headers(scope: Scope) -> dict[str, str]:
     """The request's headers by name, in lower case, once its form is found to be plain HTTP/1.1.
 
-    Raises:
-        RefusedError: it is not, or two readers could read it in different ways.
+    Raises
+    ------
+    RefusedError
+        it is not, or two readers could read it in different ways.
     """
     if scope.proto != "http" or scope.authority is not None or scope.query_string or not scope.path.isascii():
         raise RefusedError(400, "malformed")

@@ -26,9 +26,12 @@ class Connections:
 
     Where the system does not list a process's sockets (elsewhere than on Linux), nothing is limited.
 
-    Args:
-        port: where the gateway listens.
-        limits: for each site.
+    Parameters
+    ----------
+    port
+        where the gateway listens.
+    limits
+        for each site.
     """
 
     def __init__(self, port: int, limits: Limits) -> None:
@@ -40,12 +43,17 @@ class Connections:
     def note_request(self, client: str, site: str) -> None:
         """A site's request came over a connection; an answer that was on its way there has been taken.
 
-        Args:
-            client: host:port of its other end.
-            site: whose signature the request has.
+        Parameters
+        ----------
+        client
+            host:port of its other end.
+        site
+            whose signature the request has.
 
-        Raises:
-            RefusedError: the site has too many connections.
+        Raises
+        ------
+        RefusedError
+            the site has too many connections.
         """
         self._overdue_at.pop(client, None)
         if self._owners.get(client) == site:
@@ -65,8 +73,10 @@ class Connections:
     def shut(self, is_admitted: Callable[[str], bool]) -> None:
         """Shuts connections whose site is not let in any more, and those whose client takes an answer too slowly.
 
-        Args:
-            is_admitted: whether a site is let in, by its name.
+        Parameters
+        ----------
+        is_admitted
+            whether a site is let in, by its name.
         """
         self._forget_closed()
         now = time.monotonic()

@@ -14,9 +14,12 @@ _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})")
 class Downloads:
     """Says which bytes of which file a request gets.
 
-    Args:
-        folder: of the gateway.
-        most_bytes: in one answer; a client asks again for the rest.
+    Parameters
+    ----------
+    folder
+        of the gateway.
+    most_bytes
+        in one answer; a client asks again for the rest.
     """
 
     def __init__(self, folder: GatewayFolder, most_bytes: int) -> None:
@@ -26,8 +29,10 @@ class Downloads:
     def head(self, site: str, digest: str) -> Answer:
         """The size of a model.
 
-        Raises:
-            RefusedError: no open task of the site names it; whether it exists is not told.
+        Raises
+        ------
+        RefusedError
+            no open task of the site names it; whether it exists is not told.
         """
         task = self._task(site, digest)
         return Answer(200, {"content-length": str(task.size), "accept-ranges": "bytes"})
@@ -35,13 +40,19 @@ class Downloads:
     def get(self, site: str, digest: str, wanted: str | None) -> Answer:
         """A model, or a part of it.
 
-        Args:
-            site: who asks.
-            digest: the model's SHA-256.
-            wanted: the request's ``range``, ``bytes=A-B`` or ``bytes=A-``; None is from the beginning.
+        Parameters
+        ----------
+        site
+            who asks.
+        digest
+            the model's SHA-256.
+        wanted
+            the request's ``range``, ``bytes=A-B`` or ``bytes=A-``; None is from the beginning.
 
-        Raises:
-            RefusedError: as ``head``; the range cannot be read, or begins behind the end.
+        Raises
+        ------
+        RefusedError
+            as ``head``; the range cannot be read, or begins behind the end.
         """
         task = self._task(site, digest)
         first, last = _span(wanted, task.size)

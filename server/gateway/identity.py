@@ -45,7 +45,12 @@ log = logging.getLogger("fedvox.gateway")
 class Site:
     """A site that is let in.
 
-    public_key: PEM, as Flower registers it. serial, begin, end: of the certificate.
+    Attributes
+    ----------
+    public_key
+        PEM, as Flower registers it.
+    serial, begin, end
+        of the certificate.
     """
 
     name: str
@@ -59,8 +64,10 @@ class Site:
 class Sites:
     """The sites of a server's kit, read again whenever a file changes.
 
-    Args:
-        kit: the folder, with ``ca.crt``, ``ca.crl`` and ``sites/NAME.crt``.
+    Parameters
+    ----------
+    kit
+        the folder, with ``ca.crt``, ``ca.crl`` and ``sites/NAME.crt``.
     """
 
     def __init__(self, kit: Path) -> None:
@@ -119,10 +126,14 @@ class Sites:
 class Signatures:
     """Proves requests to be a site's own.
 
-    Args:
-        sites: that are let in.
-        most_texts: how many signed texts of one site are remembered; further ones are refused until some have expired.
-        are_names_given: whether a proxy ended TLS, so that requests bear the certificate's name.
+    Parameters
+    ----------
+    sites
+        that are let in.
+    most_texts
+        how many signed texts of one site are remembered; further ones are refused until some have expired.
+    are_names_given
+        whether a proxy ended TLS, so that requests bear the certificate's name.
     """
 
     def __init__(self, sites: Sites, most_texts: int, are_names_given: bool) -> None:
@@ -134,9 +145,12 @@ class Signatures:
     def prove(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[Site, Claim]:
         """The site that signed a request, and what it claims; of the body it is not proven yet.
 
-        Raises:
-            UnprovenError: nothing shows that a site sent it.
-            UntimelyError: a site did, but not now, or before.
+        Raises
+        ------
+        UnprovenError
+            nothing shows that a site sent it.
+        UntimelyError
+            a site did, but not now, or before.
         """
         claim = claim_of(headers)
         site = None if claim is None else self._sites.find(claim.site)
@@ -171,8 +185,10 @@ class UnprovenError(RefusedError):
 class UntimelyError(RefusedError):
     """A site's own request, but one that is not taken now.
 
-    Attributes:
-        site: its name.
+    Attributes
+    ----------
+    site
+        its name.
     """
 
     def __init__(self, status: int, reason: str, site: str) -> None:

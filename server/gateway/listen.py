@@ -33,8 +33,10 @@ def default_listen(kit: Kit) -> Listen:
 def check_port(listen: Listen) -> None:
     """Sees that the gateway will be able to listen.
 
-    Raises:
-        FedvoxError: somebody else does, the address is not this machine's, or we may not.
+    Raises
+    ------
+    FedvoxError
+        somebody else does, the address is not this machine's, or we may not.
     """
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:

@@ -22,10 +22,14 @@ class Part:
     What is there already, from an earlier process or connection, is hashed first. All methods raise ``OSError`` where
     the disk is full or cannot be written; what was written before that stays and counts.
 
-    Args:
-        folder: of the site's updates; made if it is not there.
-        digest: SHA-256 that the whole must have, in hexadecimal digits.
-        length: bytes of the whole.
+    Parameters
+    ----------
+    folder
+        of the site's updates; made if it is not there.
+    digest
+        SHA-256 that the whole must have, in hexadecimal digits.
+    length
+        bytes of the whole.
     """
 
     def __init__(self, folder: Path, digest: str, length: int) -> None:

@@ -19,13 +19,26 @@ MEGABYTE = 2**20
 class Limits:
     """All limits of the gateway.
 
-    requests, uploads, connections: that a site may have open at the same time.
-    signed_texts: requests of a site within the time that its clock may be off (``common.identity``).
-    updates: that may lie here of a site at the same time, whole or not, each as large as a task wants it.
-    transfer_bytes: of a file, in one request. fleet_bytes: of a Fleet call. heartbeat_bytes: of a sign of life.
-    pause_seconds: within which some byte of a body must come.
-    bytes_per_second: at which a body must come on average, and an answer be taken, after ``grace_seconds``.
-    wait_seconds: for which a site may let its question for messages wait.
+    Attributes
+    ----------
+    requests, uploads, connections
+        that a site may have open at the same time.
+    signed_texts
+        requests of a site within the time that its clock may be off (``common.identity``).
+    updates
+        that may lie here of a site at the same time, whole or not, each as large as a task wants it.
+    transfer_bytes
+        of a file, in one request.
+    fleet_bytes
+        of a Fleet call.
+    heartbeat_bytes
+        of a sign of life.
+    pause_seconds
+        within which some byte of a body must come.
+    bytes_per_second
+        at which a body must come on average, and an answer be taken, after ``grace_seconds``.
+    wait_seconds
+        for which a site may let its question for messages wait.
     """
 
     requests: int = 16
@@ -45,10 +58,14 @@ class Limits:
 class OpenRequest:
     """A request that is being worked on, which ``end`` can break off.
 
-    Args:
-        site: that sent it.
-        timeout: around the work on it.
-        limits: that hold for it.
+    Parameters
+    ----------
+    site
+        that sent it.
+    timeout
+        around the work on it.
+    limits
+        that hold for it.
     """
 
     def __init__(self, site: Site, timeout: asyncio.Timeout, limits: Limits) -> None:
@@ -94,8 +111,10 @@ class OpenRequest:
 class Quotas:
     """Counts what each site has open.
 
-    Args:
-        limits: that hold for each.
+    Parameters
+    ----------
+    limits
+        that hold for each.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -107,8 +126,10 @@ class Quotas:
     def request(self, request: OpenRequest) -> Iterator[None]:
         """While a request is worked on.
 
-        Raises:
-            RefusedError: the site has too many.
+        Raises
+        ------
+        RefusedError
+            the site has too many.
         """
         name = request.site.name
         opened = self._open.setdefault(name, set())
@@ -126,8 +147,10 @@ class Quotas:
     def upload(self, site: str) -> Iterator[None]:
         """While a site sends an update.
 
-        Raises:
-            RefusedError: it sends too many already.
+        Raises
+        ------
+        RefusedError
+            it sends too many already.
         """
         if self._uploads[site] >= self.limits.uploads:
             raise RefusedError(429, "uploads")

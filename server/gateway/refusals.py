@@ -22,10 +22,14 @@ log = logging.getLogger("fedvox.gateway")
 class RefusedError(Exception):
     """A request that is answered with an error.
 
-    Args:
-        status: of HTTP.
-        reason: one word, which the sender gets as the body and which is counted.
-        headers: of the answer.
+    Parameters
+    ----------
+    status
+        of HTTP.
+    reason
+        one word, which the sender gets as the body and which is counted.
+    headers
+        of the answer.
     """
 
     def __init__(self, status: int, reason: str, headers: Mapping[str, str] | None = None) -> None:
@@ -38,8 +42,10 @@ class RefusedError(Exception):
 class Refusals:
     """Counts refused requests by site and reason in a file, and names each in the log, a few a second at most.
 
-    Args:
-        file: JSON, site -> reason -> how often; counts go on from what it holds.
+    Parameters
+    ----------
+    file
+        JSON, site -> reason -> how often; counts go on from what it holds.
     """
 
     def __init__(self, file: Path) -> None:

@@ -75,8 +75,16 @@ log = logging.getLogger("fedvox.gateway")
 class GatewayOptions:
     """How to run the gateway.
 
-    kit: the server's. run: the run folder, shared with ``fedvox-server start``. listen: where sites reach it, or the
-    proxy. tls_ended_by_proxy: whether there is one.
+    Attributes
+    ----------
+    kit
+        the server's.
+    run
+        the run folder, shared with ``fedvox-server start``.
+    listen
+        where sites reach it, or the proxy.
+    tls_ended_by_proxy
+        whether there is one.
     """
 
     kit: Path
@@ -88,15 +96,22 @@ class GatewayOptions:
 def serve(options: GatewayOptions, limits: Limits | None = None) -> int:
     """Serves until SIGTERM or Ctrl-C.
 
-    Args:
-        options: where.
-        limits: for each site; None is the usual ones.
+    Parameters
+    ----------
+    options
+        where.
+    limits
+        for each site; None is the usual ones.
 
-    Returns:
+    Returns
+    -------
+    int
         0.
 
-    Raises:
-        FedvoxError: the kit or the address cannot be used, or another gateway serves this run.
+    Raises
+    ------
+    FedvoxError
+        the kit or the address cannot be used, or another gateway serves this run.
     """
     if options.tls_ended_by_proxy:
         _check_private(options.listen)

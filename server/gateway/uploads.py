@@ -37,8 +37,18 @@ T = TypeVar("T")
 class _Entry:
     """An update that is coming.
 
-    lock: held by the one request that works on it. appending: that request, if it appends. arrivals: requests so far.
-    waiting: those that hold the lock or wait for it. used: when the last one ended.
+    Attributes
+    ----------
+    lock
+        held by the one request that works on it.
+    appending
+        that request, if it appends.
+    arrivals
+        requests so far.
+    waiting
+        those that hold the lock or wait for it.
+    used
+        when the last one ended.
     """
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -52,10 +62,14 @@ class _Entry:
 class Uploads:
     """Takes updates.
 
-    Args:
-        folder: of the gateway.
-        quotas: of sites.
-        threads: for hashing and for the disk.
+    Parameters
+    ----------
+    folder
+        of the gateway.
+    quotas
+        of sites.
+    threads
+        for hashing and for the disk.
     """
 
     def __init__(self, folder: GatewayFolder, quotas: Quotas, threads: Executor) -> None:
@@ -67,8 +81,10 @@ class Uploads:
     async def head(self, request: OpenRequest, task_name: str, digest: str) -> Answer:
         """How much of an update has come.
 
-        Raises:
-            RefusedError: the site has no such open task that wants an update.
+        Raises
+        ------
+        RefusedError
+            the site has no such open task that wants an update.
         """
         site = request.site.name
         task = await self._in_thread(lambda: self._task(site, task_name))
@@ -85,15 +101,23 @@ class Uploads:
     ) -> Answer:
         """Appends a body to an update.
 
-        Args:
-            request: the site's.
-            task_name: in its path.
-            digest: in its path.
-            headers: its ``upload-offset``, ``upload-length`` and ``content-length``.
-            body: its portions. It may end before ``content-length``, if the line broke.
+        Parameters
+        ----------
+        request
+            the site's.
+        task_name
+            in its path.
+        digest
+            in its path.
+        headers
+            its ``upload-offset``, ``upload-length`` and ``content-length``.
+        body
+            its portions. It may end before ``content-length``, if the line broke.
 
-        Raises:
-            RefusedError: nothing, or not all, of it was taken.
+        Raises
+        ------
+        RefusedError
+            nothing, or not all, of it was taken.
         """
         site = request.site.name
         task = await self._in_thread(lambda: self._task(site, task_name))
@@ -215,14 +239,21 @@ class Uploads:
 def make_room(folder: Path, digest: str, busy: set[str], most: int) -> None:
     """Sees that a site may have one more update lying here; parts that nobody adds to make room, oldest first.
 
-    Args:
-        folder: of its updates.
-        digest: of the one that is to come.
-        busy: digests of parts that must stay.
-        most: updates that it may have, whole or not.
+    Parameters
+    ----------
+    folder
+        of its updates.
+    digest
+        of the one that is to come.
+    busy
+        digests of parts that must stay.
+    most
+        updates that it may have, whole or not.
 
-    Raises:
-        RefusedError: it has too many.
+    Raises
+    ------
+    RefusedError
+        it has too many.
     """
     others: list[tuple[float, Path]] = []
     # Made of what the server app has dropped; it may be as large as an update.

@@ -71,9 +71,14 @@ _WORDS: dict[Verdict, str] = {
 class Setting:
     """One choice of sample rate and steps within the budget.
 
-    steps: of every site over the whole federation.
-    signal_to_noise: upper bound, of the sum of all averaged updates.
-    gradients: patients' gradients that all sites compute together, which is what training costs.
+    Attributes
+    ----------
+    steps
+        of every site over the whole federation.
+    signal_to_noise
+        upper bound, of the sum of all averaged updates.
+    gradients
+        patients' gradients that all sites compute together, which is what training costs.
     """
 
     sample_rate: float
@@ -87,16 +92,31 @@ class Setting:
 class PrivacyForecast:
     """What is to be expected of a federation.
 
-    patients: site -> patients that it trains on; expected_batch: site -> patients in a step, on average.
-    planned: the federation file's own setting, with its noise by PRV accounting.
-    share_of_enough: the planned ratio over that from which such a start is worth trying: what federations that start
-        from different things are to be compared by.
-    from_model: whether it starts from a model or from nothing.
-    epsilon, epsilon_rdp: of the whole federation by PRV accounting, and by Rényi accounting as a cross-check.
-    step_signal_to_noise: of one averaged step.
-    validation_noise: multiplier of the noise on the validation scores; None if none leave the sites.
-    alternatives: by sample rate, then steps; their noise is by Rényi accounting, a few per cent more than by PRV.
-    best: of the alternatives; best_affordable: of those that cost no more gradients than the file's setting.
+    Attributes
+    ----------
+    patients
+        site -> patients that it trains on.
+    expected_batch
+        site -> patients in a step, on average.
+    planned
+        the federation file's own setting, with its noise by PRV accounting.
+    share_of_enough
+        the planned ratio over that from which such a start is worth trying: what federations that start from different
+        things are to be compared by.
+    from_model
+        whether it starts from a model or from nothing.
+    epsilon, epsilon_rdp
+        of the whole federation by PRV accounting, and by Rényi accounting as a cross-check.
+    step_signal_to_noise
+        of one averaged step.
+    validation_noise
+        multiplier of the noise on the validation scores; None if none leave the sites.
+    alternatives
+        by sample rate, then steps; their noise is by Rényi accounting, a few per cent more than by PRV.
+    best
+        of the alternatives.
+    best_affordable
+        of those that cost no more gradients than the file's setting.
     """
 
     patients: Mapping[str, int]
@@ -128,12 +148,18 @@ def signal_to_noise(
 ) -> float:
     """Upper bound on the ratio of the norms of signal and noise in the averaged update of ``steps`` steps.
 
-    Args:
-        patients: of each site; the update of each is weighted by them.
-        sample_rate: probability with which a patient takes part in a step.
-        noise_multiplier: standard deviation of the noise on a sum of gradients, in units of the clipping norm.
-        steps: of every site.
-        parameters: that are trained.
+    Parameters
+    ----------
+    patients
+        of each site; the update of each is weighted by them.
+    sample_rate
+        probability with which a patient takes part in a step.
+    noise_multiplier
+        standard deviation of the noise on a sum of gradients, in units of the clipping norm.
+    steps
+        of every site.
+    parameters
+        that are trained.
     """
     everybody = sum(patients)
     # Per site: weight n/N times noise m sqrt(d)/(q n); independent, so their squares add up.
@@ -152,14 +178,21 @@ def forecast_privacy(
 ) -> PrivacyForecast:
     """Works out what the budget of a federation allows.
 
-    Args:
-        config: with a ``privacy`` section.
-        patients: site -> patients that it trains on.
-        parameters, trained_parameters: of the network, all and those that are trained.
-        progress: is told how many of how many settings are calculated.
+    Parameters
+    ----------
+    config
+        with a ``privacy`` section.
+    patients
+        site -> patients that it trains on.
+    parameters, trained_parameters
+        of the network, all and those that are trained.
+    progress
+        is told how many of how many settings are calculated.
 
-    Raises:
-        ConfigError: the federation is not differentially private.
+    Raises
+    ------
+    ConfigError
+        the federation is not differentially private.
     """
     if config.privacy is None:
         raise ConfigError("privacy: is missing; add privacy: {epsilon: 8, delta: 1.0e-5} to the federation file")
@@ -211,12 +244,18 @@ def privacy_summary(
 ) -> dict[str, Any] | None:
     """The noise of a federation and, where its patients are known, what is expected of it, for ``summary.json``.
 
-    Args:
-        config: the federation.
-        patients: of each site, that it trains on; None if that is not known here.
-        trained_parameters: of the network.
+    Parameters
+    ----------
+    config
+        the federation.
+    patients
+        of each site, that it trains on; None if that is not known here.
+    trained_parameters
+        of the network.
 
-    Returns:
+    Returns
+    -------
+    dict[str, Any] | None
         None if the federation is not private.
     """
     if config.privacy is None:

@@ -60,10 +60,14 @@ class ProgressDisplay(Protocol):
 def make_progress(stream: TextIO | None = None) -> ProgressDisplay:
     """The display that fits a stream.
 
-    Args:
-        stream: where to show progress; None takes ``sys.stderr``.
+    Parameters
+    ----------
+    stream
+        where to show progress; None takes ``sys.stderr``.
 
-    Returns:
+    Returns
+    -------
+    ProgressDisplay
         A display that redraws itself if ``stream`` is a terminal that can do so, else one of plain lines.
     """
     stream = sys.stderr if stream is None else stream
@@ -81,9 +85,12 @@ def make_progress(stream: TextIO | None = None) -> ProgressDisplay:
 class PlainProgress:
     """Plain lines for logs and pipes: one per site and round, one per round, no control characters.
 
-    Args:
-        stream: where lines go.
-        clock: seconds that only ever rise; decides how often stages are reported.
+    Parameters
+    ----------
+    stream
+        where lines go.
+    clock
+        seconds that only ever rise; decides how often stages are reported.
     """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:

@@ -48,9 +48,12 @@ class ProgressWriter:
 class ProgressReader:
     """Passes on to a display what was written since the last look; keeps what the latest lines said.
 
-    Attributes:
-        round, phase: that are under way; None before the first.
-        steps: site -> (step, steps) in this round. done: site -> its status in this round.
+    Attributes
+    ----------
+    round, phase
+        that are under way; None before the first.
+    steps
+        site -> (step, steps) in this round. done: site -> its status in this round.
     """
 
     def __init__(self, run: Path, display: ProgressDisplay) -> None:

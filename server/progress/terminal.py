@@ -36,9 +36,12 @@ class _SiteRow:
 class TerminalProgress:
     """A display on a terminal: a table of sites above a bar for the whole run, redrawn four times a second.
 
-    Args:
-        console: Rich's console of the terminal.
-        clock: seconds that only ever rise.
+    Parameters
+    ----------
+    console
+        Rich's console of the terminal.
+    clock
+        seconds that only ever rise.
     """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:

@@ -55,9 +55,12 @@ class ServerCertificate:
 class Authority:
     """Signs certificates, and the list of those that are revoked.
 
-    Args:
-        key: of the authority.
-        certificate: of the authority, signed by itself.
+    Parameters
+    ----------
+    key
+        of the authority.
+    certificate
+        of the authority, signed by itself.
     """
 
     def __init__(self, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> None:
@@ -85,8 +88,10 @@ class Authority:
     def load(cls, folder: Path) -> Authority:
         """Reads ``ca.key`` and ``ca.crt``.
 
-        Raises:
-            AuthorityError: they are missing, damaged, or do not belong together.
+        Raises
+        ------
+        AuthorityError
+            they are missing, damaged, or do not belong together.
         """
         try:
             key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
@@ -112,10 +117,14 @@ class Authority:
     def issue(self, hosts: Sequence[str], days: int, start: datetime | None = None) -> ServerCertificate:
         """A new key and certificate for a server.
 
-        Args:
-            hosts: names and IP addresses that sites reach it by; the loopback interface's own are added.
-            days: how long it is valid; never longer than the authority itself.
-            start: when that begins; None is now, with an allowance for clocks that are slow.
+        Parameters
+        ----------
+        hosts
+            names and IP addresses that sites reach it by; the loopback interface's own are added.
+        days
+            how long it is valid; never longer than the authority itself.
+        start
+            when that begins; None is now, with an allowance for clocks that are slow.
         """
         key = new_key()
         builder = self._leaf(hosts[0], key.public_key(), days, start, ExtendedKeyUsageOID.SERVER_AUTH)
@@ -132,8 +141,10 @@ class Authority:
     def revocation_list(self, revoked: Mapping[int, datetime]) -> bytes:
         """A list of revoked certificates as PEM, valid for as long as the authority: it is replaced by hand, not daily.
 
-        Args:
-            revoked: serial number -> since when.
+        Parameters
+        ----------
+        revoked
+            serial number -> since when.
         """
         now = datetime.now(UTC)
         builder = (
@@ -207,8 +218,10 @@ def read_request(path: Path) -> tuple[str, ec.EllipticCurvePublicKey]:
 
     The request is signed with the private key, so whoever made it has that key.
 
-    Raises:
-        AuthorityError: it is none, its signature is wrong, or its key is of another kind.
+    Raises
+    ------
+    AuthorityError
+        it is none, its signature is wrong, or its key is of another kind.
     """
     try:
         if path.stat().st_size > LARGEST_REQUEST_BYTES:
@@ -246,8 +259,10 @@ def with_loopback(hosts: Sequence[str]) -> list[str]:
 def write_private(path: Path, content: bytes) -> None:
     """Writes a secret that only its owner may read, from its first byte on.
 
-    Raises:
-        OutputError: the folder does not exist or cannot be written, or the disk is full.
+    Raises
+    ------
+    OutputError
+        the folder does not exist or cannot be written, or the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     try:

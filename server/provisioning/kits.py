@@ -69,16 +69,25 @@ def provision(
 ) -> ProvisionReport:
     """Makes or completes a federation's kits.
 
-    Args:
-        config: the federation; its ``network`` says who takes part.
-        out: folder of all kits.
-        requests: signing requests of sites that make their own keys.
-        renew: sites that get a new key; the old one is revoked.
+    Parameters
+    ----------
+    config
+        the federation; its ``network`` says who takes part.
+    out
+        folder of all kits.
+    requests
+        signing requests of sites that make their own keys.
+    renew
+        sites that get a new key; the old one is revoked.
 
-    Raises:
-        ConfigError: the federation file leaves something open, or a site is not in it.
-        AuthorityError: a key, certificate or request cannot be used.
-        OutputError: the folder belongs to another federation, or cannot be written.
+    Raises
+    ------
+    ConfigError
+        the federation file leaves something open, or a site is not in it.
+    AuthorityError
+        a key, certificate or request cannot be used.
+    OutputError
+        the folder belongs to another federation, or cannot be written.
     """
     network = _network_of(config)
     plan = plan_from_config(config)
@@ -118,11 +127,15 @@ def provision(
 def revoke(out: Path, site: str) -> list[str]:
     """Revokes a site's key, and every certificate for it.
 
-    Returns:
+    Returns
+    -------
+    list[str]
         What else is to be done, in words.
 
-    Raises:
-        ConfigError: there is no such site. OutputError: the folder holds no kits. AuthorityError: it is damaged.
+    Raises
+    ------
+    ConfigError
+        there is no such site. OutputError: the folder holds no kits. AuthorityError: it is damaged.
     """
     register = read_register(out)
     if site not in register.sites:
@@ -150,8 +163,10 @@ def _as_in_kits(config: FederationConfig) -> FederationConfig:
 def _initial_model(config: FederationConfig, plan: Plan) -> dict[str, bytes]:
     """The files of the initial model, for the server's kit; empty if there is none.
 
-    Raises:
-        ConfigError: it is another network than the plan's. BundleError: it is damaged.
+    Raises
+    ------
+    ConfigError
+        it is another network than the plan's. BundleError: it is damaged.
     """
     if config.initial_model is None:
         return {}

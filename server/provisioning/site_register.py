@@ -27,9 +27,20 @@ Serial = Annotated[str, Field(pattern=r"^[0-9a-f]{1,40}$")]
 class SiteRecord(Frozen):
     """What the coordinator remembers of a site.
 
-    certificate: the newest, as PEM. serials: of all certificates that its key was given, in hexadecimal digits.
-    made_by: who has made the key. added: when the key was. revoked: when it was, if it was.
-    listed: whether the federation file names the site.
+    Attributes
+    ----------
+    certificate
+        the newest, as PEM.
+    serials
+        of all certificates that its key was given, in hexadecimal digits.
+    made_by
+        who has made the key.
+    added
+        when the key was.
+    revoked
+        when it was, if it was.
+    listed
+        whether the federation file names the site.
     """
 
     certificate: str
@@ -53,8 +64,12 @@ class SiteRecord(Frozen):
 class Register(Frozen):
     """Who has which certificate.
 
-    revoked_keys: fingerprints of keys that are never let in again, whoever shows them.
-    revoked_serials: certificates that were revoked, or whose key was replaced, and when; serials as in the records.
+    Attributes
+    ----------
+    revoked_keys
+        fingerprints of keys that are never let in again, whoever shows them.
+    revoked_serials
+        certificates that were revoked, or whose key was replaced, and when; serials as in the records.
     """
 
     format: Literal[2] = REGISTER_FORMAT
@@ -124,8 +139,10 @@ class Register(Frozen):
 def read_register(out: Path) -> Register:
     """The register in the folder of all kits.
 
-    Raises:
-        OutputError: the folder holds no kits, or kits of an earlier form. AuthorityError: the register is damaged.
+    Raises
+    ------
+    OutputError
+        the folder holds no kits, or kits of an earlier form. AuthorityError: the register is damaged.
     """
     file = out / "authority" / REGISTER_FILE
     try:
@@ -148,8 +165,10 @@ def read_register(out: Path) -> Register:
 def write_register(authority: Path, register: Register) -> None:
     """Writes the register into the folder of the authority.
 
-    Raises:
-        OutputError: it cannot be written.
+    Raises
+    ------
+    OutputError
+        it cannot be written.
     """
     write_atomically(authority / REGISTER_FILE, json.dumps(register.model_dump(mode="json"), indent=2) + "\n")
 

@@ -18,11 +18,16 @@ from server.run_store.folder import RunFolder, RunState, now
 def write_summary(folder: RunFolder, config: FederationConfig, plan: Plan, status: str, reason: str | None) -> None:
     """Writes ``summary.json``, unless nothing was ever begun.
 
-    Args:
-        folder: of the run.
-        config, plan: of the federation.
-        status: ``finished``, ``stopped`` or ``interrupted``.
-        reason: why it was stopped.
+    Parameters
+    ----------
+    folder
+        of the run.
+    config, plan
+        of the federation.
+    status
+        ``finished``, ``stopped`` or ``interrupted``.
+    reason
+        why it was stopped.
     """
     state = folder.load_state()
     if state is None:

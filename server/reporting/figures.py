@@ -97,10 +97,18 @@ class Curve:
 class Panel:
     """One pair of axes.
 
-    limits: of the vertical axis; None fits it to the curves.
-    released: horizontal position of the released model; reference: height of the pooled model.
-    whole_x: whether the horizontal axis counts something, such as rounds.
-    ticks: words for the horizontal positions 0, 1, 2, ...; None writes numbers.
+    Attributes
+    ----------
+    limits
+        of the vertical axis; None fits it to the curves.
+    released
+        horizontal position of the released model.
+    reference
+        height of the pooled model.
+    whole_x
+        whether the horizontal axis counts something, such as rounds.
+    ticks
+        words for the horizontal positions 0, 1, 2, ...; None writes numbers.
     """
 
     title: str
@@ -117,10 +125,14 @@ class Panel:
 def draw_panels(panels: Sequence[Panel], name: str, description: str) -> str:
     """Panels side by side as an inline SVG element.
 
-    Args:
-        panels: at least one; four stand two by two, others three in a row.
-        name: unique in the page: prefix of all identifiers inside.
-        description: read out by screen readers.
+    Parameters
+    ----------
+    panels
+        at least one; four stand two by two, others three in a row.
+    name
+        unique in the page: prefix of all identifiers inside.
+    description
+        read out by screen readers.
     """
     columns = 2 if len(panels) == 4 else min(len(panels), 3)
     rows = -(-len(panels) // columns)
@@ -244,10 +256,14 @@ def draw_case(example: Example, dots_per_inch: int = 100, margin_mm: float = 8.0
     and prediction with a margin. True contours are solid, predicted ones dashed and paler; both run halfway between
     voxel centres.
 
-    Args:
-        example: the case to draw.
-        dots_per_inch: of a picture that is 9.4 inches wide; fewer make a smaller file.
-        margin_mm: how much of the surroundings to show on each side.
+    Parameters
+    ----------
+    example
+        the case to draw.
+    dots_per_inch
+        of a picture that is 9.4 inches wide; fewer make a smaller file.
+    margin_mm
+        how much of the surroundings to show on each side.
     """
     centre = _central_voxel(example)
     box = _crop_box(example, margin_mm)

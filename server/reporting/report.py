@@ -59,15 +59,22 @@ def write_report(run_dir: Path) -> Path:
 
     Files that are missing or damaged leave a gap in the report and, if damaged, a note.
 
-    Args:
-        run_dir: the folder of a run, finished or not.
+    Parameters
+    ----------
+    run_dir
+        the folder of a run, finished or not.
 
-    Returns:
+    Returns
+    -------
+    Path
         The path of the report.
 
-    Raises:
-        FedvoxError: ``run_dir`` is not the folder of a run.
-        OutputError: the report cannot be written there.
+    Raises
+    ------
+    FedvoxError
+        ``run_dir`` is not the folder of a run.
+    OutputError
+        the report cannot be written there.
     """
     path = run_dir / "report.html"
     write_atomically(path, render_report(read_run(run_dir)))

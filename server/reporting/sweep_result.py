@@ -18,7 +18,9 @@ def read_result(folder: Path) -> dict[str, Any]:
     Dice are those of ``validation.csv``, without the noise that a private run's own scores carry: mean over a site's
     cases by label, then over labels, then over sites.
 
-    Returns:
+    Returns
+    -------
+    dict[str, Any]
         JSON values: ``status``, ``mean_dice``, ``sites`` (site -> Dice), ``labels`` (name -> Dice), ``epsilon`` (of
         the site that spent most), ``rounds``, ``seconds``; None where something is not known.
     """

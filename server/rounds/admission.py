@@ -31,8 +31,10 @@ LARGEST_TOLERANCE = math.log(10)
 class RefusedError(Exception):
     """A reply that is not counted.
 
-    Attributes:
-        code: why; never text from the site.
+    Attributes
+    ----------
+    code
+        why; never text from the site.
     """
 
     def __init__(self, code: Refusal) -> None:
@@ -50,17 +52,25 @@ def admit(
 ) -> None:
     """Checks a reply's numbers against the task that it answers and against what the site declared.
 
-    Args:
-        result: the numbers. They must name an update exactly when training was asked for; its values are left to
-            ``measure``.
-        task: what was asked.
-        info: what the site declared.
-        labels: a Dice must be there for each of them and for no other.
-        most_steps: local steps that the federation allows in a round.
-        privacy: of the federation; with it no loss may be there, and an epsilon must.
+    Parameters
+    ----------
+    result
+        the numbers. They must name an update exactly when training was asked for; its values are left to ``measure``.
+    task
+        what was asked.
+    info
+        what the site declared.
+    labels
+        a Dice must be there for each of them and for no other.
+    most_steps
+        local steps that the federation allows in a round.
+    privacy
+        of the federation; with it no loss may be there, and an epsilon must.
 
-    Raises:
-        RefusedError: with the ``Refusal`` that says which.
+    Raises
+    ------
+    RefusedError
+        with the ``Refusal`` that says which.
     """
     if result.site != info.site:
         raise RefusedError(Refusal.WRONG_SITE)
@@ -115,14 +125,21 @@ def _private_scores_are_sane(result: Result, privacy: PrivacyConfig) -> bool:
 def measure(content: NDArray[np.uint8], size: int, encoding: Encoding) -> float:
     """Reads an update once, a part at a time, and returns its L2 norm.
 
-    Args:
-        content: its bytes.
-        size: values of the update.
-        encoding: their form.
+    Parameters
+    ----------
+    content
+        its bytes.
+    size
+        values of the update.
+    encoding
+        their form.
 
-    Raises:
-        RefusedError: a value is NaN or infinite.
-        ProtocolError: a piece is not in the protocol's form.
+    Raises
+    ------
+    RefusedError
+        a value is NaN or infinite.
+    ProtocolError
+        a piece is not in the protocol's form.
     """
     total = 0.0
     for piece in pieces_of(size, encoding):
@@ -150,13 +167,20 @@ def judge_norms(
 
     There is no lower bound: a short update slows training and harms nothing else.
 
-    Args:
-        norms: site -> L2 norm of its update, of this round.
-        known: site -> L2 norm of its last accepted update; sites that are gone for good may be left in.
-        weights_norm: L2 norm of the global weights; if 0, every weight counts as 1.
-        size: number of weights.
+    Parameters
+    ----------
+    norms
+        site -> L2 norm of its update, of this round.
+    known
+        site -> L2 norm of its last accepted update; sites that are gone for good may be left in.
+    weights_norm
+        L2 norm of the global weights; if 0, every weight counts as 1.
+    size
+        number of weights.
 
-    Returns:
+    Returns
+    -------
+    dict[str, Refusal]
         Refused site -> ``NORM_OUTLIER``, or ``NORM_DISPUTED`` for the two that nobody can decide between.
     """
     ceiling = math.log(CEILING_FACTOR * (weights_norm or math.sqrt(size)))

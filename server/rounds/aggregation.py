@@ -13,8 +13,10 @@ class WeightedMean:
     Sums are kept in float64, so that the order in which sites answer changes the float32 result by less than its
     last digit.
 
-    Args:
-        size: entries of every vector.
+    Parameters
+    ----------
+    size
+        entries of every vector.
     """
 
     def __init__(self, size: int) -> None:

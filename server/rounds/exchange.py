@@ -51,15 +51,25 @@ class NoReply(Enum):
 class Patience:
     """How long the server of a real federation waits, in seconds.
 
-    deadline_seconds: for a reply, or for a site's next step; however slowly it goes on, a site gets no more than
-        ``MOST_DEADLINES`` of them in one round.
-    silence_seconds: for a site that gives signs of life but does not take its task.
-    offline_seconds: for a site that gives no sign of life at all.
-    resend_seconds: until a task that a site does not hold is sent again.
-    gathering_seconds: for the sites that are not there yet when the federation (re)starts and has its quorum.
-    stall_seconds: for Flower to hand out a reply, before the others are looked after meanwhile.
-    look_seconds: between looks at who is online.
-    retry_seconds: before a node that could not take part is asked again; doubles up to a minute.
+    Attributes
+    ----------
+    deadline_seconds
+        for a reply, or for a site's next step; however slowly it goes on, a site gets no more than ``MOST_DEADLINES``
+        of them in one round.
+    silence_seconds
+        for a site that gives signs of life but does not take its task.
+    offline_seconds
+        for a site that gives no sign of life at all.
+    resend_seconds
+        until a task that a site does not hold is sent again.
+    gathering_seconds
+        for the sites that are not there yet when the federation (re)starts and has its quorum.
+    stall_seconds
+        for Flower to hand out a reply, before the others are looked after meanwhile.
+    look_seconds
+        between looks at who is online.
+    retry_seconds
+        before a node that could not take part is asked again; doubles up to a minute.
     """
 
     deadline_seconds: float = 3600.0
@@ -112,7 +122,14 @@ ProgressHandler = Callable[[int, int, int], None]
 class Ask:
     """One node and what it is asked.
 
-    text: the message. kind, group: Flower's. task: its name; empty if the node need not hold it (a hello).
+    Attributes
+    ----------
+    text
+        the message.
+    kind, group
+        Flower's.
+    task
+        its name; empty if the node need not hold it (a hello).
     """
 
     node: int
@@ -140,11 +157,15 @@ class _Waiting:
 class Exchange:
     """Sends messages over a Flower grid and hands out the replies as they come.
 
-    Args:
-        grid: Flower's.
-        make_message: makes its messages.
-        patience, signals: of a real federation. None is for simulations: there every site answers, in its own time, in
-            the calling thread, and an error of the grid is an error of the run.
+    Parameters
+    ----------
+    grid
+        Flower's.
+    make_message
+        makes its messages.
+    patience, signals
+        of a real federation. None is for simulations: there every site answers, in its own time, in the calling
+        thread, and an error of the grid is an error of the run.
     """
 
     def __init__(
@@ -160,9 +181,12 @@ class Exchange:
     def send(self, asks: Iterable[Ask], seconds: float | None = None) -> dict[str, Ask]:
         """Sends every node its message; returns message identity -> what was asked.
 
-        Args:
-            asks: whom to ask what.
-            seconds: after which a message that was not fetched is void; by default somewhat more than the deadline.
+        Parameters
+        ----------
+        asks
+            whom to ask what.
+        seconds
+            after which a message that was not fetched is void; by default somewhat more than the deadline.
         """
         asks = list(asks)
         if not asks:
@@ -189,11 +213,16 @@ class Exchange:
     ) -> None:
         """Waits for the replies to ``sent`` and hands them to ``take``, one at a time.
 
-        Args:
-            sent: what ``send`` returned.
-            take: gets node and reply, or why there is none; each node once.
-            seen: hears of every new step.
-            idle: called between looks; must return soon.
+        Parameters
+        ----------
+        sent
+            what ``send`` returned.
+        take
+            gets node and reply, or why there is none; each node once.
+        seen
+            hears of every new step.
+        idle
+            called between looks; must return soon.
         """
         began, now = time.monotonic(), time.time()
         waiting = [_Waiting(ask, [identity], began, began, began, now) for identity, ask in sent.items()]

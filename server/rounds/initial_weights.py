@@ -79,9 +79,12 @@ def first_weights(config: FederationConfig, plan: Plan) -> tuple[Vector, WeightL
     Those of ``config.initial_model`` if there is one. Its heads, which give the classes, are kept only if it has the
     same labels; otherwise they are drawn from the seed, as all weights are without an initial model.
 
-    Raises:
-        ConfigError: the initial model is not there, has changed, or is another network than the plan's.
-        BundleError: it is damaged.
+    Raises
+    ------
+    ConfigError
+        the initial model is not there, has changed, or is another network than the plan's.
+    BundleError
+        it is damaged.
     """
     drawn, layout = initial_weights(plan, config.seed)
     if config.initial_model is None:
@@ -107,8 +110,10 @@ def first_weights(config: FederationConfig, plan: Plan) -> tuple[Vector, WeightL
 def draw(run: Path) -> None:
     """Writes the model before the first round; if the run has begun, sees that its last one is of the plan's network.
 
-    Raises:
-        FedvoxError: as ``first_weights``; or the last model is missing, damaged or of another network.
+    Raises
+    ------
+    FedvoxError
+        as ``first_weights``; or the last model is missing, damaged or of another network.
     """
     folder = RunFolder.open(run)
     config = load_federation(folder.path / "federation.yaml")

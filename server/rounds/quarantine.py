@@ -24,8 +24,10 @@ class QuarantineError(FedvoxError):
 def release(folder: RunFolder, site: str) -> None:
     """Lets a quarantined site take part again from the next round on.
 
-    Raises:
-        QuarantineError: the site is not in quarantine.
+    Raises
+    ------
+    QuarantineError
+        the site is not in quarantine.
     """
     state = folder.load_state()
     held = {} if state is None else state.quarantine
@@ -60,7 +62,9 @@ def count_refusals(folder: RunFolder, state: RunState, refused: Mapping[str, Ref
     A reply that never came changes nothing. The two sites of a dispute are told, but it is not held against them: one
     of them is honest.
 
-    Returns:
+    Returns
+    -------
+    list[str]
         Sites that are in quarantine from now on. The caller commits the state.
     """
     caught = []

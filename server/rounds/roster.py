@@ -47,13 +47,19 @@ class _Refused:
 class Roster:
     """The sites that are there and have said who they are.
 
-    Args:
-        grid, exchange: Flower's grid and the way to ask over it.
-        state: of the run; its quarantine is heeded.
-        expected: how many sites the federation has.
-        names: node -> the site's registered name, None for a node that is not registered. Without it a site is whom
-            it says it is, as in simulations.
-        patience: None for simulations: there all sites must be there and fit, from the beginning.
+    Parameters
+    ----------
+    grid, exchange
+        Flower's grid and the way to ask over it.
+    state
+        of the run; its quarantine is heeded.
+    expected
+        how many sites the federation has.
+    names
+        node -> the site's registered name, None for a node that is not registered. Without it a site is whom it says
+        it is, as in simulations.
+    patience
+        None for simulations: there all sites must be there and fit, from the beginning.
     """
 
     def __init__(
@@ -99,8 +105,10 @@ class Roster:
     def gather(self, quorum: int, say: Callable[[str], None]) -> None:
         """Waits for all sites, or for the quorum and as long as ``patience`` allows for the others.
 
-        Raises:
-            FederationError: in a simulation, a site cannot take part or has another's name.
+        Raises
+        ------
+        FederationError
+            in a simulation, a site cannot take part or has another's name.
         """
         if self._patience is None:
             self._gather_simulated()
@@ -122,8 +130,10 @@ class Roster:
     def wait_for(self, quorum: int, say: Callable[[str], None], between: Callable[[], object]) -> None:
         """Waits until the quorum is there; ``between`` is called now and then.
 
-        Raises:
-            FederationError: in a simulation, quarantine leaves too few.
+        Raises
+        ------
+        FederationError
+            in a simulation, quarantine leaves too few.
         """
         said = -1
         while (here := len(self.free)) < quorum:
@@ -163,10 +173,14 @@ class Roster:
     def lose(self, node: int, site: str, round_number: int, sits_out: bool) -> None:
         """Takes a site off the roster; it must say who it is again, which it cannot while it is busy or hangs.
 
-        Args:
-            node, site: which.
-            round_number: the round that is under way.
-            sits_out: it let the round wait until the deadline, or cannot pay for it: it is asked less often.
+        Parameters
+        ----------
+        node, site
+            which.
+        round_number
+            the round that is under way.
+        sits_out
+            it let the round wait until the deadline, or cannot pay for it: it is asked less often.
         """
         if self._patience is None:
             return

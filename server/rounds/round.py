@@ -39,19 +39,31 @@ SiteStep = Callable[[str, int, int], None]
 class Round:
     """Sends one task, checks the replies as they come, and knows at the end which of them count.
 
-    Args:
-        config: the federation.
-        labels: that every site must report a Dice for.
-        state: of the run, before this round.
-        folder: of the run; notes of accepted updates wait in it.
-        task: what is asked; each site also hears whether its last reply was refused.
-        sites: whom to ask, by node.
-        size: number of weights.
-        transfer: how weights travel.
-        site_done: hears of every entry, and again when an entry changes at the end of the round.
+    Parameters
+    ----------
+    config
+        the federation.
+    labels
+        that every site must report a Dice for.
+    state
+        of the run, before this round.
+    folder
+        of the run; notes of accepted updates wait in it.
+    task
+        what is asked; each site also hears whether its last reply was refused.
+    sites
+        whom to ask, by node.
+    size
+        number of weights.
+    transfer
+        how weights travel.
+    site_done
+        hears of every entry, and again when an entry changes at the end of the round.
 
-    Attributes:
-        bytes_up, bytes_down: of weights; the kilobyte of words beside them is not counted.
+    Attributes
+    ----------
+    bytes_up, bytes_down
+        of weights; the kilobyte of words beside them is not counted.
     """
 
     def __init__(

@@ -64,10 +64,16 @@ class StepObserver(Protocol):
 class Link:
     """How the server reaches its sites.
 
-    transfer: the way of weights.
-    make_message: see ``MessageMaker``.
-    names: Flower node -> the site that registered its key; None where there is no registration (simulation).
-    patience, signals: None where all sites are there from beginning to end (simulation).
+    Attributes
+    ----------
+    transfer
+        the way of weights.
+    make_message
+        see ``MessageMaker``.
+    names
+        Flower node -> the site that registered its key; None where there is no registration (simulation).
+    patience, signals
+        None where all sites are there from beginning to end (simulation).
     """
 
     transfer: WeightTransfer
@@ -80,14 +86,22 @@ class Link:
 class RoundLoop:
     """Runs a federation from its last committed round to its end.
 
-    Args:
-        config: the federation.
-        layout: of the model's weights.
-        labels: foreground label values that every site reports a Dice for.
-        sites: how many sites take part.
-        folder: where everything is kept; its ``state.json`` and checkpoint must exist.
-        observer: sees every reply and round.
-        link: how sites are reached.
+    Parameters
+    ----------
+    config
+        the federation.
+    layout
+        of the model's weights.
+    labels
+        foreground label values that every site reports a Dice for.
+    sites
+        how many sites take part.
+    folder
+        where everything is kept; its ``state.json`` and checkpoint must exist.
+    observer
+        sees every reply and round.
+    link
+        how sites are reached.
     """
 
     def __init__(
@@ -118,8 +132,10 @@ class RoundLoop:
     def run(self, grid: Grid) -> None:
         """Runs all rounds that are left, then the evaluate-only message.
 
-        Raises:
-            FederationError: too few sites, or too many failed rounds in a row.
+        Raises
+        ------
+        FederationError
+            too few sites, or too many failed rounds in a row.
         """
         state = self._folder.load_state()
         if state is None:

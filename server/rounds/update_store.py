@@ -39,7 +39,14 @@ AHEAD = 3
 class AcceptedUpdate:
     """What is remembered of an update that passed ``measure``.
 
-    norm: L2 norm; size: bytes as sent; sha256: what ``rounds.jsonl`` says of it.
+    Attributes
+    ----------
+    norm
+        L2 norm.
+    size
+        bytes as sent.
+    sha256
+        what ``rounds.jsonl`` says of it.
     """
 
     result: Result
@@ -51,12 +58,18 @@ class AcceptedUpdate:
 class UpdateStore:
     """The waiting updates of one round.
 
-    Args:
-        folder: for notes, of all rounds one after another; made when needed.
-        run, round_number: what the updates answer.
-        size: values of an update.
-        encoding: the form in which updates come.
-        transfer: where the updates themselves are.
+    Parameters
+    ----------
+    folder
+        for notes, of all rounds one after another; made when needed.
+    run, round_number
+        what the updates answer.
+    size
+        values of an update.
+    encoding
+        the form in which updates come.
+    transfer
+        where the updates themselves are.
     """
 
     def __init__(
@@ -85,13 +98,19 @@ class UpdateStore:
     def add(self, result: Result, sha256: str = "") -> AcceptedUpdate:
         """Reads an update once, window by window, and notes that it is accepted.
 
-        Args:
-            result: the reply, which names it.
-            sha256: what ``rounds.jsonl`` shall say of it.
+        Parameters
+        ----------
+        result
+            the reply, which names it.
+        sha256
+            what ``rounds.jsonl`` shall say of it.
 
-        Raises:
-            RefusedError, ProtocolError, MissingWeightsError: it is not accepted, and nothing of it stays.
-            OutputError: the disk is full or cannot be written.
+        Raises
+        ------
+        RefusedError, ProtocolError, MissingWeightsError
+            it is not accepted, and nothing of it stays.
+        OutputError
+            the disk is full or cannot be written.
         """
         try:
             accepted = AcceptedUpdate(result, self._measured(result), self._bytes(), sha256)
@@ -111,7 +130,9 @@ class UpdateStore:
     def mean(self, weights: Mapping[str, float]) -> Iterator[tuple[slice, Vector]]:
         """The weighted mean of the named sites' updates, added up in the order of ``weights``.
 
-        Yields:
+        Yields
+        ------
+        tuple[slice, Vector]
             A part of the vector and its values, in order; a few are worked out ahead, in two threads.
         """
         contents = {site: self._content(self.updates[site].result) for site in weights}

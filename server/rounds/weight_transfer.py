@@ -25,7 +25,14 @@ from server.run_store.locks import registered_names
 class Published:
     """A model that sites can fetch.
 
-    model: SHA-256 of its bytes, in the form ``encoding``. bytes: how many they are. norm: L2 norm of the weights.
+    Attributes
+    ----------
+    model
+        SHA-256 of its bytes, in the form ``encoding``.
+    bytes
+        how many they are.
+    norm
+        L2 norm of the weights.
     """
 
     model: str
@@ -40,9 +47,12 @@ class WeightTransfer(Protocol):
     def publish(self, parts: Iterable[Vector], checkpoint: Path, offset: int) -> Published:
         """Makes a model ready to be fetched; the ones before it are not any more.
 
-        Args:
-            parts: its weights, in order. They are read to the end.
-            checkpoint, offset: where all of them lie, as float32, once they are read.
+        Parameters
+        ----------
+        parts
+            its weights, in order. They are read to the end.
+        checkpoint, offset
+            where all of them lie, as float32, once they are read.
         """
 
     def open_tasks(self, tasks: Mapping[str, Task], update_bytes: int) -> None:
@@ -51,8 +61,10 @@ class WeightTransfer(Protocol):
     def update(self, site: str, digest: str) -> Content:
         """The bytes of an update.
 
-        Raises:
-            MissingWeightsError: it has not come.
+        Raises
+        ------
+        MissingWeightsError
+            it has not come.
         """
 
     def drop_update(self, site: str, digest: str) -> None:
@@ -70,9 +82,12 @@ class StoreTransfer:
 
     Equal content is there once: an update of one site may be that of another one too, or the model itself.
 
-    Args:
-        store: which the sites use too.
-        encoding: the form in which models are sent.
+    Parameters
+    ----------
+    store
+        which the sites use too.
+    encoding
+        the form in which models are sent.
     """
 
     def __init__(self, store: WeightStore, encoding: Encoding) -> None:
@@ -122,9 +137,12 @@ class GatewayTransfer:
 
     float32 models are served out of the checkpoint; other forms are files of their own.
 
-    Args:
-        folder: of the gateway.
-        encoding: the form in which models are sent.
+    Parameters
+    ----------
+    folder
+        of the gateway.
+    encoding
+        the form in which models are sent.
     """
 
     def __init__(self, folder: GatewayFolder, encoding: Encoding) -> None:
@@ -186,8 +204,10 @@ class GatewayTransfer:
 class GatewaySignals:
     """``server.rounds.exchange.Signals`` from the files of the gateway.
 
-    Args:
-        folder: of the gateway.
+    Parameters
+    ----------
+    folder
+        of the gateway.
     """
 
     def __init__(self, folder: GatewayFolder) -> None:

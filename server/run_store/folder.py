@@ -36,16 +36,31 @@ class RunError(FedvoxError):
 class RunState(BaseModel):
     """Everything the round loop needs to go on, besides the weights.
 
-    round: rounds that are finished; their result is checkpoint ``round``.
     scored: the checkpoint that was scored last.
-    best_round, best_mean_dice: the checkpoint with the best mean validation Dice over sites so far; with noise on the
-        scores, the last one that is not clearly worse.
-    highest_mean_dice: of all checkpoints; differs from ``best_mean_dice`` with noise alone.
-    rounds_without_gain: scored checkpoints since one was better by the early stop's ``min_delta``.
-    accepted_rounds: finished rounds that changed the model; failed_rounds: those since, that had too few updates.
-    norms: site -> L2 norm of its last accepted update.
-    refusals: site -> replies refused in a row; refused_last: site -> why its last reply was refused.
-    quarantine: site -> why it is not asked any more.
+
+    Attributes
+    ----------
+    round
+        rounds that are finished; their result is checkpoint ``round``.
+    best_round, best_mean_dice
+        the checkpoint with the best mean validation Dice over sites so far; with noise on the scores, the last one
+        that is not clearly worse.
+    highest_mean_dice
+        of all checkpoints; differs from ``best_mean_dice`` with noise alone.
+    rounds_without_gain
+        scored checkpoints since one was better by the early stop's ``min_delta``.
+    accepted_rounds
+        finished rounds that changed the model.
+    failed_rounds
+        those since, that had too few updates.
+    norms
+        site -> L2 norm of its last accepted update.
+    refusals
+        site -> replies refused in a row.
+    refused_last
+        site -> why its last reply was refused.
+    quarantine
+        site -> why it is not asked any more.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -86,8 +101,10 @@ def now() -> str:
 class RunFolder:
     """The files of one run.
 
-    Args:
-        path: an existing folder, made by ``create`` or found by ``open``.
+    Parameters
+    ----------
+    path
+        an existing folder, made by ``create`` or found by ``open``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -97,8 +114,10 @@ class RunFolder:
     def create(cls, path: Path) -> RunFolder:
         """Makes the folder; refuses one that holds something already.
 
-        Raises:
-            OutputError: it exists and is not empty, or cannot be made.
+        Raises
+        ------
+        OutputError
+            it exists and is not empty, or cannot be made.
         """
         try:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -112,8 +131,10 @@ class RunFolder:
     def open(cls, path: Path) -> RunFolder:
         """An existing run folder.
 
-        Raises:
-            RunError: there is none at ``path``.
+        Raises
+        ------
+        RunError
+            there is none at ``path``.
         """
         if not (path / "federation.yaml").is_file():
             raise RunError(f"{path}: is not a run folder (it has no federation.yaml); give the folder of a run")
@@ -126,8 +147,10 @@ class RunFolder:
     def load_state(self) -> RunState | None:
         """The last committed state, or None before the first.
 
-        Raises:
-            RunError: the file is damaged.
+        Raises
+        ------
+        RunError
+            the file is damaged.
         """
         file = self.path / "state.json"
         if not file.exists():
@@ -230,8 +253,10 @@ class RunFolder:
     def layout(self, round_number: int) -> WeightLayout:
         """Of the weights after a round, as the file says; whether it is that of the plan is for who can build a model.
 
-        Raises:
-            RunError: the file is missing or damaged.
+        Raises
+        ------
+        RunError
+            the file is missing or damaged.
         """
         file = self.checkpoint_path(round_number)
         try:
@@ -246,8 +271,10 @@ class RunFolder:
     def map_checkpoint(self, round_number: int, layout: WeightLayout) -> Vector:
         """The global weights after a round, read-only and mapped.
 
-        Raises:
-            RunError: the file is missing, damaged, or of another model.
+        Raises
+        ------
+        RunError
+            the file is missing, damaged, or of another model.
         """
         file, header = self.checkpoint_path(round_number), _header(round_number, layout)
         try:

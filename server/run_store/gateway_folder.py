@@ -42,8 +42,15 @@ _MESSAGE = re.compile(r"[0-9a-f]{64}")
 class OpenTask:
     """What a site may do for one task.
 
-    name: of the task. model: SHA-256 of the weights that it may fetch, which are ``size`` bytes from ``offset`` of
-    ``file``, a path in the run folder. update_bytes: size of the one update that it may send; 0 is none.
+    Attributes
+    ----------
+    name
+        of the task.
+    model
+        SHA-256 of the weights that it may fetch, which are ``size`` bytes from ``offset`` of ``file``, a path in the
+        run folder.
+    update_bytes
+        size of the one update that it may send; 0 is none.
     """
 
     name: str
@@ -58,7 +65,12 @@ class OpenTask:
 class HandedOut:
     """A message of Flower's that went to a node.
 
-    node, run: Flower's numbers of the receiver and of the run. objects: identities of all that it is made of.
+    Attributes
+    ----------
+    node, run
+        Flower's numbers of the receiver and of the run.
+    objects
+        identities of all that it is made of.
     """
 
     node: int
@@ -77,8 +89,10 @@ class LastHeartbeat:
 class GatewayFolder:
     """The files above, below ``gateway`` in a run folder.
 
-    Args:
-        run: the run folder.
+    Parameters
+    ----------
+    run
+        the run folder.
     """
 
     def __init__(self, run: Path) -> None:
@@ -88,8 +102,10 @@ class GatewayFolder:
     def make(self) -> None:
         """Makes the folders.
 
-        Raises:
-            OutputError: they cannot be made.
+        Raises
+        ------
+        OutputError
+            they cannot be made.
         """
         try:
             self.run.mkdir(parents=True, exist_ok=True, mode=0o700)

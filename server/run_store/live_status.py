@@ -19,10 +19,22 @@ STATUS_FILE = "status.json"
 class NetworkStatus:
     """The processes and sites of a federation.
 
-    running: whether its server is alive. written: when the server said the rest.
-    doing: what it is at, in words. endpoint: where sites reach it.
-    processes: name -> state, as of ``Supervisor.states``. sites: name -> connected, and how far in this round.
-    submissions: how often the server app was started.
+    Attributes
+    ----------
+    running
+        whether its server is alive.
+    written
+        when the server said the rest.
+    doing
+        what it is at, in words.
+    endpoint
+        where sites reach it.
+    processes
+        name -> state, as of ``Supervisor.states``.
+    sites
+        name -> connected, and how far in this round.
+    submissions
+        how often the server app was started.
     """
 
     running: bool

@@ -37,8 +37,10 @@ class AppHolder:
 def only_app(run: Path, flower_run: int) -> Iterator[None]:
     """Makes this process the one server app that works on a run; a former one gets some time to go.
 
-    Raises:
-        FedvoxError: it does not go.
+    Raises
+    ------
+    FedvoxError
+        it does not go.
     """
     with _locked(run / _APP_LOCK, _FORMER_APP_SECONDS) as descriptor:
         if descriptor is None:
@@ -52,8 +54,10 @@ def only_app(run: Path, flower_run: int) -> Iterator[None]:
 def only_start(run: Path) -> Iterator[None]:
     """Makes this process the one ``start`` of a run.
 
-    Raises:
-        FedvoxError: there is another one.
+    Raises
+    ------
+    FedvoxError
+        there is another one.
     """
     with _locked(run / _START_LOCK, 1.0) as descriptor:
         if descriptor is None:

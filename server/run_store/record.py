@@ -34,7 +34,10 @@ _UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, z
 class SiteRound:
     """One site's part in a round; times in seconds, ``None`` where the site gave no number.
 
-    dice: label value -> Dice of the model that arrived, on the site's validation patients.
+    Attributes
+    ----------
+    dice
+        label value -> Dice of the model that arrived, on the site's validation patients.
     """
 
     status: str
@@ -82,7 +85,10 @@ class Site:
 class CaseScore:
     """One row of ``validation.csv``: the released model on one label of one validation case.
 
-    metrics: column name -> value; a metric that is not defined for the case is absent.
+    Attributes
+    ----------
+    metrics
+        column name -> value; a metric that is not defined for the case is absent.
     """
 
     site: str
@@ -109,9 +115,14 @@ class Example:
 class RunRecord:
     """Everything that the report needs from a run folder.
 
-    labels: value -> name of every foreground label that is known.
-    rounds: training rounds and the final evaluation, in order.
-    notes: one sentence per file that could not be read completely.
+    Attributes
+    ----------
+    labels
+        value -> name of every foreground label that is known.
+    rounds
+        training rounds and the final evaluation, in order.
+    notes
+        one sentence per file that could not be read completely.
     """
 
     folder: Path
@@ -150,8 +161,10 @@ class RunRecord:
 def read_run(folder: Path) -> RunRecord:
     """Reads a run folder as far as it has been written.
 
-    Raises:
-        FedvoxError: the folder is not there, or is not the folder of a run.
+    Raises
+    ------
+    FedvoxError
+        the folder is not there, or is not the folder of a run.
     """
     if not folder.is_dir():
         raise FedvoxError(f"{folder}: there is no such folder; give the folder of a run")

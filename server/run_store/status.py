@@ -18,9 +18,13 @@ from server.run_store.live_status import NetworkStatus, read_network_status
 class RunStatus:
     """The state of a run.
 
-    status: ``finished``, ``stopped``, ``interrupted``, or ``unfinished`` for a run without a summary; ``running`` and
+    Attributes
+    ----------
+    status
+        ``finished``, ``stopped``, ``interrupted``, or ``unfinished`` for a run without a summary; ``running`` and
         ``not running`` for an unfinished one over a network.
-    network: the processes and sites of a run over a network; None for a simulation.
+    network
+        the processes and sites of a run over a network; None for a simulation.
     """
 
     name: str

@@ -30,8 +30,10 @@ PHANTOMS = "phantoms"
 def find_or_make_data(config: FederationConfig, data: Path | None, folder: RunFolder, display: ProgressDisplay) -> Path:
     """The dataset folder: the one that was given, or phantoms made in the run folder.
 
-    Raises:
-        ConfigError: none was given, and the federation file asks for no phantoms.
+    Raises
+    ------
+    ConfigError
+        none was given, and the federation file asks for no phantoms.
     """
     if data is not None:
         return data
@@ -60,9 +62,12 @@ def plan_and_partition(
 ) -> None:
     """Writes ``plan.json`` and ``partition.json``, and fills the cache with what training will read.
 
-    Raises:
-        ConfigError: the configuration does not fit the data.
-        DataError: a scan cannot be used.
+    Raises
+    ------
+    ConfigError
+        the configuration does not fit the data.
+    DataError
+        a scan cannot be used.
     """
     dataset, plan, partition = examine(config, data, cache, display)
     _fill_cache(config, dataset, plan, partition, cache, display)
@@ -73,8 +78,10 @@ def plan_and_partition(
 def find_simulated_dataset(config: FederationConfig, data: Path) -> Dataset:
     """The dataset of a simulation, its cases with their patients.
 
-    Raises:
-        DataError: the folder or its table of patients cannot be used.
+    Raises
+    ------
+    DataError
+        the folder or its table of patients cannot be used.
     """
     dataset = find_dataset(data)
     table = config.simulation.patients if config.simulation else None
@@ -90,9 +97,12 @@ def examine(
 ) -> tuple[Dataset, Plan, SitePartition]:
     """What follows from the data before any scan is preprocessed: the plan, and which cases are where.
 
-    Raises:
-        ConfigError: the configuration does not fit the data.
-        DataError: a scan cannot be used.
+    Raises
+    ------
+    ConfigError
+        the configuration does not fit the data.
+    DataError
+        a scan cannot be used.
     """
     if config.simulation is None:
         raise ConfigError("simulation: is missing")

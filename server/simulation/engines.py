@@ -41,8 +41,10 @@ def run_inline(make_server_app: MakeServerApp, sites: SimulatedSites) -> None:
 def require_ray() -> None:
     """Refuses ``engine: ray`` where Ray is not installed.
 
-    Raises:
-        FedvoxError: it is not.
+    Raises
+    ------
+    FedvoxError
+        it is not.
     """
     if importlib.util.find_spec("ray") is None:
         raise FedvoxError(
@@ -53,10 +55,14 @@ def require_ray() -> None:
 def run_on_ray(make_server_app: MakeServerApp, sites: SimulatedSites, folder: Path) -> None:
     """Runs the apps on Flower's simulation engine, as many sites at a time as there are processors or GPUs.
 
-    Args:
-        make_server_app: makes the server's app.
-        sites: who takes part.
-        folder: for the weights that travel between processes, on a disk that all of them see; removed at the end.
+    Parameters
+    ----------
+    make_server_app
+        makes the server's app.
+    sites
+        who takes part.
+    folder
+        for the weights that travel between processes, on a disk that all of them see; removed at the end.
     """
     require_ray()
     from flwr.simulation import run_simulation

@@ -37,11 +37,18 @@ Engine = Literal["inline", "ray"]
 class SimulationOptions:
     """What the command line decides.
 
-    data: dataset folder; None makes phantoms.
-    out: run folder.
-    engine: None takes the federation file's.
-    cache: folder for preprocessed scans; None keeps them in memory.
-    resume: go on with the run in ``out``.
+    Attributes
+    ----------
+    data
+        dataset folder; None makes phantoms.
+    out
+        run folder.
+    engine
+        None takes the federation file's.
+    cache
+        folder for preprocessed scans; None keeps them in memory.
+    resume
+        go on with the run in ``out``.
     """
 
     data: Path | None
@@ -55,12 +62,17 @@ class SimulationOptions:
 def simulate(config: FederationConfig, options: SimulationOptions, display: ProgressDisplay) -> Path:
     """Runs, or goes on with, a simulated federation.
 
-    Returns:
+    Returns
+    -------
+    Path
         The path of the report.
 
-    Raises:
-        FedvoxError: configuration, data or output cannot be used.
-        KeyboardInterrupt: the user stopped it; what is finished stays, with a summary and a report.
+    Raises
+    ------
+    FedvoxError
+        configuration, data or output cannot be used.
+    KeyboardInterrupt
+        the user stopped it; what is finished stays, with a summary and a report.
     """
     if config.simulation is None:
         raise ConfigError("simulation: is missing; a simulation needs simulation.partition (see deploy/examples)")

@@ -32,7 +32,10 @@ from server.simulation.partition import make_partition
 class PrivacyInputs:
     """Training patients of every site, and parameters of the network, all and trained.
 
-    notes: one sentence for each thing that had to be assumed.
+    Attributes
+    ----------
+    notes
+        one sentence for each thing that had to be assumed.
     """
 
     patients: Mapping[str, int]
@@ -50,16 +53,25 @@ def find_inputs(
 ) -> PrivacyInputs:
     """Finds the patients: the counts that were given, else the dataset shared out as in a simulation, else phantoms.
 
-    Args:
-        config: the federation.
-        counts: patients that each site trains on, validation patients left out.
-        data: dataset folder, read for its plan and its partition.
-        cache: folder that remembers what was read.
-        display: is told how far reading is.
+    Parameters
+    ----------
+    config
+        the federation.
+    counts
+        patients that each site trains on, validation patients left out.
+    data
+        dataset folder, read for its plan and its partition.
+    cache
+        folder that remembers what was read.
+    display
+        is told how far reading is.
 
-    Raises:
-        ConfigError: the counts do not fit the federation, or nothing says how many patients there are.
-        DataError: a scan in ``data`` cannot be used.
+    Raises
+    ------
+    ConfigError
+        the counts do not fit the federation, or nothing says how many patients there are.
+    DataError
+        a scan in ``data`` cannot be used.
     """
     if data is not None:
         patients, model = _of_data(config, data, cache, display)

@@ -23,9 +23,12 @@ TTL_SECONDS = 7 * 24 * 3600.0
 class InlineGrid(Grid):
     """Runs ``client_app`` for every node, in turn, in the calling thread.
 
-    Args:
-        client_app: answers for all nodes.
-        nodes: node id -> Flower's node configuration of it.
+    Parameters
+    ----------
+    client_app
+        answers for all nodes.
+    nodes
+        node id -> Flower's node configuration of it.
     """
 
     def __init__(self, client_app: ClientApp, nodes: Mapping[int, UserConfig]) -> None:

@@ -34,8 +34,12 @@ Groups = dict[str, list[str]]
 class SiteCases(Frozen):
     """The cases of one site.
 
-    shift: how this site's scanner changes images; None leaves them as they are.
-    differs: in a few words, what sets the site apart.
+    Attributes
+    ----------
+    shift
+        how this site's scanner changes images; None leaves them as they are.
+    differs
+        in a few words, what sets the site apart.
     """
 
     train: tuple[str, ...]
@@ -69,8 +73,10 @@ class SitePartition(Frozen):
 def read_partition(path: Path) -> SitePartition:
     """Reads ``partition.json``.
 
-    Raises:
-        ConfigError: it cannot be read, or puts a case in two places.
+    Raises
+    ------
+    ConfigError
+        it cannot be read, or puts a case in two places.
     """
     try:
         return SitePartition.model_validate_json(path.read_bytes())
@@ -90,16 +96,25 @@ def make_partition(
 ) -> SitePartition:
     """Shares the cases of a dataset out to sites.
 
-    Args:
-        partition: the method and its settings.
-        root: the dataset folder, in which CSV files are looked for.
-        cases: names of all cases.
-        foreground_volumes: labelled volume of each case in ml, for label skew.
-        seed: decides every draw.
-        owners: case name -> patient; None makes every case a patient of its own.
+    Parameters
+    ----------
+    partition
+        the method and its settings.
+    root
+        the dataset folder, in which CSV files are looked for.
+    cases
+        names of all cases.
+    foreground_volumes
+        labelled volume of each case in ml, for label skew.
+    seed
+        decides every draw.
+    owners
+        case name -> patient; None makes every case a patient of its own.
 
-    Raises:
-        ConfigError: a site would be left without training or validation patients, or a table does not fit.
+    Raises
+    ------
+    ConfigError
+        a site would be left without training or validation patients, or a table does not fit.
     """
     rng = np.random.default_rng([seed, 0x5173])
     groups: Groups = {}

@@ -32,8 +32,12 @@ from server.simulation.partition import SiteCases, SitePartition
 class SimulatedBudget:
     """Limits nothing, and knows what a site has spent that answered every round: a function of the round alone.
 
-    plan: what a round costs.
-    delta: of the federation.
+    Attributes
+    ----------
+    plan
+        what a round costs.
+    delta
+        of the federation.
     """
 
     plan: PrivacyPlan
@@ -57,9 +61,14 @@ class SimulatedSites:
 
     It can be sent to another process, where it opens its sites anew.
 
-    data: the dataset folder.
-    cache: folder of preprocessed scans; None keeps them in memory.
-    device: as in ``choose_device``.
+    Attributes
+    ----------
+    data
+        the dataset folder.
+    cache
+        folder of preprocessed scans; None keeps them in memory.
+    device
+        as in ``choose_device``.
     """
 
     config: FederationConfig

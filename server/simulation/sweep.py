@@ -45,8 +45,10 @@ class Sweep:
 def parse_sweep(item: str) -> Sweep:
     """Reads ``key.path=value,value,...``; values are YAML, and ``inf`` for ``privacy.epsilon`` means without privacy.
 
-    Raises:
-        ConfigError: there is no key, no value, or a value stands twice.
+    Raises
+    ------
+    ConfigError
+        there is no key, no value, or a value stands twice.
     """
     key, equals, text = (part.strip() for part in item.partition("="))
     if not equals or not all(key.split(".")):
@@ -101,12 +103,17 @@ def sweep_configurations(
 ) -> dict[SweepValue, FederationConfig]:
     """The federation of every value, checked before the first of them runs.
 
-    Args:
-        sweep: what to change.
-        load: reads the federation file with further ``--set`` items.
+    Parameters
+    ----------
+    sweep
+        what to change.
+    load
+        reads the federation file with further ``--set`` items.
 
-    Raises:
-        ConfigError: the file cannot be used with one of the values.
+    Raises
+    ------
+    ConfigError
+        the file cannot be used with one of the values.
     """
     base = load([])
     if sweep.key.split(".")[0] == "privacy" and base.privacy is None:
@@ -131,12 +138,17 @@ def run_sweep(
 
     A value whose federation cannot go on is noted, and the others still run.
 
-    Returns:
+    Returns
+    -------
+    tuple[Path, bool]
         The path of the report, and whether all runs finished.
 
-    Raises:
-        FedvoxError: configuration, data or output cannot be used.
-        KeyboardInterrupt: the user stopped it; what is finished stays, with a report.
+    Raises
+    ------
+    FedvoxError
+        configuration, data or output cannot be used.
+    KeyboardInterrupt
+        the user stopped it; what is finished stays, with a report.
     """
     _open_folder(sweep, options)
     problems: dict[str, str] = {}

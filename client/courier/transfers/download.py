@@ -35,11 +35,16 @@ def part_name(digest: str) -> str:
 class Download:
     """What was hashed is kept over attempts.
 
-    Args:
-        access: to the gateway.
-        pace: how fast and when.
-        digest: of the model.
-        target: where it is to lie.
+    Parameters
+    ----------
+    access
+        to the gateway.
+    pace
+        how fast and when.
+    digest
+        of the model.
+    target
+        where it is to lie.
     """
 
     def __init__(self, access: Access, pace: Pace, digest: str, target: Path) -> None:
@@ -64,9 +69,12 @@ class Download:
     def attempt(self) -> None:
         """Goes on until the file is whole.
 
-        Raises:
-            LineError, OutputError: it broke off; another attempt goes on from there.
-            RefusedError, GivenUpError: no attempt will do.
+        Raises
+        ------
+        LineError, OutputError
+            it broke off; another attempt goes on from there.
+        RefusedError, GivenUpError
+            no attempt will do.
         """
         self._open()
         began_at, began = self._at, time.monotonic()

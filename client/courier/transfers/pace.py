@@ -25,9 +25,12 @@ log = logging.getLogger("fedvox.courier")
 class TokenBucket:
     """Lets bytes through at a rate, over all threads together.
 
-    Args:
-        rate: bytes per second.
-        clock: in seconds. wait: sleeps.
+    Parameters
+    ----------
+    rate
+        bytes per second.
+    clock
+        in seconds. wait: sleeps.
     """
 
     def __init__(self, rate: float, clock: Callable[[], float], wait: Callable[[float], None]) -> None:
@@ -51,13 +54,20 @@ class TokenBucket:
 class Pace:
     """Rate and hours together.
 
-    Args:
-        network: what the hospital allows.
-        stop: set when the courier ends.
-        clock: in seconds, for the rate.
-        now: this machine's local time, for the hours.
-        wait: sleeps, and returns whether the courier ends; None waits for ``stop``.
-        window: most bytes of a file per request.
+    Parameters
+    ----------
+    network
+        what the hospital allows.
+    stop
+        set when the courier ends.
+    clock
+        in seconds, for the rate.
+    now
+        this machine's local time, for the hours.
+    wait
+        sleeps, and returns whether the courier ends; None waits for ``stop``.
+    window
+        most bytes of a file per request.
     """
 
     def __init__(
@@ -96,8 +106,10 @@ class Pace:
     def take(self, count: int) -> None:
         """Waits until so many bytes of files may have passed.
 
-        Raises:
-            StoppedError: the courier ends.
+        Raises
+        ------
+        StoppedError
+            the courier ends.
         """
         if self._bucket is not None:
             self._bucket.take(count)
@@ -105,8 +117,10 @@ class Pace:
     def wait_for_hours(self, size: int, what: str) -> None:
         """Waits until a file of this size may travel; ``what`` is for the log.
 
-        Raises:
-            StoppedError: the courier ends.
+        Raises
+        ------
+        StoppedError
+            the courier ends.
         """
         if self._hours is None or size <= LARGE_FILE_BYTES:
             return

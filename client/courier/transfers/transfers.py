@@ -19,10 +19,14 @@ from client.courier.transfers.upload import Upload, VerifiedFile, is_complete
 class Transfers:
     """Carries files; may be used by several threads at once.
 
-    Args:
-        access: to the gateway.
-        pace: how fast and when.
-        retries: how often.
+    Parameters
+    ----------
+    access
+        to the gateway.
+    pace
+        how fast and when.
+    retries
+        how often.
     """
 
     def __init__(self, access: Access, pace: Pace, retries: Retries) -> None:
@@ -35,10 +39,14 @@ class Transfers:
 
         What has arrived of it waits in ``.DIGEST.part`` beside it, also for the next process.
 
-        Raises:
-            RefusedError: the server does not give it (any more).
-            GivenUpError: it came damaged, again and again.
-            StoppedError: the courier ends.
+        Raises
+        ------
+        RefusedError
+            the server does not give it (any more).
+        GivenUpError
+            it came damaged, again and again.
+        StoppedError
+            the courier ends.
         """
         download = Download(self._access, self._pace, digest, target)
         try:
@@ -49,10 +57,14 @@ class Transfers:
     def upload(self, task: str, digest: str, file: VerifiedFile) -> None:
         """Sends an update, or the rest of it.
 
-        Raises:
-            RefusedError: the server does not take it (any more).
-            GivenUpError: the file was changed meanwhile.
-            StoppedError: the courier ends.
+        Raises
+        ------
+        RefusedError
+            the server does not take it (any more).
+        GivenUpError
+            the file was changed meanwhile.
+        StoppedError
+            the courier ends.
         """
         upload = Upload(self._access, self._pace, task, digest, file)
         self._retries.until_done(f"sending update {digest[:12]}", upload.attempt)
@@ -60,8 +72,10 @@ class Transfers:
     def is_given(self, digest: str) -> bool:
         """Whether the server still gives a model; also true where it does not say.
 
-        Raises:
-            StoppedError: the courier ends.
+        Raises
+        ------
+        StoppedError
+            the courier ends.
         """
         try:
             with self._access.connection() as connection:
@@ -77,9 +91,12 @@ class Transfers:
     def is_there(self, task: str, digest: str) -> bool:
         """Whether the server has the whole of an update.
 
-        Raises:
-            RefusedError: it does not take one for this task (any more).
-            StoppedError: the courier ends.
+        Raises
+        ------
+        RefusedError
+            it does not take one for this task (any more).
+        StoppedError
+            the courier ends.
         """
 
         def ask() -> bool:

@@ -35,8 +35,10 @@ class VerifiedFile:
     def read(self, offset: int, buffer: memoryview) -> int:
         """Fills a buffer, and sees that what it holds is what was hashed.
 
-        Raises:
-            GivenUpError: the file was written to or removed meanwhile.
+        Raises
+        ------
+        GivenUpError
+            the file was written to or removed meanwhile.
         """
         try:
             count = os.preadv(self.file.fileno(), [buffer], offset)
@@ -52,8 +54,10 @@ class VerifiedFile:
 def verified(path: Path, digest: str) -> Iterator[VerifiedFile]:
     """Opens a file of the outbox and hashes all of it.
 
-    Raises:
-        GivenUpError: it is missing, or holds something else than its name says.
+    Raises
+    ------
+    GivenUpError
+        it is missing, or holds something else than its name says.
     """
     try:
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0)
@@ -76,12 +80,18 @@ def is_complete(response: http.client.HTTPResponse) -> bool:
 class Upload:
     """One update.
 
-    Args:
-        access: to the gateway.
-        pace: how fast and when.
-        task: whose answer it belongs to.
-        digest: of the file.
-        file: that is sent.
+    Parameters
+    ----------
+    access
+        to the gateway.
+    pace
+        how fast and when.
+    task
+        whose answer it belongs to.
+    digest
+        of the file.
+    file
+        that is sent.
     """
 
     def __init__(self, access: Access, pace: Pace, task: str, digest: str, file: VerifiedFile) -> None:
@@ -98,9 +108,12 @@ class Upload:
     def attempt(self) -> None:
         """Goes on until the server has all of it.
 
-        Raises:
-            LineError: it broke off; another attempt goes on from there.
-            RefusedError, GivenUpError: no attempt will do.
+        Raises
+        ------
+        LineError
+            it broke off; another attempt goes on from there.
+        RefusedError, GivenUpError
+            no attempt will do.
         """
         began = time.monotonic()
         with self._access.connection() as connection:

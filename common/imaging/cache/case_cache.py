@@ -44,14 +44,21 @@ _REVISION = 1
 class CachedCase:
     """A case ready for training.
 
-    Attributes:
-        name: the case's name in its dataset.
-        image: (channels, x, y, z) float32, read-only, memory-mapped if the cache is on disk.
-        label: (x, y, z) uint8, likewise.
-        spacing: of both, in mm.
-        foreground: for each label the positions (n, 3) int32 of voxels that have it, all of them or a random
-            ``FOREGROUND_SAMPLES``; empty for labels that the case lacks.
-        patient: as in ``Case``.
+    Attributes
+    ----------
+    name
+        the case's name in its dataset.
+    image
+        (channels, x, y, z) float32, read-only, memory-mapped if the cache is on disk.
+    label
+        (x, y, z) uint8, likewise.
+    spacing
+        of both, in mm.
+    foreground
+        for each label the positions (n, 3) int32 of voxels that have it, all of them or a random
+        ``FOREGROUND_SAMPLES``; empty for labels that the case lacks.
+    patient
+        as in ``Case``.
     """
 
     name: str
@@ -70,10 +77,14 @@ class CachedCase:
 class CaseCache:
     """Preprocessed cases by content. Safe for threads, and for several processes on one folder.
 
-    Args:
-        folder: where entries are kept; made when first needed. None writes nothing and keeps arrays in memory.
-        plan: how cases are preprocessed.
-        labels: values of the foreground labels.
+    Parameters
+    ----------
+    folder
+        where entries are kept; made when first needed. None writes nothing and keeps arrays in memory.
+    plan
+        how cases are preprocessed.
+    labels
+        values of the foreground labels.
     """
 
     def __init__(self, folder: Path | None, plan: PreprocessingPlan, labels: Collection[int]) -> None:
@@ -86,14 +97,21 @@ class CaseCache:
     def get(self, case: Case, shift: ScannerShift | None = None, shift_seed: int = 0) -> CachedCase:
         """Opens a case, preprocessing it first if that was not done before, or if its entry is damaged.
 
-        Args:
-            case: with a label map.
-            shift: changes made to the image before preprocessing, as if another scanner had taken it.
-            shift_seed: seed of the site; together with the case's content it seeds the case's own noise and fields.
+        Parameters
+        ----------
+        case
+            with a label map.
+        shift
+            changes made to the image before preprocessing, as if another scanner had taken it.
+        shift_seed
+            seed of the site; together with the case's content it seeds the case's own noise and fields.
 
-        Raises:
-            DataError: the case cannot be read or does not fit the plan.
-            OutputError: the cache folder cannot be written.
+        Raises
+        ------
+        DataError
+            the case cannot be read or does not fit the plan.
+        OutputError
+            the cache folder cannot be written.
         """
         cached = self._get(case, shift, shift_seed)
         self._digests.save()
@@ -109,19 +127,30 @@ class CaseCache:
     ) -> list[CachedCase]:
         """Opens many cases as :meth:`get` does, several at a time.
 
-        Args:
-            cases: each with a label map.
-            workers: threads.
-            progress: called with cases done and cases in all.
-            shift: as for :meth:`get`.
-            shift_seed: as for :meth:`get`.
+        Parameters
+        ----------
+        cases
+            each with a label map.
+        workers
+            threads.
+        progress
+            called with cases done and cases in all.
+        shift
+            as for :meth:`get`.
+        shift_seed
+            as for :meth:`get`.
 
-        Returns:
+        Returns
+        -------
+        list[CachedCase]
             One for each case, in the same order.
 
-        Raises:
-            DataError: a case cannot be read or does not fit the plan.
-            OutputError: the cache folder cannot be written.
+        Raises
+        ------
+        DataError
+            a case cannot be read or does not fit the plan.
+        OutputError
+            the cache folder cannot be written.
         """
         try:
             return map_in_threads(lambda case: self._get(case, shift, shift_seed), cases, workers, progress)
@@ -185,7 +214,9 @@ def sample_voxels(mask: NDArray[np.bool_], count: int, seed: tuple[int, ...]) ->
 def clear_cache(folder: Path) -> int:
     """Removes a cache: its own files only, and the folder if nothing else is in it.
 
-    Returns:
+    Returns
+    -------
+    int
         How many files were removed.
     """
     if not folder.is_dir():

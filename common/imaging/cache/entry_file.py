@@ -59,8 +59,10 @@ def digest_json(value: object) -> str:
 def write_entry(folder: Path, key: str, entry: Entry) -> None:
     """Writes an entry, replacing one of the same key.
 
-    Raises:
-        OutputError: the folder cannot be made or written, or the disk is full; nothing is left behind.
+    Raises
+    ------
+    OutputError
+        the folder cannot be made or written, or the disk is full; nothing is left behind.
     """
     descriptions: list[list[Any]] = []
     blocks: list[bytes | memoryview] = []
@@ -125,8 +127,10 @@ def _parse(data: mmap.mmap, key: str) -> Entry | None:
 def write_atomically(path: Path, blocks: list[bytes | memoryview]) -> None:
     """Writes a file of a cache under a temporary name and renames it.
 
-    Raises:
-        OutputError: it cannot be written; the temporary file is removed.
+    Raises
+    ------
+    OutputError
+        it cannot be written; the temporary file is removed.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
@@ -155,10 +159,14 @@ def _blake2b(path: Path) -> str:
 class FileDigests:
     """Digests of files' contents, remembered while a file's size and times stay as they were.
 
-    Args:
-        folder: where they are remembered for the next start; None remembers nothing.
-        name: of the file in that folder.
-        compute: a file's digest, hexadecimal; by default BLAKE2b of 128 bits over its bytes.
+    Parameters
+    ----------
+    folder
+        where they are remembered for the next start; None remembers nothing.
+    name
+        of the file in that folder.
+    compute
+        a file's digest, hexadecimal; by default BLAKE2b of 128 bits over its bytes.
     """
 
     def __init__(
@@ -172,8 +180,10 @@ class FileDigests:
     def digest(self, path: Path) -> str:
         """The digest of a file's content.
 
-        Raises:
-            DataError: the file cannot be read.
+        Raises
+        ------
+        DataError
+            the file cannot be read.
         """
         try:
             status = path.stat()
@@ -192,8 +202,10 @@ class FileDigests:
     def save(self) -> None:
         """Writes what is new, beside what other processes have written in the meantime.
 
-        Raises:
-            OutputError: the folder cannot be written.
+        Raises
+        ------
+        OutputError
+            the folder cannot be written.
         """
         if self._path is None or not self._new:
             return

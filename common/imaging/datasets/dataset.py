@@ -42,7 +42,10 @@ _LOOKED_FOR = (
 class Case:
     """One scan's image files (one per channel, or a single file that holds all) and label map.
 
-    patient: whose scan it is, by the folder's table; None is a patient of its own.
+    Attributes
+    ----------
+    patient
+        whose scan it is, by the folder's table; None is a patient of its own.
     """
 
     name: str
@@ -60,12 +63,18 @@ class Case:
 class Dataset:
     """Cases found in a folder.
 
-    Attributes:
-        root: the folder, or the single file.
-        layout: how it is organised.
-        cases: sorted by name.
-        channels: names of the channels, as declared or ``channel_0``, ...
-        labels: foreground values and names, as declared; empty if the folder declares none.
+    Attributes
+    ----------
+    root
+        the folder, or the single file.
+    layout
+        how it is organised.
+    cases
+        sorted by name.
+    channels
+        names of the channels, as declared or ``channel_0``, ...
+    labels
+        foreground values and names, as declared; empty if the folder declares none.
     """
 
     root: Path
@@ -91,9 +100,11 @@ class Problem:
 def find_dataset(root: Path) -> Dataset:
     """Find the cases of a dataset folder; no voxels are read.
 
-    Raises:
-        DataError: if the folder is missing, empty or in no known layout, if an image or label has no counterpart, if
-            a case appears twice, or if ``dataset.json`` or ``patients.csv`` is unusable.
+    Raises
+    ------
+    DataError
+        if the folder is missing, empty or in no known layout, if an image or label has no counterpart, if a case
+        appears twice, or if ``dataset.json`` or ``patients.csv`` is unusable.
     """
     dataset, problems = scan_dataset(root)
     errors = [problem for problem in problems if problem.severity == "error"]
@@ -106,8 +117,10 @@ def find_dataset(root: Path) -> Dataset:
 def scan_dataset(root: Path) -> tuple[Dataset, list[Problem]]:
     """As :func:`find_dataset`, but go on after structural problems: the complete cases, and every problem.
 
-    Raises:
-        DataError: if there is nothing to go on with: the folder is missing, empty or in no known layout.
+    Raises
+    ------
+    DataError
+        if there is nothing to go on with: the folder is missing, empty or in no known layout.
     """
     root = Path(root)
     if root.is_file() and nifti_stem(root):
@@ -144,9 +157,12 @@ def scan_dataset(root: Path) -> tuple[Dataset, list[Problem]]:
 def with_patients(cases: Sequence[Case], patients: Mapping[str, str]) -> list[Case]:
     """The cases, each with its patient.
 
-    Args:
-        cases: of one dataset.
-        patients: case name -> patient, for every case.
+    Parameters
+    ----------
+    cases
+        of one dataset.
+    patients
+        case name -> patient, for every case.
     """
     return [replace(case, patient=patients[case.name]) for case in cases]
 
@@ -156,16 +172,24 @@ def load_case(
 ) -> tuple[Volume, NDArray[np.uint8] | None]:
     """Read a case and refuse it if anything about it is wrong.
 
-    Args:
-        case: from :func:`find_dataset`.
-        labels: allowed foreground values; None (or empty) allows all.
-        channels: how many channels the image must have; None allows any number.
+    Parameters
+    ----------
+    case
+        from :func:`find_dataset`.
+    labels
+        allowed foreground values; None (or empty) allows all.
+    channels
+        how many channels the image must have; None allows any number.
 
-    Returns:
+    Returns
+    -------
+    tuple[Volume, NDArray[np.uint8] | None]
         The image, and its label map, uint8 (x, y, z) on ``Volume.grid``; None for a case without one.
 
-    Raises:
-        DataError: with the name of the file that cannot be read or used: the first problem found.
+    Raises
+    ------
+    DataError
+        with the name of the file that cannot be read or used: the first problem found.
     """
     volume = read_volume(case.images)
     problems = image_problems(case, volume, channels)
@@ -203,9 +227,12 @@ def label_problems(
 ) -> list[Problem]:
     """A label map on another grid (RAS+) than its image, or with values that are not declared.
 
-    Args:
-        counts: voxels of each value, from :func:`label_counts`.
-        labels: declared foreground values; None or empty allows all.
+    Parameters
+    ----------
+    counts
+        voxels of each value, from :func:`label_counts`.
+    labels
+        declared foreground values; None or empty allows all.
     """
     if case.label is None:
         return []

@@ -15,11 +15,16 @@ from common.errors import DataError
 class Declaration:
     """Contents of ``dataset.json``; everything is empty if there is no such file.
 
-    Attributes:
-        channels: names of the channels, in order.
-        labels: foreground value -> name.
-        training: image paths of the training list, as written; None if there is no list.
-        numbered_channels: True if the file promises nnU-Net's ``CASE_0000`` image names.
+    Attributes
+    ----------
+    channels
+        names of the channels, in order.
+    labels
+        foreground value -> name.
+    training
+        image paths of the training list, as written; None if there is no list.
+    numbered_channels
+        True if the file promises nnU-Net's ``CASE_0000`` image names.
     """
 
     channels: tuple[str, ...] = ()
@@ -31,8 +36,10 @@ class Declaration:
 def read_declaration(path: Path) -> Declaration:
     """Read ``dataset.json``.
 
-    Raises:
-        DataError: if it is not JSON, or channels, labels or the training list are not in a known form.
+    Raises
+    ------
+    DataError
+        if it is not JSON, or channels, labels or the training list are not in a known form.
     """
     if not path.exists():
         return Declaration()

@@ -18,16 +18,24 @@ PATIENTS_FILE = "patients.csv"
 def read_column(path: Path, key: str, column: str) -> dict[str, tuple[str, int]]:
     """Two columns of a CSV file with a header.
 
-    Args:
-        path: the file, UTF-8.
-        key: name of the column that holds each value once.
-        column: name of the other.
+    Parameters
+    ----------
+    path
+        the file, UTF-8.
+    key
+        name of the column that holds each value once.
+    column
+        name of the other.
 
-    Returns:
+    Returns
+    -------
+    dict[str, tuple[str, int]]
         For each value of ``key``, that of ``column`` and the line that it stands in, from 1.
 
-    Raises:
-        DataError: the file cannot be read, lacks a column, or holds a value of ``key`` twice.
+    Raises
+    ------
+    DataError
+        the file cannot be read, lacks a column, or holds a value of ``key`` twice.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -52,14 +60,21 @@ def read_patients(
 ) -> dict[str, str]:
     """Case name -> patient.
 
-    Args:
-        path: the table.
-        cases: names of all cases, each of which must be in the table.
-        others: names that may be in it.
-        column, case_column: of the table.
+    Parameters
+    ----------
+    path
+        the table.
+    cases
+        names of all cases, each of which must be in the table.
+    others
+        names that may be in it.
+    column, case_column
+        of the table.
 
-    Raises:
-        DataError: the table names a case that is not there, leaves one out, or has no patient for one.
+    Raises
+    ------
+    DataError
+        the table names a case that is not there, leaves one out, or has no patient for one.
     """
     table = read_column(path, case_column, column)
     for case, (patient, line) in table.items():

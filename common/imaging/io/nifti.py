@@ -64,15 +64,21 @@ def nifti_stem(path: Path) -> str | None:
 def read_volume(paths: Path | Sequence[Path]) -> Volume:
     """Read an image.
 
-    Args:
-        paths: one file (3D, or 4D with channels last), or one 3D file per channel.
+    Parameters
+    ----------
+    paths
+        one file (3D, or 4D with channels last), or one 3D file per channel.
 
-    Returns:
+    Returns
+    -------
+    Volume
         The volume in RAS+; intensities are scaled by the file's slope and intercept. Voxels are not judged here.
 
-    Raises:
-        DataError: if a file is missing, truncated, not NIfTI, not made of plain numbers, has no usable affine, or the
-            files of several channels do not lie on one grid.
+    Raises
+    ------
+    DataError
+        if a file is missing, truncated, not NIfTI, not made of plain numbers, has no usable affine, or the files of
+        several channels do not lie on one grid.
     """
     files = [paths] if isinstance(paths, Path) else list(paths)
     if not files:
@@ -97,11 +103,15 @@ def read_volume(paths: Path | Sequence[Path]) -> Volume:
 def read_label(path: Path) -> tuple[NDArray[np.uint8], Grid]:
     """Read a label map.
 
-    Returns:
+    Returns
+    -------
+    tuple[NDArray[np.uint8], Grid]
         uint8 (x, y, z) in RAS+ order, and the grid of that array (to compare with ``Volume.grid``).
 
-    Raises:
-        DataError: as for :func:`read_volume`, and if a value is not a whole number from 0 to 255.
+    Raises
+    ------
+    DataError
+        as for :func:`read_volume`, and if a value is not a whole number from 0 to 255.
     """
     stored = _read_stored(path)
     if stored.array.shape[3] != 1:
@@ -120,8 +130,10 @@ def read_label(path: Path) -> tuple[NDArray[np.uint8], Grid]:
 def channel_count(path: Path) -> int:
     """Channels of a file, from its header alone.
 
-    Raises:
-        DataError: if the header cannot be read.
+    Raises
+    ------
+    DataError
+        if the header cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -136,14 +148,21 @@ def channel_count(path: Path) -> int:
 def write_label(path: Path, label: NDArray[np.integer[Any]], source: Source) -> None:
     """Write a label map back on the grid of the scan that it belongs to.
 
-    Args:
-        path: ends in ``.nii`` or ``.nii.gz``; appears only once it is complete.
-        label: whole numbers (x, y, z) in RAS+ order; stored as uint8, or as int16 if a value exceeds 255.
-        source: of the scan (``Volume.source``): the file gets its shape, affine and orientation codes.
+    Parameters
+    ----------
+    path
+        ends in ``.nii`` or ``.nii.gz``; appears only once it is complete.
+    label
+        whole numbers (x, y, z) in RAS+ order; stored as uint8, or as int16 if a value exceeds 255.
+    source
+        of the scan (``Volume.source``): the file gets its shape, affine and orientation codes.
 
-    Raises:
-        OutputError: if the path cannot be written.
-        ValueError: if the label map has another shape than the scan, or values outside 0 to 32767.
+    Raises
+    ------
+    OutputError
+        if the path cannot be written.
+    ValueError
+        if the label map has another shape than the scan, or values outside 0 to 32767.
     """
     if label.min() < 0 or label.max() > np.iinfo(np.int16).max:
         raise ValueError(f"labels run from {label.min()} to {label.max()}; 0 to 32767 can be stored")
@@ -154,9 +173,12 @@ def write_label(path: Path, label: NDArray[np.integer[Any]], source: Source) -> 
 def write_image(path: Path, image: NDArray[Any], source: Source, dtype: np.dtype[Any]) -> None:
     """Write an image (x, y, z) in RAS+ order; for integer types, rounded and clipped to what they can hold.
 
-    Raises:
-        OutputError: if the path cannot be written.
-        ValueError: if the shape is not that of ``source``.
+    Raises
+    ------
+    OutputError
+        if the path cannot be written.
+    ValueError
+        if the shape is not that of ``source``.
     """
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
@@ -167,9 +189,12 @@ def write_image(path: Path, image: NDArray[Any], source: Source, dtype: np.dtype
 def write_probabilities(path: Path, probabilities: NDArray[np.float32], source: Source) -> None:
     """Write class probabilities (classes, x, y, z) in RAS+ order as a 4D float32 file, classes last.
 
-    Raises:
-        OutputError: if the path cannot be written.
-        ValueError: if the spatial shape is not that of the scan.
+    Raises
+    ------
+    OutputError
+        if the path cannot be written.
+    ValueError
+        if the spatial shape is not that of the scan.
     """
     stored = np.moveaxis(reorient_from_ras(probabilities, source.grid), 0, -1)
     _write(path, stored.astype(np.float32, copy=False), source)

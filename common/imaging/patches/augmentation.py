@@ -34,17 +34,28 @@ def augment(
 ) -> tuple[Tensor, Tensor]:
     """Cuts one randomly changed patch out of a volume.
 
-    Args:
-        image: (channels, x, y, z) normalised intensities; not changed.
-        label: (x, y, z); not changed.
-        plan: what may happen, and how often.
-        mirror_axes: axes among 0, 1, 2 along which the anatomy may be flipped.
-        generator: of the CPU; where all randomness comes from.
-        patch_size: voxels of the patch; what lies outside the volume is zero.
-        start: first voxel of the patch; None takes the middle of the volume.
-        spacing: in mm, so that rotations keep shapes where voxels are not cubes.
+    Parameters
+    ----------
+    image
+        (channels, x, y, z) normalised intensities; not changed.
+    label
+        (x, y, z); not changed.
+    plan
+        what may happen, and how often.
+    mirror_axes
+        axes among 0, 1, 2 along which the anatomy may be flipped.
+    generator
+        of the CPU; where all randomness comes from.
+    patch_size
+        voxels of the patch; what lies outside the volume is zero.
+    start
+        first voxel of the patch; None takes the middle of the volume.
+    spacing
+        in mm, so that rotations keep shapes where voxels are not cubes.
 
-    Returns:
+    Returns
+    -------
+    tuple[Tensor, Tensor]
         (channels, *patch_size) float32 and patch_size uint8.
     """
     if start is None:
@@ -88,13 +99,20 @@ def draw_transform(plan: AugmentationPlan, spacing: Spacing, generator: Generato
 def change_intensities(patch: Tensor, plan: AugmentationPlan, spacing: Spacing, generator: Generator) -> Tensor:
     """Draws and applies gamma, blur, low resolution and noise, in the order in which a scanner would cause them.
 
-    Args:
-        patch: (channels, x, y, z) float32; not changed.
-        plan: what may happen, and how often.
-        spacing: in mm; blur and low resolution spare axes along which slices are thick.
-        generator: of the CPU.
+    Parameters
+    ----------
+    patch
+        (channels, x, y, z) float32; not changed.
+    plan
+        what may happen, and how often.
+    spacing
+        in mm; blur and low resolution spare axes along which slices are thick.
+    generator
+        of the CPU.
 
-    Returns:
+    Returns
+    -------
+    Tensor
         A tensor of the same shape; the patch itself if nothing happened.
     """
     if _happens(plan.gamma, generator):

@@ -18,12 +18,18 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 def cut(array: NDArray[Scalar], start: Axes3, size: Axes3) -> NDArray[Scalar]:
     """Copies a box out of the last three axes of an array.
 
-    Args:
-        array: (..., x, y, z).
-        start: first voxel of the box; it may be negative, and the box may end beyond the array.
-        size: voxels of the box.
+    Parameters
+    ----------
+    array
+        (..., x, y, z).
+    start
+        first voxel of the box; it may be negative, and the box may end beyond the array.
+    size
+        voxels of the box.
 
-    Returns:
+    Returns
+    -------
+    NDArray[Scalar]
         A new (..., *size) array of the same type, zero where the box is outside.
     """
     box = np.zeros((*array.shape[:-3], *size), dtype=array.dtype)
@@ -44,14 +50,22 @@ def cut_transformed(
 ) -> tuple[Tensor, Tensor]:
     """Cuts a patch whose axes are turned and stretched about its centre.
 
-    Args:
-        image: (channels, x, y, z), interpolated linearly.
-        label: (x, y, z), nearest voxel.
-        start: first voxel that the patch would have if it were cut straight.
-        size: voxels of the patch.
-        matrix: (3, 3) from offsets in the patch, in voxels from its centre, to offsets in the volume.
+    Parameters
+    ----------
+    image
+        (channels, x, y, z), interpolated linearly.
+    label
+        (x, y, z), nearest voxel.
+    start
+        first voxel that the patch would have if it were cut straight.
+    size
+        voxels of the patch.
+    matrix
+        (3, 3) from offsets in the patch, in voxels from its centre, to offsets in the volume.
 
-    Returns:
+    Returns
+    -------
+    tuple[Tensor, Tensor]
         (channels, *size) float32 and size uint8. With the identity as the matrix, exactly the straight patch.
     """
     half = (np.array(size) - 1) / 2

@@ -30,10 +30,14 @@ from common.plan.base import Axes3
 class Batch:
     """Patches of one training step.
 
-    Attributes:
-        image: (batch, channels, x, y, z) float32.
-        label: (batch, x, y, z) uint8.
-        cases: the name of the patient that each patch comes from.
+    Attributes
+    ----------
+    image
+        (batch, channels, x, y, z) float32.
+    label
+        (batch, x, y, z) uint8.
+    cases
+        the name of the patient that each patch comes from.
     """
 
     image: Tensor
@@ -58,10 +62,14 @@ class PatchCutter:
     A volume smaller than the patch is padded with zeros, at a random place. A rotation or scaling is left out if a
     patch would lose its foreground by it.
 
-    Args:
-        patch_size: voxels along x, y, z.
-        augmentation: None leaves patches as they are.
-        mirror_axes: axes along which the anatomy may be flipped.
+    Parameters
+    ----------
+    patch_size
+        voxels along x, y, z.
+    augmentation
+        None leaves patches as they are.
+    mirror_axes
+        axes along which the anatomy may be flipped.
     """
 
     def __init__(self, patch_size: Axes3, augmentation: AugmentationPlan | None, mirror_axes: Collection[int]) -> None:
@@ -73,13 +81,19 @@ class PatchCutter:
     def patch(self, case: CachedCase, on_foreground: bool, random: np.random.Generator) -> tuple[Tensor, Tensor]:
         """One patch of a patient.
 
-        Args:
-            case: the patient.
-            on_foreground: centre it on a foreground voxel, as far as the volume's border allows, of a label drawn
-                with equal chances among those that the patient has.
-            random: all that is drawn depends on it.
+        Parameters
+        ----------
+        case
+            the patient.
+        on_foreground
+            centre it on a foreground voxel, as far as the volume's border allows, of a label drawn with equal chances
+            among those that the patient has.
+        random
+            all that is drawn depends on it.
 
-        Returns:
+        Returns
+        -------
+        tuple[Tensor, Tensor]
             Image (channels, x, y, z) float32 and label (x, y, z) uint8.
         """
         start, has_foreground = self._start(case, on_foreground, random)
@@ -129,17 +143,27 @@ class PatchSampler:
     Patients come in shuffled passes, so each is seen equally often. A fixed share of the patches is centred on a
     foreground voxel; the rest lie anywhere.
 
-    Args:
-        cases: the site's training patients.
-        patch_size: voxels along x, y, z.
-        batch_size: patches per batch.
-        foreground_fraction: share of the patches, over all steps, that are centred on foreground.
-        augmentation: None leaves patches as they are.
-        mirror_axes: axes along which the anatomy may be flipped.
-        seed: not negative.
+    Parameters
+    ----------
+    cases
+        the site's training patients.
+    patch_size
+        voxels along x, y, z.
+    batch_size
+        patches per batch.
+    foreground_fraction
+        share of the patches, over all steps, that are centred on foreground.
+    augmentation
+        None leaves patches as they are.
+    mirror_axes
+        axes along which the anatomy may be flipped.
+    seed
+        not negative.
 
-    Raises:
-        ValueError: there are no cases, or a value is out of range.
+    Raises
+    ------
+    ValueError
+        there are no cases, or a value is out of range.
     """
 
     def __init__(
@@ -195,18 +219,28 @@ def prefetch(
     Preparation starts with the first batch that is asked for. Leaving the loop early, or closing the iterator,
     stops the threads after the batch in hand.
 
-    Args:
-        sampler: where batches come from.
-        steps: the steps wanted, in this order.
-        workers: threads.
-        depth: batches prepared ahead, at least one.
-        pin_memory: whether batches lie in page-locked memory, for copies to a GPU.
+    Parameters
+    ----------
+    sampler
+        where batches come from.
+    steps
+        the steps wanted, in this order.
+    workers
+        threads.
+    depth
+        batches prepared ahead, at least one.
+    pin_memory
+        whether batches lie in page-locked memory, for copies to a GPU.
 
-    Yields:
+    Yields
+    ------
+    Batch, None, None
         One batch per step, in order.
 
-    Raises:
-        Exception: whatever the preparation of a batch raised, when that batch is due.
+    Raises
+    ------
+    Exception
+        whatever the preparation of a batch raised, when that batch is due.
     """
 
     def prepare(step: int) -> Batch:

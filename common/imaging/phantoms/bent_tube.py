@@ -37,12 +37,18 @@ def draw_bent_tube(
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Draw one patient's anatomy, as an ideal scanner would see it; a left or a right one by chance.
 
-    Args:
-        shape: voxels along x, y, z.
-        spacing: mm per voxel; the tube is some 40 mm long whatever the shape.
-        generator: of all that varies.
+    Parameters
+    ----------
+    shape
+        voxels along x, y, z.
+    spacing
+        mm per voxel; the tube is some 40 mm long whatever the shape.
+    generator
+        of all that varies.
 
-    Returns:
+    Returns
+    -------
+    tuple[NDArray[np.float32], NDArray[np.uint8]]
         Intensities from 0 to about 1, float32 (x, y, z) in RAS+, and labels (``BENT_TUBE_LABELS``), uint8.
     """
     space = _millimetres(shape, spacing, generator)

@@ -128,19 +128,30 @@ def write_phantom_dataset(
 ) -> Path:
     """Write a synthetic dataset of several sites in the Decathlon layout, with ``sites.csv`` (case, site).
 
-    Args:
-        root: folder to make; appears only once it is complete.
-        cases_per_site: how many cases each site has.
-        seed: the same seed gives the same voxels.
-        shape: voxels of a case with ``spacing_mm``; sites with other spacings cover the same field of view.
-        anatomy: what the scans show.
-        spacing_mm: about the size of the voxels.
+    Parameters
+    ----------
+    root
+        folder to make; appears only once it is complete.
+    cases_per_site
+        how many cases each site has.
+    seed
+        the same seed gives the same voxels.
+    shape
+        voxels of a case with ``spacing_mm``; sites with other spacings cover the same field of view.
+    anatomy
+        what the scans show.
+    spacing_mm
+        about the size of the voxels.
 
-    Returns:
+    Returns
+    -------
+    Path
         ``root``.
 
-    Raises:
-        OutputError: if the folder exists and is not empty, or cannot be written.
+    Raises
+    ------
+    OutputError
+        if the folder exists and is not empty, or cannot be written.
     """
     root = Path(root)
     partial = root.with_name(f".{root.name}.{secrets.token_hex(6)}.part")
@@ -164,7 +175,9 @@ def write_phantom_dataset(
 def draw_phantom(shape: Axes3, generator: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """Draw one patient's anatomy, as an ideal scanner would see it.
 
-    Returns:
+    Returns
+    -------
+    tuple[NDArray[np.float32], NDArray[np.uint8]]
         Intensities from 0 to about 1, float32 (x, y, z) in RAS+, and labels (``PHANTOM_LABELS``), uint8.
     """
     space = _body_coordinates(shape, generator)

@@ -28,11 +28,16 @@ class Announcements:
     def begin(self, node: int, session: str, reply_to: str, wanted: Collection[str]) -> None:
         """A reply was announced.
 
-        Args:
-            node: by whom.
-            session: SuperLink's name for it.
-            reply_to: the message that it answers.
-            wanted: the objects that SuperLink does not have yet.
+        Parameters
+        ----------
+        node
+            by whom.
+        session
+            SuperLink's name for it.
+        reply_to
+            the message that it answers.
+        wanted
+            the objects that SuperLink does not have yet.
         """
         sessions = self._by_node.setdefault(node, OrderedDict())
         sessions[session] = _Announcement(reply_to, frozenset(wanted), set(wanted))

@@ -16,11 +16,15 @@ LOOK_SECONDS = 0.02
 class Waiting:
     """A request that waits for a message.
 
-    Args:
-        bell: the file that is touched when there is one.
+    Parameters
+    ----------
+    bell
+        the file that is touched when there is one.
 
-    Attributes:
-        is_over: whether it is to be answered now, message or not.
+    Attributes
+    ----------
+    is_over
+        whether it is to be answered now, message or not.
     """
 
     def __init__(self, bell: Path) -> None:
@@ -59,8 +63,10 @@ class Waiting:
 class Bells:
     """All requests that wait; of one node only the newest, since an earlier one's line may be dead.
 
-    Args:
-        folder: of the gateway.
+    Parameters
+    ----------
+    folder
+        of the gateway.
     """
 
     def __init__(self, folder: GatewayFolder) -> None:

@@ -47,9 +47,12 @@ T = TypeVar("T")
 class Fleet:
     """Speaks to SuperLink for sites. ``open`` comes before anything else.
 
-    Args:
-        folder: of the gateway.
-        longest_wait: seconds for which a question for messages may wait.
+    Parameters
+    ----------
+    folder
+        of the gateway.
+    longest_wait
+        seconds for which a question for messages may wait.
     """
 
     def __init__(self, folder: GatewayFolder, longest_wait: float) -> None:
@@ -84,15 +87,23 @@ class Fleet:
     ) -> Answer:
         """SuperLink's answer to a call.
 
-        Args:
-            site: that signed the request.
-            method: of Fleet, one of ``fleet_rules.METHODS``.
-            headers: of the request; those of Flower's go with the call.
-            body: of the request.
-            gone: returns when the client has hung up.
+        Parameters
+        ----------
+        site
+            that signed the request.
+        method
+            of Fleet, one of ``fleet_rules.METHODS``.
+        headers
+            of the request; those of Flower's go with the call.
+        body
+            of the request.
+        gone
+            returns when the client has hung up.
 
-        Raises:
-            RefusedError: the site may not make this call, or SuperLink does not answer.
+        Raises
+        ------
+        RefusedError
+            the site may not make this call, or SuperLink does not answer.
         """
         call = await self._by_rules(lambda: self._rules.admit(site, method, headers, body))
         passed = {name: value for name, value in headers.items() if name.startswith("flwr-") or name == "accept"}

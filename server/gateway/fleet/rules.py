@@ -69,8 +69,14 @@ METHODS = frozenset(_REQUESTS)
 class FleetCall:
     """A call that may be made.
 
-    request: its protobuf message; node: whose it is, 0 for ``activate-node``.
-    content: what SuperLink gets, written anew from ``request``: there is nothing in it that was not looked at.
+    Attributes
+    ----------
+    request
+        its protobuf message.
+    node
+        whose it is, 0 for ``activate-node``.
+    content
+        what SuperLink gets, written anew from ``request``: there is nothing in it that was not looked at.
     """
 
     method: str
@@ -82,9 +88,12 @@ class FleetCall:
 class FleetRules:
     """Judges Fleet calls. For one thread at a time.
 
-    Args:
-        folder: of the gateway; ``nodes.json`` lies in the run folder above it.
-        announcements: the replies that sites have announced.
+    Parameters
+    ----------
+    folder
+        of the gateway; ``nodes.json`` lies in the run folder above it.
+    announcements
+        the replies that sites have announced.
     """
 
     def __init__(self, folder: GatewayFolder, announcements: Announcements) -> None:
@@ -96,14 +105,21 @@ class FleetRules:
     def admit(self, site: Site, method: str, headers: Mapping[str, str], body: bytes) -> FleetCall:
         """A call that the site may make. It reads small files.
 
-        Args:
-            site: that signed the request.
-            method: one of ``METHODS``.
-            headers: of the request.
-            body: of the request.
+        Parameters
+        ----------
+        site
+            that signed the request.
+        method
+            one of ``METHODS``.
+        headers
+            of the request.
+        body
+            of the request.
 
-        Raises:
-            RefusedError: it may not.
+        Raises
+        ------
+        RefusedError
+            it may not.
         """
         if _decoded(headers.get(NODE_KEY_HEADER, "")) != site.public_key:
             raise RefusedError(403, "public-key")
@@ -197,8 +213,10 @@ class FleetRules:
 def objects_of(tree: ObjectTree) -> list[str]:
     """The identities of all objects of a message.
 
-    Raises:
-        RefusedError: they are too many.
+    Raises
+    ------
+    RefusedError
+        they are too many.
     """
     found: list[str] = []
     waiting = [tree]
