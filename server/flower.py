@@ -1,18 +1,18 @@
-"""All names of Flower's that are not public and that the server uses; ``deploy/docs/flower.md`` says what for.
+"""Flower's private names that the server uses; ``deploy/docs/flower.md`` says what for.
 
-Only this module of ``server`` imports them, so that an upgrade of Flower is looked at here.
+No other module of ``server`` imports them, so an upgrade of Flower is checked here.
 """
 
 from __future__ import annotations
 
-# The bundle that Flower wants with every run (server/coordinator/control_client.py).
+# The app bundle that Flower requires for every run (server/coordinator/app_bundle.py).
 from flwr.cli.build import build_fab_from_files
 
-# Whose messages come from the server, and how a run's end is told.
+# The server's node ID, and the status of a finished run.
 from flwr.common.constant import SUPERLINK_NODE_ID, Status
 from flwr.common.serde import fab_to_proto
 
-# Messages of the Control interface: sites are registered, runs submitted and stopped (coordinator/control_client.py).
+# Control API: registers sites, submits and stops runs (server/coordinator/control_client.py).
 from flwr.proto.control_pb2 import (
     ListNodesRequest,
     ListRunsRequest,
@@ -22,7 +22,7 @@ from flwr.proto.control_pb2 import (
     UnregisterNodeRequest,
 )
 
-# Messages of the Fleet interface: what sites may say is checked, and what SuperLink answers is noted (server/gateway).
+# Fleet API: the gateway checks sites' requests and records SuperLink's responses (server/gateway).
 from flwr.proto.fleet_pb2 import (
     ActivateNodeRequest,
     DeactivateNodeRequest,
@@ -47,10 +47,10 @@ from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
-# What a grid must tell of its run (server/simulation/inline_grid.py).
+# The run that a grid must describe (server/simulation/inline_grid.py).
 from flwr.supercore.run import Run
 
-# What all of Flower's messages are made with, and its error for bytes that are none (server/gateway).
+# protobuf's error for bytes that are not a valid message (server/gateway).
 from google.protobuf.message import DecodeError as ProtobufError  # type: ignore[import-untyped]
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Durations, sizes and scores as people read them."""
+"""Format durations, sizes and scores for people."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 NOTHING = "–"
-"""Where there is no value."""
+"""Shown in place of a missing value."""
 
 
 def format_seconds(seconds: float) -> str:
-    """A duration in seconds as text, such as ``8.4 s``, ``1 min 26 s`` or ``2 h 05 min``."""
+    """Format a duration in seconds, such as ``8.4 s``, ``1 min 26 s`` or ``2 h 05 min``."""
     if seconds < 9.95:
         return f"{max(seconds, 0.0):.1f} s"
     whole = round(seconds)
@@ -23,7 +23,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def format_bytes(size: float) -> str:
-    """A size in bytes as text with decimal units, such as ``640 bytes``, ``1.2 MB`` or ``12 GB``."""
+    """Format a size in bytes with decimal units, such as ``640 bytes``, ``1.2 MB`` or ``12 GB``."""
     if size < 1000:
         return f"{size:.0f} bytes"
     for unit in ("kB", "MB", "GB"):
@@ -34,16 +34,16 @@ def format_bytes(size: float) -> str:
 
 
 def format_best(mean_dice: float, round_number: int, noised: bool) -> str:
-    """The best score of a run, in a line; says so where it is no news or not the exact value.
+    """Format a run's best score as one line, noting a noisy score or a run that did not improve.
 
     Parameters
     ----------
     mean_dice
-        over sites and labels.
+        Mean over sites and labels.
     round_number
-        after which the model had it; 0 is the model that the run started from.
+        The round after which the model reached it; 0 is the initial model.
     noised
-        whether the sites' scores carry the noise of differential privacy.
+        Whether the sites' scores carry differential-privacy noise.
     """
     line = f"best mean validation Dice {mean_dice:.3f}, after round {round_number}"
     if noised:
@@ -54,6 +54,6 @@ def format_best(mean_dice: float, round_number: int, noised: bool) -> str:
 
 
 def scores_are_noised(federation: Mapping[str, Any]) -> bool:
-    """Whether a federation, as its run folder has it, puts noise on what sites score."""
+    """Return whether the federation in a run folder adds noise to the sites' scores."""
     privacy = federation.get("privacy")
     return isinstance(privacy, Mapping) and privacy.get("validation", "noised") == "noised"

@@ -1,1 +1,1 @@
-"""The one port that hospitals reach. What strategies, rounds and reports do has no place in here."""
+"""The one port that hospitals reach. Strategies, rounds and reports do not belong here."""

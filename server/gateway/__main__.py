@@ -1,4 +1,4 @@
-"""``python -m server.gateway --kit DIR --run DIR --listen HOST:PORT``: the gateway as a process."""
+"""``python -m server.gateway --kit DIR --run DIR --listen HOST:PORT`` runs the gateway as its own process."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the gateway with the options on the command line; the exit status."""
-    parser = base_parser("server.gateway", "The one port of a federation's server that sites reach.")
+    """Run the gateway with command-line options and return the exit status."""
+    parser = base_parser("server.gateway", "Run a federation's gateway, the one port that sites reach.")
     parser.add_argument("--kit", type=Path, required=True, metavar="DIR", help="the server's kit")
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run folder, shared with start")
-    parser.add_argument("--listen", required=True, metavar="HOST:PORT", help="where sites reach it, or the proxy")
+    parser.add_argument("--listen", required=True, metavar="HOST:PORT", help="address for the sites, or for the proxy")
     parser.add_argument(
-        "--tls-ended-by-proxy", action="store_true", help="speak plain HTTP with a proxy that checks certificates"
+        "--tls-ended-by-proxy", action="store_true", help="speak plain HTTP to a proxy that checks certificates"
     )
     parser.set_defaults(command=_serve)
     return run(parser, arguments)

@@ -1,4 +1,4 @@
-"""What the gateway's handlers return, and how it is sent."""
+"""The answers that the gateway's handlers return, and how they are sent."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ Headers = list[tuple[str, str]]
 
 
 class Exchange(Protocol):
-    """A request's body and the way to its answer, as Granian gives them to an application (RSGI).
+    """A request's body and the means to answer it: Granian's RSGI protocol object.
 
-    The body can be iterated over once. It ends without an error also where the client hung up before all of it came.
+    The body can be iterated over once. It ends without an error even if the client hung up halfway.
     """
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        """The portions of the body."""
+        """Iterate over the chunks of the body."""
 
     async def client_disconnect(self) -> None:
-        """Returns when the client has hung up."""
+        """Wait until the client hangs up."""
 
     def response_empty(self, status: int, headers: Headers) -> None:
-        """Answers without a body."""
+        """Answer without a body."""
 
     def response_bytes(self, status: int, headers: Headers, body: bytes) -> None:
-        """Answers with a body."""
+        """Answer with a body."""
 
     def response_file_range(self, status: int, headers: Headers, file: str, start: int, end: int) -> None:
-        """Answers with bytes of a file; ``end`` is not among them."""
+        """Answer with the bytes of a file from ``start`` up to but excluding ``end``."""
 
 
 @dataclass(frozen=True)
 class FileRange:
-    """Bytes ``start`` to ``end`` (excluded) of a file; they are sent without ever being in Python's hands."""
+    """Bytes ``start`` to ``end`` (excluded) of a file; Granian sends them without passing them through Python."""
 
     path: Path
     start: int
@@ -50,7 +50,7 @@ class Answer:
     content: bytes | FileRange = b""
 
     def send(self, exchange: Exchange) -> None:
-        """Answers the request."""
+        """Send this answer."""
         headers = list(self.headers.items())
         content = self.content
         if isinstance(content, FileRange):

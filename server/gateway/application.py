@@ -1,7 +1,6 @@
-"""The gateway's application: proves each request, finds its handler, and answers (RSGI, Granian's interface).
+"""The gateway's application: authenticates, routes and answers requests (RSGI, Granian's interface).
 
-A request is refused before anything of it is looked at unless a site has signed it. Paths are compared with those that
-exist, letter by letter.
+Requests are authenticated before they are routed. Paths must match exactly; nothing is normalised.
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ if TYPE_CHECKING:
     from granian.rsgi import Scope
 
 THREADS = 8
-"""For hashing and for the disk."""
+"""Worker threads for hashing and disk access."""
 LOOK_SECONDS = 0.5
-"""Between two looks for requests and connections that are to be ended."""
+"""Interval between checks for requests and connections to end."""
 SAVE_SECONDS = 1.0
 _MODEL = re.compile(r"/models/([0-9a-f]{64})")
 _UPDATE = re.compile(r"/updates/([0-9a-f]{32})/([0-9a-f]{64})")
@@ -50,14 +49,14 @@ _HEARTBEAT = "/heartbeat"
 _ONCE = frozenset(
     {SITE_HEADER, TIME_HEADER, BODY_HEADER, SIGNATURE_HEADER, CLIENT_NAME_HEADER, NODE_KEY_HEADER, "prefer"}
 ) | frozenset(SIGNED_HEADERS)
-"""Headers that may not stand twice: of two, everybody might read another one."""
+"""Headers that must not be repeated: two readers could pick different values."""
 _HANGS_UP = frozenset({400, 401, 408, 411})
 log = logging.getLogger("fedvox.gateway")
 
 
 @dataclass(frozen=True)
 class _Received:
-    """A proven request. ``path``: as it was matched."""
+    """An authenticated request."""
 
     open: OpenRequest
     claim: Claim
@@ -72,19 +71,19 @@ class _Received:
 
 
 class Gateway:
-    """The application.
+    """The gateway's RSGI application.
 
     Parameters
     ----------
     kit
-        the server's.
+        The server's kit.
     run
-        the run folder.
+        The run folder.
     port
-        where it listens; None where a proxy ends TLS, whose connections are not those of sites. Requests then bear the
-        name of the client certificate.
+        The port it listens on. None behind a proxy that terminates TLS: connections are then the proxy's, and each
+        request carries the name in the client certificate.
     limits
-        for each site.
+        The limits for each site.
     """
 
     def __init__(self, kit: Path, run: Path, port: int | None, limits: Limits) -> None:
@@ -102,19 +101,19 @@ class Gateway:
         self._background: set[asyncio.Task[None]] = set()
 
     def __rsgi_init__(self, loop: AbstractEventLoop) -> None:
-        """Begins to look after requests; Granian calls it."""
+        """Start the background tasks; called by Granian."""
         self._fleet.open()
         self._background.add(loop.create_task(self._look_after()))
 
     async def stop(self) -> None:
-        """Answers what waits, and ends what does not end by itself."""
+        """Answer all long polls, then end the remaining requests."""
         self._fleet.stop_waiting()
         await asyncio.sleep(LOOK_SECONDS)
         for request in self._quotas.all_open():
             request.end(RefusedError(503, "stopping"))
 
     async def close(self) -> None:
-        """Saves what is to be saved, after the last request."""
+        """Stop the background tasks and save the refusal counts, after the last request."""
         for task in self._background:
             task.cancel()
         await self._fleet.close()
@@ -123,7 +122,7 @@ class Gateway:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def __rsgi__(self, scope: Scope, exchange: Exchange) -> None:
-        """One request."""
+        """Handle one request; called by Granian."""
         site, method, path = NOBODY, scope.method, scope.path
         try:
             headers = _checked_headers(scope)
@@ -147,7 +146,7 @@ class Gateway:
             answer.send(exchange)
 
     def _refused(self, site: str, refusal: RefusedError, method: str, path: str) -> Answer:
-        # A wrong offset is what every upload that broke off begins with.
+        # A wrong offset is normal when an upload resumes.
         if refusal.status != 409:
             self._refusals.count(site, refusal, method, path)
         headers = {"content-type": "text/plain"} | refusal.headers
@@ -217,7 +216,7 @@ class Gateway:
         return Answer(204)
 
     async def _body(self, received: _Received, most: int) -> bytes:
-        """The whole of a small body, which must be what was signed."""
+        """Read a small body and check it against the signed digest."""
         length = received.headers.get("content-length", "")
         if not length.isdecimal():
             raise RefusedError(411, "malformed")
@@ -244,11 +243,11 @@ class Gateway:
                     saved = time.monotonic()
                     await asyncio.get_running_loop().run_in_executor(self._threads, self._refusals.save)
             except Exception:
-                # Whatever it is, revoking must go on working.
+                # Revocation must keep working whatever the error.
                 log.exception("an internal error")
 
     def _end_unwanted(self) -> None:
-        """Ends requests and connections of sites that are not let in any more, and those that take too long."""
+        """End the requests and connections of revoked sites, and those that are too slow."""
         for request in self._quotas.all_open():
             if not self._sites.is_admitted(request.site):
                 request.end(RefusedError(401, "unknown-site"))
@@ -260,12 +259,12 @@ class Gateway:
 
 
 def _checked_headers(scope: Scope) -> dict[str, str]:
-    """The request's headers by name, in lower case, once its form is found to be plain HTTP/1.1.
+    """Return the request's headers by lower-case name.
 
     Raises
     ------
     RefusedError
-        it is not, or two readers could read it in different ways.
+        The request is not plain HTTP/1.1, or is ambiguous.
     """
     if scope.proto != "http" or scope.authority is not None or scope.query_string or not scope.path.isascii():
         raise RefusedError(400, "malformed")
@@ -275,7 +274,7 @@ def _checked_headers(scope: Scope) -> dict[str, str]:
             raise RefusedError(400, "malformed")
         headers[name] = value
     if "transfer-encoding" in headers:
-        # All clients know how much they send; Granian takes a length beside an encoding without a word.
+        # All our clients send a length. Granian silently accepts a length together with an encoding.
         raise RefusedError(411, "malformed")
     return headers
 

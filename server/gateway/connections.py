@@ -1,7 +1,7 @@
-"""How many connections a site has, and an end to those that it should not have any more.
+"""Limits each site's connections, and closes those of revoked sites and slow clients.
 
-Granian tells an application neither when a connection closes nor how far an answer has been taken. The sockets are
-this process's own all the same: the system knows which are open, and can shut them.
+Granian tells an application neither when a connection closes nor how much of an answer was delivered. The sockets
+still belong to this process, so the system can list them and shut them down.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _OWN_FILES = Path("/proc/self/fd")
 
 
 class Connections:
-    """Connections that have brought a proven request, by the address of the client's end.
+    """Connections that have carried an authenticated request, by the client's address.
 
-    Where the system does not list a process's sockets (elsewhere than on Linux), nothing is limited.
+    Only Linux lists a process's sockets; elsewhere there is no limit, and nothing is closed.
 
     Parameters
     ----------
     port
-        where the gateway listens.
+        The port the gateway listens on.
     limits
-        for each site.
+        The limits for each site.
     """
 
     def __init__(self, port: int, limits: Limits) -> None:
@@ -41,19 +41,19 @@ class Connections:
         self._overdue_at: dict[str, float] = {}
 
     def note_request(self, client: str, site: str) -> None:
-        """A site's request came over a connection; an answer that was on its way there has been taken.
+        """Record a site's request on a connection; any earlier answer there has been delivered.
 
         Parameters
         ----------
         client
-            host:port of its other end.
+            The client's host:port.
         site
-            whose signature the request has.
+            The site that signed the request.
 
         Raises
         ------
         RefusedError
-            the site has too many connections.
+            The site has too many connections.
         """
         self._overdue_at.pop(client, None)
         if self._owners.get(client) == site:
@@ -65,18 +65,18 @@ class Connections:
         self._owners[client] = site
 
     def note_download(self, client: str, size: int) -> None:
-        """An answer of so many bytes is on its way."""
+        """Record that an answer of ``size`` bytes is being sent."""
         if client in self._owners:
             seconds = self._limits.grace_seconds + size / self._limits.bytes_per_second
             self._overdue_at[client] = time.monotonic() + seconds
 
     def shut(self, is_admitted: Callable[[str], bool]) -> None:
-        """Shuts connections whose site is not let in any more, and those whose client takes an answer too slowly.
+        """Shut down the connections of revoked sites, and of clients that read an answer too slowly.
 
         Parameters
         ----------
         is_admitted
-            whether a site is let in, by its name.
+            Returns whether the site of a name is admitted.
         """
         self._forget_closed()
         now = time.monotonic()
@@ -101,10 +101,9 @@ class Connections:
 
 
 def _own_connections(port: int) -> Iterator[tuple[str, socket.socket]]:
-    """The other end's address and the socket of every open connection to a port of this process.
+    """Yield the peer address and socket of every open connection to a port of this process.
 
-    A descriptor may be closed, and its number used again, at any moment by Granian's threads. What is looked at and
-    shut is therefore a copy, which stays what it is.
+    Granian's threads may close a descriptor and reuse its number at any moment, so this works on a duplicate.
     """
     try:
         numbers = [int(path.name) for path in _OWN_FILES.iterdir()]
@@ -121,7 +120,7 @@ def _own_connections(port: int) -> Iterator[tuple[str, socket.socket]]:
             try:
                 is_ours = connection.family in (socket.AF_INET, socket.AF_INET6) and connection.getsockname()[1] == port
                 peer = connection.getpeername() if is_ours else None
-            except OSError:  # it listens, or is closed
+            except OSError:  # a listening or closed socket
                 continue
             if peer is not None:
                 yield format_endpoint(str(peer[0]), int(peer[1])), connection

@@ -1,4 +1,4 @@
-"""``GET`` and ``HEAD /models/SHA256``: the weights that a site's open tasks name."""
+"""``GET`` and ``HEAD /models/SHA256``: the model weights of a site's open tasks."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})")
 
 
 class Downloads:
-    """Says which bytes of which file a request gets.
+    """Selects the file and byte range that answer a request.
 
     Parameters
     ----------
     folder
-        of the gateway.
+        The gateway's folder.
     most_bytes
-        in one answer; a client asks again for the rest.
+        The most bytes in one answer; clients request the rest separately.
     """
 
     def __init__(self, folder: GatewayFolder, most_bytes: int) -> None:
@@ -27,32 +27,32 @@ class Downloads:
         self._most_bytes = most_bytes
 
     def head(self, site: str, digest: str) -> Answer:
-        """The size of a model.
+        """Answer with the size of a model.
 
         Raises
         ------
         RefusedError
-            no open task of the site names it; whether it exists is not told.
+            No open task of the site uses the model. Does not reveal whether it exists.
         """
         task = self._task(site, digest)
         return Answer(200, {"content-length": str(task.size), "accept-ranges": "bytes"})
 
     def get(self, site: str, digest: str, wanted: str | None) -> Answer:
-        """A model, or a part of it.
+        """Answer with a model, or a range of it.
 
         Parameters
         ----------
         site
-            who asks.
+            The site that sent the request.
         digest
-            the model's SHA-256.
+            The model's SHA-256.
         wanted
-            the request's ``range``, ``bytes=A-B`` or ``bytes=A-``; None is from the beginning.
+            The request's ``range`` header, ``bytes=A-B`` or ``bytes=A-``; None starts at the beginning.
 
         Raises
         ------
         RefusedError
-            as ``head``; the range cannot be read, or begins behind the end.
+            As for ``head``, or the range is malformed or starts past the end.
         """
         task = self._task(site, digest)
         first, last = _span(wanted, task.size)
@@ -79,7 +79,7 @@ class Downloads:
 
 
 def _span(wanted: str | None, size: int) -> tuple[int, int]:
-    """First and last byte that are asked for."""
+    """Return the first and last byte of a range."""
     if wanted is None:
         return 0, size - 1
     found = _RANGE.fullmatch(wanted)

@@ -1,11 +1,11 @@
-"""Who sends a request: the sites that are let in now, and whether a signature is one of theirs.
+"""Authenticates requests: the sites admitted now, and their signatures.
 
-A site is let in as long as its certificate lies in the kit as ``sites/NAME.crt`` and ``ca.crl`` does not list it. Both
-are looked at for every request, so that revoking takes effect at once.
+A site is admitted while its certificate is in the kit as ``sites/NAME.crt`` and not listed in ``ca.crl``. Both files
+are checked on every request, so revocation takes effect at once.
 
-Each signed text is taken once. The text counts, not the signature: from one ECDSA signature anybody can make a second
-one that is as good. What was taken is remembered in memory; after a restart of the gateway, only TLS keeps a request
-of the last minutes from being sent again.
+Each signed text is accepted once. Replays are detected by the text, not by the signature, because ECDSA signatures are
+malleable: anyone can derive a second valid one. Accepted texts are kept in memory only. After a restart of the gateway,
+TLS alone prevents the replay of recent requests.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from common.identity import WINDOW_SECONDS, Claim, claim_of, is_signed_by, signe
 from server.gateway.refusals import RefusedError
 
 CLIENT_NAME_HEADER = "fedvox-client-name"
-"""The name in the client certificate, set by the proxy that ended TLS."""
+"""Header with the name in the client certificate, set by a proxy that terminates TLS."""
 _Stamp = tuple[int, int, int]
 log = logging.getLogger("fedvox.gateway")
 
 
 @dataclass(frozen=True)
 class Site:
-    """A site that is let in.
+    """A site that is admitted.
 
     Attributes
     ----------
     public_key
-        PEM, as Flower registers it.
+        The key as PEM, as registered with Flower.
     serial, begin, end
-        of the certificate.
+        The certificate's serial number and validity period.
     """
 
     name: str
@@ -62,12 +62,12 @@ class Site:
 
 
 class Sites:
-    """The sites of a server's kit, read again whenever a file changes.
+    """The sites in a server's kit; rereads a file when it changes.
 
     Parameters
     ----------
     kit
-        the folder, with ``ca.crt``, ``ca.crl`` and ``sites/NAME.crt``.
+        The folder with ``ca.crt``, ``ca.crl`` and ``sites/NAME.crt``.
     """
 
     def __init__(self, kit: Path) -> None:
@@ -77,7 +77,7 @@ class Sites:
         self._revoked_stamp: _Stamp | None = None
 
     def find(self, name: str) -> Site | None:
-        """The site of a name, if it is let in at this moment."""
+        """Return the site of a name, or None if it is not admitted now."""
         if not is_site_name(name):
             return None
         file = self._kit / "sites" / f"{name}.crt"
@@ -93,7 +93,7 @@ class Sites:
         return None if site.serial in self._revoked_serials() else site
 
     def is_admitted(self, site: Site) -> bool:
-        """Whether a site that was let in still is, with the same certificate."""
+        """Return whether an admitted site still is, with the same certificate."""
         now = self.find(site.name)
         return now is not None and now.serial == site.serial
 
@@ -102,7 +102,7 @@ class Sites:
             certificate = admitted_certificate(self._kit, name)
             key = key_of(certificate)
         except CertificateError as error:
-            log.warning("%s is not let in: %s", name, error)
+            log.warning("%s is not admitted: %s", name, error)
             return None
         begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
         return Site(name, key, public_pem(key), certificate.serial_number, begin, end)
@@ -115,25 +115,25 @@ class Sites:
             try:
                 found = x509.load_pem_x509_crl(file.read_bytes())
                 if not found.is_signature_valid(key_of(load_certificate(self._kit / AUTHORITY_FILE))):
-                    raise ValueError("it is of another authority")
+                    raise ValueError("another authority signed it")
                 self._revoked = frozenset(entry.serial_number for entry in found)
             except (OSError, ValueError, CertificateError) as error:
-                # What was revoked before stays so.
+                # Certificates revoked by the last good list stay revoked.
                 log.warning("%s: cannot be used: %s; run fedvox-server provision again", file, error)
         return self._revoked
 
 
 class Signatures:
-    """Proves requests to be a site's own.
+    """Verifies requests' signatures and rejects replays.
 
     Parameters
     ----------
     sites
-        that are let in.
+        The sites that are admitted.
     most_texts
-        how many signed texts of one site are remembered; further ones are refused until some have expired.
+        The most signed texts remembered for a site; further requests are refused until some expire.
     are_names_given
-        whether a proxy ended TLS, so that requests bear the certificate's name.
+        Whether a proxy terminates TLS, so requests carry the name in the client certificate.
     """
 
     def __init__(self, sites: Sites, most_texts: int, are_names_given: bool) -> None:
@@ -143,14 +143,14 @@ class Signatures:
         self._taken: dict[str, _TakenTexts] = {}
 
     def prove(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[Site, Claim]:
-        """The site that signed a request, and what it claims; of the body it is not proven yet.
+        """Return the site that signed a request, and its claim; the body is not verified yet.
 
         Raises
         ------
         UnprovenError
-            nothing shows that a site sent it.
+            The request cannot be authenticated.
         UntimelyError
-            a site did, but not now, or before.
+            The request is authentic, but outside the time window, replayed, or one too many.
         """
         claim = claim_of(headers)
         site = None if claim is None else self._sites.find(claim.site)
@@ -176,19 +176,19 @@ class Signatures:
 
 
 class UnprovenError(RefusedError):
-    """Nothing shows which site sent a request."""
+    """A request that cannot be authenticated."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(401, reason)
 
 
 class UntimelyError(RefusedError):
-    """A site's own request, but one that is not taken now.
+    """An authentic request that is refused for its time, as a replay, or for its site's quota.
 
     Attributes
     ----------
     site
-        its name.
+        The site's name.
     """
 
     def __init__(self, status: int, reason: str, site: str) -> None:
@@ -197,7 +197,7 @@ class UntimelyError(RefusedError):
 
 
 class _TakenTexts:
-    """Digests of signed texts, until the clock alone refuses them."""
+    """Digests of accepted texts, kept until the time window alone refuses them."""
 
     def __init__(self) -> None:
         self._digests: set[bytes] = set()
@@ -207,7 +207,7 @@ class _TakenTexts:
         return len(self._digests)
 
     def take(self, text: bytes, end: float) -> bool:
-        """Whether a text is new; it is remembered until ``end``, seconds since the epoch."""
+        """Remember a text until ``end`` (seconds since the epoch); return whether it is new."""
         digest = hashlib.sha256(text).digest()
         if digest in self._digests:
             return False
@@ -216,7 +216,7 @@ class _TakenTexts:
         return True
 
     def forget_before(self, now: float) -> None:
-        """Forgets what has expired."""
+        """Forget expired texts."""
         while self._by_end and self._by_end[0][0] < now:
             self._digests.discard(heapq.heappop(self._by_end)[1])
 

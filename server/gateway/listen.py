@@ -12,7 +12,7 @@ from common.errors import FedvoxError
 
 @dataclass(frozen=True)
 class Listen:
-    """Where a program listens."""
+    """A host and port to listen on."""
 
     host: str
     port: int
@@ -22,7 +22,7 @@ class Listen:
 
 
 def default_listen(kit: Kit) -> Listen:
-    """Where the gateway listens unless told otherwise."""
+    """Return where the gateway listens by default."""
     if kit.address in ("localhost", "127.0.0.1"):
         return Listen("127.0.0.1", kit.port)
     if kit.address == "::1":
@@ -31,12 +31,12 @@ def default_listen(kit: Kit) -> Listen:
 
 
 def check_port(listen: Listen) -> None:
-    """Sees that the gateway will be able to listen.
+    """Check that the gateway can listen.
 
     Raises
     ------
     FedvoxError
-        somebody else does, the address is not this machine's, or we may not.
+        The port is in use, the address is not this machine's, or permission is denied.
     """
     family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -45,5 +45,5 @@ def check_port(listen: Listen) -> None:
             probe.bind((listen.host, listen.port))
         except OSError as error:
             raise FedvoxError(
-                f"cannot listen on {listen}: {error.strerror}; end what uses it, or choose another by --listen"
+                f"cannot listen on {listen}: {error.strerror}; stop the program that uses it, or change --listen"
             ) from None

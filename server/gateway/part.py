@@ -1,4 +1,4 @@
-"""An update while it comes: appended to a file, hashed on the way, and resumed after any break."""
+"""A partial upload: appended to a file, hashed as it arrives, and resumable."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from common.weights.store import HASH_BYTES
 
 
 def part_path(folder: Path, digest: str) -> Path:
-    """Where the part of an update lies that has come so far."""
+    """Return the path of an update's partial file."""
     return folder / f".{digest}.part"
 
 
 class Part:
-    """The file ``.SHA256.part``, which becomes ``SHA256`` when it is whole. For one thread at a time.
+    """The file ``.SHA256.part``, renamed to ``SHA256`` when complete. Not thread-safe.
 
-    What is there already, from an earlier process or connection, is hashed first. All methods raise ``OSError`` where
-    the disk is full or cannot be written; what was written before that stays and counts.
+    Bytes left by an earlier process or connection are hashed first. All methods raise ``OSError`` if the disk is full
+    or not writable; bytes written before that are kept.
 
     Parameters
     ----------
     folder
-        of the site's updates; made if it is not there.
+        The folder of the site's updates; created if missing.
     digest
-        SHA-256 that the whole must have, in hexadecimal digits.
+        The expected SHA-256 of the complete file, in hexadecimal.
     length
-        bytes of the whole.
+        The size of the complete file in bytes.
     """
 
     def __init__(self, folder: Path, digest: str, length: int) -> None:
@@ -50,7 +50,7 @@ class Part:
             raise
 
     def append(self, portions: Sequence[bytes]) -> None:
-        """Writes and hashes portions, one after another."""
+        """Write and hash chunks, in order."""
         for portion in portions:
             view = memoryview(portion)
             while view:
@@ -61,7 +61,7 @@ class Part:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether the file is still the one of its name: the server app removes those that nobody wants any more."""
+        """Whether the open file is still at its path: the server app removes files that are no longer needed."""
         try:
             status = self._path.stat(follow_symlinks=False)
         except OSError:
@@ -69,7 +69,7 @@ class Part:
         return _identity(status) == self._identity and status.st_size == self.size
 
     def finish(self) -> bool:
-        """Gives a whole file its name; False if its content is not what the name promises: then it is gone."""
+        """Rename the complete file; return False, and delete it, if its digest is wrong."""
         is_right = self._hash.hexdigest() == self.digest
         if is_right:
             self._path.replace(self._final)
@@ -79,7 +79,7 @@ class Part:
         return is_right
 
     def close(self) -> None:
-        """Lets go of the file, which stays."""
+        """Close the file and keep it."""
         with contextlib.suppress(OSError):
             self._file.close()
 

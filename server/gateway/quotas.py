@@ -1,4 +1,4 @@
-"""How much of the gateway one site may take, so that the others keep theirs."""
+"""Quotas that keep one site from starving the others."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ class Limits:
     Attributes
     ----------
     requests, uploads, connections
-        that a site may have open at the same time.
+        The most that a site may have open at the same time.
     signed_texts
-        requests of a site within the time that its clock may be off (``common.identity``).
+        The most requests of a site within the permitted clock skew (``common.identity``).
     updates
-        that may lie here of a site at the same time, whole or not, each as large as a task wants it.
+        The most updates stored for a site, complete or partial, each of the size that its task sets.
     transfer_bytes
-        of a file, in one request.
+        The most bytes of a file in one request.
     fleet_bytes
-        of a Fleet call.
+        The largest body of a Fleet call.
     heartbeat_bytes
-        of a sign of life.
+        The largest body of a heartbeat.
     pause_seconds
-        within which some byte of a body must come.
+        The longest pause between two chunks of a body.
     bytes_per_second
-        at which a body must come on average, and an answer be taken, after ``grace_seconds``.
+        The lowest average rate of a body or an answer, after ``grace_seconds``.
     wait_seconds
-        for which a site may let its question for messages wait.
+        The longest duration of a long poll.
     """
 
     requests: int = 16
@@ -56,16 +56,16 @@ class Limits:
 
 
 class OpenRequest:
-    """A request that is being worked on, which ``end`` can break off.
+    """A request in progress, which ``end`` can abort.
 
     Parameters
     ----------
     site
-        that sent it.
+        The site that sent it.
     timeout
-        around the work on it.
+        The timeout around its handler.
     limits
-        that hold for it.
+        The limits that apply to it.
     """
 
     def __init__(self, site: Site, timeout: asyncio.Timeout, limits: Limits) -> None:
@@ -78,15 +78,15 @@ class OpenRequest:
         self._has_body = False
 
     def end(self, refusal: RefusedError) -> None:
-        """Breaks the request off, with this answer."""
+        """Abort the request with this answer."""
         if self.refusal is None:
             self.refusal = refusal
-            with contextlib.suppress(RuntimeError):  # it is over already
+            with contextlib.suppress(RuntimeError):  # already finished
                 self._timeout.reschedule(asyncio.get_running_loop().time())
 
     @contextlib.contextmanager
     def receiving(self) -> Iterator[Callable[[int], None]]:
-        """While its body is received; gives what is to be called with the size of each portion."""
+        """Time the body while it is received; yield a function to call with the size of each chunk."""
         self._began = self._last = time.monotonic()
         self._has_body = True
         try:
@@ -96,7 +96,7 @@ class OpenRequest:
 
     @property
     def is_too_slow(self) -> bool:
-        """Whether its body has stopped, or trickles."""
+        """Whether its body has stalled or is too slow."""
         if not self._has_body:
             return False
         now, limits = time.monotonic(), self._limits
@@ -109,12 +109,12 @@ class OpenRequest:
 
 
 class Quotas:
-    """Counts what each site has open.
+    """Counts each site's open requests and uploads.
 
     Parameters
     ----------
     limits
-        that hold for each.
+        The limits for each site.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -124,12 +124,12 @@ class Quotas:
 
     @contextlib.contextmanager
     def request(self, request: OpenRequest) -> Iterator[None]:
-        """While a request is worked on.
+        """Count a request while it is handled.
 
         Raises
         ------
         RefusedError
-            the site has too many.
+            The site has too many open requests.
         """
         name = request.site.name
         opened = self._open.setdefault(name, set())
@@ -145,12 +145,12 @@ class Quotas:
 
     @contextlib.contextmanager
     def upload(self, site: str) -> Iterator[None]:
-        """While a site sends an update.
+        """Count an upload while a site sends it.
 
         Raises
         ------
         RefusedError
-            it sends too many already.
+            The site has too many open uploads.
         """
         if self._uploads[site] >= self.limits.uploads:
             raise RefusedError(429, "uploads")
@@ -163,5 +163,5 @@ class Quotas:
                 del self._uploads[site]
 
     def all_open(self) -> list[OpenRequest]:
-        """All requests that are being worked on."""
+        """Return all requests in progress."""
         return [request for opened in self._open.values() for request in opened]

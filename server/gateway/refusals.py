@@ -1,4 +1,4 @@
-"""What the gateway refuses: the error that says so to a site, and the counts that say so to the operator."""
+"""Refused requests: the error that answers the site, and the counts and log for the operator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from common.errors import OutputError
 from common.system.files import write_atomically
 
 NOBODY = "(unknown)"
-"""In place of a site's name where nothing proves who sent a request."""
+"""Stands for the site's name when the sender is not authenticated."""
 LINES_PER_SECOND = 5
 _LARGEST_PATH = 120
 log = logging.getLogger("fedvox.gateway")
@@ -25,11 +25,11 @@ class RefusedError(Exception):
     Parameters
     ----------
     status
-        of HTTP.
+        The HTTP status.
     reason
-        one word, which the sender gets as the body and which is counted.
+        One word; sent as the answer's body and used as the key for counting.
     headers
-        of the answer.
+        The answer's headers.
     """
 
     def __init__(self, status: int, reason: str, headers: Mapping[str, str] | None = None) -> None:
@@ -40,12 +40,12 @@ class RefusedError(Exception):
 
 
 class Refusals:
-    """Counts refused requests by site and reason in a file, and names each in the log, a few a second at most.
+    """Counts refused requests by site and reason in a file, and logs them, at most a few per second.
 
     Parameters
     ----------
     file
-        JSON, site -> reason -> how often; counts go on from what it holds.
+        JSON, site -> reason -> count; counting continues from its content.
     """
 
     def __init__(self, file: Path) -> None:
@@ -57,7 +57,7 @@ class Refusals:
         self._unsaid = 0
 
     def count(self, site: str, refusal: RefusedError, method: str, path: str) -> None:
-        """Notes one refusal; ``save`` writes it."""
+        """Count one refusal; ``save`` writes it to the file."""
         self._counts.setdefault(site, Counter())[refusal.reason] += 1
         self._is_written = False
         second = int(time.monotonic())
@@ -68,12 +68,12 @@ class Refusals:
             self._unsaid += 1
             return
         self._lines += 1
-        # Method and path come from outside: as Python writes them, they cannot break out of their line.
+        # Method and path are untrusted: ascii() escapes line breaks.
         what = f"{ascii(method)[1:-1]} {ascii(path)[1:-1]}"[:_LARGEST_PATH]
-        log.warning("%s: %s is refused: %s (%d)", site, what, refusal.reason, refusal.status)
+        log.warning("%s: %s refused: %s (%d)", site, what, refusal.reason, refusal.status)
 
     def save(self) -> None:
-        """Writes the counts if there are new ones; to be called about once a second."""
+        """Write the counts if they changed; call about once a second."""
         if int(time.monotonic()) != self._second:
             self._say_unsaid()
         if self._is_written:

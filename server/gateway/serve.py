@@ -1,10 +1,10 @@
-"""Starts the gateway: Granian within this process, with mutual TLS, or behind a proxy that ends TLS.
+"""Starts the gateway: Granian in this process, with mutual TLS, or behind a proxy that terminates TLS.
 
-By itself it speaks TLS 1.3 and wants a client certificate of the federation's authority that ``ca.crl`` does not list;
-without one, no byte of HTTP is read. Sites' clients all speak TLS 1.3, and so do proxies that pass TLS through.
+By default it speaks TLS 1.3 and requires a client certificate that the federation's authority signed and ``ca.crl``
+does not list. Without one, no HTTP is read. All our clients speak TLS 1.3, also through proxies that pass TLS through.
 
-Where a proxy of the operator's ends TLS, the gateway listens on an address that only the proxy reaches, in plain HTTP,
-and the proxy must ask for client certificates and name the site in every request. For nginx::
+Behind a proxy that terminates TLS, the gateway speaks plain HTTP on an address that only the proxy reaches. The proxy
+must verify client certificates and name the site in every request. For nginx::
 
     map $ssl_client_s_dn $site { "~^CN=(?<name>[a-z0-9-]+)$" $name; }
     upstream gateway { server 127.0.0.1:9444; keepalive 32; }
@@ -61,13 +61,13 @@ from server.gateway.quotas import Limits
 from server.run_store.gateway_folder import GatewayFolder
 
 HEADER_SECONDS = 20
-"""For the head of a request, and for a connection on which nothing comes."""
+"""Timeout for a request's head, and for an idle connection."""
 LARGEST_HEAD = 408 * 1024
-"""Bytes of the head of a request; also of what is read or written ahead for a connection."""
+"""The most bytes of a request's head, and of a connection's buffer."""
 STOP_SECONDS = 4.0
 MOST_CONNECTIONS = 4096
 _OTHER_FILES = 256
-"""Files that are kept open besides connections."""
+"""File descriptors reserved for uses other than connections."""
 log = logging.getLogger("fedvox.gateway")
 
 
@@ -78,13 +78,13 @@ class GatewayOptions:
     Attributes
     ----------
     kit
-        the server's.
+        The server's kit.
     run
-        the run folder, shared with ``fedvox-server start``.
+        The run folder, shared with ``fedvox-server start``.
     listen
-        where sites reach it, or the proxy.
+        The address for the sites, or for the proxy.
     tls_ended_by_proxy
-        whether there is one.
+        Whether a proxy terminates TLS.
     """
 
     kit: Path
@@ -94,24 +94,24 @@ class GatewayOptions:
 
 
 def serve(options: GatewayOptions, limits: Limits | None = None) -> int:
-    """Serves until SIGTERM or Ctrl-C.
+    """Serve until SIGTERM or Ctrl-C.
 
     Parameters
     ----------
     options
-        where.
+        How to run the gateway.
     limits
-        for each site; None is the usual ones.
+        The limits for each site; None means the defaults.
 
     Returns
     -------
     int
-        0.
+        The exit status, 0.
 
     Raises
     ------
     FedvoxError
-        the kit or the address cannot be used, or another gateway serves this run.
+        The kit or the address cannot be used, or another gateway serves this run.
     """
     if options.tls_ended_by_proxy:
         _check_private(options.listen)
@@ -152,17 +152,17 @@ def _server(options: GatewayOptions, gateway: Gateway) -> Server:
         runtime_threads=max(1, min(4, (os.cpu_count() or 1) // 2)),
         backlog=1024,
         backpressure=connections,
-        # At "warning" it calls running within a process experimental, each time.
+        # At "warning", Granian logs at every start that its embedded server is experimental.
         log_level=LogLevels.error,
         **({} if options.tls_ended_by_proxy else tls),
     )
     if not options.tls_ended_by_proxy and not _wants_certificates(server, kit):
-        raise FedvoxError(f"{kit}: Granian would let in clients without a certificate; install the tested version")
+        raise FedvoxError(f"{kit}: Granian would accept clients without a certificate; install the tested version")
     return server
 
 
 def _wants_certificates(server: Server, kit: Path) -> bool:
-    """Whether Granian has taken the authority and the wish: without the first it drops the second, and says nothing."""
+    """Return whether Granian verifies clients: without an authority it silently does not."""
     is_on, *_, authority, _, is_verified = server.ssl_ctx
     return bool(is_on and is_verified) and authority == str((kit / AUTHORITY_FILE).resolve())
 
@@ -181,7 +181,7 @@ async def _run(server: Server, gateway: Gateway, listen: str) -> None:
         raise FedvoxError(f"cannot listen on {listen}; see the lines above")
     server.stop()  # type: ignore[no-untyped-call]
     await gateway.stop()
-    # Connections on which nothing comes, and clients that do not take their answers, are not waited for.
+    # Do not wait long for idle connections, or for clients that do not read their answers.
     await asyncio.wait({serving}, timeout=STOP_SECONDS - 1)
     await gateway.close()
     log.info("stopped")
@@ -198,7 +198,7 @@ def _log_all() -> None:
 
 @contextlib.contextmanager
 def _only_gateway(folder: GatewayFolder) -> Iterator[None]:
-    """Makes this process the one that writes the gateway's files of a run."""
+    """Lock the run's gateway folder, so that only one gateway writes there."""
     path = folder.path / "gateway.lock"
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -208,7 +208,7 @@ def _only_gateway(folder: GatewayFolder) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise FedvoxError(f"{folder.run}: another gateway serves this run; end it first") from None
+        raise FedvoxError(f"{folder.run}: another gateway serves this run; stop it first") from None
     finally:
         os.close(descriptor)
 
@@ -217,13 +217,13 @@ def _check_private(listen: Listen) -> None:
     address = ipaddress.ip_address(listen.host)
     if address.is_unspecified or not address.is_private:
         raise ConfigError(
-            f"--listen {listen}: with --tls-ended-by-proxy it must be an address that only the proxy reaches, "
-            "127.0.0.1 or one of a private network"
+            f"--listen {listen}: with --tls-ended-by-proxy this must be an address that only the proxy reaches; "
+            "give 127.0.0.1 or an address in a private network"
         )
 
 
 def _room_for_connections() -> int:
-    """How many connections may be open: as many as this process may open files, less what else it needs."""
+    """Raise the limit of open files, and return how many connections fit in it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_CONNECTIONS + _OTHER_FILES
     most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)

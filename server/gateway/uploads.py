@@ -1,7 +1,7 @@
-"""``HEAD`` and ``PATCH /updates/TASK/SHA256``: the one update that a site may send for an open task.
+"""``HEAD`` and ``PATCH /updates/TASK/SHA256``: resumable upload of a site's update for an open task.
 
-Modelled on the IETF's draft on resumable uploads: the client asks how much has come, and appends from there. Whoever
-asks or appends ends an earlier request for the same update, which may be the rest of a line that broke.
+Follows the IETF draft on resumable uploads: the client queries the offset and appends from there. A new request aborts
+an earlier upload of the same update, which may hang on a broken connection.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from server.run_store.gateway_folder import GatewayFolder, OpenTask
 
 SPARE = ".spare"
 BATCH_BYTES = 2**20
-"""That are written at once, while the next ones come; so much of an upload is in memory, twice."""
+"""Bytes written at once while the next batch arrives; each upload holds two batches in memory."""
 FORGET_SECONDS = 120.0
-"""After which the hash of a part is not kept in memory any more; the next request reads the part again."""
+"""Idle time after which a partial upload's hash state is dropped; the next request hashes the file again."""
 _NUMBER = re.compile(r"\d{1,18}")
 _DISK_IS_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 T = TypeVar("T")
@@ -35,20 +35,20 @@ T = TypeVar("T")
 
 @dataclass
 class _Entry:
-    """An update that is coming.
+    """An upload in progress.
 
     Attributes
     ----------
     lock
-        held by the one request that works on it.
+        Held by the request that is working on the upload.
     appending
-        that request, if it appends.
+        That request, if it appends.
     arrivals
-        requests so far.
+        The number of requests so far.
     waiting
-        those that hold the lock or wait for it.
+        The number of requests that hold the lock or wait for it.
     used
-        when the last one ended.
+        When the last request ended.
     """
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -60,16 +60,16 @@ class _Entry:
 
 
 class Uploads:
-    """Takes updates.
+    """Receives updates.
 
     Parameters
     ----------
     folder
-        of the gateway.
+        The gateway's folder.
     quotas
-        of sites.
+        The sites' quotas.
     threads
-        for hashing and for the disk.
+        The executor for hashing and disk access.
     """
 
     def __init__(self, folder: GatewayFolder, quotas: Quotas, threads: Executor) -> None:
@@ -79,12 +79,12 @@ class Uploads:
         self._entries: dict[tuple[str, str], _Entry] = {}
 
     async def head(self, request: OpenRequest, task_name: str, digest: str) -> Answer:
-        """How much of an update has come.
+        """Answer with an update's upload offset.
 
         Raises
         ------
         RefusedError
-            the site has no such open task that wants an update.
+            The site has no such open task, or the task expects no update.
         """
         site = request.site.name
         task = await self._in_thread(lambda: self._task(site, task_name))
@@ -99,25 +99,25 @@ class Uploads:
         headers: Mapping[str, str],
         body: AsyncIterable[bytes],
     ) -> Answer:
-        """Appends a body to an update.
+        """Append a body to an update.
 
         Parameters
         ----------
         request
-            the site's.
+            The site's request.
         task_name
-            in its path.
+            The task in the request's path.
         digest
-            in its path.
+            The SHA-256 in the request's path.
         headers
-            its ``upload-offset``, ``upload-length`` and ``content-length``.
+            The request's headers; ``upload-offset``, ``upload-length`` and ``content-length`` are required.
         body
-            its portions. It may end before ``content-length``, if the line broke.
+            The body's chunks. It ends before ``content-length`` if the connection broke.
 
         Raises
         ------
         RefusedError
-            nothing, or not all, of it was taken.
+            The body was not stored, or only in part.
         """
         site = request.site.name
         task = await self._in_thread(lambda: self._task(site, task_name))
@@ -136,7 +136,7 @@ class Uploads:
                 return await self._finish(entry, part)
 
     def close_idle(self, seconds: float = FORGET_SECONDS) -> None:
-        """Lets go of parts to which nothing was added for so long; what has come of them stays on the disk."""
+        """Close the partial files of uploads that were idle for ``seconds``; the files stay on disk."""
         now = time.monotonic()
         self._let_go(lambda _, entry: now - entry.used > seconds)
 
@@ -149,7 +149,7 @@ class Uploads:
 
     @contextlib.asynccontextmanager
     async def _alone(self, request: OpenRequest, digest: str, appends: bool) -> AsyncIterator[_Entry]:
-        """While no other request works on this update. Those that append, or wait to, are ended by any later one."""
+        """Hold the upload's lock; any later request aborts an append that is running or waiting."""
         key = request.site.name, digest
         entry = self._entries.setdefault(key, _Entry())
         if entry.appending is not None:
@@ -188,7 +188,7 @@ class Uploads:
         return entry.part
 
     async def _receive(self, request: OpenRequest, part: Part, size: int, body: AsyncIterable[bytes]) -> None:
-        """Writes one batch while the next one comes, and no more than one."""
+        """Write one batch while the next arrives; at most one write is pending."""
         batch: list[bytes] = []
         gathered = received = 0
         writing: asyncio.Future[None] | None = None
@@ -207,7 +207,7 @@ class Uploads:
                         writing = loop.run_in_executor(self._threads, _append, part, batch)
                         batch, gathered = [], 0
         finally:
-            # Also what came before a line broke, or before the request was ended, is kept.
+            # Keep what arrived before the connection broke or the request was aborted.
             await _done(writing)
             await _done(loop.run_in_executor(self._threads, _append, part, batch))
 
@@ -237,26 +237,26 @@ class Uploads:
 
 
 def make_room(folder: Path, digest: str, busy: set[str], most: int) -> None:
-    """Sees that a site may have one more update lying here; parts that nobody adds to make room, oldest first.
+    """Make room for one more update of a site by deleting idle partial uploads, oldest first.
 
     Parameters
     ----------
     folder
-        of its updates.
+        The folder of the site's updates.
     digest
-        of the one that is to come.
+        The new update's digest.
     busy
-        digests of parts that must stay.
+        Digests of partial uploads that must stay.
     most
-        updates that it may have, whole or not.
+        The most updates stored for a site, complete or partial.
 
     Raises
     ------
     RefusedError
-        it has too many.
+        The site has too many updates.
     """
     others: list[tuple[float, Path]] = []
-    # Made of what the server app has dropped; it may be as large as an update.
+    # A dropped file that the server app's store kept for reuse; it may be as large as an update.
     (folder / SPARE).unlink(missing_ok=True)
     for file in folder.glob("*") if folder.is_dir() else ():
         if file.name not in (part_path(folder, digest).name, digest):
@@ -277,13 +277,13 @@ def _superseded() -> RefusedError:
 
 def _append(part: Part, batch: list[bytes]) -> None:
     if batch and not part.is_in_place:
-        # The server app has removed it, as it does when it begins; the task may be open all the same.
+        # The server app removed the file, as it does when it starts; the task may still be open.
         raise RefusedError(409, "offset", {"upload-offset": "0"})
     part.append(batch)
 
 
 async def _done(job: asyncio.Future[None] | None) -> None:
-    """Waits for a job in a thread; one that was begun is always waited for, also by a request that was ended."""
+    """Wait for a job in a thread, even if the request is aborted meanwhile."""
     if job is None:
         return
     try:

@@ -1,1 +1,1 @@
-"""The Flower calls that a site may make, checked and relayed to SuperLink."""
+"""The Flower calls that sites may make: checked, and relayed to SuperLink."""

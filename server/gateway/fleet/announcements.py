@@ -1,4 +1,4 @@
-"""Replies on their way to SuperLink: announced with a list of objects, then handed over object by object."""
+"""Replies being pushed to SuperLink: announced with a list of objects, then sent object by object."""
 
 from __future__ import annotations
 
@@ -7,12 +7,22 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 MOST_ANNOUNCEMENTS = 64
-"""Of one node, of which the objects are awaited; the oldest are forgotten, and have to be announced again."""
+"""The most pending announcements of a node; the oldest are dropped, and must be announced again."""
 
 
 @dataclass
 class _Announcement:
-    """reply_to: the message that is answered. objects: that SuperLink asked for. missing: those it has not got yet."""
+    """An announced reply.
+
+    Attributes
+    ----------
+    reply_to
+        The message that it answers.
+    objects
+        The objects that SuperLink requested.
+    missing
+        Those of them that SuperLink has not received yet.
+    """
 
     reply_to: str
     objects: frozenset[str]
@@ -20,24 +30,24 @@ class _Announcement:
 
 
 class Announcements:
-    """What SuperLink asked for when a reply was announced, by node and session. In memory alone."""
+    """The objects that SuperLink requested for each announced reply, by node and session. In memory only."""
 
     def __init__(self) -> None:
         self._by_node: dict[int, OrderedDict[str, _Announcement]] = {}
 
     def begin(self, node: int, session: str, reply_to: str, wanted: Collection[str]) -> None:
-        """A reply was announced.
+        """Record an announced reply.
 
         Parameters
         ----------
         node
-            by whom.
+            The node that announced it.
         session
-            SuperLink's name for it.
+            SuperLink's ID for the push.
         reply_to
-            the message that it answers.
+            The message that it answers.
         wanted
-            the objects that SuperLink does not have yet.
+            The objects that SuperLink does not have yet.
         """
         sessions = self._by_node.setdefault(node, OrderedDict())
         sessions[session] = _Announcement(reply_to, frozenset(wanted), set(wanted))
@@ -45,12 +55,12 @@ class Announcements:
             sessions.popitem(last=False)
 
     def includes(self, node: int, session: str, identity: str) -> bool:
-        """Whether a node was asked for an object in a session."""
+        """Return whether SuperLink requested an object from a node in a session."""
         found = self._find(node, session)
         return found is not None and identity in found.objects
 
     def note_stored(self, node: int, session: str, identity: str) -> str | None:
-        """SuperLink has an object now; the message that is answered if it was the reply's last, else None."""
+        """Record a stored object; return the answered message if the reply is now complete, else None."""
         found = self._find(node, session)
         if found is None:
             return None

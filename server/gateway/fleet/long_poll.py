@@ -1,4 +1,4 @@
-"""Wakes requests that wait for a message when the server app rings."""
+"""Long polling: wakes waiting requests when the server app touches a node's bell file."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pathlib import Path
 from server.run_store.gateway_folder import GatewayFolder
 
 LOOK_SECONDS = 0.02
-"""Between two looks at the files that the server app touches."""
+"""Interval between checks of the bell files."""
 
 
 class Waiting:
-    """A request that waits for a message.
+    """A long poll.
 
     Parameters
     ----------
     bell
-        the file that is touched when there is one.
+        The file that the server app touches when there is a message.
 
     Attributes
     ----------
     is_over
-        whether it is to be answered now, message or not.
+        Whether to answer now, with or without a message.
     """
 
     def __init__(self, bell: Path) -> None:
@@ -34,21 +34,21 @@ class Waiting:
         self._wake = asyncio.Event()
 
     def look(self) -> None:
-        """Before SuperLink is asked: what is rung from now on wakes the request."""
+        """Note the bell's state before asking SuperLink; any later change wakes the request."""
         self._heard = self._stamp()
 
     def look_again(self) -> None:
-        """Wakes the request if there was a ring since."""
+        """Wake the request if the bell changed since ``look``."""
         if self._stamp() != self._heard:
             self._wake.set()
 
     def end(self) -> None:
-        """Whoever asked is gone, asks elsewhere, or is to be told that there is nothing."""
+        """End the wait: the client hung up or polls anew, or the gateway stops."""
         self.is_over = True
         self._wake.set()
 
     async def wait(self, seconds: float) -> None:
-        """Returns when it is rung for or over, or after a time."""
+        """Wait until the bell changes, the wait ends, or ``seconds`` pass."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), seconds)
         self._wake.clear()
@@ -61,12 +61,12 @@ class Waiting:
 
 
 class Bells:
-    """All requests that wait; of one node only the newest, since an earlier one's line may be dead.
+    """All long polls; only the newest of each node, as an earlier one's connection may be dead.
 
     Parameters
     ----------
     folder
-        of the gateway.
+        The gateway's folder.
     """
 
     def __init__(self, folder: GatewayFolder) -> None:
@@ -77,7 +77,7 @@ class Bells:
 
     @contextlib.contextmanager
     def waiting(self, node: int) -> Iterator[Waiting]:
-        """While a request waits."""
+        """Register a long poll, and end the node's previous one."""
         entry = Waiting(self._folder.bell(node))
         former = self._waiting.get(node)
         if former is not None:
@@ -93,13 +93,13 @@ class Bells:
                 del self._waiting[node]
 
     def stop(self) -> None:
-        """Ends all, also those that come later."""
+        """End all long polls, including later ones."""
         self._is_stopped = True
         for entry in self._waiting.values():
             entry.end()
 
     async def run(self) -> None:
-        """Looks at the files, for ever; they are few, and looking at one takes a microsecond."""
+        """Check the bell files until cancelled; they are few, and each check takes a microsecond."""
         while True:
             self._is_any.clear()
             if not self._waiting:

@@ -1,8 +1,8 @@
-"""``POST /v1/fleet/METHOD``: relays a site's calls to SuperLink, and holds questions for messages.
+"""``POST /v1/fleet/METHOD``: relays a site's calls to SuperLink, with long polling for messages.
 
-Two things are noted on the way, for the server app and for later calls: to which node a message went, before it goes,
-and that SuperLink has the whole of a reply. SuperLink says which objects of an announced reply it lacks. If it lacks
-none, either it has all, or it refused the reply, which it does not say: then every object is asked for.
+Records two facts for the server app and for later calls: which node a message goes to, before it is delivered, and
+that SuperLink has a complete reply. When a reply is announced, SuperLink lists the objects that it lacks. An empty list
+means either that it has them all or that it refused the reply without saying so; then each object is checked.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ from server.gateway.refusals import RefusedError
 from server.run_store.gateway_folder import GatewayFolder
 
 ASK_AGAIN_SECONDS = 5.0
-"""After which SuperLink is asked for a message again, though nobody rang."""
+"""Interval after which a long poll asks SuperLink again even if no bell rang."""
 SUPERLINK_SECONDS = 30.0
-"""For one answer of SuperLink's."""
+"""Timeout for one response from SuperLink."""
 _CONNECTIONS = 32
 _IDLE_SECONDS = 2.5
-"""After which a connection to SuperLink is not used again. SuperLink closes it after 5, maybe just then."""
+"""Idle connections are not reused after this time. SuperLink closes them after 5 s, which could race with a reuse."""
 log = logging.getLogger("fedvox.gateway")
 T = TypeVar("T")
 
 
 class Fleet:
-    """Speaks to SuperLink for sites. ``open`` comes before anything else.
+    """Relays sites' calls to SuperLink. Call ``open`` first.
 
     Parameters
     ----------
     folder
-        of the gateway.
+        The gateway's folder.
     longest_wait
-        seconds for which a question for messages may wait.
+        The longest duration of a long poll, in seconds.
     """
 
     def __init__(self, folder: GatewayFolder, longest_wait: float) -> None:
@@ -61,22 +61,22 @@ class Fleet:
         self._announcements = Announcements()
         self._rules = FleetRules(folder, self._announcements)
         self._bells = Bells(folder)
-        # One thread: the rules are read and written in it alone.
+        # A single thread: the rules are not thread-safe.
         self._rule_thread = ThreadPoolExecutor(1, "rules")
         self._background: set[asyncio.Task[None]] = set()
 
     def open(self) -> None:
-        """Begins to look at bells. To be called in the event loop."""
+        """Open the HTTP client and start watching the bells; call in the event loop."""
         limits = httpx.Limits(max_connections=_CONNECTIONS, keepalive_expiry=_IDLE_SECONDS)
         self._client = httpx.AsyncClient(trust_env=False, timeout=SUPERLINK_SECONDS, limits=limits)
         self._background.add(asyncio.create_task(self._bells.run()))
 
     def stop_waiting(self) -> None:
-        """Lets all questions for messages be answered at once, from now on."""
+        """Answer all long polls at once, including later ones."""
         self._bells.stop()
 
     async def close(self) -> None:
-        """Closes the connections to SuperLink."""
+        """Stop watching the bells and close the connections to SuperLink."""
         for task in self._background:
             task.cancel()
         await self._client.aclose()
@@ -85,25 +85,25 @@ class Fleet:
     async def relay(
         self, site: Site, method: str, headers: Mapping[str, str], body: bytes, gone: Callable[[], Awaitable[None]]
     ) -> Answer:
-        """SuperLink's answer to a call.
+        """Relay a call to SuperLink and return its answer.
 
         Parameters
         ----------
         site
-            that signed the request.
+            The site that signed the request.
         method
-            of Fleet, one of ``fleet_rules.METHODS``.
+            The Fleet method, one of ``rules.METHODS``.
         headers
-            of the request; those of Flower's go with the call.
+            The request's headers; Flower's own are passed on.
         body
-            of the request.
+            The request's body.
         gone
-            returns when the client has hung up.
+            Returns when the client hangs up.
 
         Raises
         ------
         RefusedError
-            the site may not make this call, or SuperLink does not answer.
+            The site may not make this call, or SuperLink does not answer.
         """
         call = await self._by_rules(lambda: self._rules.admit(site, method, headers, body))
         passed = {name: value for name, value in headers.items() if name.startswith("flwr-") or name == "accept"}
@@ -145,7 +145,7 @@ class Fleet:
                         return response
                     if not entry.is_over:
                         await entry.wait(min(left, ASK_AGAIN_SECONDS))
-                    # Not asked once more: what SuperLink then handed out might reach nobody.
+                    # Do not ask again: the client may be gone, and the message would be lost.
                     if entry.is_over:
                         return response
             finally:
@@ -153,7 +153,7 @@ class Fleet:
                     watching.cancel()
 
     async def _hands_out(self, call: FleetCall, response: httpx.Response) -> bool:
-        """Whether an answer holds a message; if so, it is noted."""
+        """Record the messages in a response; return whether there are any."""
         if response.status_code != 200 or not response.content:
             return False
         answer = PullMessagesResponse.FromString(response.content)
@@ -172,7 +172,7 @@ class Fleet:
             await self._by_rules(lambda: self._folder.note_reply(reply_to))
 
     async def _has_all(self, call: FleetCall, run: int, objects: list[str], headers: Mapping[str, str]) -> bool:
-        """Whether SuperLink has all objects of a reply; asked as the site, whose proof of itself is a moment old."""
+        """Return whether SuperLink has all objects of a reply; reuses the site's fresh authentication headers."""
         for identity in objects:
             request = PullObjectRequest(node=call.request.node, run_id=run, object_id=identity)
             response = await self._ask("pull-object", request.SerializeToString(), headers)
@@ -202,7 +202,7 @@ async def _end_when(gone: Callable[[], Awaitable[None]], entry: Waiting) -> None
 
 
 def _wish(prefer: str) -> float:
-    """Seconds that ``prefer: wait=SECONDS`` asks for; 0 without."""
+    """Return the seconds in ``prefer: wait=SECONDS``; 0 if absent or malformed."""
     name, _, number = prefer.partition("=")
     is_number = number.isascii() and number.isdecimal() and len(number) <= 4
     return float(number) if name.strip() == "wait" and is_number else 0.0

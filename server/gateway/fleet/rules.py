@@ -1,18 +1,17 @@
-"""What a site may say to SuperLink, beyond what Flower itself checks.
+"""Authorises Fleet calls, beyond what Flower itself checks.
 
-Flower checks that a Fleet call comes from the node that it names, and believes the rest. A site could so answer under
-another node's number, announce a message as the server's own, take the announcement of a message over, fetch or
-remove objects of any message whose identity it knows, or keep the database busy with one long list of objects. Here a
-site speaks for its own node alone, answers the messages that were handed to it, and has to do with their objects and
-those of its answers, and nothing else.
+Flower checks that a Fleet call comes from the node that it names, and trusts the rest. A site could reply as another
+node, push a message in the server's name, take over another node's announcement, fetch or delete the objects of any
+message whose ID it knows, or overload the database with a long list of objects. These rules confine a site to its own
+node, to the messages delivered to it, and to the objects of those messages and of its replies.
 
-| call | what it must be |
+| call | requirement |
 | --- | --- |
-| all | of the node that the server registered for the site |
-| ``activate-node`` | with the site's own public key |
-| ``push-messages`` | one reply, from this node to the server, to a message that was handed to it; its parts announced |
-| ``push-object`` | an object of a reply that this node has announced |
-| ``pull-object``, ``confirm-message-received`` | of a message that was handed to this node |
+| all | names the node that the server registered for the site |
+| ``activate-node`` | carries the site's own public key |
+| ``push-messages`` | announces one reply with its objects, from this node to the server, to a message delivered to this node |
+| ``push-object`` | sends an object of a reply that this node has announced |
+| ``pull-object``, ``confirm-message-received`` | concerns a message delivered to this node |
 """
 
 from __future__ import annotations
@@ -45,11 +44,11 @@ from server.run_store.gateway_folder import GatewayFolder, HandedOut
 from server.run_store.locks import registered_names
 
 MOST_OBJECTS = 64
-"""Of one reply; ours has three."""
+"""The most objects of a reply; ours has three."""
 LARGEST_HEADER = 16 * 1024
-"""Bytes of a reply without its objects: addresses, and a code and a reason if it is an error."""
+"""The most bytes of a reply without its objects: addresses, and for an error its code and reason."""
 LARGEST_INDEX = 20_000
-"""Objects that are remembered before the index is read from the folder again, without what was forgotten there."""
+"""The most objects in the index before it is rebuilt from the folder, which drops deleted messages."""
 _IDENTITY = re.compile(r"[0-9a-f]{64}")
 _REQUESTS: Mapping[str, Any] = {
     "activate-node": ActivateNodeRequest,
@@ -67,16 +66,16 @@ METHODS = frozenset(_REQUESTS)
 
 @dataclass(frozen=True)
 class FleetCall:
-    """A call that may be made.
+    """An authorised call.
 
     Attributes
     ----------
     request
-        its protobuf message.
+        The protobuf message.
     node
-        whose it is, 0 for ``activate-node``.
+        The calling node; 0 for ``activate-node``.
     content
-        what SuperLink gets, written anew from ``request``: there is nothing in it that was not looked at.
+        The bytes for SuperLink, serialised from ``request`` without unknown fields.
     """
 
     method: str
@@ -86,14 +85,14 @@ class FleetCall:
 
 
 class FleetRules:
-    """Judges Fleet calls. For one thread at a time.
+    """Authorises Fleet calls. Not thread-safe.
 
     Parameters
     ----------
     folder
-        of the gateway; ``nodes.json`` lies in the run folder above it.
+        The gateway's folder; ``nodes.json`` is in the run folder above it.
     announcements
-        the replies that sites have announced.
+        The replies that sites have announced.
     """
 
     def __init__(self, folder: GatewayFolder, announcements: Announcements) -> None:
@@ -103,23 +102,23 @@ class FleetRules:
         self._largest = LARGEST_INDEX
 
     def admit(self, site: Site, method: str, headers: Mapping[str, str], body: bytes) -> FleetCall:
-        """A call that the site may make. It reads small files.
+        """Authorise a call and return it. Reads small files.
 
         Parameters
         ----------
         site
-            that signed the request.
+            The site that signed the request.
         method
-            one of ``METHODS``.
+            One of ``METHODS``.
         headers
-            of the request.
+            The request's headers.
         body
-            of the request.
+            The request's body.
 
         Raises
         ------
         RefusedError
-            it may not.
+            The site may not make this call.
         """
         if _decoded(headers.get(NODE_KEY_HEADER, "")) != site.public_key:
             raise RefusedError(403, "public-key")
@@ -139,7 +138,7 @@ class FleetRules:
         return FleetCall(method, node, request, request.SerializeToString())
 
     def note_handed_out(self, node: int, header: Any, tree: ObjectTree) -> None:
-        """Remembers a message that is about to go to a node."""
+        """Record a message before it is delivered to a node."""
         message, run = str(header.metadata.message_id), int(header.metadata.run_id)
         found = HandedOut(node, run, tuple(objects_of(tree)))
         self._folder.note_handed_out(message, found.node, found.run, found.objects)
@@ -158,7 +157,7 @@ class FleetRules:
         elif isinstance(request, PushObjectRequest):
             _check_identity(request.object_id)
             if not self._announcements.includes(node, request.session_id, request.object_id):
-                # After a restart nothing is known of it; the site announces its reply again.
+                # Announcements are lost on a restart; the site announces its reply again.
                 raise RefusedError(503, "object")
         elif isinstance(request, PullObjectRequest):
             self._check_object(node, request.run_id, request.object_id)
@@ -180,11 +179,11 @@ class FleetRules:
         for identity in objects_of(tree):
             _check_identity(identity)
         if self._folder.handed_out(about.message_id) is not None:
-            # Whoever announces a message anew ends the upload of whoever did so before.
+            # Announcing a message again would abort the push of the node that announced it first.
             raise RefusedError(403, "message")
 
     def _check_handed_out(self, node: int, run: int, message: str, reason: str) -> None:
-        """That a message was handed to this node, and is of this run."""
+        """Check that a message was delivered to this node, and belongs to this run."""
         _check_identity(message, reason)
         if not self._is_handed_out(node, run, message):
             raise RefusedError(403, reason)
@@ -194,7 +193,7 @@ class FleetRules:
         return found is not None and (found.node, found.run) == (node, run)
 
     def _check_object(self, node: int, run: int, identity: str) -> None:
-        """That an object is part of such a message; messages with equal content share objects."""
+        """Check that an object belongs to such a message; messages with equal content share objects."""
         _check_identity(identity)
         if (node, identity) not in self._messages or len(self._messages) > self._largest:
             self._messages.clear()
@@ -211,12 +210,12 @@ class FleetRules:
 
 
 def objects_of(tree: ObjectTree) -> list[str]:
-    """The identities of all objects of a message.
+    """Return the IDs of all objects of a message.
 
     Raises
     ------
     RefusedError
-        they are too many.
+        There are too many objects.
     """
     found: list[str] = []
     waiting = [tree]

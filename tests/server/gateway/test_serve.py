@@ -43,8 +43,8 @@ def test_what_is_wrong_is_said_in_a_line(made: Lab) -> None:
         done = subprocess.run(made.command(), capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert done.stderr == (
-        f"server.gateway: cannot listen on 127.0.0.1:{made.port}: Address already in use; end what uses it, or choose "
-        "another by --listen\n"
+        f"server.gateway: cannot listen on 127.0.0.1:{made.port}: Address already in use; stop the program that uses "
+        "it, or change --listen\n"
     )
 
 
