@@ -1,1 +1,1 @@
-"""A federation's server over a network: its processes from start to end. Nothing here loads PyTorch."""
+"""Runs a federation's server processes over a network. Nothing here loads PyTorch."""

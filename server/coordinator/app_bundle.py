@@ -1,4 +1,4 @@
-"""The app bundle that Flower wants for a run. It holds configuration and no code."""
+"""The app bundle that Flower requires for a run. It holds configuration and no code."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ CLIENT_APP = "client.runner.client_app:not_run_from_a_bundle"
 
 
 def build_bundle(config: FederationConfig) -> bytes:
-    """The app bundle of a run: names and digests, and no code.
+    """Build the app bundle of a run: names and digests, and no code.
 
-    Flower wants a bundle with every run and hands it to the sites. Ours says which federation it is, and where the
-    server's installation has the app; what a site runs is what the site has installed.
+    Flower requires a bundle for every run and sends it to the sites. Ours names the federation and the module of the
+    server app. Sites run only their own installed code.
     """
     values = {"federation": config.name, "digest": config.digest()}
     project = f"""\

@@ -1,4 +1,4 @@
-"""What the server's ``start`` asks of its SuperLink: register sites, submit the run, see how both are."""
+"""Client for SuperLink's Control API: registers sites, and submits, monitors and stops runs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from server.flower import (
 
 
 class ControlError(FedvoxError):
-    """SuperLink did not do what it was asked."""
+    """SuperLink did not answer, or refused a request."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class Node:
     Attributes
     ----------
     key
-        public, as PEM.
+        The public key as PEM.
     online
-        whether its courier has shown itself lately.
+        Whether its courier sent a heartbeat recently.
     """
 
     node_id: int
@@ -50,14 +50,14 @@ class Node:
 
 
 class SuperLinkControl:
-    """A connection to SuperLink's Control interface; a context manager.
+    """A connection to SuperLink's Control API; a context manager.
 
     All methods raise ``ControlError`` if SuperLink does not answer or refuses.
 
     Parameters
     ----------
     port
-        SuperLink's, on the loopback interface.
+        SuperLink's port on the loopback interface.
     """
 
     def __init__(self, port: int) -> None:
@@ -77,11 +77,11 @@ class SuperLinkControl:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection."""
+        """Close the connection."""
         self._client.close()
 
     def nodes(self) -> list[Node]:
-        """The sites that are registered."""
+        """Return the registered sites."""
         try:
             found = self._client.ListNodes(ListNodesRequest()).nodes_info
         except httpx.HTTPError as error:
@@ -93,34 +93,34 @@ class SuperLinkControl:
         ]
 
     def register(self, name: str, key: bytes) -> int:
-        """Admits a key, under a site's name; the node's number."""
+        """Register a site's key and return its node ID."""
         try:
             return int(self._client.RegisterNode(RegisterNodeRequest(public_key=key, name=name)).node_id)
         except httpx.HTTPError as error:
             raise _failed(
-                f"register {name} (a key that was taken out cannot come back: make a new one)", error
+                f"register {name} (a revoked key cannot be registered again; make a new one)", error
             ) from None
 
     def unregister(self, node_id: int) -> None:
-        """Revokes a node's key."""
+        """Revoke a node's key."""
         try:
             self._client.UnregisterNode(UnregisterNodeRequest(node_id=node_id))
         except httpx.HTTPError as error:
-            raise _failed("take a site out", error) from None
+            raise _failed("revoke a site's key", error) from None
 
     def submit(self, bundle: bytes) -> int:
-        """Starts a Flower run; its number."""
+        """Start a Flower run and return its ID."""
         fab = Fab(hashlib.sha256(bundle).hexdigest(), bundle, {})
         try:
             response = self._client.StartRun(StartRunRequest(fab=fab_to_proto(fab)))
         except httpx.HTTPError as error:
             raise _failed("start the run", error) from None
         if not response.run_id:
-            raise ControlError("SuperLink did not take the run; see logs/superlink.log")
+            raise ControlError("SuperLink did not accept the run; see logs/superlink.log")
         return int(response.run_id)
 
     def is_over(self, run_id: int) -> bool:
-        """Whether a run has ended, however it did."""
+        """Return whether a run has ended, for any reason."""
         try:
             runs = self._client.ListRuns(ListRunsRequest(run_id=run_id)).run_dict
         except httpx.HTTPStatusError as error:
@@ -132,17 +132,17 @@ class SuperLinkControl:
         return run_id not in runs or runs[run_id].status.status == Status.FINISHED
 
     def stop(self, run_id: int) -> None:
-        """Ends a run if it is not over."""
+        """Stop a run unless it has ended."""
         try:
             self._client.StopRun(StopRunRequest(run_id=run_id))
         except httpx.HTTPStatusError:
             if not self.is_over(run_id):
-                raise ControlError("SuperLink does not stop the former run; see logs/superlink.log") from None
+                raise ControlError("SuperLink did not stop the previous run; see logs/superlink.log") from None
         except httpx.HTTPError as error:
-            raise _failed("stop the former run", error) from None
+            raise _failed("stop the previous run", error) from None
 
     def stop_all(self) -> None:
-        """Ends every run that an earlier server left behind."""
+        """Stop every run that an earlier server left behind."""
         try:
             runs: Mapping[int, object] = self._client.ListRuns(ListRunsRequest(limit=1000)).run_dict
         except httpx.HTTPError as error:

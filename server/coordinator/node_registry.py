@@ -1,4 +1,4 @@
-"""Keeps the keys that SuperLink lets in equal to those in the server's kit."""
+"""Synchronises SuperLink's registered keys with the server's kit."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from server.run_store.locks import NODES_FILE
 
 
 class Registration:
-    """Registers and unregisters sites, and notices who is connected.
+    """Registers and unregisters sites, and tracks which are connected.
 
     Parameters
     ----------
     kit
-        the server's kit; ``sites/NAME.crt`` are the certificates of the sites to let in. A file that comes or goes
-        while the federation runs takes effect at the next ``sync``.
+        The server's kit; ``sites/NAME.crt`` are the certificates of the admitted sites. Adding or removing a file
+        takes effect at the next ``sync``.
     run
-        the run folder; ``nodes.json`` tells the server app which node is which site.
+        The run folder; ``nodes.json`` maps nodes to sites for the server app.
     audit
-        gets who was let in, taken out, connected and disconnected.
+        Records when sites are registered, revoked, connected and disconnected.
     say
-        gets what a person should read.
+        Called with each message for the operator.
     """
 
     def __init__(self, kit: Path, run: Path, audit: AuditLog, say: Callable[[str], None]) -> None:
@@ -43,7 +43,7 @@ class Registration:
         return self._online
 
     def sync(self, control: SuperLinkControl) -> None:
-        """Brings SuperLink's list in line with the kit.
+        """Register and revoke keys so that SuperLink matches the kit.
 
         Raises
         ------
@@ -74,7 +74,7 @@ class Registration:
     def _wanted(self) -> dict[str, bytes]:
         wanted = {}
         for file in sorted((self._kit / "sites").glob("*.pub")):
-            self._say_once(f"{file}: is of an earlier form of kits and lets nobody in; delete it")
+            self._say_once(f"{file}: belongs to an old kit format and has no effect; delete it")
         for file in sorted((self._kit / "sites").glob("*.crt")):
             try:
                 wanted[file.stem] = public_pem(key_of(admitted_certificate(self._kit, file.stem)))
@@ -92,7 +92,7 @@ class Registration:
         for name, here in online.items():
             if here != self._online.get(name, False):
                 self._audit.append("site_connected" if here else "site_disconnected", site=name)
-                self._say(f"{name} {'is connected' if here else 'is not connected any more'}")
+                self._say(f"{name} {'is connected' if here else 'is no longer connected'}")
         self._online = online
 
     def _say_once(self, text: str) -> None:

@@ -1,4 +1,4 @@
-"""The Flower run that carries a federation: submitted, watched, and submitted anew when it dies."""
+"""Submits a federation's Flower run, watches it, and submits a new one when the server app dies."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ MOST_FAILURES_IN_A_ROW = 10
 
 
 class FlowerRunError(FedvoxError):
-    """The server app fails again and again."""
+    """The server app keeps failing."""
 
 
 class FlowerRun:
-    """Sees to it that one server app works on the federation until it is over.
+    """Keeps one server app working on the federation until it ends.
 
-    A server app that died, however it did, is replaced by another one in a new Flower run; it goes on from the last
-    finished round. One that is alive is left alone, also when SuperLink dies: with SuperLink's database, app and sites
-    go on where they were, and stopping a run would cost the round that is under way.
+    A dead server app is replaced in a new Flower run, which resumes after the last finished round. A live one is left
+    alone, even when SuperLink dies: app and sites resume from SuperLink's database, whereas stopping the run would lose
+    the current round.
 
     Parameters
     ----------
     run
-        the run folder.
+        The run folder.
     bundle
-        to submit.
+        The app bundle to submit.
     audit
-        gets every submission.
+        Records every submission.
     say
-        gets what a person should read.
+        Called with each message for the operator.
     """
 
     def __init__(self, run: Path, bundle: bytes, audit: AuditLog, say: Callable[[str], None]) -> None:
@@ -60,19 +60,19 @@ class FlowerRun:
         return outcome_of(self._run)
 
     def tick(self, control: SuperLinkControl) -> None:
-        """Looks after the run; to be called about once a second.
+        """Check the run, and submit or replace it as needed; call about once a second.
 
         Raises
         ------
         ControlError
             SuperLink does not answer.
         FlowerRunError
-            the app fails at once, again and again.
+            The app failed repeatedly without progress.
         """
         if self.outcome is not None:
             return
         if not self._cleared:
-            # What an earlier server left behind; its app cannot be alive long, for it died with that server.
+            # Runs of an earlier server; their app died with it, or is about to.
             control.stop_all()
             self._cleared = True
         if self.flower_run is None:
@@ -84,7 +84,7 @@ class FlowerRun:
 
     def _submit(self, control: SuperLinkControl) -> None:
         kill_app(self._run)
-        # An app that was killed while Flower unpacked its bundle leaves half of it, which Flower takes for all.
+        # An app killed while Flower unpacks its bundle leaves a partial copy, which Flower treats as complete.
         shutil.rmtree(self._run / "flwr-home" / "apps", ignore_errors=True)
         self._progress = self._progress_mark()
         self.flower_run = control.submit(self._bundle)
@@ -101,13 +101,13 @@ class FlowerRun:
         self._failures = 1 if went_on else self._failures + 1
         if self._failures >= MOST_FAILURES_IN_A_ROW:
             raise FlowerRunError(
-                f"the server app ended {self._failures} times without getting further; "
+                f"the server app ended {self._failures} times without progress; "
                 f"see {self._run / 'logs' / 'app.log'}, then start again"
             )
         self._delay = 0.0 if went_on else next_delay(self._delay, time.monotonic() - self._submitted_at)
         self._submit_at = time.monotonic() + self._delay
         self.flower_run = None
-        self._say("the server app ended; another one goes on from the last finished round")
+        self._say("the server app ended; a new one resumes after the last finished round")
 
     def _progress_mark(self) -> object:
         try:
@@ -117,7 +117,7 @@ class FlowerRun:
 
 
 def outcome_of(run: Path) -> str | None:
-    """The status in a run's summary; None if it has none."""
+    """Return the status in a run's summary, or None if there is no summary."""
     try:
         return str(json.loads((run / "summary.json").read_text(encoding="utf-8"))["status"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,7 +1,7 @@
-"""The ServerApp of a federation over a network, as Flower's superexec starts it.
+"""The ServerApp of a federation over a network, started by Flower's superexec.
 
-Everything it needs lies in the run folder, whose path it gets from the environment: Flower may start it any number of
-times, and it goes on from the last finished round. Only one at a time works on a run. It never loads torch.
+Everything it needs is in the run folder, whose path the environment gives. Flower may start it any number of times: it
+resumes after the last finished round. Only one at a time works on a run. It never loads PyTorch.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from server.release.model import save_released_model
 from server.release.summary import write_summary
 from server.rounds.round_log import contributors
 from server.rounds.round_loop import FederationError, Link, Patience, RoundLoop
+from server.rounds.terms import Terms
 from server.rounds.weight_transfer import GatewaySignals, GatewayTransfer
 from server.run_store.folder import RunFolder, RunState, now
 from server.run_store.gateway_folder import GatewayFolder
@@ -37,19 +38,19 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Runs what is left of the federation whose run folder the environment names."""
+    """Run the rest of the federation whose run folder the environment names."""
     folder = RunFolder.open(Path(os.environ[RUN_VARIABLE]))
     with only_app(folder.path, context.run_id):
         _log_to(folder.path / APP_LOG)
         try:
             run_federation(grid, folder)
         except Exception:
-            log.exception("the server app ends")
+            log.exception("the server app failed")
             raise
 
 
 def _log_to(file: Path) -> None:
-    """Writes this process's log to a file: Flower keeps what is printed to itself."""
+    """Write this process's log to a file, because Flower does not show its output."""
     handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     log.addHandler(handler)
@@ -57,10 +58,10 @@ def _log_to(file: Path) -> None:
 
 
 def run_federation(grid: Grid, folder: RunFolder) -> None:
-    """Runs what is left of a federation, releases its model, and writes its summary.
+    """Run the rest of a federation, release its model, and write its summary.
 
-    A federation that cannot go on is stopped, with the reason in its summary; any other error is raised, and whoever
-    started this tries again.
+    A federation that cannot continue is stopped, with the reason in its summary. Any other error is raised, and the
+    caller tries again.
     """
     config = load_federation(folder.path / "federation.yaml")
     plan = Plan.model_validate_json((folder.path / "plan.json").read_bytes())
@@ -79,19 +80,19 @@ def run_federation(grid: Grid, folder: RunFolder) -> None:
 
 
 class AuditedProgress(ProgressWriter):
-    """Progress for the display, and for the audit log what was asked of whom and what came of it."""
+    """Reports progress to the display, and each round's start and results to the audit log."""
 
     def __init__(self, run: Path) -> None:
         super().__init__(run)
         self._audit = AuditLog(run / "audit.jsonl")
 
     def round_started(self, round: int, phase: str) -> None:
-        """A round begins."""
+        """Report that a round began."""
         self._audit.append("round_started", round=round, phase=phase)
         super().round_started(round, phase)
 
     def round_done(self, line: Mapping[str, Any]) -> None:
-        """A round is finished."""
+        """Report that a round finished."""
         about_site = ("status", "reason", "examples", "epsilon", "sha256")
         sites = {name: {key: site[key] for key in about_site} for name, site in line["sites"].items()}
         counts = {key: line[key] for key in ("round", "phase", "bytes_up", "bytes_down")}
@@ -108,7 +109,7 @@ def _run_rounds(grid: Grid, folder: RunFolder, config: FederationConfig, plan: P
         folder.event("started", run=state.run, engine="network")
     elif not state.finished:
         folder.event("resumed", round=state.round)
-        observer.message(f"going on after round {state.round} of {config.rounds}")
+        observer.message(f"resuming after round {state.round} of {config.rounds}")
     sites = set(registered_names(folder.path).values())
     patience = Patience()
     if config.network is not None:
@@ -127,7 +128,7 @@ def _run_rounds(grid: Grid, folder: RunFolder, config: FederationConfig, plan: P
         patience=patience,
         signals=GatewaySignals(gateway),
     )
-    RoundLoop(config, layout, set(plan.labels), len(sites), folder, observer, link).run(grid)
+    RoundLoop(Terms.of(config, plan, layout), len(sites), folder, observer, link).run(grid)
 
 
 def _release(folder: RunFolder, config: FederationConfig, plan: Plan) -> None:

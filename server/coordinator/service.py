@@ -1,9 +1,9 @@
-"""A federation's server over a network: brings its processes up, keeps them up, and sees the federation to its end.
+"""Runs a federation's server over a network: starts and restarts its processes until the federation ends.
 
-Four processes besides this one: Flower's SuperLink on the loopback interface, Flower's superexec, which starts the
-server app (``server.coordinator.server_app``), and the gateway in front (``server.gateway``). All of them may be
-killed at any time; the run folder holds what is needed to go on. The gateway may run by itself, in a container of its
-own: it then shares the run folder and the loopback interface.
+There are four more processes: Flower's SuperLink on the loopback interface; Flower's superexec, which starts the server
+app (``server.coordinator.server_app``); and the gateway in front (``server.gateway``). Any of them may be killed at any
+time; the run folder holds what is needed to resume. The gateway may also run separately, in its own container, if it
+shares the run folder and the loopback interface.
 """
 
 from __future__ import annotations
@@ -51,21 +51,21 @@ STATUS_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class StartOptions:
-    """What the command line decides.
+    """The options of ``fedvox-server start``.
 
     Attributes
     ----------
     kit
-        the server's kit.
+        The server's kit.
     run
-        the run folder.
+        The run folder.
     listen
-        where sites reach the gateway; None is the kit's port on all of the machine's addresses, or the kit's address
-        alone where that is a loopback address.
+        The gateway's address. None means the kit's port on all interfaces, or on the kit's address alone if that is a
+        loopback address.
     gateway
-        whether to start one; False where it runs by itself.
+        Whether to start the gateway; False if it runs separately.
     health
-        where SuperLink tells its health by gRPC (host:port); empty is nowhere.
+        The address of SuperLink's gRPC health service (host:port); empty for none.
     """
 
     kit: Path
@@ -76,7 +76,7 @@ class StartOptions:
 
 
 def start(options: StartOptions, display: ProgressDisplay) -> Path:
-    """Runs a federation to its end, or goes on with it.
+    """Run a federation to its end, resuming it if it was started before.
 
     Returns
     -------
@@ -86,9 +86,9 @@ def start(options: StartOptions, display: ProgressDisplay) -> Path:
     Raises
     ------
     FedvoxError
-        something it needs is missing, or the federation cannot go on.
+        A prerequisite is missing, or the federation cannot continue.
     KeyboardInterrupt
-        somebody stopped it; what is finished stays, and it can be started again.
+        The operator interrupted it. Finished work is kept, and the federation can be started again.
     """
     check_flower_version()
     kit = read_kit(options.kit, "server")
@@ -104,7 +104,7 @@ def start(options: StartOptions, display: ProgressDisplay) -> Path:
         (options.run / "summary.json").unlink(missing_ok=True)
         if options.gateway:
             check_port(listen)
-        # Before all else is started, for it needs much memory.
+        # First, because it needs a lot of memory.
         draw_first_weights(options.run)
         run, port = folder.path.resolve(), free_port()
         gateway = GatewayFolder(run)
@@ -145,12 +145,12 @@ class _Server:
         self._trouble = ""
 
     def run(self) -> Path:
-        """Runs until the federation is over; leaves a summary and a report however it ends."""
+        """Run until the federation ends; write a summary and a report in any case."""
         network = self._config.network
         sites = sorted(network.sites) if network else []
         self._display.start(self._config.name, self._config.rounds, sites)
         self._audit.append("server_started", endpoint=self._kit.endpoint, digest=self._kit.digest)
-        # An app that outlived a server that was killed.
+        # Kill an app that outlived a killed server.
         kill_app(self._folder.path)
         reason = None
         try:
@@ -194,15 +194,15 @@ class _Server:
                 self._display.message(self._trouble)
 
     def _end(self, reason: str | None) -> None:
-        # First the record: it must not be lost if somebody loses patience while the processes end.
+        # Write the summary first, so that it is not lost if the operator interrupts the shutdown.
         outcome = self._flower_run.outcome
         if outcome is None:
-            # Nobody writes to the run folder any more.
+            # From here on, nothing else writes to the run folder.
             kill_app(self._folder.path)
             plan = Plan.model_validate_json((self._folder.path / "plan.json").read_bytes())
             write_summary(self._folder, self._config, plan, "stopped" if reason else "interrupted", reason)
         if self._control is not None:
-            self._control.close()  # SuperLink waits for open connections before it ends
+            self._control.close()  # SuperLink waits for open connections before it exits
         self._supervisor.stop()
         if outcome is not None:
             forget_messages(self._folder.path)

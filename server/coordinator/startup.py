@@ -1,4 +1,4 @@
-"""What the server's ``start`` checks and prepares before the first process runs."""
+"""Checks and preparations of ``fedvox-server start``, before it starts any process."""
 
 from __future__ import annotations
 
@@ -27,42 +27,42 @@ from server.run_store.locks import DATABASE, RUN_VARIABLE, UPDATES
 LOOPBACK = "127.0.0.1"
 WARN_BEFORE = timedelta(days=14)
 _SKELETON = frozenset({"checkpoints", "gateway", "logs", "plan.json", "start.lock"})
-"""What may lie in a run folder before it is one; the gateway, where it runs by itself, may begin first."""
+"""Entries allowed in a new run folder; a separate gateway may start first and create some."""
 
 
 def read_federation(kit_folder: Path, kit: Kit) -> FederationConfig:
-    """The federation of a server's kit.
+    """Read the federation file of a server's kit.
 
     Raises
     ------
     ConfigError
-        it is not the one that the kit was made for.
+        The file is not the one that the kit was made for.
     """
     config = load_federation(kit_folder / "federation.yaml")
     if config.network is None or config.digest() != kit.digest:
         raise ConfigError(
-            f"{kit_folder}: federation.yaml was changed, or this is another version of Fedvox than made the kit; "
+            f"{kit_folder}: federation.yaml was changed, or another version of Fedvox made the kit; "
             "run fedvox-server provision again"
         )
     return config
 
 
 def check_certificate(kit: Path, with_key: bool, say: Callable[[str], None]) -> None:
-    """Sees that the server's certificate can be used, and says when it is about to expire.
+    """Check the server's certificate, and warn when it is about to expire.
 
     Parameters
     ----------
     kit
-        the server's.
+        The server's kit.
     with_key
-        also that its key and the list of revoked certificates can; without, another container has them.
+        Also check the key and the revocation list; False if only the gateway's container has them.
     say
-        gets a line.
+        Called with the warning.
 
     Raises
     ------
     CertificateError
-        it has expired, is not valid yet, or cannot be used.
+        The certificate has expired, is not valid yet, or cannot be used.
     """
     file, now = kit / SERVER_CERTIFICATE_FILE, datetime.now(UTC)
     if with_key:
@@ -77,12 +77,12 @@ def check_certificate(kit: Path, with_key: bool, say: Callable[[str], None]) -> 
 
 
 def make_run_folder(run: Path) -> None:
-    """Makes the folder of a new run, for its owner alone, or finds an existing one.
+    """Create the folder of a new run, accessible to its owner only, or accept an existing one.
 
     Raises
     ------
     OutputError
-        it holds something else, or cannot be made.
+        The folder holds something else, or cannot be created.
     """
     try:
         run.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -92,47 +92,47 @@ def make_run_folder(run: Path) -> None:
     except OSError as error:
         raise OutputError(f"{run}: cannot be used: {error.strerror or error}; choose another --run") from None
     if strangers and not (run / "federation.yaml").exists():
-        raise OutputError(f"{run}: holds something else than a run ({min(strangers)}); choose another --run")
+        raise OutputError(f"{run}: is not a run folder (it holds {min(strangers)}); choose another --run")
 
 
 def take_over_run(run: Path, kit_folder: Path, config: FederationConfig) -> RunFolder:
-    """A run folder for this federation: a new one is filled, an existing one must be of the same federation.
+    """Open the run folder for this federation, and fill a new one.
 
     Raises
     ------
     ConfigError
-        it is of another one.
+        The folder belongs to another federation.
     """
     folder = RunFolder(run)
     state = folder.load_state()
     if state is not None and state.digest != config.digest():
         raise ConfigError(
-            f"{run}: was begun with another federation.yaml than the kit has now; give another --run to begin anew"
+            f"{run}: was started with a different federation.yaml than the kit's; give another --run to start anew"
         )
     folder.write_text("plan.json", (kit_folder / "plan.json").read_text(encoding="utf-8"))
-    # Last: this file makes it a run folder. Sites and addresses in it may have changed since.
+    # Last, because this file makes it a run folder. Rewritten, because sites and addresses may have changed.
     folder.write_text("federation.yaml", config.resolved())
     return folder
 
 
 def draw_first_weights(run: Path) -> None:
-    """Has ``server.rounds.initial_weights.draw`` done in a process of its own, whose memory ends with it.
+    """Run ``server.rounds.initial_weights.draw`` in its own process, which frees its memory when it exits.
 
     Raises
     ------
     FedvoxError
-        as there, or the process ended without saying why.
+        Drawing the weights failed.
     """
     command = [sys.executable, "-m", "server.rounds.initial_weights", str(run)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise FedvoxError(
-            done.stderr.strip().rpartition("\n")[2] or f"drawing the first weights ended with {done.returncode}"
+            done.stderr.strip().rpartition("\n")[2] or f"drawing the first weights failed with {done.returncode}"
         )
 
 
 def forget_messages(run: Path) -> None:
-    """Removes sites' updates, and all that SuperLink kept, of a run that is over; no model depends on it."""
+    """Remove the sites' updates and SuperLink's database of a finished run; no model depends on them."""
     GatewayFolder(run).remove()
     shutil.rmtree(run / UPDATES, ignore_errors=True)
     for file in run.glob(f"{DATABASE}*"):
@@ -140,18 +140,18 @@ def forget_messages(run: Path) -> None:
 
 
 def flower_processes(run: Path, port: int, health: str = "") -> list[Child]:
-    """SuperLink and superexec, in the order of starting.
+    """Return SuperLink and superexec, in start order.
 
-    Only this machine reaches SuperLink, so it needs no TLS; it checks the signature of every site's call all the same.
+    Only this machine reaches SuperLink, so it needs no TLS; it still verifies the signature of every site's call.
 
     Parameters
     ----------
     run
-        the run folder, for state and logs; absolute.
+        The run folder for state and logs; absolute.
     port
-        where SuperLink listens, on the loopback interface.
+        SuperLink's port on the loopback interface.
     health
-        where it tells its health by gRPC (host:port); empty is nowhere.
+        The address of SuperLink's gRPC health service (host:port); empty for none.
     """
     secret = run / "secret"
     write_private(secret, secrets.token_hex(32).encode())
@@ -175,16 +175,16 @@ def flower_processes(run: Path, port: int, health: str = "") -> list[Child]:
 
 
 def gateway_process(run: Path, kit: Path, listen: Listen) -> Child:
-    """The gateway, as a child to keep alive.
+    """Return the gateway as a child process to supervise.
 
     Parameters
     ----------
     run
-        the run folder; absolute, as is ``kit``.
+        The run folder; absolute.
     kit
-        the server's kit.
+        The server's kit; absolute.
     listen
-        where sites reach it.
+        The address for the sites.
     """
     command = [sys.executable, "-m", "server.gateway", "--kit", str(kit), "--run", str(run), "--listen", str(listen)]
     return Child(
@@ -199,7 +199,7 @@ def gateway_process(run: Path, kit: Path, listen: Listen) -> Child:
 def _environment(run: Path) -> dict[str, str]:
     environment = flower_environment(run / "flwr-home")
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
-    # The server app is found where this program's own modules are, installed or not.
+    # Lets the server app be imported from where this program's modules are, installed or not.
     here = str(Path(server.__file__).resolve().parents[1])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [here, environment.get("PYTHONPATH")]))
     environment["PYTHONSAFEPATH"] = "1"
@@ -208,7 +208,7 @@ def _environment(run: Path) -> dict[str, str]:
 
 
 def _found(command: list[str]) -> list[str]:
-    """The command with the full path of its program, which Flower installs beside Python."""
+    """Return the command with its program's full path; Flower installs its programs next to Python."""
     program = shutil.which(command[0], path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if program is None:
         raise FedvoxError(f"{command[0]} is not installed; install Fedvox with its dependencies again")
