@@ -13,6 +13,7 @@ from common.config.federation import FederationConfig, TrainingConfig
 from common.imaging.cache.case_cache import CachedCase
 from common.models.unet3d import build_model
 from common.plan.plan import ModelPlan, Plan, PreprocessingPlan
+from common.planning.resolve import with_privacy
 
 FEDERATION = """
 name: tiny
@@ -42,6 +43,11 @@ def plan() -> Plan:
         ),
         patch_size=(16, 16, 16),
     )
+
+
+def plan_for(config: FederationConfig) -> Plan:
+    """With the noise that the federation asks for."""
+    return with_privacy(plan(), config)
 
 
 def ball(name: str, seed: int) -> CachedCase:

@@ -1,4 +1,4 @@
-"""The commands with which a hospital decides and looks back: review, approve, pause, resume, withdraw, audit."""
+"""Commands for a hospital's decisions and their audit: review, approve, pause, resume, withdraw, audit."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 def add_consent_commands(commands: Any) -> None:
-    """Adds the commands to what ``ArgumentParser.add_subparsers`` returned."""
+    """Add the commands to the result of ``ArgumentParser.add_subparsers``."""
     review = commands.add_parser(
         "review",
-        help="show in plain words what a federation wants from this site",
+        help="explain what a federation asks of this site",
         epilog="example:\n  fedvox-client review --kit kit\n",
     )
     _add_folders(review)
     review.add_argument(
-        "--data", type=Path, metavar="DIR", help="say what it costs the patients of this dataset folder"
+        "--data", type=Path, metavar="DIR", help="show the privacy cost for the patients of this dataset folder"
     )
     review.add_argument("--ledger", type=Path, metavar="FILE", help="privacy ledger (default: $FEDVOX_LEDGER)")
-    review.add_argument("--json", action="store_true", help="for machines")
+    review.add_argument("--json", action="store_true", help="print JSON")
     review.set_defaults(command=_review)
 
     approve = commands.add_parser(
@@ -42,9 +42,9 @@ def add_consent_commands(commands: Any) -> None:
     approve.set_defaults(command=_approve)
 
     for name, function, text in (
-        ("pause", _pause, "do no task from the next one on, until resume"),
+        ("pause", _pause, "accept no more tasks until resume"),
         ("resume", _resume, "end a pause"),
-        ("withdraw", _withdraw, "take back the approval, from the next task on"),
+        ("withdraw", _withdraw, "revoke the approval, from the next task on"),
     ):
         command = commands.add_parser(name, help=text, epilog=f"example:\n  fedvox-client {name} --kit kit\n")
         _add_folders(command)
@@ -53,13 +53,13 @@ def add_consent_commands(commands: Any) -> None:
 
     audit = commands.add_parser(
         "audit",
-        help="show what left this building, and prove that the log is whole",
+        help="show what was sent from this site, and verify the log",
         epilog="example:\n  fedvox-client audit --kit kit --verify\n",
     )
     _add_folders(audit)
-    audit.add_argument("--verify", action="store_true", help="prove the chain; exit status 1 if it is broken")
-    audit.add_argument("--expect", metavar="SHA256", help="with --verify: a hash noted earlier must be in the chain")
-    audit.add_argument("--json", action="store_true", help="for machines")
+    audit.add_argument("--verify", action="store_true", help="verify the hash chain; exit status 1 if it is broken")
+    audit.add_argument("--expect", metavar="SHA256", help="with --verify: a hash noted earlier, required in the chain")
+    audit.add_argument("--json", action="store_true", help="print JSON")
     audit.set_defaults(command=_audit)
 
 
@@ -69,7 +69,7 @@ def _add_folders(command: argparse.ArgumentParser) -> None:
 
 
 def _add_user(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--user", metavar="NAME", help="who decides (default: the account; it is recorded anyway)")
+    command.add_argument("--user", metavar="NAME", help="who decides (default: the account, which is always recorded)")
 
 
 def _state(options: argparse.Namespace) -> Path:
@@ -111,7 +111,7 @@ def _review(options: argparse.Namespace) -> int:
     for violation in violations:
         print(f"Outside your site's limits: {violation}.")
     if found:
-        whose = "The patients in " + str(options.data) if options.data else "Patients who took part in nothing before"
+        whose = "The patients in " + str(options.data) if options.data else "Patients who have not taken part before"
         print(f"{whose}: {found}.")
     if decisions.withdrawn:
         print(f"Withdrawn by {decisions.withdrawn.user}, {decisions.withdrawn.time}.")
@@ -127,8 +127,9 @@ def _review(options: argparse.Namespace) -> int:
 
 
 def _outlook(options: argparse.Namespace, state: Path, request: Request) -> Outlook | None:
-    """What the federation costs the patients of ``--data``, or, without it, patients who are new."""
-    if request.federation.privacy is None:
+    """Return what the federation costs the patients of ``--data``, or new patients without it."""
+    privacy = request.plan.privacy
+    if privacy is None:
         return None
     # Late: it brings PyTorch with it, which takes seconds to import.
     from client.consent.site_config import SITE_FILE, load_site_config
@@ -139,10 +140,10 @@ def _outlook(options: argparse.Namespace, state: Path, request: Request) -> Outl
     site = load_site_config(state / SITE_FILE)
     people = NEW_PATIENTS
     if options.data is not None:
-        # Nothing is remembered by a command that only looks.
+        # A read-only command stores nothing.
         people = find_people(request.federation, site, request.kit.site or "", options.data, None)
     account = Ledger(options.ledger or default_ledger(), Witness(state)).read()
-    return outlook(request.federation, site.privacy, account, people)
+    return outlook(request.federation, privacy, site.privacy, account, people)
 
 
 def _approve(options: argparse.Namespace) -> int:
@@ -165,7 +166,7 @@ def _approve(options: argparse.Namespace) -> int:
     approval = book.approve(request.federation.name, digest, options.user)
     print(f"Approved {approval.federation} by {approval.user}, {approval.time}.\nDigest: {digest}")
     if book.read().paused:
-        print(f"The site is paused; fedvox-client resume --kit {options.kit} ends that.")
+        print(f"The site is paused; to resume: fedvox-client resume --kit {options.kit}")
     return 0
 
 
@@ -173,7 +174,7 @@ def _pause(options: argparse.Namespace) -> int:
     from client.consent.decisions import DecisionBook
 
     decision = DecisionBook(_state(options)).pause(options.user)
-    print(f"Paused by {decision.user}, {decision.time}. No task begins until fedvox-client resume.\n{_UNDER_WAY}")
+    print(f"Paused by {decision.user}, {decision.time}. No task starts until fedvox-client resume.\n{_IN_PROGRESS}")
     return 0
 
 
@@ -186,7 +187,7 @@ def _resume(options: argparse.Namespace) -> int:
     decision = book.resume(options.user)
     print(f"Resumed by {decision.user}, {decision.time}.")
     if book.read().withdrawn:
-        print("The site has withdrawn; only fedvox-client approve ends that.")
+        print("The site has withdrawn; only fedvox-client approve reverses that.")
     if load_site_config(state / SITE_FILE).paused:
         print(f"{state / SITE_FILE} still says paused: true.")
     return 0
@@ -196,11 +197,11 @@ def _withdraw(options: argparse.Namespace) -> int:
     from client.consent.decisions import DecisionBook
 
     decision = DecisionBook(_state(options)).withdraw(options.user)
-    print(f"Withdrawn by {decision.user}, {decision.time}. Only fedvox-client approve takes it back.\n{_UNDER_WAY}")
+    print(f"Withdrawn by {decision.user}, {decision.time}. Only fedvox-client approve reverses that.\n{_IN_PROGRESS}")
     return 0
 
 
-_UNDER_WAY = "A task that is under way is finished and its result sent; stop fedvox-client start to prevent that."
+_IN_PROGRESS = "A task in progress is finished and its result sent; stop fedvox-client start to prevent that."
 
 
 def _audit(options: argparse.Namespace) -> int:
@@ -224,14 +225,14 @@ def _audit(options: argparse.Namespace) -> int:
         print("The chain was not checked: add --verify.")
     else:
         print(
-            f"The chain is whole: {counted(proof.entries, 'entry', 'entries')}, {proof.first} to {proof.last}.\n"
-            f"Last hash: {proof.head}\nNote it elsewhere; --expect finds it again as long as nobody rewrote the log."
+            f"The chain is intact: {counted(proof.entries, 'entry', 'entries')}, {proof.first} to {proof.last}.\n"
+            f"Last hash: {proof.head}\nNote it elsewhere; --expect finds it again unless the log was rewritten."
         )
     return 0
 
 
 class AuditUsageError(FedvoxError):
-    """Options that do not go together."""
+    """The options cannot be combined."""
 
     exit_status = 2
 
@@ -244,8 +245,12 @@ def _prove(state: Path, expected: str | None) -> AuditSummary:
     log = state / AUDIT_FILE
     proof = verify(log)
     if expected is not None and expected not in proof.hashes:
-        raise AuditError(log, f"has no entry with the hash {expected}: it was replaced, or the hash is of another log")
+        raise AuditError(
+            log, f"has no entry with the hash {expected}: the log was replaced, or the hash is from another log"
+        )
     for approval in DecisionBook(state).read().approvals:
         if approval.audit not in proof.hashes:
-            raise AuditError(log, f"lacks the approval of {approval.time}, which approvals.json has: it was replaced")
+            raise AuditError(
+                log, f"lacks the approval of {approval.time}, which approvals.json has: the log was replaced"
+            )
     return proof

@@ -1,1 +1,1 @@
-"""What the hospital agreed to: what it was shown, what it decided, and what it allows."""
+"""The hospital's consent: what it was shown, what it decided, and what it allows."""

@@ -1,4 +1,4 @@
-"""What people at the hospital decided: approvals, pauses and withdrawals, in one file that is replaced whole."""
+"""The hospital's decisions: approvals, pauses and withdrawals, in one file that is always replaced as a whole."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from common.system.files import write_atomically
 
 
 class DecisionsError(FedvoxError):
-    """The file of decisions cannot be read; nothing counts as approved then."""
+    """The file of decisions cannot be read, so nothing counts as approved."""
 
 
 class Decision(Frozen):
@@ -33,9 +33,9 @@ class Decision(Frozen):
     Attributes
     ----------
     user
-        the name that was given.
+        The name that the person gave.
     account
-        the operating system's, whatever name was given.
+        The operating system's account name.
     """
 
     time: str
@@ -49,15 +49,15 @@ class Approval(Decision):
     Attributes
     ----------
     digest
-        of its configuration.
+        Digest of the federation's configuration.
     fields
-        digest of the list of what leaves the site.
+        Digest of the list of what leaves the site.
     version
-        of Fedvox.
+        Version of Fedvox.
     automatic
-        the limits in the site file allowed it, nobody was asked.
+        Approved by the limits in the site file, not by a person.
     audit
-        hash of the entry in the audit log.
+        Hash of the entry in the audit log.
     """
 
     federation: str
@@ -69,7 +69,7 @@ class Approval(Decision):
 
 
 class Decisions(Frozen):
-    """All that was decided; ``paused`` and ``withdrawn`` are None while they do not hold."""
+    """All decisions in force; ``paused`` and ``withdrawn`` are None unless they apply."""
 
     format: Literal[1] = 1
     approvals: tuple[Approval, ...] = ()
@@ -77,7 +77,7 @@ class Decisions(Frozen):
     withdrawn: Decision | None = None
 
     def approval(self, digest: str, *, automatic: bool) -> Approval | None:
-        """The latest approval of a federation that covers what the installed version sends."""
+        """Return a federation's latest approval that covers what the installed version sends; None without one."""
         for approval in reversed(self.approvals):
             found = (approval.digest, approval.fields, approval.automatic)
             if found == (digest, digest_of_fields(), automatic):
@@ -86,12 +86,12 @@ class Decisions(Frozen):
 
 
 class DecisionBook:
-    """Reads and writes the decisions of a site; every change also goes into its audit log.
+    """Reads and writes a site's decisions; also records every change in its audit log.
 
     Parameters
     ----------
     state
-        the site's state folder; made if it does not exist.
+        The site's state folder; created if missing.
     """
 
     def __init__(self, state: Path) -> None:
@@ -100,12 +100,12 @@ class DecisionBook:
         self._audit = AuditLog(state / AUDIT_FILE)
 
     def read(self) -> Decisions:
-        """The decisions as they are now.
+        """Read the current decisions.
 
         Raises
         ------
         DecisionsError
-            the file is damaged or cannot be read.
+            The file is damaged or cannot be read.
         """
         try:
             return Decisions.model_validate_json(self._file.read_bytes())
@@ -117,23 +117,23 @@ class DecisionBook:
             ) from None
 
     def approve(self, federation: str, digest: str, user: str | None = None) -> Approval:
-        """A person approves a federation; ends a withdrawal."""
+        """Record a person's approval of a federation; ends a withdrawal."""
         return self._approve(federation, digest, user, automatic=False)
 
     def approve_automatically(self, federation: str, digest: str) -> Approval:
-        """The site file's limits approve a federation; once, however often this is called."""
+        """Record the approval by the site file's limits, once however often this is called."""
         return self._approve(federation, digest, None, automatic=True)
 
     def pause(self, user: str | None = None) -> Decision:
-        """No task is done from the next one on."""
+        """Pause the site from the next task on."""
         return self._decide("paused", user, lambda now, decision: now.model_copy(update={"paused": decision}))
 
     def resume(self, user: str | None = None) -> Decision:
-        """Ends a pause."""
+        """End a pause."""
         return self._decide("resumed", user, lambda now, _: now.model_copy(update={"paused": None}))
 
     def withdraw(self, user: str | None = None) -> Decision:
-        """Takes back every approval; only ``approve`` ends it, no limits do."""
+        """Withdraw every approval; only ``approve`` ends this, automatic approval does not."""
         changes: dict[str, Any] = {"approvals": ()}
         return self._decide(
             "withdrawn", user, lambda now, decision: now.model_copy(update=changes | {"withdrawn": decision})
@@ -151,7 +151,7 @@ class DecisionBook:
                 "version": common.__version__,
                 "automatic": automatic,
             }
-            # The log comes first: an approval that is not written down does not hold.
+            # Log first: an approval that is not recorded does not hold.
             event = "approved_automatically" if automatic else "approved"
             logged = {f"at_{name}" if name == "time" else name: value for name, value in values.items()}
             entry = self._audit.append(event, **logged)
@@ -165,7 +165,7 @@ class DecisionBook:
     def _decide(self, event: str, user: str | None, change: Callable[[Decisions, Decision], Decisions]) -> Decision:
         with self._locked():
             decision = decision_of(user)
-            # The log comes last: stopping must work even where the log cannot be written.
+            # Log last: stopping must work even if the log cannot be written.
             self._write(change(self.read(), decision))
             self._audit.append(event, user=decision.user, account=decision.account)
             return decision
@@ -188,8 +188,8 @@ class DecisionBook:
 
 
 def decision_of(user: str | None) -> Decision:
-    """Who decides now: the account, and under the name that was given."""
-    # Not getpass: it believes environment variables.
+    """Make a decision's record: the current time, the account, and the person's name or else the account's."""
+    # Not getpass, which trusts environment variables.
     try:
         account = pwd.getpwuid(os.getuid()).pw_name
     except KeyError:

@@ -1,8 +1,8 @@
-"""What a federation wants from a hospital, in plain words: the document that a person reads before approving.
+"""The consent document: what a federation asks of a hospital, in plain words, for a person to read before approving.
 
-What is sent back is not written down here by hand: it follows from the fields of ``common.protocol.messages``, the
-closed list of what may leave, and every field has its meaning beside it. A field without one is an error, so that
-neither this document nor an approval can fall behind the protocol.
+The list of what is sent follows from the fields of ``common.protocol.messages``, the closed list of what may leave,
+and gives every field its meaning. A field without a meaning is an error, so neither this document nor an approval can
+fall behind the protocol.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ MEANINGS: Mapping[type, Mapping[str, str]] = {
     SiteInfo: {
         "site": "the name that your hospital has in this federation",
         "train_examples": "how many patients are trained on",
-        "validation_examples": "how many patients are kept back to score models",
+        "validation_examples": "how many patients are held out to score models",
         "fedvox": "version of Fedvox at your site",
         "flwr": "version of Flower, the transport, at your site",
         "torch": "version of PyTorch at your site",
         "python": "version of Python at your site",
-        "device": "kind of processor that computes: cpu or cuda",
+        "device": "type of processor used: cpu or cuda",
         "precision": "number format of the computation: float32, bfloat16 or float16",
     },
     Heartbeat: {
-        "tasks": "names of the tasks that your site has received and not answered yet",
-        "task": "name of the one that it works on; empty if it waits",
+        "tasks": "names of the tasks that your site has received but not yet answered",
+        "task": "name of the task that it is working on; empty if it is waiting",
         "step": "training steps done so far in this round",
         "steps": "training steps of the round",
     },
@@ -55,39 +55,39 @@ MEANINGS: Mapping[type, Mapping[str, str]] = {
         "validation_loss": "validation loss, one mean over all validation patients",
         "dice": "for each label, one Dice score: the mean over all validation patients",
         "seconds": "how long the task took",
-        "seconds_data": "how much of that was waiting for data",
-        "seconds_compute": "how much of that was training",
-        "seconds_evaluate": "how much of that was scoring",
-        "epsilon": "what differential privacy has cost so far; empty without it",
-        "update": "SHA-256 of the file with the model update, which goes beside it; empty without training",
+        "seconds_data": "how much of that was spent waiting for data",
+        "seconds_compute": "how much of that was spent training",
+        "seconds_evaluate": "how much of that was spent scoring",
+        "epsilon": "privacy cost so far (epsilon); empty without differential privacy",
+        "update": "SHA-256 of the model update file, which is sent with this message; empty without training",
     },
     Failure: {
-        "code": "number of one of the codes below",
-        "reason": "kind of error: the name of a class in the program",
+        "code": "number of one of the error codes below",
+        "reason": "type of error: the name of a class in the program",
     },
 }
 OCCASIONS: Mapping[type, str] = {
-    SiteInfo: "before the first round, and when your site or the server was restarted",
-    Heartbeat: "every few seconds while your site is connected, as a sign of life",
+    SiteInfo: "before the first round, and after your site or the server restarts",
+    Heartbeat: "every few seconds while your site is connected, as a heartbeat",
     Result: "after every round",
     Failure: "when something goes wrong",
 }
 NEVER_SENT = (
-    "Scans, label maps, predictions, or any part or thumbnail of them.",
+    "Scans, label maps or predictions, or any part or thumbnail of them.",
     "Names, dates, identifiers or anything else about a single patient; file and folder names.",
-    "Scores or losses patient by patient: only means over all patients. (The mean over one patient is that patient's: "
-    "keep several for validation.)",
-    "Error messages and logs. When something goes wrong, a code and the kind of error leave, nothing else.",
+    "Scores or losses of individual patients: only means over all patients are sent. (The mean over one "
+    "patient is that patient's score: use several for validation.)",
+    "Error messages and logs. When something goes wrong, only a code and the type of error are sent.",
 )
 
 
 class ConsentError(ConfigError):
-    """A kit asks for something that cannot be shown as it would be done."""
+    """A kit asks for something that this document cannot describe faithfully."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """One thing that leaves a hospital: name, meaning, and the message it is part of."""
+    """One field that leaves the hospital: its message, name and meaning."""
 
     message: str
     name: str
@@ -95,17 +95,17 @@ class Field:
 
 
 def fields_that_leave(privacy: PrivacyConfig | None = None) -> list[Field]:
-    """Every field of every message that a site sends, with its meaning in plain words.
+    """List every field of every message that a site sends, with its meaning in plain words.
 
     Parameters
     ----------
     privacy
-        of the federation; it changes what some fields mean, and which there are it does not change.
+        The federation's differential privacy; changes the meaning of some fields, but not the list.
 
     Raises
     ------
     ConsentError
-        the protocol has a field that nobody has explained.
+        The protocol and the table of meanings list different fields.
     """
     found, changed = [], private_meanings(privacy)
     for message, meanings in MEANINGS.items():
@@ -117,20 +117,14 @@ def fields_that_leave(privacy: PrivacyConfig | None = None) -> list[Field]:
 
 
 def digest_of_fields() -> str:
-    """SHA-256 over what leaves: an approval covers no version of Fedvox that sends anything else."""
+    """Return the SHA-256 of the list of fields; an approval covers only versions that send this list."""
     listed = [(field.message, field.name) for field in fields_that_leave()]
     return hashlib.sha256(json.dumps(sorted(listed)).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a kit asks for.
-
-    Attributes
-    ----------
-    plan
-        follows from the federation.
-    """
+    """What a kit asks for: the kit, its federation, and the plan that follows from it."""
 
     kit: Kit
     federation: FederationConfig
@@ -138,33 +132,34 @@ class Request:
 
 
 def read_request(kit: Path) -> Request:
-    """Reads a kit and checks that its files say the same thing.
+    """Read a kit and check that its files agree.
 
     Raises
     ------
     ConfigError
-        a file is missing, cannot be read, or contradicts another.
+        A file is missing, cannot be read, or contradicts another.
     """
-    # Late: it brings SciPy with it, which not every command needs.
-    from common.planning.resolve import plan_from_config
+    # Imported late: it loads SciPy, which not every command needs.
+    from common.planning.resolve import check_plan
 
     described = read_kit(kit, "site")
     federation = load_federation(kit / "federation.yaml")
     if described.digest != federation.digest():
-        raise ConsentError(f"{kit / 'federation.yaml'}: is not the federation of kit.yaml; ask for a new kit")
-    plan = plan_from_config(federation)
+        raise ConsentError(f"{kit / 'federation.yaml'}: is not the federation named in kit.yaml; ask for a new kit")
     file = kit / "plan.json"
     try:
-        written = Plan.model_validate_json(file.read_bytes())
+        plan = Plan.model_validate_json(file.read_bytes())
     except (OSError, ValueError):
         raise ConsentError(f"{file}: is missing or damaged; ask for a new kit") from None
-    if written != plan:
-        raise ConsentError(f"{file}: does not follow from federation.yaml; ask for a new kit")
+    try:
+        check_plan(plan, federation)
+    except ConfigError as error:
+        raise ConsentError(f"{file}: does not follow from federation.yaml ({error}); ask for a new kit") from None
     return Request(described, federation, plan)
 
 
 def document(request: Request) -> dict[str, Any]:
-    """What a federation wants, as plain values; ``as_text`` is the same for people."""
+    """Return the document as plain values; ``as_text`` renders it for people."""
     federation, plan = request.federation, request.plan
     weights, upload = _weights(plan), federation.transport.upload
     return {
@@ -199,10 +194,10 @@ def document(request: Request) -> dict[str, Any]:
             "spacing_mm": list(plan.preprocessing.spacing) if plan.preprocessing.spacing else None,
             "starts_from": federation.initial_model_sha256,
         },
-        "privacy": privacy_terms(federation, len(plan.labels)),
+        "privacy": privacy_terms(federation, plan),
         "sent_back": {
             "update": {
-                "meaning": "the change of the model's weights by your site's training, as a file of plain numbers",
+                "meaning": "the change in the model's weights from training at your site, as a file of plain numbers",
                 "values": weights,
                 "encoding": upload,
                 "bytes_per_round": sum(piece.size for piece in pieces_of(weights, upload)),
@@ -216,8 +211,8 @@ def document(request: Request) -> dict[str, Any]:
 
 
 def as_text(content: Mapping[str, Any], width: int = 100) -> str:
-    """The document for a reader, wrapped to ``width`` columns."""
-    parts = [f"WHAT THE FEDERATION {content['federation']!r} WANTS FROM YOUR HOSPITAL"]
+    """Render the document as text, wrapped to ``width`` columns."""
+    parts = [f"WHAT THE FEDERATION {content['federation']!r} ASKS OF YOUR HOSPITAL"]
     if content["description"]:
         parts.append(_wrapped(content["description"], width))
     work, model, data, sent = content["work"], content["model"], content["data"], content["sent_back"]
@@ -243,7 +238,7 @@ def as_text(content: Mapping[str, Any], width: int = 100) -> str:
         listed = [(field["name"], field["meaning"]) for field in sent["fields"] if field["message"] == message.__name__]
         parts.append(_table(f"What is sent {occasion} ({message.__name__})", listed, width))
     parts += [
-        _section("Codes of what can go wrong", [f"{', '.join(sent['errors'])}."], width),
+        _section("Error codes", [f"{', '.join(sent['errors'])}."], width),
         _section("What is never sent", content["never_sent"], width),
         _section(
             "Where it goes",
@@ -257,7 +252,7 @@ def as_text(content: Mapping[str, Any], width: int = 100) -> str:
             "Software",
             [
                 f"Fedvox {content['software']['fedvox']}, as installed at your site. "
-                "Nothing that comes from the server is run as a program."
+                "Nothing received from the server is run as a program."
             ],
             width,
         ),
@@ -269,41 +264,39 @@ def as_text(content: Mapping[str, Any], width: int = 100) -> str:
 def _learned(data: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
     labels = ", ".join(f"{name} (label {value})" for value, name in data["labels"].items())
     spacing = model["spacing_mm"]
-    start = f", beginning with a given model (SHA-256 {model['starts_from']})" if model["starts_from"] else ""
+    start = f", starting from a given model (SHA-256 {model['starts_from']})" if model["starts_from"] else ""
     grid = f"resampled to {_by(spacing)} mm" if spacing else "on their own grids"
     return [
         f"To segment {labels}.",
         f"From {data['modality']} volumes with the channels {', '.join(data['channels'])}, {grid}, in patches of "
         f"{_by(model['patch_size'])} voxels.",
-        f"By a {model['kind']}: {model['parameters']:,} weights, stages of {', '.join(map(str, model['stages']))} "
+        f"With a {model['kind']}: {model['parameters']:,} weights, stages of {', '.join(map(str, model['stages']))} "
         f"channels{start}.",
     ]
 
 
 def _work(work: Mapping[str, Any], privacy: Mapping[str, Any] | None) -> list[str]:
-    least = f", and that is at least {work['min_fraction']:.0%} of those that take part" if work["min_fraction"] else ""
+    least = f", and at least {work['min_fraction']:.0%} of the participating sites do" if work["min_fraction"] else ""
     ending = "; it may end earlier" if work["early_stop"] else ""
     batch = f"{work['batch_size']} patches each"
     if privacy is not None:
         patches = privacy["patches_per_patient"]
         views = f"{patches} patches" if patches > 1 else "one patch"
-        batch = (
-            f"{views} of every patient who was drawn ({100 * privacy['sample_rate']:.3g} % of your patients on average)"
-        )
+        batch = f"{views} of each patient drawn ({100 * privacy['sample_rate']:.3g} % of your patients on average)"
     return [
-        f"{counted(work['rounds'], 'round')}{ending}. In each, your site scores the model on its validation "
+        f"{counted(work['rounds'], 'round')}{ending}. In each round, your site scores the model on its validation "
         f"patients and trains {_trained(work['trainable'])} for {counted(work['local_steps'], 'step')} with {batch} "
-        f"({work['optimizer']}, loss {work['loss']}). A last message only scores the final model.",
+        f"({work['optimizer']}, loss {work['loss']}). A final task only scores the finished model.",
         f"A round counts if {counted(work['min_sites'], 'site')} or more answer with an update{least}.",
     ]
 
 
 def _trained(trainable: str) -> str:
-    return "it" if trainable == "all" else f"a part of it ({trainable.replace('_', ' ')})"
+    return "it" if trainable == "all" else f"part of it ({trainable.replace('_', ' ')})"
 
 
 def _weights(plan: Plan) -> int:
-    # Late: PyTorch takes seconds to import, and only the document needs the size of the network.
+    # Imported late: PyTorch takes seconds to load, and only the document needs the size of the network.
     import torch
 
     from common.models.unet3d import build_model
@@ -313,7 +306,7 @@ def _weights(plan: Plan) -> int:
 
 
 def _printable(text: str) -> str:
-    """The text without what could steer a terminal: parts of it were written by the coordinator."""
+    """Replace terminal control characters: parts of the text come from the coordinator."""
     return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 

@@ -1,7 +1,7 @@
-"""What this hospital allows: every task is checked before it begins, every reply is written down before it leaves.
+"""The hospital's policy: checks every task before it begins and records every reply before it leaves.
 
-Decisions are read anew for every task, so that a pause or a withdrawal holds from the next one on. Whatever cannot be
-read, and whatever is in doubt, is refused.
+Decisions are read again for every task, so a pause or a withdrawal takes effect with the next one. If anything cannot
+be read or is in doubt, the task is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_TEXT = 200
 
 
 class PolicyError(FedvoxError):
-    """This hospital does not do what was asked; the server learns the ``code`` alone."""
+    """The hospital refuses a task; the server learns only the ``code``."""
 
     def __init__(self, code: ErrorCode, text: str) -> None:
         self.code = code
@@ -34,20 +34,20 @@ class PolicyError(FedvoxError):
 
 
 class HeldBackError(PolicyError):
-    """Something was about to leave that may not; asking again does not help."""
+    """A reply holds something that may not leave; retrying does not help."""
 
 
 class Policy:
-    """Decides whether this hospital does a task.
+    """Decides whether this hospital accepts a task.
 
     Parameters
     ----------
     state
-        the site's state folder.
+        The site's state folder.
     config
-        the federation of the site's own kit; tasks of any other are refused.
+        The federation of the site's own kit; tasks of any other are refused.
     site
-        what the hospital allows; a path is a site file that is read anew at every check.
+        What the hospital allows; a path is a site file that is read again at every check.
     """
 
     def __init__(self, state: Path, config: FederationConfig, site: SiteConfig | Path) -> None:
@@ -57,12 +57,12 @@ class Policy:
         self._book = DecisionBook(state)
 
     def check(self, digest: str) -> None:
-        """Returns if a task of the federation with this digest may be done now.
+        """Return if the site may now do a task of the federation with this digest.
 
         Raises
         ------
         PolicyError
-            it may not.
+            It may not.
         """
         try:
             decisions = self._book.read()
@@ -71,7 +71,7 @@ class Policy:
             raise PolicyError(ErrorCode.REFUSED_BY_SITE, str(error)) from None
         if decisions.withdrawn is not None:
             raise PolicyError(
-                ErrorCode.WITHDRAWN, f"withdrawn by {decisions.withdrawn.user}; approve to take part again"
+                ErrorCode.WITHDRAWN, f"withdrawn by {decisions.withdrawn.user}; fedvox-client approve ends it"
             )
         if decisions.paused is not None:
             raise PolicyError(ErrorCode.PAUSED, f"paused by {decisions.paused.user}; fedvox-client resume ends it")
@@ -79,7 +79,8 @@ class Policy:
             raise PolicyError(ErrorCode.PAUSED, "paused in the site file; set paused: false to go on")
         if digest != self._digest:
             raise PolicyError(
-                ErrorCode.NOT_APPROVED, f"the server runs federation {digest[:12]}, this kit is for {self._digest[:12]}"
+                ErrorCode.NOT_APPROVED,
+                f"the server runs federation {digest[:12]}, but this kit is for {self._digest[:12]}",
             )
         if violations := site.privacy.violations(self._config):
             raise PolicyError(ErrorCode.PRIVACY_REQUIRED, "; ".join(violations))
@@ -88,7 +89,7 @@ class Policy:
         if decisions.approval(digest, automatic=False) is not None:
             return
         if not site.limits.automatic_approval:
-            raise PolicyError(ErrorCode.NOT_APPROVED, "not approved; see fedvox-client review, then approve")
+            raise PolicyError(ErrorCode.NOT_APPROVED, "not approved; run fedvox-client review, then approve")
         try:
             self._book.approve_automatically(self._config.name, digest)
         except (AuditError, OutputError, DecisionsError) as error:
@@ -96,14 +97,14 @@ class Policy:
 
 
 class TaskGuard:
-    """Stands between server and site: asks the policy before a task, writes down what leaves after it.
+    """Stands between server and site: checks the policy before a task, and records what leaves after it.
 
     Parameters
     ----------
     policy
-        of this hospital.
+        This hospital's policy.
     audit
-        where tasks and replies are written down; by rule ``audit.jsonl`` in the site's state folder.
+        Log of tasks and replies, normally ``audit.jsonl`` in the site's state folder.
     """
 
     def __init__(self, policy: Policy, audit: AuditLog) -> None:
@@ -111,12 +112,12 @@ class TaskGuard:
         self._audit = audit
 
     def check(self, digest: str) -> None:
-        """Returns if the task may be done, and writes it down either way.
+        """Return if the task may be done; record the decision either way.
 
         Raises
         ------
         PolicyError
-            it may not, or it could not be written down.
+            It may not, or the decision could not be recorded.
         """
         try:
             self._policy.check(digest)
@@ -126,36 +127,36 @@ class TaskGuard:
         self._log("task_accepted", digest=digest)
 
     def record(self, kind: str, question: str, answer: str, update_bytes: int = 0) -> None:
-        """Writes down exactly what an answer holds; raising keeps it from leaving.
+        """Record exactly what an answer holds; an exception keeps it from leaving.
 
         Parameters
         ----------
         kind
-            of the work: ``hello``, ``train`` or ``evaluate``.
+            Kind of work: ``hello``, ``train`` or ``evaluate``.
         question
-            the server's message, as it came.
+            The server's message, as received.
         answer
-            as it will leave.
+            The answer, as it will be sent.
         update_bytes
-            size of the update that goes beside it.
+            Size of the update sent with it; 0 without one.
 
         Raises
         ------
         HeldBackError
-            the answer holds something that may not leave.
+            The answer holds something that may not leave.
         PolicyError
-            the log cannot be written.
+            The log cannot be written.
         """
         about: dict[str, Any] = {"kind": kind, **_round_of(question)}
         try:
             content = _listed(answer)
         except ProtocolError as error:
             self._log("held_back", **about, reason=str(error)[:MAX_TEXT])
-            raise HeldBackError(ErrorCode.REFUSED_BY_SITE, f"about to leave, but on no list: {error}") from None
+            raise HeldBackError(ErrorCode.REFUSED_BY_SITE, f"held back, on no list: {error}") from None
         update = content.update if isinstance(content, Result) else None
         if (update is None) != (update_bytes == 0):
             self._log("held_back", **about, reason="an update without its digest, or a digest without its update")
-            raise HeldBackError(ErrorCode.REFUSED_BY_SITE, "the answer and the update beside it do not fit")
+            raise HeldBackError(ErrorCode.REFUSED_BY_SITE, "the answer does not match its update")
         if isinstance(content, Failure):
             self._log("sent", **about, bytes=0, error=_code_word(content.code), reason=content.reason)
             return
@@ -170,12 +171,12 @@ class TaskGuard:
 
 
 def open_guard(state: Path, config: FederationConfig) -> TaskGuard:
-    """The guard of a site that keeps site file, decisions and audit log in its state folder."""
+    """Make the guard of a site from the site file, decisions and audit log in its state folder."""
     return TaskGuard(Policy(state, config, state / SITE_FILE), AuditLog(state / AUDIT_FILE))
 
 
 def _round_of(question: str) -> dict[str, Any]:
-    """Run and round as the server wrote them, if it did."""
+    """Return run and round as the server named them; empty if it did not."""
     try:
         asked = unpack_question(question)
     except ProtocolError:
@@ -184,12 +185,12 @@ def _round_of(question: str) -> dict[str, Any]:
 
 
 def _listed(answer: str) -> Answer:
-    """An answer, if it holds nothing but what the consent document lists.
+    """Decode an answer that holds only what the consent document lists.
 
     Raises
     ------
     ProtocolError
-        it holds anything else, or a value of another kind than its field may have.
+        It holds anything else, or a value of the wrong type.
     """
     content = unpack_answer(answer)
     listed = {field.name for field in fields_that_leave() if field.message == type(content).__name__}

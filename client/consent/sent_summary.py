@@ -1,4 +1,4 @@
-"""What left this building: the audit log's ``sent`` entries, added up by day and by round."""
+"""Summary of what left this building: the audit log's ``sent`` entries, totalled by day and by round."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Departure:
     Attributes
     ----------
     kind
-        ``updates`` (weights and numbers), ``scores`` (numbers alone), ``declarations`` or ``error codes``. Signs of
-        life are in logs of earlier versions only: there is one every few seconds, and it says nothing of patients.
+        ``updates`` (weights and numbers), ``scores`` (numbers only), ``declarations`` or ``error codes``. Only earlier
+        versions also logged heartbeats (``signs of life``), which carry nothing about patients.
     run, round
-        as the server's task named them; empty and 0 if it did not.
+        As the server's task named them; empty and 0 if it did not.
     sha256
-        of the update's file; of the whole message where there is none, and in logs of earlier versions.
+        Digest of the update's file; of the whole message if there is no update, and in logs of earlier versions.
     """
 
     time: str
@@ -36,12 +36,12 @@ class Departure:
 
 
 def departures(entries: Iterable[Entry]) -> list[Departure]:
-    """Every message that left, in order."""
+    """List every message that left, in order."""
     return [_departure(entry) for entry in entries if entry.event == "sent"]
 
 
 def summary(sent: Sequence[Departure]) -> dict[str, Any]:
-    """Totals, and the same by day (UTC) and by round, for machines."""
+    """Total the messages, overall, by day (UTC) and by round, as plain values."""
     spent = [departure.epsilon for departure in sent if departure.epsilon is not None]
     return {
         "total": _total(sent),
@@ -57,7 +57,7 @@ def summary(sent: Sequence[Departure]) -> dict[str, Any]:
 
 
 def as_text(content: Mapping[str, Any]) -> str:
-    """The summary for a reader."""
+    """Render the summary as text."""
     if not content["total"]["messages"]:
         return "WHAT LEFT THIS BUILDING\nNothing."
     epsilon = content["epsilon"]
@@ -93,7 +93,7 @@ def _departure(entry: Entry) -> Departure:
 
 
 def _kind(details: Mapping[str, Any]) -> str:
-    """What kind of message an entry tells of: of this version, or of an earlier one, whose fields lay in records."""
+    """Return the kind of message that an entry describes, in the format of this or an earlier version."""
     fields = details.get("fields")
     names = set(fields) if isinstance(fields, dict) else set()
     if "error" in details:

@@ -1,7 +1,7 @@
 """The site file: what one hospital allows, whatever a federation asks for.
 
-``site.yaml`` belongs to the hospital. It is read from the hospital's own state folder, never from the kit that the
-coordinator sent: a kit must not be able to allow itself anything.
+``site.yaml`` belongs to the hospital. It is read from the hospital's own state folder, never from the coordinator's
+kit: a kit must not be able to grant itself permissions.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ _TIME = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
 
 
 class Limits(Frozen):
-    """What a federation may ask for at most; a limit that is left out allows everything of its kind.
+    """Limits on what a federation may ask for; an omitted limit allows everything.
 
-    Limits hold at every task, also for a federation that a person approved.
+    Limits apply to every task, even of a federation that a person approved.
 
     Attributes
     ----------
     max_rounds
-        message rounds of the whole federation.
+        Rounds of the whole federation.
     max_local_steps
-        training steps per round.
+        Training steps per round.
     federations
-        names.
+        Names of federations.
     labels
-        names of structures.
+        Names of structures.
     channels
-        names of input channels.
+        Names of input channels.
     automatic_approval
-        a federation within the limits needs no ``fedvox-client approve``.
+        A federation within the limits needs no ``fedvox-client approve``.
     """
 
     max_rounds: PositiveInt | None = None
@@ -61,7 +61,7 @@ class Limits(Frozen):
         return self
 
     def violations(self, federation: FederationConfig) -> list[str]:
-        """What a federation asks for beyond these limits, one sentence each; empty if it stays within."""
+        """List what a federation asks for beyond these limits, one sentence each."""
         found = []
         if self.federations is not None and federation.name not in self.federations:
             found.append(f"federation {federation.name!r} is not among limits.federations")
@@ -78,16 +78,17 @@ class Limits(Frozen):
 
 
 class SitePrivacy(Frozen):
-    """What a hospital's patients may lose at most, over all federations that they ever take part in.
+    """Limits on the privacy cost to a hospital's patients, over all federations.
 
     Attributes
     ----------
     required
-        a federation without differential privacy is refused.
+        A federation without differential privacy is refused.
     max_epsilon
-        of any one patient, over everything in the ledger; left out, spends are written down and not limited.
+        Largest epsilon of any one patient over everything in the ledger; if omitted, costs are recorded but not
+        limited.
     delta
-        at which ``max_epsilon`` is meant, whatever delta a federation has.
+        The delta at which ``max_epsilon`` applies, whatever a federation's own delta.
     """
 
     required: bool = False
@@ -95,14 +96,14 @@ class SitePrivacy(Frozen):
     delta: Annotated[float, Field(gt=0, lt=0.01)] = 1e-5
 
     def violations(self, federation: FederationConfig) -> list[str]:
-        """Why a federation is refused before anything is spent, one sentence each; empty if it is not."""
+        """List the reasons to refuse a federation before anything is spent, one sentence each."""
         if self.required and federation.privacy is None:
             return ["the site file requires differential privacy (privacy.required), and this federation uses none"]
         return []
 
 
 def _written_time(value: object) -> object:
-    # YAML reads 20:00 without quotes as the whole number 20 * 60 + 0.
+    # YAML reads an unquoted 20:00 as the integer 20 * 60 + 0.
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 24 * 60:
         return f"{value // 60:02}:{value % 60:02}"
     return value
@@ -118,15 +119,15 @@ TimeOfDay = Annotated[str, BeforeValidator(_written_time), AfterValidator(_check
 
 
 class SiteNetwork(Frozen):
-    """How much of the hospital's line large files may take, and when.
+    """Limits on large files: how much of the hospital's bandwidth they may use, and when.
 
     Attributes
     ----------
     max_megabits
-        of models and updates together, in 10^6 bits per second; left out, there is no limit.
+        Largest rate of models and updates together, in 10^6 bits per second; no limit if omitted.
     large_files_between
-        from when to when, by this machine's local time, models and updates may travel; the second may lie on the next
-        day. Left out, they travel at any time. Small messages always do.
+        Start and end of the hours when models and updates may be transferred, in this machine's local time; may cross
+        midnight. Any time if omitted. Small messages are never delayed.
     """
 
     max_megabits: Annotated[float, Field(ge=0.1, le=1_000_000)] | None = None
@@ -148,18 +149,20 @@ class SiteNetwork(Frozen):
 
 
 class SiteConfig(Frozen):
-    """A whole site file; left out altogether, every federation needs a person's approval and nothing is limited.
+    """A whole site file; without one, every federation needs a person's approval and nothing is limited.
 
     Attributes
     ----------
+    limits
+        See ``Limits``.
     privacy
-        see ``SitePrivacy``.
+        See ``SitePrivacy``.
     network
-        see ``SiteNetwork``.
+        See ``SiteNetwork``.
     paused
-        no task is done while this is true (``fedvox-client pause`` does the same without editing a file).
+        No task is done while this is true (``fedvox-client pause`` does the same without editing a file).
     validation_cases
-        names of the cases that are never trained on but used to score models; null draws them.
+        Names of the cases used to score models and never trained on; null draws them.
     """
 
     limits: Limits = Limits()
@@ -177,12 +180,12 @@ class SiteConfig(Frozen):
 
 
 def load_site_config(path: Path) -> SiteConfig:
-    """Reads and checks a site file; without a file, everything has its default.
+    """Read and check a site file; a missing file means all defaults.
 
     Raises
     ------
     ConfigError
-        the file cannot be read, is not YAML, or a key, type or range is wrong.
+        The file cannot be read, is not YAML, or has a wrong key, type or range.
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)  # noqa: S506 -- a SafeLoader
@@ -205,9 +208,8 @@ def load_site_config(path: Path) -> SiteConfig:
 
 
 def _strangers(kind: str, allowed: tuple[str, ...] | None, asked: Collection[str]) -> list[str]:
-
     if allowed is None:
         return []
     if not asked:
-        return [f"the federation does not name its {kind}, limits.{kind} does"]
+        return [f"the federation does not name its {kind}, so limits.{kind} cannot be checked"]
     return [f"{kind[:-1]} {name!r} is not among limits.{kind}" for name in asked if name not in allowed]

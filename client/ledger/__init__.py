@@ -1,1 +1,1 @@
-"""The privacy that a hospital's patients have spent. Nothing here trains."""
+"""The hospital's privacy ledger: what its patients have spent. No training code."""

@@ -1,8 +1,8 @@
-"""What was spent on whom: the entries of a ledger, added up patient by patient.
+"""The content of a ledger, accounted patient by patient.
 
-The epsilon of some patients is the largest over them, of the composition of everything that each of them ever took
-part in, training and validation, in whatever dataset and federation. A patient who is added to a dataset therefore
-changes nothing for those who were there before.
+The epsilon of a set of patients is the largest of any of them. A patient's epsilon composes everything they ever took
+part in: training and validation, in any dataset and federation. Adding a patient to a dataset therefore changes nothing
+for the patients already in it.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from pydantic import Field, model_validator
 
 from client.ledger.patient_identity import Patient
 from common.plan.base import Frozen, PositiveInt
-from common.privacy.accounting import Purpose, Spend, epsilon_of
-from common.privacy.calibration import PrivacyPlan
+from common.plan.privacy import Purpose, Spend
+from common.privacy.accounting import epsilon_of
 from common.weights.digest import Digest
 
 People = Mapping[Purpose, Collection[Patient]]
-"""Who is trained on, and who is scored on."""
+"""The patients trained on, and those scored on."""
 History = frozenset[tuple[float, float, int]]
-"""Noise multiplier, sample rate and number of steps of everything that somebody took part in."""
+"""Noise multiplier, sample rate and number of steps of everything that a patient took part in."""
 
 
 class DatasetEntry(Frozen):
-    """A set of patients, written down before anything is spent on it. dataset: its digest (``patient_identity``)."""
+    """A set of patients and its digest (``patient_identity``), recorded before anything is spent on it."""
 
     dataset: Digest
     patients: tuple[Annotated[tuple[Digest, ...], Field(min_length=1)], ...]
 
 
 class SpendLine(Frozen):
-    """What one round costs everyone in one dataset; as ``common.privacy.accounting.Spend``, and how."""
+    """The cost of one round to every patient of one dataset: a ``Spend``, its dataset and mechanism."""
 
     purpose: Purpose
     dataset: Digest
@@ -45,24 +45,24 @@ class SpendLine(Frozen):
 
     @property
     def spend(self) -> Spend:
-        """For the accountant."""
+        """The cost in the accountant's form."""
         return Spend(self.purpose, self.noise_multiplier, self.sample_rate, self.steps)
 
 
 class RoundEntry(Frozen):
-    """One round of one run, written down before it begins.
+    """One round of one run, recorded before it begins.
 
     Attributes
     ----------
     federation, digest
-        whose.
+        Name and digest of the federation.
     max_epsilon, delta
-        the site's limit at that time.
+        The site's limit at that time.
     attempt
-        random name of the attempt at the task that it pays for (``client.runner.task_journal``): one that is broken
-        off before anything left and taken up again does not pay twice. Empty if nobody keeps a journal.
+        Random name of the attempt that it pays for (``client.runner.task_journal``): an attempt that is interrupted
+        before anything left, and then resumed, does not pay twice. Empty without a journal.
     epsilon
-        that the patients of this round had spent with it, at ``delta``; for readers, it is always computed anew.
+        Epsilon of this round's patients at ``delta``, this round included; for readers, it is always recomputed.
     """
 
     federation: str
@@ -77,22 +77,22 @@ class RoundEntry(Frozen):
 
 
 class RecoveryEntry(Frozen):
-    """What a person took as spent when an earlier ledger was lost or could no longer be trusted.
+    """What a person declared as spent when an earlier ledger was lost or could no longer be trusted.
 
-    It counts for every patient, for nobody knows any more who took part.
+    It counts for every patient, because it is no longer known who took part.
 
     Attributes
     ----------
     user, account
-        as in ``client.consent.decisions.Decision``.
+        As in ``client.consent.decisions.Decision``.
     reason
-        in the person's words.
+        Reason in the person's words.
     epsilon, delta
-        spent before this entry; both None is everything there was.
+        Spent before this entry; both None means that nothing is left to spend.
     known
-        epsilon that the site's own notes and the old file proved, for readers; it was not allowed to say less.
+        Epsilon proven by the site's own notes and the old file, for readers; ``epsilon`` may not be smaller.
     set_aside, set_aside_sha256
-        name and digest of the old file, None if there was none.
+        Name and digest of the old file; None if there was none.
     """
 
     user: str
@@ -111,9 +111,9 @@ class RecoveryEntry(Frozen):
         return self
 
     def with_history(self, history: History, delta: float) -> float:
-        """The epsilon at ``delta`` of what this entry says and of ``history`` after it; infinite if none is left.
+        """Return the epsilon at ``delta`` of this entry composed with a later ``history``; may be infinite.
 
-        What is known of the past is a single pair, so that epsilons and deltas add up (Dwork et al. 2006).
+        Only one (epsilon, delta) pair of the past is known, so epsilons and deltas add up (Dwork et al. 2006).
         """
         if self.epsilon is None or self.delta is None or delta < self.delta:
             return math.inf
@@ -125,7 +125,7 @@ class RecoveryEntry(Frozen):
 
 @dataclass(frozen=True)
 class TimedRound:
-    """A round entry and when it was written, ISO 8601 in UTC."""
+    """A round entry and the time it was written, ISO 8601 in UTC."""
 
     time: str
     entry: RoundEntry
@@ -133,7 +133,7 @@ class TimedRound:
 
 @dataclass(frozen=True)
 class TimedRecovery:
-    """A recovery entry and when it was written, ISO 8601 in UTC."""
+    """A recovery entry and the time it was written, ISO 8601 in UTC."""
 
     time: str
     entry: RecoveryEntry
@@ -146,9 +146,9 @@ class Account:
     Attributes
     ----------
     datasets
-        by their digest.
+        Patients of each dataset, by its digest.
     rounds, recoveries
-        in order.
+        Entries in the order written.
     """
 
     datasets: Mapping[str, tuple[Patient, ...]] = field(default_factory=dict)
@@ -156,9 +156,9 @@ class Account:
     recoveries: Sequence[TimedRecovery] = ()
 
     def memberships(self, patients: Iterable[Patient]) -> dict[Patient, frozenset[str]]:
-        """The datasets that each patient was part of.
+        """Return the datasets that each patient was part of.
 
-        Two patients who share an image are one, and so are two who each share one with a third.
+        Patients who share an image count as one, also if they share it only through a third.
         """
         patients = list(patients)
         groups = _Groups()
@@ -176,27 +176,27 @@ class Account:
     def epsilon(
         self, people: People, delta: float, upcoming: Sequence[Spend] = (), federation: str | None = None
     ) -> float:
-        """The largest epsilon of any of these patients.
+        """Return the largest epsilon of any of these patients.
 
         Parameters
         ----------
         people
-            whose, and what ``upcoming`` would use each for.
+            The patients, by the purpose that ``upcoming`` uses them for.
         delta
-            at which.
+            The delta of the epsilon.
         upcoming
-            not yet in the ledger.
+            Costs that are not yet in the ledger.
         federation
-            digest of the only one to count; None counts all. What a recovery took as spent counts for each, for it may
-            have been spent on this one.
+            Digest of the only federation to count; None counts all. What a recovery declares as spent always counts,
+            because it may have been spent on this federation.
         """
         histories = self._histories(people, upcoming, federation)
-        # Who took part in less than another cannot have spent more, and need not be computed.
+        # A history contained in another cannot cost more, so it need not be computed.
         most = [one for one in histories if not any(one != other and _is_within(one, other) for other in histories)]
         return max((self._total(history, delta) for history in most), default=0.0)
 
     def epsilons(self, people: People, delta: float) -> list[tuple[float, int]]:
-        """For each group of patients with the same history: epsilon so far and number of patients, rising."""
+        """Return (epsilon so far, number of patients) for each distinct epsilon, in ascending order."""
         found: dict[float, int] = {}
         for history, size in self._histories(people, (), None).items():
             epsilon = self._total(history, delta)
@@ -206,18 +206,18 @@ class Account:
     def rounds_left(
         self, people: People, delta: float, limit: float, costs: Callable[[int], Sequence[Spend]], wanted: int
     ) -> int:
-        """How many of ``wanted`` further rounds keep all these patients within ``limit``.
+        """Return how many of ``wanted`` further rounds keep all these patients within ``limit``.
 
         Parameters
         ----------
         people, delta
-            as for ``epsilon``.
+            As for ``epsilon``.
         limit
-            largest epsilon that is allowed.
+            Largest epsilon that is allowed.
         costs
-            what so many rounds cost together.
+            Returns the total cost of a number of rounds.
         wanted
-            at most as many.
+            Largest number of rounds to consider.
         """
 
         def fits(rounds: int) -> bool:
@@ -232,13 +232,13 @@ class Account:
         return low
 
     def _total(self, history: History, delta: float) -> float:
-        # Recoveries by several sites speak of the same past: the one that says most covers the others.
+        # Recoveries by several sites describe the same past: the largest covers the others.
         if not self.recoveries:
             return _epsilon(history, delta)
         return max(item.entry.with_history(history, delta) for item in self.recoveries)
 
     def _histories(self, people: People, upcoming: Sequence[Spend], federation: str | None) -> dict[History, int]:
-        """What the patients took part in, past and upcoming, and how many of them have the same behind them."""
+        """Count the patients by history, past and upcoming."""
         purposes: dict[Patient, set[Purpose]] = {}
         for purpose, patients in people.items():
             for patient in patients:
@@ -281,13 +281,13 @@ def _epsilon(history: History, delta: float) -> float:
 
 
 class _Groups:
-    """Image files that belong to the same patient, directly or through others."""
+    """Groups of image files that belong to the same patient, directly or through others (union-find)."""
 
     def __init__(self) -> None:
         self._above: dict[str, str] = {}
 
     def of(self, digest: str) -> str:
-        """The file that stands for the whole group."""
+        """Return the file that represents the whole group."""
         root = digest
         while (above := self._above.get(root, root)) != root:
             root = above
@@ -296,19 +296,7 @@ class _Groups:
         return root
 
     def join(self, patient: Patient) -> None:
-        """All files of a patient belong together."""
+        """Merge the groups of all of a patient's files."""
         root = self.of(patient[0])
         for digest in patient[1:]:
             self._above[self.of(digest)] = root
-
-
-def costs_of(plan: PrivacyPlan, rounds: int, *, whole: bool = True) -> list[Spend]:
-    """What so many rounds of a federation cost together; with the last scoring of its model if that is all of it."""
-    if rounds == 0:
-        return []
-    trained = plan.training
-    costs = [Spend("training", trained.noise_multiplier, trained.sample_rate, rounds * trained.steps)]
-    if (scored := plan.validation) is not None:
-        times = (rounds + whole) * scored.steps
-        costs.append(Spend("validation", scored.noise_multiplier, scored.sample_rate, times))
-    return costs

@@ -1,4 +1,4 @@
-"""Who pays for a round: the site's ledger, within the site's own limit."""
+"""Pays for rounds from the site's ledger, within the site's own limit."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from client.ledger.ledger import Ledger
 from client.ledger.patient_identity import dataset_of
 from common.config.federation import FederationConfig
 from common.errors import ConfigError
-from common.privacy.accounting import Spend
+from common.plan.privacy import Spend
 from common.protocol.messages import ErrorCode
 
 log = logging.getLogger("fedvox.client")
 
 
 class LedgerBudget:
-    """A ``client.runner.client_app.Budget``: what a hospital's own ledger and limit allow.
+    """A ``client.runner.client_app.Budget`` backed by the hospital's ledger and limit.
 
     Parameters
     ----------
     ledger
-        of the hospital.
+        The hospital's ledger.
     config
-        a federation with ``privacy``.
+        A federation with ``privacy``.
     people
-        whom the site trains on, and whom it scores models on.
+        The patients that the site trains on, and those it scores models on.
     site
-        what the hospital allows; a path is a site file that is read anew for every round.
+        What the hospital allows; a path is a site file that is read again for every round.
     attempt
-        name of the attempt at the task that is under way, whose answer has not left: what it has paid for already, in
-        a process that was killed, is not paid for again. Empty if there is none.
+        Returns the name of the current attempt, whose answer has not left; empty without one. What the attempt paid
+        before a crash is not paid again.
     """
 
     def __init__(
@@ -58,22 +58,23 @@ class LedgerBudget:
         self._attempt = attempt
 
     def spend(self, run: str, round: int, spends: Sequence[Spend]) -> float:
-        """Writes down what a round is about to cost, if it costs anything, and waits until that is on disk.
+        """Record the cost of a round, if any, and wait until it is on disk.
 
-        Nothing is written down if the same attempt at the same task has paid the same for the same patients before.
+        Nothing is recorded if the same attempt has already paid the same for the same patients.
 
         Returns
         -------
         float
-            The epsilon, at the federation's delta, that this federation has cost any one patient so far, this round
-            and all its earlier runs included. What other federations have cost counts for the limit, and stays here.
+            Largest epsilon, at the federation's delta, that this federation has cost any one patient so far, including
+            this round and all its earlier runs. The cost of other federations counts towards the limit but is not
+            disclosed.
 
         Raises
         ------
         PolicyError
-            the site's limit does not allow it; nothing was written.
+            The site's limit does not allow the round; nothing was recorded.
         LedgerError
-            the ledger cannot be used.
+            The ledger cannot be used.
         """
         if not spends:
             return _bounded(self._ledger.read().epsilon(self._people, self._delta, federation=self._digest))
@@ -85,12 +86,12 @@ class LedgerBudget:
             attempt = self._attempt()
             paid = attempt != "" and self._has_paid(account, attempt, run, round, lines)
             upcoming = [] if paid else spends
-            # Those whom the round does not touch lose nothing, whatever they have spent before.
+            # Patients that the round does not use lose nothing, whatever they have spent before.
             used = {item.purpose: self._people[item.purpose] for item in spends}
             limit, epsilon = self._within_limit(account, used, upcoming)
             own = _bounded(account.epsilon(self._people, self._delta, upcoming, self._digest))
             if paid:
-                log.info("round %d: paid for by an attempt that was broken off; nothing left the site then", round)
+                log.info("round %d: already paid for by an interrupted attempt, of which nothing left the site", round)
                 return None
             return RoundEntry(
                 federation=self._config.name,
@@ -108,7 +109,7 @@ class LedgerBudget:
         return own
 
     def _has_paid(self, account: Account, attempt: str, run: str, round: int, lines: tuple[SpendLine, ...]) -> bool:
-        """Whether exactly this is in the ledger: of this attempt, and for the same patients, who may have changed."""
+        """Return whether this attempt has paid exactly this; the dataset's patients may have changed since."""
         wanted = (attempt, self._digest, run, round, lines)
         return any(
             (item.entry.attempt, item.entry.digest, item.entry.run, item.entry.round, item.entry.spends) == wanted
@@ -116,7 +117,7 @@ class LedgerBudget:
         )
 
     def _within_limit(self, account: Account, used: People, upcoming: Sequence[Spend]) -> tuple[SitePrivacy, float]:
-        """The site's limit, and the epsilon of the patients who are used, which it allows."""
+        """Return the site's limit, and the epsilon of the patients used, which is within it."""
         limit = self._limit()
         epsilon = account.epsilon(used, limit.delta, upcoming)
         most = math.inf if limit.max_epsilon is None else limit.max_epsilon
@@ -124,7 +125,7 @@ class LedgerBudget:
             spent = account.epsilon(used, limit.delta)
             raise PolicyError(
                 ErrorCode.PRIVACY_BUDGET,
-                f"this round would bring a patient to epsilon {epsilon:.2f} at delta {limit.delta:g}; {spent:.2f} are "
+                f"this round would bring a patient to epsilon {epsilon:.2f} at delta {limit.delta:g}; {spent:.2f} is "
                 f"spent, and the site file allows {most:g} (privacy.max_epsilon); see fedvox-client ledger",
             )
         return limit, epsilon
@@ -152,7 +153,7 @@ def _bounded(epsilon: float) -> float:
     if math.isinf(epsilon):
         raise PolicyError(
             ErrorCode.PRIVACY_BUDGET,
-            "the ledger was recovered, and what it takes as spent leaves nothing at this federation's delta; "
+            "the ledger was recovered, and what was declared as spent leaves nothing at this federation's delta; "
             "see fedvox-client ledger",
         )
     return epsilon

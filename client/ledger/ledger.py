@@ -1,13 +1,13 @@
-"""The privacy that this hospital's patients have spent, in one file that outlives runs, restarts and kits.
+"""The privacy ledger of a hospital's patients, in one file that outlives runs, restarts and kits.
 
-The file is a hash-chained log (``common.audit``) that is only ever appended to: one entry for every set of patients,
-and one for every round, which is on disk before the round begins. So a crash may count a round that was never sent,
-and never the other way round. What is in the file is added up by ``client.ledger.account``.
+The file is an append-only, hash-chained log (``common.audit``): one entry for every set of patients, and one for every
+round, which is on disk before the round begins. A crash may therefore count a round that was never sent, but never miss
+one that was. ``client.ledger.account`` computes the totals.
 
-A chain does not show that the whole file was replaced by an older copy of itself, or removed together with its
-``.head``. So each site also notes, in its state folder and in its audit log, how far it has seen the ledger, and what
-the last entry's hash was (``Witness``). Whatever does not fit is refused: without a ledger nobody knows what is left.
-``client.ledger.recovery`` is a person's way back.
+The chain alone cannot reveal that the whole file was replaced by an older copy, or removed together with its ``.head``.
+Each site therefore also notes the number and hash of the last entry, in its state folder and in its audit log
+(``Witness``). A ledger that does not match is refused, because the privacy that is left is then unknown. A person can
+recover with ``client.ledger.recovery``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from common.audit import AuditError, AuditLog, AuditSummary, Entry, head_of, rea
 from common.errors import FedvoxError, OutputError
 from common.formatting import counted
 from common.plan.base import Frozen, PositiveInt
-from common.privacy.accounting import Purpose, Spend
+from common.plan.privacy import Purpose, Spend
 from common.protocol.messages import ErrorCode
 from common.system.files import write_atomically
 
@@ -48,18 +48,18 @@ RECOVERED_EVENT: Final = "ledger_recovered"
 RECOVERY: Final = "recovery"
 _DATASET, _ROUND, _REPAIRED = "dataset", "round", "log_repaired"
 _NO_BACKUP = (
-    "without it nobody knows what the patients have already spent (no backup? fedvox-client ledger --recover --help)"
+    "without it, what the patients have already spent is unknown (no backup? fedvox-client ledger --recover --help)"
 )
 
 
 class LedgerError(FedvoxError):
-    """The ledger is broken, not the one that this site wrote, or cannot be written; nothing is spent then."""
+    """The ledger is broken, not the one that this site wrote, or not writable; nothing is spent."""
 
     code = ErrorCode.LEDGER
 
 
 class Seen(Frozen):
-    """How far a ledger was seen: number and hash of its last entry, and the file."""
+    """The last entry of a ledger that a site has seen: number, hash, and path of the file."""
 
     n: PositiveInt
     hash: str
@@ -67,12 +67,12 @@ class Seen(Frozen):
 
 
 class Witness:
-    """A site's own memory of its ledger.
+    """A site's own record of its ledger's last entry.
 
     Parameters
     ----------
     state
-        the site's state folder.
+        The site's state folder.
     """
 
     def __init__(self, state: Path) -> None:
@@ -83,24 +83,24 @@ class Witness:
         self._was_read = False
 
     def seen(self) -> list[Seen]:
-        """What was noted last, in the state folder and in the audit log.
+        """Return the latest notes of the state folder and of the audit log.
 
         Raises
         ------
         LedgerError
-            a note is damaged.
+            A note is damaged.
         """
         if not self._was_read:
             self._logged, self._was_read = self._read_log(), True
         return [seen for seen in (self._read_file(), self._logged) if seen is not None]
 
     def spent(self) -> tuple[float, dict[str, list[Spend]]]:
-        """What the audit log says of the past: the largest epsilon of any round, and what each dataset has paid.
+        """Return the past according to the audit log: largest epsilon of any round, and each dataset's costs.
 
         Raises
         ------
         LedgerError
-            the log is broken or cannot be read.
+            The log is broken or cannot be read.
         """
         largest, spends = 0.0, dict[str, list[Spend]]()
         if not self._log.exists():
@@ -121,24 +121,24 @@ class Witness:
         return largest, spends
 
     def note(self, path: Path, entry: Entry, about: RoundEntry) -> None:
-        """Notes that the ledger now ends with ``entry``.
+        """Note that the ledger now ends with ``entry``.
 
         Raises
         ------
         LedgerError
-            that cannot be written down.
+            The note cannot be written.
         """
         details: dict[str, Any] = {"run": about.run, "round": about.round, "epsilon": about.epsilon}
         details["spends"] = [line.model_dump(mode="json") for line in about.spends]
         self._note(SPENT_EVENT, path, entry, details | {"delta": about.delta})
 
     def note_recovery(self, path: Path, entry: Entry, about: RecoveryEntry) -> None:
-        """Notes that the ledger from now on is the one that ends with ``entry``.
+        """Note that the site's ledger is now the one that ends with ``entry``.
 
         Raises
         ------
         LedgerError
-            that cannot be written down.
+            The note cannot be written.
         """
         self._note(RECOVERED_EVENT, path, entry, about.model_dump(mode="json"))
 
@@ -173,14 +173,14 @@ class Witness:
 
 
 class Ledger:
-    """The ledger at ``path``; safe for several processes.
+    """The ledger at ``path``; safe for use by several processes.
 
     Parameters
     ----------
     path
-        the file; its folder is made when something is first written.
+        The file; its folder is created with the first entry.
     witness
-        of the site; None trusts the chain and its head alone.
+        The site's witness; None trusts the chain and its head alone.
     """
 
     def __init__(self, path: Path, witness: Witness | None = None) -> None:
@@ -189,23 +189,23 @@ class Ledger:
         self._log = AuditLog(self.path)
 
     def read(self) -> Account:
-        """What is written down; nothing if there is no ledger and never was.
+        """Read the ledger; empty if there is none and never was.
 
         Raises
         ------
         LedgerError
-            it is broken, gone, or not the one that this site wrote.
+            It is broken, missing, or not the one that this site wrote.
         """
         return self.prove()[0]
 
     def prove(self) -> tuple[Account, AuditSummary | None]:
-        """As ``read``, with what proves it; None if there is no ledger and never was."""
+        """Read the ledger, with the summary of its verified log; None if there is none and never was."""
         entries: list[Entry] = []
         seen = self._witness.seen() if self._witness else []
         if not self.path.exists() and not head_of(self.path).exists():
             for note in seen:
                 raise LedgerError(
-                    f"{self.path}: is missing, but this site has written {counted(note.n, 'entry', 'entries')} into "
+                    f"{self.path}: is missing, but this site has written {counted(note.n, 'entry', 'entries')} to "
                     f"{note.path}; give that file (--ledger) or put it back; {_NO_BACKUP}"
                 )
             return Account(), None
@@ -218,19 +218,19 @@ class Ledger:
         return account_of(self.path, entries), summary
 
     def spend(self, people: People, decide: Callable[[Account], RoundEntry | None]) -> RoundEntry | None:
-        """Appends one round, unless ``decide`` raises; from reading to writing no other process comes between.
+        """Append one round, unless ``decide`` raises; the ledger stays locked from reading to writing.
 
         Parameters
         ----------
         people
-            who is to be used, and for what.
+            The patients, by the purpose they are used for.
         decide
-            gets what was spent so far, and makes the entry; None if the round is paid for already.
+            Makes the entry from the account so far; returns None if the round is already paid for.
 
         Raises
         ------
         LedgerError
-            the ledger is broken or cannot be written.
+            The ledger is broken or cannot be written.
         """
         with self.locked():
             account = self.read()
@@ -258,12 +258,12 @@ class Ledger:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps every other process from writing.
+        """Lock the ledger against writing by other processes.
 
         Raises
         ------
         LedgerError
-            the ledger's folder cannot be written.
+            The ledger's folder cannot be written.
         """
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -283,7 +283,7 @@ def _compare(path: Path, entries: list[Entry], seen: Seen) -> None:
     where = "" if str(path) == seen.path else f" (as {seen.path})"
     if len(entries) < seen.n:
         raise LedgerError(
-            f"{path}: has {counted(len(entries), 'entry', 'entries')}, and this site has seen {seen.n}{where}: it was "
+            f"{path}: has {counted(len(entries), 'entry', 'entries')}, but this site has seen {seen.n}{where}: it was "
             f"replaced by an older copy or by another ledger; put the right one back; {_NO_BACKUP}"
         )
     if entries[seen.n - 1].hash != seen.hash:
@@ -294,19 +294,19 @@ def _compare(path: Path, entries: list[Entry], seen: Seen) -> None:
 
 
 def account_of(path: Path, entries: list[Entry]) -> Account:
-    """What the entries of a ledger say.
+    """Return the content of a ledger's entries.
 
     Parameters
     ----------
     path
-        of the ledger, for errors.
+        Path of the ledger, for errors.
     entries
-        all of it, in order.
+        All entries, in order.
 
     Raises
     ------
     LedgerError
-        an entry is not one of a ledger.
+        An entry is not a ledger entry.
     """
     datasets, rounds, recoveries = {}, [], []
     for entry in entries:
@@ -314,7 +314,7 @@ def account_of(path: Path, entries: list[Entry]) -> Account:
             if entry.event == _DATASET:
                 dataset = DatasetEntry.model_validate_json(json.dumps(entry.details))
                 if dataset_of(dataset.patients) != dataset.dataset:
-                    raise LedgerError(f"{path}, line {entry.n}: the patients are not those of the dataset")
+                    raise LedgerError(f"{path}, line {entry.n}: the patients do not match the dataset's digest")
                 datasets[dataset.dataset] = dataset.patients
             elif entry.event == _ROUND:
                 found = RoundEntry.model_validate_json(json.dumps(entry.details))
@@ -325,7 +325,7 @@ def account_of(path: Path, entries: list[Entry]) -> Account:
                 recovery = RecoveryEntry.model_validate_json(json.dumps(entry.details))
                 recoveries.append(TimedRecovery(entry.time, recovery))
             elif entry.event != _REPAIRED:
-                raise LedgerError(f"{path}, line {entry.n}: is not an entry of a ledger; is this another log?")
+                raise LedgerError(f"{path}, line {entry.n}: is not a ledger entry; is this another log?")
         except ValidationError:
-            raise LedgerError(f"{path}, line {entry.n}: is not an entry that this version of Fedvox knows") from None
+            raise LedgerError(f"{path}, line {entry.n}: is not an entry that this version of Fedvox can read") from None
     return Account(datasets, rounds, recoveries)

@@ -1,9 +1,8 @@
-"""Patients known by what their scans hold: renamed, moved or copied, a patient's files stay the same patient's.
+"""Patients identified by the content of their scans, even if files are renamed, moved or copied.
 
-A patient is the set of SHA-256 digests of the image files of all his cases: of one, unless the folder's table of
-patients (``common.imaging.datasets.patients_csv``) says which cases belong together. Label maps do not count. A file
-that ends in ``.gz`` is read unpacked, so that packing it again makes no new patient. Anything that changes a voxel or
-a header does.
+A patient is the set of SHA-256 digests of the image files of all their cases: one case, unless the folder's table of
+patients (``common.imaging.datasets.patients_csv``) joins several. Label maps do not count. Files that end in ``.gz``
+are hashed unpacked, so compressing one again does not make a new patient. Any change to a voxel or a header does.
 """
 
 from __future__ import annotations
@@ -31,39 +30,39 @@ MOST_WORKERS = 4
 
 
 class PatientsError(FedvoxError):
-    """The patients of a folder cannot be told apart; the server learns the code alone."""
+    """The patients of a folder cannot be told apart; the server learns only the code."""
 
     code = ErrorCode.NO_DATA
 
 
 class PatientIndex:
-    """Identifies patients, and remembers files that did not change since.
+    """Identifies patients, and caches the digests of unchanged files.
 
     Parameters
     ----------
     folder
-        where digests are remembered, by rule the site's state folder; None remembers nothing.
+        Folder of the cached digests, normally the site's state folder; None caches nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self._digests = FileDigests(folder, DIGESTS_FILE, sha256_of_content)
 
     def identify(self, cases: Sequence[Case], progress: Progress | None = None) -> dict[str, Patient]:
-        """Case name -> patient; the same for all cases of one.
+        """Return the patient of every case, by case name.
 
         Parameters
         ----------
         cases
-            all that are used, of one dataset.
+            All cases used, of one dataset.
         progress
-            called with cases done and cases in all.
+            Called with cases done and cases in all.
 
         Raises
         ------
         DataError
-            a file cannot be read.
+            A file cannot be read.
         PatientsError
-            cases of two patients share an image: one would count, and contribute, as two.
+            Cases of two patients share an image: one patient would contribute as two.
         """
         workers = min(MOST_WORKERS, os.cpu_count() or 1)
         try:
@@ -78,8 +77,8 @@ class PatientIndex:
                 if other.owner != case.owner:
                     raise PatientsError(
                         f"{case.images[0]}: {case.name} holds the same image as {other.name}; remove one of them, or "
-                        f"say in {PATIENTS_FILE} that both are of one patient: who counts twice is protected half as "
-                        "well"
+                        f"say in {PATIENTS_FILE} that both are of one patient: a patient who counts twice is "
+                        "protected half as well"
                     )
             images.setdefault(case.owner, set()).update(scan)
         return {case.name: tuple(sorted(images[case.owner])) for case in cases}
@@ -89,14 +88,14 @@ class PatientIndex:
 
 
 def sha256_of_content(path: Path) -> str:
-    """SHA-256 of a file's content, unpacked if its name ends in ``.gz``; 64 hexadecimal digits.
+    """Return the SHA-256 of a file's content, unpacked if its name ends in ``.gz``; 64 hexadecimal digits.
 
     Raises
     ------
     OSError
-        it cannot be read.
+        The file cannot be read.
     DataError
-        it is not a whole gzip file although its name says so.
+        The name ends in ``.gz``, but the file is not a complete gzip file.
     """
     digest = hashlib.sha256()
     try:
@@ -109,22 +108,22 @@ def sha256_of_content(path: Path) -> str:
 
 
 def dataset_of(patients: Iterable[Patient]) -> str:
-    """The name of a set of patients: SHA-256 over their digests, whatever their order; 64 hexadecimal digits."""
+    """Return the SHA-256 that names a set of patients, whatever their order; 64 hexadecimal digits."""
     return hashlib.sha256("\n".join(sorted(" ".join(patient) for patient in patients)).encode()).hexdigest()
 
 
 def split_by_patient(patients: Mapping[str, Patient], fraction: float) -> tuple[list[str], list[str]]:
-    """Decides for each patient alone, by his own digest, whether he is trained on or models are scored on him.
+    """Assign each patient to training or validation by their own digest alone.
 
-    So a patient who comes or goes moves no other from one side to the other, in any run of any federation with the same
-    ``fraction``. One exception: where a side would be empty, the patient nearest to it moves there.
+    Adding or removing a patient therefore moves no other to the other side, in any run of any federation with the same
+    ``fraction``. One exception: if a side would be empty, the patient nearest to it moves there.
 
     Parameters
     ----------
     patients
-        case name -> patient.
+        Case name -> patient.
     fraction
-        share of patients to score models on, on average.
+        Share of patients to validate on, on average.
 
     Returns
     -------
@@ -134,16 +133,16 @@ def split_by_patient(patients: Mapping[str, Patient], fraction: float) -> tuple[
     Raises
     ------
     PatientsError
-        there are fewer than two.
+        There are fewer than two patients.
     """
-    everybody = set(patients.values())
-    if len(everybody) < 2:
+    distinct = set(patients.values())
+    if len(distinct) < 2:
         raise PatientsError(
-            f"{counted(len(everybody), 'patient')} with label maps: one is needed to train on and one to score models "
-            "with"
+            f"{counted(len(distinct), 'patient')} with label maps: at least two are needed, one to train on and "
+            "one to score models on"
         )
-    places = {patient: _place(patient) for patient in everybody}
-    ordered = sorted(everybody, key=lambda patient: (places[patient], patient))
+    places = {patient: _place(patient) for patient in distinct}
+    ordered = sorted(distinct, key=lambda patient: (places[patient], patient))
     count = sum(place < fraction for place in places.values())
     scored = set(ordered[: min(max(1, count), len(ordered) - 1)])
     return (
@@ -153,6 +152,6 @@ def split_by_patient(patients: Mapping[str, Patient], fraction: float) -> tuple[
 
 
 def _place(patient: Collection[str]) -> float:
-    """A number in [0, 1) that depends on the patient alone."""
+    """Return a number in [0, 1) that depends on the patient alone."""
     digest = hashlib.sha256(f"validation {' '.join(patient)}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -1,8 +1,8 @@
-"""A hospital's way back after its ledger was lost, edited or replaced: a person says what counts as spent.
+"""Recovery of a ledger that was lost, edited or replaced: a person declares what counts as spent.
 
-The old file is kept under a new name, and a new chain begins whose first entry says who decided, when, why, and what
-every patient is taken to have spent before. It may not say less than what can still be proven: by the site's own audit
-log, and by what is still readable of the old file. A second site on the same ledger adds an entry of its own.
+The old file is kept under a new name. A new chain begins with an entry that says who decided, when, why, and how much
+every patient is assumed to have spent. This may not be less than what the site's audit log and the readable part of the
+old file prove. A second site on the same ledger adds its own entry.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _LARGEST_DELTA = 0.01
 
 @dataclass(frozen=True)
 class Spent:
-    """What every patient is taken to have spent; both None is everything there was."""
+    """What every patient is assumed to have spent; both None means that nothing is left to spend."""
 
     epsilon: float | None
     delta: float | None
 
     def __str__(self) -> str:
         if self.epsilon is None:
-            return "everything: no federation with differential privacy is served from this ledger any more"
+            return "everything: this ledger allows no further federation with differential privacy"
         return f"epsilon {self.epsilon:g} at delta {self.delta:g}"
 
 
@@ -45,11 +45,11 @@ class Plan:
     Attributes
     ----------
     problem
-        why the ledger is refused.
+        Why the ledger is refused.
     known
-        epsilon that is proven to have been spent.
+        Epsilon that is proven to have been spent.
     goes_on
-        the file is whole, another site has recovered it already: an entry is added to it.
+        The file is intact because another site has already recovered it: this site adds an entry.
     """
 
     problem: str
@@ -58,12 +58,12 @@ class Plan:
 
 
 def parse_spent(text: str) -> Spent:
-    """Reads ``EPSILON@DELTA`` or ``everything``.
+    """Parse ``EPSILON@DELTA`` or ``everything``.
 
     Raises
     ------
     ConfigError
-        it is neither.
+        The text is neither.
     """
     if text == EVERYTHING:
         return Spent(None, None)
@@ -80,24 +80,24 @@ def parse_spent(text: str) -> Spent:
 
 
 def plan_recovery(ledger: Ledger, witness: Witness | None, spent: Spent) -> Plan:
-    """Looks whether a ledger needs a recovery, and whether ``spent`` is enough; changes nothing.
+    """Check whether a ledger needs recovery and whether ``spent`` is enough; change nothing.
 
     Raises
     ------
     ConfigError
-        the ledger is whole and the site's own, or a whole one is in another place, or ``spent`` is less than what is
+        The ledger is intact and the site's own, an intact one is in another place, or ``spent`` is less than what is
         proven.
     LedgerError
-        the site's own notes cannot be read.
+        The site's own notes cannot be read.
     """
     try:
         if ledger.prove()[1] is not None:
-            raise ConfigError(f"{ledger.path}: is whole and the one that was written here; nothing is to be recovered")
+            raise ConfigError(f"{ledger.path}: is intact and this site's own; there is nothing to recover")
         problem = f"{ledger.path}: is missing"
     except LedgerError as error:
         problem = str(error)
     if (elsewhere := _whole_elsewhere(ledger.path, witness)) is not None:
-        raise ConfigError(f"{elsewhere}: is this site's ledger, and whole; give it (--ledger {elsewhere})")
+        raise ConfigError(f"{elsewhere}: is this site's ledger and is intact; give it (--ledger {elsewhere})")
     goes_on = _was_recovered(ledger.path)
     known = _known(None if goes_on else ledger.path, witness, spent.delta)
     if spent.epsilon is not None and spent.epsilon < known:
@@ -110,30 +110,30 @@ def plan_recovery(ledger: Ledger, witness: Witness | None, spent: Spent) -> Plan
 
 
 def recover(ledger: Ledger, witness: Witness | None, spent: Spent, reason: str, user: str | None) -> RecoveryEntry:
-    """Starts a new chain, or adds to one that another site has started, and lets the site believe in it from now on.
+    """Start a new chain, or add to one that another site has started, and make it the site's ledger.
 
     Parameters
     ----------
     ledger
-        that is refused.
+        The refused ledger.
     witness
-        of the site.
+        The site's witness.
     spent
-        by every patient, before.
+        What every patient is assumed to have spent before.
     reason
-        in the person's words.
+        Reason in the person's words.
     user
-        the person's name; None is the account's.
+        The person's name; None uses the account's.
 
     Raises
     ------
     ConfigError
-        as ``plan_recovery``.
+        As in ``plan_recovery``.
     LedgerError
-        a file cannot be read, written or moved; the ledger is then refused as before.
+        A file cannot be read, written or moved; the ledger is then still refused.
     """
     if not reason.strip():
-        raise ConfigError("--reason: is empty; say what happened to the ledger, it is kept for ever")
+        raise ConfigError("--reason: is empty; say what happened to the ledger (it is kept permanently)")
     with ledger.locked():
         plan = plan_recovery(ledger, witness, spent)
         who = decision_of(user)
@@ -152,8 +152,8 @@ def recover(ledger: Ledger, witness: Witness | None, spent: Spent, reason: str, 
                 entry, written = _start_anew(ledger.path, entry)
         except OSError as error:
             raise LedgerError(
-                f"{error.filename or ledger.path}: cannot be written or moved: {error.strerror}; nothing is lost, "
-                "mend that and recover again"
+                f"{error.filename or ledger.path}: cannot be written or moved: {error.strerror}; nothing is lost; "
+                "fix this and recover again"
             ) from None
         except AuditError as error:
             raise LedgerError(str(error)) from None
@@ -163,7 +163,7 @@ def recover(ledger: Ledger, witness: Witness | None, spent: Spent, reason: str, 
 
 
 def _whole_elsewhere(path: Path, witness: Witness | None) -> Path | None:
-    """Where the site has written its ledger, if that is another place and nothing is wrong with it."""
+    """Return where the site has written its ledger, if that is another path and the file is intact."""
     try:
         for note in witness.seen() if witness is not None else ():
             other = Ledger(Path(note.path), witness)
@@ -175,9 +175,16 @@ def _whole_elsewhere(path: Path, witness: Witness | None) -> Path | None:
 
 
 def _known(path: Path | None, witness: Witness | None, delta: float | None) -> float:
-    """The epsilon that is proven to have been spent by somebody; at ``delta``, where mechanisms are known.
+    """Return the largest epsilon that some patient is proven to have spent, at ``delta`` if mechanisms are known.
 
-    path: of the old file; None if it goes on to count by itself.
+    Parameters
+    ----------
+    path
+        The old file; None if it continues and so counts anyway.
+    witness
+        The site's witness.
+    delta
+        The delta of the epsilon.
     """
     known, spends = witness.spent() if witness is not None else (0.0, {})
     if delta is not None:
@@ -213,7 +220,7 @@ def _append(path: Path, entry: RecoveryEntry) -> Entry:
 
 
 def _start_anew(path: Path, entry: RecoveryEntry) -> tuple[RecoveryEntry, Entry]:
-    """Puts a new chain in the place of what is there, in an order in which the ledger is refused until all is done."""
+    """Replace the old chain by a new one, in an order in which the ledger is refused until the end."""
     head, fresh, aside = head_of(path), path.with_name(f".{path.name}.recovered"), _free_name(path)
     for leftover in (fresh, head_of(fresh)):
         leftover.unlink(missing_ok=True)
@@ -222,7 +229,7 @@ def _start_anew(path: Path, entry: RecoveryEntry) -> tuple[RecoveryEntry, Entry]
     written = _append(fresh, entry)
     if os.path.lexists(head):
         os.link(head, head_of(aside), follow_symlinks=False)
-    # From here on a new head stands beside the old file, or beside none: neither is accepted.
+    # From here on, the new head is next to the old file or to none: neither is accepted.
     head_of(fresh).replace(head)
     if os.path.lexists(path):
         path.rename(aside)

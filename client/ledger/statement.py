@@ -1,4 +1,4 @@
-"""A ledger for its readers: the hospital's data-protection officer, and machines."""
+"""Statement of a ledger, for the hospital's data-protection officer and for machines."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from common.privacy.accounting import epsilon_of
 
 TITLE = "PRIVACY SPENT BY THIS HOSPITAL'S PATIENTS"
 HOW_TO_READ = (
-    "Epsilon bounds how much what left the building can tell about any one patient; smaller protects more. Several "
-    "uses of the same patient count together, and less than their sum: the total is computed from all of them. A "
-    "dataset is a set of patients who are known by the content of their scans, whatever files and folders are called. "
-    "Every round is written down before it begins, so one that failed counts as well."
+    "Epsilon bounds how much anyone can learn about any one patient from what left the building; smaller means stronger "
+    "protection. Several uses of the same patient count together: the total is computed from all of them, and is less "
+    "than their sum. A dataset is a set of patients identified by the content of their scans, whatever the files and "
+    "folders are called. Every round is recorded before it begins, so a failed round counts as well."
 )
 _USES = {"training": "trained on", "validation": "scored on"}
 
@@ -33,7 +33,7 @@ class Folder:
 
 
 def limit_of(account: Account, site: SitePrivacy | None) -> SitePrivacy:
-    """The limit that epsilons are held against: the site file's, or else the one of the last round."""
+    """Return the limit on epsilon: the site file's, or else the last round's."""
     if site is not None:
         return site
     if not account.rounds:
@@ -43,16 +43,16 @@ def limit_of(account: Account, site: SitePrivacy | None) -> SitePrivacy:
 
 
 def view(account: Account, limit: SitePrivacy, folder: Folder | None = None) -> dict[str, Any]:
-    """What a ledger says, as plain values; an epsilon without bound, which only a recovery makes, is None.
+    """Return the statement as plain values; an infinite epsilon, which only a recovery causes, is None.
 
     Parameters
     ----------
     account
-        what is in the ledger.
+        Content of the ledger.
     limit
-        see ``limit_of``.
+        See ``limit_of``.
     folder
-        show only datasets that one of these patients was part of, and what these patients have spent.
+        Show only datasets that include one of these patients, and what these patients have spent.
     """
     shown = list(account.datasets)
     content: dict[str, Any] = {"limit": {"max_epsilon": limit.max_epsilon, "delta": limit.delta}}
@@ -74,10 +74,10 @@ def view(account: Account, limit: SitePrivacy, folder: Folder | None = None) -> 
 
 
 def as_text(content: Mapping[str, Any], width: int = 100) -> str:
-    """The view for a reader, wrapped to ``width`` columns where it is not a table."""
+    """Render the statement as text; everything but tables is wrapped to ``width`` columns."""
     limit = content["limit"]
     most = limit["max_epsilon"]
-    rule = "none; one would come from privacy.max_epsilon in the site.yaml of a site's state folder (--kit shows it)"
+    rule = "none; to set one, use privacy.max_epsilon in the site.yaml of the site's state folder (--kit shows it)"
     if most is not None:
         rule = f"no patient may spend more than epsilon {most:g} at delta {limit['delta']:g}, all federations together"
     parts = [f"{TITLE}\nLedger: {content['ledger']}\nLimit: {rule}."]
@@ -101,10 +101,10 @@ def as_text(content: Mapping[str, Any], width: int = 100) -> str:
 
 def _recovered(item: Mapping[str, Any]) -> str:
     taken = f"epsilon {item['epsilon']:g} at delta {item['delta']:g}" if item["epsilon"] is not None else "everything"
-    kept = f" The file from before is kept as {item['set_aside']}." if item["set_aside"] else ""
+    kept = f" The previous file is kept as {item['set_aside']}." if item["set_aside"] else ""
     return (
         f"RECOVERED {item['time'][:10]} by {item['user']} (account {item['account']}): {item['reason']}. "
-        f"Every patient is taken to have spent {taken} before; proven were {item['known']:.3g}.{kept}"
+        f"Every patient is assumed to have spent {taken} before; {item['known']:.3g} was proven.{kept}"
     )
 
 
@@ -113,7 +113,7 @@ def _finite(epsilon: float) -> float | None:
 
 
 def _epsilon_text(epsilon: float | None) -> str:
-    return "an epsilon without bound" if epsilon is None else f"epsilon {epsilon:.2f}"
+    return "an unlimited epsilon" if epsilon is None else f"epsilon {epsilon:.2f}"
 
 
 def _dataset(account: Account, dataset: str, limit: SitePrivacy) -> dict[str, Any]:
@@ -129,7 +129,7 @@ def _balance(account: Account, patients: Iterable[Patient], limit: SitePrivacy) 
 
 
 def _uses(rounds: Iterable[TimedRound], dataset: str, delta: float) -> list[dict[str, Any]]:
-    """One entry for each federation, use and mechanism."""
+    """Return one entry for each federation, use and mechanism."""
     found: dict[tuple[str, str, str, float, float], list[tuple[TimedRound, SpendLine]]] = {}
     for item in rounds:
         for line in item.entry.spends:
@@ -157,10 +157,10 @@ def _uses(rounds: Iterable[TimedRound], dataset: str, delta: float) -> list[dict
 
 
 def _told(balance: Mapping[str, Any], limit: Mapping[str, Any]) -> str:
-    spent = f"The patient who has spent most: {_epsilon_text(balance['epsilon'])} at delta {limit['delta']:g}"
+    spent = f"The patient who has spent the most: {_epsilon_text(balance['epsilon'])} at delta {limit['delta']:g}"
     if limit["max_epsilon"] is None:
         return f"{spent}."
-    return f"{spent}; {balance['left']:.2f} of {limit['max_epsilon']:g} are left."
+    return f"{spent}; {balance['left']:.2f} of {limit['max_epsilon']:g} is left."
 
 
 def _table(uses: Sequence[Mapping[str, Any]]) -> list[str]:

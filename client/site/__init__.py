@@ -1,1 +1,1 @@
-"""A site's processes from preflight to the end. Nothing here reads scans."""
+"""A site's processes, from preflight to shutdown. Nothing here reads scans."""

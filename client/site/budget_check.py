@@ -1,4 +1,4 @@
-"""Whether the privacy that a hospital's patients have left pays for a whole federation, asked before it begins."""
+"""Checks before a federation begins whether the patients' remaining privacy budget covers all of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from client.consent.site_config import SITE_FILE, SiteConfig, SitePrivacy, load_site_config
-from client.ledger.account import Account, People, costs_of
+from client.ledger.account import Account, People
 from client.ledger.ledger import Ledger, LedgerError, Witness
 from client.ledger.patient_identity import Patient, PatientIndex, PatientsError
 from client.runner.local_site import SiteDataError, labelled_cases, people_of, split_site
@@ -16,24 +16,23 @@ from client.site.preflight_item import Item
 from common.config.federation import FederationConfig
 from common.errors import ConfigError, DataError
 from common.formatting import counted
-from common.privacy.accounting import Spend
-from common.privacy.calibration import plan_privacy
+from common.plan.privacy import PrivacyPlan, Spend
 
-_NOBODY: dict[str, Patient] = {"one": ("0" * 64,), "other": ("f" * 64,)}
-NEW_PATIENTS: People = people_of(_NOBODY, ["one"], ["other"])
-"""Patients who took part in nothing yet."""
+_EXAMPLE_PATIENTS: dict[str, Patient] = {"one": ("0" * 64,), "other": ("f" * 64,)}
+NEW_PATIENTS: People = people_of(_EXAMPLE_PATIENTS, ["one"], ["other"])
+"""Patients who have not taken part in a federation yet."""
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a federation would cost the patient who has spent the most.
+    """Privacy cost of a federation for the patient who has spent the most.
 
     Attributes
     ----------
     spent, after
-        epsilon at ``limit.delta`` so far, and with the whole federation.
+        Epsilon at ``limit.delta`` so far, and after the whole federation.
     rounds_left
-        of its ``rounds``, as many as the site's limit allows.
+        How many of the ``rounds`` the site's limit allows.
     """
 
     spent: float
@@ -48,7 +47,7 @@ class Outlook:
         return self.rounds_left >= self.rounds
 
     def as_values(self) -> dict[str, Any]:
-        """For machines; an epsilon without bound is None."""
+        """Return the values for JSON; an unbounded epsilon is None."""
         spent, after = (value if math.isfinite(value) else None for value in (self.spent, self.after))
         values = {"spent": spent, "after": after, "rounds": self.rounds, "rounds_left": self.rounds_left}
         return values | {"max_epsilon": self.limit.max_epsilon, "delta": self.limit.delta}
@@ -56,7 +55,7 @@ class Outlook:
     def __str__(self) -> str:
         if math.isinf(self.after):
             return (
-                f"the ledger was recovered, and what it takes as spent leaves nothing at delta {self.limit.delta:g}: "
+                f"the ledger was recovered, and the assumed spending leaves nothing at delta {self.limit.delta:g}: "
                 "every round would be refused; see fedvox-client ledger"
             )
         whole = (
@@ -66,29 +65,22 @@ class Outlook:
         if self.limit.max_epsilon is None:
             return f"{whole}; the site file sets no limit (privacy.max_epsilon)"
         if self.fits:
-            return f"{whole}; {self.limit.max_epsilon:g} are allowed"
+            return f"{whole}; the limit is {self.limit.max_epsilon:g}"
         return (
-            f"{whole}, and the site file allows {self.limit.max_epsilon:g}: what is left lasts for {self.rounds_left} "
+            f"{whole}, and the site file allows {self.limit.max_epsilon:g}: the rest lasts for {self.rounds_left} "
             f"of {counted(self.rounds, 'round')}, then this site stops"
         )
 
 
-def outlook(config: FederationConfig, limit: SitePrivacy, account: Account, people: People) -> Outlook:
-    """What a federation with ``privacy`` would cost these patients.
-
-    Raises
-    ------
-    ValueError
-        the federation has no ``privacy``.
-    """
-    if config.privacy is None:
-        raise ValueError("a federation without privacy spends none")
-    plan = plan_privacy(config.privacy, config.rounds, config.training.local_steps)
+def outlook(
+    config: FederationConfig, privacy: PrivacyPlan, limit: SitePrivacy, account: Account, people: People
+) -> Outlook:
+    """Return what a federation with ``privacy`` would cost these patients."""
     spent = account.epsilon(people, limit.delta)
-    after = account.epsilon(people, limit.delta, costs_of(plan, config.rounds))
+    after = account.epsilon(people, limit.delta, privacy.costs(config.rounds, config.rounds + 1))
 
     def costs(rounds: int) -> list[Spend]:
-        return costs_of(plan, rounds, whole=rounds == config.rounds)
+        return privacy.costs(rounds, rounds + (rounds == config.rounds))
 
     left = config.rounds
     if math.isinf(after):
@@ -99,12 +91,12 @@ def outlook(config: FederationConfig, limit: SitePrivacy, account: Account, peop
 
 
 def find_people(config: FederationConfig, site: SiteConfig, name: str, data: Path, state: Path | None) -> People:
-    """Who in a dataset folder would be trained on, and who scored on, as ``LocalSite`` has it.
+    """Return the patients of a dataset folder, split for training and validation as in ``LocalSite``.
 
     Raises
     ------
     DataError, PatientsError, SiteDataError
-        the folder cannot be used.
+        If the folder cannot be used.
     """
     cases = labelled_cases(data)
     patients = PatientIndex(state).identify(list(cases.values()))
@@ -113,26 +105,30 @@ def find_people(config: FederationConfig, site: SiteConfig, name: str, data: Pat
     return people_of(patients, train, validation)
 
 
-def check_privacy(state: Path, config: FederationConfig, name: str, data: Path, ledger: Path) -> Item:
-    """Whether ledger and limit allow a differentially private federation.
+def check_privacy(
+    state: Path, config: FederationConfig, privacy: PrivacyPlan, name: str, data: Path, ledger: Path
+) -> Item:
+    """Check whether ledger and limit allow a differentially private federation.
 
     Parameters
     ----------
     state
-        the site's state folder.
+        The site's state folder.
     config
-        the federation.
+        The federation.
+    privacy
+        Its privacy plan.
     name
-        of the site.
+        Name of the site.
     data
-        its dataset folder.
+        Dataset folder of the site.
     ledger
-        the hospital's.
+        The hospital's ledger.
     """
     try:
         site = load_site_config(state / SITE_FILE)
         account = Ledger(ledger, Witness(state)).read()
-        found = outlook(config, site.privacy, account, find_people(config, site, name, data, state))
+        found = outlook(config, privacy, site.privacy, account, find_people(config, site, name, data, state))
     except (LedgerError, ConfigError) as error:
         return Item("privacy", "error", str(error))
     except (DataError, PatientsError, SiteDataError) as error:

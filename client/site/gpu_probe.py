@@ -1,8 +1,8 @@
-"""Whether the GPU can be used, asked in a process of its own.
+"""Checks in a separate process whether the GPU can be used.
 
 Querying GPU memory creates a CUDA context that lasts until the process exits. The program that starts a site runs as
 long as the site does; on a GPU in exclusive mode its context would keep the runner out.
-``python -m client.site.gpu_probe NAME`` answers with a line of JSON.
+``python -m client.site.gpu_probe NAME`` prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from common.system.devices import choose_device, why_no_gpu
 
 Severity = Literal["ok", "warning", "error"]
 LONGEST_SECONDS = 120.0
-ADVICE = "mend that, or use --device cpu"
+ADVICE = "fix that, or use --device cpu"
 
 
 def ask(name: str) -> tuple[Severity, str]:
-    """What ``look`` finds, in another process.
+    """Run ``look`` in another process and return its result.
 
     Parameters
     ----------
     name
-        ``auto`` or ``cuda``.
+        Either ``auto`` or ``cuda``.
     """
     try:
         done = subprocess.run(
@@ -38,12 +38,12 @@ def ask(name: str) -> tuple[Severity, str]:
     try:
         severity, text = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
-        return "error", f"the GPU cannot be looked at: the program that does so ended with {done.returncode}; {ADVICE}"
+        return "error", f"the GPU cannot be checked: the probe exited with status {done.returncode}; {ADVICE}"
     return severity, text
 
 
 def look(name: str) -> tuple[Severity, str]:
-    """How good it is, and what was found; called where there are signs of a GPU."""
+    """Return the severity and what was found; call it only if there are signs of a GPU."""
     import torch
 
     try:
@@ -52,15 +52,15 @@ def look(name: str) -> tuple[Severity, str]:
             return "ok", f"{torch.cuda.get_device_name()}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free"
     except ConfigError as error:
         return "error", str(error)
-    except RuntimeError as error:  # whatever PyTorch and the driver say, in lines of advice to programmers
+    except RuntimeError as error:  # from PyTorch or the driver, followed by lines of advice to programmers
         reason = str(error).partition("\n")[0]
         return "error", f"the GPU cannot be used ({reason}); {ADVICE}"
-    advice = "install a PyTorch for it (image: VARIANT=cuda) and its driver, or use --device cpu"
-    return "warning", f"a GPU is there, but {why_no_gpu()}; {without_gpu()}. {advice}"
+    advice = "install a PyTorch build that supports it (image: VARIANT=cuda) and its driver, or use --device cpu"
+    return "warning", f"a GPU is present, but {why_no_gpu()}; {without_gpu()}. {advice}"
 
 
 def without_gpu() -> str:
-    """What trains then."""
+    """Return the text for training without a GPU."""
     return f"training runs on {os.cpu_count()} processors"
 
 

@@ -1,4 +1,4 @@
-"""Whether what runs on a state folder does its work: for a container's health check, and for people who wonder."""
+"""Health check of the processes on a state folder, for containers and for people."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from client.state_folder import StateFolder, site_status
 
 
 def health_problem(folder: StateFolder) -> str:
-    """What is wrong, in words; empty if nothing is.
+    """Return what is wrong, in words; empty if nothing is.
 
     A courier without a connection to the server counts as healthy, and so does a runner without tasks: both wait, and
-    starting them again would not help.
+    a restart would not help.
     """
     status = site_status(folder)
     if not status["running"]:
@@ -25,5 +25,5 @@ def health_problem(folder: StateFolder) -> str:
     if runner.get("problem"):
         return str(runner["problem"])
     if time.time() > runner.get("sign_by", float("inf")):
-        return f"the runner has given no sign of life since {time.time() - runner['time']:.0f} s"
+        return f"the runner has given no sign of life for {time.time() - runner['time']:.0f} s"
     return ""

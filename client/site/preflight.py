@@ -1,7 +1,7 @@
-"""Preflight: what is checked before a site joins, one line per item; each can fail by itself.
+"""Preflight: independent checks before a site joins, one line per item.
 
-A problem that only the hospital or the coordinator can solve stops the start; what may pass by itself (a server that
-does not answer now) or takes effect later (an approval) is a warning.
+A problem that only the hospital or the coordinator can solve stops the start. One that may pass by itself (a server
+that does not answer now) or takes effect later (an approval) is a warning.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from common.system.flower import check_flower_version
 
 CONNECT_SECONDS = 5.0
 CLOCK_AHEAD_SECONDS = 4.0
-"""The server refuses what was signed more than 5 s in its own future; HTTP tells it in whole seconds."""
+"""The server refuses requests signed more than 5 s in its future; HTTP dates have whole seconds."""
 CLOCK_BEHIND_WARNING_SECONDS = 30.0
 CLOCK_BEHIND_ERROR_SECONDS = 150.0
-"""The server refuses what was signed about 300 s ago."""
+"""The server refuses requests signed more than 300 s ago."""
 RENEW_DAYS = 14
 DISK_BYTES = 2**30
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-"""Of NVIDIA's and AMD's drivers, and of Windows' for Linux; without any of them PyTorch finds no GPU."""
+"""Devices of NVIDIA's, AMD's and WSL's drivers; without any of them PyTorch finds no GPU."""
 _UNAUTHORISED = 401
 
 
 def check_version() -> Item:
-    """The version of Flower."""
+    """Check the version of Flower."""
     try:
         check_flower_version()
     except FedvoxError as error:
         return Item("software", "error", str(error))
-    return Item("software", "ok", "the version of Flower is the one that is needed")
+    return Item("software", "ok", "Flower has the required version")
 
 
 def check_kit(folder: Path, kit: Kit, config: FederationConfig) -> Item:
-    """Whether the kit is whole, its key and certificate belong together, and the key is for its owner's eyes only."""
+    """Check that the kit is complete, key and certificate match, and only the key's owner can read it."""
     found = check_federation(folder, kit, config)
     if found.severity == "error":
         return found
@@ -66,30 +66,30 @@ def check_kit(folder: Path, kit: Kit, config: FederationConfig) -> Item:
     key = folder / KEY_FILE
     mode = stat.S_IMODE(key.stat().st_mode)
     if mode & 0o077:
-        return Item("kit", "error", f"{key} can be read by others (mode {mode:o}); do: chmod 600 {key}")
-    dates = _judge_dates("kit", None, identity.certificate.not_valid_after_utc, datetime.now(UTC))
+        return Item("kit", "error", f"{key} can be read by others (mode {mode:o}); run: chmod 600 {key}")
+    dates = _check_dates("kit", None, identity.certificate.not_valid_after_utc, datetime.now(UTC))
     if dates.severity != "ok":
         return Item("kit", dates.severity, f"{folder / SITE_CERTIFICATE_FILE}: {dates.text}")
     return found
 
 
 def check_federation(folder: Path, kit: Kit, config: FederationConfig) -> Item:
-    """Whether the kit is for the federation that it says, whoever holds its key."""
+    """Check that the kit belongs to the federation that it names; needs no key."""
     if config.digest() != kit.digest:
         return Item("kit", "error", f"{folder / 'federation.yaml'} was changed; ask the coordinator for a new kit")
     return Item("kit", "ok", f"site {kit.site} of {kit.federation}, server {kit.endpoint}")
 
 
 def check_no_key(folder: Path) -> Item:
-    """Whether the key is out of the reach of the process that sees the scans."""
+    """Check that the process that sees the scans cannot read the key."""
     key = folder / KEY_FILE
     if os.access(key, os.R_OK):
-        return Item("key", "warning", f"{key} can be read here; where the courier runs apart, only it needs the key")
+        return Item("key", "warning", f"{key} can be read here; with a separate courier, only that needs the key")
     return Item("key", "ok", "not here; the courier has it")
 
 
 def check_shared(folder: Path, half: Literal["courier", "runner"] = "runner") -> Item:
-    """Whether a site's two halves can exchange files in a folder, and this half is the only one of its kind there."""
+    """Check that courier and runner can exchange files in a folder, and that no other ``half`` uses it."""
     shared = SharedFolder(folder)
     try:
         shared.make()
@@ -102,44 +102,44 @@ def check_shared(folder: Path, half: Literal["courier", "runner"] = "runner") ->
 
 
 def check_isolation(can_isolate: bool) -> Item:
-    """Whether the runner, which sees the scans, will be without a network.
+    """Check that the runner, which sees the scans, will have no network.
 
     Parameters
     ----------
     can_isolate
-        what ``client.runner.isolation.can_isolate`` found.
+        Result of ``client.runner.isolation.can_isolate``.
     """
     if can_isolate:
         return Item("isolation", "ok", "the runner, which sees the scans, has no network")
-    advice = "run it in a container without one (deploy/site), or let the kernel allow unprivileged user namespaces"
+    advice = "run it in a container without one (deploy/site), or allow unprivileged user namespaces in the kernel"
     return Item("isolation", "warning", f"the runner, which sees the scans, has this machine's network; {advice}")
 
 
 def check_authority(file: Path, now: datetime) -> Item:
-    """The dates of the federation's own certificate authority, as it lies in the kit."""
+    """Check the validity dates of the kit's certificate authority."""
     try:
         certificate = load_certificate(file)
     except CertificateError as error:
         return Item("authority", "error", str(error))
-    return _judge_dates("authority", certificate.not_valid_before_utc, certificate.not_valid_after_utc, now)
+    return _check_dates("authority", certificate.not_valid_before_utc, certificate.not_valid_after_utc, now)
 
 
 def check_server(folder: Path, kit: Kit, timeout: float = CONNECT_SECONDS) -> Iterator[Item]:
-    """Whether the server can be reached, is the right one and lets this site in, and whether both clocks agree.
+    """Check that the server is reachable and genuine, that it accepts this site, and that both clocks agree.
 
     Parameters
     ----------
     folder
-        the site's kit; the connection uses its certificate and key, and the proxy of ``HTTPS_PROXY``.
+        The site's kit; the connection uses its certificate and key, and the environment's proxy.
     kit
-        its content.
+        Content of the kit.
     timeout
-        seconds for each step.
+        Seconds for each step.
     """
     try:
         found = connect(folder, kit, timeout)
     except CertificateError:
-        yield Item("server", "error", "not asked, because the kit's key or certificate cannot be used")
+        yield Item("server", "error", "not contacted, because the kit's key or certificate cannot be used")
     except (HandshakeError, CertificateRefusedError) as error:
         yield Item("certificate", "error", str(error))
     except ConfigError as error:
@@ -147,40 +147,40 @@ def check_server(folder: Path, kit: Kit, timeout: float = CONNECT_SECONDS) -> It
     except ProxyError as error:
         yield Item("proxy", "error" if error.needs_person else "warning", str(error))
     except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionResetError):
-        # As a front on the way does while the server behind it is being started.
-        text = f"{kit.endpoint} hangs up; look at firewall and proxy. It is tried again and again"
+        # A reverse proxy does this while the server behind it starts.
+        text = f"{kit.endpoint} closes the connection; check firewall and proxy. The site keeps trying"
         yield Item("server", "warning", text)
     except ssl.SSLError as error:
         yield Item("server", "error", f"{kit.endpoint} does not speak TLS ({error.reason}); is the port right?")
     except OSError as error:
         reason = unreachable(error)
-        text = f"{kit.endpoint} cannot be reached ({reason}); look at firewall and proxy. It is tried again and again"
+        text = f"{kit.endpoint} cannot be reached ({reason}); check firewall and proxy. The site keeps trying"
         yield Item("server", "warning", text)
     else:
         by_way_of = f", through the proxy {found.proxy}" if found.proxy else ""
         yield Item("server", "ok", f"{kit.endpoint} answers over TLS{by_way_of}")
-        yield _judge_dates("certificate", None, found.not_after, datetime.now(UTC))
+        yield _check_dates("certificate", None, found.not_after, datetime.now(UTC))
         yield judge_clock(found.clock)
-        yield _judge_access(found)
+        yield _check_access(found)
 
 
-def _judge_access(found: Connection) -> Item:
+def _check_access(found: Connection) -> Item:
     if found.status == _UNAUTHORISED:
         reasons = {
-            "unknown-site": "the server does not let this site in; ask the coordinator whether it was revoked",
-            "clock": "the server refuses this site for its clock; set the clock (NTP)",
+            "unknown-site": "the server does not accept this site; ask the coordinator whether it was revoked",
+            "clock": "the server refuses this site because of its clock; set the clock (NTP)",
         }
         text = reasons.get(found.word, "the server does not accept this site's key; ask the coordinator for a new kit")
         return Item("access", "error", text)
     if found.status == 0 or found.status >= 500:
-        return Item("access", "warning", "the server is not ready; it is tried again and again")
-    return Item("access", "ok", "the server lets this site in")
+        return Item("access", "warning", "the server is not ready; the site keeps trying")
+    return Item("access", "ok", "the server accepts this site")
 
 
 def judge_clock(difference: float | None) -> Item:
-    """What the difference between the server's clock and ours means (seconds, the server's minus ours)."""
+    """Judge the clock difference in seconds, the server's time minus ours."""
     if difference is None:
-        return Item("clock", "warning", "the server does not tell the time; see that this clock is right")
+        return Item("clock", "warning", "the server does not send its time; check that this clock is right")
     text = f"{abs(difference):.0f} s {'behind' if difference > 0 else 'ahead of'} the server's"
     if difference <= -CLOCK_AHEAD_SECONDS or difference >= CLOCK_BEHIND_ERROR_SECONDS:
         return Item("clock", "error", f"{text}; the server would refuse this site: set the clock (NTP)")
@@ -192,22 +192,22 @@ def judge_clock(difference: float | None) -> Item:
 def check_data(
     root: Path, labels: Mapping[int, str], memory: Path, progress: Callable[[int, int], None] | None = None
 ) -> Item:
-    """Reads every case, unless nothing has changed since it was last found good.
+    """Check every case, unless nothing has changed since the last good result.
 
     Parameters
     ----------
     root
-        the dataset folder.
+        The dataset folder.
     labels
-        of the federation.
+        Labels of the federation.
     memory
-        file that remembers a good result.
+        File that stores the last good result.
     progress
-        called with (cases read, all cases).
+        Called with the number of cases read and of all cases.
     """
     from client.data.dataset_check import check_dataset
 
-    state = _state_of_files(root, labels)
+    state = _dataset_fingerprint(root, labels)
     remembered = read_json(memory)
     if remembered.get("state") == state:
         return Item("data", "ok", f"{remembered.get('text')}; unchanged since it was checked")
@@ -221,14 +221,14 @@ def check_data(
         more = f" (and {count - 1} more; fedvox-client check lists them all)" if count > 1 else ""
         return Item("data", "error", f"{first.path}: {first.text}{more}")
     text = counted(len(report.cases), "case")
-    with contextlib.suppress(OutputError):  # it is read again next time; a full disk is an item of its own
+    with contextlib.suppress(OutputError):  # the data is checked again next time; check_disk reports a full disk
         write_json(memory, {"state": state, "text": text})
     return Item("data", "ok", text)
 
 
 def check_disk(folders: Mapping[str, Path], needed: int = DISK_BYTES) -> Item:
-    """Whether there is room; what a folder that does not exist yet has is that of the one above it."""
-    free = {what: shutil.disk_usage(_existing(folder)).free for what, folder in folders.items()}
+    """Check the free space; a folder that does not exist yet counts as its nearest existing parent."""
+    free = {what: shutil.disk_usage(_nearest_existing(folder)).free for what, folder in folders.items()}
     for what, size in free.items():
         if size < needed:
             text = f"{size / 2**30:.1f} GiB free for the {what} ({folders[what]}), {needed / 2**30:.1f} are needed"
@@ -237,29 +237,29 @@ def check_disk(folders: Mapping[str, Path], needed: int = DISK_BYTES) -> Item:
 
 
 def check_device(name: str) -> Item:
-    """What will compute."""
+    """Check the device that will train."""
     is_there = any(Path(device).exists() for device in _GPU_DEVICES)
     if name == "cpu" or (name == "auto" and not is_there):
-        # Told without PyTorch, which takes seconds to import.
+        # Answered without PyTorch, which takes seconds to import.
         return Item("device", "ok", f"no GPU is used; {gpu_probe.without_gpu()}")
     return Item("device", *gpu_probe.ask(name))
 
 
 def check_approval(state: Path, config: FederationConfig) -> Item:
-    """Whether a task would be done at this moment."""
+    """Check whether the site would accept a task now."""
     from client.consent.policy import Policy, PolicyError
     from client.consent.site_config import SITE_FILE
 
     try:
         Policy(state, config, state / SITE_FILE).check(config.digest())
     except PolicyError as error:
-        return Item("approval", "warning", f"no task will be done: {error}")
-    return Item("approval", "ok", "tasks of this federation are done")
+        return Item("approval", "warning", f"no task will be accepted: {error}")
+    return Item("approval", "ok", "tasks of this federation will be accepted")
 
 
-def _judge_dates(name: str, not_before: datetime | None, not_after: datetime, now: datetime) -> Item:
+def _check_dates(name: str, not_before: datetime | None, not_after: datetime, now: datetime) -> Item:
     if not_before is not None and now < not_before:
-        return Item(name, "error", f"is valid from {not_before:%Y-%m-%d %H:%M} UTC only; is this clock right?")
+        return Item(name, "error", f"is not valid before {not_before:%Y-%m-%d %H:%M} UTC; is this clock right?")
     if now >= not_after:
         return Item(name, "error", f"has expired on {not_after:%Y-%m-%d}; ask the coordinator for a new kit")
     left = not_after - now
@@ -268,7 +268,7 @@ def _judge_dates(name: str, not_before: datetime | None, not_after: datetime, no
     return Item(name, "ok", f"valid until {not_after:%Y-%m-%d}")
 
 
-def _state_of_files(root: Path, labels: Mapping[int, str]) -> str:
+def _dataset_fingerprint(root: Path, labels: Mapping[int, str]) -> str:
     total = hashlib.sha256(json.dumps(sorted(labels.items())).encode())
     for path in sorted(root.rglob("*")) if root.is_dir() else []:
         if path.is_file():
@@ -277,6 +277,6 @@ def _state_of_files(root: Path, labels: Mapping[int, str]) -> str:
     return total.hexdigest()
 
 
-def _existing(folder: Path) -> Path:
+def _nearest_existing(folder: Path) -> Path:
     folder = folder.absolute()
     return next(place for place in (folder, *folder.parents) if place.exists())

@@ -1,4 +1,4 @@
-"""One line of preflight."""
+"""One line of the preflight report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from client.site.gpu_probe import Severity
 
 @dataclass(frozen=True)
 class Item:
-    """One thing that was checked. ``text`` says what was found and, if it is not good, what to do."""
+    """Result of one check. ``text`` says what was found and, if there is a problem, what to do."""
 
     name: str
     severity: Severity

@@ -1,4 +1,4 @@
-"""One connection to the server, before a site joins: who answers, whether it lets the site in, and what time it has."""
+"""Probes the server before a site joins: who answers, whether it accepts the site, and what time it has."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from common.errors import FedvoxError
 from common.identity import sign
 
 PROBE_PATH = f"/models/{'0' * 64}"
-"""What nobody has: a site that is let in gets 404."""
-_NOTHING = hashlib.sha256(b"").hexdigest()
+"""A model that does not exist: an accepted site gets 404."""
+_EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 _LONGEST_WORD = 64
 _EXPIRED, _NOT_YET_VALID, _WRONG_NAME, _WRONG_ADDRESS = 10, 9, 62, 64
-"""OpenSSL's reasons for which a certificate is not accepted."""
+"""OpenSSL's codes for verification errors."""
 _REFUSALS = {
     "CERTIFICATE_REVOKED": "the server has revoked this site's certificate; ask the coordinator",
-    "CERTIFICATE_EXPIRED": "the server finds this site's certificate expired; ask the coordinator for a new kit, and "
-    "see that this clock is right",
-    "UNKNOWN_CA": "the server trusts another authority than this kit's; ask the coordinator for a new kit",
+    "CERTIFICATE_EXPIRED": "to the server, this site's certificate has expired; ask the coordinator for a new kit, and "
+    "check that this clock is right",
+    "UNKNOWN_CA": "the server trusts a different authority than this kit's; ask the coordinator for a new kit",
 }
-"""What a server says of our certificate, by the end of OpenSSL's name for it."""
+"""The server's reasons to refuse our certificate, by the end of OpenSSL's name for them."""
 _ALERT = "_ALERT_"
 _ABOUT_CERTIFICATES = ("CERTIFICATE", "UNKNOWN_CA", "DECRYPT_ERROR", "ACCESS_DENIED")
 
 
 class HandshakeError(FedvoxError):
-    """The server's certificate is not accepted here."""
+    """The server's certificate is not accepted by this site."""
 
 
 class CertificateRefusedError(FedvoxError):
@@ -49,20 +49,20 @@ class CertificateRefusedError(FedvoxError):
 
 @dataclass(frozen=True)
 class Connection:
-    """What a connection to the server showed.
+    """What a connection to the server revealed.
 
     Attributes
     ----------
     not_after
-        the end of its certificate.
+        End of the certificate's validity.
     clock
-        its time minus ours, in seconds; None if it does not tell.
+        The server's time minus ours, in seconds; None if it sends none.
     status
-        how it answers a request of this site's for what nobody has; 0 if its answer is not HTTP.
+        HTTP status of a signed request for a model that does not exist; 0 if the response is not HTTP.
     word
-        with a refusal, why.
+        The server's reason for a refusal.
     proxy
-        host:port of the proxy in between; empty if there is none.
+        Address of the proxy as ``host:port``; empty if there is none.
     """
 
     not_after: datetime
@@ -73,31 +73,31 @@ class Connection:
 
 
 def connect(folder: Path, kit: Kit, timeout: float) -> Connection:
-    """Shows the server this site's certificate, and asks for something with this site's signature.
+    """Present this site's certificate to the server and send one signed request.
 
     Parameters
     ----------
     folder
-        the site's kit.
+        The site's kit.
     kit
-        its content.
+        Content of the kit.
     timeout
-        seconds for each step.
+        Seconds for each step.
 
     Raises
     ------
     CertificateError
-        the kit's own certificate or key cannot be used.
+        If the kit's certificate or key cannot be used.
     HandshakeError
-        the server's certificate is not accepted; the text says why.
+        If the server's certificate is not accepted; the text says why.
     CertificateRefusedError
-        the server does not accept this site's.
+        If the server does not accept this site's certificate.
     ConfigError
-        a proxy variable is no URL of an HTTP proxy.
+        If a proxy variable is not the URL of an HTTP proxy.
     ProxyError
-        the proxy refuses, or does not answer.
+        If the proxy is unreachable or refuses.
     OSError
-        nobody answers.
+        If the server cannot be reached.
     """
     site = kit.site or ""
     identity = site_identity(folder, site)
@@ -109,25 +109,25 @@ def connect(folder: Path, kit: Kit, timeout: float) -> Connection:
             context.wrap_socket(plain, server_hostname=kit.address) as secure,
         ):
             certificate = x509.load_der_x509_certificate(secure.getpeercert(binary_form=True) or b"")
-            _hear_objection(secure, timeout)
+            _await_certificate_check(secure, timeout)
             secure.sendall(_request(kit, site, identity))
             status, date, word = _answer(secure)
     except ssl.SSLCertVerificationError as error:
-        raise HandshakeError(_why_not_accepted(error, folder, address)) from None
+        raise HandshakeError(_verification_text(error, folder, address)) from None
     except ssl.SSLError as error:
         reason = str(error.reason)
         if _ALERT in reason and any(part in reason for part in _ABOUT_CERTIFICATES):
-            raise CertificateRefusedError(_why_refused(reason)) from None
+            raise CertificateRefusedError(_refusal_text(reason)) from None
         raise
     clock = (date - datetime.now(UTC)).total_seconds() if date else None
     return Connection(certificate.not_valid_after_utc, clock, status, word, str(address.proxy or ""))
 
 
-def _hear_objection(secure: ssl.SSLSocket, timeout: float) -> None:
-    """Waits until the server has looked at our certificate; with TLS 1.3 our side of the handshake is over before.
+def _await_certificate_check(secure: ssl.SSLSocket, timeout: float) -> None:
+    """Wait until the server has checked our certificate; in TLS 1.3 our side of the handshake ends before that.
 
-    What it then says, a refusal or a ticket for the next connection, is read before we send: to a connection that it
-    has closed, the answer would be a reset that takes the reason away.
+    Its refusal or session ticket must arrive before we send: sending on a connection that it has closed causes a reset
+    that discards the reason.
     """
     if secure.version() != "TLSv1.3" or not select.select([secure], [], [], timeout)[0]:
         return
@@ -142,13 +142,13 @@ def _hear_objection(secure: ssl.SSLSocket, timeout: float) -> None:
 
 def _request(kit: Kit, site: str, identity: Identity) -> bytes:
     headers = {"Host": kit.endpoint, "Connection": "close"}
-    headers |= sign(identity.key, site, "GET", PROBE_PATH, _NOTHING, {})
+    headers |= sign(identity.key, site, "GET", PROBE_PATH, _EMPTY_SHA256, {})
     lines = [f"GET {PROBE_PATH} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
     return "\r\n".join(lines).encode()
 
 
 def _answer(secure: ssl.SSLSocket) -> tuple[int, datetime | None, str]:
-    """Status, date and first word of an answer; what is missing is 0, None or empty."""
+    """Return status, date and text of a response; missing values are 0, None or empty."""
     response = http.client.HTTPResponse(secure, method="GET")
     try:
         response.begin()
@@ -167,7 +167,7 @@ def _read_date(text: str) -> datetime | None:
         return None
 
 
-def _why_refused(reason: str) -> str:
+def _refusal_text(reason: str) -> str:
     for end, text in _REFUSALS.items():
         if reason.endswith(end):
             return text
@@ -175,24 +175,24 @@ def _why_refused(reason: str) -> str:
     return f"the server does not accept this site's certificate ({said}); ask the coordinator for a new kit"
 
 
-def _why_not_accepted(error: ssl.SSLCertVerificationError, folder: Path, address: Address) -> str:
+def _verification_text(error: ssl.SSLCertVerificationError, folder: Path, address: Address) -> str:
     if error.verify_code == _EXPIRED:
         return "the server's certificate has expired, or this clock is wrong; the coordinator can renew it"
     if error.verify_code == _NOT_YET_VALID:
         return "the server's certificate is not valid yet; is this clock right?"
     if error.verify_code in (_WRONG_NAME, _WRONG_ADDRESS):
-        return "the server's certificate is for another address than the kit's; ask the coordinator"
+        return "the server's certificate is for a different address than the kit's; ask the coordinator"
     try:
         found = who_opens_tls(address, folder / AUTHORITY_FILE)
     except (OSError, ValueError, FedvoxError):
         found = None
-    return found or f"the server's certificate is not good ({error.verify_message}); ask the coordinator"
+    return found or f"the server's certificate is not valid ({error.verify_message}); ask the coordinator"
 
 
 def unreachable(error: OSError) -> str:
-    """Why nobody answers, in words."""
+    """Return why the server cannot be reached, in words."""
     if isinstance(error, TimeoutError):
         return "no answer"
     if isinstance(error, socket.gaierror):
-        return "its name is not known here"
+        return "its name cannot be resolved"
     return error.strerror or str(error)

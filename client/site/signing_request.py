@@ -1,7 +1,7 @@
-"""A site's own key, and the request by which the coordinator signs a certificate for it.
+"""A site's private key, and the request for its certificate.
 
-The private key never leaves the site. The request is a standard signing request (PKCS #10) that holds the site's name
-and public key, signed with the private key: whoever made it has that key.
+The private key never leaves the site. The request is a standard signing request (PKCS #10) with the site's name and
+public key; its signature proves possession of the private key.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ KEY_FILE = SITE_KEY_FILE
 
 @dataclass(frozen=True)
 class SiteRequest:
-    """What was written: the private key, which stays, and the request, which goes to the coordinator."""
+    """The files written: the private key, which stays, and the request for the coordinator."""
 
     key: Path
     request: Path
 
 
 def make_request(site: str, out: Path) -> SiteRequest:
-    """Makes an elliptic-curve key over P-384 and a request for a certificate.
+    """Create an elliptic-curve key over P-384 and a certificate signing request.
 
     Parameters
     ----------
     site
-        the name that the coordinator gave the site.
+        Name that the coordinator gave the site.
     out
-        folder for both files; made if it does not exist.
+        Folder for both files; created if missing.
 
     Raises
     ------
     ConfigError
-        the name is not one that a site can have.
+        If the name is not a valid site name.
     OutputError
-        there is a key already, or the folder cannot be written.
+        If a key already exists, or the folder cannot be written.
     """
     try:
         TypeAdapter(SiteName).validate_python(site)
@@ -70,7 +70,7 @@ def _write_new_secret(path: Path, content: bytes) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         raise OutputError(
-            f"{path}: there is a key already, and it is never replaced; move it away or choose another folder"
+            f"{path}: a key already exists and is never replaced; move it away or choose another folder"
         ) from None
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from None

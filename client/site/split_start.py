@@ -1,8 +1,8 @@
-"""Split start: the courier and the runner of a site each by itself, in containers or under accounts of their own.
+"""Split start: a site's courier and runner run separately, in their own containers or under their own accounts.
 
-The courier has the network and the site's key, and sees no scan. The runner has the scans and needs no network. They
-share one folder. Each keeps a state folder of its own: what the site has decided and its log of what left are the
-runner's, out of reach of anyone who breaks into the courier from outside.
+The courier has the network and the site's key, and sees no scans. The runner has the scans and needs no network. They
+share one folder. Each has its own state folder: the site's decisions and its log of what was sent belong to the runner,
+out of reach of an attacker who breaks into the courier.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from common.config.kit import read_kit
 
 @dataclass(frozen=True)
 class CourierOptions:
-    """What the command line decides for the courier.
+    """Command-line options of the courier.
 
     Attributes
     ----------
     kit
-        with the site's key.
+        The kit, with the site's key.
     state
-        the courier's own files.
+        The courier's state folder.
     shared
-        the folder between courier and runner.
+        Folder shared by courier and runner.
     """
 
     kit: Path
@@ -41,7 +41,7 @@ class CourierOptions:
 
 
 def run_courier_preflight(options: CourierOptions) -> Iterator[Item]:
-    """Checks what the courier needs, one item after another."""
+    """Check what the courier needs, one item after another."""
     kit, config = read_kit(options.kit, "site"), load_federation(options.kit / "federation.yaml")
     yield preflight.check_version()
     yield preflight.check_kit(options.kit, kit, config)
@@ -51,7 +51,7 @@ def run_courier_preflight(options: CourierOptions) -> Iterator[Item]:
 
 
 def run_runner_preflight(options: SiteOptions) -> Iterator[Item]:
-    """Checks what the runner needs, one item after another; asks nobody on a network."""
+    """Check what the runner needs, one item after another, without using the network."""
     kit, config = read_kit(options.kit, "site"), load_federation(options.kit / "federation.yaml")
     yield preflight.check_version()
     yield preflight.check_federation(options.kit, kit, config)
@@ -62,14 +62,14 @@ def run_runner_preflight(options: SiteOptions) -> Iterator[Item]:
 
 
 def start_courier(options: CourierOptions, say: MessageSink) -> int:
-    """Runs the courier until SIGTERM or Ctrl-C.
+    """Run the courier until SIGTERM or Ctrl-C.
 
     Raises
     ------
     PreflightError
-        an item of the preflight must be put right first.
+        If preflight finds an error.
     AlreadyRunningError
-        it runs already.
+        If it is already running.
     """
     folder = StateFolder(options.state)
     kit, config = read_kit(options.kit, "site"), load_federation(options.kit / "federation.yaml")
@@ -81,14 +81,14 @@ def start_courier(options: CourierOptions, say: MessageSink) -> int:
 
 
 def start_runner(options: SiteOptions, say: MessageSink) -> int:
-    """Runs the runner until SIGTERM or Ctrl-C.
+    """Run the runner until SIGTERM or Ctrl-C.
 
     Raises
     ------
     PreflightError
-        an item of the preflight must be put right first.
+        If preflight finds an error.
     AlreadyRunningError
-        it runs already.
+        If it is already running.
     """
     folder = StateFolder(options.state)
     kit, config = read_kit(options.kit, "site"), load_federation(options.kit / "federation.yaml")

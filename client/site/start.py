@@ -1,4 +1,4 @@
-"""Starts a site and keeps it running: preflight first, then courier and runner until it is told to stop."""
+"""Starts a site and keeps it running: preflight first, then courier and runner until told to stop."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ from client.site.supervision import MessageSink, Upkeep, require_preflight
 from client.state_folder import StateFolder, default_ledger
 from common.config.federation import FederationConfig, load_federation
 from common.config.kit import Kit, read_kit
+from common.errors import ConfigError
 from common.system.flower import flower_environment
 from common.system.supervisor import Child
 
 
 @dataclass(frozen=True)
 class SiteOptions:
-    """What the command line decides.
+    """Command-line options of a site.
 
     Attributes
     ----------
     kit
-        the folder that the coordinator sent.
+        Folder that the coordinator sent.
     data
-        the dataset folder.
+        Dataset folder.
     state
-        the site's own files.
+        The site's state folder.
     shared
-        the folder between courier and runner.
+        Folder shared by courier and runner.
     cache
-        folder for preprocessed scans; None keeps them in memory.
+        Folder for preprocessed scans; None keeps them in memory.
     ledger
-        the hospital's privacy ledger.
+        The hospital's privacy ledger.
     """
 
     kit: Path
@@ -51,7 +52,7 @@ class SiteOptions:
 
 
 def run_preflight(options: SiteOptions) -> Iterator[Item]:
-    """Checks everything that a site needs, one item after another."""
+    """Check everything that a site needs, one item after another."""
     kit, config = read_kit(options.kit, "site"), load_federation(options.kit / "federation.yaml")
     yield preflight.check_version()
     yield preflight.check_kit(options.kit, kit, config)
@@ -62,7 +63,7 @@ def run_preflight(options: SiteOptions) -> Iterator[Item]:
 
 
 def check_connection(folder: Path, kit: Kit) -> Iterator[Item]:
-    """What the process that speaks with the server needs: certificates, a way to the server, the right time."""
+    """Check what the courier needs from the network: certificates, a route to the server, the right time."""
     found = preflight.check_authority(folder / "ca.crt", datetime.now(UTC))
     yield found
     if found.severity != "error":
@@ -70,35 +71,42 @@ def check_connection(folder: Path, kit: Kit) -> Iterator[Item]:
 
 
 def check_work(options: SiteOptions, kit: Kit, config: FederationConfig) -> Iterator[Item]:
-    """What the process that trains needs: data, room on disks, a device, an approval, privacy to spend."""
+    """Check what the runner needs: data, disk space, a device, an approval, privacy budget."""
     yield preflight.check_data(options.data, config.labels or {}, options.state / "data-check.json")
     folders = {"site's files": options.state} | ({"cache": options.cache} if options.cache else {})
     yield preflight.check_disk(folders)
     yield preflight.check_device(options.device)
     yield preflight.check_approval(options.state, config)
     if config.privacy is not None:
-        # Late: it brings PyTorch with it, which takes seconds to import.
+        # Late: it imports PyTorch, which takes seconds.
+        from client.consent.disclosure import read_request
         from client.site.budget_check import check_privacy
 
-        yield check_privacy(options.state, config, kit.site or "", options.data, options.ledger)
+        try:
+            privacy = read_request(options.kit).plan.privacy
+        except ConfigError as error:
+            yield Item("privacy", "error", str(error))
+            return
+        if privacy is not None:
+            yield check_privacy(options.state, config, privacy, kit.site or "", options.data, options.ledger)
 
 
 def start(options: SiteOptions, say: MessageSink) -> int:
-    """Runs the site until SIGTERM or Ctrl-C.
+    """Run the site until SIGTERM or Ctrl-C.
 
     Parameters
     ----------
     options
-        what and where.
+        Command-line options.
     say
-        shows a line.
+        Shows a line.
 
     Raises
     ------
     PreflightError
-        an item of the preflight must be put right first.
+        If preflight finds an error.
     AlreadyRunningError
-        the site runs already.
+        If the site is already running.
     """
     folder = StateFolder(options.state)
     kit, config = read_kit(options.kit, "site"), load_federation(options.kit / "federation.yaml")
@@ -110,16 +118,16 @@ def start(options: SiteOptions, say: MessageSink) -> int:
 
 
 def courier_process(kit: Path, folder: StateFolder, shared: Path) -> Child:
-    """The courier, as a child to keep alive.
+    """Return the courier as a supervised child process.
 
     Parameters
     ----------
     kit
-        the kit, with the site's key.
+        The kit, with the site's key.
     folder
-        for its state and its log.
+        State folder, also for its log.
     shared
-        the folder between courier and runner.
+        Folder shared by courier and runner.
     """
     command = [sys.executable, "-m", "client.courier", "--kit", str(kit)]
     command += ["--state", str(folder.path), "--shared", str(shared)]
@@ -127,14 +135,14 @@ def courier_process(kit: Path, folder: StateFolder, shared: Path) -> Child:
 
 
 def runner_process(options: SiteOptions, folder: StateFolder) -> Child:
-    """The runner, as a child to keep alive.
+    """Return the runner as a supervised child process.
 
     Parameters
     ----------
     options
-        of the site.
+        Options of the site.
     folder
-        for its state and its log.
+        State folder, also for its log.
     """
     command = [sys.executable, "-m", "client.runner", "--kit", str(options.kit), "--data", str(options.data)]
     command += ["--state", str(folder.path), "--shared", str(options.shared)]
@@ -144,7 +152,7 @@ def runner_process(options: SiteOptions, folder: StateFolder) -> Child:
 
 
 def _environment(folder: StateFolder) -> dict[str, str]:
-    # Children must run the very code that runs here, whatever folder they are started from.
+    # Children must run the same code as this process, whatever their working directory.
     root = str(Path(client.__file__).resolve().parents[1])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     return flower_environment(folder.flower_home) | {"PYTHONSAFEPATH": "1", "PYTHONPATH": path}

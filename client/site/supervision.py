@@ -1,4 +1,4 @@
-"""Keeps the processes of a site running, both or one of them, and writes their state to the state folder."""
+"""Keeps one or both processes of a site running, and writes their state to the state folder."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ MessageSink = Callable[[str], None]
 
 
 class PreflightError(FedvoxError):
-    """Something must be put right before the site can start."""
+    """Preflight found an error; the site cannot start."""
 
 
 def require_preflight(items: Iterable[Item], say: MessageSink) -> None:
-    """Shows what the preflight finds.
+    """Show what preflight finds.
 
     Raises
     ------
     PreflightError
-        an item is an error.
+        If an item is an error.
     """
     wrong = []
     for item in items:
@@ -38,24 +38,24 @@ def require_preflight(items: Iterable[Item], say: MessageSink) -> None:
         if item.severity == "error":
             wrong.append(item.name)
     if wrong:
-        raise PreflightError(f"not started; put right first: {', '.join(wrong)}")
+        raise PreflightError(f"not started; fix first: {', '.join(wrong)}")
 
 
 class Upkeep:
-    """Processes of one site, under supervision.
+    """Supervises the processes of one site.
 
     Parameters
     ----------
     folder
-        the state folder, held by this process.
+        State folder, locked by this process.
     children
-        what to keep alive.
+        Processes to keep running.
     role
-        what of a site this is.
+        Which part of a site they are.
     ready_line
-        what to say when it is ready.
+        Line to show when they are ready.
     say
-        shows a line.
+        Shows a line.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class Upkeep:
         self._since = time.time()
         self._written = 0.0
         self._was_ready = False
-        self._trouble = ""
+        self._write_error = ""
         self._supervisor = Supervisor(children, self._on_event)
 
     def run(self) -> None:
-        """Keeps all alive; returns when told to stop."""
+        """Keep all processes running until told to stop."""
         for leftover in (self._folder.contact, self._folder.runner):
             leftover.unlink(missing_ok=True)
         try:
@@ -95,7 +95,7 @@ class Upkeep:
             with file.open("a", encoding="utf-8") as log:
                 log.write(f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ} {name}: {event}\n")
         except OSError as error:
-            self._complain(cannot_write(file, error))
+            self._show_write_error(cannot_write(file, error))
         if "again in" in event:
             self._say(f"{name} {event} (see {self._folder.logs / (name + '.log')})")
         self._written = 0.0
@@ -112,17 +112,17 @@ class Upkeep:
         }
         try:
             write_json(self._folder.status, content)
-            self._trouble = ""
+            self._write_error = ""
         except OutputError as error:
-            self._complain(error)
+            self._show_write_error(error)
             return
         ready = site_status(self._folder)["ready"]
         if ready and not self._was_ready:
             self._say(self._ready_line)
         self._was_ready = ready
 
-    def _complain(self, error: OutputError) -> None:
-        """Says once that the disk is full. The processes keep running all the same: there may be room again soon."""
-        if not self._trouble:
+    def _show_write_error(self, error: OutputError) -> None:
+        """Show a write error once. The processes keep running: there may be free space again soon."""
+        if not self._write_error:
             self._say(str(error))
-        self._trouble = str(error)
+        self._write_error = str(error)

@@ -33,13 +33,15 @@ from client.training.onednn_conv import OneDnnConvolutions, is_available
 from client.training.trainer import LocalSteps, NextBatch, Trainer, Validation
 from common.config.federation import FederationConfig, TrainingConfig
 from common.config.privacy import PrivacyConfig
+from common.errors import ConfigError
 from common.imaging.cache.case_cache import CachedCase
 from common.imaging.patches.sampler import PatchCutter
 from common.metrics import dice
 from common.models.trainable import train_only
 from common.models.unet3d import build_model
 from common.plan.plan import Plan
-from common.privacy.calibration import PrivacyPlan, gradient_noise, plan_privacy
+from common.plan.privacy import PrivacyPlan
+from common.privacy.calibration import gradient_noise
 from common.protocol.codec import Vector
 
 LOSS_SCALE = 1024.0
@@ -63,11 +65,12 @@ def make_trainer(config: FederationConfig, plan: Plan, device: torch.device, rep
     model = build_model(plan.model)
     train_only(model, config.training.trainable)
     total_steps = config.rounds * config.training.local_steps
+    if (config.privacy is None) != (plan.privacy is None):
+        raise ConfigError("privacy: stands in one of plan and federation file alone; make the plan again")
     if config.privacy is None:
         return Trainer(model, plan, config.training, total_steps, device)
-    spends = plan_privacy(config.privacy, config.rounds, config.training.local_steps)
     key_of = repeatable_key if repeatable else fresh_key
-    return PrivateTrainer(model, plan, config.training, total_steps, device, config.privacy, spends, key_of)
+    return PrivateTrainer(model, plan, config.training, total_steps, device, config.privacy, key_of)
 
 
 class PrivateTrainer(Trainer):
@@ -86,8 +89,6 @@ class PrivateTrainer(Trainer):
         as in ``Trainer``; ``config.batch_size`` has no meaning here.
     privacy
         what protects the patients.
-    spends
-        what a round costs them; its noise is what is added.
     key_of
         where the secrets of a round come from.
     """
@@ -100,12 +101,13 @@ class PrivateTrainer(Trainer):
         total_steps: int,
         device: torch.device,
         privacy: PrivacyConfig,
-        spends: PrivacyPlan,
         key_of: KeySource = fresh_key,
     ) -> None:
         super().__init__(model, plan, config, total_steps, device)
         self._privacy = privacy
-        self._spends = spends
+        if plan.privacy is None:
+            raise ValueError("the plan has no privacy")
+        self._spends = plan.privacy
         self._key_of = key_of
         self._cutter = PatchCutter(plan.patch_size, config.augmentation, plan.mirror_axes)
         self._loss_scale = LOSS_SCALE if self._autocast is torch.float16 else 1.0

@@ -28,7 +28,7 @@ from common.imaging.sliding_window import sliding_window
 from common.losses import build_loss
 from common.metrics import dice
 from common.plan.plan import Plan
-from common.privacy.calibration import PrivacyPlan
+from common.plan.privacy import PrivacyPlan
 from common.protocol.codec import Vector, WeightLayout
 from common.system.devices import autocast_dtype, keep_freed_memory
 

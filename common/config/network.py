@@ -1,7 +1,7 @@
-"""Where a federation's server is, who takes part, and the kit that says so at each end.
+"""The ``network`` section of a federation file: the server's address and the participating sites.
 
-A kit is a folder that ``fedvox-server provision`` writes, one for the server and one for each site. ``kit.yaml`` in it
-says whose it is; the other files are keys, certificates, and the federation itself.
+``fedvox-server provision`` writes one kit (a folder) for the server and one for each site. Its ``kit.yaml`` names the
+owner; the other files are keys, certificates and the federation file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from common.config.kit import KIT_FILE, Kit, read_kit
 from common.errors import ConfigError
 from common.plan.base import Frozen
 
@@ -20,7 +19,7 @@ _HOST_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 
 def is_ip_address(address: str) -> bool:
-    """Whether an address is a number (IPv4 or IPv6) rather than a name."""
+    """Return whether an address is an IPv4 or IPv6 address rather than a host name."""
     try:
         ipaddress.ip_address(address)
     except ValueError:
@@ -31,7 +30,7 @@ def is_ip_address(address: str) -> bool:
 def _check_address(address: str) -> str:
     labels = address.split(".")
     is_name = len(address) <= 253 and all(_HOST_LABEL.fullmatch(label) for label in labels)
-    # A name whose last label is a number is a mistyped IP address: no such names exist.
+    # A name whose last label is a number is a mistyped IP address: no top-level domain is numeric.
     if is_ip_address(address) or (is_name and not labels[-1].isdecimal()):
         return address
     raise ValueError("must be a host name or an IP address, without https:// and without a port")
@@ -47,32 +46,32 @@ _SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
 def is_site_name(name: str) -> bool:
-    """Whether a site may have this name; such a name is safe as a file's."""
+    """Return whether a text is a valid site name; such names are safe as file names."""
     return _SITE_NAME.fullmatch(name) is not None
 
 
 class NetworkConfig(Frozen):
-    """The ``network`` part of a federation file: what a real federation needs beyond a simulation.
+    """The ``network`` section of a federation file; real federations need it, simulations do not.
 
     Attributes
     ----------
     address, port
-        where sites reach the server.
+        Address at which sites reach the server.
     other_addresses
-        further names and addresses that the server's certificate is to be valid for.
+        Further names and addresses that the server's certificate covers.
     sites
-        names of the hospitals; each gets a kit.
+        Names of the hospitals; each gets a kit.
     certificate_days
-        how long the certificates of server and sites are valid.
+        Validity of the server's and sites' certificates.
     validation_fraction
-        share of a site's patients that are not trained on, but score every round's model.
+        Share of a site's patients that are held out to score every round's model.
     round_deadline_seconds
-        how long a round waits for a site; starts anew whenever the site shows progress.
+        How long a round waits for a site; the deadline restarts whenever the site makes progress.
     heartbeat_seconds
-        how often a site that trains shows its progress.
+        Interval at which a training site reports its progress.
     silence_deadline_seconds
-        how long a round waits for any sign of life of a site that is online; it must be enough to fetch the model over
-        the slowest line.
+        How long a round waits for any heartbeat from a site that is online; it must be long enough to download the
+        model over the slowest connection.
     """
 
     address: Address
@@ -89,7 +88,7 @@ class NetworkConfig(Frozen):
     def _names_differ(self) -> Self:
         twice = sorted({name for name in self.sites if self.sites.count(name) > 1})
         if twice:
-            raise ValueError(f"sites: {', '.join(twice)} stands twice; names must differ")
+            raise ValueError(f"sites: {', '.join(twice)} is listed twice; names must differ")
         return self
 
     @model_validator(mode="after")
@@ -102,26 +101,26 @@ class NetworkConfig(Frozen):
 
 
 def format_endpoint(address: str, port: int) -> str:
-    """``host:port``; an IPv6 address stands in brackets."""
+    """Format an address as ``host:port``, IPv6 in brackets."""
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def parse_endpoint(option: str, text: str, example: str) -> tuple[str, int]:
-    """Host (a name, or an IP address without brackets) and port of ``HOST:PORT``.
+    """Parse ``HOST:PORT`` into the host (a name, or an IP address without brackets) and the port.
 
     Parameters
     ----------
     option
-        on the command line, for the error.
+        Name of the command-line option, for the error.
     text
-        to read.
+        Text to parse.
     example
-        of a good value, for the error.
+        A valid value, for the error.
 
     Raises
     ------
     ConfigError
-        it is not of that form.
+        If the text does not have that form.
     """
     host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
@@ -135,12 +134,12 @@ def parse_endpoint(option: str, text: str, example: str) -> tuple[str, int]:
 
 
 def parse_listen(option: str, text: str, example: str) -> tuple[str, int]:
-    """As ``parse_endpoint``, for a place to listen: the host must be an IP address.
+    """Parse an address to listen on as ``parse_endpoint`` does; the host must be an IP address.
 
     Raises
     ------
     ConfigError
-        it is not of that form.
+        If the text does not have that form.
     """
     host, port = parse_endpoint(option, text, example)
     if not is_ip_address(host):
@@ -149,9 +148,7 @@ def parse_listen(option: str, text: str, example: str) -> tuple[str, int]:
 
 
 __all__ = [
-    "KIT_FILE",
     "Address",
-    "Kit",
     "NetworkConfig",
     "SiteName",
     "format_endpoint",
@@ -159,5 +156,4 @@ __all__ = [
     "is_site_name",
     "parse_endpoint",
     "parse_listen",
-    "read_kit",
 ]

@@ -1,1 +1,1 @@
-"""The plan of a federation: everything that must be equal at all sites, resolved to numbers."""
+"""The plan of a federation: all settings that must be equal at all sites, resolved to numbers."""

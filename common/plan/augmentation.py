@@ -1,4 +1,4 @@
-"""What augmentation may do, apart from doing it, so that configuration can be read without importing torch."""
+"""Augmentation settings, separate from their implementation so that reading them does not import torch."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ class AugmentationPlan(Frozen):
     Attributes
     ----------
     mirror
-        probability of flipping, for each axis along which the plan allows it.
+        Probability of flipping, for each axis along which the plan allows it.
     rotation
-        probability of rotating.
+        Probability of rotating.
     rotation_degrees
-        largest angle about each axis. Where slices are more than three times thicker than pixels are wide, only the
-        rotation within the slices is made.
+        Largest angle about each axis. If slices are more than three times as thick as pixels are wide, patches rotate
+        only within the slices.
     scaling
-        probability of scaling.
+        Probability of scaling.
     scale
-        range of the factor, above 1 is larger.
+        Range of the factor; above 1 enlarges.
     gamma
-        probability of raising intensities, scaled to 0 to 1, to a power.
+        Probability of raising intensities, scaled to 0 to 1, to a power.
     gamma_exponent
-        range of that power.
+        Range of the exponent.
     noise
-        probability of adding Gaussian noise.
+        Probability of adding Gaussian noise.
     noise_std
-        range of its standard deviation.
+        Range of its standard deviation.
     blur
-        probability of a Gaussian blur.
+        Probability of a Gaussian blur.
     blur_sigma
-        range of its width in voxels.
+        Range of its standard deviation, in voxels of the finest axis.
     low_resolution
-        probability of sampling down and up again.
+        Probability of down-sampling and up-sampling again.
     low_resolution_factor
-        range of the lower resolution as a fraction of the full one.
+        Range of the lower resolution as a fraction of the full one.
     """
 
     mirror: Probability = 0.5

@@ -1,4 +1,4 @@
-"""What every section of plans and federation files is made of."""
+"""Building blocks of plans and federation files."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ Stride = tuple[Literal[1, 2, 4], Literal[1, 2, 4], Literal[1, 2, 4]]
 
 
 class Frozen(BaseModel):
-    """Base of all plan and configuration models: immutable, and unknown keys are errors."""
+    """Base of all plan and configuration models: immutable; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

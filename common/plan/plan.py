@@ -1,7 +1,7 @@
-"""The plan of a federation: everything that must be equal at all sites, resolved to numbers.
+"""The plan of a federation: all settings that must be equal at all sites, resolved to numbers.
 
-A plan holds no value that was measured at a single site: it comes from the federation file, or, in simulation,
-from the fingerprint of the whole dataset. It is written to ``plan.json`` and into every model bundle.
+A plan holds no value measured at a single site: it follows from the federation file or, in simulation, from the
+fingerprint of the whole dataset. It is written to ``plan.json`` and into every model bundle.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from common.plan.base import Axes3, Frozen, Kernel, PositiveInt, Spacing, Stride
+from common.plan.privacy import PrivacyPlan
 
 
 class IntensityPlan(Frozen):
@@ -43,21 +44,21 @@ class IntensityPlan(Frozen):
 
 
 class PreprocessingPlan(Frozen):
-    """From a volume on disk to the array that the network sees.
+    """How a volume on disk becomes the network's input.
 
     Attributes
     ----------
     spacing
-        target spacing in mm along x, y, z in RAS+; None keeps every volume's own.
+        Target spacing in mm along x, y, z in RAS+; None keeps every volume's own.
     intensity
-        one entry per channel.
+        One entry per channel.
     image_order
         3 (cubic B-spline) or 1 (linear).
     label_mode
         ``nearest``, or ``linear``: each label's mask is resampled linearly and the largest wins.
     anisotropy
-        an axis whose spacing is more than this many times the finest is resampled separately, with nearest-neighbour
-        along it (a spline across thick slices invents tissue).
+        An axis whose spacing exceeds this multiple of the finest is resampled by nearest neighbour (a spline across
+        thick slices invents tissue).
     crop
         ``nonzero`` crops to the box in which any channel differs from zero (before normalisation).
     """
@@ -76,13 +77,13 @@ class ModelPlan(Frozen):
     Attributes
     ----------
     classes
-        outputs of the network, background included.
+        Outputs of the network, background included.
     strides
-        the down-sampling on entry of each stage; the first is (1, 1, 1) as a rule.
+        Down-sampling on entry to each stage; the first is usually (1, 1, 1).
     blocks
-        convolutions (plain) or residual blocks per encoder stage; decoder stages have ``decoder_blocks``.
+        Convolutions (plain) or residual blocks per encoder stage; decoder stages have ``decoder_blocks``.
     groups
-        groups of every GroupNorm; must divide all channel counts.
+        Groups of every GroupNorm; must divide all channel counts.
     """
 
     in_channels: PositiveInt = 1
@@ -119,18 +120,20 @@ class ModelPlan(Frozen):
 
 
 class Plan(Frozen):
-    """All that a site needs to train, and a user to predict.
+    """Everything needed to train at a site and to predict.
 
     Attributes
     ----------
     channels
-        names of the input channels (modalities), in order.
+        Names of the input channels (modalities), in order.
     labels
-        value in the label map -> name, for foreground labels only; values run from 1 without gaps.
+        Value in the label map -> name, for foreground labels only; values run from 1 without gaps.
     patch_size
-        voxels along x, y, z at the target spacing.
+        Voxels along x, y, z at the target spacing.
     mirror_axes
-        spatial axes (0 is x, left-right in RAS+) along which the anatomy may be flipped.
+        Spatial axes (0 is x, left-right in RAS+) along which the anatomy may be flipped.
+    privacy
+        Noise of a differentially private federation; None without privacy.
     """
 
     channels: tuple[str, ...]
@@ -139,6 +142,7 @@ class Plan(Frozen):
     model: ModelPlan
     patch_size: tuple[PositiveInt, PositiveInt, PositiveInt]
     mirror_axes: tuple[Literal[0, 1, 2], ...] = ()
+    privacy: PrivacyPlan | None = None
 
     @model_validator(mode="after")
     def _check_parts_agree(self) -> Plan:

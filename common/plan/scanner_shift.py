@@ -1,4 +1,4 @@
-"""How the scanner of a simulated site differs, as the federation file says it."""
+"""Scanner differences of a simulated site, as configured in the federation file."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from common.plan.base import Frozen
 
 
 class ScannerShift(Frozen):
-    """How one site's scanner differs; the defaults change nothing.
+    """Differences of one site's scanner; the defaults change nothing.
 
-    The steps are applied in the order of a scan: resolution, contrast (gamma), coil shading (bias field), noise, and
-    last the units in which the scanner stores its numbers (scale and offset).
+    Steps are applied in the order of image acquisition: resolution, contrast (gamma), coil shading (bias field), noise,
+    and finally the units in which the scanner stores its values (scale and offset).
 
     Attributes
     ----------
     gamma
-        exponent applied to intensities brought to 0..1; above 1 darkens mid-tones.
+        Exponent applied to intensities scaled to 0 to 1; above 1 darkens mid-tones.
     bias_field
-        amplitude of a smooth multiplicative field, 0.3 means 0.7 to 1.3 times the signal.
+        Amplitude of a smooth multiplicative field; 0.3 means 0.7 to 1.3 times the signal.
     noise
-        standard deviation of Gaussian noise as a fraction of the volume's intensity range.
+        Standard deviation of Gaussian noise as a fraction of the volume's intensity range.
     resolution_mm
-        full width at half maximum to which the image is blurred, on axes sampled more finely; None for no blur.
+        Full width at half maximum to which the image is blurred, on axes sampled more finely; None for no blur.
     scale, offset
-        stored = scale * intensity + offset.
+        Stored = scale * intensity + offset.
     """
 
     gamma: float = Field(default=1.0, gt=0, le=10)

@@ -1,1 +1,1 @@
-"""From a federation file and its data to the plan that all sites share."""
+"""Derives the plan that all sites share from a federation file and its data."""

@@ -1,7 +1,6 @@
-"""What a dataset is like, and the plan that follows from it.
+"""Dataset fingerprints, following nnU-Net (Isensee et al., Nature Methods 2021).
 
-The rules follow nnU-Net (Isensee et al., Nature Methods 2021) where they are not said to differ. A fingerprint tells
-much about the patients behind it: it stays where the data are.
+A fingerprint reveals much about the patients, so it must stay where the data is.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from common.imaging.threads import Progress, map_in_threads
 from common.plan.base import Axes3, Frozen, Spacing
 
 SAMPLES_PER_CASE = 2_000
-"""Foreground voxels of each case that enter the intensity statistics, so that every patient weighs about the same."""
+"""Largest number of foreground voxels that a case contributes, so that all cases have similar weight."""
 
 
 _REVISION = 2
@@ -40,20 +39,20 @@ class ChannelIntensities(Frozen):
 
 
 class Fingerprint(Frozen):
-    """What was measured; sequences have one entry per case, in the order of the cases.
+    """Measurements of a dataset; except for ``intensities``, sequences have one entry per case.
 
     Attributes
     ----------
     shapes
-        voxels of the box that is not zero, along x, y, z in RAS+.
+        Size in voxels of the nonzero bounding box, along x, y, z in RAS+.
     spacings
-        in mm.
+        Voxel spacings in mm.
     intensities
-        one entry per channel.
+        One entry per channel.
     medians
-        of the stored intensities within the foreground, channel by channel; empty for a case without any.
+        Median foreground intensity of each channel; empty for a case without foreground.
     label_volumes_ml
-        for each label its volume in every case, in millilitres; 0 where the case lacks it.
+        Volume of each label in every case, in millilitres; 0 if the case lacks it.
     """
 
     shapes: tuple[Axes3, ...]
@@ -64,7 +63,7 @@ class Fingerprint(Frozen):
 
     @property
     def median_spacing(self) -> Spacing:
-        """Median over cases along each axis, in mm."""
+        """Median spacing over cases along each axis, in mm."""
         x, y, z = np.median(self.spacings, axis=0)
         return (float(x), float(y), float(z))
 
@@ -74,7 +73,7 @@ class Fingerprint(Frozen):
         return tuple(label for label, volumes in sorted(self.label_volumes_ml.items()) if not any(volumes))
 
     def median_shape(self, spacing: Spacing) -> Axes3:
-        """Median over cases of the voxels along each axis, once all are resampled to a spacing in mm."""
+        """Return the median shape over cases after resampling to a spacing in mm."""
         x, y, z = np.median(np.array(self.shapes) * np.array(self.spacings) / np.array(spacing), axis=0)
         return (max(1, round(float(x))), max(1, round(float(y))), max(1, round(float(z))))
 
@@ -86,27 +85,27 @@ def fingerprint_dataset(
     progress: Progress | None = None,
     folder: Path | None = None,
 ) -> Fingerprint:
-    """Measures a dataset.
+    """Measure a dataset.
 
     Parameters
     ----------
     cases
-        at least one; those without a label map count for shapes and spacings only.
+        At least one; cases without a label map count for shapes and spacings only.
     labels
-        values of the foreground labels.
+        Values of the foreground labels.
     workers
-        threads.
+        Number of threads.
     progress
-        called with cases done and cases in all.
+        Called with (cases done, total cases).
     folder
-        cache folder in which each case's measurements are kept for the next time; None keeps nothing.
+        Folder that caches each case's measurements; None disables caching.
 
     Raises
     ------
     DataError
-        a case cannot be used, cases differ in their number of channels, or no case has any foreground.
+        If a case cannot be used, cases differ in their number of channels, or no case has any foreground.
     OutputError
-        the cache folder cannot be written.
+        If the cache folder cannot be written.
     """
     if not cases:
         raise ValueError("a fingerprint needs at least one case")

@@ -1,6 +1,6 @@
-"""The plan that follows from a dataset's fingerprint.
+"""Derives the plan from a dataset's fingerprint.
 
-The rules follow nnU-Net (Isensee et al., Nature Methods 2021) where they are not said to differ.
+The rules follow nnU-Net (Isensee et al., Nature Methods 2021) unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from common.plan.plan import IntensityPlan, ModelPlan, Plan, PreprocessingPlan
 from common.planning.fingerprint import ChannelIntensities, Fingerprint
 
 LARGEST_PATCH = 96**3
-"""Voxels of the largest patch chosen without being told: two fit a few GB of memory while training."""
+"""Largest automatically chosen patch, in voxels: training with two of them fits into a few GB of memory."""
 SMALLEST_STAGE = 4
-"""Voxels below which no axis is down-sampled."""
+"""Fewest voxels that an axis may have after down-sampling."""
 _THICK = 3.0
 
 
@@ -39,42 +39,42 @@ def make_plan(
     largest_patch: int = LARGEST_PATCH,
     mirror_axes: Sequence[Literal[0, 1, 2]] = (),
 ) -> Plan:
-    """Derives spacing, intensities, patch and network from a fingerprint.
+    """Derive spacing, intensity normalisation, patch size and network from a fingerprint.
 
     Parameters
     ----------
     fingerprint
-        of all data that the plan is for.
+        Fingerprint of the whole dataset.
     channels
-        names of the input channels.
+        Names of the input channels.
     labels
-        value -> name of the foreground labels, 1, 2, 3, ...
+        Value -> name of the foreground labels, 1, 2, 3, ...
     modality
         ``CT`` clips to a window and normalises by statistics of the whole dataset's foreground, because Hounsfield
-        units mean the same everywhere; ``MR`` treats each volume by itself.
+        units are comparable across scanners; ``MR`` normalises each volume separately.
     network_channels
-        channels of each stage.
+        Channels of each stage.
     blocks
-        blocks of each encoder stage; None for two each.
+        Blocks of each encoder stage; None means two each.
     residual
-        whether these are residual blocks.
+        Whether the encoder uses residual blocks.
     deep_supervision
-        whether coarser outputs are trained too.
+        Whether coarser outputs are trained too.
     groups
-        of every GroupNorm.
+        Groups of every GroupNorm.
     spacing
-        target in mm; None for :func:`target_spacing`.
+        Target spacing in mm; None means :func:`target_spacing`.
     patch_size
-        voxels; None for :func:`choose_patch_size`.
+        Patch size in voxels; None means :func:`choose_patch_size`.
     largest_patch
-        voxels of a patch that is chosen here.
+        Largest number of voxels of an automatically chosen patch.
     mirror_axes
-        axes along which the anatomy may be flipped.
+        Axes along which the anatomy may be flipped.
 
     Raises
     ------
     ConfigError
-        the fingerprint has another number of channels, or the patch size does not fit the network.
+        If the fingerprint has another number of channels, or the patch size does not fit the network.
     """
     if len(channels) != len(fingerprint.intensities):
         raise ConfigError(
@@ -126,10 +126,10 @@ def _plan_intensity(channel: ChannelIntensities, modality: Literal["CT", "MR"]) 
 
 
 def target_spacing(spacings: Sequence[Spacing]) -> Spacing:
-    """The spacing in mm that a dataset is resampled to: the median along each axis.
+    """Return the spacing in mm that a dataset is resampled to: the median along each axis.
 
-    Where the median of an axis is more than three times that of the finest, its 10th percentile is taken instead, but
-    nothing finer than the next coarser axis: a few thick volumes then do not take the detail from all others.
+    If the median of an axis is more than three times that of the finest, its 10th percentile is used instead, but
+    nothing finer than the coarser of the other axes. This preserves the detail of the volumes with thinner slices.
     """
     median = np.median(spacings, axis=0)
     x, y, z = (float(value) for value in median)
@@ -141,29 +141,29 @@ def target_spacing(spacings: Sequence[Spacing]) -> Spacing:
 
 
 def choose_patch_size(shape: Axes3, spacing: Spacing, stages: int, largest: int) -> Axes3:
-    """A patch that holds a whole volume if it may, and fits the network.
+    """Choose a patch that covers a whole volume if possible and fits the network.
 
     Parameters
     ----------
     shape
-        median shape of the volumes at the target spacing.
+        Median shape of the volumes at the target spacing.
     spacing
-        the target in mm.
+        Target spacing in mm.
     stages
-        of the network.
+        Number of stages of the network.
     largest
-        voxels that the patch may have; the longest side in mm is shortened until it fits.
+        Largest number of voxels; the longest side in mm is shortened until the patch fits.
 
     Returns
     -------
     Axes3
-        Voxels along x, y, z: multiples of what the network down-samples by.
+        Voxels along x, y, z, multiples of the network's down-sampling factors.
     """
     size = list(shape)
     while True:
         divisors = _divisors((size[0], size[1], size[2]), spacing, stages)
         x, y, z = (-(-n // divisor) * divisor for n, divisor in zip(size, divisors, strict=True))
-        # A size that was rounded up may allow deeper down-sampling, to which it then has to fit too.
+        # Rounding a size up may allow deeper down-sampling, whose divisors it must satisfy too.
         fits = all(n % d == 0 for n, d in zip((x, y, z), _divisors((x, y, z), spacing, stages), strict=True))
         if fits and x * y * z <= largest:
             return (x, y, z)
@@ -177,10 +177,11 @@ def _divisors(size: Axes3, spacing: Spacing, stages: int) -> Axes3:
 
 
 def plan_stages(size: Axes3, spacing: Spacing, stages: int) -> tuple[tuple[Stride, ...], tuple[Kernel, ...]]:
-    """Strides and kernels of each stage, finest first.
+    """Derive the strides and kernels of each stage, finest first.
 
-    An axis more than twice as coarse as the finest that can still be down-sampled waits until that has caught up, and
-    has kernel 1 until it is no more than twice as coarse as any; no axis gets less than ``SMALLEST_STAGE`` voxels.
+    An axis is down-sampled only while its spacing is at most twice that of the finest axis that can still be
+    down-sampled. Its kernel is 1 until its spacing is at most twice the finest of all axes. No axis is reduced below
+    ``SMALLEST_STAGE`` voxels.
     """
     voxels, current = list(size), list(spacing)
     strides: list[Stride] = []

@@ -1,7 +1,7 @@
-"""From a federation file to the plan that all sites share.
+"""Resolves a federation file to the plan that all sites share.
 
-In simulation, what the file leaves open follows from the dataset's fingerprint. In a real federation nobody may look
-into all hospitals' scans, so the file has to say it.
+In simulation, settings that the file leaves open follow from the dataset's fingerprint. In a real federation the scans
+are never in one place, so the file must specify everything.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from common.plan.base import Spacing
 from common.plan.plan import IntensityPlan, ModelPlan, Plan, PreprocessingPlan
 from common.planning.fingerprint import Fingerprint
 from common.planning.planner import make_plan, plan_stages
+from common.privacy.calibration import calibrate, check_calibration
 
 
 def resolve_plan(
     config: FederationConfig, fingerprint: Fingerprint, channels: Sequence[str], labels: dict[int, str]
 ) -> Plan:
-    """The plan that follows from the data, with whatever the federation file fixes put in its place.
+    """Derive the plan from the data, overridden by the settings in the federation file.
 
     Raises
     ------
     ConfigError
-        what is fixed does not fit together or not the data.
+        If the settings in the file contradict each other or the data.
     """
     try:
         return _resolve(config, fingerprint, channels, labels)
@@ -66,7 +67,17 @@ def _resolve(
         preprocessing["intensity"] = _per_channel(wanted.intensity, len(channels))
     model = plan.model.model_dump() | {"decoder_blocks": network.decoder_blocks}
     model |= {name: getattr(network, name) for name in ("strides", "kernels") if getattr(network, name) != "auto"}
-    return Plan.model_validate(plan.model_dump() | {"preprocessing": preprocessing, "model": model})
+    return with_privacy(
+        Plan.model_validate(plan.model_dump() | {"preprocessing": preprocessing, "model": model}), config
+    )
+
+
+def with_privacy(plan: Plan, config: FederationConfig) -> Plan:
+    """Return the plan with the noise calibrated to the federation file's budget."""
+    privacy = None
+    if config.privacy is not None:
+        privacy = calibrate(config.privacy, config.rounds, config.training.local_steps)
+    return plan.model_copy(update={"privacy": privacy})
 
 
 def _per_channel(intensity: tuple[IntensityPlan, ...], channels: int) -> tuple[IntensityPlan, ...]:
@@ -78,13 +89,33 @@ def _per_channel(intensity: tuple[IntensityPlan, ...], channels: int) -> tuple[I
 
 
 def plan_from_config(config: FederationConfig) -> Plan:
-    """The plan of a federation whose file leaves nothing open.
+    """Return the plan of a federation whose file specifies everything.
 
     Raises
     ------
     ConfigError
-        a value that would be measured in simulation is missing, or values do not fit together.
+        If a value that a simulation would measure is missing, or values contradict each other.
     """
+    return with_privacy(_plan(config), config)
+
+
+def check_plan(plan: Plan, config: FederationConfig) -> None:
+    """Check that a plan made elsewhere follows from the federation file.
+
+    Raises
+    ------
+    ConfigError
+        If it does not, or the file does not specify everything.
+    """
+    if plan.model_copy(update={"privacy": None}) != _plan(config):
+        raise ConfigError("the plan does not follow from the federation file")
+    if (plan.privacy is None) != (config.privacy is None):
+        raise ConfigError("privacy: only one of the plan and the federation file has it")
+    if plan.privacy is not None and config.privacy is not None:
+        check_calibration(plan.privacy, config.privacy, config.rounds, config.training.local_steps)
+
+
+def _plan(config: FederationConfig) -> Plan:
     wanted, network = config.preprocessing, config.model
     if not config.labels:
         raise ConfigError("labels: is missing; name every label: {1: name, ...}")

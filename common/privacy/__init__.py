@@ -1,1 +1,1 @@
-"""What differential privacy costs: accounting and calibration. Nothing here adds noise."""
+"""Accounting and calibration for differential privacy. Nothing here adds noise."""

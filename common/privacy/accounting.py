@@ -1,9 +1,9 @@
-"""What differential privacy costs: spends, their sum over rounds and runs, and the noise that a budget allows.
+"""Privacy accounting: the epsilon of spends composed over rounds and runs.
 
-The accountants are Opacus'. The reported epsilon is the upper bound of its PRV accountant (Gopi et al. 2021), which
-composes mechanisms of different noise; Rényi accounting (Mironov et al. 2019; ``accountant="rdp"``) is the cross-check,
-and is taken where it is the smaller of the two bounds. Where every patient always takes part, the composition of
-Gaussian mechanisms is one Gaussian mechanism, whose epsilon is known exactly (Balle and Wang 2018).
+The accountants come from Opacus. The reported epsilon is the smaller of two upper bounds: that of the PRV accountant
+(Gopi et al. 2021), which composes mechanisms with different noise, and that of Rényi accounting (Mironov et al. 2019;
+``accountant="rdp"``). If every patient takes part in every step, the composition of Gaussian mechanisms is itself a
+Gaussian mechanism, whose epsilon is known exactly (Balle and Wang 2018).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -20,49 +19,31 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
-Purpose = Literal["training", "validation"]
+from common.plan.privacy import Spend
+
 Accountant = Literal["prv", "rdp"]
 
 EPSILON_ERROR = 0.002
-"""By how much of itself the reported epsilon may lie above the true one, by the PRV accountant's own estimate."""
+"""Largest relative error of the reported epsilon, by the PRV accountant's own estimate."""
 
 
-# Opacus' own and larger ones. Only small orders may be fractions: beyond, Opacus' series for them loses all digits.
+# Opacus' own orders and larger ones. Only small orders may be fractional: Opacus' series loses all digits beyond them.
 _ORDERS = (*(1 + tenth / 10 for tenth in range(1, 100)), *range(12, 64), *(2**n for n in range(6, 11)))
 _MOST_CURVES = 64
 History = tuple[tuple[float, float, int], ...]
 
 
-@dataclass(frozen=True)
-class Spend:
-    """One use of patients' data: ``steps`` times a Gaussian mechanism on a Poisson sample.
-
-    Attributes
-    ----------
-    purpose
-        which patients: those who are trained on, or those whom models are scored on.
-    noise_multiplier
-        standard deviation of the noise in units of one patient's largest contribution.
-    sample_rate
-        probability with which a patient takes part; 1 for all.
-    """
-
-    purpose: Purpose
-    noise_multiplier: float
-    sample_rate: float
-    steps: int
-
-
 def epsilon_of(spends: Sequence[Spend], delta: float, accountant: Accountant = "prv") -> float:
-    """The epsilon at ``delta`` of all ``spends`` together on the same patients; 0 for none.
+    """Return the epsilon at ``delta`` of all ``spends`` composed on the same patients; 0 for none.
 
-    An upper bound: for spends of different purposes on disjoint patients, ask for each purpose and take the larger.
+    It is an upper bound. For spends of different purposes on disjoint patients, compute the epsilon of each purpose
+    and take the larger.
     """
     steps: dict[tuple[float, float], int] = {}
     for spend in spends:
         key = (spend.noise_multiplier, spend.sample_rate)
         steps[key] = steps.get(key, 0) + spend.steps
-    # The accountants' own arithmetic ends a little below zero where next to nothing is spent.
+    # Rounding errors in the accountants can make a tiny epsilon negative.
     return max(0.0, _composed(tuple(sorted((*key, count) for key, count in steps.items() if count)), delta, accountant))
 
 
@@ -73,7 +54,7 @@ def _composed(history: History, delta: float, accountant: Accountant) -> float:
     if accountant == "prv" and all(sample_rate == 1 for _, sample_rate, _ in history):
         return _gaussian_epsilon(math.sqrt(sum(steps / multiplier**2 for multiplier, _, steps in history)), delta)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
-        # Opacus warns of logarithms whose result it then does not use, and of orders that are good enough.
+        # Opacus warns about logarithms whose results it does not use, and about orders that are good enough.
         warnings.simplefilter("ignore")
         bound = _renyi_epsilon(history, delta)
         return bound if accountant == "rdp" else min(bound, _prv_epsilon(history, delta, EPSILON_ERROR * bound))
@@ -81,7 +62,7 @@ def _composed(history: History, delta: float, accountant: Accountant) -> float:
 
 @lru_cache(maxsize=1)
 def _opacus() -> tuple[Any, Any]:
-    """Opacus' analysis, imported late: it brings torch with it, which a command such as ``ledger`` may not need."""
+    """Import Opacus' analysis late: it imports torch, which commands such as ``ledger`` may not need."""
     from opacus.accountants.analysis import prv, rdp
 
     return prv, rdp
@@ -89,7 +70,7 @@ def _opacus() -> tuple[Any, Any]:
 
 @lru_cache(maxsize=_MOST_CURVES)
 def _renyi_curve(noise_multiplier: float, sample_rate: float) -> NDArray[np.float64]:
-    """What one step costs at each of ``_ORDERS``. Nearly all of the time goes here, so it is worked out once."""
+    """Return the Rényi divergence of one step at each of ``_ORDERS``; cached because it takes most of the time."""
     _, rdp = _opacus()
     return np.asarray(
         rdp.compute_rdp(q=sample_rate, noise_multiplier=noise_multiplier, steps=1, orders=_ORDERS), np.float64
@@ -103,14 +84,14 @@ def _renyi_epsilon(history: History, delta: float) -> float:
 
 
 def _prv_epsilon(history: History, delta: float, error: float) -> float:
-    """The PRV accountant's upper bound; infinite where its arithmetic does not reach.
+    """Return the PRV accountant's upper bound; infinite if its arithmetic fails.
 
-    As ``opacus.accountants.PRVAccountant`` puts Opacus' parts together, but for the Rényi curves, which are known here.
+    Follows ``opacus.accountants.PRVAccountant``, but reuses the cached Rényi curves.
     """
     prv, _ = _opacus()
     delta_error = delta / 1000
     counts = [steps for _, _, steps in history]
-    # Remark 5.6 of Gopi et al.: beyond, neither the sum nor a single step has more than a part of delta_error.
+    # Remark 5.6 of Gopi et al.: beyond this reach, the sum and each single step have only a part of delta_error.
     reach = max(
         error,
         _renyi_epsilon(history, delta_error / 4),
@@ -136,7 +117,7 @@ def _prv_epsilon(history: History, delta: float, error: float) -> float:
 
 
 def _gaussian_epsilon(shift: float, delta: float) -> float:
-    """The epsilon of a Gaussian mechanism whose two outputs are ``shift`` standard deviations apart.
+    """Return the epsilon of a Gaussian mechanism with sensitivity of ``shift`` standard deviations.
 
     delta(epsilon) = Phi(shift / 2 - epsilon / shift) - exp(epsilon) Phi(-shift / 2 - epsilon / shift).
     """
@@ -144,7 +125,7 @@ def _gaussian_epsilon(shift: float, delta: float) -> float:
     def excess(epsilon: float) -> float:
         first = log_ndtr(shift / 2 - epsilon / shift)
         second = epsilon + log_ndtr(-shift / 2 - epsilon / shift)
-        # Both terms nearly agree where delta is small: their difference from their logarithms.
+        # For small delta both terms nearly cancel, so compute their difference from their logarithms.
         return float(first + np.log(-np.expm1(min(second - first, -1e-300))) - math.log(delta))
 
     if excess(0.0) <= 0:

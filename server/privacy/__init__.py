@@ -1,1 +1,1 @@
-"""What a privacy budget means for a federation, before anything is trained."""
+"""Forecasts what a privacy budget allows, before training."""

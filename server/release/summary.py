@@ -1,4 +1,4 @@
-"""The summary of a run, from its run folder; Torch is not needed for it."""
+"""The summary of a run, made from its run folder without importing torch."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from server.run_store.folder import RunFolder, RunState, now
 
 
 def write_summary(folder: RunFolder, config: FederationConfig, plan: Plan, status: str, reason: str | None) -> None:
-    """Writes ``summary.json``, unless nothing was ever begun.
+    """Write ``summary.json``, unless the run has not started.
 
     Parameters
     ----------
     folder
-        of the run.
+        The run folder.
     config, plan
-        of the federation.
+        The federation's configuration and plan.
     status
         ``finished``, ``stopped`` or ``interrupted``.
     reason
-        why it was stopped.
+        Why the run stopped.
     """
     state = folder.load_state()
     if state is None:
@@ -44,7 +44,7 @@ def write_summary(folder: RunFolder, config: FederationConfig, plan: Plan, statu
 
 
 def summary_of(folder: RunFolder, state: RunState, config: FederationConfig, plan: Plan, status: str) -> dict[str, Any]:
-    """What the summaries of all runs have, whoever ran them."""
+    """Return the part of the summary that simulations and networked runs share."""
     best = None
     if state.best_round is not None:
         best = next((line for line in folder.read_rounds() if line["model_round"] == state.best_round), None)
@@ -71,7 +71,7 @@ def summary_of(folder: RunFolder, state: RunState, config: FederationConfig, pla
         "bytes_up": state.bytes_up,
         "bytes_down": state.bytes_down,
         "labels": {str(label): name for label, name in plan.labels.items()},
-        "privacy": privacy_summary(config),
+        "privacy": privacy_summary(config, plan),
     }
 
 

@@ -1,8 +1,8 @@
 """What the server refuses to count: one bad reply must never reach the model.
 
-A reply passes three checks. ``admit`` holds its numbers against the task and against what the site declared.
-``measure`` reads the update a part at a time: everything must be finite. ``judge_norms`` compares how far the sites
-of a round moved, when all of them are known; only then is anything folded into the model.
+A reply passes three checks. ``admit`` compares its numbers with the task and with what the site declared.
+``UpdateReader`` reads the update once, a part at a time: everything must be finite. ``judge_norms`` compares how far
+the sites of a round moved, when all of them are known; only then is anything folded into the model.
 
 What this does not stop: an update within the norm's bound may point in any direction. A minority of sites can push the
 model by as much as honest sites of their weight can, and no check of single updates sees it; robust aggregation or
@@ -13,13 +13,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from common.config.privacy import PrivacyConfig
+from common.errors import ProtocolError
 from common.protocol.codec import Refusal, Result, SiteInfo, Task
-from common.weights.encoding import Encoding, decode_parts, pieces_of, squared_norm
+from common.weights.encoding import Encoding, decode_parts, pieces_of, squared_norm, vector_bytes
+from common.weights.store import Content, MissingWeightsError, digest_of
+from server.rounds.weight_transfer import WeightTransfer
 
 SMALLEST_LOSS, LARGEST_LOSS = -1e-3, 1e6  # a Dice loss of zero may be rounded to just below it
 LARGEST_SECONDS = 1e8
@@ -40,6 +44,28 @@ class RefusedError(Exception):
     def __init__(self, code: Refusal) -> None:
         self.code = code
         super().__init__(str(code))
+
+
+@dataclass(frozen=True)
+class AcceptedUpdate:
+    """An update that passed admission.
+
+    Attributes
+    ----------
+    result
+        The reply that names it.
+    norm
+        Its L2 norm.
+    size
+        Bytes as sent.
+    sha256
+        What ``rounds.jsonl`` says of it.
+    """
+
+    result: Result
+    norm: float
+    size: int
+    sha256: str
 
 
 def admit(
@@ -122,25 +148,101 @@ def _private_scores_are_sane(result: Result, privacy: PrivacyConfig) -> bool:
     return all(math.isnan(value) != scored for value in result.dice.values())
 
 
-def measure(content: NDArray[np.uint8], size: int, encoding: Encoding) -> float:
-    """Reads an update once, a part at a time, and returns its L2 norm.
+def measure(content: Content, digest: str, size: int, encoding: Encoding, vectors: int = 1) -> float:
+    """Read an update once, a part at a time, and return its L2 norm.
 
     Parameters
     ----------
     content
-        its bytes.
+        Its bytes: the update and, if the strategy asks for more vectors, those after it.
+    digest
+        SHA-256 that the reply gives of it.
     size
-        values of the update.
+        Values of a vector.
     encoding
-        their form.
+        Their form.
+    vectors
+        How many the strategy asks for.
 
     Raises
     ------
     RefusedError
-        a value is NaN or infinite.
+        If a value is NaN or infinite.
     ProtocolError
-        a piece is not in the protocol's form.
+        If the length, a piece's form or the digest is not what was agreed.
     """
+    one = vector_bytes(size, encoding)
+    if content.size != vectors * one:
+        raise ProtocolError(f"an update has {content.size} bytes, {vectors * one} expected")
+    with ThreadPoolExecutor(1) as beside:
+        hashed = beside.submit(digest_of, content)
+        norms = [_norm(content[start : start + one], size, encoding) for start in range(0, content.size, one)]
+        if hashed.result() != digest:
+            raise ProtocolError("an update was changed or damaged after it came")
+    return norms[0]
+
+
+@dataclass(frozen=True)
+class UpdateReader:
+    """Reads updates as they come in.
+
+    Attributes
+    ----------
+    transfer
+        Where they are.
+    size
+        Values of a vector.
+    encoding
+        Their form.
+    vectors
+        How many an update has, as the strategy asks.
+    """
+
+    transfer: WeightTransfer
+    size: int
+    encoding: Encoding
+    vectors: int = 1
+
+    @property
+    def bytes(self) -> int:
+        """Return the length of every update."""
+        return self.vectors * vector_bytes(self.size, self.encoding)
+
+    def read(self, result: Result, sha256: str) -> AcceptedUpdate:
+        """Read the update that a reply names; one that may not count is removed.
+
+        Parameters
+        ----------
+        result
+            The reply.
+        sha256
+            What ``rounds.jsonl`` shall say of it.
+
+        Raises
+        ------
+        RefusedError, ProtocolError
+            As ``measure``.
+        MissingWeightsError
+            If the update has not come.
+        """
+        digest = result.update or ""
+        content = self.transfer.update(result.site, digest)
+        try:
+            norm = measure(content, digest, self.size, self.encoding, self.vectors)
+        except (RefusedError, ProtocolError):
+            self.transfer.drop_update(result.site, digest)
+            raise
+        return AcceptedUpdate(result, norm, self.bytes, sha256)
+
+    def read_again(self, result: Result) -> float | None:
+        """Return the norm of an update that was accepted before a crash; None if it does not count now."""
+        try:
+            return self.read(result, "").norm
+        except (RefusedError, ProtocolError, MissingWeightsError):
+            return None
+
+
+def _norm(content: Content, size: int, encoding: Encoding) -> float:
     total = 0.0
     for piece in pieces_of(size, encoding):
         data = content[piece.offset : piece.offset + piece.size]

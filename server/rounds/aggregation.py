@@ -1,42 +1,89 @@
-"""Folding updates into one, as they arrive: memory does not grow with the number of sites."""
+"""Reads all accepted updates of a round together, window by window."""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
 import numpy as np
 
-from common.protocol.codec import Vector
+from common.protocol.codec import Result, Vector
+from common.weights.encoding import Encoding, Piece, pieces_of, read_window, vector_bytes, windows_of
+from common.weights.store import Content
+from server.rounds.strategies.strategy import Next, Window
+
+AHEAD = 3
+"""Pieces that are worked out before they are needed."""
 
 
-class WeightedMean:
-    """A running weighted mean of flat vectors.
+@dataclass(frozen=True)
+class StoredWindow:
+    """A window of updates that lie on disk or in memory; each is read when it is asked for."""
 
-    Sums are kept in float64, so that the order in which sites answer changes the float32 result by less than its
-    last digit.
+    where: slice
+    _stretches: list[tuple[int, int]]
+    _contents: Mapping[str, Content]
+    _vector_bytes: int
+    _encoding: Encoding
+
+    @property
+    def size(self) -> int:
+        """Return how many weights it covers."""
+        return int(self.where.stop - self.where.start)
+
+    def updates(self) -> Iterator[tuple[str, tuple[Vector, ...]]]:
+        """Yield each site with its vectors."""
+        for site, content in self._contents.items():
+            parts = np.split(content, range(self._vector_bytes, content.size, self._vector_bytes))
+            yield site, tuple(read_window(part, self._stretches, self.size, self._encoding) for part in parts)
+
+
+class StoredUpdates:
+    """The updates that count, as a strategy reads them.
 
     Parameters
     ----------
+    results
+        Site -> its reply, in the order in which windows give the updates.
+    contents
+        Site -> the bytes of its update: one vector of the model's size, or several one after another.
     size
-        entries of every vector.
+        Values of a vector.
+    encoding
+        The form of each.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self._sum = np.zeros(size, np.float64)
-        self._weight = 0.0
-        self.count = 0
+    def __init__(
+        self, results: Mapping[str, Result], contents: Mapping[str, Content], size: int, encoding: Encoding
+    ) -> None:
+        self.results = results
+        self._contents = {site: contents[site] for site in results}
+        self._size = size
+        self._encoding = encoding
 
-    def add(self, values: Vector, weight: float) -> None:
-        """Adds a vector with ``weight`` > 0."""
-        if not weight > 0:
-            raise ValueError(f"weight must be positive, not {weight}")
-        self._sum += np.multiply(values, weight, dtype=np.float64)
-        self._weight += weight
-        self.count += 1
+    def map(self, function: Callable[[Window], Next]) -> Iterator[Next]:
+        """Call ``function`` for every window, and yield what it gives, a piece of the vector at a time.
 
-    def mean(self) -> Vector:
-        """The mean of what was added; there must be something."""
-        if self.count == 0:
-            raise ValueError("nothing was added")
-        mean = np.empty(self._sum.size, np.float32)
-        np.divide(self._sum, self._weight, out=mean, casting="unsafe")
-        return mean
+        A few pieces are worked out ahead, in two threads.
+        """
+
+        def work(piece: Piece) -> Next:
+            done = [function(window) for window in self._windows(piece)]
+            state = {name: np.concatenate([part.state[name] for part in done]) for name in done[0].state}
+            return Next(np.concatenate([part.weights for part in done]), state)
+
+        ahead: deque[Future[Next]] = deque()
+        with ThreadPoolExecutor(2) as pool:
+            for piece in pieces_of(self._size, self._encoding):
+                ahead.append(pool.submit(work, piece))
+                if len(ahead) >= AHEAD:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+
+    def _windows(self, piece: Piece) -> Iterator[StoredWindow]:
+        one = vector_bytes(self._size, self._encoding)
+        for where, stretches in windows_of(piece, self._encoding):
+            yield StoredWindow(where, stretches, self._contents, one, self._encoding)

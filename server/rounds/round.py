@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flwr.app import Message, MessageType
 
-from common.config.federation import FederationConfig
 from common.errors import ProtocolError
 from common.protocol.codec import (
     Refusal,
     Result,
     SiteInfo,
     Task,
-    Vector,
     from_record,
     pack,
     unpack_answer,
 )
-from common.weights.encoding import vector_bytes
 from common.weights.store import MissingWeightsError
 from server.rounds import round_log
-from server.rounds.admission import RefusedError, admit, judge_norms
+from server.rounds.admission import RefusedError, UpdateReader, admit, judge_norms
 from server.rounds.exchange import Ask, Exchange, NoReply
 from server.rounds.roster import Roster, cannot_pay, error_name, is_gone, says_no
+from server.rounds.strategies.strategy import Updates
+from server.rounds.terms import Terms
 from server.rounds.update_store import UpdateStore
 from server.rounds.weight_transfer import Published, WeightTransfer
 from server.run_store.folder import RunFolder, RunState
@@ -41,20 +40,16 @@ class Round:
 
     Parameters
     ----------
-    config
-        the federation.
-    labels
-        that every site must report a Dice for.
+    terms
+        Of the federation.
+    vectors
+        How many vectors the strategy asks for in an update.
     state
         of the run, before this round.
     folder
         of the run; notes of accepted updates wait in it.
     task
         what is asked; each site also hears whether its last reply was refused.
-    sites
-        whom to ask, by node.
-    size
-        number of weights.
     transfer
         how weights travel.
     site_done
@@ -68,31 +63,30 @@ class Round:
 
     def __init__(
         self,
-        config: FederationConfig,
-        labels: set[int],
+        terms: Terms,
+        vectors: int,
         state: RunState,
         folder: RunFolder,
         task: Task,
-        sites: Mapping[int, SiteInfo],
-        size: int,
         transfer: WeightTransfer,
         site_done: SiteDone,
     ) -> None:
-        self._config = config
-        self._labels = labels
+        self._terms = terms
+        self._labels = set(terms.labels)
         self._state = state
         self._folder = folder
         self.task = task
-        self._sites = dict(sites)
-        self._size = size
+        self._sites: dict[int, SiteInfo] = {}
+        self._size = terms.layout.size
         self._transfer = transfer
         self._site_done = site_done
+        self._reader = UpdateReader(transfer, self._size, task.upload, vectors)
         self._started = time.perf_counter()
         self.lines: dict[str, dict[str, Any]] = {}
         self.refusals: dict[str, Refusal | None] = {}
         self.bytes_up = 0
         self.bytes_down = 0
-        self.updates = UpdateStore(folder.path / UPDATES, task.run, task.round, size, task.upload, transfer)
+        self.updates = UpdateStore(folder.path / UPDATES, task.run, task.round, self._size, task.upload, transfer)
 
     @property
     def seconds(self) -> float:
@@ -104,9 +98,17 @@ class Round:
         """Sites whose replies count, in a fixed order."""
         return sorted(site for site, line in self.lines.items() if line["status"] == "ok")
 
-    def run(self, exchange: Exchange, roster: Roster, model: Published, seen: SiteStep) -> None:
-        """Asks all sites, waits for their replies, and judges the updates together."""
-        self.updates.open()
+    def run(
+        self,
+        exchange: Exchange,
+        roster: Roster,
+        sites: Mapping[int, SiteInfo],
+        model: Published,
+        seen: SiteStep,
+    ) -> None:
+        """Ask these sites, by node, wait for their replies, and judge the updates together."""
+        self._sites = dict(sites)
+        self.updates.open(self._reader.read_again)
         if self.task.train:
             self._take_up_accepted()
         asked = {node: info for node, info in self._sites.items() if info.site not in self.lines}
@@ -128,10 +130,9 @@ class Round:
         if self.task.train:
             self._judge(model.norm)
 
-    def mean_update(self, weight: Callable[[Result], float]) -> Iterator[tuple[slice, Vector]]:
-        """The weighted mean of the updates that count, part by part."""
-        updates = self.updates.updates
-        return self.updates.mean({site: weight(updates[site].result) for site in self.accepted})
+    def accepted_updates(self) -> Updates:
+        """Return the updates that count, as a strategy reads them."""
+        return self.updates.accepted(self.accepted)
 
     def summary(self) -> dict[str, Any]:
         """The round's line in ``rounds.jsonl``."""
@@ -153,7 +154,7 @@ class Round:
             for node, info in asked.items()
         }
         by_site = {asked[node].site: task for node, task in tasks.items()}
-        self._transfer.open_tasks(by_site, vector_bytes(self._size, self.task.upload) if self.task.train else 0)
+        self._transfer.open_tasks(by_site, self._reader.bytes if self.task.train else 0)
         kind = MessageType.TRAIN if self.task.train else MessageType.EVALUATE
         asks = [Ask(node, pack(task), kind, str(task.round), task.name) for node, task in tasks.items()]
         self.bytes_down = len(asks) * model.bytes
@@ -185,11 +186,14 @@ class Round:
             result = unpack_answer(text)
             if not isinstance(result, Result):
                 raise ProtocolError("not the answer to a task")
-            admit(result, self.task, info, self._labels, self._config.training.local_steps, self._config.privacy)
-            # What the site's own log of what left says, too: the update's file or, without one, the whole reply.
+            config = self._terms.config
+            admit(result, self.task, info, self._labels, config.training.local_steps, config.privacy)
+            # The site's own log of what left has the same hash: of the update or, without one, of the whole reply.
             sha256 = result.update or hashlib.sha256(text.encode()).hexdigest()
             if result.update is not None:
-                self.bytes_up += self.updates.add(result, sha256).size
+                update = self._reader.read(result, sha256)
+                self.updates.add(update)
+                self.bytes_up += update.size
         except ProtocolError:
             return self._refuse(Refusal.PROTOCOL, info)
         except MissingWeightsError:

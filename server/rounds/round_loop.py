@@ -18,17 +18,17 @@ from typing import Any, Protocol, runtime_checkable
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
-from common.config.federation import FederationConfig
 from common.formatting import counted
-from common.privacy.calibration import plan_privacy, score_deviation
-from common.protocol.codec import SiteInfo, Task, Vector, WeightLayout
+from common.protocol.codec import SiteInfo, Task, Vector
 from common.weights.encoding import pieces_of
 from server.rounds import round_log
 from server.rounds.exchange import Exchange, FederationError, MessageMaker, Patience, Signals
 from server.rounds.quarantine import count_refusals, read_releases
 from server.rounds.roster import Names, Roster
 from server.rounds.round import Round
-from server.rounds.strategies.fedavg import FedAvg
+from server.rounds.strategies.registry import make_strategy
+from server.rounds.strategies.strategy import StrategyState
+from server.rounds.terms import Terms
 from server.rounds.weight_transfer import Published, WeightTransfer
 from server.run_store.folder import RunFolder, RunState
 
@@ -88,12 +88,8 @@ class RoundLoop:
 
     Parameters
     ----------
-    config
-        the federation.
-    layout
-        of the model's weights.
-    labels
-        foreground label values that every site reports a Dice for.
+    terms
+        Of the federation.
     sites
         how many sites take part.
     folder
@@ -106,22 +102,20 @@ class RoundLoop:
 
     def __init__(
         self,
-        config: FederationConfig,
-        layout: WeightLayout,
-        labels: set[int],
+        terms: Terms,
         sites: int,
         folder: RunFolder,
         observer: RoundObserver,
         link: Link,
     ) -> None:
-        self._config = config
-        self._layout = layout
-        self._labels = labels
+        self._terms = terms
+        self._config = terms.config
+        self._layout = terms.layout
         self._sites = sites
         self._folder = folder
         self._observer = observer
         self._link = link
-        self._strategy = FedAvg()
+        self._strategy = make_strategy(terms.config)
 
     @property
     def quorum(self) -> int:
@@ -182,7 +176,7 @@ class RoundLoop:
         self._note_scores(finished, state)
         weights = self._folder.map_checkpoint(state.round, self._layout)
         if len(finished.accepted) >= self.quorum:
-            parts = self._next_weights(weights, finished)
+            parts = self._next_weights(weights, finished, state)
             state.norms |= {site: finished.updates.updates[site].norm for site in finished.accepted}
             state.accepted_rounds += 1
             state.failed_rounds = 0
@@ -203,9 +197,19 @@ class RoundLoop:
             )
         return following
 
-    def _next_weights(self, weights: Vector, finished: Round) -> Iterator[Vector]:
-        for where, mean in finished.mean_update(self._strategy.weight):
-            yield self._strategy.next_weights(weights[where], mean)
+    def _next_weights(self, weights: Vector, finished: Round, state: RunState) -> Iterator[Vector]:
+        """Yield the next model; when it is read to the end, the strategy's state lies beside it."""
+        names, size = self._strategy.state_vectors, self._layout.size
+        kept = StrategyState(
+            {name: self._folder.map_strategy_vector(state.strategy_round, name, size) for name in names},
+            state.strategy_numbers,
+        )
+        with self._folder.strategy_vectors(finished.task.round, names, size) as written:
+            for part in self._strategy.aggregate(finished.accepted_updates(), weights, kept):
+                for name in names:
+                    written[name].add(part.state[name])
+                yield part.weights
+        state.strategy_round = finished.task.round
 
     def _final_evaluation(self, exchange: Exchange, roster: Roster, state: RunState, model: Published) -> None:
         sites = self._wait_for_sites(roster, state)
@@ -246,17 +250,15 @@ class RoundLoop:
                 observer.site_step(number, site, step, steps, None)
 
         current = Round(
-            self._config,
-            self._labels,
+            self._terms,
+            self._strategy.update_vectors,
             state,
             self._folder,
             task,
-            sites,
-            self._layout.size,
             self._link.transfer,
             lambda site, line: observer.site_done(number, site, line),
         )
-        current.run(exchange, roster, model, seen)
+        current.run(exchange, roster, sites, model, seen)
         for site in count_refusals(self._folder, state, current.refusals):
             observer.message(f"{site} was refused three times in a row and is not asked any more; release it to go on")
         return current
@@ -284,12 +286,10 @@ class RoundLoop:
 
     def _explained_by_noise(self, finished: Round) -> float:
         """The largest usual difference of two mean Dice that noise alone makes; 0 where there is none."""
-        privacy = self._config.privacy
-        if privacy is None:
+        if self._terms.privacy is None:
             return 0.0
-        plan = plan_privacy(privacy, self._config.rounds, self._config.training.local_steps)
         scored = [line for site in finished.accepted if (line := finished.lines[site])["mean_dice"] is not None]
-        deviation = score_deviation(plan, [line["validation_examples"] for line in scored])
+        deviation = self._terms.privacy.score_deviation([line["validation_examples"] for line in scored])
         return STANDARD_DEVIATIONS * math.sqrt(2) * deviation
 
     def _commit(self, state: RunState, finished: Round) -> None:
@@ -301,7 +301,7 @@ class RoundLoop:
         self._folder.commit(state)
         # The checkpoint of the last but one round stays until this one has been scored: it may be the best.
         best = {state.best_round} if state.best_round is not None else set()
-        self._folder.keep_checkpoints({state.round, *best})
+        self._folder.keep_checkpoints({state.round, *best}, state.strategy_round)
         self._observer.round_done(line)
 
 

@@ -1,4 +1,4 @@
-"""What happens before the first round of a simulation: data, fingerprint, plan, sites, preprocessed scans."""
+"""Preparation of a simulation: data, fingerprint, plan, sites and preprocessed scans."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ PHANTOMS = "phantoms"
 
 
 def find_or_make_data(config: FederationConfig, data: Path | None, folder: RunFolder, display: ProgressDisplay) -> Path:
-    """The dataset folder: the one that was given, or phantoms made in the run folder.
+    """Return the given dataset folder, or make phantoms in the run folder.
 
     Raises
     ------
     ConfigError
-        none was given, and the federation file asks for no phantoms.
+        If no folder is given and the federation file has no phantoms.
     """
     if data is not None:
         return data
@@ -41,7 +41,7 @@ def find_or_make_data(config: FederationConfig, data: Path | None, folder: RunFo
     if phantom is None:
         raise ConfigError(
             "--data: is missing; give the folder of a dataset (with imagesTr/ and labelsTr/, or images/ and labels/), "
-            "or add simulation.phantom: {} to the federation file, which makes synthetic volumes"
+            "or add simulation.phantom: {} to the federation file to use synthetic volumes"
         )
     root = folder.path / PHANTOMS
     if not (root / "sites.csv").exists():
@@ -60,14 +60,14 @@ def _make_phantoms(root: Path, phantom: PhantomConfig) -> None:
 def plan_and_partition(
     config: FederationConfig, data: Path, folder: RunFolder, cache: Path | None, display: ProgressDisplay
 ) -> None:
-    """Writes ``plan.json`` and ``partition.json``, and fills the cache with what training will read.
+    """Write ``plan.json`` and ``partition.json``, and preprocess all scans into the cache.
 
     Raises
     ------
     ConfigError
-        the configuration does not fit the data.
+        If the configuration does not fit the data.
     DataError
-        a scan cannot be used.
+        If a scan cannot be used.
     """
     dataset, plan, partition = examine(config, data, cache, display)
     _fill_cache(config, dataset, plan, partition, cache, display)
@@ -76,12 +76,12 @@ def plan_and_partition(
 
 
 def find_simulated_dataset(config: FederationConfig, data: Path) -> Dataset:
-    """The dataset of a simulation, its cases with their patients.
+    """Find the dataset of a simulation and assign its cases to patients.
 
     Raises
     ------
     DataError
-        the folder or its table of patients cannot be used.
+        If the folder or its table of patients cannot be used.
     """
     dataset = find_dataset(data)
     table = config.simulation.patients if config.simulation else None
@@ -95,14 +95,14 @@ def find_simulated_dataset(config: FederationConfig, data: Path) -> Dataset:
 def examine(
     config: FederationConfig, data: Path, cache: Path | None, display: ProgressDisplay
 ) -> tuple[Dataset, Plan, SitePartition]:
-    """What follows from the data before any scan is preprocessed: the plan, and which cases are where.
+    """Derive the plan and the partition from the data, without preprocessing any scan.
 
     Raises
     ------
     ConfigError
-        the configuration does not fit the data.
+        If the configuration does not fit the data.
     DataError
-        a scan cannot be used.
+        If a scan cannot be used.
     """
     if config.simulation is None:
         raise ConfigError("simulation: is missing")
@@ -110,10 +110,10 @@ def examine(
     labels = _labels_of(config, dataset)
     workers = os.cpu_count() or 1
 
-    def measured(done: int, total: int) -> None:
+    def report(done: int, total: int) -> None:
         display.stage("reading scans", done, total)
 
-    fingerprint = fingerprint_dataset(dataset.cases, labels, workers, measured, cache)
+    fingerprint = fingerprint_dataset(dataset.cases, labels, workers, report, cache)
     if fingerprint.missing_labels:
         value = fingerprint.missing_labels[0]
         raise ConfigError(f"labels.{value}: no case in {data} has label {value} ({labels[value]}); remove it")
@@ -125,7 +125,7 @@ def examine(
     simulation = config.simulation
     owners = {case.name: case.owner for case in dataset.cases}
     partition = make_partition(simulation.partition, data, names, volumes, config.seed, owners)
-    return dataset, plan, _say_what_differs(partition, fingerprint, names)
+    return dataset, plan, _describe_sites(partition, fingerprint, names)
 
 
 def _labels_of(config: FederationConfig, dataset: Dataset) -> dict[int, str]:
@@ -142,18 +142,18 @@ def _labels_of(config: FederationConfig, dataset: Dataset) -> dict[int, str]:
     return labels
 
 
-def _say_what_differs(partition: SitePartition, fingerprint: Fingerprint, names: Sequence[str]) -> SitePartition:
-    """Adds each site's median spacing, intensity and labelled volume to what its method says of it."""
+def _describe_sites(partition: SitePartition, fingerprint: Fingerprint, names: Sequence[str]) -> SitePartition:
+    """Add each site's median spacing, intensity and labelled volume to its description."""
     index = {name: position for position, name in enumerate(names)}
     volumes = np.sum(list(fingerprint.label_volumes_ml.values()), axis=0)
     sites = {}
     for name, site in partition.sites.items():
         members = [index[case] for case in (*site.train, *site.validation)]
         spacing = " x ".join(f"{mm:.3g}" for mm in np.median([fingerprint.spacings[i] for i in members], axis=0))
-        words = [site.differs, f"{spacing} mm", f"labelled volume {np.median(volumes[members]):.3g} ml"]
-        if bright := [fingerprint.medians[i][0] for i in members if fingerprint.medians[i]]:
-            words.append(f"intensity within labels {np.median(bright):.3g}")
-        sites[name] = site.model_copy(update={"differs": "; ".join(word for word in words if word)})
+        parts = [site.differs, f"{spacing} mm", f"labelled volume {np.median(volumes[members]):.3g} ml"]
+        if intensities := [fingerprint.medians[i][0] for i in members if fingerprint.medians[i]]:
+            parts.append(f"intensity within labels {np.median(intensities):.3g}")
+        sites[name] = site.model_copy(update={"differs": "; ".join(part for part in parts if part)})
     return partition.model_copy(update={"sites": sites})
 
 
@@ -165,7 +165,7 @@ def _fill_cache(
     cache: Path | None,
     display: ProgressDisplay,
 ) -> None:
-    """Preprocesses every case once, on all cores; without a cache folder the sites do it when they are opened."""
+    """Preprocess every case once, on all cores. Without a cache folder the sites do so when they are opened."""
     if cache is None:
         return
     cases = {case.name: case for case in dataset.cases}
@@ -174,8 +174,8 @@ def _fill_cache(
     for name, site in partition.sites.items():
         members = [cases[case] for case in (*site.train, *site.validation)]
 
-        def prepared(count: int, _: int, before: int = done) -> None:
+        def report(count: int, _: int, before: int = done) -> None:
             display.stage("preparing scans", before + count, total)
 
-        store.prepare(members, os.cpu_count() or 1, prepared, site.shift, seed_of(config.seed, name))
+        store.prepare(members, os.cpu_count() or 1, report, site.shift, seed_of(config.seed, name))
         done += len(members)

@@ -1,4 +1,4 @@
-"""What runs simulated sites: this process, one site after another, or Ray."""
+"""Engines that run simulated sites: this process, one site after another, or Ray."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MakeServerApp = Callable[[Link], ServerApp]
 
 
 def run_inline(make_server_app: MakeServerApp, sites: SimulatedSites) -> None:
-    """Runs the apps in this process, site after site."""
+    """Run the apps in this process, one site after another."""
     names = sites.names
     nodes: dict[int, UserConfig] = {
         index + 1: {"partition-id": index, "num-partitions": len(names)} for index in range(len(names))
@@ -39,12 +39,12 @@ def run_inline(make_server_app: MakeServerApp, sites: SimulatedSites) -> None:
 
 
 def require_ray() -> None:
-    """Refuses ``engine: ray`` where Ray is not installed.
+    """Require Ray to be installed.
 
     Raises
     ------
     FedvoxError
-        it is not.
+        If it is not.
     """
     if importlib.util.find_spec("ray") is None:
         raise FedvoxError(
@@ -53,16 +53,18 @@ def require_ray() -> None:
 
 
 def run_on_ray(make_server_app: MakeServerApp, sites: SimulatedSites, folder: Path) -> None:
-    """Runs the apps on Flower's simulation engine, as many sites at a time as there are processors or GPUs.
+    """Run the apps on Flower's simulation engine, several sites at a time.
+
+    As many sites run at once as there are processor cores. They share the GPUs in equal fractions.
 
     Parameters
     ----------
     make_server_app
-        makes the server's app.
+        Makes the server's app.
     sites
-        who takes part.
+        The sites that take part.
     folder
-        for the weights that travel between processes, on a disk that all of them see; removed at the end.
+        Holds the weights exchanged between processes, on a disk that all of them can read. Removed at the end.
     """
     require_ray()
     from flwr.simulation import run_simulation

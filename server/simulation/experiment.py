@@ -16,7 +16,8 @@ from common.errors import ConfigError, FedvoxError
 from common.imaging.cache.case_cache import CachedCase
 from common.plan.plan import Plan
 from common.system.devices import choose_device
-from server.privacy.forecast import privacy_summary, verdict_text
+from server.privacy.forecast import privacy_summary
+from server.privacy.forecast_text import verdict_text
 from server.progress.display import ProgressDisplay
 from server.release import validation
 from server.release.model import save_released_model
@@ -24,6 +25,7 @@ from server.release.summary import summary_of
 from server.reporting.report import write_report
 from server.rounds.initial_weights import first_weights, weight_layout
 from server.rounds.round_loop import Link, RoundLoop, make_server_app
+from server.rounds.terms import Terms
 from server.run_store.folder import RunFolder, RunState, now
 from server.simulation.data_setup import find_or_make_data, plan_and_partition
 from server.simulation.engines import require_ray, run_inline, run_on_ray
@@ -35,20 +37,20 @@ Engine = Literal["inline", "ray"]
 
 @dataclass(frozen=True)
 class SimulationOptions:
-    """What the command line decides.
+    """Options from the command line.
 
     Attributes
     ----------
     data
-        dataset folder; None makes phantoms.
+        Dataset folder; None makes phantoms.
     out
-        run folder.
+        Run folder.
     engine
-        None takes the federation file's.
+        None uses the federation file's.
     cache
-        folder for preprocessed scans; None keeps them in memory.
+        Folder for preprocessed scans; None keeps them in memory.
     resume
-        go on with the run in ``out``.
+        Whether to resume the run in ``out``.
     """
 
     data: Path | None
@@ -60,7 +62,7 @@ class SimulationOptions:
 
 
 def simulate(config: FederationConfig, options: SimulationOptions, display: ProgressDisplay) -> Path:
-    """Runs, or goes on with, a simulated federation.
+    """Run or resume a simulated federation.
 
     Returns
     -------
@@ -70,9 +72,9 @@ def simulate(config: FederationConfig, options: SimulationOptions, display: Prog
     Raises
     ------
     FedvoxError
-        configuration, data or output cannot be used.
+        If the configuration, data or output cannot be used.
     KeyboardInterrupt
-        the user stopped it; what is finished stays, with a summary and a report.
+        If the user stops the run. Finished rounds stay, with a summary and a report.
     """
     if config.simulation is None:
         raise ConfigError("simulation: is missing; a simulation needs simulation.partition (see deploy/examples)")
@@ -94,7 +96,7 @@ def simulate(config: FederationConfig, options: SimulationOptions, display: Prog
 
 
 def read_plan(folder: RunFolder) -> Plan:
-    """The plan of a run."""
+    """Read the plan of a run."""
     return Plan.model_validate_json((folder.path / "plan.json").read_bytes())
 
 
@@ -113,21 +115,21 @@ def _open_folder(config: FederationConfig, options: SimulationOptions) -> RunFol
     if written != config.resolved():
         differing = ", ".join(_differences(yaml.safe_load(written), config.model_dump(mode="json"))[:5])
         raise ConfigError(
-            f"{options.out / 'federation.yaml'}: was made with another configuration than now asked for ({differing}); "
+            f"{options.out / 'federation.yaml'}: was written with a different configuration ({differing}); "
             "resume with the same file and --set values, or start a new run"
         )
     return folder
 
 
 def _differences(before: Any, after: Any, key: str = "") -> list[str]:
-    """Keys whose values differ, with both values."""
+    """Return the keys whose values differ, with both values."""
     if isinstance(before, dict) and isinstance(after, dict):
         names = {str(name): name for name in (*before, *after)}
-        mine, theirs = ({str(name): value for name, value in content.items()} for content in (before, after))
+        old, new = ({str(name): value for name, value in content.items()} for content in (before, after))
         return [
             found
             for name in names
-            for found in _differences(mine.get(name), theirs.get(name), f"{key}.{name}" if key else name)
+            for found in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
         ]
     if isinstance(before, list) and isinstance(after, list) and before == after:
         return []
@@ -135,7 +137,7 @@ def _differences(before: Any, after: Any, key: str = "") -> list[str]:
 
 
 class _Experiment:
-    """The part of a simulation that comes after its data are ready."""
+    """A simulation whose data are ready: rounds, release and comparison with pooled training."""
 
     def __init__(
         self,
@@ -153,10 +155,10 @@ class _Experiment:
         self._engine = engine
         self._display = display
         self._pooled: dict[str, Any] | None = None
-        self._privacy = privacy_summary(config, sites.training_patients(), sites.trainer.trained_parameters)
+        self._privacy = privacy_summary(config, plan, sites.training_patients(), sites.trainer.trained_parameters)
 
     def run(self) -> Path:
-        """Runs what is left of the run, and writes its summary and report however it ends."""
+        """Run the remaining rounds; write summary and report even if they fail."""
         self._display.start(self._config.name, self._config.rounds, self._sites.names)
         if self._privacy and self._privacy["verdict"] == "drowned":
             self._display.message(f"{verdict_text(self._privacy)}; see fedvox-server plan-privacy")
@@ -189,12 +191,12 @@ class _Experiment:
         else:
             folder.rewind(state)
             folder.event("resumed", round=state.round)
-            self._display.message(f"going on after round {state.round} of {self._config.rounds}")
+            self._display.message(f"resuming after round {state.round} of {self._config.rounds}")
 
-        labels, count = set(self._plan.labels), len(sites.names)
+        terms, count = Terms.of(sites.config, sites.plan, layout), len(sites.names)
 
         def app(link: Link) -> ServerApp:
-            return make_server_app(lambda: RoundLoop(sites.config, layout, labels, count, folder, self._display, link))
+            return make_server_app(lambda: RoundLoop(terms, count, folder, self._display, link))
 
         if engine == "ray":
             run_on_ray(app, sites, folder.path / "weights")
@@ -202,7 +204,7 @@ class _Experiment:
             run_inline(app, sites)
 
     def _release(self) -> None:
-        """Writes the best checkpoint as the bundle, and everything that the report shows of its validation cases."""
+        """Write the best checkpoint as the bundle, its validation table and the example cases for the report."""
         state = self._finished_state(self._folder)
         device = self._sites.trainer.device
         best = state.released_round
@@ -218,7 +220,7 @@ class _Experiment:
         validation.write_examples(self._folder, scored)
 
     def _run_pooled(self) -> dict[str, Any]:
-        """The same code with all data in one site, and as many steps a round as all sites take together."""
+        """Train with all data in one site, for as many steps per round as all sites take together."""
         pooled_folder = self._folder.path / "pooled"
         training = self._config.training
         steps = training.local_steps * len(self._sites.names)
@@ -228,7 +230,7 @@ class _Experiment:
         else:
             folder = RunFolder.create(pooled_folder)
             folder.write_text("federation.yaml", config.resolved())
-        self._display.message("training one model on all data in one place, for comparison")
+        self._display.message("training one model on the pooled data, for comparison")
         self._display.start(f"{config.name}, pooled", config.rounds, ["pooled"])
         self._run_rounds(self._sites.pooled(config), folder, "inline")
         state = self._finished_state(folder)
@@ -245,7 +247,7 @@ class _Experiment:
     def _finished_state(self, folder: RunFolder) -> RunState:
         state = folder.load_state()
         if state is None or not state.finished:
-            raise FedvoxError(f"{folder.path}: the rounds did not finish; go on with --resume")
+            raise FedvoxError(f"{folder.path}: the rounds did not finish; resume with --resume")
         return state
 
     def _write_summary(self, status: str) -> None:

@@ -1,4 +1,4 @@
-"""What ``plan-privacy`` has to know besides the federation file: patients of every site, and the network's size."""
+"""Inputs of ``plan-privacy`` beyond the federation file: patients of each site and size of the network."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from server.simulation.partition import make_partition
 
 @dataclass(frozen=True)
 class PrivacyInputs:
-    """Training patients of every site, and parameters of the network, all and trained.
+    """Training patients of each site, and number of all and of trained parameters of the network.
 
     Attributes
     ----------
     notes
-        one sentence for each thing that had to be assumed.
+        One sentence for each assumption.
     """
 
     patients: Mapping[str, int]
@@ -51,33 +51,33 @@ def find_inputs(
     cache: Path | None,
     display: ProgressDisplay,
 ) -> PrivacyInputs:
-    """Finds the patients: the counts that were given, else the dataset shared out as in a simulation, else phantoms.
+    """Find the patients: from the given counts, else from the dataset's partition, else from the phantoms.
 
     Parameters
     ----------
     config
-        the federation.
+        The federation.
     counts
-        patients that each site trains on, validation patients left out.
+        Training patients of each site, without validation patients.
     data
-        dataset folder, read for its plan and its partition.
+        Dataset folder, read for its plan and its partition.
     cache
-        folder that remembers what was read.
+        Folder that caches what was read.
     display
-        is told how far reading is.
+        Shows the progress of reading.
 
     Raises
     ------
     ConfigError
-        the counts do not fit the federation, or nothing says how many patients there are.
+        If the counts do not fit the federation, or no source gives the number of patients.
     DataError
-        a scan in ``data`` cannot be used.
+        If a scan in ``data`` cannot be used.
     """
     if data is not None:
-        patients, model = _of_data(config, data, cache, display)
+        patients, model = _from_data(config, data, cache, display)
         given = dict(patients) if counts is None else _named(config, counts)
         return _inputs(config, given, model, ())
-    patients = _of_phantoms(config) if counts is None else _named(config, counts)
+    patients = _from_phantoms(config) if counts is None else _named(config, counts)
     model, notes = _model_without_data(config)
     return _inputs(config, patients, model, notes)
 
@@ -93,7 +93,7 @@ def _inputs(
 
 def _named(config: FederationConfig, counts: Sequence[int]) -> dict[str, int]:
     if not counts or min(counts) < 1:
-        raise ConfigError("--patients: give one whole number of training patients for every site, such as 117,37,23")
+        raise ConfigError("--patients: give the number of training patients of each site, such as 117,37,23")
     names = config.network.sites if config.network else [f"site-{index + 1}" for index in range(len(counts))]
     if len(names) != len(counts):
         raise ConfigError(
@@ -102,7 +102,7 @@ def _named(config: FederationConfig, counts: Sequence[int]) -> dict[str, int]:
     return dict(zip(names, counts, strict=True))
 
 
-def _of_data(
+def _from_data(
     config: FederationConfig, data: Path, cache: Path | None, display: ProgressDisplay
 ) -> tuple[dict[str, int], ModelPlan]:
     if config.simulation is None:
@@ -113,9 +113,9 @@ def _of_data(
     return patients, plan.model
 
 
-def _of_phantoms(config: FederationConfig) -> dict[str, int]:
+def _from_phantoms(config: FederationConfig) -> dict[str, int]:
     if config.simulation is None or config.simulation.phantom is None:
-        raise ConfigError("--patients or --data: one is needed, for the federation file has no simulation.phantom")
+        raise ConfigError("--patients or --data: one is needed, because the federation file has no simulation.phantom")
     phantom, partition = config.simulation.phantom, config.simulation.partition
     if isinstance(partition, ColumnPartition):
         names = [site.name for site in phantom_sites(len(phantom.cases_per_site), phantom.seed)]
@@ -123,10 +123,10 @@ def _of_phantoms(config: FederationConfig) -> dict[str, int]:
         return {name: n - max(1, int(partition.validation_fraction * n)) for name, n in zip(names, counts, strict=True)}
     if isinstance(partition, IidPartition | ScannerPartition | QuantityPartition):
         cases = [f"{index:06d}" for index in range(_total(phantom))]
-        shared = make_partition(partition, Path(), cases, {}, config.seed)
-        return {name: len(site.train) for name, site in shared.sites.items()}
+        assigned = make_partition(partition, Path(), cases, {}, config.seed)
+        return {name: len(site.train) for name, site in assigned.sites.items()}
     raise ConfigError(
-        "--patients: is needed, for simulation.partition shares patients out by what their scans show (or give --data)"
+        "--patients: is needed, because simulation.partition depends on the scans; give the counts, or give --data"
     )
 
 
@@ -135,7 +135,7 @@ def _total(phantom: PhantomConfig) -> int:
 
 
 def _model_without_data(config: FederationConfig) -> tuple[ModelPlan, tuple[str, ...]]:
-    """The network as far as the file says it; where data would decide, kernels of 3 x 3 x 3 and one channel."""
+    """Plan the network from the file; assume one channel and isotropic 3 x 3 x 3 kernels where data would decide."""
     try:
         return plan_from_config(config).model, ()
     except ConfigError:
@@ -157,4 +157,4 @@ def _model_without_data(config: FederationConfig) -> tuple[ModelPlan, tuple[str,
         groups=network.groups,
         deep_supervision=network.deep_supervision,
     )
-    return model, ("The network's size is that for isotropic scans with one channel; --data gives it exactly.",)
+    return model, ("The network's size assumes isotropic scans with one channel; give --data for the exact size.",)

@@ -1,8 +1,8 @@
-"""A Flower Grid that lives in this process: sites answer one after another.
+"""An in-process Flower Grid that runs sites one after another.
 
-The ServerApp and ClientApp that run over it are the very ones that run over a network. A message is handed to the
-ClientApp only when its reply is asked for, so that one reply at a time is in memory, and the order is that of the
-sites: the same seed gives the same result.
+ServerApp and ClientApp are the same as in a networked federation. The ClientApp processes a message only when its reply
+is pulled, so only one reply is in memory at a time. Messages are processed in the order in which they were pushed:
+the same seed gives the same result.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ TTL_SECONDS = 7 * 24 * 3600.0
 
 
 class InlineGrid(Grid):
-    """Runs ``client_app`` for every node, in turn, in the calling thread.
+    """Runs ``client_app`` for each node in turn, in the calling thread.
 
     Parameters
     ----------
     client_app
-        answers for all nodes.
+        The app of all nodes.
     nodes
-        node id -> Flower's node configuration of it.
+        Flower's node configuration by node id.
     """
 
     def __init__(self, client_app: ClientApp, nodes: Mapping[int, UserConfig]) -> None:
@@ -45,7 +45,7 @@ class InlineGrid(Grid):
             )
             for node, config in nodes.items()
         }
-        self._waiting: dict[str, Message] = {}
+        self._queue: dict[str, Message] = {}
 
     @property
     def run(self) -> Run:
@@ -53,13 +53,13 @@ class InlineGrid(Grid):
         return self._run
 
     def set_run(self, run: Run) -> None:
-        """Replaces the run."""
+        """Replace the run."""
         self._run = run
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
     ) -> Message:
-        """Flower's older way to make a message."""
+        """Create a message through Flower's older interface."""
         return self.message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def message(
@@ -71,7 +71,7 @@ class InlineGrid(Grid):
         ttl: float | None = None,
         group_id: str | None = None,
     ) -> Message:
-        """A message of this grid's run; Flower's own constructor works only in a process that Flower has started."""
+        """Create a message of this grid's run; Flower's constructor works only in processes that Flower has started."""
         metadata = Metadata(
             run_id=self._run.run_id,
             message_id=secrets.token_hex(32),
@@ -83,34 +83,34 @@ class InlineGrid(Grid):
             ttl=ttl or TTL_SECONDS,
             message_type=message_type,
         )
-        # Flower's own constructor by metadata, which it leaves out of its type hints.
+        # Flower's type hints omit this form of the constructor.
         return Message(metadata=metadata, content=content)  # type: ignore[call-overload,no-any-return]
 
     def get_node_ids(self) -> Iterable[int]:
-        """All nodes, in a fixed order."""
+        """Return all node ids in ascending order."""
         return sorted(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Takes messages in; nothing runs yet."""
-        identities = []
+        """Queue messages without running them."""
+        accepted = []
         for message in messages:
             if message.metadata.dst_node_id not in self._contexts:
                 raise ValueError(f"there is no node {message.metadata.dst_node_id}")
-            self._waiting[message.metadata.message_id] = message
-            identities.append(message.metadata.message_id)
-        return identities
+            self._queue[message.metadata.message_id] = message
+            accepted.append(message.metadata.message_id)
+        return accepted
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """The reply to the message that has waited longest among ``message_ids``, or nothing."""
+        """Run the oldest queued message among ``message_ids`` and return its reply, or nothing if none is queued."""
         wanted = set(message_ids)
-        identity = next((waiting for waiting in self._waiting if waiting in wanted), None)
-        if identity is None:
+        message_id = next((queued for queued in self._queue if queued in wanted), None)
+        if message_id is None:
             return []
-        message = self._waiting.pop(identity)
+        message = self._queue.pop(message_id)
         return [self._client_app(message, self._contexts[message.metadata.dst_node_id])]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
-        """All replies; ``timeout`` has no meaning here, for no site can be late."""
+        """Return all replies. ``timeout`` is ignored, because no site can be late."""
         del timeout
         waiting = set(self.push_messages(messages))
         replies: list[Message] = []

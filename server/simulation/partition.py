@@ -1,7 +1,7 @@
-"""Sites out of one dataset: who gets which patients, decided before anything trains.
+"""Partition one dataset into sites.
 
-All methods are seeded, work on patients (a patient's scans stay together), and write ``partition.json``, from which a
-run can be repeated exactly.
+All methods are seeded and assign whole patients: a patient's scans stay together. A run can be repeated exactly from
+its ``partition.json``.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class SiteCases(Frozen):
     Attributes
     ----------
     shift
-        how this site's scanner changes images; None leaves them as they are.
+        How this site's scanner changes images; None leaves them unchanged.
     differs
-        in a few words, what sets the site apart.
+        Short description of what sets the site apart.
     """
 
     train: tuple[str, ...]
@@ -49,7 +49,7 @@ class SiteCases(Frozen):
 
 
 class SitePartition(Frozen):
-    """Which case is where; refuses a case that stands twice and a site without training or validation cases."""
+    """The cases of every site; rejects duplicate cases and sites without training or validation cases."""
 
     method: str
     seed: int
@@ -65,18 +65,18 @@ class SitePartition(Frozen):
                 raise ValueError(f"site {name} has no validation patient; use fewer sites or a larger minimum")
             for case in (*site.train, *site.validation):
                 if case in home:
-                    raise ValueError(f"case {case} stands twice (sites {home[case]} and {name}); keep one")
+                    raise ValueError(f"case {case} is listed twice (sites {home[case]} and {name}); keep one")
                 home[case] = name
         return self
 
 
 def read_partition(path: Path) -> SitePartition:
-    """Reads ``partition.json``.
+    """Read ``partition.json``.
 
     Raises
     ------
     ConfigError
-        it cannot be read, or puts a case in two places.
+        If it cannot be read or is invalid.
     """
     try:
         return SitePartition.model_validate_json(path.read_bytes())
@@ -94,33 +94,33 @@ def make_partition(
     seed: int,
     owners: Mapping[str, str] | None = None,
 ) -> SitePartition:
-    """Shares the cases of a dataset out to sites.
+    """Distribute the cases of a dataset to sites.
 
     Parameters
     ----------
     partition
-        the method and its settings.
+        The method and its settings.
     root
-        the dataset folder, in which CSV files are looked for.
+        The dataset folder, which holds the CSV files.
     cases
-        names of all cases.
+        Names of all cases.
     foreground_volumes
-        labelled volume of each case in ml, for label skew.
+        Labelled volume of each case in ml, for label skew.
     seed
-        decides every draw.
+        Seed of all random draws.
     owners
-        case name -> patient; None makes every case a patient of its own.
+        Patient of each case; None makes every case a patient of its own.
 
     Raises
     ------
     ConfigError
-        a site would be left without training or validation patients, or a table does not fit.
+        If a site would have no training or validation patients, or a table does not fit.
     """
     rng = np.random.default_rng([seed, 0x5173])
     groups: Groups = {}
     for case in sorted(cases):
         groups.setdefault(case if owners is None else owners[case], []).append(case)
-    sites, differs = _share_out(partition, root, groups, foreground_volumes, rng)
+    sites, differs = _assign(partition, root, groups, foreground_volumes, rng)
     shifts = _shifts(partition, list(sites), rng)
     result = {}
     for name, members in sites.items():
@@ -134,7 +134,7 @@ def make_partition(
     return SitePartition(method=partition.method, seed=seed, sites=result)
 
 
-def _share_out(
+def _assign(
     partition: Partition,
     root: Path,
     groups: Groups,
@@ -148,7 +148,7 @@ def _share_out(
     if partition.sites > len(patients) // 2:
         raise ConfigError(
             f"simulation.partition.sites: {counted(partition.sites, 'site')} need at least {2 * partition.sites} "
-            f"patients (one to train, one to validate), and there are {len(patients)}"
+            f"patients (one to train on, one to validate on each), and there are {len(patients)}; use fewer sites"
         )
     if isinstance(partition, IidPartition | ScannerPartition):
         shares = [list(part) for part in np.array_split(np.array(patients), partition.sites)]
@@ -184,34 +184,34 @@ def _by_column(partition: ColumnPartition, root: Path, groups: Groups) -> Groups
 
 
 def _by_quantity(partition: QuantityPartition, patients: list[str], rng: np.random.Generator) -> list[list[str]]:
-    """Sizes are the minimum plus a Dirichlet share of the rest, by largest remainders, so that they add up."""
+    """Draw site sizes: the minimum plus a Dirichlet share of the rest, rounded by largest remainders."""
     free = len(patients) - partition.minimum * partition.sites
     if free < 0:
         raise ConfigError(
             f"simulation.partition.minimum: {counted(partition.sites, 'site')} of at least {partition.minimum} "
-            f"patients need {partition.sites * partition.minimum}, and there are {len(patients)}"
+            f"patients need {partition.sites * partition.minimum}, and there are {len(patients)}; lower one of them"
         )
-    sizes = partition.minimum + _whole_shares(free, rng.dirichlet([partition.alpha] * partition.sites))
+    sizes = partition.minimum + _round_shares(free, rng.dirichlet([partition.alpha] * partition.sites))
     return [list(share) for share in np.split(np.array(patients), np.cumsum(sizes)[:-1])]
 
 
 def _by_label(
     partition: LabelPartition, patients: list[str], volumes: Mapping[str, float], rng: np.random.Generator
 ) -> list[list[str]]:
-    """Patients are ordered by labelled volume and cut into bins; each bin has a Dirichlet draw of its own over sites.
+    """Bin patients by labelled volume, then distribute each bin over the sites by its own Dirichlet draw.
 
-    After Hsu et al. 2019 (arXiv 1909.06335), with bins of foreground volume in the place of classes. A site below the
-    minimum then takes patients, one by one, from the largest site.
+    After Hsu et al. 2019 (arXiv 1909.06335), with bins of foreground volume in place of classes. Sites below the
+    minimum then take patients, one by one, from the largest site.
     """
     if partition.minimum * partition.sites > len(patients):
         raise ConfigError(
             f"simulation.partition.minimum: {counted(partition.sites, 'site')} of at least {partition.minimum} "
-            f"patients need {partition.sites * partition.minimum}, and there are {len(patients)}"
+            f"patients need {partition.sites * partition.minimum}, and there are {len(patients)}; lower one of them"
         )
     ordered = sorted(patients, key=lambda patient: (volumes[patient], patient))
     shares: list[list[str]] = [[] for _ in range(partition.sites)]
     for members in np.array_split(np.array(ordered), partition.bins):
-        sizes = _whole_shares(len(members), rng.dirichlet([partition.alpha] * partition.sites))
+        sizes = _round_shares(len(members), rng.dirichlet([partition.alpha] * partition.sites))
         parts = np.split(rng.permutation(members), np.cumsum(sizes)[:-1])
         for share, part in zip(shares, parts, strict=True):
             share.extend(str(patient) for patient in part)
@@ -220,7 +220,7 @@ def _by_label(
     return shares
 
 
-def _whole_shares(total: int, fractions: np.ndarray) -> np.ndarray:
+def _round_shares(total: int, fractions: np.ndarray) -> np.ndarray:
     exact = fractions * total
     sizes: np.ndarray = np.floor(exact).astype(int)
     order = np.argsort(-(exact - sizes), kind="stable")
@@ -231,7 +231,7 @@ def _whole_shares(total: int, fractions: np.ndarray) -> np.ndarray:
 def _split(name: str, members: list[str], fraction: float, rng: np.random.Generator) -> tuple[list[str], list[str]]:
     if len(members) < 2:
         raise ConfigError(
-            f"site {name} has {len(members)} patient and would be left with none to train or to validate; "
+            f"site {name} has {counted(len(members), 'patient')} and needs two, to train on and to validate on; "
             "use fewer sites, a larger minimum, or another column"
         )
     shuffled = [str(patient) for patient in rng.permutation(sorted(members))]

@@ -1,13 +1,9 @@
-"""Simulated hospitals on one machine: the real ServerApp and ClientApp, without a network.
-
-``inline`` runs the sites one after another in this process; ``ray`` runs them on Flower's simulation engine, several
-at a time. Both call the same apps. This is the one module of ``server`` that imports ``client``.
-"""
+"""The simulated sites: their cases, trainer and privacy budget."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +16,9 @@ from common.config.federation import FederationConfig
 from common.errors import ConfigError
 from common.imaging.cache.case_cache import CachedCase, CaseCache
 from common.plan.plan import Plan
-from common.privacy.accounting import Spend, epsilon_of
-from common.privacy.calibration import PrivacyPlan
+from common.plan.privacy import PrivacyPlan, Spend
+from common.planning.resolve import with_privacy
+from common.privacy.accounting import epsilon_of
 from common.seeds import seed_of
 from common.system.devices import choose_device
 from server.simulation.data_setup import find_simulated_dataset
@@ -30,45 +27,44 @@ from server.simulation.partition import SiteCases, SitePartition
 
 @dataclass(frozen=True)
 class SimulatedBudget:
-    """Limits nothing, and knows what a site has spent that answered every round: a function of the round alone.
+    """Tracks the privacy spent without limiting it, assuming that a site has answered every round.
 
     Attributes
     ----------
     plan
-        what a round costs.
+        The cost of a round.
     delta
-        of the federation.
+        The federation's delta.
     """
 
     plan: PrivacyPlan
     delta: float
 
     def spend(self, run: str, round: int, spends: Sequence[Spend]) -> float:
-        """The largest epsilon of any patient after ``round``; a patient is trained on or validated on, never both."""
+        """Return the largest epsilon of any patient after ``round``.
+
+        No patient is both trained on and validated on.
+        """
         del run
         trains = any(spend.purpose == "training" for spend in spends)
-        trained = replace(self.plan.training, steps=self.plan.training.steps * (round if trains else round - 1))
-        epsilon = epsilon_of([trained], self.delta)
-        if self.plan.validation is not None:
-            scored = replace(self.plan.validation, steps=self.plan.validation.steps * round)
-            epsilon = max(epsilon, epsilon_of([scored], self.delta))
-        return epsilon
+        costs = self.plan.costs(round if trains else round - 1, round)
+        return max((epsilon_of([spend], self.delta) for spend in costs), default=0.0)
 
 
 @dataclass
 class SimulatedSites:
     """Opens the site that a Flower context asks for.
 
-    It can be sent to another process, where it opens its sites anew.
+    It can be pickled for another process, which opens its sites again.
 
     Attributes
     ----------
     data
-        the dataset folder.
+        The dataset folder.
     cache
-        folder of preprocessed scans; None keeps them in memory.
+        Folder of preprocessed scans; None keeps them in memory.
     device
-        as in ``choose_device``.
+        As in ``choose_device``.
     """
 
     config: FederationConfig
@@ -85,22 +81,22 @@ class SimulatedSites:
         return self.__dict__ | {"_opened": {}, "_trainer": None, "observer": None}
 
     def __call__(self, context: Context) -> Site:
-        """The site of the context's ``partition-id``."""
+        """Open the site of the context's ``partition-id``."""
         return self.open(self.names[int(context.node_config["partition-id"])])
 
     @property
     def names(self) -> list[str]:
-        """All sites, in the order of their ``partition-id``."""
+        """Names of all sites, in the order of their ``partition-id``."""
         return sorted(self.partition.sites)
 
     def training_patients(self) -> list[int]:
-        """How many patients each site trains on, in the order of ``names``."""
+        """Count the training patients of each site, in the order of ``names``."""
         owners = {case.name: case.owner for case in find_simulated_dataset(self.config, self.data).cases}
         sites = (self.partition.sites[name] for name in self.names)
         return [len({owners.get(case, case) for case in site.train}) for site in sites]
 
     def open(self, name: str) -> Site:
-        """The named site, with its scans preprocessed; opened once in a process."""
+        """Open the named site and preprocess its scans, once per process."""
         if name not in self._opened:
             members = self.partition.sites[name]
             self._opened[name] = Site(
@@ -118,7 +114,7 @@ class SimulatedSites:
 
     @property
     def trainer(self) -> Trainer:
-        """One trainer serves all sites of a process: weights come with every message."""
+        """The trainer, shared by all sites of a process because every message carries the weights."""
         if self._trainer is None:
             self._trainer = make_trainer(self.config, self.plan, choose_device(self.device), repeatable=True)
         return self._trainer
@@ -130,14 +126,15 @@ class SimulatedSites:
         return SimulatedBudget(self.trainer.privacy, self.config.privacy.delta)
 
     def pooled(self, config: FederationConfig) -> SimulatedSites:
-        """One site that holds all patients; every patient keeps the scanner of the site that it came from."""
+        """Return one site that holds all patients; each patient keeps the scanner shift of their own site."""
         opened = [self.open(name) for name in self.names]
         members = SiteCases(
             train=tuple(case.name for site in opened for case in site.train_cases),
             validation=tuple(case.name for site in opened for case in site.validation_cases),
         )
         partition = SitePartition(method="pooled", seed=config.seed, sites={"pooled": members})
-        sites = SimulatedSites(config, self.plan, partition, self.data, self.cache, self.device, self.observer)
+        plan = with_privacy(self.plan, config)
+        sites = SimulatedSites(config, plan, partition, self.data, self.cache, self.device, self.observer)
         sites._opened["pooled"] = Site(
             name="pooled",
             train_cases=[case for site in opened for case in site.train_cases],
@@ -157,7 +154,7 @@ class SimulatedSites:
         missing = [name for name in names if name not in cases]
         if missing:
             raise ConfigError(
-                f"{self.data}: has no case {missing[0]}, which partition.json names; give the same --data"
+                f"{self.data}: has no case {missing[0]}, which partition.json lists; give the same --data"
             )
         found = [cases[name] for name in names]
         return cache.prepare(found, shift=members.shift, shift_seed=seed_of(self.config.seed, site))

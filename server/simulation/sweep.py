@@ -1,4 +1,4 @@
-"""One federation under several values of one key, each a run of its own, and what they reached side by side."""
+"""Sweeps: one run of a federation for each value of one key, and a report that compares them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WITHOUT_PRIVACY = "inf"
 
 @dataclass(frozen=True)
 class SweepValue:
-    """One value: as it is written, the ``--set`` item that sets it, and the folder of its run."""
+    """One value: its text, the ``--set`` item that sets it, and the folder of its run."""
 
     text: str
     override: str
@@ -36,19 +36,21 @@ class SweepValue:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The key that changes, and its values in the order in which they were asked for."""
+    """The key to vary, and its values in the order given."""
 
     key: str
     values: tuple[SweepValue, ...]
 
 
 def parse_sweep(item: str) -> Sweep:
-    """Reads ``key.path=value,value,...``; values are YAML, and ``inf`` for ``privacy.epsilon`` means without privacy.
+    """Parse ``key.path=value,value,...``.
+
+    Values are YAML. For ``privacy.epsilon``, ``inf`` means without privacy.
 
     Raises
     ------
     ConfigError
-        there is no key, no value, or a value stands twice.
+        If there is no key, no value, or a duplicate value.
     """
     key, equals, text = (part.strip() for part in item.partition("="))
     if not equals or not all(key.split(".")):
@@ -62,16 +64,16 @@ def parse_sweep(item: str) -> Sweep:
     found: list[SweepValue] = []
     seen: list[object] = []
     for value in values:
-        same = _comparable(value)
-        if same in seen:
-            raise ConfigError(f"--sweep {item}: {_text(value)} stands twice; keep one of them")
-        seen.append(same)
+        comparable = _comparable(value)
+        if comparable in seen:
+            raise ConfigError(f"--sweep {item}: {_text(value)} is given twice; keep one of them")
+        seen.append(comparable)
         found.append(_sweep_value(key, value, {other.folder for other in found}))
     return Sweep(key, tuple(found))
 
 
 def _comparable(value: object) -> object:
-    """A form in which 8, 8.0 and 1e1 and 10 are the same; truth values are no numbers."""
+    """Return a form in which equal numbers compare equal (8 and 8.0, 1e1 and 10); booleans are not numbers."""
     if isinstance(value, bool):
         return str(value)
     try:
@@ -101,19 +103,19 @@ def _text(value: object) -> str:
 def sweep_configurations(
     sweep: Sweep, load: Callable[[Sequence[str]], FederationConfig]
 ) -> dict[SweepValue, FederationConfig]:
-    """The federation of every value, checked before the first of them runs.
+    """Load the federation for every value, so that all are checked before the first one runs.
 
     Parameters
     ----------
     sweep
-        what to change.
+        The key and its values.
     load
-        reads the federation file with further ``--set`` items.
+        Reads the federation file with additional ``--set`` items.
 
     Raises
     ------
     ConfigError
-        the file cannot be used with one of the values.
+        If the file cannot be used with one of the values.
     """
     base = load([])
     if sweep.key.split(".")[0] == "privacy" and base.privacy is None:
@@ -134,9 +136,9 @@ def run_sweep(
     options: SimulationOptions,
     display: ProgressDisplay,
 ) -> tuple[Path, bool]:
-    """Runs, or goes on with, a simulation for every value in folders below ``options.out``.
+    """Run or resume a simulation for every value, in folders below ``options.out``.
 
-    A value whose federation cannot go on is noted, and the others still run.
+    If the run of one value fails, the problem is recorded and the others still run.
 
     Returns
     -------
@@ -146,9 +148,9 @@ def run_sweep(
     Raises
     ------
     FedvoxError
-        configuration, data or output cannot be used.
+        If the configuration, data or output cannot be used.
     KeyboardInterrupt
-        the user stopped it; what is finished stays, with a report.
+        If the user stops the sweep. Finished runs stay, with a report.
     """
     _open_folder(sweep, options)
     problems: dict[str, str] = {}
@@ -180,7 +182,7 @@ def _open_folder(sweep: Sweep, options: SimulationOptions) -> None:
     except OSError as error:
         raise OutputError(f"{out}: cannot be made: {error.strerror or error}; choose another --out") from None
     if not options.resume:
-        raise OutputError(f"{out}: exists already; choose another --out, or go on with it by --resume")
+        raise OutputError(f"{out}: exists already; choose another --out, or continue with --resume")
     try:
         key = json.loads((out / SWEEP_FILE).read_text(encoding="utf-8"))["key"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -192,7 +194,7 @@ def _open_folder(sweep: Sweep, options: SimulationOptions) -> None:
 def _shared_data(
     configurations: Mapping[SweepValue, FederationConfig], options: SimulationOptions, display: ProgressDisplay
 ) -> Path | None:
-    """The dataset of all runs; phantoms are made once, unless they are what is being changed."""
+    """Find the dataset of all runs; make phantoms once, unless the sweep varies them."""
     first, *others = configurations.values()
     if options.data is None and any(_phantoms(config) != _phantoms(first) for config in others):
         return None
@@ -204,7 +206,7 @@ def _phantoms(config: FederationConfig) -> object:
 
 
 def _write(sweep: Sweep, out: Path, problems: Mapping[str, str]) -> Path:
-    """``sweep.json``, and the report that is drawn from it."""
+    """Write ``sweep.json`` and the report made from it."""
     values: list[dict[str, Any]] = []
     for value in sweep.values:
         result = read_result(out / value.folder)

@@ -31,6 +31,7 @@ from common.config.federation import FederationConfig
 from common.imaging.cache.case_cache import CachedCase
 from common.models.unet3d import build_model
 from common.plan.plan import ModelPlan, Plan, PreprocessingPlan
+from common.planning.resolve import with_privacy
 from common.system.devices import keep_freed_memory
 from tests.conftest import REPOSITORY
 
@@ -74,7 +75,8 @@ def trainer_of(private: bool, precision: str) -> Trainer:
     values["training"]["batch_size"] = BATCH
     if private:
         values["privacy"] = {"epsilon": 8, "sample_rate": BATCH / PATIENTS}
-    return make_trainer(FederationConfig.model_validate(values), PLAN, torch.device("cpu"), repeatable=True)
+    config = FederationConfig.model_validate(values)
+    return make_trainer(config, with_privacy(PLAN, config), torch.device("cpu"), repeatable=True)
 
 
 def seconds_per_batch(trainer: Trainer, cases: Sequence[CachedCase], number: int) -> float:

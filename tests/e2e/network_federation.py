@@ -34,6 +34,7 @@ from server.progress.event_stream import PROGRESS_FILE
 from server.provisioning.kits import provision
 from server.rounds.initial_weights import initial_weights
 from server.rounds.round_loop import Link, RoundLoop
+from server.rounds.terms import Terms
 from server.rounds.weight_transfer import StoreTransfer
 from server.run_store.folder import RunFolder, RunState, now
 from server.simulation.inline_grid import InlineGrid
@@ -322,7 +323,7 @@ def simulated(
     nodes = {index + 1: {"name": name} for index, name in enumerate(names)}
     grid = InlineGrid(app, nodes)  # type: ignore[arg-type]
     link = Link(StoreTransfer(store, config.transport.download), make_message=grid.message)
-    RoundLoop(config, layout, set(plan.labels), len(names), run, PlainProgress(io.StringIO()), link).run(grid)
+    RoundLoop(Terms.of(config, plan, layout), len(names), run, PlainProgress(io.StringIO()), link).run(grid)
     return run
 
 

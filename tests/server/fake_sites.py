@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 
 from client.runner.client_app import SiteWeights
 from common.config.federation import FederationConfig
+from common.privacy.calibration import calibrate
 from common.protocol.codec import (
     ErrorCode,
     Hello,
@@ -33,6 +34,7 @@ from common.protocol.messages import Heartbeat
 from common.weights.encoding import encode_vector, vector_of
 from common.weights.store import Content, FileStore, MemoryStore, MissingWeightsError, WeightStore, map_file
 from server.rounds.round_loop import Link, Patience, RoundLoop, make_server_app
+from server.rounds.terms import Terms
 from server.rounds.weight_transfer import GatewaySignals, GatewayTransfer, StoreTransfer, WeightTransfer
 from server.run_store.folder import RunFolder, RunState, now
 from server.run_store.gateway_folder import GatewayFolder
@@ -84,7 +86,9 @@ def run_over(
 ) -> None:
     """Runs a federation from the beginning or from where the folder is."""
     observer = observer or Silent()
-    app = make_server_app(lambda: RoundLoop(config, layout, set(labels), sites, folder, observer, link))
+    local_steps = config.training.local_steps
+    privacy = calibrate(config.privacy, config.rounds, local_steps) if config.privacy else None
+    app = make_server_app(lambda: RoundLoop(Terms(config, layout, labels, privacy), sites, folder, observer, link))
     app(grid, Context(run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={}))
 
 

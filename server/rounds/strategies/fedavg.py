@@ -1,22 +1,36 @@
-"""How accepted updates become the next global model."""
+"""Federated averaging (McMahan et al. 2017, arXiv 1602.05629)."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
-from common.protocol.codec import Result, Vector
+from common.config.federation import FederationConfig
+from common.protocol.codec import Vector
+from server.rounds.strategies.strategy import Next, StrategyState, Updates, Window
+from server.rounds.strategies.weighted_mean import WeightedMean
 
 
 class FedAvg:
-    """Federated averaging, weighted by training patients (McMahan et al. 2017, arXiv 1602.05629)."""
+    """Adds the mean of the updates, weighted by training patients."""
 
-    def weight(self, result: Result) -> float:
-        """How much a site's update counts."""
-        return float(result.examples)
+    update_vectors = 1
+    state_vectors: tuple[str, ...] = ()
 
-    def next_weights(self, weights: Vector, mean_update: Vector) -> Vector:
-        """The same part of the next global model from a part of this one and of the weighted mean of updates.
+    def check(self, config: FederationConfig) -> None:
+        """Accept every federation."""
+        del config
 
-        In the memory of ``mean_update``.
-        """
-        return np.add(weights, mean_update, out=mean_update)
+    def aggregate(self, updates: Updates, weights: Vector, state: StrategyState) -> Iterator[Next]:
+        """Yield the weights plus the weighted mean of the updates; no state is kept."""
+        del state
+
+        def add_mean(window: Window) -> Next:
+            mean = WeightedMean(window.size)
+            for site, (update,) in window.updates():
+                mean.add(update, updates.results[site].examples)
+            change = mean.mean()
+            return Next(np.add(weights[window.where], change, out=change))
+
+        return updates.map(add_mean)

@@ -38,7 +38,7 @@ from common.config.privacy import PrivacyConfig
 from common.errors import ConfigError
 from common.models.unet3d import build_model
 from common.planning.resolve import plan_from_config
-from common.privacy.calibration import plan_privacy
+from common.privacy.calibration import calibrate
 from common.protocol.codec import Answer, Question, WeightLayout
 from common.protocol.messages import ErrorCode, Failure, Heartbeat, Result, SiteInfo
 from common.weights.encoding import encoded_bytes
@@ -153,7 +153,7 @@ def test_the_text_says_what_privacy_there_is_and_what_not(tmp_path: Path) -> Non
     federation = write_kit(tmp_path, privacy=PRIVATE)
     content = document(read_request(tmp_path))
     assert federation.privacy is not None
-    plan = plan_privacy(federation.privacy, 3, 7)
+    plan = calibrate(federation.privacy, 3, 7)
     assert plan.validation is not None
     terms = content["privacy"]
     assert (terms["epsilon"], terms["delta"], terms["max_grad_norm"]) == (3, 1e-6, 0.5)
@@ -165,30 +165,30 @@ def test_the_text_says_what_privacy_there_is_and_what_not(tmp_path: Path) -> Non
     text = as_text(content, 10_000)
     assert NO_PRIVACY not in text
     assert "epsilon 3, delta 1e-06" in text and "20.1 times as likely" in text
-    assert "In each of 21 steps every patient takes part with probability 0.25" in text
+    assert "In each of 21 steps, every patient takes part with probability 0.25" in text
     assert f"Gaussian noise of {plan.training.noise_multiplier:.3g} times that length" in text
     for sentence in (*NOT_COVERED, SEVERAL_SCANS, PAID, PLAIN_RANDOM, NOT_CALLED_BACK):
         assert sentence in text
     for meaning in PRIVATE_MEANINGS.values():
         assert meaning in text
-    assert "one patch of every patient who was drawn (25 % of your patients on average)" in text
+    assert "one patch of each patient drawn (25 % of your patients on average)" in text
 
 
 def test_the_text_follows_the_settings_of_privacy(tmp_path: Path) -> None:
     write_kit(tmp_path, privacy=PRIVATE | {"validation": "off", "secure_random": True, "patches_per_patient": 4})
     text = as_text(document(read_request(tmp_path)), 10_000)
-    assert "No score of your validation patients leaves" in text and PLAIN_RANDOM not in text
-    assert "always empty: this federation lets no score leave" in text
+    assert "No scores of your validation patients are sent" in text and PLAIN_RANDOM not in text
+    assert "always empty: this federation sends no scores" in text
     assert "4 patches of every patient" in text
 
 
 def test_adaptive_clipping_is_shown_with_the_noise_that_is_added(tmp_path: Path) -> None:
     federation = write_kit(tmp_path, privacy=PRIVATE | {"adaptive_clipping": {"count_noise": 2}})
     assert federation.privacy is not None
-    total = plan_privacy(federation.privacy, 3, 7).training.noise_multiplier
+    total = calibrate(federation.privacy, 3, 7).training.noise_multiplier
     text = as_text(document(read_request(tmp_path)), 10_000)
     added = (total**-2 - 4.0**-2) ** -0.5
-    assert "which follows a noised count" in text and f"Gaussian noise of {added:.3g} times that length" in text
+    assert "which adapts to a noised count" in text and f"Gaussian noise of {added:.3g} times that length" in text
 
 
 def test_meanings_under_privacy_are_of_fields_that_there_are() -> None:
@@ -206,8 +206,8 @@ def test_a_given_model_and_a_part_that_is_trained_are_shown(tmp_path: Path) -> N
         training={"local_steps": 7, "trainable": "head"},
     )
     text = as_text(document(read_request(tmp_path)), 10_000)
-    assert f"beginning with a given model (SHA-256 {'ab' * 32})" in text
-    assert "trains a part of it (head) for 7 steps" in text
+    assert f"starting from a given model (SHA-256 {'ab' * 32})" in text
+    assert "trains part of it (head) for 7 steps" in text
 
 
 @pytest.mark.parametrize("width", [60, 100])

@@ -266,7 +266,7 @@ def test_a_field_that_the_consent_document_does_not_show_does_not_leave(
 
 @pytest.mark.parametrize(("update", "size"), [(UPDATE, 0), (None, 400)])
 def test_an_update_and_its_digest_leave_together(state: Path, guard: TaskGuard, update: str | None, size: int) -> None:
-    with pytest.raises(HeldBackError, match="do not fit"):
+    with pytest.raises(HeldBackError, match="does not match its update"):
         guard.record("train", pack(task()), pack(replace(RESULT, update=update)), size)
     assert sent(state) == []
 

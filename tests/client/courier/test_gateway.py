@@ -169,7 +169,7 @@ def test_a_task_that_is_closed_is_dropped(federation: Federation) -> None:
     federation.gateway.close_tasks()
     federation.site.answer(question.name, result(question, update), update)
     federation.site.wait_over(question.name)
-    assert f"task {question.name[:12]}: is dropped" in federation.site.log
+    assert f"task {question.name[:12]}: dropped" in federation.site.log
 
 
 def test_a_gateway_that_is_killed_in_an_upload(federation: Federation) -> None:
@@ -185,7 +185,7 @@ def test_a_gateway_that_is_killed_in_an_upload(federation: Federation) -> None:
     federation.start()
     federation.site.wait_over(question.name)
     assert from_record(federation.link.reply(identity).content) == text
-    assert "goes on from byte" in federation.site.log
+    assert "resuming at byte" in federation.site.log
 
 
 def test_a_courier_that_is_killed_in_an_upload(federation: Federation) -> None:

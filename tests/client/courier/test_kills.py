@@ -218,7 +218,7 @@ def test_leftovers_of_tasks_that_are_not_held_are_removed(case: Case) -> None:
     case.ask()
     north.wait_task(case.name)
     assert not any(file.exists() for file in leftovers)
-    assert "is damaged and left alone" in north.log
+    assert "damaged and ignored" in north.log
     damaged.unlink()
     case.answer()
     case.finish()

@@ -89,7 +89,7 @@ def test_a_wrong_password_is_named_but_not_shown(
             gateway, tmp_path, monkeypatch, {"HTTPS_PROXY": f"http://{login}127.0.0.1:{port}"}, "127.0.0.1"
         )
         for said in ask_both(access, tmp_path / "note"):
-            assert f"the proxy 127.0.0.1:{port} refuses user and password (407)" in said
+            assert f"the proxy 127.0.0.1:{port} refuses user or password (407)" in said
             assert "HTTPS_PROXY" in said
             assert "wrong" not in said
     assert not proxy.targets
@@ -142,7 +142,7 @@ def test_a_proxy_that_opens_tls_is_named(gateway: StandIn, tmp_path: Path, monke
         access = access_to(gateway, tmp_path, monkeypatch, {"HTTPS_PROXY": f"http://127.0.0.1:{port}"}, "127.0.0.1")
         found = who_opens_tls(access.address, access.authority)
         assert found is not None
-        assert f"the proxy 127.0.0.1:{port} opens TLS" in found
+        assert f"the proxy 127.0.0.1:{port} intercepts TLS" in found
         assert "Hospital IT" in found
         assert found.endswith("ask IT to exempt 127.0.0.1")
         assert ask_both(access, tmp_path / "note") == (found, found)
@@ -168,7 +168,7 @@ def test_a_certificate_of_another_name_is_told_from_that(
     with stand_in(kits, host="127.0.0.2") as gateway:
         access = access_to(gateway, tmp_path, monkeypatch, {}, "127.0.0.2")
         for said in ask_both(access, tmp_path / "note"):
-            assert f"the certificate of 127.0.0.2:{gateway.port} is not good: IP address mismatch" in said
+            assert f"the certificate of 127.0.0.2:{gateway.port} is not valid: IP address mismatch" in said
 
 
 def test_a_site_that_the_server_does_not_let_in_hears_so(

@@ -17,14 +17,15 @@ from hypothesis import strategies as st
 
 from client.consent.policy import PolicyError
 from client.consent.site_config import SiteConfig
-from client.ledger.account import Account, RoundEntry, SpendLine, TimedRound, costs_of
+from client.ledger.account import Account, RoundEntry, SpendLine, TimedRound
 from client.ledger.budget import LedgerBudget
 from client.ledger.ledger import WITNESS_FILE, Ledger, LedgerError, Witness
 from client.ledger.patient_identity import Patient, dataset_of
 from client.state_folder import default_ledger
 from common.audit import AuditLog, head_of, read_entries
 from common.config.federation import FederationConfig
-from common.privacy.accounting import Spend, epsilon_of
+from common.plan.privacy import Spend
+from common.privacy.accounting import epsilon_of
 from common.protocol.messages import ErrorCode
 from tests import tiny
 
@@ -247,11 +248,11 @@ def test_how_many_rounds_are_left_is_how_many_are_granted(path: Path) -> None:
 
 def test_a_whole_federation_costs_what_its_noise_was_made_for(path: Path) -> None:
     """So a site whose limit is the federation's own epsilon serves it to its last message, and no further."""
-    from common.privacy.calibration import plan_privacy
+    from common.privacy.calibration import calibrate
 
     config = federation()
     assert config.privacy is not None
-    plan = plan_privacy(config.privacy, 3, 4)
+    plan = calibrate(config.privacy, 3, 4)
     assert plan.validation is not None
     site_budget = budget(path, patients("a"), limit=8)
     for number in (1, 2, 3):
@@ -260,7 +261,7 @@ def test_a_whole_federation_costs_what_its_noise_was_made_for(path: Path) -> Non
     assert 7.8 < spent <= 8
     people = {"training": patients("a"), "validation": patients("v")}
     account = Ledger(path).read()
-    assert Account().epsilon(people, DELTA, costs_of(plan, 3)) == account.epsilon(people, DELTA)  # type: ignore[arg-type]
+    assert Account().epsilon(people, DELTA, plan.costs(3, 4)) == account.epsilon(people, DELTA)  # type: ignore[arg-type]
     with pytest.raises(PolicyError):
         site_budget.spend("again", 1, [plan.training, plan.validation])
 

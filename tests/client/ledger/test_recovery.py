@@ -39,6 +39,7 @@ from tests.client.ledger.test_ledger import (
     patients,
     remove_both,
 )
+from tests.client.ledger.test_statement import planned
 
 ENOUGH = Spent(8.0, DELTA / 2)
 EVERYTHING = Spent(None, None)
@@ -205,7 +206,7 @@ def test_where_nothing_is_left_every_round_is_refused(path: Path, spent: Spent) 
         assert refused.value.code is ErrorCode.PRIVACY_BUDGET
     assert path.read_bytes() == before
     for limit in (None, 1000):
-        told = outlook(federation(), SitePrivacy(max_epsilon=limit), Ledger(path).read(), NEW_PATIENTS)
+        told = outlook(*planned(federation()), SitePrivacy(max_epsilon=limit), Ledger(path).read(), NEW_PATIENTS)
         assert not told.fits and "leaves nothing" in str(told)
         assert told.as_values()["after"] is None
 

@@ -10,7 +10,7 @@ import pytest
 
 from client.consent.policy import PolicyError
 from client.consent.site_config import SiteConfig, SitePrivacy
-from client.ledger.account import Account, costs_of
+from client.ledger.account import Account
 from client.ledger.budget import LedgerBudget
 from client.ledger.ledger import Ledger, Witness
 from client.ledger.statement import HOW_TO_READ, Folder, as_text, limit_of, view
@@ -18,8 +18,8 @@ from client.runner.local_site import SiteDataError
 from client.site.budget_check import NEW_PATIENTS, check_privacy, find_people, outlook
 from common.config.federation import FederationConfig, as_json
 from common.imaging.phantoms.dataset import write_phantom_dataset
-from common.privacy.accounting import Spend
-from common.privacy.calibration import plan_privacy
+from common.plan.privacy import PrivacyPlan, Spend
+from common.privacy.calibration import calibrate
 from tests import tiny
 from tests.client.ledger.test_ledger import DELTA, ROUND, TRAINING, VALIDATION, budget, of, patients
 
@@ -110,28 +110,34 @@ def federation(epsilon: float = 8, rounds: int = 6, **values: object) -> Federat
     return tiny.federation(rounds=rounds, **(content | values))
 
 
+def planned(config: FederationConfig) -> tuple[FederationConfig, PrivacyPlan]:
+    """With the noise that it asks for."""
+    assert config.privacy is not None
+    return config, calibrate(config.privacy, config.rounds, config.training.local_steps)
+
+
 def test_a_federation_within_the_limit_fits() -> None:
-    found = outlook(federation(8), LIMIT, Account(), NEW_PATIENTS)
+    found = outlook(*planned(federation(8)), LIMIT, Account(), NEW_PATIENTS)
     assert (found.spent, found.fits, found.rounds_left) == (0, True, 6)
     assert 7.8 < found.after <= 8
-    assert "8 are allowed" in str(found)
+    assert "the limit is 8" in str(found)
 
 
 def test_a_federation_beyond_the_limit_is_told_when_it_stops() -> None:
-    found = outlook(federation(10), LIMIT, Account(), NEW_PATIENTS)
+    found = outlook(*planned(federation(10)), LIMIT, Account(), NEW_PATIENTS)
     assert not found.fits and 0 < found.rounds_left < 6
-    assert f"lasts for {found.rounds_left} of 6 rounds" in str(found)
+    assert f"the rest lasts for {found.rounds_left} of 6 rounds" in str(found)
     assert found.as_values()["rounds_left"] == found.rounds_left
 
 
 def test_a_site_serves_as_many_rounds_as_it_was_told(tmp_path: Path) -> None:
     config = federation(10)
     assert config.privacy is not None
-    plan = plan_privacy(config.privacy, 6, 5)
+    plan = calibrate(config.privacy, 6, 5)
     assert plan.validation is not None
     people = {"training": patients("a"), "validation": patients("v")}
     site = LedgerBudget(Ledger(tmp_path / "ledger.jsonl"), config, people, SiteConfig(privacy=LIMIT))  # type: ignore[arg-type]
-    told = outlook(config, LIMIT, Account(), NEW_PATIENTS).rounds_left
+    told = outlook(config, plan, LIMIT, Account(), NEW_PATIENTS).rounds_left
     for number in range(told):
         site.spend("r", number + 1, [plan.training, plan.validation])
     with pytest.raises(PolicyError):
@@ -139,10 +145,8 @@ def test_a_site_serves_as_many_rounds_as_it_was_told(tmp_path: Path) -> None:
 
 
 def test_without_a_limit_everything_fits() -> None:
-    found = outlook(federation(50), SitePrivacy(), Account(), NEW_PATIENTS)
+    found = outlook(*planned(federation(50)), SitePrivacy(), Account(), NEW_PATIENTS)
     assert found.fits and "sets no limit" in str(found)
-    with pytest.raises(ValueError, match="spends none"):
-        outlook(tiny.federation(), LIMIT, Account(), NEW_PATIENTS)
 
 
 @pytest.fixture(scope="module")
@@ -156,17 +160,17 @@ def test_the_check_before_the_start(scans: Path, tmp_path: Path) -> None:
     state.mkdir()
     (state / "site.yaml").write_text("privacy: {max_epsilon: 8}\n")
     config = federation(8)
-    item = check_privacy(state, config, "north", scans, ledger)
+    item = check_privacy(state, *planned(config), "north", scans, ledger)
     assert (item.name, item.severity) == ("privacy", "ok"), item
     assert not ledger.exists(), "looking writes nothing"
     people = find_people(config, SiteConfig(), "north", scans, None)
     assert config.privacy is not None
-    paid = costs_of(plan_privacy(config.privacy, 6, 5), 3)
+    paid = calibrate(config.privacy, 6, 5).costs(3, 4)
     LedgerBudget(Ledger(ledger, Witness(state)), config, people, SiteConfig()).spend("r", 1, paid)
-    item = check_privacy(state, config, "north", scans, ledger)
+    item = check_privacy(state, *planned(config), "north", scans, ledger)
     assert item.severity == "warning" and "of 6 rounds, then this site stops" in item.text
     ledger.unlink()
-    item = check_privacy(state, config, "north", scans, ledger)
+    item = check_privacy(state, *planned(config), "north", scans, ledger)
     assert item.severity == "error" and str(ledger) in item.text
 
 
@@ -176,12 +180,12 @@ def test_patients_that_cannot_be_told_apart_are_an_error(scans: Path, tmp_path: 
     for kind in ("imagesTr", "labelsTr"):
         shutil.copy(min((folder / kind).glob("*.nii.gz")), folder / kind / "again.nii.gz")
     (folder / "dataset.json").unlink(missing_ok=True)
-    item = check_privacy(tmp_path, federation(), "north", folder, tmp_path / "ledger.jsonl")
+    item = check_privacy(tmp_path, *planned(federation()), "north", folder, tmp_path / "ledger.jsonl")
     assert item.severity == "error" and "same image" in item.text
-    item = check_privacy(tmp_path, federation(), "north", tmp_path / "nowhere", tmp_path / "ledger.jsonl")
+    item = check_privacy(tmp_path, *planned(federation()), "north", tmp_path / "nowhere", tmp_path / "ledger.jsonl")
     assert item.severity == "error" and "nowhere" in item.text
     (tmp_path / "site.yaml").write_text("validation_cases: [nobody]\n")
-    item = check_privacy(tmp_path, federation(), "north", scans, tmp_path / "ledger.jsonl")
+    item = check_privacy(tmp_path, *planned(federation()), "north", scans, tmp_path / "ledger.jsonl")
     assert item.severity == "error" and "nobody" in item.text
     with pytest.raises(SiteDataError):
         find_people(federation(), SiteConfig(validation_cases=("nobody",)), "north", scans, None)

@@ -34,8 +34,7 @@ from client.runner.task_loop import TaskLoop
 from client.training.trainer import Trainer, Training, Validation
 from common.config.federation import FederationConfig
 from common.imaging.cache.case_cache import CachedCase
-from common.privacy.accounting import Spend
-from common.privacy.calibration import PrivacyPlan
+from common.plan.privacy import PrivacyPlan, Spend
 from common.protocol.messages import Task
 from common.weights.encoding import Vector
 from common.weights.store import FileStore
@@ -142,7 +141,7 @@ class StandIn(RunnerProcess):
         progress = TaskProgress(self.shared, status)
         journal = TaskJournal(self.state.journal)
         guard = open_guard(self.state.path, self.config)
-        plan = PrivacyPlan(TRAINING, VALIDATION)
+        plan = PrivacyPlan(training=TRAINING, validation=VALIDATION)
 
         def note(round_number: int) -> None:
             descriptor = os.open(self.folder / "trained", os.O_WRONLY | os.O_APPEND | os.O_CREAT)

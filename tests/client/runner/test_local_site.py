@@ -91,7 +91,7 @@ def test_named_cases_must_exist_and_leave_some_to_train_on() -> None:
 
 def test_named_cases_may_not_tear_a_patient_apart() -> None:
     owners = {"a1": "a", "a2": "a", "b": "b"}
-    with pytest.raises(SiteDataError, match=r"names a2 and not a1, which is of the same patient \(patients\.csv\)"):
+    with pytest.raises(SiteDataError, match=r"names a2 but not a1 of the same patient \(patients\.csv\)"):
         split_by_names(owners, ["a2"])
     assert split_by_names(owners, ["a1", "a2"]) == (["b"], ["a1", "a2"])
 

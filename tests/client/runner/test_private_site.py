@@ -14,7 +14,8 @@ from client.training.dp_trainer import PrivateTrainer, make_trainer
 from common.config.federation import FederationConfig
 from common.errors import FedvoxError
 from common.imaging.phantoms.dataset import write_phantom_dataset
-from common.privacy.accounting import Spend, epsilon_of
+from common.plan.privacy import Spend
+from common.privacy.accounting import epsilon_of
 from common.protocol.codec import Answer, pack, unpack_answer
 from common.protocol.messages import ErrorCode, Failure, Result, Task
 from common.weights.encoding import Vector, vector_of
@@ -70,7 +71,7 @@ def ask(
     purse: Purse, train: bool = True, scored_on: int = 1, **privacy: object
 ) -> tuple[Answer, Watcher, PrivateTrainer]:
     config = federation(**privacy)
-    trainer = make_trainer(config, tiny.plan(), torch.device("cpu"))
+    trainer = make_trainer(config, tiny.plan_for(config), torch.device("cpu"))
     watcher = Watcher(purse)
     cases = CASES[:-1], CASES[-1:] * scored_on
     site = Site("a", *cases, 0, config.digest(), trainer, watcher, privacy=trainer.privacy, budget=purse)
@@ -122,8 +123,8 @@ def test_nothing_is_computed_that_cannot_be_paid() -> None:
 
 
 def test_a_site_whose_parts_do_not_belong_together_is_refused() -> None:
-    private, purse = make_trainer(federation(), tiny.plan(), torch.device("cpu")), Purse(1.0)
-    other = make_trainer(federation(epsilon=2), tiny.plan(), torch.device("cpu")).privacy
+    private, purse = make_trainer(federation(), tiny.plan_for(federation()), torch.device("cpu")), Purse(1.0)
+    other = make_trainer(federation(epsilon=2), tiny.plan_for(federation(epsilon=2)), torch.device("cpu")).privacy
     plain = tiny.trainer()
     Site("a", CASES, [], 0, "d", private, privacy=private.privacy, budget=purse)
     Site("a", CASES, [], 0, "d", plain)
@@ -164,7 +165,7 @@ def test_every_simulated_site_of_a_private_federation_trains_privately(tmp_path:
 
 def test_a_simulated_budget_is_a_function_of_the_round() -> None:
     config = federation()
-    plan = make_trainer(config, tiny.plan(), torch.device("cpu")).privacy
+    plan = make_trainer(config, tiny.plan_for(config), torch.device("cpu")).privacy
     budget = SimulatedBudget(plan, 1e-5)
     both = [plan.training, plan.validation]
     spent = [budget.spend("r", number, both) for number in (1, 2, 3)] + [budget.spend("r", 4, [plan.validation])]
@@ -173,5 +174,10 @@ def test_a_simulated_budget_is_a_function_of_the_round() -> None:
     assert spent[1] == budget.spend("another", 2, both)
     assert spent[1] == max(epsilon_of([plan.training] * 2, 1e-5), epsilon_of([plan.validation] * 2, 1e-5))
     # The last message trains nobody: without scores it costs nothing more.
-    silent = SimulatedBudget(make_trainer(federation(validation="off"), tiny.plan(), torch.device("cpu")).privacy, 1e-5)
+    silent = SimulatedBudget(
+        make_trainer(
+            federation(validation="off"), tiny.plan_for(federation(validation="off")), torch.device("cpu")
+        ).privacy,
+        1e-5,
+    )
     assert silent.spend("r", 4, []) == silent.spend("r", 3, [silent.plan.training])

@@ -61,7 +61,7 @@ def test_a_damaged_record_counts_as_none(tmp_path: Path, damage: str) -> None:
 def test_a_name_that_is_none_touches_no_file(tmp_path: Path, name: str) -> None:
     journal = TaskJournal(tmp_path / "journal")
     for call in (journal.find, journal.begin, journal.forget):
-        with pytest.raises(ValueError, match="no name of a task"):
+        with pytest.raises(ValueError, match="not a task name"):
             call(name)
     assert list(tmp_path.iterdir()) == []
 

@@ -93,7 +93,7 @@ def test_a_server_that_is_not_there_is_a_warning_for_it_may_come(site: Path) -> 
 
 def test_a_name_that_nobody_knows_is_a_warning(site: Path) -> None:
     [item] = check_server(site, kit(address="server.invalid"))
-    assert item.severity == "warning" and "its name is not known here" in item.text
+    assert item.severity == "warning" and "its name cannot be resolved" in item.text
 
 
 def test_a_server_that_accepts_and_says_nothing_is_a_warning(site: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_front_that_hangs_up_is_a_warning_for_the_server_behind_it_may_be_star
         [item] = check_server(site, kit(hanging_up.getsockname()[1]))
         thread.join()
     assert item.severity == "warning"
-    assert "hangs up" in item.text
+    assert "closes the connection" in item.text
 
 
 def test_something_without_tls_is_an_error(site: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_certificate_for_another_address_is_an_error(server: Path, site: Path)
     with https_server(server_context(server), host="127.0.0.2") as port:
         [item] = check_server(site, kit(port, address="127.0.0.2"))
     assert (item.name, item.severity) == ("certificate", "error")
-    assert "for another address" in item.text
+    assert "for a different address" in item.text
 
 
 def test_whatever_opens_tls_on_the_way_is_named_with_what_to_ask_for(site: Path, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_whatever_opens_tls_on_the_way_is_named_with_what_to_ask_for(site: Path,
         [item] = check_server(site, kit(port))
     assert (item.name, item.severity) == ("certificate", "error")
     assert "CN=Bluegate federation" in item.text
-    assert "opens TLS (ask IT to exempt 127.0.0.1)" in item.text
+    assert "intercepts TLS (ask IT to exempt 127.0.0.1)" in item.text
 
 
 def test_a_certificate_that_expires_soon_is_a_warning(authority: Authority, site: Path, tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_a_proxy_that_opens_tls_is_named(
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy_port}")
         [item] = check_server(site, kit(port))
     assert (item.name, item.severity) == ("certificate", "error")
-    assert f"the proxy 127.0.0.1:{proxy_port} opens TLS" in item.text and "ask IT to exempt 127.0.0.1" in item.text
+    assert f"the proxy 127.0.0.1:{proxy_port} intercepts TLS" in item.text and "ask IT to exempt 127.0.0.1" in item.text
 
 
 def test_the_dates_of_the_authority(site: Path) -> None:
@@ -382,7 +382,7 @@ def test_a_shared_folder_that_cannot_be_used_is_an_error(tmp_path: Path) -> None
 @pytest.mark.parametrize("place", ["/proc/self/shared", "/sys/shared"])
 def test_a_shared_folder_where_nothing_can_be_written_is_an_error(place: str) -> None:
     item = check_shared(Path(place))
-    assert item.severity == "error" and "make it, writable for courier and runner" in item.text
+    assert item.severity == "error" and "create it, writable by courier and runner" in item.text
 
 
 def test_whether_the_runner_has_a_network() -> None:
@@ -441,7 +441,7 @@ def test_a_gpu_that_pytorch_does_not_use_is_a_warning(tmp_path: Path, monkeypatc
     assert check_device("cpu").severity == "ok"
     if not torch.cuda.is_available():
         found = check_device("auto")
-        assert (found.severity, "a GPU is there, but" in found.text) == ("warning", True)
+        assert (found.severity, "a GPU is present, but" in found.text) == ("warning", True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for cuda, text in ((None, "built without CUDA"), ("13.0", "finds no GPU")):
         monkeypatch.setattr(torch.version, "cuda", cuda)

@@ -85,7 +85,7 @@ def test_a_shared_folder_that_cannot_be_used_stops_the_start(site: RunnerSite) -
     options[options.index(str(site.shared.path))] = str(site.folder / "file" / "shared")
     done = subprocess.run(options, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "cannot be made" in done.stdout and "put right first: shared" in done.stderr
+    assert "cannot be made" in done.stdout and "fix first: shared" in done.stderr
 
 
 def test_status_for_machines_says_whether_it_is_isolated(site: RunnerSite) -> None:

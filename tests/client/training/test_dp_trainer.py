@@ -23,8 +23,7 @@ from common.models.trainable import train_only
 from common.models.unet3d import build_model
 from common.plan.augmentation import AugmentationPlan
 from common.plan.plan import Plan
-from common.privacy.accounting import Spend
-from common.privacy.calibration import PrivacyPlan
+from common.plan.privacy import PrivacyPlan, Spend
 from common.protocol.codec import Vector
 from tests import tiny
 
@@ -58,11 +57,14 @@ def trainer(
     )
     protection = PrivacyConfig.model_validate({"epsilon": 1, "sample_rate": 0.7} | privacy)
     validation = None if protection.validation == "off" else Spend("validation", noise, 1.0, 1)
-    spends = PrivacyPlan(Spend("training", noise, protection.sample_rate, config.local_steps), validation)
+    spends = PrivacyPlan(
+        training=Spend("training", noise, protection.sample_rate, config.local_steps), validation=validation
+    )
+    plan = plan.model_copy(update={"privacy": spends})
     torch.manual_seed(7)
     model = build_model(plan.model)
     train_only(model, trainable)
-    return PrivateTrainer(model, plan, config, 10**9, torch.device("cpu"), protection, spends, repeatable_key)
+    return PrivateTrainer(model, plan, config, 10**9, torch.device("cpu"), protection, repeatable_key)
 
 
 def start(private: Trainer) -> Vector:
@@ -192,8 +194,8 @@ def test_simulations_repeat_and_hospitals_do_not() -> None:
         {"name": "x", "rounds": 2, "training": {"local_steps": 2, "precision": "float32"}, "privacy": {"epsilon": 5}}
     )
     device = torch.device("cpu")
-    simulated = make_trainer(config, tiny.plan(), device, repeatable=True)
-    hospital = make_trainer(config, tiny.plan(), device)
+    simulated = make_trainer(config, tiny.plan_for(config), device, repeatable=True)
+    hospital = make_trainer(config, tiny.plan_for(config), device)
     weights = start(simulated)
     first, again = (simulated.train(weights, CASES, 1, 3).update for _ in range(2))
     np.testing.assert_array_equal(first, again)
@@ -210,7 +212,7 @@ def test_a_file_with_privacy_gets_the_private_trainer_and_nothing_else_does() ->
     plain = FederationConfig.model_validate({"name": "x", "rounds": 2})
     private = plain.model_copy(update={"privacy": PrivacyConfig(epsilon=3)})
     device = torch.device("cpu")
-    assert isinstance(made := make_trainer(private, tiny.plan(), device), PrivateTrainer)
+    assert isinstance(made := make_trainer(private, tiny.plan_for(private), device), PrivateTrainer)
     assert made.privacy.training.steps == private.training.local_steps
     assert type(make_trainer(plain, tiny.plan(), device)) is Trainer
 
@@ -315,7 +317,7 @@ def test_it_learns_where_patients_are_many_enough_for_the_noise() -> None:
             "privacy": {"epsilon": 50, "sample_rate": 0.3},
         }
     )
-    private = make_trainer(config, tiny.plan(), torch.device("cpu"), repeatable=True)
+    private = make_trainer(config, tiny.plan_for(config), torch.device("cpu"), repeatable=True)
     weights = start(private)
     judge = tiny.trainer()
     after = judge.validate(weights + private.train(weights, cases, 1, 0).update, CASES).dice[1]

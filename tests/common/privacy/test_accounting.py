@@ -15,8 +15,9 @@ from scipy.stats import norm
 from common.config.federation import FederationConfig
 from common.config.privacy import AdaptiveClipping, PrivacyConfig
 from common.errors import ConfigError
-from common.privacy.accounting import Spend, _renyi_curve, epsilon_of
-from common.privacy.calibration import gradient_noise, noise_for, plan_privacy, score_deviation
+from common.plan.privacy import Spend
+from common.privacy.accounting import _renyi_curve, epsilon_of
+from common.privacy.calibration import calibrate, gradient_noise, noise_for
 
 DELTAS = (1e-5, 1e-6)
 # Each: what is composed, as (noise multiplier, sample rate, steps).
@@ -123,16 +124,16 @@ def test_adaptive_clipping_is_paid_for_out_of_the_same_noise() -> None:
 def test_a_count_that_costs_more_than_the_budget_is_refused() -> None:
     config = PrivacyConfig(epsilon=1, sample_rate=0.5, adaptive_clipping=AdaptiveClipping(count_noise=0.5))
     with pytest.raises(ConfigError, match="count_noise: must be more than"):
-        plan_privacy(config, 10, 10)
+        calibrate(config, 10, 10)
 
 
 def test_a_plan_ends_at_the_budget_for_either_kind_of_patient() -> None:
     rounds, steps = 6, 5
-    plan = plan_privacy(PrivacyConfig(epsilon=2, sample_rate=0.3), rounds, steps)
+    plan = calibrate(PrivacyConfig(epsilon=2, sample_rate=0.3), rounds, steps)
     assert plan.validation is not None
     assert 1.98 < epsilon_of([plan.training] * rounds, 1e-5) <= 2
     assert 1.98 < epsilon_of([plan.validation] * (rounds + 1), 1e-5) <= 2
-    assert plan_privacy(PrivacyConfig(epsilon=2, sample_rate=0.3, validation="off"), rounds, steps).validation is None
+    assert calibrate(PrivacyConfig(epsilon=2, sample_rate=0.3, validation="off"), rounds, steps).validation is None
 
 
 def test_early_stopping_without_scores_is_refused() -> None:
@@ -173,11 +174,11 @@ def test_epsilons_are_those_of_opacus_own_accountants(parts: tuple[tuple[float, 
 
 
 def test_the_deviation_of_the_mean_score_is_that_of_many_draws() -> None:
-    plan, labels, patients = plan_privacy(PrivacyConfig(epsilon=3), 4, 2), 3, (2, 5)
+    plan, labels, patients = calibrate(PrivacyConfig(epsilon=3), 4, 2), 3, (2, 5)
     assert plan.validation is not None
     width = plan.validation.noise_multiplier * math.sqrt(labels) / 2
     noise = np.random.default_rng(0).normal(scale=width, size=(100_000, len(patients), labels))
     means = (noise / np.array(patients)[:, None]).mean(axis=2).mean(axis=1)
-    assert means.std() == pytest.approx(score_deviation(plan, patients), rel=0.02)
-    assert score_deviation(plan_privacy(PrivacyConfig(epsilon=3, validation="off"), 4, 2), patients) == 0
-    assert score_deviation(plan, []) == 0
+    assert means.std() == pytest.approx(plan.score_deviation(patients), rel=0.02)
+    assert calibrate(PrivacyConfig(epsilon=3, validation="off"), 4, 2).score_deviation(patients) == 0
+    assert plan.score_deviation([]) == 0

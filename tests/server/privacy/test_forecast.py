@@ -23,12 +23,12 @@ from server.privacy.forecast import (
     DROWNED_FROM_NOTHING,
     PROMISING_FROM_MODEL,
     PROMISING_FROM_NOTHING,
-    describe,
     forecast_privacy,
     renyi_noise,
     signal_to_noise,
     verdict_of,
 )
+from server.privacy.forecast_text import describe
 from tests import tiny
 
 FEDERATION = """
@@ -200,7 +200,7 @@ def test_only_trained_parameters_count(tmp_path: Path, capsys: pytest.CaptureFix
         (["--set", "privacy=null"], "privacy: is missing"),
         (["--set", "privacy.epsilon=-1"], "privacy.epsilon: input should be greater than 0"),
         (["--set", "simulation.phantom=null"], "--patients or --data: one is needed"),
-        (["--set", "simulation.partition={method: label, sites: 2}"], "shares patients out by what their scans show"),
+        (["--set", "simulation.partition={method: label, sites: 2}"], "simulation.partition depends on the scans"),
         (["--data", "nowhere"], "nowhere"),
     ],
 )

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
+from common.planning.resolve import with_privacy
 from common.privacy.calibration import noise_for
 from server.privacy.forecast import privacy_summary
 from server.reporting.privacy_section import _dice_by_epsilon, privacy_section
 from server.reporting.report import write_report
-from server.run_store.record import read_run
+from server.run_store.record_reader import read_run
 from tests import tiny
 from tests.server.reporting.test_report import Page
 from tests.server.run_folder import SITES, write_json_lines, write_run_folder
@@ -105,8 +106,8 @@ def test_a_run_without_privacy_has_no_such_section(tmp_path: Path) -> None:
 
 def test_the_summary_holds_the_noise_of_the_plan() -> None:
     private = tiny.federation(rounds=5, training={"local_steps": 2}, privacy={"epsilon": 8, "sample_rate": 1.0})
-    assert privacy_summary(private) == {
+    assert privacy_summary(private, with_privacy(tiny.plan(), private)) == {
         "training_noise": noise_for(8, 1e-5, 1.0, 10),
         "validation_noise": noise_for(8, 1e-5, 1.0, 6),
     }
-    assert privacy_summary(tiny.federation()) is None
+    assert privacy_summary(tiny.federation(), tiny.plan()) is None

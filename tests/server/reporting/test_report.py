@@ -13,9 +13,10 @@ import pytest
 
 from common.errors import FedvoxError
 from server.formatting import format_bytes, format_seconds
-from server.reporting.figures import draw_case, label_colour
 from server.reporting.report import MOST_BYTES_OF_PICTURES, write_report
-from server.run_store.record import Example, read_run
+from server.reporting.slices import draw_case, label_colour
+from server.run_store.record import Example
+from server.run_store.record_reader import read_run
 from tests.server.run_folder import (
     round_line,
     structures,

@@ -12,6 +12,7 @@ from common.config.privacy import PrivacyConfig
 from common.errors import ProtocolError
 from common.protocol.codec import Refusal, Result, SiteInfo, Task
 from common.weights.encoding import VALUES_PER_PIECE, Encoding, encode_vector, vector_of
+from common.weights.store import digest_of
 from server.rounds.admission import RefusedError, admit, judge_norms, measure
 
 MODEL, UPDATE = "a" * 64, "b" * 64
@@ -40,6 +41,10 @@ ONLY_SCORES = replace(TASK, train=False)
 def content_of(vector: np.ndarray, encoding: Encoding = "float32") -> np.ndarray:
     """The bytes of the file that an update becomes."""
     return np.concatenate([data for _, data in encode_vector(vector.astype(np.float32), encoding)])
+
+
+def measured(content: np.ndarray, size: int, encoding: Encoding) -> float:
+    return measure(content, digest_of(content), size, encoding)
 
 
 def test_a_good_reply_is_admitted() -> None:
@@ -99,7 +104,7 @@ def test_the_norm_is_that_of_what_was_sent(encoding: Encoding, pieces: int) -> N
     content = content_of(np.random.default_rng(0).standard_normal(size, np.float32), encoding)
     content.flags.writeable = False
     sent = vector_of(content, size, encoding)
-    assert measure(content, size, encoding) == pytest.approx(float(np.linalg.norm(sent.astype(np.float64))), rel=1e-4)
+    assert measured(content, size, encoding) == pytest.approx(float(np.linalg.norm(sent.astype(np.float64))), rel=1e-4)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -110,7 +115,7 @@ def test_an_update_that_is_not_finite_is_refused(value: float, encoding: Encodin
     update = np.zeros(VALUES_PER_PIECE["bfloat16"] + 3, np.float32)
     update[place] = value
     with pytest.raises(RefusedError, match="not-finite"):
-        measure(content_of(update, encoding), update.size, encoding)
+        measured(content_of(update, encoding), update.size, encoding)
 
 
 def int8(scale: float) -> np.ndarray:
@@ -118,20 +123,20 @@ def int8(scale: float) -> np.ndarray:
 
 
 def test_an_infinite_scale_is_refused() -> None:
-    assert measure(int8(2.0), 3, "int8") == pytest.approx(2 * math.sqrt(14))
+    assert measured(int8(2.0), 3, "int8") == pytest.approx(2 * math.sqrt(14))
     with pytest.raises(RefusedError, match="not-finite"):
-        measure(int8(math.inf), 3, "int8")
+        measured(int8(math.inf), 3, "int8")
 
 
 @pytest.mark.parametrize("scale", [math.nan, -1.0])
 def test_what_is_no_scale_is_refused(scale: float) -> None:
     with pytest.raises(ProtocolError, match="scale"):
-        measure(int8(scale), 3, "int8")
+        measured(int8(scale), 3, "int8")
 
 
 def test_the_largest_float32_do_not_overflow() -> None:
     largest = float(np.finfo(np.float32).max)
-    assert measure(content_of(np.full(4, largest)), 4, "float32") == pytest.approx(2 * largest)
+    assert measured(content_of(np.full(4, largest)), 4, "float32") == pytest.approx(2 * largest)
 
 
 # Model of 10,000 weights and length 50; honest updates are of length 10, give or take.
@@ -244,3 +249,20 @@ def test_a_reply_that_protects_nobody_is_refused(reply: Result, privacy: Privacy
     with pytest.raises(RefusedError) as caught:
         admit(reply, TASK, INFO, {1, 2}, 4, privacy)
     assert caught.value.code == "number-out-of-range"
+
+
+def test_of_several_vectors_the_first_is_the_update() -> None:
+    content = np.concatenate([content_of(np.array([3.0, 0, 4])), content_of(np.full(3, 100.0))])
+    assert measure(content, digest_of(content), 3, "float32", 2) == 5
+    for vectors in (1, 3):
+        with pytest.raises(ProtocolError, match="bytes"):
+            measure(content, digest_of(content), 3, "float32", vectors)
+    content[-4:] = np.frombuffer(np.float32(math.nan).tobytes(), np.uint8)
+    with pytest.raises(RefusedError, match="not-finite"):
+        measure(content, digest_of(content), 3, "float32", 2)
+
+
+def test_content_of_another_digest_is_refused() -> None:
+    content = content_of(np.ones(3))
+    with pytest.raises(ProtocolError, match="changed or damaged"):
+        measure(content, "0" * 64, 3, "float32")

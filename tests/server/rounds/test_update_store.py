@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,15 +19,43 @@ from common.errors import OutputError, ProtocolError
 from common.protocol.codec import Result
 from common.weights.encoding import VALUES_PER_PIECE, WINDOW, Encoding, encode_vector, vector_bytes, vector_of
 from common.weights.store import FileStore, MissingWeightsError
-from server.rounds.admission import RefusedError
-from server.rounds.aggregation import WeightedMean
-from server.rounds.update_store import AHEAD, UpdateStore
+from server.rounds.admission import AcceptedUpdate, RefusedError, UpdateReader
+from server.rounds.aggregation import AHEAD
+from server.rounds.strategies.strategy import Next, Window
+from server.rounds.strategies.weighted_mean import WeightedMean
+from server.rounds.update_store import UpdateStore
 from server.rounds.weight_transfer import GatewayTransfer, StoreTransfer, WeightTransfer
 from server.run_store.gateway_folder import GatewayFolder
 from tests.server.rounds.test_admission import GOOD, content_of
 
 ENCODINGS: list[Encoding] = ["float32", "bfloat16", "int8"]
 LARGE = 2**20 + 77
+
+
+class Intake(UpdateStore):
+    """With the reader that stands before it in a round."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        *_, size, encoding, transfer = arguments
+        self.reader = UpdateReader(transfer, size, encoding)
+
+    def take(self, result: Result, sha256: str = "") -> AcceptedUpdate:
+        update = self.reader.read(result, sha256)
+        self.add(update)
+        return update
+
+
+def mean(store: UpdateStore, weights: dict[str, float]) -> Iterator[np.ndarray]:
+    """As a strategy reads updates."""
+
+    def of_window(window: Window) -> Next:
+        found = WeightedMean(window.size)
+        for site, (update,) in window.updates():
+            found.add(update, weights[site])
+        return Next(found.mean())
+
+    return (part.weights for part in store.accepted(list(weights)).map(of_window))
 
 
 class Updates:
@@ -47,11 +76,9 @@ class Updates:
     def folder(self, site: str) -> Path:
         return self._gateway.updates(site) if self._kind == "gateway" else self._shared.folder
 
-    def opened(
-        self, round_number: int = 2, size: int = 3, encoding: Encoding = "float32", run: str = "r1"
-    ) -> UpdateStore:
-        store = UpdateStore(self.notes, run, round_number, size, encoding, self.transfer)
-        store.open()
+    def opened(self, round_number: int = 2, size: int = 3, encoding: Encoding = "float32", run: str = "r1") -> Intake:
+        store = Intake(self.notes, run, round_number, size, encoding, self.transfer)
+        store.open(store.reader.read_again)
         return store
 
     def sent(self, vector: np.ndarray, encoding: Encoding = "float32", **values: object) -> Result:
@@ -71,11 +98,8 @@ def updates(request: pytest.FixtureRequest, tmp_path: Path) -> Updates:
 
 
 def mean_of(store: UpdateStore, weights: dict[str, float], size: int = 3) -> np.ndarray:
-    whole, end = np.full(size, np.nan, np.float32), 0
-    for where, values in store.mean(weights):
-        assert where.start == end
-        whole[where], end = values, where.stop
-    assert end == size
+    whole = np.concatenate(list(mean(store, weights)))
+    assert whole.size == size
     return whole
 
 
@@ -87,30 +111,30 @@ def test_the_mean_is_that_of_whole_vectors_to_the_last_bit(tmp_path: Path, encod
     store, expected = updates.opened(size=size, encoding=encoding), WeightedMean(size)
     for index, site in enumerate("abc"):
         vector = np.random.default_rng(index).standard_normal(size, np.float32)
-        store.add(updates.sent(vector, encoding, site=site))
+        store.take(updates.sent(vector, encoding, site=site))
         expected.add(vector_of(content_of(vector, encoding), size, encoding), index + 1)
-    mean = mean_of(store, {site: index + 1 for index, site in enumerate("abc")}, size)
-    np.testing.assert_array_equal(mean.view(np.uint32), expected.mean().view(np.uint32))
+    found = mean_of(store, {site: index + 1 for index, site in enumerate("abc")}, size)
+    np.testing.assert_array_equal(found.view(np.uint32), expected.mean().view(np.uint32))
 
 
 def test_only_named_sites_are_in_the_mean(updates: Updates) -> None:
     store = updates.opened()
     for index, site in enumerate("abc"):
-        store.add(updates.sent(np.full(3, index + 1.0), site=site))
+        store.take(updates.sent(np.full(3, index + 1.0), site=site))
     np.testing.assert_array_equal(mean_of(store, {"a": 1, "c": 1}), np.full(3, 2.0))
     with pytest.raises(KeyError):
         mean_of(store, {"d": 1})
 
 
 def test_what_is_remembered_of_an_update(updates: Updates) -> None:
-    accepted = updates.opened().add(updates.sent(np.array([3.0, 0.0, 4.0])), "ab" * 32)
+    accepted = updates.opened().take(updates.sent(np.array([3.0, 0.0, 4.0])), "ab" * 32)
     assert (accepted.norm, accepted.size, accepted.sha256) == (5.0, 12, "ab" * 32)
 
 
 def test_a_mean_that_nobody_reads_to_its_end_holds_nobody_up(updates: Updates) -> None:
     store = updates.opened(size=LARGE, encoding="int8")
-    store.add(updates.sent(np.ones(LARGE), "int8"))
-    for _ in store.mean({"a": 1}):
+    store.take(updates.sent(np.ones(LARGE), "int8"))
+    for _ in mean(store, {"a": 1}):
         break
 
 
@@ -120,7 +144,7 @@ def test_any_name_is_found_again(tmp_path_factory: pytest.TempPathFactory, sites
     updates = Updates(tmp_path_factory.mktemp("updates"), "simulation")
     before = updates.opened()
     for site in sites:
-        before.add(updates.sent(np.full(3, len(site)), site=site))
+        before.take(updates.sent(np.full(3, len(site)), site=site))
     after = updates.opened()
     assert set(after.updates) == sites
     assert repr(dict(sorted(after.updates.items()))) == repr(dict(sorted(before.updates.items())))
@@ -150,8 +174,8 @@ def test_after_a_crash_a_damaged_update_is_not_found_and_the_others_are(
 ) -> None:
     store = updates.opened()
     bad = updates.sent(np.ones(3))
-    store.add(bad)
-    store.add(updates.sent(np.full(3, 5.0), site="b"))
+    store.take(bad)
+    store.take(updates.sent(np.full(3, 5.0), site="b"))
     damage(updates.folder("a") / str(bad.update))
     after = updates.opened()
     assert set(after.updates) == {"b"}
@@ -187,9 +211,9 @@ def test_after_a_crash_a_damaged_note_is_as_good_as_none(tmp_path: Path, damage:
     updates = Updates(tmp_path)
     store = updates.opened()
     bad = updates.sent(np.ones(3))
-    store.add(bad)
+    store.take(bad)
     [note] = updates.notes.glob("*.json")
-    store.add(updates.sent(np.full(3, 5.0), site="b"))
+    store.take(updates.sent(np.full(3, 5.0), site="b"))
     damage(note)
     after = updates.opened()
     assert set(after.updates) == {"b"}
@@ -199,7 +223,7 @@ def test_after_a_crash_a_damaged_note_is_as_good_as_none(tmp_path: Path, damage:
 
 @pytest.mark.parametrize("other", [{"round_number": 3}, {"run": "r2"}, {"encoding": "int8"}, {"size": 4}])
 def test_updates_of_another_round_run_or_form_are_not_found(updates: Updates, other: dict[str, object]) -> None:
-    updates.opened().add(updates.sent(np.ones(3)))
+    updates.opened().take(updates.sent(np.ones(3)))
     assert updates.opened(**other).updates == {}  # type: ignore[arg-type]
     assert updates.opened().updates == {}, "and they are gone, not waiting to come back"
     assert updates.files() == []
@@ -221,7 +245,7 @@ BAD: dict[str, np.ndarray] = {"nan": np.array([0, math.nan, 0]), "infinite": np.
 def test_an_update_that_is_not_finite_leaves_nothing(updates: Updates, vector: np.ndarray) -> None:
     store = updates.opened()
     with pytest.raises(RefusedError, match="not-finite"):
-        store.add(updates.sent(vector))
+        store.take(updates.sent(vector))
     assert store.updates == {}
     assert updates.files() == []
     assert list(updates.notes.iterdir()) == []
@@ -231,7 +255,7 @@ def test_an_update_that_is_not_finite_leaves_nothing(updates: Updates, vector: n
 def test_an_update_of_another_size_leaves_nothing(updates: Updates, size: int) -> None:
     store = updates.opened()
     with pytest.raises(ProtocolError, match="bytes"):
-        store.add(updates.sent(np.ones(size)))
+        store.take(updates.sent(np.ones(size)))
     assert updates.files() == []
 
 
@@ -240,7 +264,7 @@ def test_a_negative_scale_leaves_nothing(updates: Updates) -> None:
     content = np.float32(-1).tobytes() + bytes(3)
     digest = FileStore(updates.folder("a")).put([content])
     with pytest.raises(ProtocolError, match="scale"):
-        store.add(replace(GOOD, update=digest))
+        store.take(replace(GOOD, update=digest))
     assert updates.files() == []
 
 
@@ -249,7 +273,7 @@ def test_an_update_that_was_changed_since_it_came_leaves_nothing(updates: Update
     result = updates.sent(np.ones(3))
     flip(updates.folder("a") / str(result.update))
     with pytest.raises(ProtocolError, match="changed or damaged"):
-        store.add(result)
+        store.take(result)
     assert store.updates == {}
     assert updates.files() == []
 
@@ -258,7 +282,7 @@ def test_an_update_that_was_changed_since_it_came_leaves_nothing(updates: Update
 def test_an_update_that_has_not_come_is_missing(updates: Updates, digest: str | None) -> None:
     store = updates.opened()
     with pytest.raises(MissingWeightsError):
-        store.add(replace(GOOD, update=digest))
+        store.take(replace(GOOD, update=digest))
     assert store.updates == {}
 
 
@@ -268,15 +292,15 @@ def test_the_update_of_another_site_is_missing(tmp_path: Path) -> None:
     store = updates.opened()
     others = updates.sent(np.ones(3), site="b")
     with pytest.raises(MissingWeightsError):
-        store.add(replace(GOOD, update=others.update))
-    store.add(others)
+        store.take(replace(GOOD, update=others.update))
+    store.take(others)
     np.testing.assert_array_equal(mean_of(store, {"b": 1}), np.ones(3))
 
 
 def test_equal_updates_of_two_sites_are_two(updates: Updates) -> None:
     store = updates.opened()
     for site in "ab":
-        store.add(updates.sent(np.ones(3), site=site))
+        store.take(updates.sent(np.ones(3), site=site))
     store.drop("a")
     np.testing.assert_array_equal(mean_of(store, {"b": 1}), np.ones(3))
     assert set(updates.opened().updates) == {"b"}
@@ -286,7 +310,7 @@ def test_equal_updates_of_two_sites_are_two(updates: Updates) -> None:
 
 def test_dropped_is_gone_also_after_a_crash(updates: Updates) -> None:
     store = updates.opened()
-    store.add(updates.sent(np.ones(3)))
+    store.take(updates.sent(np.ones(3)))
     store.drop("a")
     assert updates.opened().updates == {}
     assert updates.files() == []
@@ -303,17 +327,17 @@ def test_a_note_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pyt
     store, result = updates.opened(), updates.sent(np.ones(3))
     updates.notes.rmdir()
     with pytest.raises(OutputError, match=r"updates.*free space"):
-        store.add(result)
+        store.take(result)
 
 
 def test_after_the_end_of_a_round_nothing_is_found(updates: Updates) -> None:
     store = updates.opened(size=LARGE)
-    store.add(updates.sent(np.ones(LARGE)))
+    store.take(updates.sent(np.ones(LARGE)))
     store.close()
     assert updates.files() == []
     assert updates.opened(size=LARGE).updates == {}
     after = updates.opened(3, size=100, encoding="int8")
-    accepted = after.add(updates.sent(np.full(100, 5.0), "int8", round=3))
+    accepted = after.take(updates.sent(np.full(100, 5.0), "int8", round=3))
     assert accepted.size == vector_bytes(100, "int8")
     again = updates.opened(3, size=100, encoding="int8")
     np.testing.assert_array_equal(mean_of(again, {"a": 1}, 100), np.full(100, 5.0))
@@ -321,7 +345,7 @@ def test_after_the_end_of_a_round_nothing_is_found(updates: Updates) -> None:
 
 def test_the_end_of_a_run_leaves_no_update(updates: Updates) -> None:
     store = updates.opened()
-    store.add(updates.sent(np.ones(3)))
+    store.take(updates.sent(np.ones(3)))
     store.remove()
     assert not updates.notes.exists()
     assert updates.files() == []
@@ -343,8 +367,8 @@ def test_memory_does_not_grow_with_the_model_or_the_sites(tmp_path: Path, encodi
         (updates.folder(site) / str(sent.update)).hardlink_to(updates.folder("a") / str(sent.update))
     before, most = _anonymous_bytes(), 0
     for site in "abcdefgh":
-        store.add(replace(sent, site=site))
-    for _, values in store.mean(dict.fromkeys("abcdefgh", 1)):
+        store.take(replace(sent, site=site))
+    for values in mean(store, dict.fromkeys("abcdefgh", 1)):
         assert values.size <= VALUES_PER_PIECE[encoding]
         most = max(most, _anonymous_bytes())
     assert most - before < (AHEAD + 3) * 4 * VALUES_PER_PIECE[encoding]

@@ -178,8 +178,8 @@ def test_partition_file_reads_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sites", "complaint"),
     [
-        ('{"a": {"train": ["x"], "validation": ["x"]}}', "x stands twice"),
-        ('{"a": {"train": ["x"], "validation": ["y"]}, "b": {"train": ["y"], "validation": ["z"]}}', "y stands twice"),
+        ('{"a": {"train": ["x"], "validation": ["x"]}}', "x is listed twice"),
+        ('{"a": {"train": ["x"], "validation": ["y"]}, "b": {"train": ["y"], "validation": ["z"]}}', "y is listed"),
         ('{"a": {"train": [], "validation": ["y"]}}', "a has no training patient"),
         ('{"a": {"train": ["x"], "validation": []}}', "a has no validation patient"),
     ],

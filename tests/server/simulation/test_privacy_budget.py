@@ -27,8 +27,9 @@ from common.config.federation import FederationConfig
 from common.imaging.phantoms.dataset import write_phantom_dataset
 from common.models.unet3d import build_model
 from common.plan.plan import Plan
+from common.plan.privacy import PrivacyPlan
 from common.privacy.accounting import epsilon_of
-from common.privacy.calibration import PrivacyPlan, plan_privacy
+from common.privacy.calibration import calibrate
 from common.protocol.codec import Failure, Result, WeightLayout, from_record, to_record, unpack_answer, unpack_question
 from common.weights.encoding import vector_bytes
 from common.weights.store import MemoryStore, WeightStore
@@ -54,7 +55,7 @@ CONFIG = tiny.federation(
 
 def noise() -> PrivacyPlan:
     assert CONFIG.privacy is not None
-    return plan_privacy(CONFIG.privacy, ROUNDS, 2)
+    return calibrate(CONFIG.privacy, ROUNDS, 2)
 
 
 def after(rounds: int) -> float:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.rounds.aggregation import WeightedMean
+from server.rounds.strategies.weighted_mean import WeightedMean
 
 
 @given(st.lists(st.integers(1, 500), min_size=1, max_size=8), st.integers(0, 2**31))

@@ -1,0 +1,110 @@
+"""The contract of a strategy: how the accepted updates of a round become the next global model.
+
+A strategy never holds a model. It reads all accepted updates together, one window after another, and gives the same
+window of the next weights, so memory stays flat however large the model is and however many sites take part.
+``fedavg`` is the shortest example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from common.config.federation import FederationConfig
+from common.protocol.codec import Result, Vector
+
+
+class Window(Protocol):
+    """The same stretch of all accepted updates."""
+
+    @property
+    def where(self) -> slice:
+        """Return its place in the flat vector of weights."""
+
+    @property
+    def size(self) -> int:
+        """Return how many weights it covers."""
+
+    def updates(self) -> Iterator[tuple[str, tuple[Vector, ...]]]:
+        """Yield each site with its vectors, float32 of ``size``: the update first, then what the strategy asks for."""
+
+
+@dataclass(frozen=True)
+class Next:
+    """A window of the next model.
+
+    Attributes
+    ----------
+    weights
+        Float32, as long as the window.
+    state
+        The same window of every vector in ``Strategy.state_vectors``.
+    """
+
+    weights: Vector
+    state: Mapping[str, Vector] = field(default_factory=dict)
+
+
+class Updates(Protocol):
+    """All accepted updates of a round."""
+
+    results: Mapping[str, Result]
+    """Site -> the numbers of its reply, in the order in which windows give the updates."""
+
+    def map(self, function: Callable[[Window], Next]) -> Iterator[Next]:
+        """Call ``function`` for every window, a few of them ahead and at the same time, and yield in order."""
+
+
+@dataclass
+class StrategyState:
+    """What a strategy keeps between rounds. It is part of the checkpoint, restored to the bit.
+
+    Attributes
+    ----------
+    vectors
+        One float32 vector of the model's size for each name in ``Strategy.state_vectors``, read-only; zero at first.
+    numbers
+        The strategy may change them while it aggregates; they are committed with the round.
+    """
+
+    vectors: Mapping[str, Vector] = field(default_factory=dict)
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+class Strategy(Protocol):
+    """How a federation makes its next model.
+
+    Attributes
+    ----------
+    update_vectors
+        How many vectors of the model's size a site sends in each update, the update itself included. SCAFFOLD, for
+        instance, needs two: the change of the weights and that of the site's control variate.
+    state_vectors
+        Names of the vectors that the server keeps between rounds, such as a momentum.
+    """
+
+    update_vectors: int
+    state_vectors: tuple[str, ...]
+
+    def check(self, config: FederationConfig) -> None:
+        """Refuse settings of the federation that this strategy does not work with.
+
+        Raises
+        ------
+        ConfigError
+            With the key, and what to choose instead.
+        """
+
+    def aggregate(self, updates: Updates, weights: Vector, state: StrategyState) -> Iterator[Next]:
+        """Yield the next model, window by window in order.
+
+        Parameters
+        ----------
+        updates
+            Of at least one site.
+        weights
+            The model that the sites started from: float32, read-only, mapped from disk.
+        state
+            As the last accepted round left it.
+        """

@@ -1,0 +1,42 @@
+"""Folding updates into one, as they arrive: memory does not grow with the number of sites."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from common.protocol.codec import Vector
+
+
+class WeightedMean:
+    """A running weighted mean of flat vectors.
+
+    Sums are kept in float64, so that the order in which sites answer changes the float32 result by less than its
+    last digit.
+
+    Parameters
+    ----------
+    size
+        entries of every vector.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._sum = np.zeros(size, np.float64)
+        self._weight = 0.0
+        self.count = 0
+
+    def add(self, values: Vector, weight: float) -> None:
+        """Adds a vector with ``weight`` > 0."""
+        if not weight > 0:
+            raise ValueError(f"weight must be positive, not {weight}")
+        self._sum += np.multiply(values, weight, dtype=np.float64)
+        self._weight += weight
+        self.count += 1
+
+    def mean(self) -> Vector:
+        """The mean of what was added; there must be something."""
+        if self.count == 0:
+            raise ValueError("nothing was added")
+        mean = np.empty(self._sum.size, np.float32)
+        np.divide(self._sum, self._weight, out=mean, casting="unsafe")
+        return mean
