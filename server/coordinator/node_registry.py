@@ -74,7 +74,7 @@ class Registration:
     def _wanted(self) -> dict[str, bytes]:
         wanted = {}
         for file in sorted((self._kit / "sites").glob("*.pub")):
-            self._say_once(f"{file}: belongs to an old kit format and has no effect; delete it")
+            self._say_once(f"{file}: belongs to an older kit format and has no effect; delete it")
         for file in sorted((self._kit / "sites").glob("*.crt")):
             try:
                 wanted[file.stem] = public_pem(key_of(admitted_certificate(self._kit, file.stem)))

@@ -1,1 +1,1 @@
-"""Kits, and the certificate authority behind them. Nothing here knows of rounds."""
+"""Kits, and the certificate authority behind them. Rounds do not belong here."""

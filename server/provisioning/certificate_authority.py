@@ -1,7 +1,7 @@
-"""A federation's own certificate authority: certificates for its server and its sites, and a list of those revoked.
+"""A federation's own certificate authority: issues certificates to its server and sites, and revokes them.
 
-All keys are elliptic curves over P-384. Server and sites trust the authority's certificate and no other, so neither
-needs a certificate from anybody else.
+All keys are P-384 elliptic-curve keys. Server and sites trust this authority alone, so neither needs a public
+certificate.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ class ServerCertificate:
 
 
 class Authority:
-    """Signs certificates, and the list of those that are revoked.
+    """Signs certificates and the revocation list.
 
     Parameters
     ----------
     key
-        of the authority.
+        The authority's private key.
     certificate
-        of the authority, signed by itself.
+        The authority's self-signed certificate.
     """
 
     def __init__(self, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> None:
@@ -69,7 +69,7 @@ class Authority:
 
     @classmethod
     def create(cls, federation: str) -> Authority:
-        """A new authority, good for ``AUTHORITY_YEARS``; it can sign servers and sites, but no further authorities."""
+        """Create an authority, valid for ``AUTHORITY_YEARS``, that cannot sign further authorities."""
         key = new_key()
         name = _name(f"{federation} federation")
         now = datetime.now(UTC)
@@ -86,12 +86,12 @@ class Authority:
 
     @classmethod
     def load(cls, folder: Path) -> Authority:
-        """Reads ``ca.key`` and ``ca.crt``.
+        """Read ``ca.key`` and ``ca.crt``.
 
         Raises
         ------
         AuthorityError
-            they are missing, damaged, or do not belong together.
+            The files are missing or damaged, or do not belong together.
         """
         try:
             key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
@@ -105,26 +105,26 @@ class Authority:
         return cls(key, certificate)
 
     def save(self, folder: Path) -> None:
-        """Writes ``ca.key``, which only its owner may read, and ``ca.crt``."""
+        """Write ``ca.key``, readable by its owner only, and ``ca.crt``."""
         write_private(folder / "ca.key", private_pem(self._key))
         write_atomically(folder / AUTHORITY_FILE, self.pem)
 
     @property
     def pem(self) -> bytes:
-        """The authority's certificate."""
+        """The authority's certificate as PEM."""
         return certificate_pem(self.certificate)
 
     def issue(self, hosts: Sequence[str], days: int, start: datetime | None = None) -> ServerCertificate:
-        """A new key and certificate for a server.
+        """Issue a new key and certificate for a server.
 
         Parameters
         ----------
         hosts
-            names and IP addresses that sites reach it by; the loopback interface's own are added.
+            The host names and IP addresses under which sites reach it; the loopback names are added.
         days
-            how long it is valid; never longer than the authority itself.
+            The period of validity, which never exceeds the authority's own.
         start
-            when that begins; None is now, with an allowance for clocks that are slow.
+            The start of validity; None means now, less an allowance for clock skew.
         """
         key = new_key()
         builder = self._leaf(hosts[0], key.public_key(), days, start, ExtendedKeyUsageOID.SERVER_AUTH)
@@ -135,16 +135,16 @@ class Authority:
     def issue_to_site(
         self, site: str, key: ec.EllipticCurvePublicKey, days: int, start: datetime | None = None
     ) -> x509.Certificate:
-        """A client certificate for a site's key; days and start as for the server's."""
+        """Issue a client certificate for a site's key; ``days`` and ``start`` as in ``issue``."""
         return self._leaf(site, key, days, start, ExtendedKeyUsageOID.CLIENT_AUTH).sign(self._key, hashes.SHA384())
 
     def revocation_list(self, revoked: Mapping[int, datetime]) -> bytes:
-        """A list of revoked certificates as PEM, valid for as long as the authority: it is replaced by hand, not daily.
+        """Sign a revocation list (PEM), valid as long as the authority because it is not reissued on a schedule.
 
         Parameters
         ----------
         revoked
-            serial number -> since when.
+            Serial number -> time of revocation.
         """
         now = datetime.now(UTC)
         builder = (
@@ -161,7 +161,7 @@ class Authority:
         return builder.sign(self._key, hashes.SHA384()).public_bytes(serialization.Encoding.PEM)
 
     def is_current(self, file: Path, revoked: Mapping[int, datetime]) -> bool:
-        """Whether a file is this authority's list of exactly these revoked certificates."""
+        """Return whether a file is this authority's list of exactly these revoked certificates."""
         try:
             found = x509.load_pem_x509_crl(file.read_bytes())
             listed = {entry.serial_number for entry in found}
@@ -171,7 +171,7 @@ class Authority:
         return found.is_signature_valid(key) and found.issuer == self.certificate.subject and listed == set(revoked)
 
     def why_renew(self, folder: Path, hosts: Sequence[str]) -> str | None:
-        """Why ``server.crt`` and ``server.key`` in a folder must be issued anew, in words; None if they are good."""
+        """Return why a folder's ``server.crt`` and ``server.key`` must be reissued, in words; None if they need not."""
         try:
             certificate = x509.load_pem_x509_certificate((folder / SERVER_CERTIFICATE_FILE).read_bytes())
             key = serialization.load_pem_private_key((folder / SERVER_KEY_FILE).read_bytes(), password=None)
@@ -181,13 +181,13 @@ class Authority:
         except (OSError, ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature):
             return "it was damaged or from another authority"
         if key.public_key() != certificate.public_key():
-            return "its key was another one's"
+            return "its key did not match"
         if hosts_of(certificate) != set(with_loopback(hosts)):
             return "the server's addresses changed"
         return _about_to_expire(certificate)
 
     def why_renew_site(self, certificate: x509.Certificate) -> str | None:
-        """Why a site's certificate must be issued anew for the same key, in words; None if it is good."""
+        """Return why a site's certificate must be reissued for the same key, in words; None if it need not."""
         try:
             certificate.verify_directly_issued_by(self.certificate)
         except (ValueError, TypeError, InvalidSignature):
@@ -214,14 +214,14 @@ class Authority:
 
 
 def read_request(path: Path) -> tuple[str, ec.EllipticCurvePublicKey]:
-    """A site's name and public key from its signing request (PKCS #10, PEM).
+    """Return the site's name and public key from a signing request (PKCS #10, PEM).
 
-    The request is signed with the private key, so whoever made it has that key.
+    The request's signature proves that its author holds the private key.
 
     Raises
     ------
     AuthorityError
-        it is none, its signature is wrong, or its key is of another kind.
+        The file is not a signing request, its signature is wrong, or its key is of another kind.
     """
     try:
         if path.stat().st_size > LARGEST_REQUEST_BYTES:
@@ -236,33 +236,33 @@ def read_request(path: Path) -> tuple[str, ec.EllipticCurvePublicKey]:
     names = request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     key = request.public_key()
     if not request.is_signature_valid:
-        raise AuthorityError(f"{path}: its signature is wrong; it was changed on the way, or the key is another one's")
+        raise AuthorityError(f"{path}: its signature is wrong; ask the site to make and send the request again")
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise AuthorityError(f"{path}: its key must be an elliptic curve over P-384, as fedvox-client request makes it")
+        raise AuthorityError(f"{path}: its key must be a P-384 elliptic-curve key, as fedvox-client request makes")
     if len(names) != 1:
-        raise AuthorityError(f"{path}: must name one site (CN)")
+        raise AuthorityError(f"{path}: must name exactly one site (CN)")
     return str(names[0].value), key
 
 
 def hosts_of(certificate: x509.Certificate) -> set[str]:
-    """The names and addresses that a certificate is valid for."""
+    """Return the host names and IP addresses that a certificate is valid for."""
     names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return {*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))}
 
 
 def with_loopback(hosts: Sequence[str]) -> list[str]:
-    """The hosts, each once, in their usual spelling, and those by which the server's own parts reach each other."""
+    """Normalise and deduplicate hosts, and add the loopback names that the server's own processes use."""
     spelled = [str(ipaddress.ip_address(host)) if is_ip_address(host) else host.lower() for host in hosts]
     return list(dict.fromkeys([*spelled, *LOOPBACK_HOSTS]))
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Writes a secret that only its owner may read, from its first byte on.
+    """Write a secret to a file that only its owner can read at any time.
 
     Raises
     ------
     OutputError
-        the folder does not exist or cannot be written, or the disk is full.
+        The folder does not exist or is not writable, or the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     try:
@@ -274,7 +274,7 @@ def write_private(path: Path, content: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise OutputError(
-            f"{path}: cannot be written: {error.strerror or error}; free space or choose another"
+            f"{path}: cannot be written: {error.strerror or error}; free space or choose another folder"
         ) from None
 
 
@@ -285,7 +285,7 @@ def _about_to_expire(certificate: x509.Certificate) -> str | None:
 
 
 def _name(common_name: str) -> x509.Name:
-    # A common name has at most 64 characters; what counts are the alternative names.
+    # A common name is limited to 64 characters; verification uses the alternative names.
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name[:64])])
 
 

@@ -1,8 +1,8 @@
 """Makes the kits of a federation: one for its server, one for each site, and the authority behind them.
 
-Everything lies in one folder. Running it again adds what is missing, follows changes of the federation file, renews
-certificates that are about to expire, and leaves every key as it is. ``authority/`` and the sites' kits hold private
-keys; the first never leaves the coordinator.
+Everything is in one folder. Running it again adds what is missing, applies changes to the federation file, renews
+certificates that are about to expire, and keeps every key. ``authority/`` and the kits hold private keys; the
+authority's never leaves the coordinator.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ PRIVATE_FILES = frozenset({SERVER_KEY_FILE, SITE_KEY_FILE})
 
 @dataclass
 class ProvisionReport:
-    """What was done: per site a word (``new``, ``changed``, ``as it was``, ``revoked``), and further remarks."""
+    """What was done: a word per site (``new``, ``changed``, ``unchanged``, ``revoked``), and notes."""
 
     out: Path
     sites: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def as_text(self) -> str:
-        """A few lines for people."""
+        """Format the report as a few lines of text."""
         width = max(map(len, self.sites), default=0)
         lines = [f"  {name:<{width}}  {what:<9}  {self.out / 'sites' / name}" for name, what in self.sites.items()]
         return "\n".join([f"server: {self.out / 'server'}", "sites:", *lines, *self.notes])
@@ -67,27 +67,27 @@ class ProvisionReport:
 def provision(
     config: FederationConfig, out: Path, requests: Sequence[Path] = (), renew: Sequence[str] = ()
 ) -> ProvisionReport:
-    """Makes or completes a federation's kits.
+    """Make or update a federation's kits.
 
     Parameters
     ----------
     config
-        the federation; its ``network`` says who takes part.
+        The federation; its ``network`` lists the sites.
     out
-        folder of all kits.
+        The folder of all kits.
     requests
-        signing requests of sites that make their own keys.
+        Signing requests of sites that make their own keys.
     renew
-        sites that get a new key; the old one is revoked.
+        Sites that get a new key; the old one is revoked.
 
     Raises
     ------
     ConfigError
-        the federation file leaves something open, or a site is not in it.
+        The federation file is incomplete, or does not list a site.
     AuthorityError
-        a key, certificate or request cannot be used.
+        A key, certificate or request cannot be used.
     OutputError
-        the folder belongs to another federation, or cannot be written.
+        The folder belongs to another federation, or is not writable.
     """
     network = _network_of(config)
     plan = plan_from_config(config)
@@ -110,7 +110,7 @@ def provision(
             if record.revoked:
                 report.sites[name] = "revoked"
                 report.notes.append(
-                    f"{name} was revoked on {record.revoked[:10]}; --renew {name} lets it in with a new key"
+                    f"{name} was revoked on {record.revoked[:10]}; --renew {name} admits it again with a new key"
                 )
                 continue
             report.sites[name] = _write_site_kit(out / "sites" / name, config, name, record, made, shared)
@@ -120,27 +120,31 @@ def provision(
         _write_server_kit(out / "server", config, network, authority, shared | initial_model, register, report)
     for name, record in sorted(register.sites.items()):
         if not record.listed:
-            report.notes.append(f"{name} is not in the federation file any more: the server does not let it in")
+            report.notes.append(f"{name} is no longer in the federation file: the server does not admit it")
     return report
 
 
 def revoke(out: Path, site: str) -> list[str]:
-    """Revokes a site's key, and every certificate for it.
+    """Revoke a site's key, and every certificate for it.
 
     Returns
     -------
     list[str]
-        What else is to be done, in words.
+        What happened and what remains to be done, in words.
 
     Raises
     ------
     ConfigError
-        there is no such site. OutputError: the folder holds no kits. AuthorityError: it is damaged.
+        There is no such site.
+    OutputError
+        The folder holds no kits.
+    AuthorityError
+        The register or the authority is damaged.
     """
     register = read_register(out)
     if site not in register.sites:
         names = ", ".join(sorted(register.sites)) or "none"
-        raise ConfigError(f"{out}: no site {site!r} was provisioned (there are: {names})")
+        raise ConfigError(f"{out}: has no site {site!r} (sites: {names})")
     server = out / "server"
     with _locked(out):
         register = read_register(out).with_revoked(site)
@@ -149,28 +153,30 @@ def revoke(out: Path, site: str) -> list[str]:
         if server.is_dir():
             _write_revocations(server, Authority.load(out / "authority"), register)
     return [
-        f"{site} is revoked; a server that runs from {server} shuts it out within seconds",
-        f"if the server runs from a copy of that kit, delete sites/{site}.crt in the copy, and replace its "
+        f"{site} is revoked; a server that uses {server} shuts it out within seconds",
+        f"if the server uses a copy of that kit, delete sites/{site}.crt in the copy, and replace its "
         f"{REVOCATIONS_FILE}",
     ]
 
 
 def _as_in_kits(config: FederationConfig) -> FederationConfig:
-    """The federation with its initial model where the server's kit has it; sites have none, but know its hash."""
+    """Point the initial model to the server kit's copy; sites get no copy, but know its hash."""
     return config.model_copy(update={"initial_model": INITIAL_MODEL}) if config.initial_model else config
 
 
 def _initial_model(config: FederationConfig, plan: Plan) -> dict[str, bytes]:
-    """The files of the initial model, for the server's kit; empty if there is none.
+    """Return the files of the initial model, for the server's kit; empty if there is none.
 
     Raises
     ------
     ConfigError
-        it is another network than the plan's. BundleError: it is damaged.
+        The model's architecture is not the plan's.
+    BundleError
+        The model is damaged.
     """
     if config.initial_model is None:
         return {}
-    # Late: it brings torch with it.
+    # Imported late because it loads PyTorch.
     from server.rounds.initial_weights import first_weights
 
     first_weights(config, plan)
@@ -180,13 +186,13 @@ def _initial_model(config: FederationConfig, plan: Plan) -> dict[str, bytes]:
 
 def _network_of(config: FederationConfig) -> NetworkConfig:
     if config.network is None:
-        raise ConfigError("network: is missing; give network.address and network.sites (see deploy/examples)")
+        raise ConfigError("network: is missing; add network.address and network.sites (see deploy/examples)")
     return config.network
 
 
 @contextlib.contextmanager
 def _opened(out: Path, federation: str) -> Iterator[tuple[Authority, Register]]:
-    """The authority and the register in ``out``, made on first use; nobody else provisions there meanwhile."""
+    """Lock ``out`` and open its authority and register, creating them on first use."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         strangers = [path.name for path in out.iterdir() if not path.name.startswith(".")]
@@ -196,7 +202,7 @@ def _opened(out: Path, federation: str) -> Iterator[tuple[Authority, Register]]:
         folder = out / "authority"
         if not folder.exists():
             if strangers:
-                raise OutputError(f"{out}: holds something else than kits ({strangers[0]}); choose another --out")
+                raise OutputError(f"{out}: is not a folder of kits (it holds {strangers[0]}); choose another --out")
             with _new_folder(folder) as part:
                 part.chmod(0o700)
                 Authority.create(federation).save(part)
@@ -219,7 +225,7 @@ def _locked(out: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which appears under its name only when it is complete."""
+    """Create a folder that gets its final name only when it is complete."""
     part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     try:
         part.mkdir(parents=True)
@@ -240,7 +246,7 @@ def _certified(
     network: NetworkConfig,
     report: ProvisionReport,
 ) -> tuple[Register, ec.EllipticCurvePrivateKey | None]:
-    """The register in which a site has a good certificate, unless it is revoked; and its key, if one was made here."""
+    """Issue or renew a site's certificate as needed; return the register, and the key if one was made here."""
     known = register.sites.get(name)
     if own_key is not None:
         _check_own_key(register, name, key_fingerprint(own_key))
@@ -256,7 +262,7 @@ def _certified(
         return register, None
     old = known.x509
     report.notes.append(
-        f"{name} has a new certificate for the same key: {reason}; the old one is valid until "
+        f"{name} has a new certificate for the same key: {reason}; the old one stays valid until "
         f"{old.not_valid_after_utc:%Y-%m-%d}"
     )
     certificate = authority.issue_to_site(name, key_of(old), network.certificate_days)
@@ -265,7 +271,7 @@ def _certified(
 
 def _check_own_key(register: Register, name: str, key: str) -> None:
     if key in register.revoked_keys:
-        raise AuthorityError(f"{name}: this key was revoked; let the site make a new one (fedvox-client request)")
+        raise AuthorityError(f"{name}: this key was revoked; ask the site to make a new one (fedvox-client request)")
     owner = register.owner_of(key) or name
     if owner != name:
         raise AuthorityError(f"{name}: this is the key of {owner}; every site needs its own")
@@ -279,7 +285,7 @@ def _write_site_kit(
     key: ec.EllipticCurvePrivateKey | None,
     shared: Mapping[str, bytes],
 ) -> str:
-    """Writes a site's kit; ``key``: the one that was made for it just now."""
+    """Write a site's kit, with ``key`` if one was just made; return ``new``, ``changed`` or ``unchanged``."""
     files = dict(shared) | {
         SITE_CERTIFICATE_FILE: record.certificate.encode(),
         "README.md": site_readme(config, name, record.made_by == "site").encode(),
@@ -289,23 +295,23 @@ def _write_site_kit(
     files[KIT_FILE] = _kit(config, "site", name)
     existed = folder.exists()
     if record.made_by == "site" and not _has_key_of(folder, record):
-        # The site keeps its key to itself; one that was made for it before is void.
+        # The site now has its own key; a key made for it earlier is revoked.
         (folder / SITE_KEY_FILE).unlink(missing_ok=True)
     changed = _write_kit(folder, files)
-    return ("changed" if changed else "as it was") if existed else "new"
+    return ("changed" if changed else "unchanged") if existed else "new"
 
 
 def _what_to_send(report: ProvisionReport, name: str, record: SiteRecord) -> list[str]:
-    """What the coordinator has to do with a site's kit, in words."""
+    """Return what the coordinator must do with a site's kit, in words."""
     folder = report.out / "sites" / name
     if record.made_by == "coordinator" and not _has_key_of(folder, record):
         if (folder / SITE_KEY_FILE).exists():
             return [f"{folder / SITE_KEY_FILE} is not the key of {name}; --renew {name} makes a new one"]
         if report.sites[name] == "new":
-            return [f"{folder} comes without the private key: if {name} has lost it, --renew {name} makes a new one"]
+            return [f"{folder} comes without the private key; if {name} has lost it, --renew {name} makes a new one"]
     elif record.made_by == "coordinator" and report.sites[name] == "new":
-        return [f"send {folder} to {name} by a safe way: it holds its private key"]
-    return [] if report.sites[name] == "as it was" else [f"send {folder} to {name}"]
+        return [f"send {folder} to {name} over a secure channel: it contains the site's private key"]
+    return [] if report.sites[name] == "unchanged" else [f"send {folder} to {name}"]
 
 
 def _has_key_of(folder: Path, record: SiteRecord) -> bool:
@@ -348,7 +354,7 @@ def _write_revocations(folder: Path, authority: Authority, register: Register) -
 
 
 def _write_kit(folder: Path, files: Mapping[str, bytes]) -> bool:
-    """Writes what differs, ``kit.yaml`` last; whether anything did."""
+    """Write the files that differ, ``kit.yaml`` last; return whether any did."""
     if not folder.exists():
         with _new_folder(folder) as part:
             part.chmod(0o700)

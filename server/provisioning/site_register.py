@@ -1,4 +1,4 @@
-"""``authority/sites.json``: which site has which certificate, and which keys and certificates are void."""
+"""``authority/sites.json``: each site's certificate, and the revoked keys and certificates."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ Serial = Annotated[str, Field(pattern=r"^[0-9a-f]{1,40}$")]
 
 
 class SiteRecord(Frozen):
-    """What the coordinator remembers of a site.
+    """A site's entry in the register.
 
     Attributes
     ----------
     certificate
-        the newest, as PEM.
+        The newest certificate as PEM.
     serials
-        of all certificates that its key was given, in hexadecimal digits.
+        The serial numbers of all certificates for its key, in hexadecimal.
     made_by
-        who has made the key.
+        Who made the key.
     added
-        when the key was.
+        When the key was added.
     revoked
-        when it was, if it was.
+        When the key was revoked, or None.
     listed
-        whether the federation file names the site.
+        Whether the federation file lists the site.
     """
 
     certificate: str
@@ -52,7 +52,7 @@ class SiteRecord(Frozen):
 
     @property
     def x509(self) -> x509.Certificate:
-        """The certificate."""
+        """The certificate, parsed."""
         return x509.load_pem_x509_certificate(self.certificate.encode())
 
     @property
@@ -62,14 +62,14 @@ class SiteRecord(Frozen):
 
 
 class Register(Frozen):
-    """Who has which certificate.
+    """The certificates of all sites.
 
     Attributes
     ----------
     revoked_keys
-        fingerprints of keys that are never let in again, whoever shows them.
+        Fingerprints of keys that no site may use again.
     revoked_serials
-        certificates that were revoked, or whose key was replaced, and when; serials as in the records.
+        Certificates that were revoked or whose key was replaced: serial number in hexadecimal -> time.
     """
 
     format: Literal[2] = REGISTER_FORMAT
@@ -79,11 +79,11 @@ class Register(Frozen):
     revoked_serials: dict[Serial, str] = Field(default_factory=dict)
 
     def owner_of(self, key: str) -> str | None:
-        """The site that a key, given by its fingerprint, belongs to."""
+        """Return the site that owns the key with this fingerprint, or None."""
         return next((site for site, record in self.sites.items() if record.key == key), None)
 
     def with_certificate(self, site: str, certificate: x509.Certificate, made_by: MadeBy) -> Register:
-        """The register with a site's new certificate; if its key is another one than before, that one is void."""
+        """Return the register with a site's new certificate; if the key changed, the old key is revoked."""
         before, serial = self.sites.get(site), f"{certificate.serial_number:x}"
         text = certificate_pem(certificate).decode()
         if before is not None and before.key == fingerprint(certificate):
@@ -93,7 +93,7 @@ class Register(Frozen):
         return changed._with(site, SiteRecord(certificate=text, serials=(serial,), made_by=made_by, added=_now()))
 
     def with_revoked(self, site: str) -> Register:
-        """The register after a site's key was revoked, with all certificates for it."""
+        """Return the register with a site's key and all certificates for it revoked."""
         now = _now()
         record = self.sites[site]
         if record.revoked is not None:
@@ -101,7 +101,7 @@ class Register(Frozen):
         return self._without_key(record, now)._with(site, record.model_copy(update={"revoked": now}))
 
     def with_listed(self, sites: Collection[str]) -> Register:
-        """The register for a federation file that names these sites."""
+        """Return the register for a federation file that lists these sites."""
         records = {
             name: record.model_copy(update={"listed": name in sites}) if record.listed != (name in sites) else record
             for name, record in self.sites.items()
@@ -109,13 +109,13 @@ class Register(Frozen):
         return self.model_copy(update={"sites": records})
 
     def admitted(self) -> dict[str, SiteRecord]:
-        """The sites that are let in."""
+        """Return the records of the admitted sites."""
         return {name: record for name, record in self.sites.items() if record.listed and record.revoked is None}
 
     def void_certificates(self) -> dict[int, datetime]:
-        """Serial number -> since when, of all certificates that no site may use now, as revocation lists have them.
+        """Return all certificates for the revocation list: serial number -> time of revocation.
 
-        Those of a site that the federation file does not name are among them; they count again when it does.
+        Includes those of sites that the federation file does not list, until it lists them again.
         """
         unlisted = {
             serial: record.added
@@ -137,20 +137,22 @@ class Register(Frozen):
 
 
 def read_register(out: Path) -> Register:
-    """The register in the folder of all kits.
+    """Read the register in the folder of all kits.
 
     Raises
     ------
     OutputError
-        the folder holds no kits, or kits of an earlier form. AuthorityError: the register is damaged.
+        The folder holds no kits, or kits of an older format.
+    AuthorityError
+        The register is damaged.
     """
     file = out / "authority" / REGISTER_FILE
     try:
         content = json.loads(file.read_bytes())
         if isinstance(content, dict) and content.get("format") == 1:
             raise OutputError(
-                f"{out}: holds kits of an earlier form, whose sites have no certificates; run fedvox-server provision "
-                "with a new, empty --out, and send every site its new kit"
+                f"{out}: has an older kit format, without site certificates; run fedvox-server provision with a new, "
+                "empty --out, and send every site its new kit"
             )
         register = Register.model_validate(content)
         for record in register.sites.values():
@@ -163,12 +165,12 @@ def read_register(out: Path) -> Register:
 
 
 def write_register(authority: Path, register: Register) -> None:
-    """Writes the register into the folder of the authority.
+    """Write the register to the authority's folder.
 
     Raises
     ------
     OutputError
-        it cannot be written.
+        The register cannot be written.
     """
     write_atomically(authority / REGISTER_FILE, json.dumps(register.model_dump(mode="json"), indent=2) + "\n")
 

@@ -9,7 +9,7 @@ node, to the messages delivered to it, and to the objects of those messages and 
 | --- | --- |
 | all | names the node that the server registered for the site |
 | ``activate-node`` | carries the site's own public key |
-| ``push-messages`` | announces one reply with objects, from this node to the server, to a message delivered to this node |
+| ``push-messages`` | announces one reply with its objects, from this node to the server, to a message it received |
 | ``push-object`` | sends an object of a reply that this node has announced |
 | ``pull-object``, ``confirm-message-received`` | concerns a message delivered to this node |
 """

@@ -125,7 +125,7 @@ def test_running_again_changes_nothing(tmp_path: Path) -> None:
     before = contents(tmp_path / "kits")
     report = provision(network(), tmp_path / "kits")
     assert contents(tmp_path / "kits") == before
-    assert report.sites == {"north": "as it was", "south": "as it was"}
+    assert report.sites == {"north": "unchanged", "south": "unchanged"}
 
 
 def test_a_new_site_leaves_keys_and_certificate_as_they_were(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_sites_certificate_is_renewed_for_the_same_key_and_the_old_one_stays_g
     ends_soon(kits, "north")
     report = provision(network(), kits)
     new = load_certificate(kits / "sites/north/site.crt")
-    assert report.sites == {"north": "changed", "south": "as it was"}
+    assert report.sites == {"north": "changed", "south": "unchanged"}
     assert any("new certificate for the same key: it was about to expire" in note for note in report.notes)
     assert new.not_valid_after_utc > datetime.now(UTC) + timedelta(days=360)
     assert public_key_of(kits / "sites/north/site.crt") == public
@@ -244,15 +244,15 @@ def test_kits_of_the_earlier_form_are_recognised_and_not_mixed(tmp_path: Path, p
     (kits / "sites/north/kit.yaml").write_text(earlier.format(role="site") + "site: north\n")
     before = contents(kits)
     if place == "register":
-        with pytest.raises(OutputError, match=r"earlier form.*new, empty --out") as refused:
+        with pytest.raises(OutputError, match=r"older kit format.*new, empty --out") as refused:
             provision(network(), kits)
-        with pytest.raises(OutputError, match="earlier form"):
+        with pytest.raises(OutputError, match="older kit format"):
             revoke(kits, "north")
     elif place == "server":
-        with pytest.raises(ConfigError, match=r"earlier form.*fedvox-server provision.*new, empty --out") as refused:
+        with pytest.raises(ConfigError, match=r"older kit format.*provision.*new, empty --out") as refused:
             read_kit(kits / "server", "server")
     else:
-        with pytest.raises(ConfigError, match=r"earlier form; ask the coordinator for a new kit") as refused:
+        with pytest.raises(ConfigError, match=r"older kit format; ask the coordinator for a new kit") as refused:
             read_kit(kits / "sites/north", "site")
     assert "\n" not in str(refused.value)
     assert contents(kits) == before
@@ -260,7 +260,7 @@ def test_kits_of_the_earlier_form_are_recognised_and_not_mixed(tmp_path: Path, p
 
 def test_a_kit_of_a_later_form_wants_a_later_version(tmp_path: Path) -> None:
     (tmp_path / "kit.yaml").write_text("format: 3\n")
-    with pytest.raises(ConfigError, match="later form"):
+    with pytest.raises(ConfigError, match="newer kit format"):
         read_kit(tmp_path)
 
 
