@@ -1,4 +1,4 @@
-"""The command ``fedvox-server``: reads options, calls the other rooms, and prints. Nothing is computed here."""
+"""The command ``fedvox-server``: parses options, calls the other packages, and prints results."""
 
 from server.cli.entry import main
 

@@ -1,4 +1,4 @@
-"""``python -m server.cli``: the same as ``fedvox-server``."""
+"""``python -m server.cli`` is the same as ``fedvox-server``."""
 
 from server.cli.entry import main
 

@@ -1,6 +1,6 @@
-"""The command line of researchers and coordinators: ``fedvox-server``.
+"""The command line for researchers and coordinators: ``fedvox-server``.
 
-Heavy imports wait until a command needs them, so that ``--help`` answers at once.
+Heavy imports are deferred until a command needs them, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ example:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+    """Run ``fedvox-server`` and return the exit status."""
     parser = base_parser("fedvox-server", "Run federations of hospitals: simulate, watch, report, export.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "simulate", help="train a federation of simulated hospitals on this machine", epilog=SIMULATE_EXAMPLE
     )
     simulate.add_argument("federation", type=Path, metavar="FEDERATION.yaml", help="the federation file")
-    simulate.add_argument("--data", type=Path, metavar="DIR", help="dataset folder (default: phantoms, if asked for)")
+    simulate.add_argument("--data", type=Path, metavar="DIR", help="dataset folder (default: the file's phantoms)")
     simulate.add_argument("--out", type=Path, metavar="RUN_DIR", help="run folder (default: runs/NAME-TIME)")
     simulate.add_argument("--engine", choices=["inline", "ray"], help="default: the federation file's")
     simulate.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
@@ -49,22 +49,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="KEY.PATH=VALUE,...",
-        help="a run for each value, and one report of all; privacy.epsilon=inf is without privacy",
+        help="run once per value and report on all runs; privacy.epsilon=inf runs without privacy",
     )
-    simulate.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    simulate.add_argument("--cache", type=Path, metavar="DIR", help="preprocessed scans (default: $FEDVOX_CACHE)")
+    simulate.add_argument("--resume", action="store_true", help="resume the run in --out")
+    simulate.add_argument("--cache", type=Path, metavar="DIR", help="for preprocessed scans (default: $FEDVOX_CACHE)")
     simulate.add_argument("--no-cache", action="store_true", help="keep preprocessed scans in memory only")
     simulate.set_defaults(command=_simulate)
 
     status = commands.add_parser(
-        "status", help="how far a run is", epilog="example:\n  fedvox-server status runs/first\n"
+        "status", help="show a run's progress", epilog="example:\n  fedvox-server status runs/first\n"
     )
     status.add_argument("run", type=Path, metavar="RUN_DIR")
-    status.add_argument("--json", action="store_true", help="for machines")
+    status.add_argument("--json", action="store_true", help="print JSON")
     status.set_defaults(command=_status)
 
     report = commands.add_parser(
-        "report", help="write report.html of a run again", epilog="example:\n  fedvox-server report runs/first\n"
+        "report", help="rewrite a run's report.html", epilog="example:\n  fedvox-server report runs/first\n"
     )
     report.add_argument("run", type=Path, metavar="RUN_DIR")
     report.set_defaults(command=_report)
@@ -87,7 +87,7 @@ def _simulate(options: argparse.Namespace) -> int:
 
     config = load_federation(options.federation, options.set)
     if options.resume and options.out is None:
-        raise OutputError("--resume: needs --out RUN_DIR, the folder of the run to go on with")
+        raise OutputError("--resume: needs --out RUN_DIR, the folder of the run to resume")
     if options.sweep:
         return _sweep(options, config.name)
     from server.progress.display import make_progress
@@ -101,7 +101,7 @@ def _simulate(options: argparse.Namespace) -> int:
             report = simulate(config, chosen, display)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"interrupted; what is finished is kept. To go on: {_command_to_resume(options, out)}"
+                f"interrupted; finished work is kept. To resume: {_command_to_resume(options, out)}"
             ) from None
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     score = summary["best_mean_dice"]
@@ -110,7 +110,7 @@ def _simulate(options: argparse.Namespace) -> int:
     if summary["pooled"] and summary["pooled"]["mean_dice"] is not None:
         print(
             f"all data in one place: {summary['pooled']['mean_dice']:.3f} "
-            f"({format_seconds(summary['pooled']['seconds'])}, besides {format_seconds(summary['seconds'])} for the "
+            f"({format_seconds(summary['pooled']['seconds'])}, and {format_seconds(summary['seconds'])} for the "
             "federation)"
         )
     print(f"model:  {out / 'model'}\nreport: {report}")
@@ -133,7 +133,7 @@ def _sweep(options: argparse.Namespace, name: str) -> int:
     from server.simulation.sweep import parse_sweep, run_sweep, sweep_configurations
 
     if len(options.sweep) > 1:
-        raise ConfigError("--sweep: stands more than once; change one key at a time")
+        raise ConfigError("--sweep: given more than once; sweep one key at a time")
     sweep = parse_sweep(options.sweep[0])
     configurations = sweep_configurations(sweep, lambda more: load_federation(options.federation, options.set + more))
     from server.progress.display import make_progress
@@ -147,7 +147,7 @@ def _sweep(options: argparse.Namespace, name: str) -> int:
             report, complete = run_sweep(sweep, configurations, chosen, display)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"interrupted; what is finished is kept. To go on, say the same again with --out {out} --resume"
+                f"interrupted; finished work is kept. To resume, repeat the command with --out {out} --resume"
             ) from None
     for result in json.loads((out / "sweep.json").read_text(encoding="utf-8"))["runs"]:
         score = "no score" if result["mean_dice"] is None else f"mean Dice {result['mean_dice']:.3f}"
@@ -181,7 +181,7 @@ def _export(options: argparse.Namespace) -> int:
         raise RunError(f"{source}: there is no released model yet; finish the run first (simulate --resume)")
     load_bundle(source)
     if options.out.exists():
-        raise OutputError(f"{options.out}: exists already; choose another --out")
+        raise OutputError(f"{options.out}: already exists; choose another --out")
     temporary = options.out.with_name(f".{options.out.name}.part")
     try:
         shutil.copytree(source, temporary)

@@ -1,4 +1,4 @@
-"""The commands of ``fedvox-server`` that make and run a federation over a network."""
+"""The commands of ``fedvox-server`` that provision and run a federation over a network."""
 
 from __future__ import annotations
 
@@ -39,11 +39,13 @@ example:
 
 
 def add_network_commands(commands: argparse._SubParsersAction[Any]) -> None:
-    """Adds ``provision``, ``revoke``, ``start``, ``gateway``, ``health`` and ``release``."""
+    """Add ``provision``, ``revoke``, ``start``, ``gateway``, ``health`` and ``release``."""
     provision = commands.add_parser(
         "provision", help="make the kits of a federation's server and sites", epilog=PROVISION_EXAMPLE
     )
-    provision.add_argument("federation", type=Path, metavar="FEDERATION.yaml", help="with a network section")
+    provision.add_argument(
+        "federation", type=Path, metavar="FEDERATION.yaml", help="federation file with a network section"
+    )
     provision.add_argument("--out", type=Path, required=True, metavar="KITS", help="folder of all kits")
     provision.add_argument(
         "--request", type=Path, action="append", default=[], metavar="FILE", help="signing request of a site"
@@ -62,35 +64,33 @@ def add_network_commands(commands: argparse._SubParsersAction[Any]) -> None:
     start.add_argument("--kit", type=Path, required=True, metavar="DIR", help="the server's kit")
     start.add_argument("--run", type=Path, metavar="RUN_DIR", help="run folder (default: run in the kit)")
     start.add_argument(
-        "--listen", metavar="HOST:PORT", help="where sites reach it (default: the kit's port, all addresses)"
+        "--listen", metavar="HOST:PORT", help="address for the sites (default: the kit's port, all interfaces)"
     )
-    start.add_argument("--without-gateway", action="store_true", help="leave the gateway out: it runs by itself")
-    start.add_argument("--health", metavar="HOST:PORT", help="where SuperLink tells its health by gRPC")
+    start.add_argument("--without-gateway", action="store_true", help="do not start the gateway; it runs separately")
+    start.add_argument("--health", metavar="HOST:PORT", help="address for SuperLink's gRPC health service")
     add_linger(start)
     start.set_defaults(command=_start)
 
     gateway = commands.add_parser(
         "gateway",
-        help="run the one port that sites reach by itself, beside start --without-gateway",
+        help="run the gateway, the one port that sites reach, separately from start --without-gateway",
         epilog=GATEWAY_EXAMPLE,
     )
     gateway.add_argument("--kit", type=Path, required=True, metavar="DIR", help="the server's kit")
     gateway.add_argument("--run", type=Path, required=True, metavar="RUN_DIR", help="run folder, shared with start")
     gateway.add_argument(
-        "--listen", metavar="HOST:PORT", help="where sites reach it (default: the kit's port, all addresses)"
+        "--listen", metavar="HOST:PORT", help="address for the sites (default: the kit's port, all interfaces)"
     )
     gateway.add_argument(
-        "--tls-ended-by-proxy", action="store_true", help="speak plain HTTP with a proxy that checks certificates"
+        "--tls-ended-by-proxy", action="store_true", help="speak plain HTTP to a proxy that checks certificates"
     )
     add_linger(gateway)
     gateway.set_defaults(command=_gateway)
 
-    health = commands.add_parser(
-        "health", help="say whether SuperLink or the gateway answers; for health checks", epilog=HEALTH_EXAMPLE
-    )
+    health = commands.add_parser("health", help="check whether SuperLink or the gateway answers", epilog=HEALTH_EXAMPLE)
     which = health.add_mutually_exclusive_group(required=True)
-    which.add_argument("--superlink", metavar="HOST:PORT", help="what was given to start --health")
-    which.add_argument("--gateway", metavar="HOST:PORT", help="where the gateway listens")
+    which.add_argument("--superlink", metavar="HOST:PORT", help="the address given to start --health")
+    which.add_argument("--gateway", metavar="HOST:PORT", help="the gateway's address")
     health.set_defaults(command=_health)
 
     release = commands.add_parser(
@@ -128,7 +128,7 @@ def _start(options: argparse.Namespace) -> int:
 
     run = options.run or options.kit / "run"
     if options.without_gateway and options.listen:
-        raise ConfigError(f"--listen {options.listen}: is for the gateway, which --without-gateway leaves out")
+        raise ConfigError(f"--listen {options.listen}: has no effect with --without-gateway; drop one of the two")
     listen = _listen(options.listen) if options.listen else None
     health = format_endpoint(*parse_endpoint("--health", options.health, "127.0.0.1:9095")) if options.health else ""
     with make_progress() as display:
@@ -136,7 +136,7 @@ def _start(options: argparse.Namespace) -> int:
             report = start(StartOptions(options.kit, run, listen, not options.without_gateway, health), display)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
-                f"interrupted; what is finished is kept. To go on: fedvox-server start --kit {options.kit}"
+                f"interrupted; finished work is kept. To resume: fedvox-server start --kit {options.kit}"
             ) from None
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     if summary["best_mean_dice"] is not None:
@@ -151,7 +151,7 @@ def _release(options: argparse.Namespace) -> int:
     from server.run_store.folder import RunFolder
 
     release(RunFolder.open(options.run), options.site)
-    print(f"{options.site} takes part again from the next round on")
+    print(f"{options.site} takes part again from the next round")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The command of ``fedvox-server`` that says, before anything is trained, what a privacy budget allows."""
+"""The command of ``fedvox-server`` that forecasts, before training, what a privacy budget allows."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ example:
 
 
 def add_privacy_commands(commands: argparse._SubParsersAction[Any]) -> None:
-    """Adds ``plan-privacy``."""
+    """Add ``plan-privacy``."""
     plan = commands.add_parser(
-        "plan-privacy", help="noise, epsilon and expected signal of a private federation", epilog=PLAN_EXAMPLE
+        "plan-privacy", help="forecast noise, epsilon and signal of a private federation", epilog=PLAN_EXAMPLE
     )
-    plan.add_argument("federation", type=Path, metavar="FEDERATION.yaml", help="with a privacy section")
+    plan.add_argument("federation", type=Path, metavar="FEDERATION.yaml", help="federation file with a privacy section")
     plan.add_argument(
         "--patients",
         metavar="N,N,...",
-        help="patients that each site trains on (default: from --data, else the phantoms of the file)",
+        help="training patients of each site (default: from --data, else from the file's phantoms)",
     )
-    plan.add_argument("--data", type=Path, metavar="DIR", help="dataset folder, shared out as simulate would")
-    plan.add_argument("--cache", type=Path, metavar="DIR", help="what was read of --data (default: $FEDVOX_CACHE)")
-    plan.add_argument("--json", action="store_true", help="for machines")
+    plan.add_argument("--data", type=Path, metavar="DIR", help="dataset folder, split among the sites as in simulate")
+    plan.add_argument("--cache", type=Path, metavar="DIR", help="for data read from --data (default: $FEDVOX_CACHE)")
+    plan.add_argument("--json", action="store_true", help="print JSON")
     plan.add_argument(
         "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="replace one value of the federation file"
     )
@@ -42,8 +42,9 @@ def _plan_privacy(options: argparse.Namespace) -> int:
 
     config = load_federation(options.federation, options.set)
     counts = None if options.patients is None else _counts(options.patients)
-    # Torch and the accountants, which a mistake in the file need not wait for.
-    from server.privacy.forecast import describe, forecast_privacy
+    # Imported late, so that a mistake in the file is reported before PyTorch loads.
+    from server.privacy.forecast import forecast_privacy
+    from server.privacy.forecast_text import describe
     from server.progress.display import make_progress
     from server.simulation.forecast_inputs import find_inputs
 
@@ -67,6 +68,6 @@ def _counts(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise ConfigError(
-            f"--patients {text}: write whole numbers above 0, one for every site, separated by commas: 117,37,23"
+            f"--patients {text}: give positive whole numbers, one per site, separated by commas: 117,37,23"
         )
     return [int(part) for part in parts]

@@ -147,7 +147,7 @@ def test_status_report_and_export(finished: Path, tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "model").iterdir()} == {"model.safetensors", "model.json"}
     again = fedvox("server", "export", finished, "--out", tmp_path / "model")
     assert again.returncode == 1
-    assert "exists already" in again.stderr
+    assert "already exists" in again.stderr
 
 
 def test_the_bundle_alone_predicts_and_evaluates(finished: Path, tmp_path: Path) -> None:

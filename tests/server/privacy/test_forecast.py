@@ -194,9 +194,9 @@ def test_only_trained_parameters_count(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--patients", "40,x"], "--patients 40,x: write whole numbers above 0"),
-        (["--patients", "40,0"], "--patients 40,0: write whole numbers above 0"),
-        (["--patients", ""], "write whole numbers above 0"),
+        (["--patients", "40,x"], "--patients 40,x: give positive whole numbers"),
+        (["--patients", "40,0"], "--patients 40,0: give positive whole numbers"),
+        (["--patients", ""], "give positive whole numbers"),
         (["--set", "privacy=null"], "privacy: is missing"),
         (["--set", "privacy.epsilon=-1"], "privacy.epsilon: input should be greater than 0"),
         (["--set", "simulation.phantom=null"], "--patients or --data: one is needed"),

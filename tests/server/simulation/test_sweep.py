@@ -116,7 +116,7 @@ def test_epsilon_needs_a_privacy_section(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_one_key_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(write(tmp_path), tmp_path / "out", "--sweep", "seed=1,2", "--sweep", "rounds=1,2") == 2
-    assert "--sweep: stands more than once" in capsys.readouterr().err
+    assert "--sweep: given more than once" in capsys.readouterr().err
 
 
 def test_runs_report_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
