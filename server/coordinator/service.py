@@ -141,8 +141,8 @@ class _Server:
         self._progress = ProgressReader(run, display)
         self._supervisor = Supervisor(children, self._on_event)
         self._control: SuperLinkControl | None = None
-        self._looked = self._synced = self._stated = float("-inf")
-        self._trouble = ""
+        self._checked = self._synced = self._status_written = float("-inf")
+        self._last_error = ""
 
     def run(self) -> Path:
         """Run until the federation ends; write a summary and a report in any case."""
@@ -173,25 +173,25 @@ class _Server:
         self._progress.poll()
         states = self._supervisor.states()
         now = time.monotonic()
-        if states["superlink"]["state"] == "ready" and now - self._looked >= LOOK_SECONDS:
-            self._look()
-            self._looked = time.monotonic()
-        if now - self._stated >= STATUS_SECONDS:
+        if states["superlink"]["state"] == "ready" and now - self._checked >= LOOK_SECONDS:
+            self._check()
+            self._checked = time.monotonic()
+        if now - self._status_written >= STATUS_SECONDS:
             self._write_status(running=True)
-            self._stated = now
+            self._status_written = now
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         try:
             self._control = self._control or SuperLinkControl(self._port)
             if time.monotonic() - self._synced >= SYNC_SECONDS:
                 self._registration.sync(self._control)
                 self._synced = time.monotonic()
             self._flower_run.tick(self._control)
-            self._trouble = ""
+            self._last_error = ""
         except ControlError as error:
-            if str(error) != self._trouble:
-                self._trouble = str(error)
-                self._display.message(self._trouble)
+            if str(error) != self._last_error:
+                self._last_error = str(error)
+                self._display.message(self._last_error)
 
     def _end(self, reason: str | None) -> None:
         # Write the summary first, so that it is not lost if the operator interrupts the shutdown.

@@ -26,7 +26,7 @@ from server.run_store.locks import DATABASE, RUN_VARIABLE, UPDATES
 
 LOOPBACK = "127.0.0.1"
 WARN_BEFORE = timedelta(days=14)
-_SKELETON = frozenset({"checkpoints", "gateway", "logs", "plan.json", "start.lock"})
+_INITIAL_ENTRIES = frozenset({"checkpoints", "gateway", "logs", "plan.json", "start.lock"})
 """Entries allowed in a new run folder; a separate gateway may start first and create some."""
 
 
@@ -88,7 +88,7 @@ def make_run_folder(run: Path) -> None:
         run.mkdir(mode=0o700, parents=True, exist_ok=True)
         (run / "checkpoints").mkdir(exist_ok=True)
         (run / "logs").mkdir(exist_ok=True)
-        strangers = {path.name for path in run.iterdir() if not path.name.startswith(".")} - _SKELETON
+        strangers = {path.name for path in run.iterdir() if not path.name.startswith(".")} - _INITIAL_ENTRIES
     except OSError as error:
         raise OutputError(f"{run}: cannot be used: {error.strerror or error}; choose another --run") from None
     if strangers and not (run / "federation.yaml").exists():
@@ -107,7 +107,7 @@ def take_over_run(run: Path, kit_folder: Path, config: FederationConfig) -> RunF
     state = folder.load_state()
     if state is not None and state.digest != config.digest():
         raise ConfigError(
-            f"{run}: was started with a different federation.yaml than the kit's; give another --run to start anew"
+            f"{run}: was started with a different federation.yaml than the kit's; give another --run to start a new run"
         )
     folder.write_text("plan.json", (kit_folder / "plan.json").read_text(encoding="utf-8"))
     # Last, because this file makes it a run folder. Rewritten, because sites and addresses may have changed.
@@ -169,8 +169,8 @@ def flower_processes(run: Path, port: int, health: str = "") -> list[Child]:
     ]
     logs = run / "logs"
     return [
-        Child("superlink", _found(superlink), environment, logs / "superlink.log", lambda: answers(port)),
-        Child("superexec", _found(superexec), environment, logs / "superexec.log", after=("superlink",)),
+        Child("superlink", _with_full_path(superlink), environment, logs / "superlink.log", lambda: answers(port)),
+        Child("superexec", _with_full_path(superexec), environment, logs / "superexec.log", after=("superlink",)),
     ]
 
 
@@ -192,7 +192,7 @@ def gateway_process(run: Path, kit: Path, listen: Listen) -> Child:
         command,
         _environment(run),
         run / "logs" / "gateway.log",
-        lambda: answers(listen.port, _reachable(listen.host)),
+        lambda: answers(listen.port, _loopback_of(listen.host)),
     )
 
 
@@ -207,7 +207,7 @@ def _environment(run: Path) -> dict[str, str]:
     return environment
 
 
-def _found(command: list[str]) -> list[str]:
+def _with_full_path(command: list[str]) -> list[str]:
     """Return the command with its program's full path; Flower installs its programs next to Python."""
     program = shutil.which(command[0], path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if program is None:
@@ -215,5 +215,5 @@ def _found(command: list[str]) -> list[str]:
     return [program, *command[1:]]
 
 
-def _reachable(host: str) -> str:
+def _loopback_of(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 -- compared, not bound

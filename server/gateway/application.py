@@ -46,11 +46,11 @@ _MODEL = re.compile(r"/models/([0-9a-f]{64})")
 _UPDATE = re.compile(r"/updates/([0-9a-f]{32})/([0-9a-f]{64})")
 _FLEET = re.compile(rf"/v1/fleet/({'|'.join(sorted(METHODS))})")
 _HEARTBEAT = "/heartbeat"
-_ONCE = frozenset(
+_UNREPEATABLE_HEADERS = frozenset(
     {SITE_HEADER, TIME_HEADER, BODY_HEADER, SIGNATURE_HEADER, CLIENT_NAME_HEADER, NODE_KEY_HEADER, "prefer"}
 ) | frozenset(SIGNED_HEADERS)
 """Headers that must not be repeated: two readers could pick different values."""
-_HANGS_UP = frozenset({400, 401, 408, 411})
+_CLOSING_STATUSES = frozenset({400, 401, 408, 411})
 log = logging.getLogger("fedvox.gateway")
 
 
@@ -103,7 +103,7 @@ class Gateway:
     def __rsgi_init__(self, loop: AbstractEventLoop) -> None:
         """Start the background tasks; called by Granian."""
         self._fleet.open()
-        self._background.add(loop.create_task(self._look_after()))
+        self._background.add(loop.create_task(self._run_housekeeping()))
 
     async def stop(self) -> None:
         """Answer all long polls, then end the remaining requests."""
@@ -130,7 +130,7 @@ class Gateway:
             site = proven.name
             if self._connections is not None:
                 self._connections.note_request(scope.client, site)
-            answer = await self._work(proven, claim, method, path, headers, exchange)
+            answer = await self._handle(proven, claim, method, path, headers, exchange)
         except RefusedError as refusal:
             site = refusal.site if isinstance(refusal, UntimelyError) else site
             answer = self._refused(site, refusal, method, path)
@@ -150,11 +150,11 @@ class Gateway:
         if refusal.status != 409:
             self._refusals.count(site, refusal, method, path)
         headers = {"content-type": "text/plain"} | refusal.headers
-        if refusal.status in _HANGS_UP:
+        if refusal.status in _CLOSING_STATUSES:
             headers["connection"] = "close"
         return Answer(refusal.status, headers, b"" if method == "HEAD" else refusal.reason.encode())
 
-    async def _work(
+    async def _handle(
         self, site: Site, claim: Claim, method: str, path: str, headers: Mapping[str, str], exchange: Exchange
     ) -> Answer:
         request: OpenRequest | None = None
@@ -233,12 +233,12 @@ class Gateway:
             raise RefusedError(401, "signature")
         return bytes(content)
 
-    async def _look_after(self) -> None:
+    async def _run_housekeeping(self) -> None:
         saved = 0.0
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             try:
-                self._end_unwanted()
+                self._end_revoked_and_slow()
                 if time.monotonic() - saved >= SAVE_SECONDS:
                     saved = time.monotonic()
                     await asyncio.get_running_loop().run_in_executor(self._threads, self._refusals.save)
@@ -246,7 +246,7 @@ class Gateway:
                 # Revocation must keep working whatever the error.
                 log.exception("an internal error")
 
-    def _end_unwanted(self) -> None:
+    def _end_revoked_and_slow(self) -> None:
         """End the requests and connections of revoked sites, and those that are too slow."""
         for request in self._quotas.all_open():
             if not self._sites.is_admitted(request.site):
@@ -270,7 +270,7 @@ def _checked_headers(scope: Scope) -> dict[str, str]:
         raise RefusedError(400, "malformed")
     headers: dict[str, str] = {}
     for name, value in scope.headers.items():
-        if (name in headers and name in _ONCE) or not value.isascii():
+        if (name in headers and name in _UNREPEATABLE_HEADERS) or not value.isascii():
             raise RefusedError(400, "malformed")
         headers[name] = value
     if "transfer-encoding" in headers:

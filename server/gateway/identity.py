@@ -140,7 +140,7 @@ class Signatures:
         self._sites = sites
         self._most_texts = most_texts
         self._are_names_given = are_names_given
-        self._taken: dict[str, _TakenTexts] = {}
+        self._accepted: dict[str, _AcceptedTexts] = {}
 
     def prove(self, method: str, path: str, headers: Mapping[str, str]) -> tuple[Site, Claim]:
         """Return the site that signed a request, and its claim; the body is not verified yet.
@@ -166,11 +166,11 @@ class Signatures:
         if abs(now - sent) > WINDOW_SECONDS:
             raise UntimelyError(401, "clock", site.name)
         text = signed_text(claim.site, method, path, claim.time_ns, claim.body, headers)
-        taken = self._taken.setdefault(site.name, _TakenTexts())
-        taken.forget_before(now)
-        if len(taken) >= self._most_texts:
+        accepted = self._accepted.setdefault(site.name, _AcceptedTexts())
+        accepted.forget_before(now)
+        if len(accepted) >= self._most_texts:
             raise UntimelyError(429, "requests", site.name)
-        if not taken.take(text, sent + WINDOW_SECONDS):
+        if not accepted.add(text, sent + WINDOW_SECONDS):
             raise UntimelyError(401, "replayed", site.name)
         return site, claim
 
@@ -196,7 +196,7 @@ class UntimelyError(RefusedError):
         self.site = site
 
 
-class _TakenTexts:
+class _AcceptedTexts:
     """Digests of accepted texts, kept until the time window alone refuses them."""
 
     def __init__(self) -> None:
@@ -206,7 +206,7 @@ class _TakenTexts:
     def __len__(self) -> int:
         return len(self._digests)
 
-    def take(self, text: bytes, end: float) -> bool:
+    def add(self, text: bytes, end: float) -> bool:
         """Remember a text until ``end`` (seconds since the epoch); return whether it is new."""
         digest = hashlib.sha256(text).digest()
         if digest in self._digests:

@@ -44,7 +44,7 @@ class Part:
         self._identity = _identity(os.fstat(self._file.fileno()))
         self._hash = hashlib.sha256()
         try:
-            self._read_what_is_there()
+            self._hash_existing()
         except BaseException:
             self._file.close()
             raise
@@ -83,7 +83,7 @@ class Part:
         with contextlib.suppress(OSError):
             self._file.close()
 
-    def _read_what_is_there(self) -> None:
+    def _hash_existing(self) -> None:
         if os.fstat(self._file.fileno()).st_size > self.length:
             self._file.truncate(0)
         buffer = memoryview(bytearray(min(HASH_BYTES, 2**20)))

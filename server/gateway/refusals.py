@@ -51,21 +51,21 @@ class Refusals:
     def __init__(self, file: Path) -> None:
         self._file = file
         self._counts = _read(file)
-        self._is_written = True
+        self._is_saved = True
         self._second = 0
         self._lines = 0
-        self._unsaid = 0
+        self._suppressed = 0
 
     def count(self, site: str, refusal: RefusedError, method: str, path: str) -> None:
         """Count one refusal; ``save`` writes it to the file."""
         self._counts.setdefault(site, Counter())[refusal.reason] += 1
-        self._is_written = False
+        self._is_saved = False
         second = int(time.monotonic())
         if second != self._second:
-            self._say_unsaid()
+            self._log_suppressed()
             self._second, self._lines = second, 0
         if self._lines >= LINES_PER_SECOND:
-            self._unsaid += 1
+            self._suppressed += 1
             return
         self._lines += 1
         # Method and path are untrusted: ascii() escapes line breaks.
@@ -75,20 +75,20 @@ class Refusals:
     def save(self) -> None:
         """Write the counts if they changed; call about once a second."""
         if int(time.monotonic()) != self._second:
-            self._say_unsaid()
-        if self._is_written:
+            self._log_suppressed()
+        if self._is_saved:
             return
-        self._is_written = True
+        self._is_saved = True
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self._file, json.dumps(self._counts, indent=1, sort_keys=True))
         except (OSError, OutputError) as error:
             log.warning("%s: cannot be written: %s", self._file, error)
 
-    def _say_unsaid(self) -> None:
-        if self._unsaid:
-            log.warning("%d more requests were refused", self._unsaid)
-            self._unsaid = 0
+    def _log_suppressed(self) -> None:
+        if self._suppressed:
+            log.warning("%d more requests were refused", self._suppressed)
+            self._suppressed = 0
 
 
 def _read(file: Path) -> dict[str, Counter[str]]:

@@ -66,7 +66,7 @@ LARGEST_HEAD = 408 * 1024
 """The most bytes of a request's head, and of a connection's buffer."""
 STOP_SECONDS = 4.0
 MOST_CONNECTIONS = 4096
-_OTHER_FILES = 256
+_RESERVED_FILES = 256
 """File descriptors reserved for uses other than connections."""
 log = logging.getLogger("fedvox.gateway")
 
@@ -119,20 +119,20 @@ def serve(options: GatewayOptions, limits: Limits | None = None) -> int:
         server_identity(options.kit)
     folder = GatewayFolder(options.run)
     folder.make()
-    with _only_gateway(folder):
+    with _gateway_lock(folder):
         check_port(options.listen)
         port = None if options.tls_ended_by_proxy else options.listen.port
         gateway = Gateway(options.kit, options.run, port, limits or Limits())
         server = _server(options, gateway)
         description = {"pid": os.getpid(), "listen": str(options.listen), "since": time.time()}
         write_atomically(folder.path / "gateway.json", json.dumps(description))
-        _log_all()
+        _configure_logging()
         asyncio.run(_run(server, gateway, str(options.listen)))
     return 0
 
 
 def _server(options: GatewayOptions, gateway: Gateway) -> Server:
-    kit, connections = options.kit, _room_for_connections()
+    kit, connections = options.kit, _connection_limit()
     tls: dict[str, Any] = {
         "ssl_cert": kit / SERVER_CERTIFICATE_FILE,
         "ssl_key": kit / SERVER_KEY_FILE,
@@ -190,14 +190,14 @@ async def _run(server: Server, gateway: Gateway, listen: str) -> None:
         os._exit(0)
 
 
-def _log_all() -> None:
+def _configure_logging() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     logging.getLogger("fedvox").setLevel(logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 @contextlib.contextmanager
-def _only_gateway(folder: GatewayFolder) -> Iterator[None]:
+def _gateway_lock(folder: GatewayFolder) -> Iterator[None]:
     """Lock the run's gateway folder, so that only one gateway writes there."""
     path = folder.path / "gateway.lock"
     try:
@@ -222,11 +222,11 @@ def _check_private(listen: Listen) -> None:
         )
 
 
-def _room_for_connections() -> int:
+def _connection_limit() -> int:
     """Raise the limit of open files, and return how many connections fit in it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_CONNECTIONS + _OTHER_FILES
+    wanted = MOST_CONNECTIONS + _RESERVED_FILES
     most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
     if soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    return max(64, min(MOST_CONNECTIONS, max(soft, most) - _OTHER_FILES))
+    return max(64, min(MOST_CONNECTIONS, max(soft, most) - _RESERVED_FILES))

@@ -88,8 +88,8 @@ class Uploads:
         """
         site = request.site.name
         task = await self._in_thread(lambda: self._task(site, task_name))
-        async with self._alone(request, digest, appends=False):
-            return await self._in_thread(lambda: self._stand(site, digest, task))
+        async with self._exclusive(request, digest, appends=False):
+            return await self._in_thread(lambda: self._status(site, digest, task))
 
     async def patch(
         self,
@@ -124,11 +124,11 @@ class Uploads:
         offset, length, size = (_number(headers, name) for name in ("upload-offset", "upload-length", "content-length"))
         if length != task.update_bytes or size > min(self._quotas.limits.transfer_bytes, max(0, length - offset)):
             raise RefusedError(413, "too-large")
-        async with self._alone(request, digest, appends=True) as entry:
-            stand = await self._in_thread(lambda: self._stand(site, digest, task))
-            if stand.status == 200 and "upload-complete" in stand.headers:
-                return Answer(201, stand.headers)
-            with self._quotas.upload(site), _disk_reported():
+        async with self._exclusive(request, digest, appends=True) as entry:
+            progress = await self._in_thread(lambda: self._status(site, digest, task))
+            if progress.status == 200 and "upload-complete" in progress.headers:
+                return Answer(201, progress.headers)
+            with self._quotas.upload(site), _disk_full_refused():
                 part = await self._open(entry, site, digest, length)
                 if part.size != offset:
                     raise RefusedError(409, "offset", {"upload-offset": str(part.size)})
@@ -138,9 +138,9 @@ class Uploads:
     def close_idle(self, seconds: float = FORGET_SECONDS) -> None:
         """Close the partial files of uploads that were idle for ``seconds``; the files stay on disk."""
         now = time.monotonic()
-        self._let_go(lambda _, entry: now - entry.used > seconds)
+        self._close_entries(lambda _, entry: now - entry.used > seconds)
 
-    def _let_go(self, condition: Callable[[str, _Entry], bool]) -> None:
+    def _close_entries(self, condition: Callable[[str, _Entry], bool]) -> None:
         for (site, digest), entry in list(self._entries.items()):
             if not entry.waiting and condition(site, entry):
                 if entry.part is not None:
@@ -148,7 +148,7 @@ class Uploads:
                 del self._entries[site, digest]
 
     @contextlib.asynccontextmanager
-    async def _alone(self, request: OpenRequest, digest: str, appends: bool) -> AsyncIterator[_Entry]:
+    async def _exclusive(self, request: OpenRequest, digest: str, appends: bool) -> AsyncIterator[_Entry]:
         """Hold the upload's lock; any later request aborts an append that is running or waiting."""
         key = request.site.name, digest
         entry = self._entries.setdefault(key, _Entry())
@@ -183,7 +183,9 @@ class Uploads:
             folder = self._folder.updates(site)
             busy = {name for (owner, name), other in self._entries.items() if owner == site and other.waiting}
             await self._in_thread(lambda: make_room(folder, digest, busy, self._quotas.limits.updates))
-            self._let_go(lambda owner, other: owner == site and other.part is not None and not other.part.is_in_place)
+            self._close_entries(
+                lambda owner, other: owner == site and other.part is not None and not other.part.is_in_place
+            )
             entry.part = await self._in_thread(lambda: Part(folder, digest, length))
         return entry.part
 
@@ -203,13 +205,13 @@ class Uploads:
                     batch.append(portion)
                     gathered += len(portion)
                     if gathered >= BATCH_BYTES:
-                        await _done(writing)
+                        await _finish_write(writing)
                         writing = loop.run_in_executor(self._threads, _append, part, batch)
                         batch, gathered = [], 0
         finally:
             # Keep what arrived before the connection broke or the request was aborted.
-            await _done(writing)
-            await _done(loop.run_in_executor(self._threads, _append, part, batch))
+            await _finish_write(writing)
+            await _finish_write(loop.run_in_executor(self._threads, _append, part, batch))
 
     async def _finish(self, entry: _Entry, part: Part) -> Answer:
         if part.size < part.length:
@@ -225,7 +227,7 @@ class Uploads:
                 return task
         raise RefusedError(404, "task")
 
-    def _stand(self, site: str, digest: str, task: OpenTask) -> Answer:
+    def _status(self, site: str, digest: str, task: OpenTask) -> Answer:
         folder = self._folder.updates(site)
         if _size(folder / digest) == task.update_bytes:
             return Answer(200, {"upload-complete": "?1", "upload-offset": str(task.update_bytes)})
@@ -282,7 +284,7 @@ def _append(part: Part, batch: list[bytes]) -> None:
     part.append(batch)
 
 
-async def _done(job: asyncio.Future[None] | None) -> None:
+async def _finish_write(job: asyncio.Future[None] | None) -> None:
     """Wait for a job in a thread, even if the request is aborted meanwhile."""
     if job is None:
         return
@@ -309,7 +311,7 @@ def _size(file: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def _disk_reported() -> Iterator[None]:
+def _disk_full_refused() -> Iterator[None]:
     try:
         yield
     except OSError as error:

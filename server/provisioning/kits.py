@@ -96,7 +96,7 @@ def provision(
     for name in (*own_keys, *renew):
         if name not in network.sites:
             raise ConfigError(f"network.sites: has no site {name!r}; add it to the federation file first")
-    with _opened(out, config.name) as (authority, register):
+    with _open_locked(out, config.name) as (authority, register):
         report = ProvisionReport(out)
         shared = {
             AUTHORITY_FILE: authority.pem,
@@ -105,7 +105,9 @@ def provision(
         }
         register = register.with_listed(network.sites)
         for name in network.sites:
-            register, made = _certified(authority, register, name, own_keys.get(name), name in renew, network, report)
+            register, made = _ensure_certificate(
+                authority, register, name, own_keys.get(name), name in renew, network, report
+            )
             record = register.sites[name]
             if record.revoked:
                 report.sites[name] = "revoked"
@@ -191,7 +193,7 @@ def _network_of(config: FederationConfig) -> NetworkConfig:
 
 
 @contextlib.contextmanager
-def _opened(out: Path, federation: str) -> Iterator[tuple[Authority, Register]]:
+def _open_locked(out: Path, federation: str) -> Iterator[tuple[Authority, Register]]:
     """Lock ``out`` and open its authority and register, creating them on first use."""
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -237,7 +239,7 @@ def _new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _certified(
+def _ensure_certificate(
     authority: Authority,
     register: Register,
     name: str,

@@ -105,12 +105,12 @@ class Fleet:
         RefusedError
             The site may not make this call, or SuperLink does not answer.
         """
-        call = await self._by_rules(lambda: self._rules.admit(site, method, headers, body))
+        call = await self._in_rule_thread(lambda: self._rules.admit(site, method, headers, body))
         passed = {name: value for name, value in headers.items() if name.startswith("flwr-") or name == "accept"}
         passed["content-type"] = PROTOBUF_MEDIA_TYPE
         try:
             if method == "pull-messages":
-                response = await self._pull(call, passed, _wish(headers.get("prefer", "")), gone)
+                response = await self._long_poll(call, passed, _preferred_wait(headers.get("prefer", "")), gone)
             else:
                 response = await self._ask(method, call.content, passed)
             if response.status_code == 200 and method == "push-messages":
@@ -130,18 +130,18 @@ class Fleet:
         url = f"http://127.0.0.1:{port}/v1/fleet/{method}"
         return await self._client.post(url, content=content, headers=dict(headers))
 
-    async def _pull(
-        self, call: FleetCall, headers: Mapping[str, str], wish: float, gone: Callable[[], Awaitable[None]]
+    async def _long_poll(
+        self, call: FleetCall, headers: Mapping[str, str], preferred: float, gone: Callable[[], Awaitable[None]]
     ) -> httpx.Response:
-        deadline = time.monotonic() + min(wish, self._longest_wait)
+        deadline = time.monotonic() + min(preferred, self._longest_wait)
         with self._bells.waiting(call.node) as entry:
-            watching = asyncio.ensure_future(_end_when(gone, entry)) if wish else None
+            watching = asyncio.ensure_future(_end_when(gone, entry)) if preferred else None
             try:
                 while True:
                     entry.look()
                     response = await self._ask(call.method, call.content, headers)
                     left = deadline - time.monotonic()
-                    if await self._hands_out(call, response) or response.status_code != 200 or left <= 0:
+                    if await self._note_messages(call, response) or response.status_code != 200 or left <= 0:
                         return response
                     if not entry.is_over:
                         await entry.wait(min(left, ASK_AGAIN_SECONDS))
@@ -152,13 +152,13 @@ class Fleet:
                 if watching is not None:
                     watching.cancel()
 
-    async def _hands_out(self, call: FleetCall, response: httpx.Response) -> bool:
+    async def _note_messages(self, call: FleetCall, response: httpx.Response) -> bool:
         """Record the messages in a response; return whether there are any."""
         if response.status_code != 200 or not response.content:
             return False
         answer = PullMessagesResponse.FromString(response.content)
         for message, tree in zip(answer.messages_list, answer.message_object_trees, strict=False):
-            await self._by_rules(lambda m=message, t=tree: self._rules.note_handed_out(call.node, m, t))  # type: ignore[misc]
+            await self._in_rule_thread(lambda m=message, t=tree: self._rules.note_handed_out(call.node, m, t))  # type: ignore[misc]
         return len(answer.messages_list) > 0
 
     async def _note_announced(self, call: FleetCall, content: bytes, headers: Mapping[str, str]) -> None:
@@ -167,9 +167,11 @@ class Fleet:
         reply_to = message.metadata.reply_to_message_id
         if answer.objects_to_push:
             wanted = set(answer.objects_to_push)
-            await self._by_rules(lambda: self._announcements.begin(call.node, answer.session_id, reply_to, wanted))
+            await self._in_rule_thread(
+                lambda: self._announcements.begin(call.node, answer.session_id, reply_to, wanted)
+            )
         elif await self._has_all(call, message.metadata.run_id, objects_of(tree), headers):
-            await self._by_rules(lambda: self._folder.note_reply(reply_to))
+            await self._in_rule_thread(lambda: self._folder.note_reply(reply_to))
 
     async def _has_all(self, call: FleetCall, run: int, objects: list[str], headers: Mapping[str, str]) -> bool:
         """Return whether SuperLink has all objects of a reply; reuses the site's fresh authentication headers."""
@@ -190,9 +192,9 @@ class Fleet:
             if answered is not None:
                 self._folder.note_reply(answered)
 
-        await self._by_rules(note)
+        await self._in_rule_thread(note)
 
-    async def _by_rules(self, work: Callable[[], T]) -> T:
+    async def _in_rule_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._rule_thread, work)
 
 
@@ -201,7 +203,7 @@ async def _end_when(gone: Callable[[], Awaitable[None]], entry: Waiting) -> None
     entry.end()
 
 
-def _wish(prefer: str) -> float:
+def _preferred_wait(prefer: str) -> float:
     """Return the seconds in ``prefer: wait=SECONDS``; 0 if absent or malformed."""
     name, _, number = prefer.partition("=")
     is_number = number.isascii() and number.isdecimal() and len(number) <= 4
