@@ -1,4 +1,4 @@
-"""What one run of a sweep reached, as it stands in ``sweep.json``."""
+"""The result of one run of a sweep, as stored in ``sweep.json``."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from statistics import mean
 from typing import Any
 
 from common.errors import FedvoxError
-from server.run_store.record import RunRecord, as_number, read_run
+from server.run_store.record import RunRecord, as_number
+from server.run_store.record_reader import read_run
 
 SWEEP_FILE = "sweep.json"
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """Status, exact Dice of the released model, privacy spent and time of a run, finished or not.
+    """Read status, exact Dice of the released model, epsilon spent and time of a run, finished or not.
 
-    Dice are those of ``validation.csv``, without the noise that a private run's own scores carry: mean over a site's
+    Dice values come from ``validation.csv``, without the noise of a private run's own scores: the mean over a site's
     cases by label, then over labels, then over sites.
 
     Returns
     -------
     dict[str, Any]
-        JSON values: ``status``, ``mean_dice``, ``sites`` (site -> Dice), ``labels`` (name -> Dice), ``epsilon`` (of
-        the site that spent most), ``rounds``, ``seconds``; None where something is not known.
+        JSON values: ``status``, ``mean_dice``, ``sites`` (Dice by site), ``labels`` (Dice by label name), ``epsilon``
+        (of the site that spent the most), ``rounds``, ``seconds``; None for unknown values.
     """
     try:
         run = read_run(folder)

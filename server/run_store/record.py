@@ -1,43 +1,27 @@
-"""What a run left in its folder, as plain values.
-
-Reading is tolerant on purpose: a run may be unfinished, or may have been interrupted while a line was written.
-Whatever is missing stays empty, and whatever cannot be read becomes a note that the report shows.
-"""
+"""The contents of a run folder as plain values."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
-import zipfile
-import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
-from common.errors import FedvoxError
 from common.plan.plan import Plan
-
-_MARKS_OF_A_RUN = ("federation.yaml", "rounds.jsonl", "summary.json")
-# Everything that a damaged archive, or one made by other software, raises on the way through zipfile and NumPy.
-_UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
 class SiteRound:
-    """One site's part in a round; times in seconds, ``None`` where the site gave no number.
+    """One site's part in a round; times in seconds, None for values that the site did not report.
 
     Attributes
     ----------
     dice
-        label value -> Dice of the model that arrived, on the site's validation patients.
+        Dice of the received model on the site's validation patients, by label value.
     """
 
     status: str
@@ -73,7 +57,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Site:
-    """A site: how many patients it trains and validates on, and what is particular about it."""
+    """A site: its numbers of training and validation patients, and what sets it apart."""
 
     name: str
     train: int | None
@@ -88,7 +72,7 @@ class CaseScore:
     Attributes
     ----------
     metrics
-        column name -> value; a metric that is not defined for the case is absent.
+        Value by column name, without metrics that are undefined for the case.
     """
 
     site: str
@@ -113,16 +97,16 @@ class Example:
 
 @dataclass
 class RunRecord:
-    """Everything that the report needs from a run folder.
+    """The contents of a run folder that the report needs.
 
     Attributes
     ----------
     labels
-        value -> name of every foreground label that is known.
+        Name by label value, for all known foreground labels.
     rounds
-        training rounds and the final evaluation, in order.
+        Training rounds and the final evaluation, in order.
     notes
-        one sentence per file that could not be read completely.
+        One sentence for each problem with reading a file.
     """
 
     folder: Path
@@ -145,262 +129,29 @@ class RunRecord:
 
     @property
     def rounds_planned(self) -> int | None:
-        """How many training rounds the run was meant to have, if any file says it."""
+        """Planned number of training rounds, if known."""
         planned = as_number(self.summary.get("rounds_planned", self.configuration.get("rounds")))
         return None if planned is None else int(planned)
 
     def line_of_model(self, model_round: int | None) -> Round | None:
-        """The line that holds the scores of the model after ``model_round`` rounds, if it was scored."""
+        """Return the round with the scores of the model after ``model_round`` rounds, if it was scored."""
         return next((line for line in self.rounds if line.model_round == model_round), None)
 
     def label_name(self, label: int) -> str:
-        """The label's name, or ``label 3`` where no file names it."""
+        """Return the label's name, or text such as ``label 3`` if no file names it."""
         return self.labels.get(label, f"label {label}")
 
 
-def read_run(folder: Path) -> RunRecord:
-    """Reads a run folder as far as it has been written.
-
-    Raises
-    ------
-    FedvoxError
-        the folder is not there, or is not the folder of a run.
-    """
-    if not folder.is_dir():
-        raise FedvoxError(f"{folder}: there is no such folder; give the folder of a run")
-    if not any((folder / name).is_file() for name in _MARKS_OF_A_RUN):
-        raise FedvoxError(
-            f"{folder}: not the folder of a run (none of {', '.join(_MARKS_OF_A_RUN)} is in it); "
-            "give the folder that a simulation or a federation wrote"
-        )
-    run = RunRecord(folder)
-    run.configuration_text = _read_text(run, "federation.yaml")
-    run.configuration = _parse_mapping(run, "federation.yaml", run.configuration_text, yaml.safe_load)
-    run.summary = _parse_mapping(run, "summary.json", _read_text(run, "summary.json"), json.loads)
-    run.plan = _read_plan(run)
-    run.rounds = _read_rounds(run)
-    run.sites = _read_sites(run)
-    run.cases, names = _read_cases(run)
-    run.labels = _collect_labels(run, names)
-    run.examples = _read_examples(run)
-    run.events = _read_lines(run, "events.jsonl")
-    return run
-
-
 def as_number(value: object) -> float | None:
-    """A finite number as float; anything else (text, ``null``, NaN, infinity) as ``None``."""
+    """Return a finite number as float, and None for anything else (text, ``null``, NaN, infinity)."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return float(value)
 
 
 def as_scores(value: object) -> dict[int, float]:
-    """A JSON object ``{"1": 0.9}`` as label value -> score, leaving out what is not a number."""
+    """Parse a JSON object such as ``{"1": 0.9}`` into scores by label value, without entries that are not numbers."""
     if not isinstance(value, Mapping):
         return {}
     numbers = {str(key): as_number(score) for key, score in value.items()}
     return {int(key): score for key, score in numbers.items() if key.isdecimal() and score is not None}
-
-
-def _read_text(run: RunRecord, name: str) -> str:
-    path = run.folder / name
-    if not path.is_file():
-        return ""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        run.notes.append(f"{name} could not be read ({error.strerror}).")
-        return ""
-
-
-def _parse_mapping(run: RunRecord, name: str, text: str, parse: Callable[[str], Any]) -> Mapping[str, Any]:
-    if not text.strip():
-        return {}
-    try:
-        content = parse(text)
-    except (ValueError, yaml.YAMLError):
-        content = None
-    if isinstance(content, dict):
-        return content
-    run.notes.append(f"{name} could not be understood and was left out.")
-    return {}
-
-
-def _read_lines(run: RunRecord, name: str) -> list[Mapping[str, Any]]:
-    """The objects of a JSON-lines file; only a last line without an end may be cut off by an interruption."""
-    text = _read_text(run, name)
-    lines = [line for line in text.split("\n") if line.strip()]
-    objects: list[Mapping[str, Any]] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            content = json.loads(line)
-        except ValueError:
-            content = None
-        if isinstance(content, dict):
-            objects.append(content)
-        elif number == len(lines) and not text.endswith("\n"):
-            run.notes.append(f"The last line of {name} is incomplete: the run was interrupted while writing it.")
-        else:
-            run.notes.append(f"Line {number} of {name} could not be understood and was left out.")
-    return objects
-
-
-def _read_plan(run: RunRecord) -> Plan | None:
-    text = _read_text(run, "plan.json")
-    if not text:
-        return None
-    try:
-        return Plan.model_validate_json(text)
-    except ValidationError:
-        run.notes.append("plan.json could not be understood and was left out.")
-        return None
-
-
-def _read_rounds(run: RunRecord) -> list[Round]:
-    """Rounds in order; a round that was repeated after a resume counts as its last line says."""
-    rounds: dict[int, Round] = {}
-    for line in _read_lines(run, "rounds.jsonl"):
-        number = as_number(line.get("round"))
-        if number is None:
-            run.notes.append("A line of rounds.jsonl has no round number and was left out.")
-            continue
-        rounds[int(number)] = _round_from(int(number), line)
-    return [rounds[number] for number in sorted(rounds)]
-
-
-def _round_from(number: int, line: Mapping[str, Any]) -> Round:
-    model_round = as_number(line.get("model_round"))
-    sites = line.get("sites")
-    return Round(
-        number=number,
-        phase=str(line.get("phase", "train")),
-        model_round=number - 1 if model_round is None else int(model_round),
-        seconds=as_number(line.get("seconds")),
-        bytes_up=as_number(line.get("bytes_up")),
-        bytes_down=as_number(line.get("bytes_down")),
-        mean_dice=as_number(line.get("mean_dice")),
-        dice=as_scores(line.get("dice")),
-        train_loss=as_number(line.get("train_loss")),
-        sites={
-            str(name): _site_round_from(site)
-            for name, site in (sites.items() if isinstance(sites, dict) else ())
-            if isinstance(site, dict)
-        },
-    )
-
-
-def _site_round_from(site: Mapping[str, Any]) -> SiteRound:
-    reason = site.get("reason")
-    return SiteRound(
-        status=str(site.get("status", "ok")),
-        reason=None if reason is None else str(reason),
-        examples=_as_count(site.get("examples")),
-        validation_examples=_as_count(site.get("validation_examples")),
-        train_loss=as_number(site.get("train_loss")),
-        validation_loss=as_number(site.get("validation_loss")),
-        mean_dice=as_number(site.get("mean_dice")),
-        dice=as_scores(site.get("dice")),
-        seconds=as_number(site.get("seconds")),
-        seconds_data=as_number(site.get("seconds_data")),
-        seconds_compute=as_number(site.get("seconds_compute")),
-        seconds_evaluate=as_number(site.get("seconds_evaluate")),
-        epsilon=as_number(site.get("epsilon")),
-    )
-
-
-def _as_count(value: object) -> int | None:
-    number = as_number(value)
-    return None if number is None else int(number)
-
-
-def _read_sites(run: RunRecord) -> list[Site]:
-    """Sites of the partition, then those known from rounds alone (a federation has no partition)."""
-    partition = _parse_mapping(run, "partition.json", _read_text(run, "partition.json"), json.loads)
-    listed = partition.get("sites")
-    sites: dict[str, Site] = {}
-    for name, site in listed.items() if isinstance(listed, dict) else ():
-        if isinstance(site, dict):
-            train, validation = (site.get(key) for key in ("train", "validation"))
-            sites[str(name)] = Site(
-                name=str(name),
-                train=len(train) if isinstance(train, list) else None,
-                validation=len(validation) if isinstance(validation, list) else None,
-                differs=str(site.get("differs") or ""),
-            )
-    for line in run.rounds:
-        for name, part in line.sites.items():
-            known = sites.get(name, Site(name, None, None, ""))
-            sites[name] = Site(
-                name=name,
-                train=part.examples if known.train is None else known.train,
-                validation=part.validation_examples if known.validation is None else known.validation,
-                differs=known.differs,
-            )
-    return list(sites.values())
-
-
-def _read_cases(run: RunRecord) -> tuple[list[CaseScore], dict[int, str]]:
-    """Rows of ``validation.csv``, and the label names that stand in it."""
-    cases: list[CaseScore] = []
-    names: dict[int, str] = {}
-    for number, row in enumerate(csv.DictReader(io.StringIO(_read_text(run, "validation.csv"), newline="")), start=2):
-        label = row.get("label") or ""
-        if not label.isdecimal() or not row.get("site") or not row.get("case"):
-            run.notes.append(f"Line {number} of validation.csv could not be understood and was left out.")
-            continue
-        metrics: dict[str, float] = {}
-        for column, text in row.items():
-            if column in ("site", "case", "label", "label_name") or not isinstance(text, str):
-                continue
-            try:
-                value = as_number(float(text))
-            except ValueError:
-                value = None
-            if value is not None:
-                metrics[column] = value
-        cases.append(CaseScore(row["site"], row["case"], int(label), metrics))
-        if row.get("label_name"):
-            names[int(label)] = row["label_name"]
-    return cases, names
-
-
-def _collect_labels(run: RunRecord, names_in_cases: Mapping[int, str]) -> dict[int, str]:
-    labels = dict(names_in_cases)
-    if run.plan is not None:
-        labels.update(run.plan.labels)
-    stated = run.summary.get("labels")
-    if isinstance(stated, dict):
-        labels.update({int(key): str(name) for key, name in stated.items() if str(key).isdecimal()})
-    for line in run.rounds:
-        for label in line.dice:
-            labels.setdefault(label, f"label {label}")
-    return dict(sorted(labels.items()))
-
-
-def _read_examples(run: RunRecord) -> list[Example]:
-    examples: list[Example] = []
-    for path in sorted((run.folder / "examples").glob("*.npz")):
-        try:
-            examples.append(_example_from(path))
-        except _UNREADABLE as error:
-            run.notes.append(f"examples/{path.name} could not be read ({type(error).__name__}) and was left out.")
-    return examples
-
-
-def _example_from(path: Path) -> Example:
-    with np.load(path, allow_pickle=False) as arrays:
-        meta = json.loads(str(arrays["meta"].reshape(-1)[0]))
-        image, truth, prediction = (arrays[name] for name in ("image", "truth", "prediction"))
-        spacing = tuple(float(value) for value in arrays["spacing"])
-    if image.ndim != 3 or image.shape != truth.shape or image.shape != prediction.shape or len(spacing) != 3:
-        raise ValueError("arrays differ in shape")
-    return Example(
-        site=str(meta["site"]),
-        case=str(meta["case"]),
-        kind="best" if meta["kind"] == "best" else "worst",
-        mean_dice=as_number(meta.get("mean_dice")),
-        image=image.astype(np.float32),
-        truth=truth.astype(np.uint8),
-        prediction=prediction.astype(np.uint8),
-        spacing=(spacing[0], spacing[1], spacing[2]),
-    )
