@@ -1,1 +1,1 @@
-"""What people read after a run: reports, tables and figures, from the run folder alone."""
+"""Reports, tables and figures of a run, made from its run folder alone."""

@@ -1,4 +1,4 @@
-"""What the report says of differential privacy: what was promised, what was spent, and how that relates to Dice."""
+"""The report's section on differential privacy: the guarantee, the privacy spent, and the trade-off with Dice."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.formatting import counted
-from server.privacy.forecast import verdict_text
+from server.privacy.forecast_text import verdict_text
 from server.reporting.figures import MEAN_STYLE, Curve, Panel, draw_panels, site_style
 from server.run_store.record import RunRecord, SiteRound, as_number
 
 
 def privacy_section(run: RunRecord) -> dict[str, Any] | None:
-    """The section's facts, words and figure; None for a run without differential privacy."""
+    """Return the section's facts and figure, or None for a run without differential privacy."""
     privacy = run.configuration.get("privacy")
     if not isinstance(privacy, Mapping):
         return None
@@ -22,16 +22,16 @@ def privacy_section(run: RunRecord) -> dict[str, Any] | None:
     epsilon, delta = as_number(privacy.get("epsilon")), as_number(privacy.get("delta"))
     spent = _spent(run)
     facts = [
-        ("Protected", "every patient of every site, with all scans that the site knows to be of that patient"),
+        ("Protected", "each patient of each site, with all scans that the site assigns to them"),
         ("Budget", f"epsilon {_plain(epsilon)} at delta {_plain(delta)}, for {_rounds(run)}"),
-        ("Spent so far", f"epsilon {spent:.3f} (the site that spent most)" if spent is not None else "nothing yet"),
+        ("Spent so far", f"epsilon {spent:.3f} (the site that spent the most)" if spent is not None else "nothing yet"),
         (
             "Training",
-            f"each patient takes part in a step with probability {_plain(as_number(privacy.get('sample_rate')))}; his "
-            f"or her gradient is cut to a norm of {_plain(as_number(privacy.get('max_grad_norm')))}"
-            + (", which follows a noised quantile" if privacy.get("adaptive_clipping") else ""),
+            f"each patient takes part in a step with probability {_plain(as_number(privacy.get('sample_rate')))}; "
+            f"their gradient is clipped to a norm of {_plain(as_number(privacy.get('max_grad_norm')))}"
+            + (", which adapts to a noisy quantile of the gradient norms" if privacy.get("adaptive_clipping") else ""),
         ),
-        ("Noise multiplier", _noise_text(as_number(noise.get("training_noise")), "of the sum of gradients in a step")),
+        ("Noise multiplier", _noise_text(as_number(noise.get("training_noise")), "the sum of gradients in a step")),
         ("Validation scores", _validation_text(privacy, as_number(noise.get("validation_noise")))),
     ]
     if expected := verdict_text(noise):
@@ -56,14 +56,16 @@ def _plain(value: float | None) -> str:
 
 def _noise_text(multiplier: float | None, what: str) -> str:
     if multiplier is None:
-        return "not written down yet"
-    return f"{multiplier:.3f} times the most that one patient can contribute, as standard deviation {what}"
+        return "not known yet"
+    unit = "relative to one patient's largest contribution"
+    return f"{multiplier:.3f} (standard deviation of the noise on {what}, {unit})"
 
 
 def _validation_text(privacy: Mapping[str, Any], multiplier: float | None) -> str:
     if privacy.get("validation") == "off":
         return "none leave the sites"
-    return "means over a site's validation patients, with noise: " + _noise_text(multiplier, "of a sum of scores")
+    noise = _noise_text(multiplier, "the sum of scores")
+    return f"means over a site's validation patients, with noise multiplier {noise}"
 
 
 def _spent(run: RunRecord) -> float | None:
@@ -72,7 +74,7 @@ def _spent(run: RunRecord) -> float | None:
 
 
 def _curves(run: RunRecord) -> str | None:
-    """Epsilon over rounds, and the Dice that was reached with it."""
+    """Draw epsilon over rounds, and Dice against epsilon."""
     if _spent(run) is None:
         return None
     rounds = run.training_rounds
@@ -94,7 +96,7 @@ def _curves(run: RunRecord) -> str | None:
 
 
 def _dice_by_epsilon(run: RunRecord) -> list[Curve]:
-    """The model after a round against what had been spent by the end of that round; before the first, nothing."""
+    """Plot each model's Dice against the epsilon spent by the end of its round; the initial model spent nothing."""
     by_number = {line.number: line for line in run.rounds}
 
     def spent(model_round: int, site: str) -> float:

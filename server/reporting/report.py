@@ -1,14 +1,13 @@
-"""The report of a run: one HTML file that shows what was trained, how well it does, and what it cost.
+"""The report of a run: one HTML file with the model's performance, its privacy and its cost.
 
-Everything comes from the run folder, so a report can be made again at any time, also of a run that goes on or was
-interrupted. The page needs no network: styles and pictures are inside, and there is no script.
+The report uses only the run folder, so it can be written at any time, even for a running or an interrupted run. The
+page is self-contained: it embeds its styles and pictures and has no scripts.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,52 +16,42 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from common.system.files import write_atomically
 from server.formatting import NOTHING, format_bytes, format_seconds, scores_are_noised
-from server.reporting.figures import (
-    MEAN_STYLE,
-    Curve,
-    CurveStyle,
-    Panel,
-    draw_case,
-    draw_panels,
-    draw_swatch,
-    label_colour,
-    prediction_colour,
-    site_style,
-)
+from server.reporting.figures import MEAN_STYLE, draw_swatch, site_style
 from server.reporting.privacy_section import privacy_section
+from server.reporting.slices import draw_case, label_colour, prediction_colour
 from server.reporting.tables import absences, metric_table, pooled_table, site_table, timing_table
-from server.run_store.record import Example, Round, RunRecord, SiteRound, as_number, as_scores, read_run
+from server.reporting.training_curves import learning_curves, loss_curves
+from server.run_store.record import Example, RunRecord, as_number
+from server.run_store.record_reader import read_run
 
-# More panels than this are too small to read; the table of sites has every label.
-MOST_LABEL_PANELS = 4
 MOST_EXAMPLES_OF_A_KIND = 3
 MOST_BYTES_OF_PICTURES = 1_400_000
 MOST_EVENTS = 200
 
 _STATUS = {
-    "finished": ("Finished", "All rounds were done."),
+    "finished": ("Finished", "All rounds are complete."),
     "stopped": ("Stopped", "The run ended before its last planned round."),
     "interrupted": (
         "Interrupted",
-        "The run was interrupted: this report shows what was finished by then. It can be started again with --resume.",
+        "The run was interrupted. This report shows the rounds that are complete. Resume the run with --resume.",
     ),
     "unfinished": (
         "Not finished",
-        "There is no summary yet: the run is still going on, or it ended without writing one. "
+        "There is no summary yet: the run is still in progress, or it ended without writing one. "
         "This report shows the rounds that are complete.",
     ),
 }
 
 
 def write_report(run_dir: Path) -> Path:
-    """Writes ``report.html`` into a run folder, from what lies in that folder.
+    """Write ``report.html`` into a run folder, from the files in that folder.
 
-    Files that are missing or damaged leave a gap in the report and, if damaged, a note.
+    Missing or damaged files leave a gap in the report; damaged ones also add a note.
 
     Parameters
     ----------
     run_dir
-        the folder of a run, finished or not.
+        The folder of a run, finished or not.
 
     Returns
     -------
@@ -72,9 +61,9 @@ def write_report(run_dir: Path) -> Path:
     Raises
     ------
     FedvoxError
-        ``run_dir`` is not the folder of a run.
+        If ``run_dir`` is not the folder of a run.
     OutputError
-        the report cannot be written there.
+        If the report cannot be written there.
     """
     path = run_dir / "report.html"
     write_atomically(path, render_report(read_run(run_dir)))
@@ -82,7 +71,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def render_report(run: RunRecord) -> str:
-    """The page as text."""
+    """Render the page as HTML."""
     best_round = _best_model_round(run)
     return page_template("report.html.jinja").render(
         title=_name(run),
@@ -94,8 +83,8 @@ def render_report(run: RunRecord) -> str:
         swatches={site.name: f"swatch-{index}" for index, site in enumerate(run.sites)},
         symbols=[draw_swatch(site_style(index), f"swatch-{index}") for index in range(len(run.sites))]
         + [draw_swatch(MEAN_STYLE, "swatch-mean")],
-        curves=_learning_curves(run, best_round),
-        losses=_loss_curves(run),
+        curves=learning_curves(run, best_round),
+        losses=loss_curves(run),
         best_round=best_round,
         labels=run.labels,
         privacy=privacy_section(run),
@@ -115,7 +104,7 @@ def render_report(run: RunRecord) -> str:
 
 
 def page_template(name: str) -> Template:
-    """A template of this package, whose values are escaped, with the filters that pages share."""
+    """Load a template of this package, with escaping and the filters that all pages share."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -145,12 +134,12 @@ def _status(run: RunRecord) -> dict[str, str]:
     title, text = _STATUS.get(key, (key, ""))
     if key == "stopped" and run.summary.get("stopped_early") is True:
         title = "Stopped early"
-        text = "Validation Dice had stopped rising, so the run ended before its last planned round, as configured."
+        text = "Validation Dice stopped improving, so the run ended before its last planned round, as configured."
     return {"key": key if key in _STATUS else "other", "title": title, "text": text}
 
 
 def _best_model_round(run: RunRecord) -> int | None:
-    """The round after which the released model stood, or the best one so far."""
+    """Return the round of the released model, or of the best model so far."""
     stated = as_number(run.summary.get("best_round"))
     if stated is not None:
         return int(stated)
@@ -159,7 +148,7 @@ def _best_model_round(run: RunRecord) -> int | None:
 
 
 def _headline(run: RunRecord, best_round: int | None) -> list[tuple[str, str, str]]:
-    """Pairs of a name and a value, with a word of explanation."""
+    """Return the headline figures as name, value and explanation."""
     line = run.line_of_model(best_round)
     best = as_number(run.summary.get("best_mean_dice"))
     best = line.mean_dice if best is None and line is not None else best
@@ -167,29 +156,29 @@ def _headline(run: RunRecord, best_round: int | None) -> list[tuple[str, str, st
     done = len(run.training_rounds) if done is None else int(done)
     seconds = as_number(run.summary.get("seconds"))
     seconds = sum(line.seconds or 0.0 for line in run.rounds) if seconds is None else seconds
-    moved = {}
+    traffic = {}
     for key in ("bytes_up", "bytes_down"):
         stated = as_number(run.summary.get(key))
-        moved[key] = sum(getattr(line, key) or 0.0 for line in run.rounds) if stated is None else stated
+        traffic[key] = sum(getattr(line, key) or 0.0 for line in run.rounds) if stated is None else stated
     planned = run.rounds_planned
-    name, meaning, why = (
+    name, meaning, reason = (
         "Best mean Dice",
-        "of validation patients, then of sites",
-        "after this round, mean Dice was highest",
+        "mean over validation patients, then over sites",
+        "the round with the highest mean Dice",
     )
     if scores_are_noised(run.configuration):
         name = "Mean Dice"
-        meaning = "as the sites sent it, with noise; exact values stand in the table of sites where they are known"
-        why = "the last one whose mean Dice is not lower than another's by more than noise explains"
+        meaning = "from the sites' scores, which carry noise; see the table of sites for exact values, if known"
+        reason = "the last round whose mean Dice is within noise of the highest"
     released = "Released model" if run.summary else "Best model so far"
     return [
         (name, NOTHING if best is None else f"{best:.3f}", meaning),
-        (released, NOTHING if best_round is None else f"round {best_round}", why),
-        ("Rounds", f"{done}" if planned is None else f"{done} of {planned}", "each site trains once in a round"),
-        ("Sites", str(len(run.sites)), "none of them shares a scan"),
+        (released, NOTHING if best_round is None else f"round {best_round}", reason),
+        ("Rounds", f"{done}" if planned is None else f"{done} of {planned}", "each site trains once per round"),
+        ("Sites", str(len(run.sites)), "no site shares its scans"),
         ("Time", format_seconds(seconds), _meaning_of_time(run)),
-        ("Moved", format_bytes(moved["bytes_up"] + moved["bytes_down"]),
-         f"{format_bytes(moved['bytes_up'])} from the sites, {format_bytes(moved['bytes_down'])} to them"),
+        ("Traffic", format_bytes(traffic["bytes_up"] + traffic["bytes_down"]),
+         f"{format_bytes(traffic['bytes_up'])} from the sites, {format_bytes(traffic['bytes_down'])} to them"),
     ]  # fmt: skip
 
 
@@ -199,103 +188,15 @@ def _pooled_seconds(run: RunRecord) -> float | None:
 
 def _meaning_of_time(run: RunRecord) -> str:
     if not run.summary:
-        return "in complete rounds"
+        return "of complete rounds"
     pooled = _pooled_seconds(run)
     if pooled is None:
         return "of all rounds"
-    return f"of all rounds of the federation; pooled training, for comparison, took {format_seconds(pooled)} more"
-
-
-def _learning_curves(run: RunRecord, best_round: int | None) -> str | None:
-    """Validation Dice against the round after which the model stood."""
-    if not any(line.mean_dice is not None or line.dice for line in run.rounds):
-        return None
-    pooled = run.summary.get("pooled")
-    references = as_scores(pooled.get("dice")) if isinstance(pooled, dict) else {}
-    reference = as_number(pooled.get("mean_dice")) if isinstance(pooled, dict) else None
-
-    def panel(title: str, label: int | None) -> Panel:
-        return Panel(
-            title=title,
-            x_label="model after round",
-            y_label="Dice",
-            curves=_dice_curves(run, label),
-            limits=(0.0, 1.0),
-            released=best_round,
-            reference=reference if label is None else references.get(label),
-        )
-
-    whole = panel("Mean of labels" if len(run.labels) > 1 else run.label_name(1), None)
-    panels = [whole]
-    enlarged = _enlarged(whole)
-    if enlarged is not None:
-        panels.append(enlarged)
-    if 1 < len(run.labels) <= MOST_LABEL_PANELS:
-        panels += [panel(name, label) for label, name in run.labels.items()]
-    return draw_panels(panels, "dice", "Curves of validation Dice of every site against the round of the model")
-
-
-def _dice_curves(run: RunRecord, label: int | None) -> list[Curve]:
-    def score(part: SiteRound | Round) -> float | None:
-        return part.mean_dice if label is None else part.dice.get(label)
-
-    x = [line.model_round for line in run.rounds]
-    return [*_curves_of_sites(run, run.rounds, x, score), _curve(x, map(score, run.rounds), MEAN_STYLE)]
-
-
-def _curves_of_sites(
-    run: RunRecord, lines: Sequence[Round], x: Sequence[int], value: Callable[[SiteRound], float | None]
-) -> list[Curve]:
-    curves = []
-    for index, site in enumerate(run.sites):
-        parts = [line.sites.get(site.name) for line in lines]
-        curves.append(_curve(x, (None if part is None else value(part) for part in parts), site_style(index)))
-    return curves
-
-
-def _curve(x: Sequence[int], y: Iterable[float | None], style: CurveStyle) -> Curve:
-    return Curve(x, [math.nan if value is None else value for value in y], style)
-
-
-def _enlarged(panel: Panel) -> Panel | None:
-    """The second half of a panel's rounds, with the vertical axis fitted to it; None if that adds nothing."""
-    rounds = panel.curves[0].x
-    if len(rounds) < 5:
-        return None
-    half = len(rounds) // 2
-    curves = [Curve(curve.x[half:], curve.y[half:], curve.style) for curve in panel.curves]
-    values = [value for curve in curves for value in curve.y if math.isfinite(value)]
-    if not values:
-        return None
-    margin = max(0.08 * (max(values) - min(values)), 0.005)
-    limits = (max(min(values) - margin, 0.0), min(max(values) + margin, 1.0))
-    reference = panel.reference if panel.reference is not None and limits[0] <= panel.reference <= limits[1] else None
-    released = panel.released if panel.released is not None and panel.released >= rounds[half] else None
-    title = f"{panel.title}, from round {rounds[half]} on (enlarged)"
-    return Panel(title, panel.x_label, panel.y_label, curves, limits, released, reference)
-
-
-def _loss_curves(run: RunRecord) -> str | None:
-    """Training loss against the round, validation loss against the round after which the model stood."""
-    trained = run.training_rounds
-    x = [line.number for line in trained]
-    training = _curves_of_sites(run, trained, x, lambda part: part.train_loss)
-    training.append(_curve(x, (line.train_loss for line in trained), MEAN_STYLE))
-    x = [line.model_round for line in run.rounds]
-    validation = _curves_of_sites(run, run.rounds, x, lambda part: part.validation_loss)
-    panels = [
-        Panel(title, x_label, "loss", curves)
-        for title, x_label, curves in (
-            ("Training loss", "round", training),
-            ("Validation loss", "model after round", validation),
-        )
-        if any(math.isfinite(value) for curve in curves for value in curve.y)
-    ]
-    return draw_panels(panels, "loss", "Curves of the loss of every site against the round") if panels else None
+    return f"of all federated rounds; pooled training took another {format_seconds(pooled)}"
 
 
 def _examples(run: RunRecord) -> list[dict[str, Any]]:
-    """Pictures of the best cases, best first, and of the worst, worst first."""
+    """Draw the best cases, best first, and the worst cases, worst first."""
     groups = {"Best cases": _ranked(run, "best")[::-1], "Worst cases": _ranked(run, "worst")}
     chosen = {title: examples[:MOST_EXAMPLES_OF_A_KIND] for title, examples in groups.items() if examples}
     for dots_per_inch in (100, 75, 50):
@@ -355,7 +256,7 @@ def _by_axis(values: Sequence[float], unit: str) -> str:
 
 
 def _facts(run: RunRecord) -> list[tuple[str, str]]:
-    """Times, versions and settings of the run itself."""
+    """Return times, settings and versions of the run."""
     facts = [
         (title, _as_time(run.summary[key]))
         for title, key in (("Started", "started"), ("Ended", "finished"))
@@ -378,7 +279,7 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
 
 
 def _as_time(value: object) -> str:
-    """An ISO 8601 time without its fraction of a second; other text as it is."""
+    """Format an ISO 8601 time without fractional seconds; return other text unchanged."""
     try:
         moment = datetime.fromisoformat(str(value))
     except ValueError:
@@ -387,7 +288,7 @@ def _as_time(value: object) -> str:
 
 
 def _events(run: RunRecord) -> dict[str, Any]:
-    """The last events as time, name and the rest as text."""
+    """Return the last events as time, name and details."""
     shown = [
         {
             "time": _as_time(event.get("time", "")),

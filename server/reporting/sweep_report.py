@@ -1,4 +1,4 @@
-"""The report of a sweep: one HTML file with the trade-off curve and a table that leads to the runs' own reports."""
+"""The report of a sweep: one HTML file with the trade-off curve and a table with links to the runs' reports."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from server.run_store.record import as_number
 
 
 def write_sweep_report(out: Path) -> Path:
-    """Writes ``report.html`` into the folder of a sweep, from its ``sweep.json``."""
+    """Write ``report.html`` into the folder of a sweep, from its ``sweep.json``."""
     sweep = json.loads((out / SWEEP_FILE).read_text(encoding="utf-8"))
     path = out / "report.html"
     write_atomically(path, render_sweep(sweep, out))
@@ -24,7 +24,7 @@ def write_sweep_report(out: Path) -> Path:
 
 
 def render_sweep(sweep: Mapping[str, Any], out: Path) -> str:
-    """The page as text; links are relative to ``out``."""
+    """Render the page as HTML, with links relative to ``out``."""
     runs: Sequence[Mapping[str, Any]] = sweep["runs"]
     sites = list(dict.fromkeys(site for run in runs for site in run["sites"]))
     done = sum(run["status"] == "finished" for run in runs)
@@ -62,7 +62,7 @@ def _row(run: Mapping[str, Any], sites: Sequence[str], reference: float | None, 
 
 
 def _curves(key: str, runs: Sequence[Mapping[str, Any]], sites: Sequence[str], reference: float | None) -> str:
-    """Values stand in the order in which they were asked for, at equal distances."""
+    """Draw Dice against the values, in the order given and equally spaced."""
     places = list(range(len(runs)))
     curves = [
         Curve(places, [_number(run["sites"].get(site)) for run in runs], site_style(index))
@@ -71,7 +71,7 @@ def _curves(key: str, runs: Sequence[Mapping[str, Any]], sites: Sequence[str], r
     curves.append(Curve(places, [_number(run["mean_dice"]) for run in runs], MEAN_STYLE))
     ticks = [str(run["value"]) for run in runs]
     panel = Panel("Dice of the released model", key, "Dice", curves, (0.0, 1.0), reference=reference, ticks=ticks)
-    return draw_panels([panel], "sweep", f"Curves of validation Dice of every site against {key}")
+    return draw_panels([panel], "sweep", f"Curves of each site's validation Dice against {key}")
 
 
 def _number(value: object) -> float:

@@ -1,4 +1,4 @@
-"""The tables of the report, worked out from what a run left; numbers stay numbers, the page formats them."""
+"""The tables of the report, computed from a run's record. The page formats most numbers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from server.formatting import NOTHING
 from server.run_store.record import CaseScore, RunRecord, as_number, as_scores
 
 _METRICS = {
-    "hd95_mm": "95 % surface distance (HD95), mm",
+    "hd95_mm": "95th-percentile Hausdorff distance (HD95), mm",
     "assd_mm": "average surface distance (ASSD), mm",
-    "nsd_at_1mm": "surface within 1 mm (NSD)",
+    "nsd_at_1mm": "normalised surface Dice at 1 mm (NSD)",
     "volume_error": "volume error",
 }
 
@@ -31,7 +31,7 @@ def _spread(values: Sequence[float]) -> dict[str, Any] | None:
 
 
 def site_table(run: RunRecord, best_round: int | None) -> dict[str, Any]:
-    """Sites with Dice by label: spread over cases if they are known, else the site's own mean of the best round."""
+    """List sites with their Dice by label: the spread over cases if known, else the site's mean in the best round."""
     line = run.line_of_model(best_round)
     rows = []
     for site in run.sites:
@@ -67,7 +67,7 @@ def _dice_values(run: RunRecord, label: int, site: str | None) -> list[float]:
 
 
 def metric_table(run: RunRecord) -> dict[str, Any] | None:
-    """Median and quartiles of every other metric over all validation cases, by label."""
+    """Compute median and quartiles of all metrics but Dice over all validation cases, by label."""
     columns = [key for key in _METRICS if any(key in case.metrics for case in run.cases)]
     if not columns:
         return None
@@ -93,7 +93,7 @@ def _metric_cell(cases: Sequence[CaseScore], key: str) -> dict[str, Any]:
 
 
 def pooled_table(run: RunRecord) -> dict[str, Any] | None:
-    """The federated model beside one trained on all data in one place."""
+    """Compare the federated model with one trained on the pooled data."""
     pooled = run.summary.get("pooled")
     if not isinstance(pooled, dict):
         return None
@@ -116,7 +116,7 @@ def pooled_table(run: RunRecord) -> dict[str, Any] | None:
 
 
 def timing_table(run: RunRecord) -> dict[str, Any] | None:
-    """Median seconds of a training round by site and what they went into, and of whole rounds."""
+    """Compute the median time of a training round, by site and by activity, and of whole rounds."""
     rows = []
     for site in run.sites:
         parts = [line.sites[site.name] for line in run.training_rounds if site.name in line.sites]
@@ -148,7 +148,7 @@ def timing_table(run: RunRecord) -> dict[str, Any] | None:
 
 
 def absences(run: RunRecord) -> list[dict[str, str]]:
-    """Sites that took no part in some rounds, with the reason they gave."""
+    """List sites that did not count in some rounds, with the reasons."""
     found: dict[tuple[str, str, str], list[int]] = {}
     for line in run.rounds:
         for name, part in line.sites.items():
@@ -161,7 +161,7 @@ def absences(run: RunRecord) -> list[dict[str, str]]:
 
 
 def _as_ranges(numbers: Sequence[int]) -> str:
-    """Ascending numbers as text: ``1, 3–5``."""
+    """Format ascending numbers as ranges: ``1, 3–5``."""
     spans: list[list[int]] = []
     for number in numbers:
         if spans and number == spans[-1][-1] + 1:

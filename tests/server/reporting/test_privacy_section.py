@@ -44,12 +44,12 @@ def private_run(folder: Path, noise: dict[str, Any] | None = NOISE, **privacy: o
 def test_the_section_says_what_was_promised_and_spent(tmp_path: Path) -> None:
     page = Page(write_report(private_run(tmp_path)))
     for words in (
-        "every patient of every site",
+        "each patient of each site",
         "epsilon 8 at delta 1e-05, for all 10 rounds",
-        "epsilon 7.700 (the site that spent most)",
-        "with probability 0.25; his or her gradient is cut to a norm of 0.5",
-        "1.234 times the most that one patient can contribute",
-        "5.678 times the most that one patient can contribute",
+        "epsilon 7.700 (the site that spent the most)",
+        "with probability 0.25; their gradient is clipped to a norm of 0.5",
+        "1.234 (standard deviation of the noise on the sum of gradients in a step",
+        "noise multiplier 5.678 (standard deviation of the noise on the sum of scores",
         "= 2.98e+03 times",
         "Not covered: that a site takes part",
         "This report itself is not private",
@@ -95,7 +95,7 @@ def test_a_run_that_has_just_begun(tmp_path: Path) -> None:
     assert section["curves"] is None
     text = Page(write_report(folder)).text
     assert "nothing yet" in text
-    assert "not written down yet" in text
+    assert "not known yet" in text
 
 
 def test_a_run_without_privacy_has_no_such_section(tmp_path: Path) -> None:

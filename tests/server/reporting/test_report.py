@@ -113,7 +113,7 @@ def test_figures_take_their_colours_from_the_page(finished: Page) -> None:
 
 
 def test_headline_says_what_was_reached_and_what_it_cost(finished: Page) -> None:
-    assert "hippocampus Finished All rounds were done." in finished.text
+    assert "hippocampus Finished All rounds are complete." in finished.text
     assert "Best mean Dice 0.871" in finished.text
     assert "Released model round 10" in finished.text
     assert "Rounds 10 of 10" in finished.text
@@ -159,7 +159,7 @@ def test_both_times_are_stated(tmp_path: Path) -> None:
     pooled = summary["pooled"] | {"seconds": 125.0, "mean_dice": summary["best_mean_dice"] + 0.0001}
     (folder / "summary.json").write_text(json.dumps(summary | {"pooled": pooled}))
     page = report(folder)
-    assert "of all rounds of the federation; pooled training, for comparison, took 2 min 05 s more" in page.text
+    assert "of all federated rounds; pooled training took another 2 min 05 s" in page.text
     assert "Time of pooled training" in page.text
     assert page.row("mean")[-1] == "0.000", "a difference that rounds to nothing has no sign"
 
@@ -264,8 +264,8 @@ def test_damaged_files_become_notes(tmp_path: Path) -> None:
     for note in (
         "Line 2 of rounds.jsonl",
         "no round number",
-        "plan.json could not be understood",
-        "partition.json could not be understood",
+        "plan.json is invalid",
+        "partition.json is invalid",
         "Line 2 of validation.csv",
         "examples/best_0.npz could not be read",
     ):
@@ -289,7 +289,7 @@ def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path, contents: list[st
     with pytest.raises(FedvoxError, match=re.escape(f"{tmp_path}: not the folder of a run")):
         write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
-    with pytest.raises(FedvoxError, match="no such folder"):
+    with pytest.raises(FedvoxError, match="does not exist"):
         write_report(tmp_path / "missing")
 
 
