@@ -1,1 +1,1 @@
-"""What people watch during a run, on a terminal or as plain lines."""
+"""Progress of a run, shown on a terminal or as plain lines."""

@@ -1,6 +1,6 @@
-"""Live progress of a run: a display that redraws itself on a terminal, plain lines everywhere else.
+"""Live progress of a run: a live display on a terminal, plain lines elsewhere.
 
-Both faces are told the same things and are context managers. Rich is imported only when there is a terminal.
+Both displays have the same interface and are context managers. Rich is imported only for a terminal.
 """
 
 from __future__ import annotations
@@ -19,56 +19,56 @@ STAGE_INTERVAL_SECONDS = 3.0
 
 
 class ProgressDisplay(Protocol):
-    """What the round loop and the simulation tell about how far they are."""
+    """Receives progress from the round loop and the simulation."""
 
     def start(self, name: str, rounds: int, sites: Sequence[str]) -> None:
-        """A run of ``rounds`` training rounds and one final evaluation begins, or goes on; another may follow it."""
+        """Begin or resume a run of ``rounds`` training rounds and one final evaluation; another run may follow."""
 
     def stage(self, text: str, done: int, total: int) -> None:
-        """Work outside rounds is ``done`` of ``total``, such as preparing scans; may be called very often."""
+        """Report that work outside rounds, such as preparing scans, is ``done`` of ``total``; may be called often."""
 
     def round_started(self, round: int, phase: str) -> None:
-        """A round begins; ``phase`` is ``train`` or ``evaluate``."""
+        """Report the start of a round; ``phase`` is ``train`` or ``evaluate``."""
 
     def site_started(self, round: int, site: str, steps: int) -> None:
-        """A site begins its part of a round: ``steps`` training steps, 0 if it only evaluates."""
+        """Report that a site starts a round of ``steps`` training steps, 0 if it only evaluates."""
 
     def site_step(self, round: int, site: str, step: int, steps: int, loss: float | None) -> None:
-        """A site has done ``step`` of its ``steps``; may be called very often."""
+        """Report that a site has done ``step`` of its ``steps``; may be called often."""
 
     def site_done(self, round: int, site: str, line: Mapping[str, Any]) -> None:
-        """A site has answered; ``line`` is its object as in ``rounds.jsonl``."""
+        """Report a site's reply; ``line`` is its object in ``rounds.jsonl``."""
 
     def round_done(self, line: Mapping[str, Any]) -> None:
-        """A round is complete; ``line`` is its object as in ``rounds.jsonl``."""
+        """Report that a round is complete; ``line`` is its object in ``rounds.jsonl``."""
 
     def message(self, text: str) -> None:
-        """Something that the user should read; stays on the screen."""
+        """Show a message that stays on the screen."""
 
     def close(self) -> None:
-        """Ends the display and leaves the terminal as it was; may be called more than once."""
+        """End the display and restore the terminal; may be called more than once."""
 
     def __enter__(self) -> Self:
-        """The display itself."""
+        """Return the display itself."""
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Closes the display, whatever happened."""
+        """Close the display."""
 
 
 def make_progress(stream: TextIO | None = None) -> ProgressDisplay:
-    """The display that fits a stream.
+    """Make the display that suits a stream.
 
     Parameters
     ----------
     stream
-        where to show progress; None takes ``sys.stderr``.
+        Where to show progress; None uses ``sys.stderr``.
 
     Returns
     -------
     ProgressDisplay
-        A display that redraws itself if ``stream`` is a terminal that can do so, else one of plain lines.
+        A live display if ``stream`` is a terminal with cursor control, else plain lines.
     """
     stream = sys.stderr if stream is None else stream
     if stream.isatty():
@@ -88,9 +88,9 @@ class PlainProgress:
     Parameters
     ----------
     stream
-        where lines go.
+        Where to write the lines.
     clock
-        seconds that only ever rise; decides how often stages are reported.
+        Monotonic clock in seconds; limits how often stages are reported.
     """
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
@@ -101,12 +101,12 @@ class PlainProgress:
         self._stage_at = float("-inf")
 
     def start(self, name: str, rounds: int, sites: Sequence[str]) -> None:
-        """Says what is about to run."""
+        """Write the run's name, rounds and sites."""
         self._times = RoundTimes(rounds)
         self._write(f"{name}: {counted(rounds, 'round')}, {counted(len(sites), 'site')}: {', '.join(sites)}")
 
     def stage(self, text: str, done: int, total: int) -> None:
-        """Reports at most every three seconds, and always the end."""
+        """Write the stage at most every three seconds, and always when it starts and ends."""
         if (text, done) == self._stage:
             return
         now = self._clock()
@@ -115,20 +115,20 @@ class PlainProgress:
             self._stage, self._stage_at = (text, done), now
 
     def round_started(self, round: int, phase: str) -> None:
-        """Nothing: the sites' lines say it."""
+        """Do nothing: the sites' lines name the round."""
 
     def site_started(self, round: int, site: str, steps: int) -> None:
-        """Nothing: the site's line says it."""
+        """Do nothing: the site's line follows when it is done."""
 
     def site_step(self, round: int, site: str, step: int, steps: int, loss: float | None) -> None:
-        """Nothing: a log is no place for single steps."""
+        """Do nothing: single steps would flood a log."""
 
     def site_done(self, round: int, site: str, line: Mapping[str, Any]) -> None:
-        """One line with loss, Dice of the model that arrived, and seconds; or what went wrong."""
+        """Write one line with loss, Dice of the received model and time, or the reason for a failure."""
         self._write(f"{self._round_name(round)}: {site}: {site_summary(line)}")
 
     def round_done(self, line: Mapping[str, Any]) -> None:
-        """One line with the mean Dice, the time, and the time left."""
+        """Write one line with the mean Dice, the time and the time left."""
         self._times.add(line)
         number = int(line["round"])
         parts = [f"{self._round_name(number)} done in {seconds_text(line)}", round_summary(line)]
@@ -138,12 +138,12 @@ class PlainProgress:
         self._write(", ".join(parts))
 
     def message(self, text: str) -> None:
-        """The text, line by line."""
+        """Write the text, line by line."""
         for line in text.splitlines() or [""]:
             self._write(line)
 
     def close(self) -> None:
-        """Nothing to clean up."""
+        """Do nothing: there is nothing to clean up."""
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""Progress from one process to another: what happens in the server app, as lines in a file of the run folder."""
+"""Progress from the server app to another process, as lines in a file of the run folder."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ _CALLS = frozenset({"round_started", "site_step", "site_done", "round_done", "me
 
 
 class ProgressWriter:
-    """A round loop's observer that writes everything down, one JSON object a line."""
+    """Observer of a round loop that writes every event as a line of JSON."""
 
     def __init__(self, run: Path) -> None:
         self._path = run / PROGRESS_FILE
         self._path.parent.mkdir(exist_ok=True)
 
     def round_started(self, round: int, phase: str) -> None:
-        """A round begins."""
+        """Record the start of a round."""
         self._write("round_started", round, phase)
 
     def site_step(self, round: int, site: str, step: int, steps: int, loss: float | None) -> None:
-        """A site has done ``step`` of ``steps`` steps."""
+        """Record that a site has done ``step`` of ``steps`` steps."""
         self._write("site_step", round, site, step, steps, loss)
 
     def site_done(self, round: int, site: str, line: Mapping[str, Any]) -> None:
-        """A site has answered."""
+        """Record a site's reply."""
         self._write("site_done", round, site, line)
 
     def round_done(self, line: Mapping[str, Any]) -> None:
-        """A round is finished."""
+        """Record that a round is complete."""
         self._write("round_done", line)
 
     def message(self, text: str) -> None:
-        """Something worth a line happened."""
+        """Record a message for the user."""
         self._write("message", text)
 
     def _write(self, call: str, *values: Any) -> None:
@@ -46,14 +46,18 @@ class ProgressWriter:
 
 
 class ProgressReader:
-    """Passes on to a display what was written since the last look; keeps what the latest lines said.
+    """Forwards new events to a display and keeps the latest state.
 
     Attributes
     ----------
     round, phase
-        that are under way; None before the first.
+        The current round and its phase; None before the first round.
     steps
-        site -> (step, steps) in this round. done: site -> its status in this round.
+        (step, steps) in this round, by site.
+    done
+        Status in this round, by site.
+    last_message
+        The last message.
     """
 
     def __init__(self, run: Path, display: ProgressDisplay) -> None:
@@ -67,7 +71,7 @@ class ProgressReader:
         self.last_message = ""
 
     def poll(self) -> bool:
-        """Reads what is new; whether anything was."""
+        """Forward new events; return whether there were any."""
         try:
             with self._path.open("rb") as stream:
                 stream.seek(self._offset)
@@ -79,7 +83,7 @@ class ProgressReader:
         for line in whole.splitlines():
             try:
                 call, *values = json.loads(line)
-            except ValueError:  # cut in half by a crash
+            except ValueError:  # truncated by a crash
                 continue
             if call in _CALLS:
                 self._note(call, values)

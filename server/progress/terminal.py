@@ -1,4 +1,4 @@
-"""Live progress on a terminal; imported only when there is one, so that Rich costs nothing elsewhere."""
+"""Live progress on a terminal. Imported only for a terminal, so that Rich costs nothing elsewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from server.progress.wording import RoundTimes, number_text, one_line, round_sum
 
 @dataclass
 class _SiteRow:
-    """What the terminal's table shows of one site."""
+    """One site's row in the table."""
 
     state: str = "waiting"
     step: int = 0
@@ -34,14 +34,14 @@ class _SiteRow:
 
 
 class TerminalProgress:
-    """A display on a terminal: a table of sites above a bar for the whole run, redrawn four times a second.
+    """A live display: a table of sites above a bar for the whole run, redrawn four times a second.
 
     Parameters
     ----------
     console
         Rich's console of the terminal.
     clock
-        seconds that only ever rise.
+        Monotonic clock in seconds.
     """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
@@ -61,7 +61,7 @@ class TerminalProgress:
         self._round_started_at = self._started_at
 
     def start(self, name: str, rounds: int, sites: Sequence[str]) -> None:
-        """Shows the empty table of sites."""
+        """Show the empty table of sites."""
         with self._lock:
             self._name, self._times = name, RoundTimes(rounds)
             self._round, self._rounds_done, self._phase, self._stage = 0, 0, "", None
@@ -70,13 +70,13 @@ class TerminalProgress:
         self._show()
 
     def stage(self, text: str, done: int, total: int) -> None:
-        """Shows a bar, until it is full."""
+        """Show a bar until it is full."""
         with self._lock:
             self._stage = None if done >= total else (text, done, total)
         self._show()
 
     def round_started(self, round: int, phase: str) -> None:
-        """Sets all sites to waiting."""
+        """Set all sites to waiting."""
         with self._lock:
             self._round, self._phase, self._stage = round, phase, None
             self._rounds_done = round - 1
@@ -86,21 +86,21 @@ class TerminalProgress:
         self._show()
 
     def site_started(self, round: int, site: str, steps: int) -> None:
-        """Shows that the site is at work."""
+        """Show that the site is training or evaluating."""
         with self._lock:
             self._round, row = round, self._rows.setdefault(site, _SiteRow())
             row.state, row.step, row.steps = "training" if steps else "evaluating", 0, steps
         self._show()
 
     def site_step(self, round: int, site: str, step: int, steps: int, loss: float | None) -> None:
-        """Moves the site's bar."""
+        """Advance the site's bar."""
         with self._lock:
             self._round, row = round, self._rows.setdefault(site, _SiteRow())
             row.state, row.step, row.steps = "training", step, steps
             row.loss = row.loss if loss is None else loss
 
     def site_done(self, round: int, site: str, line: Mapping[str, Any]) -> None:
-        """Shows the site's loss, Dice and privacy spent, or what went wrong."""
+        """Show the site's loss, Dice and epsilon spent, or the reason for a failure."""
         with self._lock:
             self._round, row = round, self._rows.setdefault(site, _SiteRow())
             if line.get("status", "ok") == "ok":
@@ -113,7 +113,7 @@ class TerminalProgress:
         self._show()
 
     def round_done(self, line: Mapping[str, Any]) -> None:
-        """Leaves a line above the display."""
+        """Print a summary of the round above the display."""
         with self._lock:
             self._times.add(line)
             self._rounds_done = int(line["round"])
@@ -123,15 +123,15 @@ class TerminalProgress:
         self.message(f"{name}: {round_summary(line)}, {seconds_text(line)}")
 
     def message(self, text: str) -> None:
-        """Leaves the text above the display."""
-        # Not under our lock: Rich takes its own first and then draws, which takes ours.
+        """Print the text above the display."""
+        # Not under our lock, to avoid a deadlock: Rich takes its own lock and then draws, which takes ours.
         live = self._live
         if live is not None:
             live.refresh()
         self._console.print(_lines(text), markup=False, highlight=False)
 
     def close(self) -> None:
-        """Draws the last state once more, and gives the cursor back."""
+        """Draw the final state and restore the cursor."""
         with self._lock:
             live, self._live, self._closed = self._live, None, True
         if live is not None:
@@ -146,14 +146,14 @@ class TerminalProgress:
         self.close()
 
     def _show(self) -> None:
-        """Starts drawing at the first thing that there is to show; later calls find it running."""
+        """Start the live display on the first call; later calls do nothing."""
         with self._lock:
             if self._live is None and not self._closed:
                 self._live = Live(
                     console=self._console,
                     get_renderable=self._render,
                     refresh_per_second=4,
-                    # What is printed to a pipe must not turn up on the terminal instead.
+                    # Output to a pipe must not be redirected to the terminal.
                     redirect_stdout=sys.stdout.isatty(),
                     redirect_stderr=sys.stderr.isatty(),
                 )
@@ -196,13 +196,13 @@ class TerminalProgress:
         return table
 
     def _visible_rows(self) -> list[tuple[str, _SiteRow]]:
-        """As many rows as the terminal has room for: first the sites at work, then the others, in their order."""
+        """Choose as many rows as fit the terminal, active sites first, and keep them in the run's order."""
         room = max(self._console.height - 7, 3)
         rows = list(self._rows.items())
         if len(rows) <= room:
             return rows
-        at_work = [entry for entry in rows if entry[1].state in ("training", "evaluating")]
-        kept = {name for name, _ in (at_work + [entry for entry in rows if entry not in at_work])[:room]}
+        active = [entry for entry in rows if entry[1].state in ("training", "evaluating")]
+        kept = {name for name, _ in (active + [entry for entry in rows if entry not in active])[:room]}
         return [entry for entry in rows if entry[0] in kept]
 
     def _total_line(self) -> RenderableType:

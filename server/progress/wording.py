@@ -1,4 +1,4 @@
-"""What both progress displays say, in the same words."""
+"""The wording that both progress displays share."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from server.formatting import NOTHING, format_seconds
 
 @dataclass
 class RoundTimes:
-    """How long finished training rounds took, and what that means for those that are left."""
+    """Times of finished training rounds, and an estimate for the remaining ones."""
 
     rounds: int = 0
     finished: list[float] = field(default_factory=list)
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Counts a training round, unless its line has no time."""
+        """Record the time of a training round; ignore lines without one."""
         if line.get("phase", "train") == "train" and isinstance(line.get("seconds"), int | float):
             self.finished.append(float(line["seconds"]))
 
     def left(self, round: int, elapsed: float = 0.0) -> float | None:
-        """Seconds until all rounds are done, when ``round`` are done and the next has run for ``elapsed``."""
+        """Estimate the seconds left after ``round`` rounds, when the next has run for ``elapsed`` seconds."""
         if not self.finished:
             return None
         usual = median(self.finished)
@@ -32,23 +32,23 @@ class RoundTimes:
 
 
 def one_line(text: str) -> str:
-    """Text without anything that would move a cursor or break a line."""
+    """Replace non-printable characters, such as line breaks, with spaces."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
 def number_text(value: object) -> str:
-    """A score or loss with three digits, or a dash."""
+    """Format a score or loss with three decimals, or as a dash."""
     return f"{value:.3f}" if isinstance(value, int | float) else NOTHING
 
 
 def seconds_text(line: Mapping[str, Any]) -> str:
-    """The time that a site or a round took."""
+    """Format the time that a site or a round took."""
     seconds = line.get("seconds")
     return format_seconds(float(seconds)) if isinstance(seconds, int | float) else NOTHING
 
 
 def site_summary(line: Mapping[str, Any]) -> str:
-    """Loss, Dice, time and privacy spent of a site that took part; status and reason of one that did not."""
+    """Summarise a site's loss, Dice, time and epsilon, or status and reason if it did not take part."""
     status = str(line.get("status", "ok"))
     if status != "ok":
         reason = line.get("reason")
@@ -62,6 +62,9 @@ def site_summary(line: Mapping[str, Any]) -> str:
 
 
 def round_summary(line: Mapping[str, Any]) -> str:
-    """A round is scored before it trains: the Dice belongs to the model of the round before."""
+    """Summarise a round by its mean Dice.
+
+    Sites score the model before they train: the Dice belongs to the model of the previous round.
+    """
     model_round = line.get("model_round", int(line["round"]) - 1)
     return f"mean Dice {number_text(line.get('mean_dice'))} (model after round {model_round})"
