@@ -1,1 +1,1 @@
-"""From a finished run to a model that others can use, with its validation scores."""
+"""Releases the model of a finished run with its summary and validation scores."""

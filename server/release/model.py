@@ -1,4 +1,4 @@
-"""From a finished run to the bundle that people use; torch is not needed for it."""
+"""Release of a run's model as a bundle, without importing torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from server.run_store.folder import RunFolder, RunState
 def save_released_model(
     folder: RunFolder, config: FederationConfig, plan: Plan, state: RunState, round_number: int, sites: Sequence[str]
 ) -> None:
-    """Writes the checkpoint of ``round_number`` as the run's bundle, without loading it into memory."""
+    """Write the checkpoint of ``round_number`` as the run's bundle, without loading it into memory."""
     layout = folder.layout(round_number)
     weights = layout.split(folder.map_checkpoint(round_number, layout))
     provenance = {

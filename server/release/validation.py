@@ -1,4 +1,4 @@
-"""From a finished run to what people look at: the validation table, the example cases."""
+"""Validation of a released model: scores, validation table and example cases."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Scored:
 
     @property
     def mean_dice(self) -> float:
-        """Mean over labels; NaN where no label has a Dice."""
+        """Mean Dice over labels; NaN if no label has one."""
         values = [scores["dice"] for scores in self.metrics.values() if not math.isnan(scores["dice"])]
         return sum(values) / len(values) if values else math.nan
 
 
 def load_model(folder: RunFolder, plan: Plan, round_number: int) -> torch.nn.Module:
-    """The network with the weights of a checkpoint, on the CPU, in evaluation mode."""
+    """Load the network with the weights of a checkpoint, on the CPU, in evaluation mode."""
     model = build_model(plan.model)
     layout = WeightLayout.of(model)
     layout.load(model, folder.load_checkpoint(round_number, layout))
@@ -57,7 +57,7 @@ def score_cases(
     device: torch.device,
     precision: str,
 ) -> Iterator[Scored]:
-    """Predicts every site's cases, on the grid of the preprocessed scan, and measures them."""
+    """Segment every site's cases on the grid of the preprocessed scan, and score them."""
     model = model.to(device)
     for site, members in cases.items():
         for case in members:
@@ -68,7 +68,7 @@ def score_cases(
 
 
 def write_validation_table(folder: RunFolder, plan: Plan, scored: Sequence[Scored]) -> None:
-    """Writes ``validation.csv``: one row per case and label; a value that is not defined stays empty."""
+    """Write ``validation.csv``: one row per case and label; undefined values stay empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["site", "case", "label", "label_name", *METRICS])
@@ -81,7 +81,7 @@ def write_validation_table(folder: RunFolder, plan: Plan, scored: Sequence[Score
 
 
 def write_examples(folder: RunFolder, scored: Sequence[Scored]) -> None:
-    """Keeps the best and the worst cases with truth and prediction, for the report's pictures."""
+    """Save the best and the worst cases with truth and prediction, for the report's pictures."""
     ranked = sorted(
         (item for item in scored if not math.isnan(item.mean_dice)), key=lambda item: (item.mean_dice, item.case.name)
     )
@@ -106,7 +106,7 @@ def write_examples(folder: RunFolder, scored: Sequence[Scored]) -> None:
 
 
 def mean_dice_by_label(scored: Sequence[Scored], labels: Mapping[int, str]) -> dict[str, float | None]:
-    """Mean over sites of each site's mean over its cases, label by label."""
+    """Return, for each label, the mean over sites of each site's mean over its cases."""
     result: dict[str, float | None] = {}
     for label in labels:
         by_site: dict[str, list[float]] = {}
@@ -120,6 +120,6 @@ def mean_dice_by_label(scored: Sequence[Scored], labels: Mapping[int, str]) -> d
 
 
 def mean_of(values: Mapping[str, float | None]) -> float | None:
-    """Mean of the values that are known."""
+    """Return the mean of the known values, or None if there are none."""
     known = [value for value in values.values() if value is not None]
     return sum(known) / len(known) if known else None
