@@ -134,7 +134,7 @@ def test_a_column_that_does_not_fit_is_refused(tmp_path: Path, rows: list[str], 
 
 def test_a_case_that_stands_twice_in_the_table_is_refused(tmp_path: Path) -> None:
     table(tmp_path, [f"{case},a" for case in (*CASES, CASES[0])])
-    with pytest.raises(ConfigError, match="line 62: case case_000 stands twice"):
+    with pytest.raises(ConfigError, match="line 62: duplicate case case_000"):
         make_partition(COLUMN, tmp_path, CASES, VOLUMES, 0)
 
 
