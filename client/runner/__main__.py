@@ -1,4 +1,4 @@
-"""``python -m client.runner``: the runner's program; ``fedvox-client start`` and ``fedvox-client runner`` start it."""
+"""``python -m client.runner``: the runner, started by ``fedvox-client start`` and ``fedvox-client runner``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from client.runner.isolation import isolate
 
 
 def run() -> int:
-    """Takes the network away, and only then loads all the rest."""
+    """Drop the network, and only then load everything else."""
     isolation = isolate()
     from client.runner.main import main
 

@@ -1,4 +1,4 @@
-"""Calls the site's ClientApp as Flower would, with the texts that lie in the shared folder."""
+"""Calls the site's ClientApp as Flower would, with messages read from the shared folder."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _TTL_SECONDS = 10 * 365 * 86400.0
 
 
 class BadWeightsError(FedvoxError):
-    """The weights that a task names are not there, or are not the ones that it names."""
+    """The weights that a task names are missing or do not match their digest."""
 
     code = ErrorCode.BAD_TASK
 
 
 class ReceivedWeights(FileStore):
-    """What the courier has fetched: nothing is handed out whose SHA-256 is not its name."""
+    """The weights that the courier fetched; returns only files whose SHA-256 matches their name."""
 
     def get(self, digest: str) -> Content:
-        """The file, mapped, after reading all of it once.
+        """Map a file after verifying all of its content.
 
         Raises
         ------
         BadWeightsError
-            it is not there, or holds something else.
+            The file is missing, or its content does not match.
         """
         try:
             return self.verified(digest)
@@ -44,23 +44,25 @@ class ReceivedWeights(FileStore):
 
 
 def kind_of(question: Question) -> str:
-    """The work that a message asks for, in a word."""
+    """Return the kind of work that a message asks for."""
     if isinstance(question, Hello):
         return HELLO
     return MessageType.TRAIN if question.train else MessageType.EVALUATE
 
 
 def ask(app: App, name: str, question: Question, text: str) -> str:
-    """What the app answers to a message; a failure if it fails in whatever way.
+    """Return the app's answer to a message; any exception becomes a failure answer.
 
     Parameters
     ----------
     app
-        of the site.
+        The site's ClientApp.
     name
-        of the task.
+        Name of the task.
     question
-        of the server; text: the same, as it came.
+        The server's message, decoded.
+    text
+        The same message, as received.
     """
     kind = kind_of(question)
     metadata = Metadata(
@@ -86,7 +88,7 @@ def ask(app: App, name: str, question: Question, text: str) -> str:
 
 
 def failure(code: ErrorCode, reason: str) -> str:
-    """A failure as it is sent."""
+    """Encode a failure answer."""
     return pack(Failure(code, reason))
 
 

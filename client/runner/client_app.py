@@ -1,8 +1,7 @@
 """The Flower ClientApp of a site: unpack, check, train or score, pack. No training code.
 
-The same app runs in simulation and at a hospital. What leaves it is what ``common.protocol.codec`` lists: when
-something goes wrong, that is an error code and the name of an exception class; the message and the traceback stay in
-the site's own log.
+The same app runs in simulation and at a hospital. It sends only what ``common.protocol.codec`` lists. On an error it
+sends a code and the name of the exception class; the message and the traceback stay in the site's own log.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ import common
 from client.training.trainer import NonFiniteLossError, Trainer
 from common.errors import ProtocolError
 from common.imaging.cache.case_cache import CachedCase
-from common.privacy.accounting import Spend
-from common.privacy.calibration import PrivacyPlan
+from common.plan.privacy import PrivacyPlan, Spend
 from common.protocol.codec import (
     Answer,
     ErrorCode,
@@ -47,37 +45,37 @@ log = logging.getLogger("fedvox.client")
 
 
 class Observer(Protocol):
-    """Who wants to see a site at work: a progress display, on the same machine."""
+    """Follows a site's work, as a progress display on the same machine does."""
 
     def site_started(self, round: int, site: str, steps: int) -> None:
-        """A site begins a round."""
+        """Handle the start of a round."""
 
     def site_step(self, round: int, site: str, step: int, steps: int, loss: float | None) -> None:
-        """A site has done ``step`` of ``steps`` steps."""
+        """Handle the end of step ``step`` of ``steps``."""
 
 
 class Guard(Protocol):
-    """Stands between the server and the site: it allows what is done."""
+    """Stands between the server and the site: decides which tasks the site may do."""
 
     def check(self, digest: str) -> None:
-        """Raises a FedvoxError with a ``code`` unless the site takes part in the federation of this digest now."""
+        """Raise a FedvoxError with a ``code`` unless the site currently takes part in this federation."""
 
 
 @dataclass(frozen=True)
 class SiteWeights:
-    """Where a site finds the weights that a task names, and puts its update."""
+    """Where a site reads the weights that a task names, and where it writes its update."""
 
     inbox: WeightStore
     outbox: WeightStore
 
 
 class Budget(Protocol):
-    """The privacy that the site's patients may still lose."""
+    """The privacy budget of the site's patients."""
 
     def spend(self, run: str, round: int, spends: Sequence[Spend]) -> float:
-        """Writes down what a round is about to cost, before it begins, and returns the epsilon spent so far with it.
+        """Record what a round will cost, before it begins, and return the epsilon spent so far, this round included.
 
-        Raises a FedvoxError with a ``code`` if the site's limit does not allow it, and then nothing is written down.
+        Raises a FedvoxError with a ``code``, and records nothing, if the site's limit does not allow the round.
         """
 
 
@@ -88,20 +86,20 @@ class Site:
     Raises
     ------
     ValueError
-        the trainer protects patients and nobody pays, or the other way round.
+        The trainer, the privacy plan and the budget do not belong together.
 
     Attributes
     ----------
     train_cases, validation_cases
-        no patient has scans on both sides.
+        No patient has scans in both.
     seed
-        of patch drawing and augmentation; differs between sites.
+        Seed of patch drawing and augmentation; differs between sites.
     digest
-        of the federation that this site agreed to.
+        Digest of the federation that this site agreed to.
     feedback
-        what lossy uploads cut off so far; it lasts as long as the site stays open.
+        Accumulated rounding error of lossy uploads; lasts as long as the site stays open.
     privacy, budget
-        what a round costs the patients, and who pays; None without differential privacy.
+        What a round costs the patients, and the ledger that pays; None without differential privacy.
     """
 
     name: str
@@ -121,12 +119,12 @@ class Site:
 
     @property
     def train_examples(self) -> int:
-        """What is declared and weighs the update: scans; under privacy patients, whose number is all that is public."""
+        """The declared size, which weights the update: scans, or under differential privacy patients."""
         return self._examples(self.train_cases)
 
     @property
     def validation_examples(self) -> int:
-        """As ``train_examples``."""
+        """As ``train_examples``, of the validation cases."""
         return self._examples(self.validation_cases)
 
     def _examples(self, cases: Sequence[CachedCase]) -> int:
@@ -137,20 +135,20 @@ OpenSite = Callable[[Context], Site]
 
 
 class WrongFederationError(ProtocolError):
-    """The server runs another configuration than the one this site agreed to."""
+    """The server runs a different configuration from the one this site agreed to."""
 
 
 def make_client_app(open_site: OpenSite, weights: SiteWeights, guard: Guard | None = None) -> ClientApp:
-    """A ClientApp that answers for whatever site ``open_site`` finds for Flower's context.
+    """Make a ClientApp that answers for the site that ``open_site`` returns for Flower's context.
 
     Parameters
     ----------
     open_site
-        finds the site; called only after the guard has allowed the task.
+        Returns the site; called only after the guard has allowed the task.
     weights
-        of what the messages name.
+        Stores of the weights and updates that messages name.
     guard
-        of a real hospital; a simulation has none.
+        A hospital's guard; a simulation has none.
     """
     app = ClientApp()
 
@@ -160,7 +158,7 @@ def make_client_app(open_site: OpenSite, weights: SiteWeights, guard: Guard | No
             if guard is not None:
                 guard.check(question.digest)
             found = _answer(question, open_site(context), weights)
-        except Exception as error:  # whatever happens inside a site, only a code and a class name leave it
+        except Exception as error:  # only an error code and a class name may leave the site
             return _failure(error, message)
         return Message(to_record(pack(found)), reply_to=message)
 
@@ -172,7 +170,7 @@ def make_client_app(open_site: OpenSite, weights: SiteWeights, guard: Guard | No
 
 def _answer(question: Question, site: Site, weights: SiteWeights) -> Answer:
     if question.digest != site.digest:
-        raise WrongFederationError("the server runs another federation file than this site agreed to")
+        raise WrongFederationError("the server runs a different federation file from the one this site agreed to")
     return _declaration(site) if isinstance(question, Hello) else _work(question, site, weights)
 
 
@@ -257,7 +255,7 @@ def _evaluate_then_train(task: Task, weights: Vector, site: Site, started: float
 
 
 def _spend(task: Task, site: Site) -> float:
-    """Pays for all that the task takes from the patients, before any of it is computed."""
+    """Pay for everything that the task computes from patients, before computing any of it."""
     if site.privacy is None or site.budget is None:
         return math.nan
     spends = [site.privacy.training] if task.train else []

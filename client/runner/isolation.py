@@ -1,12 +1,12 @@
-"""Takes the network away from this process, before it has read anything that could be sent.
+"""Cuts this process off from the network, before it has read anything that could be sent.
 
-A process in a network namespace of its own has no interface but a loopback that is down: it reaches nobody, not even
-the courier beside it. Root makes such a namespace directly; anyone else inside a user namespace, where the kernel
-allows that. A container that was started without a network is recognised as it is.
+A process in its own network namespace has only a loopback interface that is down: it can reach nothing, not even the
+courier on the same machine. Root creates such a namespace directly; other users create it inside a user namespace,
+where the kernel allows that. A container that was started without a network counts as isolated.
 
-Only the standard library is imported here: a namespace is entered before there is a second thread, so before anything
-heavy is loaded. ``python isolation.py`` tries it and ends with status 0 if it works; the reason of a failure is on
-standard output.
+Only the standard library is imported here: the namespace must be entered before a second thread exists, and so before
+anything heavy is loaded. ``python isolation.py`` tries it and exits with status 0 if it works; the reason for a failure
+goes to standard output.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ _CAP_NET_ADMIN, _CAP_SYS_PTRACE, _CAP_SYS_ADMIN = 12, 19, 21
 _LONGEST_SECONDS = 20.0
 _LOOPBACK = "loopback"
 _PLACES = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
-"""Addresses that nobody has (RFC 5737, RFC 3849): whether there is a route to them is asked, nothing is sent."""
+"""Addresses reserved for documentation (RFC 5737, RFC 3849): only routes to them are looked up, nothing is sent."""
 
 
 @dataclass(frozen=True)
 class Isolation:
-    """What network a process has.
+    """The network access of a process.
 
     Attributes
     ----------
     kind
-        ``own`` (it is in a namespace of its own), ``given`` (it was started without a network) or ``none`` (it has the
-        machine's network).
+        ``own`` (in its own network namespace), ``given`` (started without a network) or ``none`` (not isolated: it has
+        the machine's network).
     reason
-        why it could not be isolated; empty if it is.
+        Why it could not be isolated; empty if it is.
     """
 
     kind: Literal["own", "given", "none"]
@@ -51,7 +51,7 @@ class Isolation:
 
     @property
     def is_isolated(self) -> bool:
-        """Whether it can reach nobody."""
+        """Whether the process has no network."""
         return self.kind != "none"
 
     def __str__(self) -> str:
@@ -63,42 +63,42 @@ class Isolation:
 
 
 def isolate() -> Isolation:
-    """Takes the network away from this process for good; call it once, before there is a second thread.
+    """Cut this process off from the network for good; call once, before a second thread exists.
 
     Returns
     -------
     Isolation
-        How it ended; if it could not be done, everything is as before.
+        The outcome. If isolation turns out to be impossible in a trial process, this process is unchanged.
     """
     if is_without_network():
         return Isolation("given")
     if reason := why_not():
         return Isolation("none", reason)
-    # It worked in another process a moment ago, so the steps below do not stop half-way.
+    # A trial process has just succeeded, so the steps below should not stop halfway.
     _enter_namespace()
     ways = ways_out()
     return Isolation("none", f"it still reaches {', '.join(ways)}") if ways else Isolation("own")
 
 
 def can_isolate() -> bool:
-    """Whether a runner started from here would have no network; tried in another process."""
+    """Return whether a runner started from here would have no network; tried in another process."""
     return is_without_network() or not why_not()
 
 
 def is_without_network() -> bool:
-    """Whether this process reaches nothing but its own loopback, as in a container without a network."""
+    """Return whether this process reaches at most its own loopback, as in a container without a network."""
     return not set(ways_out()) - {_LOOPBACK}
 
 
 def why_not() -> str:
-    """Why a process cannot take the network away from itself here; empty if it can."""
+    """Return why a process cannot isolate itself here; empty if it can."""
     if sys.platform != "linux":
-        return "only Linux can take it away"
+        return "isolation needs Linux"
     try:
         command = [sys.executable, "-I", "-S", str(Path(__file__).resolve())]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_LONGEST_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"it could not be tried ({type(error).__name__})"
+        return f"isolation could not be tried ({type(error).__name__})"
     if done.returncode == 0:
         return ""
     lines = done.stdout.splitlines()
@@ -106,7 +106,7 @@ def why_not() -> str:
 
 
 def ways_out() -> list[str]:
-    """All by which this process could reach another: interfaces that are up, routes, ``loopback``. Sends nothing."""
+    """List the ways to reach another process: interfaces that are up, routes, ``loopback``. Sends nothing."""
     found = [name for name in _interfaces_up() if name != "lo"]
     for family, address in _PLACES:
         try:
@@ -132,7 +132,7 @@ def _interfaces_up() -> list[str]:
             try:
                 answer = fcntl.ioctl(any_socket, _SIOCGIFFLAGS, struct.pack("16sH14x", name.encode()[:15], 0))
             except OSError:
-                up.append(name)  # in doubt it is
+                up.append(name)  # assume that it is up
                 continue
             if struct.unpack("16sH14x", answer)[1] & _IFF_UP:
                 up.append(name)
@@ -140,17 +140,17 @@ def _interfaces_up() -> list[str]:
 
 
 def _enter_namespace() -> None:
-    """Enters a network namespace without interfaces, and gives up what would lead out of it.
+    """Enter a network namespace without interfaces, and drop the capabilities that could leave it.
 
     Raises
     ------
     OSError
-        the kernel does not allow it.
+        The kernel does not allow it.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     user, group = os.geteuid(), os.getegid()
     if user != 0 or libc.unshare(_CLONE_NEWNET) != 0:
-        # Read and write as the same user and group; all others are strangers there, and their files as before.
+        # Map only this user and group, to themselves: access to files stays as it was.
         _check(libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET))
         Path("/proc/self/setgroups").write_text("deny", encoding="ascii")
         Path("/proc/self/uid_map").write_text(f"{user} {user} 1", encoding="ascii")
@@ -159,14 +159,14 @@ def _enter_namespace() -> None:
 
 
 def _give_up(libc: ctypes.CDLL, capabilities: tuple[int, ...]) -> None:
-    """Makes sure that neither this process nor a child of it can go back to the machine's network."""
+    """Ensure that neither this process nor its children can return to the machine's network."""
     for capability in capabilities:
         _check(libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0))
     header, sets = struct.pack("Ii", _CAPABILITIES_VERSION, 0), ctypes.create_string_buffer(24)
     _check(libc.capget(header, sets))
     words = list(struct.unpack("6I", sets.raw))
     for capability in capabilities:
-        for kind in range(3):  # effective, permitted, inheritable; the second half is of capabilities from 32 on
+        for kind in range(3):  # effective, permitted, inheritable; the second half holds capabilities from 32 on
             words[kind] &= ~(1 << capability)
     _check(libc.capset(header, struct.pack("6I", *words)))
 
@@ -179,10 +179,10 @@ def _check(result: int) -> None:
 
 def _explain(error: OSError) -> str:
     if error.errno in (errno.EPERM, errno.EACCES):
-        return "the kernel allows this user no network namespace (neither as root nor inside a user namespace)"
+        return "the kernel does not let this user create a network namespace, as root or inside a user namespace"
     if error.errno == errno.ENOSPC:
         return "there are too many namespaces (user.max_user_namespaces, user.max_net_namespaces)"
-    return f"no network namespace could be made ({error.strerror})"
+    return f"a network namespace could not be created ({error.strerror})"
 
 
 def _try() -> int:

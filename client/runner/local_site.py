@@ -1,9 +1,9 @@
-"""A hospital's own data folder, opened as the ``Site`` that its client app works for.
+"""Opens a hospital's data folder as the ``Site`` that its client app works for.
 
-Under differential privacy patients are known by their scans' content (``client.ledger.patient_identity``), decided one
-by one whether they are trained on, and paid for in the hospital's ledger. How many there are on either side is public:
-it leaves the site, as the hospital's declaration, and decides how much weight the site has. Scans of one patient, as
-the folder's ``patients.csv`` has them, are never on both sides, with privacy or without.
+Under differential privacy, patients are identified by the content of their scans (``client.ledger.patient_identity``),
+each assigned to training or validation independently of the others, and paid for in the hospital's ledger. The number
+of patients on each side is public: the site declares it, and it sets the site's weight. With or without privacy, all
+scans of one patient, according to the folder's ``patients.csv``, are on the same side.
 """
 
 from __future__ import annotations
@@ -39,41 +39,41 @@ Progress = Callable[[int, int], None]
 
 
 class SiteDataError(FedvoxError):
-    """The site's data cannot be used; the server learns the code alone."""
+    """The site's data cannot be used; the server learns only the code."""
 
     code = ErrorCode.NO_DATA
 
 
 class LocalSite:
-    """Opens one hospital's site, once, and keeps it warm. To be given to ``make_client_app``.
+    """Opens one hospital's site once and keeps it open: the ``open_site`` of ``make_client_app``.
 
     Parameters
     ----------
     config
-        the federation of the site's kit.
+        The federation of the site's kit.
     plan
-        of the kit.
+        The kit's plan.
     name
-        of the site.
+        Name of the site.
     data
-        the dataset folder.
+        The dataset folder.
     cache
-        folder for preprocessed scans; None keeps them in memory.
+        Folder for preprocessed scans; None keeps them in memory.
     validation
-        names of the cases to score models with, or the share of cases: drawn from the seed, or, under differential
-        privacy, decided by each patient's content.
+        Names of the validation cases, or the share of patients to validate on: drawn from the seed or, under
+        differential privacy, decided by the content of each patient's scans.
     device
-        as in ``choose_device``.
+        As in ``choose_device``.
     observer
-        sees the site at work.
+        Follows the site's work.
     progress
-        is told how many of how many cases are prepared.
+        Called with cases prepared and cases in all.
     state
-        the site's state folder, and
+        The site's state folder; needed only for differential privacy.
     ledger
-        the hospital's; both are needed for differential privacy and for nothing else.
+        The hospital's ledger; needed only for differential privacy.
     attempt
-        as for ``LedgerBudget``.
+        As for ``LedgerBudget``.
     """
 
     def __init__(
@@ -107,21 +107,21 @@ class LocalSite:
         self._site: Site | None = None
 
     def __call__(self, context: Context) -> Site:
-        """The site, whatever Flower's context is; opened now if that did not succeed before."""
+        """Return the site, whatever Flower's context; as ``open``."""
         del context
         return self.open()
 
     def open(self) -> Site:
-        """The site, with all its scans preprocessed and its model on the device.
+        """Return the site, with its scans preprocessed and its model on the device; open it if necessary.
 
         Raises
         ------
         SiteDataError
-            the data cannot be used.
+            The data cannot be used.
         ConfigError
-            the device is not there.
+            The device is not available.
         LedgerError
-            there is no ledger, or a broken one, and the federation is differentially private.
+            The federation is differentially private, and the ledger is missing or broken.
         """
         with self._opening:
             if self._site is None:
@@ -159,8 +159,8 @@ class LocalSite:
 
     def _budget(self, people: People) -> LedgerBudget:
         if self._ledger is None or self._state is None:
-            raise LedgerError("the federation is differentially private, and there is no ledger to write it down in")
-        # A ledger that cannot be used is told now, and not only when a round is to be paid for.
+            raise LedgerError("the federation is differentially private, but there is no ledger; give one (--ledger)")
+        # Report an unusable ledger now, not only when a round must be paid for.
         self._ledger.read()
         return LedgerBudget(self._ledger, self._config, people, self._state / SITE_FILE, self._attempt)
 
@@ -170,12 +170,12 @@ class LocalSite:
 
 
 def labelled_cases(data: Path) -> dict[str, Case]:
-    """The cases of a dataset folder that can be trained on, by name.
+    """Return the labelled cases of a dataset folder, by name.
 
     Raises
     ------
     DataError
-        the folder cannot be used.
+        The folder cannot be used.
     """
     return {case.name: case for case in find_dataset(data).cases if case.label is not None}
 
@@ -187,25 +187,25 @@ def split_site(
     validation: Sequence[str] | float,
     patients: Mapping[str, Patient] | None,
 ) -> tuple[list[str], list[str]]:
-    """Which cases of a site are trained on, and which are not; both come back sorted.
+    """Split a site's cases into training and validation cases, each sorted.
 
     Parameters
     ----------
     config
-        the federation.
+        The federation.
     site
-        its name.
+        Name of the site.
     cases
-        all of them, by name.
+        All cases, by name.
     validation
-        names of the cases that are not, or their share.
+        Names of the validation cases, or the share of patients to validate on.
     patients
-        by case, under differential privacy; without it None.
+        Patients by case name under differential privacy; None without it.
 
     Raises
     ------
     SiteDataError
-        a side would be empty, a named case does not exist, or a patient would be on both sides.
+        A side would be empty, a named case does not exist, or a patient would be on both sides.
     """
     owners = {name: case.owner for name, case in cases.items()}
     if not isinstance(validation, float):
@@ -219,7 +219,7 @@ def split_site(
 
 
 def people_of(patients: Mapping[str, Patient], train: Sequence[str], validation: Sequence[str]) -> People:
-    """Who is used for what, each patient once, from the names of their cases."""
+    """Return the training and the validation patients, each once, from the names of their cases."""
     return {
         "training": list(dict.fromkeys(patients[name] for name in train)),
         "validation": list(dict.fromkeys(patients[name] for name in validation)),
@@ -227,16 +227,16 @@ def people_of(patients: Mapping[str, Patient], train: Sequence[str], validation:
 
 
 def split_cases(owners: Mapping[str, str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
-    """Draws the patients that are not trained on.
+    """Draw the validation patients, and split the cases accordingly.
 
     Parameters
     ----------
     owners
-        case name -> patient; their order does not matter.
+        Case name -> patient; their order does not matter.
     fraction
-        of all patients, rounded down, but at least one and never all.
+        Share of all patients to validate on, rounded down, but at least one patient and never all.
     seed
-        decides the draw.
+        Seed of the draw.
 
     Returns
     -------
@@ -246,13 +246,13 @@ def split_cases(owners: Mapping[str, str], fraction: float, seed: int) -> tuple[
     Raises
     ------
     SiteDataError
-        there are fewer than two patients.
+        There are fewer than two patients.
     """
     patients = sorted(set(owners.values()))
     if len(patients) < 2:
         raise SiteDataError(
-            f"{counted(len(patients), 'patient')} with label maps: one is needed to train on and one to score models "
-            "with"
+            f"{counted(len(patients), 'patient')} with label maps: at least two are needed, one to train on and "
+            "one to score models on"
         )
     shuffled = [str(patient) for patient in np.random.default_rng(seed).permutation(patients)]
     scored = set(shuffled[: min(max(1, int(fraction * len(shuffled))), len(shuffled) - 1)])
@@ -263,19 +263,19 @@ def split_cases(owners: Mapping[str, str], fraction: float, seed: int) -> tuple[
 
 
 def split_by_names(owners: Mapping[str, str], validation: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Splits as a hospital asked for; both lists come back sorted.
+    """Split the cases as the hospital's site file asks, each list sorted.
 
     Parameters
     ----------
     owners
-        case name -> patient.
+        Case name -> patient.
     validation
-        names of the cases that are not trained on.
+        Names of the validation cases.
 
     Raises
     ------
     SiteDataError
-        a named case does not exist, a patient would be on both sides, or no case would be left to train on.
+        A named case does not exist, a patient would be on both sides, or no case would be left to train on.
     """
     if missing := sorted(set(validation) - set(owners)):
         raise SiteDataError(f"site.yaml: validation_cases: the data has no labelled case {missing[0]}")
@@ -284,9 +284,9 @@ def split_by_names(owners: Mapping[str, str], validation: Sequence[str]) -> tupl
     for name in train:
         if owners[name] in scored:
             raise SiteDataError(
-                f"site.yaml: validation_cases: names {scored[owners[name]]} and not {name}, which is of the same "
+                f"site.yaml: validation_cases: names {scored[owners[name]]} but not {name} of the same "
                 f"patient ({PATIENTS_FILE}); name both or neither"
             )
     if not train:
-        raise SiteDataError("site.yaml: validation_cases: names every case, and none is left to train on")
+        raise SiteDataError("site.yaml: validation_cases: names every case; leave at least one to train on")
     return train, sorted(validation)

@@ -1,4 +1,4 @@
-"""Opens what a runner needs, then serves its shared folder until SIGTERM."""
+"""Opens everything a runner needs, then serves its shared folder until SIGTERM."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ log = logging.getLogger("fedvox.runner")
 
 
 def main(isolation: Isolation, arguments: Sequence[str] | None = None) -> int:
-    """Runs until SIGTERM; returns an exit status only if it cannot begin.
+    """Run until SIGTERM; return an exit status only if the runner cannot start.
 
     Parameters
     ----------
     isolation
-        what network this process has.
+        The network access of this process.
     arguments
-        of the command line; None takes this process's.
+        Command-line arguments; None takes this process's.
     """
     options = _options(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -55,7 +55,7 @@ def main(isolation: Isolation, arguments: Sequence[str] | None = None) -> int:
     except FedvoxError as error:
         log.error("%s", error)
         return error.exit_status
-    # Not through the interpreter's own end: work that was broken off still holds threads.
+    # Skip the interpreter's shutdown, which would wait for the threads of interrupted work.
     logging.shutdown()
     os._exit(0)
 
@@ -100,7 +100,7 @@ def _serve(options: argparse.Namespace, folder: SharedFolder, isolation: Isolati
         try:
             open_site()
         except FedvoxError as error:
-            # Served nonetheless: the server then hears a code, and once the data are put right the next task succeeds.
+            # Serve all the same: the server gets an error code, and once the data are repaired the next task succeeds.
             log.error("the data cannot be used: %s", error)
 
     weights = SiteWeights(ReceivedWeights(folder.inbox), FileStore(folder.outbox))

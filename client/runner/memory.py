@@ -1,4 +1,4 @@
-"""Gives memory back to the machine between tasks."""
+"""Returns freed memory to the operating system between tasks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import ctypes
 
 
 def return_freed_memory() -> None:
-    """Hands freed heap pages back to the system, where the C library can.
+    """Return freed heap pages to the operating system, where the C library can.
 
-    glibc keeps them for the next allocation. After a round of training that is several times the size of the model,
-    and at a hospital the wait for the next round may last for hours.
+    glibc keeps them for later allocations. After a round of training they take several times the size of the model, and
+    the next round may be hours away.
     """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""How far the runner is: for the courier, which tells the server, and for whoever asks at the hospital."""
+"""The runner's progress, for the courier, which tells the server, and for people at the hospital."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ log = logging.getLogger("fedvox.runner")
 WRITE_SECONDS = 0.5
 SIGN_SECONDS = 10.0
 LONGEST_SILENCE_SECONDS = 180.0
-"""A case is prepared in less than that."""
+"""Preparing one case takes less than this."""
 
 
 class SupersededError(FedvoxError):
-    """The server has sent a newer task, and does not want this one any more."""
+    """The server has sent a newer task and no longer waits for this one."""
 
     code = ErrorCode.TASK_LOST
 
 
 class RunnerStatus:
-    """Writes what the runner does to a file, seldom enough to cost nothing. An ``Observer`` of the site.
+    """Writes the runner's status to a file, rarely enough to cost nothing. An ``Observer`` of the site.
 
-    A full disk does not disturb the work: then the file is old, which ``fedvox-client health`` tells.
+    A full disk does not interrupt the work: the file becomes stale, which ``fedvox-client health`` reports.
 
     Parameters
     ----------
     path
-        the file.
+        The status file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,9 +49,9 @@ class RunnerStatus:
         self._lock = threading.Lock()
 
     def say(self, **content: Any) -> None:
-        """Changes entries; a change of state or of a problem is written at once, anything else now and then.
+        """Update entries; write a changed state or problem at once, anything else at most every 0.5 s.
 
-        Also what is unchanged is written every 10 s, with the time by which the next sign of life will have come.
+        Calls write the file after 10 s even without a change, with the time by which the next write is due.
         """
         with self._lock:
             before = dict(self._content)
@@ -67,33 +67,33 @@ class RunnerStatus:
                     log.error("%s", error)
 
     def state(self, name: str) -> None:
-        """What the runner reports of itself: ``preparing data``, ``waiting`` or ``working``."""
+        """Set the runner's state: ``preparing data``, ``waiting`` or ``working``."""
         self.say(state=name)
 
     def prepared(self, done: int, cases: int) -> None:
-        """How far the data are."""
+        """Report how many cases are prepared."""
         self.say(prepared=done, cases=cases)
 
     def site_started(self, round: int, site: str, steps: int) -> None:
-        """A round begins."""
+        """Report the start of a round."""
         del site
         self.say(round=round, step=0, steps=steps)
 
     def site_step(self, round: int, site: str, step: int, steps: int, loss: float | None) -> None:
-        """A step is done."""
+        """Report a finished step."""
         del site, loss
         self.say(round=round, step=step, steps=steps)
 
 
 class TaskProgress:
-    """Counts the steps of the task under way; to be given to the site as its observer.
+    """Counts the steps of the current task, as the site's observer.
 
     Parameters
     ----------
     folder
-        where the courier reads how far it is.
+        Shared folder, where the courier reads the progress.
     following
-        another observer, which sees everything too.
+        Another observer that receives every call.
     """
 
     def __init__(self, folder: SharedFolder, following: Observer | None = None) -> None:
@@ -104,31 +104,31 @@ class TaskProgress:
         self._superseded = False
 
     def begin(self, task: str) -> None:
-        """Work on a task begins."""
+        """Start counting for a task."""
         self._superseded = False
         self._write(Work(task))
 
     def end(self) -> None:
-        """It has ended, or none was ever begun."""
+        """Record that no task is being worked on."""
         self._write(Work())
 
     def cancel(self) -> None:
-        """Ends the work at its next step."""
+        """Stop the work at its next step."""
         self._superseded = True
 
     def site_started(self, round: int, site: str, steps: int) -> None:
-        """The number of steps is known."""
+        """Record the number of steps."""
         self._write(Work(self._work.task, 0, steps))
         if self._following is not None:
             self._following.site_started(round, site, steps)
 
     def site_step(self, round: int, site: str, step: int, steps: int, loss: float | None) -> None:
-        """A step is done.
+        """Record a finished step.
 
         Raises
         ------
         SupersededError
-            the work was cancelled.
+            The work was cancelled.
         """
         if self._superseded:
             raise SupersededError("a newer task has come")
@@ -143,4 +143,4 @@ class TaskProgress:
         try:
             self._folder.set_work(work)
         except OutputError as error:
-            log.error("%s", error)  # the work itself goes on: there may be room when it is done
+            log.error("%s", error)  # the work goes on: there may be space again when it is done

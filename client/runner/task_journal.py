@@ -1,11 +1,11 @@
-"""What was done with each task, on disk: so that none is worked on twice, and none is paid for twice.
+"""The journal of tasks on disk: no task is worked on twice or paid for twice.
 
-Before work begins a record says so, with a random name for this attempt, which the privacy ledger repeats beside what
-the attempt pays (``client.ledger.budget``). A runner that was killed finds the record and goes on with the same
-attempt: its answer was never released, so what it paid still covers the work. When the answer is known, the record
-keeps it, and the attempt is over; a later one has another name and pays for itself. A failure leaves no record.
+Before work begins, the journal records a random name for the attempt; the privacy ledger stores it with what the
+attempt pays (``client.ledger.budget``). After a crash, the runner finds the record and resumes the same attempt: its
+answer was never released, so its payment still covers the work. The finished record keeps the answer and ends the
+attempt; a later attempt has another name and pays for itself. A failure leaves no record.
 
-Records lie in the site's state folder, out of the courier's reach.
+Records are in the site's state folder, out of the courier's reach.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from common.weights.digest import is_sha256
 log = logging.getLogger("fedvox.runner")
 
 KEPT = 8
-"""Records of tasks that are over; a server asks again for the last one or two at most."""
+"""Old records that are kept; a server repeats at most the last one or two tasks."""
 _SUFFIX = ".json"
 
 
 @dataclass(frozen=True)
 class Record:
-    """What is known of one task.
+    """The journal's record of one task.
 
     Attributes
     ----------
     name
-        of the task.
+        Name of the task.
     attempt
-        random name of the attempt at it.
+        Random name of the attempt.
     reply
-        the answer, as it was sent; None while it is not known.
+        The answer as sent; None while it is not known.
     update
-        SHA-256 of the update that went beside it; None if none did.
+        SHA-256 of the update that accompanied the answer; None without one.
     """
 
     name: str
@@ -59,12 +59,12 @@ class Record:
 
 
 class TaskJournal:
-    """Records in a folder, a file for each task; made at the first one.
+    """Records in a folder, one file per task; the folder is created with the first record.
 
     Parameters
     ----------
     folder
-        in the site's state folder.
+        Folder of the records, inside the site's state folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -72,11 +72,11 @@ class TaskJournal:
         self._attempt = ""
 
     def attempt(self) -> str:
-        """The attempt that is under way; empty if there is none."""
+        """Return the name of the current attempt; empty if there is none."""
         return self._attempt
 
     def find(self, name: str) -> Record | None:
-        """What is known of a task; a record that is damaged counts as none, and the task is paid for anew."""
+        """Return a task's record; a damaged one counts as none, and the task is paid for again."""
         file = self._file(name)
         try:
             content = json.loads(file.read_bytes())
@@ -90,14 +90,14 @@ class TaskJournal:
         return record if is_whole and record.attempt else None
 
     def begin(self, name: str) -> Record:
-        """Notes that work on a task begins; of one that was broken off it goes on with the attempt.
+        """Record that work on a task begins; resume the attempt of interrupted work.
 
         Raises
         ------
         OutputError
-            that cannot be written down.
+            The record cannot be written.
         ValueError
-            the task is done.
+            The task is done.
         """
         record = self.find(name)
         if record is None:
@@ -109,24 +109,24 @@ class TaskJournal:
         return record
 
     def finish(self, name: str, reply: str, update: str | None) -> None:
-        """Notes a task's answer, before it is released.
+        """Record a task's answer, before it is released.
 
         Raises
         ------
         OutputError
-            that cannot be written down.
+            The record cannot be written.
         """
         known = self.find(name)
         self._write(Record(name, known.attempt if known else secrets.token_hex(16), reply, update))
         self._attempt = ""
 
     def forget(self, name: str) -> None:
-        """Ends the attempt at a task without a result: a later one pays for itself.
+        """End an attempt without a result; a later attempt pays for itself.
 
         Raises
         ------
         OutputError
-            the record cannot be removed.
+            The record cannot be removed.
         """
         self._attempt = ""
         try:
@@ -137,24 +137,24 @@ class TaskJournal:
             raise OutputError(f"{self._file(name)}: cannot be removed: {error.strerror}; restore its rights") from None
 
     def updates(self, names: Collection[str]) -> set[str]:
-        """The updates of those of these tasks that are done."""
+        """Return the updates of those tasks that are done."""
         records = [self.find(name) for name in names]
         return {record.update for record in records if record is not None and record.update is not None}
 
     def trim(self, needed: Collection[str]) -> None:
-        """Removes old records but not those of the tasks ``needed``."""
+        """Remove old records, except those of the tasks ``needed``."""
         found = []
         for file in self.folder.glob(f"*{_SUFFIX}"):
             with contextlib.suppress(OSError):
                 if is_task_name(file.stem) and file.stem not in needed:
                     found.append((file.stat().st_mtime_ns, file))
         for _, file in sorted(found)[:-KEPT]:
-            with contextlib.suppress(OSError):  # it is in nobody's way
+            with contextlib.suppress(OSError):  # a leftover record does no harm
                 file.unlink(missing_ok=True)
 
     def _file(self, name: str) -> Path:
         if not is_task_name(name):
-            raise ValueError("that is no name of a task")
+            raise ValueError("not a task name")
         return self.folder / f"{name}{_SUFFIX}"
 
     def _write(self, record: Record) -> None:
@@ -162,7 +162,7 @@ class TaskJournal:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             content = {key: value for key, value in asdict(record).items() if key != "name"}
             write_atomically(self._file(record.name), json.dumps(content) + "\n")
-            # The new name must outlast a loss of power as well: what is released after it is not taken back.
+            # The file name must survive a power failure too: an answer that is released afterwards cannot be recalled.
             _flush(self.folder)
         except OSError as error:
             raise OutputError(f"{self.folder}: cannot be written: {error.strerror}; free space") from None

@@ -1,7 +1,7 @@
-"""Looks for tasks in the shared folder, has them done one at a time, and puts the answers there.
+"""Takes tasks from the shared folder, works on one at a time, and writes the answers back.
 
-An answer is released in this order, so that a runner that is killed anywhere in between can go on: the update lies in
-the outbox, the journal knows the answer, the audit log has it, and last the answer appears in the outbox by rename.
+An answer is released in an order that lets a runner resume after a crash at any point: the update is written to the
+outbox, then the answer to the journal and to the audit log, and last a rename makes it appear in the outbox.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ SHORT_PAUSE_SECONDS, LONG_PAUSE_SECONDS = 0.02, 0.1
 IDLE_SECONDS, IDLE_FOR_LONG_SECONDS = 1.0, 60.0
 BUSY_PAUSE_SECONDS = 0.05
 LOOK_SECONDS = 5.0
-"""So often is the inbox read although nothing seems to have changed in it."""
+"""The inbox is read this often even if it seems unchanged."""
 SETTLED_SECONDS = 1.0
-"""A folder that changed less than that ago is read again: two changes in one tick of its clock look like one."""
+"""A folder that changed more recently is read again: two changes within one clock tick look like one."""
 RETRY_SECONDS = 3.0
 _LEFT_BY_A_CRASH = re.compile(r"\.([0-9a-f]{16}\.part|[0-9a-f]{32}\.reply\.[0-9a-f]{8})")
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """A message of the server's. name: of its task. text: as it came; question: the same, None if it is none."""
+    """A message from the server: task name, text as received, decoded question (None if invalid)."""
 
     name: str
     text: str
@@ -59,7 +59,7 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _Job:
-    """Something that a thread does. is_replay: its answer is in the journal already."""
+    """Work on a message in a thread; ``is_replay``: its answer is in the journal already."""
 
     asked: _Asked
     answer: Future[str]
@@ -67,25 +67,24 @@ class _Job:
 
 
 class TaskLoop:
-    """Serves one shared folder. To be made in the main thread: it takes over SIGTERM and SIGINT, which end it.
+    """Serves one shared folder. Create it in the main thread: it handles SIGTERM and SIGINT, which end it.
 
-    Tasks are worked on in one thread. Who a site is, and what an answer was, is told from another one, also while the
-    first is training.
+    One thread works on tasks. Another describes the site and repeats earlier answers, even during training.
 
     Parameters
     ----------
     folder
-        shared with the courier; held by this process.
+        Folder shared with the courier; held by this process.
     journal
-        of finished tasks.
+        The site's task journal.
     app
-        answers messages.
+        Answers messages.
     guard
-        allows an answer that is sent again, and writes down what leaves.
+        Checks an answer before it is repeated, and records what leaves.
     progress
-        the observer of the site that ``app`` opens.
+        The observer of the site that ``app`` opens.
     status
-        is told what this runner does.
+        Status file of this runner.
     """
 
     def __init__(
@@ -116,12 +115,12 @@ class TaskLoop:
         signal.signal(signal.SIGINT, self._stop)
 
     def serve(self, prepare: Callable[[], None]) -> None:
-        """Does ``prepare`` first, then task after task until SIGTERM; what is under way then is broken off.
+        """Run ``prepare``, then task after task until SIGTERM, which interrupts the current task.
 
         Parameters
         ----------
         prepare
-            in the thread that works; raising ends the runner.
+            Runs in the worker thread; an exception ends the runner.
         """
         self._clean()
         preparing = self._worker.submit(prepare)
@@ -141,7 +140,7 @@ class TaskLoop:
         self._stopping = True
 
     def _clean(self) -> None:
-        """Removes what a killed runner left half-written."""
+        """Remove files that a killed runner left half-written."""
         self._progress.end()
         for file in self._folder.outbox.iterdir():
             if _LEFT_BY_A_CRASH.fullmatch(file.name):
@@ -160,11 +159,11 @@ class TaskLoop:
             time.sleep(SHORT_PAUSE_SECONDS if idle < IDLE_FOR_LONG_SECONDS else LONG_PAUSE_SECONDS)
 
     def _may_have_changed(self) -> bool:
-        """Whether it is worth while to read the inbox; costs next to nothing."""
+        """Return whether the inbox may have changed, at almost no cost."""
         try:
             changed = self._folder.inbox.stat().st_mtime_ns
         except OSError:
-            changed = -1  # reading it says what is wrong
+            changed = -1  # reading the inbox will report the problem
         now = time.monotonic()
         is_new = changed != self._seen or abs(time.time_ns() - changed) < SETTLED_SECONDS * 1e9
         if is_new or now - self._looked_at >= LOOK_SECONDS:
@@ -175,10 +174,10 @@ class TaskLoop:
     def _look_again(self) -> None:
         self._seen = -1
 
-    # What is to be done
+    # Incoming tasks
 
     def _look(self) -> None:
-        """Begins what can be begun of the tasks in the inbox."""
+        """Begin the tasks in the inbox that can begin."""
         answered = set(self._folder.replies()) | set(self._held)
         answered |= {job.asked.name for job in (self._work, self._talk) if job is not None}
         tasks = []
@@ -211,14 +210,14 @@ class TaskLoop:
         try:
             question = unpack_question(text)
             if isinstance(question, Task) and question.name != name:
-                raise ProtocolError("it has the name of another task")
+                raise ProtocolError("the file is named after another task")
         except ProtocolError as error:
             log.error("%s: %s", self._folder.task(name), error)
             return _Asked(name, text, None)
         return _Asked(name, text, question)
 
     def _choose(self, tasks: list[_Asked]) -> None:
-        """Of several tasks the server waits for the newest alone."""
+        """Begin the newest task; the server waits for no other."""
         newest = tasks[-1]
         for asked in tasks:
             if _is_older(newest, asked):
@@ -234,7 +233,7 @@ class TaskLoop:
             self._progress.cancel()
 
     def _begin(self, asked: _Asked) -> None:
-        assert asked.question is not None  # noqa: S101 -- what is none was answered by _look
+        assert asked.question is not None  # noqa: S101 -- _look has answered invalid messages
         try:
             self._tidy(asked.name)
             self._journal.begin(asked.name)
@@ -248,12 +247,12 @@ class TaskLoop:
         self._work = _Job(asked, answer)
 
     def _tidy(self, name: str) -> None:
-        """Removes updates that nobody asks for any more, and old records, before a task begins.
+        """Remove updates that are no longer needed, and old records, before a task begins.
 
         Raises
         ------
         OutputError
-            an update cannot be removed.
+            An update cannot be removed.
         """
         needed = {update for reply in self._folder.replies() if (update := self._update_in(reply))}
         tasks = [task for task in self._folder.tasks() if task != name]
@@ -271,7 +270,7 @@ class TaskLoop:
         return answer.update if isinstance(answer, Result) else None
 
     def _tell(self, asked: _Asked) -> None:
-        """Has the app say who this site is, as soon as there is nobody else to be told something."""
+        """Have the app describe this site, as soon as the second thread is free."""
         if self._talk is None and asked.question is not None:
             answer = self._desk.submit(ask, self._app, asked.name, asked.question, asked.text)
             self._talk = _Job(asked, answer)
@@ -281,8 +280,8 @@ class TaskLoop:
             self._talk = _Job(asked, self._desk.submit(self._repeated, asked, record), is_replay=True)
 
     def _repeated(self, asked: _Asked, record: Record) -> str:
-        """The answer in the journal, if the site still takes part and the update is what it was."""
-        assert record.reply is not None and asked.question is not None  # noqa: S101 -- as _look found
+        """Return the answer in the journal, if the site still takes part and the update is intact."""
+        assert record.reply is not None and asked.question is not None  # noqa: S101 -- _look has checked both
         try:
             self._guard.check(asked.question.digest)
             if record.update is not None:
@@ -290,15 +289,15 @@ class TaskLoop:
         except PolicyError as error:
             return failure(error.code, type(error).__name__)
         except FedvoxError as error:
-            log.error("task %s is done, and its answer cannot be sent again: %s", asked.name[:8], error)
+            log.error("task %s is done, but its answer cannot be sent again: %s", asked.name[:8], error)
             return failure(ErrorCode.TASK_LOST, type(error).__name__)
-        log.info("task %s: the same answer again", asked.name[:8])
+        log.info("task %s: repeating its answer", asked.name[:8])
         return record.reply
 
-    # What was done
+    # Outgoing answers
 
     def _collect(self) -> None:
-        """Releases the answers that are there."""
+        """Release the answers that are ready."""
         if self._work is not None and self._work.answer.done():
             job, self._work = self._work, None
             self._progress.end()
@@ -311,13 +310,13 @@ class TaskLoop:
                 self._release(job, answer)
 
     def _fail(self, asked: _Asked, code: ErrorCode, reason: str) -> None:
-        """Answers a task that is not begun."""
+        """Answer a task with a failure instead of beginning it."""
         answer: Future[str] = Future()
         answer.set_result(failure(code, reason))
         self._release(_Job(asked, answer), answer.result())
 
     def _release(self, job: _Job, answer: str) -> None:
-        """Lets an answer leave; one that cannot be written down is kept, and tried again until it can."""
+        """Release an answer; if it cannot be recorded, keep it and retry."""
         self._look_again()
         try:
             try:
@@ -336,19 +335,19 @@ class TaskLoop:
             self._status.say(problem=None)
 
     def _write(self, job: _Job, answer: str) -> None:
-        """Journal, audit log, outbox.
+        """Write an answer to the journal, the audit log and the outbox.
 
         Raises
         ------
         FedvoxError
-            one of them cannot be written.
+            One of them cannot be written.
         """
         asked, content = job.asked, unpack_answer(answer)
         update = content.update if isinstance(content, Result) else None
         if isinstance(content, Result) and not job.is_replay:
             self._journal.finish(asked.name, answer, update)
         if not self._folder.task(asked.name).exists():
-            log.warning("task %s: nobody waits for the answer any more", asked.name[:8])
+            log.warning("task %s: the server no longer waits for the answer", asked.name[:8])
             return
         size = self._size_of(update) if update is not None else 0
         with _to_appear(self._folder.reply(asked.name), answer.encode()):
@@ -366,12 +365,12 @@ class TaskLoop:
 
 @contextlib.contextmanager
 def _to_appear(path: Path, content: bytes) -> Iterator[None]:
-    """Writes a file that appears when the block ends, and not if that raises.
+    """Write a file that appears when the block ends, unless the block raises.
 
     Raises
     ------
     OutputError
-        it cannot be written.
+        The file cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -386,7 +385,7 @@ def _to_appear(path: Path, content: bytes) -> Iterator[None]:
 
 
 def _is_older(one: _Asked, other: _Asked) -> bool:
-    """Whether a task is of an earlier round of the same run than another."""
+    """Return whether a task belongs to an earlier round than another of the same run."""
     first, second = one.question, other.question
     return (
         isinstance(first, Task) and isinstance(second, Task) and first.run == second.run and first.round < second.round
