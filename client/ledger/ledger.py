@@ -117,7 +117,7 @@ class Witness:
                 elif entry.event == RECOVERED_EVENT and entry.details["epsilon"] is not None:
                     largest = max(largest, float(entry.details["epsilon"]))
         except (AuditError, KeyError, TypeError, ValueError) as error:
-            raise LedgerError(f"{self._log}: does not tell what was spent: {error}") from None
+            raise LedgerError(f"{self._log}: does not show what was spent: {error}") from None
         return largest, spends
 
     def note(self, path: Path, entry: Entry, about: RoundEntry) -> None:
@@ -168,7 +168,7 @@ class Witness:
                     details = entry.details
                     return Seen(n=details["ledger_n"], hash=details["ledger_hash"], path=details["ledger"])
         except (AuditError, KeyError, ValidationError) as error:
-            raise LedgerError(f"{self._log}: does not tell what the ledger was: {error}") from None
+            raise LedgerError(f"{self._log}: does not show what the ledger was: {error}") from None
         return None
 
 

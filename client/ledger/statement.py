@@ -16,10 +16,10 @@ from common.privacy.accounting import epsilon_of
 
 TITLE = "PRIVACY SPENT BY THIS HOSPITAL'S PATIENTS"
 HOW_TO_READ = (
-    "Epsilon bounds how much anyone can learn about any one patient from what left the building; smaller means stronger "
-    "protection. Several uses of the same patient count together: the total is computed from all of them, and is less "
-    "than their sum. A dataset is a set of patients identified by the content of their scans, whatever the files and "
-    "folders are called. Every round is recorded before it begins, so a failed round counts as well."
+    "Epsilon bounds how much anyone can learn about any one patient from what left the building; smaller means "
+    "stronger protection. Several uses of the same patient count together: the total is computed from all of them, and "
+    "is less than their sum. A dataset is a set of patients identified by the content of their scans, whatever the "
+    "files and folders are called. Every round is recorded before it begins, so a failed round counts as well."
 )
 _USES = {"training": "trained on", "validation": "scored on"}
 
@@ -160,7 +160,7 @@ def _told(balance: Mapping[str, Any], limit: Mapping[str, Any]) -> str:
     spent = f"The patient who has spent the most: {_epsilon_text(balance['epsilon'])} at delta {limit['delta']:g}"
     if limit["max_epsilon"] is None:
         return f"{spent}."
-    return f"{spent}; {balance['left']:.2f} of {limit['max_epsilon']:g} is left."
+    return f"{spent}; {balance['left']:.2f} of {limit['max_epsilon']:g} are left."
 
 
 def _table(uses: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -129,7 +129,7 @@ def test_a_whole_ledger_is_not_recovered(path: Path, state: Path) -> None:
     spend_three(path, state)
     before = path.read_bytes()
     for known in (None, state):
-        with pytest.raises(ConfigError, match="nothing is to be recovered"):
+        with pytest.raises(ConfigError, match="there is nothing to recover"):
             recovered(path, known)
     assert path.read_bytes() == before
 
@@ -277,7 +277,7 @@ def test_it_is_shown_to_readers(path: Path) -> None:
     content = {"ledger": "l"} | view(Ledger(path).read(), SitePrivacy(max_epsilon=10, delta=DELTA))
     text = as_text(content, 10_000)
     assert "RECOVERED" in text and "by Dr. Example (account " in text and "disk failed" in text
-    assert f"epsilon 8 at delta 5e-06 before; proven were {entry.known:.3g}." in text
+    assert f"epsilon 8 at delta 5e-06 before; {entry.known:.3g} was proven." in text
     assert f"kept as {entry.set_aside}" in text and "Nothing was spent since then." in text
     assert "Infinity" not in as_json(content)
 
@@ -288,7 +288,7 @@ def test_everything_is_shown_in_words(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
     recovered(path, None, EVERYTHING)
     content = {"ledger": "l"} | view(Ledger(path).read(), SitePrivacy(delta=DELTA))
-    assert "is taken to have spent everything before" in as_text(content, 10_000)
+    assert "is assumed to have spent everything before" in as_text(content, 10_000)
     assert "Infinity" not in as_json(content)
 
 

@@ -66,7 +66,7 @@ def test_without_a_limit_nothing_is_left_over(account: Account) -> None:
     content = {"ledger": "l"} | view(account, SitePrivacy())
     assert content["datasets"][0]["left"] is None
     text = as_text(content, 10_000)
-    assert "Limit: none; one would come from privacy.max_epsilon" in text and "are left" not in text
+    assert "Limit: none; to set one, use privacy.max_epsilon" in text and "are left" not in text
 
 
 def test_only_the_patients_of_a_folder(account: Account) -> None:
