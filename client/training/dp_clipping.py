@@ -1,4 +1,4 @@
-"""What one patient can change: gradients clipped to a norm and summed, and a norm that follows them."""
+"""Per-patient gradient clipping and summation, with a fixed or adaptive clipping norm."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from client.training.dp_noise import Noise
 from common.config.privacy import AdaptiveClipping
 
 LARGEST_FACTOR = 1e4
-"""An adaptive norm stays within so many times, and one part in so many, of where it began."""
+"""An adaptive norm changes at most by this factor, up or down, from its start."""
 
 
 class ClippedSum:
-    """The sum over patients of their clipped gradients, in float32; one patient's gradient in memory at a time.
+    """Sum of the patients' clipped gradients, in float32; holds one patient's gradient at a time.
 
-    All gradients lie in one flat buffer, of which every parameter's ``grad`` is a view: backward passes add into it.
+    Every parameter's ``grad`` is a view of one flat buffer, into which backward passes accumulate.
 
     Parameters
     ----------
     parameters
-        those that are trained, at least one.
+        The trained parameters, at least one.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -36,29 +36,29 @@ class ClippedSum:
             start += parameter.numel()
 
     def begin(self) -> None:
-        """Before the first patient of a step."""
+        """Reset the sum before a step's first patient."""
         self.sum.zero_()
 
     def begin_patient(self) -> None:
-        """Before a patient's backward passes."""
+        """Reset the gradient before a patient's backward passes."""
         self.gradient.zero_()
 
     def add_patient(self, max_norm: Tensor, loss_scale: float = 1.0) -> Tensor:
-        """Clips what the backward passes left, and adds it; a gradient that is not finite counts as zero.
+        """Clip the patient's gradient and add it to the sum; a non-finite gradient counts as zero.
 
-        Nothing here waits for a GPU, or does other work for one patient than for another.
+        Nothing here synchronises with a GPU, and the work is the same for every patient.
 
         Parameters
         ----------
         max_norm
-            largest L2 norm of a patient's gradient, a scalar.
+            Largest L2 norm of a patient's gradient, a scalar.
         loss_scale
-            what the loss was multiplied by.
+            Factor by which the loss was multiplied.
 
         Returns
         -------
         Tensor
-            Whether the patient's gradient was within ``max_norm``, a scalar of bool.
+            Whether the patient's gradient was within ``max_norm``, a boolean scalar.
         """
         if loss_scale != 1:
             self.gradient.mul_(1 / loss_scale)
@@ -70,27 +70,27 @@ class ClippedSum:
         return within
 
     def finish(self, noise: Tensor, expected: float) -> None:
-        """Leaves (sum + noise) / expected in the parameters' ``grad``; expected: number of patients."""
+        """Write (sum + noise) / ``expected`` number of patients to the parameters' ``grad``."""
         torch.add(self.sum, noise, out=self.gradient)
         self.gradient.mul_(1 / expected)
 
 
 class ClippingNorm:
-    """The norm that patients' gradients are clipped to: fixed, or led by a noised quantile of their norms.
+    """The clipping norm of the patients' gradients: fixed, or following a noised quantile of their norms.
 
-    After every step, norm <- norm exp(-learning_rate (b - target_quantile)), b being the noised share of patients
-    whose gradients were within it (Andrew et al. 2021). The share is 1/2 plus a noised sum of +1/2 or -1/2 for each
-    patient over the expected number of patients, so that how many took part does not show; it is held between 0 and 1,
-    for with few patients the noise would otherwise throw the norm about.
+    After every step, norm <- norm exp(-learning_rate (b - target_quantile)), where b is the noised share of patients
+    whose gradients were within the norm (Andrew et al. 2021). The share is 1/2 plus the noised sum of +1/2 or -1/2 per
+    patient, divided by the expected number of patients, so the number of participants is not revealed. It is clamped to
+    [0, 1], because with few patients the noise would otherwise make the norm jump.
 
     Parameters
     ----------
     start
-        the first norm.
+        The first norm.
     adaptive
-        None keeps it.
+        Settings of adaptive clipping; None keeps the norm fixed.
     device
-        where ``value`` lies.
+        Device of ``value``.
     """
 
     def __init__(self, start: float, adaptive: AdaptiveClipping | None, device: torch.device) -> None:
@@ -100,11 +100,11 @@ class ClippingNorm:
         self._halves = torch.zeros_like(self.value)
 
     def count(self, within: Tensor) -> None:
-        """Counts a patient; within: as ``ClippedSum.add_patient`` returns it."""
+        """Count a patient; ``within`` is the result of ``ClippedSum.add_patient``."""
         self._halves += within.float() - 0.5
 
     def follow(self, noise: Noise, expected: float) -> None:
-        """Sets the norm for the next step; expected: number of patients."""
+        """Set the norm of the next step, from the ``expected`` number of patients."""
         adaptive = self._adaptive
         if adaptive is not None:
             noised = self._halves + adaptive.count_noise * noise.normal(1)[0]

@@ -1,7 +1,7 @@
-"""Which patients take part in a private step, and which of their patches are seen.
+"""Poisson sampling of the patients of a private step, and of their patches.
 
-Everything that is drawn for a patient depends on a secret key, the step and the patient's own name, on nothing else:
-whether another patient is there changes neither the one nor the other, as the analysis of Poisson sampling assumes.
+Every draw for a patient depends only on a secret key, the step and the patient's own name. Another patient's presence
+changes nothing, as the analysis of Poisson sampling assumes.
 """
 
 from __future__ import annotations
@@ -19,41 +19,41 @@ from common.imaging.patches.sampler import Batch, PatchCutter
 
 KEY_BYTES = 32
 KeySource = Callable[[int, int, str], bytes]
-"""The secret of a use of patients' data, from the site's seed, the round, and what the data are used for."""
+"""Returns the secret key for one use of the patients' data, from the site's seed, the round and the use."""
 
 
 def fresh_key(seed: int, round_number: int, use: str) -> bytes:
-    """A new secret from the operating system at every call: nobody, the server least of all, can foresee it."""
+    """Return a new secret from the operating system, which no one, including the server, can predict."""
     del seed, round_number, use
     return secrets.token_bytes(KEY_BYTES)
 
 
 def repeatable_key(seed: int, round_number: int, use: str) -> bytes:
-    """The same key for the same arguments, so that simulations repeat exactly; it protects nobody."""
+    """Return the same key for the same arguments, so that simulations are repeatable; protects no one."""
     return hashlib.sha256(f"{seed}/{round_number}/{use}".encode()).digest()
 
 
 def draw_patients(key: bytes, names: Sequence[str], sample_rate: float, step: int) -> list[int]:
-    """Poisson sampling: every patient takes part with probability ``sample_rate``, independently of all others.
+    """Draw each patient with probability ``sample_rate``, independently of all others (Poisson sampling).
 
     The probability is exact to 2**-53: a patient takes part if the first 53 bits of a keyed hash (BLAKE2b), read as a
-    fraction, lie below it.
+    fraction, are below ``sample_rate``.
 
     Parameters
     ----------
     key
-        secret of the round.
+        Secret key of the round.
     names
-        of the patients, each once.
+        Names of the patients, each once.
     sample_rate
-        between 0 and 1; at 1 all take part.
+        Between 0 and 1; at 1 all take part.
     step
-        counted over the whole federation.
+        Number of the step, counted over the whole federation.
 
     Returns
     -------
     list[int]
-        Positions of those who take part, in order; may be empty.
+        Positions of the patients who take part, in order; may be empty.
     """
     return [
         position
@@ -63,7 +63,7 @@ def draw_patients(key: bytes, names: Sequence[str], sample_rate: float, step: in
 
 
 def scans_by_patient(cases: Sequence[CachedCase]) -> dict[str, list[CachedCase]]:
-    """Every patient's scans, by patient, in the order in which they first stand in ``cases``."""
+    """Group the scans by patient, in the order in which patients first appear in ``cases``."""
     found: dict[str, list[CachedCase]] = {}
     for case in cases:
         found.setdefault(case.owner, []).append(case)
@@ -71,25 +71,25 @@ def scans_by_patient(cases: Sequence[CachedCase]) -> dict[str, list[CachedCase]]
 
 
 class PatientSampler:
-    """The patches of the patients who were drawn: batch ``i`` holds those of the ``i``-th, over all steps.
+    """The patches of the drawn patients: batch ``i`` holds those of draw ``i``, counted over all steps.
 
-    A fixed share of a patient's patches, in the mean over draws, is centred on foreground. Of several scans of a
-    patient each patch comes from one drawn at random: more scans make him no heavier.
+    On average over draws, a fixed share of a patient's patches is centred on foreground. If a patient has several
+    scans, each patch comes from a random one: more scans do not increase their weight.
 
     Parameters
     ----------
     cases
-        the site's training cases.
+        The site's training cases.
     draws
-        for each patient drawn, the step and the position among the patients of ``scans_by_patient``.
+        For each draw, the step and the position among the patients of ``scans_by_patient``.
     cutter
-        cuts and augments.
+        Cuts and augments patches.
     patches_per_patient
-        patches per batch.
+        Patches per batch.
     foreground_fraction
-        share of the patches that are centred on foreground.
+        Share of the patches that are centred on foreground.
     key
-        secret of the round.
+        Secret key of the round.
     """
 
     def __init__(
@@ -109,14 +109,14 @@ class PatientSampler:
         self._key = key
 
     def batch(self, step: int) -> Batch:
-        """The patches of the patient drawn at position ``step`` of the draws."""
+        """Return the patches of the patient at position ``step`` of the draws."""
         at, position = self._draws[step]
         patient, scans = self._patients[position]
         random = np.random.default_rng(_keyed(self._key, "patches", at, patient))
         offset = random.random()
         images, labels, names = [], [], []
         for number in range(self._patches_per_patient):
-            # Spread evenly over the patient's own patches, and over patients by a random offset.
+            # Spread evenly over the patient's patches; a random offset spreads it over draws.
             before, after = (math.floor(offset + count * self._foreground_fraction) for count in (number, number + 1))
             case = scans[0] if len(scans) == 1 else scans[int(random.integers(len(scans)))]
             image, label = self._cutter.patch(case, after > before, random)
@@ -127,6 +127,6 @@ class PatientSampler:
 
 
 def _keyed(key: bytes, use: str, step: int, name: str) -> list[int]:
-    """Two words of 64 bits that nobody can foresee who does not know the key."""
+    """Return two 64-bit words that cannot be predicted without the key."""
     digest = hashlib.blake2b(f"{use}/{step}/{name}".encode(), digest_size=16, key=key).digest()
     return [int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:], "big")]

@@ -1,10 +1,10 @@
-"""Patient-level DP-SGD (Abadi et al. 2016) and noised scores: the private twin of ``client.training.trainer``.
+"""Patient-level DP-SGD (Abadi et al. 2016) and noised scores: the private version of ``client.training.trainer``.
 
-Neighbouring datasets differ by one patient with all his scans, added or removed; how many patients a site has is public
-by its declaration. What a site sends of its patients is the update, and the Dice of its validation patients. Both are
-sums of one bounded contribution per patient, to which Gaussian noise is added once. Losses are not sent.
+Neighbouring datasets differ by adding or removing one patient with all their scans; the number of patients is public,
+because the site declares it. A site sends the update and the Dice of its validation patients. Both are sums of one
+bounded contribution per patient, to which Gaussian noise is added once. Losses are not sent.
 
-How long a round takes is not protected.
+The duration of a round is not protected.
 """
 
 from __future__ import annotations
@@ -45,28 +45,28 @@ from common.privacy.calibration import gradient_noise
 from common.protocol.codec import Vector
 
 LOSS_SCALE = 1024.0
-"""What float16 multiplies the loss by; constant, for one that adapts would tell of single patients."""
+"""Loss scale for float16; constant, because an adaptive scale would leak information about individual patients."""
 
 
 def make_trainer(config: FederationConfig, plan: Plan, device: torch.device, repeatable: bool = False) -> Trainer:
-    """The trainer that a federation asks for: private if its file has ``privacy``. The one way to make one.
+    """Make a federation's trainer: a private one if its file has ``privacy``. Use nothing else to make one.
 
     Parameters
     ----------
     config
-        the federation.
+        The federation.
     plan
-        its plan.
+        The federation's plan.
     device
-        where to compute.
+        Device to compute on.
     repeatable
-        draw patients and noise from seeds, for simulations; at a hospital nobody may foresee them.
+        Draw patients and noise from seeds, for simulations; at a hospital they must be unpredictable.
     """
     model = build_model(plan.model)
     train_only(model, config.training.trainable)
     total_steps = config.rounds * config.training.local_steps
     if (config.privacy is None) != (plan.privacy is None):
-        raise ConfigError("privacy: stands in one of plan and federation file alone; make the plan again")
+        raise ConfigError("privacy: is only in the plan or only in the federation file; make the plan again")
     if config.privacy is None:
         return Trainer(model, plan, config.training, total_steps, device)
     key_of = repeatable_key if repeatable else fresh_key
@@ -76,21 +76,20 @@ def make_trainer(config: FederationConfig, plan: Plan, device: torch.device, rep
 class PrivateTrainer(Trainer):
     """Trains and scores under patient-level differential privacy.
 
-    A step draws patients by Poisson sampling, takes each patient's mean gradient over ``patches_per_patient`` patches,
-    clips it to ``max_grad_norm``, sums, adds noise once and divides by the expected number of patients. What comes
-    after the noise (``gradient_clip``, the optimizer) cannot take the protection back. One patient's patches are in
-    memory at a time, and no layer needs anything special. Adaptive clipping starts anew at ``max_grad_norm`` in every
-    round, as all else does: a site that comes back after a crash, or answers for the first time, does what it would
-    have done anyway.
+    A step draws patients by Poisson sampling, computes each patient's mean gradient over ``patches_per_patient``
+    patches, clips it to ``max_grad_norm``, sums, adds noise once and divides by the expected number of patients.
+    Everything after the noise (``gradient_clip``, the optimizer) is post-processing and keeps the guarantee. Only one
+    patient's patches are in memory at a time, and no layer needs per-sample gradients. Adaptive clipping restarts at
+    ``max_grad_norm`` in every round, like everything else, so a site's work does not depend on earlier rounds.
 
     Parameters
     ----------
     model, plan, config, total_steps, device
-        as in ``Trainer``; ``config.batch_size`` has no meaning here.
+        As in ``Trainer``; ``config.batch_size`` is not used.
     privacy
-        what protects the patients.
+        Settings of differential privacy.
     key_of
-        where the secrets of a round come from.
+        Source of a round's secret keys.
     """
 
     def __init__(
@@ -120,11 +119,10 @@ class PrivateTrainer(Trainer):
     def validate(
         self, weights: Vector, cases: Sequence[CachedCase], round_number: int = 0, seed: int = 0
     ) -> Validation:
-        """Noised mean Dice over the validation patients; NaN if none is to leave, and always no loss.
+        """Compute the noised mean Dice over the validation patients, NaN if no scores may leave; the loss is NaN.
 
-        A patient in whom neither a label nor its prediction exists has a Dice of 1 for it. So every patient
-        contributes a vector of one Dice per label, the mean over his scans, less 1/2, whose L2 norm is at most
-        sqrt(labels) / 2.
+        If a scan has neither a label nor its prediction, the label's Dice is 1. Every patient therefore contributes a
+        vector of one Dice per label, averaged over their scans, minus 1/2, with an L2 norm of at most sqrt(labels) / 2.
         """
         started = time.perf_counter()
         labels = list(self.plan.labels)
@@ -180,8 +178,8 @@ class PrivateTrainer(Trainer):
         return LocalSteps(sampler, range(len(draws)), step)
 
     def _backward(self, image: Tensor, label: Tensor) -> None:
-        """Adds the gradient of the patient's mean loss over patches to the parameters' gradients."""
-        # One patch after another on a CPU: memory does not grow with them, and they stay in the caches.
+        """Add the gradient of the patient's mean loss over patches to the parameters' gradients."""
+        # On a CPU, one patch at a time: memory use stays constant, and a patch fits the caches.
         at_once = 1 if self.device.type == "cpu" else len(image)
         for start in range(0, len(image), at_once):
             some = slice(start, start + at_once)
@@ -196,5 +194,5 @@ class PrivateTrainer(Trainer):
     def _noise(self, key: bytes, device: torch.device) -> Noise:
         if self._privacy.secure_random:
             return SecureNoise(device)
-        # Another key than that of the draws, which come from the same secret.
+        # Derive a separate key: the draws use the secret itself.
         return KeyedNoise(hashlib.sha256(key + b"noise").digest(), device)

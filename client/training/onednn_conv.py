@@ -1,7 +1,7 @@
-"""3D convolutions of one sample on a CPU in float32, forward and backward, by oneDNN.
+"""oneDNN's 3D convolutions for single float32 samples on a CPU, forward and backward.
 
-Torch takes its own kernel for a single sample of up to 20,480 values (the last axis not counted), which suits 2D
-images. In 3D it is two to five times slower: a private step, one patient at a time, took 1.6 times as long with it.
+Torch uses its own kernel for a single sample of up to 20,480 values (not counting the last axis), which suits 2D
+images. In 3D that kernel is two to five times slower: private steps, one patient at a time, took 1.6 times as long.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 LARGEST_FOR_TORCH = 20480
-"""Values without the last axis: above it Torch takes oneDNN itself (``ConvParams::use_mkldnn``)."""
+"""Values not counting the last axis; above this, Torch uses oneDNN itself (``ConvParams::use_mkldnn``)."""
 
 
 def is_available() -> bool:
-    """Whether this Torch was built with oneDNN."""
+    """Return whether this Torch was built with oneDNN."""
     return bool(torch._C._has_mkldnn)
 
 
 class OneDnnConvolutions(TorchFunctionMode):
-    """Within it, the convolutions of ``nn.Conv3d`` are oneDNN's; so are their backward passes, also after it."""
+    """Inside the context, ``nn.Conv3d`` uses oneDNN; so do its backward passes, even after the context ends."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Calls ``func``, or oneDNN if it is the convolution of ``nn.Conv3d``."""
+        """Call ``func``, or oneDNN in place of the convolution of ``nn.Conv3d``."""
         del types
         if func is torch.conv3d and len(args) == 7 and not isinstance(args[4], str):
             image, weight, bias, stride, padding, dilation, groups = args
@@ -48,7 +48,7 @@ class _Convolution(torch.autograd.Function):
         dilation: Sequence[int],
         groups: int,
     ) -> Tensor:
-        """``torch.mkldnn_convolution``."""
+        """Run ``torch.mkldnn_convolution``."""
         ctx.save_for_backward(image, weight)
         sizes = None if bias is None else [bias.numel()]
         ctx.settings = (sizes, stride, padding, dilation, False, [0] * len(stride), groups)
@@ -57,12 +57,12 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of image, weight and bias."""
+        """Return the gradients of image, weight and bias."""
         (gradient,), (image, weight) = gradients, ctx.saved_tensors
         wanted = list(ctx.needs_input_grad[:3])
         if image.numel() // image.shape[-1] > LARGEST_FOR_TORCH:
             return *_backward(gradient, image, weight, *ctx.settings, wanted), None, None, None, None
-        # Tensors of oneDNN's own kind go to oneDNN, however small they are.
+        # Tensors in oneDNN's own layout go to oneDNN, however small they are.
         tensors = gradient.contiguous().to_mkldnn(), image.contiguous().to_mkldnn(), weight
         made = _backward(*tensors, *ctx.settings, [*wanted[:2], False])
         of_image, of_weight = (None if found is None else _dense(found) for found in made[:2])

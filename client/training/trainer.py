@@ -1,10 +1,10 @@
 """One site's local training and validation.
 
-A site keeps nothing between rounds but its data: every round starts a fresh optimizer on the global weights and draws
-patches that depend only on (seed, step). A site that comes back after a crash therefore trains exactly as if it had
-never been away, and a run can be resumed without asking the sites for anything.
+Training is stateless between rounds: every round starts a fresh optimizer on the global weights and draws patches that
+depend only on (seed, step). After a crash a site therefore trains exactly as without it, and a run can be resumed
+without any state from the sites.
 
-``client.training.dp_trainer`` has the differentially private twin: the same loop with another step and other scores.
+``client.training.dp_trainer`` has the differentially private version: the same loop with another step and other scores.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ NextBatch = Callable[[], Batch]
 
 
 class NonFiniteLossError(FedvoxError):
-    """The loss became infinite or NaN; the update would poison the model and is not sent."""
+    """The loss or a weight became infinite or NaN; the update would poison the model and is not sent."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a round of local training gave: weights minus the global ones, mean loss (NaN if private), seconds."""
+    """Result of a round of local training: change of the weights, mean loss (NaN if private), seconds."""
 
     update: Vector
     steps: int
@@ -58,9 +58,10 @@ class Validation:
     Attributes
     ----------
     dice
-        label -> mean over the patients in whom the label or its prediction exists; NaN if there is none.
+        Label -> mean over the scans that have the label or its prediction (if private, noised mean over all patients);
+        NaN if there are none.
     loss
-        mean over patients; NaN if there are none, or if it is private.
+        Mean over scans; NaN if there are none, or if the loss is private.
     """
 
     dice: dict[int, float]
@@ -75,9 +76,9 @@ class LocalSteps:
     Attributes
     ----------
     source, numbers
-        the batches to prepare, in order.
+        The batches to prepare, in order.
     step
-        makes one step with as many of them as it asks for; returns its mean loss, or None if that is private.
+        Makes one step with as many batches as it requests; returns the mean loss, or None if that is private.
     """
 
     source: BatchSource
@@ -86,25 +87,25 @@ class LocalSteps:
 
 
 def poly_learning_rate(base: float, step: int, total: int, power: float) -> float:
-    """``base * (1 - step / total) ** power``: the rate of step 0 is ``base``, after the last step it is 0."""
+    """Return ``base * (1 - step / total) ** power``: ``base`` at step 0, and 0 after the last step."""
     return base * float((1 - step / total) ** power)
 
 
 class Trainer:
-    """Trains and scores one model for one site after another; weights come with every call.
+    """Trains and scores one model, for one site after another; every call brings the weights.
 
     Only parameters that require a gradient are trained; the update has zeros for all others.
 
     Parameters
     ----------
     model
-        the network of ``plan``; shared by all sites that are simulated in this process.
+        The network of ``plan``; shared by all sites simulated in this process.
     plan, config
-        what all sites agreed to.
+        The plan and training settings that all sites agreed to.
     total_steps
-        of local optimisation over the whole federation, for the learning rate.
+        Local steps over the whole federation, for the learning rate schedule.
     device
-        where to compute.
+        Device to compute on.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class Trainer:
         self.total_steps = total_steps
         self.device = device
         self.layout = WeightLayout.of(model)
-        # On CPUs convolutions gain from channels-last, but the backward pass of GroupNorm loses many times more.
+        # On CPUs, channels-last speeds up convolutions but slows the backward pass of GroupNorm down much more.
         self._memory_format = torch.channels_last_3d if device.type == "cuda" else torch.contiguous_format
         self._model = model.to(device)
         self._network = torch.compile(self._model) if config.compile else self._model
@@ -135,7 +136,7 @@ class Trainer:
 
     @property
     def privacy(self) -> PrivacyPlan | None:
-        """What a round costs the patients; None if nothing protects them."""
+        """The privacy cost of a round; None without differential privacy."""
         return None
 
     def train(
@@ -146,30 +147,30 @@ class Trainer:
         seed: int,
         on_step: StepCallback | None = None,
     ) -> Training:
-        """Trains ``config.local_steps`` steps from the global ``weights``.
+        """Train ``config.local_steps`` steps from the global ``weights``.
 
         Parameters
         ----------
         weights
-            the global model, flat.
+            The global model, flat.
         cases
-            the site's training patients.
+            The site's training cases.
         round_number
-            1 for the first; decides the learning rate and which patches are drawn.
+            1 for the first; determines the learning rate and which patches are drawn.
         seed
-            the site's own.
+            The site's own seed.
         on_step
-            called after each step with the number of steps done and the loss, None if that is private.
+            Called after each step with the number of steps done and the loss, None if that is private.
 
         Raises
         ------
         NonFiniteLossError
-            the loss or a weight is NaN or infinite.
+            The loss or a weight is NaN or infinite.
         """
         keep_freed_memory()
         self.layout.load(self._model, weights)
         self._model.train()
-        # Validation may have left the weights in the layout that is fastest without a backward pass.
+        # Validation may have left the weights in the memory format that is fastest for inference.
         self._model.to(memory_format=self._memory_format)  # type: ignore[call-overload]
         optimizer = self._make_optimizer()
         first = (round_number - 1) * self.config.local_steps
@@ -198,22 +199,22 @@ class Trainer:
         seconds = time.perf_counter() - started
         update = self.layout.flatten(self._model.state_dict()) - weights
         if not np.isfinite(update).all():
-            raise NonFiniteLossError("training gave weights that are not finite; lower training.learning_rate")
+            raise NonFiniteLossError("training produced non-finite weights; lower training.learning_rate")
         return Training(update, len(steps), mean_loss, waited, seconds - waited)
 
     def validate(
         self, weights: Vector, cases: Sequence[CachedCase], round_number: int = 0, seed: int = 0
     ) -> Validation:
-        """Scores ``weights`` on whole volumes at the plan's spacing, patient by patient.
+        """Score ``weights`` on whole volumes at the plan's spacing, case by case.
 
         Parameters
         ----------
         weights
-            the global model, flat.
+            The global model, flat.
         cases
-            the site's validation patients.
+            The site's validation cases.
         round_number, seed
-            as in ``train``; where scores are noised, the noise depends on them.
+            As in ``train``; only noise depends on them.
         """
         del round_number, seed
         started = time.perf_counter()
@@ -235,7 +236,7 @@ class Trainer:
     def _predictions(
         self, weights: Vector, cases: Sequence[CachedCase]
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
-        """Logits (classes, x, y, z) and truth (x, y, z) of every patient."""
+        """Yield the logits (classes, x, y, z) and the label map (x, y, z) of every case."""
         self.layout.load(self._model, weights)
         self._model.eval()
         for case in cases:
@@ -283,7 +284,7 @@ class Trainer:
         steps: Sequence[int],
         optimizer: torch.optim.Optimizer,
     ) -> LocalSteps:
-        """The steps of a round; ``steps`` are counted over the whole federation."""
+        """Make the steps of a round; ``steps`` are counted over the whole federation."""
         del round_number
         config = self.config
         sampler = PatchSampler(
@@ -313,12 +314,12 @@ class Trainer:
         return LocalSteps(sampler, steps, step)
 
     def _forward(self, image: Tensor, label: Tensor) -> Tensor:
-        """The mean loss of some patches, which may lie on the CPU."""
+        """Return the mean loss of some patches, which may be on the CPU."""
         image = image.to(self.device, memory_format=self._memory_format, non_blocking=True)
         label = label.to(self.device, non_blocking=True)
         with self._autocast_context():
             output = self._network(image)
-        # The loss sums over many voxels: outside autocast, in float32.
+        # The loss sums over many voxels, so compute it in float32, outside autocast.
         loss: Tensor = self._loss(output, label)
         return loss
 
