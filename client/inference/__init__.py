@@ -1,1 +1,1 @@
-"""Trained models in use: predictions for new scans, and their scores."""
+"""Use of trained models: predictions for new scans, and their scores."""

@@ -1,4 +1,4 @@
-"""How well a model bundle segments scans whose label maps are known."""
+"""Evaluation of a model bundle on scans with label maps."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from common.models.bundle import load_bundle
 from common.system.files import write_atomically
 
 LEGEND = (
-    "cases: in how many of all cases the value exists; the others are left out of mean, median and sd, and are empty "
-    "cells in the file. A distance (mm) does not exist where a structure is in the scan or in the prediction alone, so "
-    "the more a model misses, the better its distances look: read them together with dice, which is 0 there. A ratio "
-    "does not exist where there is nothing to divide by."
+    "cases: the number of cases in which the value is defined, of all cases; the others are left out of mean, median "
+    "and sd, and are empty cells in the file. A distance (mm) is undefined where a structure is only in the scan or "
+    "only in the prediction, so distances look better the more a model misses: read them together with dice, which is "
+    "0 there. A ratio is undefined where its denominator is 0."
 )
-"""What a value that does not exist means; in the file and in the table alike."""
+"""What an undefined value means, in the file and in the table."""
 CaseMetrics = dict[int, dict[str, float]]
-"""Label -> name of the metric -> value; NaN where the metric is not defined."""
+"""Label -> name of the metric -> value; NaN where the metric is undefined."""
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """What :func:`evaluate_dataset` found.
+    """The result of :func:`evaluate_dataset`.
 
     Attributes
     ----------
     metrics
-        case -> label -> metric -> value, in order of case names.
+        Case -> label -> metric -> value, in order of case names.
     labels
-        label -> name.
+        Label -> name.
     failures
-        cases that could not be read, with the reason; they count in no figure.
+        Cases that could not be read, with the reason; they are left out of all metrics.
     """
 
     metrics: Mapping[str, CaseMetrics]
@@ -75,34 +75,34 @@ def evaluate_dataset(
     """Predict every labelled case of a dataset, compare on the scan's own grid, and write a CSV file.
 
     The file has the columns case, label, label_name and one per metric of :func:`common.metrics.case_metrics`; one
-    row per case and label. A value that does not exist is an empty cell (``LEGEND`` says when). A case that cannot be
-    read does not stop the others.
+    row per case and label. An undefined value is an empty cell (see ``LEGEND``). A case that cannot be read does not
+    stop the others.
 
     Parameters
     ----------
     model_dir
-        folder of the bundle.
+        Folder of the bundle.
     data
-        dataset folder with label maps, in one of the layouts of :mod:`common.imaging.datasets.dataset`.
+        Dataset folder with label maps, in one of the layouts of :mod:`common.imaging.datasets.dataset`.
     out_csv
-        the file to write; its folder is made if missing.
-    overlap
-        see :class:`client.inference.predict.Predictor`, as are ``mirror``, ``device`` and ``precision``.
+        The file to write; its folder is created if missing.
+    overlap, mirror, device, precision
+        See :class:`client.inference.predict.Predictor`.
     overwrite
-        replace ``out_csv`` if it exists; otherwise nothing is measured.
+        Replace ``out_csv`` if it exists; otherwise an existing file is an error.
     progress
-        called as the work goes on.
+        Called as the work proceeds.
 
     Raises
     ------
     BundleError
-        if the bundle cannot be used.
+        The bundle cannot be used.
     ConfigError
-        if a setting cannot be used, or the dataset declares other labels than the model.
+        A setting cannot be used, or the dataset declares other labels than the model.
     DataError
-        if the folder is no dataset, has no label maps, or no case of it could be measured.
+        The folder is not a dataset, has no label maps, or none of its cases could be measured.
     OutputError
-        if the file exists or cannot be written.
+        The file exists or cannot be written.
     """
     bundle = load_bundle(model_dir)
     predictor = Predictor(bundle, overlap=overlap, mirror=mirror, device=device, precision=precision)
@@ -112,7 +112,7 @@ def evaluate_dataset(
     if dataset.labels and set(dataset.labels) != set(bundle.plan.labels):
         raise ConfigError(
             f"{data}: declares the labels {_named(dataset.labels)}, the model predicts {_named(bundle.plan.labels)}; "
-            "give the data or the model that belong together"
+            "give a dataset and a model that match"
         )
     if out_csv.is_dir():
         raise OutputError(f"{out_csv}: is a folder; name a file, such as metrics.csv")
@@ -133,9 +133,9 @@ def evaluate_dataset(
 
 
 def summarise(metrics: Mapping[str, CaseMetrics], labels: Mapping[int, str]) -> str:
-    """A table with mean, median and standard deviation over cases, of every metric by label, and how to read it.
+    """Make a table of mean, median and standard deviation over cases, by label and metric, with a legend.
 
-    The standard deviation is the sample's (n - 1), and needs two cases.
+    The standard deviation is that of the sample (n - 1) and needs at least two cases.
     """
     rows = [("label", "metric", "mean", "median", "sd", "cases")]
     for label, name in labels.items():

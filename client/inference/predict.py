@@ -1,4 +1,4 @@
-"""Label maps for new scans, from a model bundle alone."""
+"""Label maps for new scans, predicted by a model bundle."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from common.models.bundle import Bundle, load_bundle
 from common.system.devices import autocast_dtype, choose_device
 
 Progress = Callable[[float, str], None]
-"""Called with the fraction of the whole job that is done, and the name of the case at hand."""
+"""Called with the fraction of the whole job that is done, and the name of the current case."""
 
 SCORES_IN_MEMORY_BYTES = 2**30
-"""Scores of a volume that take more than this live in a temporary file beside the output."""
+"""Scores of a volume that take more than this go to a temporary file in the output folder."""
 
 
 @dataclass(frozen=True)
 class PredictionReport:
-    """What :func:`predict_path` did.
+    """The result of :func:`predict_path`.
 
     Attributes
     ----------
     written
-        label maps, in order of case names.
+        Label maps, in order of case names.
     failures
-        a scan that could not be used, with the reason; the others were predicted all the same.
+        Scans that could not be used, with the reason; the others were predicted.
     """
 
     written: tuple[Path, ...]
@@ -60,11 +60,11 @@ class Predictor:
     Parameters
     ----------
     bundle
-        from :func:`common.models.bundle.load_bundle`.
+        From :func:`common.models.bundle.load_bundle`.
     overlap
-        fraction of a window that its neighbour covers too, from 0 to 0.9.
+        Fraction of a window that its neighbour also covers, from 0 to 0.9.
     mirror
-        also predict mirrored windows, along the axes that the plan allows; more exact and 2, 4 or 8 times slower.
+        Also predict mirrored windows, along the axes that the plan allows; more accurate, and 2, 4 or 8 times slower.
     device
         ``auto``, ``cpu`` or ``cuda``.
     precision
@@ -73,7 +73,7 @@ class Predictor:
     Raises
     ------
     ConfigError
-        if one of the values cannot be used here.
+        One of the values cannot be used here.
     """
 
     def __init__(
@@ -91,53 +91,53 @@ class Predictor:
             raise ConfigError("mirror: the plan of this model allows no mirroring (mirror_axes is empty); leave it out")
         self.plan = bundle.plan
         self.device = choose_device(device)
-        autocast_dtype(self.device, precision)  # refuses what this device cannot do before any scan is read
+        autocast_dtype(self.device, precision)  # fail early if this device lacks the precision
         self._precision = precision
         self._overlap = overlap
         self._mirror_axes = bundle.plan.mirror_axes if mirror else ()
         self._model = bundle.build_model()
 
     def load(self, case: Case) -> tuple[Volume, NDArray[np.uint8] | None]:
-        """Reads a case: the scan, and its label map if it has one.
+        """Read a case: the scan, and its label map if it has one.
 
         Raises
         ------
         DataError
-            if the files cannot be used, or do not hold the channels that the model was made for.
+            The files cannot be used, or lack the channels that the model needs.
         """
         volume, label = load_case(case, self.plan.labels)
         found, needed = len(volume.array), len(self.plan.channels)
         if found != needed:
             raise DataError(
                 case.images[0],
-                f"has {found} {'channel' if found == 1 else 'channels'}; this model was made for {needed} "
-                f"({', '.join(self.plan.channels)}): give scans with these, or another model",
+                f"has {found} {'channel' if found == 1 else 'channels'}; this model needs {needed} "
+                f"({', '.join(self.plan.channels)}): give scans with these channels, or another model",
             )
         return volume, label
 
     def predict(
         self, volume: Volume, scratch: Path | None = None, progress: sliding_window.Progress | None = None
     ) -> NDArray[np.uint8]:
-        """Labels every voxel of a volume.
+        """Label every voxel of a volume.
 
         Parameters
         ----------
         volume
-            with the plan's channels.
+            Volume with the plan's channels.
         scratch
-            folder for a temporary file if the scores are large; None keeps them in memory.
+            Folder for a temporary file if the scores are large; None keeps them in memory.
         progress
-            called with windows done and windows in all.
+            Called with windows done and windows in all.
 
         Returns
         -------
         NDArray[np.uint8]
-            uint8 (x, y, z) on ``volume.grid``.
+            Label map, uint8 (x, y, z) on ``volume.grid``.
         """
         prepared = preprocess_image(volume, self.plan.preprocessing)
         geometry = prepared.geometry
         if geometry.shape == geometry.cropped_shape:
-            # Nothing to resample, so the scores need not outlive their slab.
+            # Nothing to resample, so the scores of the whole volume are not needed at once.
             labels = np.zeros(geometry.grid.shape, dtype=np.uint8)
             labels[geometry.crop] = sliding_window.predict_labels(
                 self._model,
@@ -156,15 +156,16 @@ class Predictor:
     def predict_probabilities(
         self, volume: Volume, scratch: Path | None = None, progress: sliding_window.Progress | None = None
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """As :meth:`predict`, and the probability of every class.
+        """Label every voxel as :meth:`predict` does, and return the probability of every class.
 
-        The labels are the very same as without probabilities: both are resampled, the labels from logits and the
-        probabilities from the softmax of the averaged logits, so at a boundary the two may differ by a voxel.
+        The labels are identical to those of :meth:`predict`. They are resampled from logits, but the probabilities from
+        the softmax of the averaged logits, so at a boundary the two may differ by a voxel.
 
         Returns
         -------
         tuple[NDArray[np.uint8], NDArray[np.float32]]
-            uint8 (x, y, z), and float32 (classes, x, y, z), background first; outside the crop background is 1.
+            Label map, uint8 (x, y, z), and probabilities, float32 (classes, x, y, z), background first; background is 1
+            outside the crop.
         """
         prepared = preprocess_image(volume, self.plan.preprocessing)
         with self._logits(prepared, scratch, progress) as scores:
@@ -207,39 +208,38 @@ def predict_path(
 ) -> PredictionReport:
     """Label a scan or a folder of scans.
 
-    Each label map lies on its scan's own grid: same shape, same affine, whole numbers. A scan that cannot be read does
-    not stop the others.
+    Each label map is on its scan's own grid: same shape, same affine, integers. A scan that cannot be read does not
+    stop the others.
 
     Parameters
     ----------
     model_dir
-        folder of the bundle.
+        Folder of the bundle.
     input_path
-        a NIfTI file, or a folder of them (``CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ... are the channels of one
-        scan), or a dataset folder, whose images are taken.
+        A NIfTI file, or a folder of them (``CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ... are the channels of one
+        scan), or a dataset folder, whose images are used.
     output_path
-        for one file a name ending in ``.nii.gz`` or ``.nii``; otherwise a folder, made if missing, that gets
-        ``CASE.nii.gz``.
-    overlap
-        see :class:`Predictor`, as are ``mirror``, ``device`` and ``precision``.
+        For one file, a name ending in ``.nii.gz`` or ``.nii``; otherwise a folder for ``CASE.nii.gz``, created if
+        missing.
+    overlap, mirror, device, precision
+        See :class:`Predictor`.
     probabilities
-        also write ``CASE_probabilities.nii.gz``: float32, 4D, one volume per class, background first.
+        Also write ``CASE_probabilities.nii.gz``: float32, 4D, one volume per class, background first.
     overwrite
-        replace results that exist; otherwise nothing is predicted if one of them does. A scan that is read is never
-        replaced.
+        Replace existing results; otherwise an existing result is an error. An input scan is never replaced.
     progress
-        called as the work goes on.
+        Called as the work proceeds.
 
     Raises
     ------
     BundleError
-        if the bundle cannot be used.
+        The bundle cannot be used.
     ConfigError
-        if a setting cannot be used.
+        A setting cannot be used.
     DataError
-        if the input is missing or holds no scans at all.
+        The input is missing or holds no scans.
     OutputError
-        if a result exists or cannot be written.
+        A result exists or cannot be written.
     """
     predictor = Predictor(load_bundle(model_dir), overlap=overlap, mirror=mirror, device=device, precision=precision)
     dataset, problems = scan_dataset(input_path)
@@ -258,7 +258,7 @@ def predict_path(
 
 
 def _predict_case(predictor: Predictor, case: Case, paths: tuple[Path, ...], progress: sliding_window.Progress) -> None:
-    """Writes the label map to the first path and, if there is a second, the probabilities to it."""
+    """Write the label map to the first path and, if there is a second, the probabilities to it."""
     progress(0, 1)
     volume, _ = predictor.load(Case(case.name, case.images, None))
     if len(paths) == 1:
@@ -270,7 +270,7 @@ def _predict_case(predictor: Predictor, case: Case, paths: tuple[Path, ...], pro
 
 
 def part_of(progress: Progress | None, name: str, index: int, cases: int) -> sliding_window.Progress:
-    """Turns windows of one case into the fraction of the whole job."""
+    """Convert the window progress of one case to the fraction of the whole job."""
 
     def report(done: int, total: int) -> None:
         if progress is not None:
@@ -280,12 +280,12 @@ def part_of(progress: Progress | None, name: str, index: int, cases: int) -> sli
 
 
 def check_writable(folder: Path) -> None:
-    """Makes a folder for results and refuses it before any work is done if nothing can be written there.
+    """Create a folder for results and check, before any work, that it is writable.
 
     Raises
     ------
     OutputError
-        if it cannot be made or written.
+        The folder cannot be created or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -298,11 +298,13 @@ def check_writable(folder: Path) -> None:
 def _targets(
     cases: tuple[Case, ...], input_path: Path, output_path: Path, probabilities: bool
 ) -> list[tuple[Path, ...]]:
-    """Files to write for each case: the label map and, if asked for, the probabilities."""
+    """Return the files to write for each case: the label map and, if requested, the probabilities."""
     names = [output_path / f"{case.name}.nii.gz" for case in cases]
     if nifti_stem(output_path) and not output_path.is_dir():
         if input_path.is_dir():
-            raise OutputError(f"{output_path}: is a file name, but the input is a folder; name a folder for results")
+            raise OutputError(
+                f"{output_path}: is a file name, but the input is a folder; give a folder for the results"
+            )
         names = [output_path]
     if not probabilities:
         return [(name,) for name in names]
@@ -325,7 +327,7 @@ def _check_targets(targets: list[tuple[Path, ...]], cases: tuple[Case, ...], ove
 
 @contextmanager
 def _score_array(shape: tuple[int, ...], scratch: Path | None) -> Iterator[NDArray[np.float32]]:
-    """Room for scores: memory, or a file without a name in ``scratch`` that vanishes with the process."""
+    """Allocate scores in memory, or in an unnamed file in ``scratch`` that vanishes with the process."""
     size = 4 * int(np.prod(shape))
     if scratch is None or size <= SCORES_IN_MEMORY_BYTES:
         yield np.empty(shape, dtype=np.float32)
@@ -333,7 +335,7 @@ def _score_array(shape: tuple[int, ...], scratch: Path | None) -> Iterator[NDArr
     with ExitStack() as stack:
         try:
             file = stack.enter_context(tempfile.TemporaryFile(dir=scratch))
-            # Reserved now: a disk that fills up behind a memory map would kill the process.
+            # Reserve the space now: a full disk behind a memory map would kill the process.
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
             problem = f"no room for {size / 2**30:.1f} GB of scores of a large scan: {error.strerror or error}"
@@ -342,7 +344,7 @@ def _score_array(shape: tuple[int, ...], scratch: Path | None) -> Iterator[NDArr
 
 
 def _softmax_in_place(scores: NDArray[np.float32]) -> None:
-    """Turns logits (classes, x, y, z) into probabilities, plane by plane to stay within a little memory."""
+    """Convert logits (classes, x, y, z) to probabilities, plane by plane to save memory."""
     for plane in range(scores.shape[1]):
         part = scores[:, plane]
         part -= part.max(axis=0)

@@ -171,7 +171,7 @@ def test_a_model_for_another_number_of_channels_is_refused_with_their_names(tmp_
     assert report.exit_status == 1
     assert report.written == ()
     assert report.failures[0].path == scan
-    assert "has 1 channel; this model was made for 2 (T1, T2)" in str(report.failures[0])
+    assert "has 1 channel; this model needs 2 (T1, T2)" in str(report.failures[0])
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "model.json"])
