@@ -1,1 +1,1 @@
-"""The hospital's dataset, checked before it joins."""
+"""Check of the hospital's dataset before it joins a federation."""

@@ -1,4 +1,4 @@
-"""Look over a whole dataset before it joins a federation: what is there, and everything that is wrong with it."""
+"""Check of a whole dataset before it joins a federation: its contents, and every problem with it."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ from common.plan.base import Axes3, Spacing
 
 @dataclass(frozen=True)
 class CaseReport:
-    """What was found in one case; what could not be read is None or empty.
+    """The content of one case; None or empty where it could not be read.
 
     Attributes
     ----------
     name
-        the case.
+        Name of the case.
     shape
-        voxels along x, y, z in RAS+ order.
+        Voxels along x, y, z in RAS+ order.
     spacing
-        mm along x, y, z in RAS+ order.
+        Spacing in mm along x, y, z in RAS+ order.
     orientation
-        direction of the axes as stored in the file.
+        Direction of the axes as stored in the file.
     intensity
-        lowest and highest stored value of each channel.
+        Lowest and highest value of each channel.
     label_ml
-        volume in ml of every declared or found label; 0 for a label that the case lacks.
+        Volume in ml of every label of the report; 0 for a label that the case lacks.
     usable
         False if the case has an error.
     """
@@ -72,13 +72,13 @@ class DatasetReport:
     Attributes
     ----------
     labels
-        the labels that the dataset was held against; those found in the files if none were declared.
+        The labels that the dataset was checked against; those found in the files if none were declared.
     cases
-        in the order of their names.
+        Reports of the cases, in order of their names.
     patients
-        how many the cases are of; None if the folder does not say.
+        Number of patients; None if the folder does not say.
     problems
-        errors and warnings, each with its case (None: the dataset itself) and file.
+        Errors and warnings, each with its case (None: the dataset itself) and file.
     """
 
     root: Path
@@ -95,12 +95,12 @@ class DatasetReport:
         return bool(self.cases) and not any(problem.severity == "error" for problem in self.problems)
 
     def to_text(self) -> str:
-        """A table of the cases, a summary, and the problems last."""
+        """Render a table of the cases, a summary, and the problems last."""
         parts = [_case_table(self), _summary(self), _label_table(self), _problem_list(self), _verdict(self)]
         return "\n\n".join(part for part in parts if part)
 
     def to_json(self) -> str:
-        """The same as one JSON object; numbers that are not finite become null."""
+        """Return the report as one JSON object; non-finite numbers become null."""
         content = {
             "root": str(self.root),
             "layout": self.layout,
@@ -139,16 +139,16 @@ def check_dataset(
     Parameters
     ----------
     root
-        the dataset folder.
+        The dataset folder.
     labels
-        the federation's foreground labels; None takes those that the dataset declares itself.
+        The federation's foreground labels; None uses those that the dataset itself declares.
     progress
-        called with (cases read, all cases).
+        Called with cases read and cases in all.
 
     Raises
     ------
     DataError
-        if there is nothing to check: the folder is missing, empty or in no known layout.
+        There is nothing to check: the folder is missing, empty or in no known layout.
     """
     dataset, problems = scan_dataset(root)
     declared = dict(labels if labels is not None else dataset.labels)
@@ -182,7 +182,7 @@ def check_dataset(
 
 @dataclass(eq=False)
 class _Found:
-    """One case as read: the voxels themselves are not kept."""
+    """One case as read, without its voxels."""
 
     case: Case
     problems: list[Problem] = field(default_factory=list)
@@ -206,7 +206,7 @@ def _read_case(case: Case, labels: Collection[int], channels: int) -> _Found:
         found.digest = hashlib.blake2b(volume.array.data, digest_size=16).digest()
         found.problems += image_problems(case, volume, channels)
         if not volume.source.orientation_declared:
-            text = "does not say which side is left (qform and sform codes are 0); left and right are a guess"
+            text = "does not say which side is left (qform and sform codes are 0), so left and right are guessed"
             found.problems.append(Problem(case.name, case.images[0], text, "warning"))
     if case.label is not None:
         _read_case_label(found, case.label, labels)
@@ -220,14 +220,14 @@ def _read_case_label(found: _Found, path: Path, labels: Collection[int]) -> None
         found.problems.append(Problem(found.case.name, error.path, error.problem))
         return
     found.counts, found.voxel_ml = label_counts(label), grid.voxel_volume_ml
-    # Without a readable image there is no grid to hold the label map against; its values can still be judged.
+    # Without a readable image there is no grid to compare with, but the label values can still be checked.
     found.problems += label_problems(found.case, found.grid or grid, grid, found.counts, labels)
     if not found.counts[1:].any():
-        found.problems.append(Problem(found.case.name, path, "is empty: all of it is background", "warning"))
+        found.problems.append(Problem(found.case.name, path, "is empty: it is all background", "warning"))
 
 
 def _unreadable(case: Case, error: DataError) -> list[Problem]:
-    """The error, or those of every channel file that cannot be read by itself."""
+    """List the error, or those of the channel files that cannot be read on their own."""
     problems = []
     for path in case.images if len(case.images) > 1 else ():
         try:
@@ -245,10 +245,10 @@ def _twins(found: Sequence[_Found]) -> list[Problem]:
             continue
         twin = first_with.setdefault(item.digest, item.case)
         if twin.name != item.case.name:
-            text = f"has the very same voxels as case {twin.name}: remove one"
+            text = f"has the same voxels as case {twin.name}: remove one"
             if twin.owner != item.case.owner:
                 text += (
-                    f", or one patient may end in training and in validation (or name the patient in {PATIENTS_FILE})"
+                    f", or one patient may be in both training and validation (or name the patient in {PATIENTS_FILE})"
                 )
             problems.append(Problem(item.case.name, item.case.images[0], text, "warning"))
     return problems

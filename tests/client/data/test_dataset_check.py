@@ -159,7 +159,7 @@ def test_warns_about_empty_label_maps_copies_and_undeclared_sides(dataset) -> No
         ("c", "does not say which side is lef"),
     ]
     save(dataset / "images/a.nii.gz", scan(2))
-    assert "has the very same voxels as case a" in check_dataset(dataset).to_text()
+    assert "has the same voxels as case a" in check_dataset(dataset).to_text()
 
 
 def test_without_declared_labels_it_reports_those_found(dataset) -> None:
