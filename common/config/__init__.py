@@ -1,1 +1,1 @@
-"""The federation file, section by section: read and checked before anything runs."""
+"""Configuration: the federation file and the kits. Everything is validated before anything runs."""

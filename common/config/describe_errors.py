@@ -1,4 +1,4 @@
-"""What is wrong with a file, in one line per error: the key, the value, and what is allowed."""
+"""Validation errors as text, one line per error: the key, the value, and what is allowed."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 PARTITION_METHODS = ("column", "iid", "quantity", "label", "scanner")
-"""Tags of the only union in our files."""
+"""Tags of the only tagged union in the configuration."""
 
 
 def describe_validation_error(error: ValidationError, model: type[BaseModel], source: str) -> str:
-    """One line per problem: source, key, what is wrong, and the likely key that was meant."""
+    """Describe each problem in one line: source, key, what is wrong, and the key that was probably meant."""
     lines = []
     for item in error.errors(include_url=False):
         # Pydantic puts the tag of a union (``column``, ``tuple[...]``) into the location; users never wrote it.
@@ -26,7 +26,7 @@ def describe_validation_error(error: ValidationError, model: type[BaseModel], so
         elif item["type"] == "missing":
             lines.append(f"{source}: {key}: is missing; add it")
         elif item["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            # The only union of ours with a tag; Pydantic puts the value itself into its text, quoted twice.
+            # The only tagged union; Pydantic's own message would quote the value twice.
             context, methods = item["ctx"], ", ".join(PARTITION_METHODS)
             given = f" (got {context['tag']!r})" if "tag" in context else ""
             lines.append(f"{source}: {key}.{context['discriminator'].strip(chr(39))}: must be one of {methods}{given}")

@@ -1,7 +1,7 @@
-"""The federation file: what a federation wants, checked before anything runs.
+"""The federation file, validated before anything runs.
 
-Every error names the file, the key, the value and what is allowed. Defaults are the ones we measured to work;
-``resolved`` writes all of them out, so that a run folder says everything about its run.
+Every error names the file, the key, the value and what is allowed. Defaults are values that worked in our experiments;
+``resolved`` writes them all out, so that a run folder documents its run completely.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ PhantomEdge = Annotated[int, Field(ge=16, le=256)]
 
 
 class PreprocessingConfig(Frozen):
-    """Preprocessing as asked for; ``auto`` is resolved from the dataset's fingerprint (simulation only).
+    """Requested preprocessing; ``auto`` is resolved from the dataset's fingerprint (simulation only).
 
     Attributes
     ----------
     spacing
-        target spacing in mm along x, y, z; ``keep`` leaves every volume on its own grid.
+        Target spacing in mm along x, y, z; ``keep`` leaves every volume on its own grid.
     intensity
-        ``auto``, or one entry for all channels, or one per channel.
+        ``auto``, one entry for all channels, or one entry per channel.
     """
 
     spacing: Literal["auto", "keep"] | Spacing = "auto"
@@ -52,7 +52,7 @@ class PreprocessingConfig(Frozen):
 
 
 class ModelConfig(Frozen):
-    """The network as asked for; ``auto`` is resolved from spacing and volume size."""
+    """Requested network; ``auto`` is resolved from spacing and volume size."""
 
     channels: tuple[PositiveInt, ...] = (16, 32, 64, 128)
     patch_size: Literal["auto"] | tuple[PositiveInt, PositiveInt, PositiveInt] = "auto"
@@ -67,33 +67,30 @@ class ModelConfig(Frozen):
 
 
 class TrainingConfig(Frozen):
-    """One site's local training.
+    """Local training at a site.
 
     Attributes
     ----------
     local_steps
-        optimisation steps per site and round.
+        Optimisation steps per site and round.
     learning_rate
-        at the first step of the first round; it decays as (1 - step / total) ** ``poly_power`` over the whole
-        federation.
+        Initial value; it decays as (1 - step / total) ** ``poly_power`` over the whole federation.
     weight_decay, momentum
-        of AdamW (betas 0.9, 0.999) and of SGD (Nesterov).
+        Of AdamW (betas 0.9, 0.999) and SGD (Nesterov), respectively.
     gradient_clip
-        largest L2 norm of the gradient; 0 switches clipping off.
-    loss
-        ``dice_ce``, ``focal`` or ``tversky``.
+        Largest L2 norm of the gradient; 0 disables clipping.
     class_weights
-        one per class, background first.
+        One per class, background first.
     foreground_fraction
-        share of patches that are centred on a labelled voxel.
+        Share of patches that are centred on a labelled voxel.
     precision
-        of the forward and backward pass; ``auto`` takes bfloat16 where the processor computes in it.
+        Of the forward and backward pass; ``auto`` is resolved by ``common.system.devices.autocast_dtype``.
     compile
-        torch.compile the network (pays on GPUs for long runs; needs a C compiler at the site).
+        Apply ``torch.compile`` (pays off on GPUs in long runs; needs a C compiler at the site).
     workers
-        background threads that prepare patches.
+        Background threads that prepare patches.
     trainable
-        part of the network that sites train (see ``common.models.trainable``); the rest stays as it starts.
+        Part of the network that sites train (see ``common.models.trainable``); the rest is frozen.
     """
 
     trainable: Literal["all", "head", "norms", "head_and_norms", "decoder"] = "all"
@@ -115,24 +112,22 @@ class TrainingConfig(Frozen):
 
 
 class EarlyStop(Frozen):
-    """Stop when the mean validation Dice has not risen by ``min_delta`` for ``patience`` rounds."""
+    """Stop when the mean validation Dice has not improved by ``min_delta`` for ``patience`` rounds."""
 
     patience: PositiveInt = 5
     min_delta: NonNegativeFloat = 0.001
 
 
 class StrategyConfig(Frozen):
-    """How updates become a model.
+    """How updates are aggregated; ``fedavg`` weights sites by their number of training patients.
 
     Attributes
     ----------
-    name
-        ``fedavg`` weighs sites by their training patients.
     min_sites, min_fraction
-        a round with fewer accepted updates, or a smaller share of the sites that take part, leaves the model as it
-        was.
+        Fewest accepted updates, as a number and as a share of the participating sites; a round with fewer fails and
+        leaves the model unchanged.
     max_failed_rounds
-        so many such rounds in a row end the run.
+        Number of consecutive failed rounds that ends the run.
     """
 
     name: Literal["fedavg"] = "fedavg"
@@ -142,22 +137,14 @@ class StrategyConfig(Frozen):
 
 
 class TransportConfig(Frozen):
-    """How weights travel (see ``common.weights.encoding``).
-
-    Attributes
-    ----------
-    upload
-        of a site's update; ``bfloat16`` is half of float32, ``int8`` about a quarter, both with error feedback.
-    download
-        of the global model to a site.
-    """
+    """How weights are encoded (see ``common.weights.encoding``): updates for upload, the global model for download."""
 
     upload: Literal["float32", "bfloat16", "int8"] = "float32"
     download: Literal["float32", "bfloat16"] = "float32"
 
 
 class ColumnPartition(Frozen):
-    """One site per value of a CSV column; the file lies in the dataset folder."""
+    """One site per value of a CSV column; the file is in the dataset folder."""
 
     method: Literal["column"]
     file: str
@@ -167,7 +154,7 @@ class ColumnPartition(Frozen):
 
 
 class IidPartition(Frozen):
-    """Equal shares, drawn at random."""
+    """Equal random shares."""
 
     method: Literal["iid"]
     sites: PositiveInt
@@ -175,7 +162,7 @@ class IidPartition(Frozen):
 
 
 class QuantityPartition(Frozen):
-    """Unequal shares: sizes from a Dirichlet distribution; a small ``alpha`` makes them more unequal."""
+    """Unequal shares whose sizes come from a Dirichlet distribution; smaller ``alpha`` means more unequal."""
 
     method: Literal["quantity"]
     sites: PositiveInt
@@ -185,7 +172,7 @@ class QuantityPartition(Frozen):
 
 
 class LabelPartition(Frozen):
-    """Label skew: cases are binned by foreground volume, and each bin is shared out by a Dirichlet draw."""
+    """Label skew: cases are binned by foreground volume, and each bin is split by a Dirichlet draw."""
 
     method: Literal["label"]
     sites: PositiveInt
@@ -196,12 +183,9 @@ class LabelPartition(Frozen):
 
 
 class ScannerPartition(Frozen):
-    """Equal shares, and every site's images are changed as another scanner would.
+    """Equal shares; each site's images are changed to imitate a different scanner.
 
-    Attributes
-    ----------
-    shifts
-        one entry per site; left out, they are drawn from the seed with the given ``strength``.
+    ``shifts`` has one entry per site; by default they are drawn from the seed with the given ``strength``.
     """
 
     method: Literal["scanner"]
@@ -226,7 +210,7 @@ Partition = Annotated[
 class PatientTable(Frozen):
     """A CSV file in the dataset folder that says which cases are scans of the same patient.
 
-    Left out, ``patients.csv`` is taken if it is there (``common.imaging.datasets.patients_csv``).
+    By default ``patients.csv`` is used if it exists (``common.imaging.datasets.patients_csv``).
     """
 
     file: str
@@ -235,15 +219,15 @@ class PatientTable(Frozen):
 
 
 class PhantomConfig(Frozen):
-    """Synthetic volumes, made when no real data is given; they say PHANTOM wherever they appear.
+    """Synthetic volumes, used when no real data is given; they are marked PHANTOM wherever they appear.
 
     Attributes
     ----------
     anatomy
-        ``body``, an abdomen with three labels, for demonstrations; or ``bent_tube``, a tube of about 40 mm in two
-        parts (1 anterior, 2 posterior) as a stand-in for the hippocampus, to start other federations from.
+        ``body`` is an abdomen with three labels, for demonstrations. ``bent_tube`` is a synthetic hippocampus, a tube
+        of about 40 mm in two parts (1 anterior, 2 posterior), for pretraining.
     shape
-        voxels of a case at ``spacing_mm``, about which the sites' own voxels vary.
+        Voxels of a case at ``spacing_mm``; the sites' own voxel sizes vary around it.
     """
 
     anatomy: Literal["body", "bent_tube"] = "body"
@@ -258,12 +242,9 @@ class PhantomConfig(Frozen):
 
 
 class SimulationConfig(Frozen):
-    """What only a simulation needs.
+    """Settings for simulations only.
 
-    Attributes
-    ----------
-    pooled
-        also train one model on all data in one place (as many steps as all sites together), for comparison.
+    ``pooled`` also trains one model on the pooled data for comparison (as many steps as all sites together).
     """
 
     partition: Partition
@@ -279,18 +260,16 @@ class FederationConfig(Frozen):
     Attributes
     ----------
     labels
-        value in the label maps -> name; foreground only. Left out, the dataset's own are taken.
+        Value in the label maps -> name, foreground only; by default the dataset's own.
     channels
-        names of the input channels. Left out, the dataset's own are taken.
+        Names of the input channels; by default the dataset's own.
     modality
-        ``CT`` clips to a Hounsfield window over the foreground, all else to percentiles of each volume.
+        ``CT`` clips to a window from the whole dataset's foreground, others to percentiles of each volume.
     initial_model
-        folder of a model (a bundle) that the first round starts from; in the file relative to it. Sites do not need
-        it: the weights come with the first round. Left out, weights are drawn from the seed.
+        Folder of the bundle that the first round starts from, relative to the file. Sites do not need it: they
+        receive the weights in the first round. By default weights are initialised from the seed.
     initial_model_sha256
-        of its weights file; filled in when the file is read, so that the digest holds it.
-    privacy
-        left out, training is not differentially private.
+        SHA-256 of its weights file; filled in when the file is read, because the digest covers it.
     """
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -327,18 +306,18 @@ class FederationConfig(Frozen):
         return self
 
     def resolved(self) -> str:
-        """The configuration as YAML with every default written out."""
+        """Return the configuration as YAML with every default written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def digest(self) -> str:
-        """SHA-256 over all that decides the result: equal digests mean equal federations."""
-        # The initial model's hash decides, not the place where it happens to lie.
+        """Return the SHA-256 of everything that affects the result: equal digests mean equal federations."""
+        # The initial model's hash identifies it, not its path.
         content = self.model_dump(mode="json", exclude={"description": True, "initial_model": True})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class UniqueKeyLoader(yaml.SafeLoader):
-    """YAML's own rule, which PyYAML does not hold: a key stands once in a mapping."""
+    """Refuses duplicate keys, which the YAML specification forbids but PyYAML accepts."""
 
 
 def _mapping_of_unique_keys(loader: UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -346,7 +325,7 @@ def _mapping_of_unique_keys(loader: UniqueKeyLoader, node: yaml.MappingNode) -> 
     for position, key in enumerate(keys):
         if key in keys[:position]:
             line = node.value[position][0].start_mark.line + 1
-            raise ConfigError(f"line {line}: the key {key!r} stands twice in the same mapping; keep one of them")
+            raise ConfigError(f"line {line}: duplicate key {key!r}; keep one of them")
     return {key: loader.construct_object(value, deep=True) for key, (_, value) in zip(keys, node.value, strict=True)}
 
 
@@ -354,19 +333,19 @@ UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, 
 
 
 def load_federation(path: Path, overrides: Sequence[str] = ()) -> FederationConfig:
-    """Reads and checks a federation file.
+    """Read and validate a federation file.
 
     Parameters
     ----------
     path
-        the YAML file.
+        The YAML file.
     overrides
-        ``key.path=value`` items that replace single values; a value is read as YAML.
+        ``key.path=value`` items that replace single values; each value is parsed as YAML.
 
     Raises
     ------
     ConfigError
-        the file cannot be read, is not YAML, or a key, type or range is wrong.
+        If the file cannot be read, is not YAML, or a key, type or range is wrong.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -386,7 +365,7 @@ def load_federation(path: Path, overrides: Sequence[str] = ()) -> FederationConf
         raise ConfigError(f"{path}: must be a mapping of keys such as name, rounds, training")
     for override in overrides:
         _apply_override(content, override)
-    # What a person writes on the command line starts where that person is, what stands in a file starts at the file.
+    # Paths on the command line are relative to the working directory, paths in the file to the file.
     typed = any(override.partition("=")[0].strip() == "initial_model" for override in overrides)
     resolve_initial_model(content, path, Path.cwd() if typed else path.parent)
     try:
@@ -416,6 +395,6 @@ def _apply_override(content: dict[Any, Any], override: str) -> None:
 
 
 def as_json(model: BaseModel | Mapping[str, Any]) -> str:
-    """Readable JSON of a model or a mapping, with a final newline."""
+    """Format a model or a mapping as indented JSON with a final newline."""
     content = model.model_dump(mode="json") if isinstance(model, BaseModel) else model
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -1,4 +1,4 @@
-"""The model that a federation starts from: found beside its file, and held fast by its hash."""
+"""The initial model of a federation: resolve its path and pin it by its hash."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from common.errors import ConfigError
 
 
 def resolve_initial_model(content: dict[Any, Any], file: Path, base: Path) -> None:
-    """Makes ``initial_model`` of a federation file's content absolute, and fills in ``initial_model_sha256``.
+    """Make ``initial_model`` in a federation file's content absolute, and fill in ``initial_model_sha256``.
 
-    A folder that is not there is no error if the hash is given: sites have no use for the model itself.
+    A missing folder is accepted if the hash is given: sites do not need the model itself.
 
     Parameters
     ----------
     content
-        of the file; changed in place. Values of wrong types are left for the schema to refuse.
+        Content of the file; changed in place. Values of wrong types are left for the schema to reject.
     file
-        the federation file, for messages.
+        The federation file, for messages.
     base
-        the folder that a relative path starts from.
+        Folder that a relative path starts from.
 
     Raises
     ------
     ConfigError
-        the model is neither there nor known by its hash, or is another than the hash says.
+        If the model is missing and has no hash, or does not match its hash.
     """
     folder, stated = content.get("initial_model"), content.get("initial_model_sha256")
     if not isinstance(folder, str) or not folder:
@@ -41,20 +41,20 @@ def resolve_initial_model(content: dict[Any, Any], file: Path, base: Path) -> No
     if stated is not None and stated != found:
         raise ConfigError(
             f"{file}: initial_model: the weights in {place} have SHA-256 {found}, and initial_model_sha256 is "
-            f"{stated}; put back the model that is meant, or remove initial_model_sha256"
+            f"{stated}; restore the intended model, or remove initial_model_sha256"
         )
     content["initial_model_sha256"] = found
 
 
 def hash_weights(folder: Path) -> str:
-    """SHA-256 of a bundle's weights file.
+    """Return the SHA-256 of a bundle's weights file.
 
     Raises
     ------
     ConfigError
-        the folder is not a bundle.
+        If the folder is not a bundle.
     """
-    # Late: what it needs needs the federation file's own module.
+    # Imported late because it imports numpy, which reading a configuration does not need otherwise.
     from common.models.bundle_file import WEIGHTS_FILE
 
     try:

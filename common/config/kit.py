@@ -1,4 +1,4 @@
-"""A kit: the folder that tells a server or a site where its federation is and who it is there."""
+"""Kits: the folder that gives a server or a site its identity and its federation's address."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ KIT_FORMAT: Literal[2] = 2
 
 
 class Kit(Frozen):
-    """The content of ``kit.yaml``; format 2 has a certificate for each site, format 1 had none.
+    """Content of ``kit.yaml``; format 2 has a certificate for each site, format 1 had none.
 
     Attributes
     ----------
     federation
-        its name.
+        Name of the federation.
     digest
         ``FederationConfig.digest()`` of the kit's ``federation.yaml``.
     address, port
-        where the server is.
+        Address of the server.
     site
-        whose kit it is; None in the server's.
+        Name of the site that the kit is for; None in the server's kit.
     """
 
     format: Literal[2] = KIT_FORMAT
@@ -50,24 +50,24 @@ class Kit(Frozen):
 
     @property
     def endpoint(self) -> str:
-        """``host:port``, as addresses of servers are written; IPv6 in brackets."""
+        """Server address as ``host:port``, IPv6 in brackets."""
         return format_endpoint(self.address, self.port)
 
 
 def read_kit(folder: Path, role: Literal["server", "site"] | None = None) -> Kit:
-    """Reads whose kit a folder is.
+    """Read and check a kit's ``kit.yaml``.
 
     Parameters
     ----------
     folder
-        the kit.
+        The kit.
     role
-        what it must be for; None takes both.
+        Role that the kit must be for; None accepts both.
 
     Raises
     ------
     ConfigError
-        it is no kit, is damaged, of another form, or for the other role.
+        If the folder is not a kit, or the kit is damaged, has another format, or is for the other role.
     """
     file = folder / KIT_FILE
     try:
@@ -86,7 +86,7 @@ def read_kit(folder: Path, role: Literal["server", "site"] | None = None) -> Kit
         raise ConfigError(f"{file}: {key}: {first['msg']}; ask the coordinator for a new kit") from None
     if role is not None and kit.role != role:
         command = "fedvox-client start" if kit.role == "site" else "fedvox-server start"
-        raise ConfigError(f"{folder}: is the kit of a {kit.role}; it belongs to {command}")
+        raise ConfigError(f"{folder}: is a {kit.role} kit; use it with {command}")
     return kit
 
 
@@ -95,10 +95,10 @@ def _check_format(folder: Path, content: object) -> None:
     if not isinstance(content, dict) or not isinstance(found, int) or found == KIT_FORMAT:
         return
     if found > KIT_FORMAT:
-        raise ConfigError(f"{folder}: is a kit of a later form; install the version of Fedvox that it was made with")
+        raise ConfigError(f"{folder}: has a newer kit format; install the version of Fedvox that it was made with")
     if content.get("role") == "server":
         raise ConfigError(
-            f"{folder}: is a kit of an earlier form; run fedvox-server provision with a new, empty --out, and send "
-            "every site its new kit"
+            f"{folder}: has an older kit format; run fedvox-server provision with a new, empty --out, and send every "
+            "site its new kit"
         )
-    raise ConfigError(f"{folder}: is a kit of an earlier form; ask the coordinator for a new kit")
+    raise ConfigError(f"{folder}: has an older kit format; ask the coordinator for a new kit")

@@ -1,4 +1,4 @@
-"""The ``privacy`` section of a federation file: differential privacy whose unit is the patient."""
+"""The ``privacy`` section of a federation file: patient-level differential privacy."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from common.plan.base import Frozen, PositiveInt
 
 
 def _off_is_a_word(value: object) -> object:
-    """In YAML 1.1 a bare ``off`` means false."""
+    """Restore ``off``, which YAML 1.1 reads as false."""
     return "off" if value is False else value
 
 
 class AdaptiveClipping(Frozen):
-    """The clipping norm follows a noised quantile of the patients' gradient norms (Andrew et al. 2021).
+    """Adaptive clipping: the norm tracks a noised quantile of the patients' gradient norms (Andrew et al. 2021).
 
     Attributes
     ----------
     target_quantile
-        share of patients whose gradients are to stay unclipped.
+        Target share of patients whose gradients stay unclipped.
     learning_rate
-        of the geometric update of the norm at each step.
+        Step size of the geometric update of the norm.
     count_noise
-        standard deviation of the noise on the number of unclipped patients, in patients; its cost is taken out of the
-        same budget.
+        Standard deviation of the noise on the number of unclipped patients, in patients; it consumes part of the same
+        budget.
     """
 
     target_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
@@ -39,19 +39,19 @@ class PrivacyConfig(Frozen):
     Attributes
     ----------
     epsilon, delta
-        of the whole federation, for every patient of a site; the noise is calibrated to them once.
+        Budget of every patient over the whole federation; the noise is calibrated to it once.
     max_grad_norm
         L2 norm to which one patient's gradient is clipped.
     sample_rate
-        probability with which a patient takes part in a step, the same at every site.
+        Probability that a patient takes part in a step, the same at every site.
     patches_per_patient
-        augmented patches whose gradients are averaged before clipping; costs time, not privacy.
+        Augmented patches whose gradients are averaged before clipping; costs time, not privacy.
     adaptive_clipping
-        let the norm follow the data, starting at ``max_grad_norm``.
+        Adapts the norm to the data, starting at ``max_grad_norm``.
     validation
-        ``noised`` means of bounded scores leave a site, or ``off``: none do.
+        ``noised``: noised means of bounded scores leave a site; ``off``: no scores leave it.
     secure_random
-        noise from the operating system's cryptographic generator (slower).
+        Draw noise from the operating system's cryptographic generator (slower).
     """
 
     mode: Literal["patient"] = "patient"

@@ -51,7 +51,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
         ("privacy: {epsilon: 8}", "did you mean max_epsilon"),
         ("validation_cases: []", "at least one"),
         ("validation_cases: [a, a]", "only once"),
-        ("paused: true\npaused: false", "stands twice"),
+        ("paused: true\npaused: false", "duplicate key"),
         ("network: {max_megabits: 0}", "network.max_megabits.*greater than or equal to 0.1"),
         ("network: {max_megabits: fast}", "network.max_megabits.*valid number"),
         ("network: {megabits: 5}", "network.megabits: unknown key; did you mean max_megabits"),

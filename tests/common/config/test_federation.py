@@ -85,7 +85,7 @@ def test_a_mistake_is_named_with_its_key(tmp_path: Path, change: str, complaint:
         ("name: [", "not valid YAML"),
         ("- a\n- b\n", "must be a mapping"),
         ("", "must be a mapping"),
-        ("name: a\nrounds: 3\nrounds: 4\n", "line 3: the key 'rounds' stands twice"),
+        ("name: a\nrounds: 3\nrounds: 4\n", "line 3: duplicate key 'rounds'"),
         ("rounds: 3\n", "name: is missing"),
     ],
 )
