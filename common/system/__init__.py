@@ -1,1 +1,1 @@
-"""Files, devices and processes of the machine. Nothing here knows of federations."""
+"""Files, devices and processes of the machine, independent of federations."""

@@ -1,4 +1,4 @@
-"""What both command lines share: errors as text, exit statuses, and a quiet Flower."""
+"""Shared code of both command-line programs: errors as text, exit statuses, and a quiet Flower."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ import common
 from common.errors import FedvoxError
 
 INTERRUPTED = 130
-"""Exit status, as shells have it for a program that SIGINT ended."""
+"""Exit status that shells report for a program ended by SIGINT."""
 LONGEST_LINGER_SECONDS = 3600.0
 Command = Callable[[argparse.Namespace], int]
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors fit two lines and whose help keeps examples as they are written."""
+    """An argument parser with two-line errors whose help keeps the formatting of examples."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **kwargs)  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
-        """Prints what is wrong and where help is; exit status 2."""
+        """Print the error and a pointer to the help, and exit with status 2."""
         self.exit(2, f"{self.prog}: {message}\nSee {self.prog} --help\n")
 
 
 def base_parser(program: str, description: str) -> Parser:
-    """A parser with the options that every command has."""
+    """Return a parser with the options that every command has."""
     parser = Parser(prog=program, description=description)
     parser.add_argument("--version", action="version", version=f"%(prog)s {common.__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks and the log")
@@ -43,36 +43,36 @@ def base_parser(program: str, description: str) -> Parser:
 
 
 def add_linger(command: argparse.ArgumentParser) -> None:
-    """Adds ``--linger``, for commands that run until they are stopped."""
+    """Add ``--linger``, for commands that run until they are stopped."""
     command.add_argument(
         "--linger",
         type=float,
         default=0.0,
         metavar="SECONDS",
-        help="wait that long before it ends with an error; for what starts it again at once, such as containers",
+        help="wait this long before exiting with an error, for container platforms that restart it at once",
     )
 
 
 def run(parser: Parser, arguments: Sequence[str] | None) -> int:
-    """Parses, runs the chosen command, and turns errors into text on stderr.
+    """Parse the arguments, run the chosen command, and print errors as text on stderr.
 
     Returns
     -------
     int
-        0 done, 2 wrong usage or configuration, 130 interrupted by a person or a service manager, 1 anything else.
+        0 for success, 2 for wrong usage or configuration, 130 if interrupted (SIGINT or SIGTERM), 1 for other errors.
     """
-    # Before anything imports flwr: it reads both when it is imported.
+    # Before flwr is imported: these variables are read at import time.
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Before anything imports torch. By default OpenMP threads wait for each other in a busy loop; on a machine with
-    # other work besides, a training step then takes six times as long as with threads that sleep while they wait.
+    # Before torch is imported. By default OpenMP threads wait in a busy loop; on a machine with other load, a training
+    # step then takes six times as long as with threads that sleep while they wait.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Schedulers and service managers end a program by SIGTERM: it deserves the same clean end as Ctrl-C. A program
-    # started in the background by a shell ignores SIGINT, so this one also works where that does not.
+    # Schedulers and service managers stop a program with SIGTERM: shut down as cleanly as on Ctrl-C. SIGTERM also
+    # reaches programs that a shell started in the background, which ignore SIGINT.
     signal.signal(signal.SIGTERM, _interrupt)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
-    # A site's traceback is for its own log; without --debug the command line says it in a line.
+    # Tracebacks are logged only with --debug; otherwise the error is printed in one line.
     logging.getLogger("fedvox").setLevel(logging.DEBUG if options.debug else logging.CRITICAL)
     command: Command | None = getattr(options, "command", None)
     if command is None:
@@ -88,14 +88,14 @@ def run(parser: Parser, arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt as error:
         if options.debug:
             raise
-        # Who knows how to go on says so, in the exception.
+        # The exception's text, if any, tells the user how to resume.
         print(f"{parser.prog}: {str(error) or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output is gone (a pager that was quit): nobody is left to tell.
+        # The reader of stdout is gone (for example a closed pager): discard the rest of the output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:  # the last resort: a bug, told as one
+    except Exception as error:  # a bug: report it as one
         if options.debug:
             raise
         text = f"{parser.prog}: internal error, {type(error).__name__}: {error}"
@@ -104,7 +104,7 @@ def run(parser: Parser, arguments: Sequence[str] | None) -> int:
 
 
 def _tell(text: str, options: argparse.Namespace) -> None:
-    """Says what is wrong, and lingers; a signal ends that, but does not hide what was wrong."""
+    """Print the error and linger; a signal ends the wait without hiding the error."""
     with contextlib.suppress(KeyboardInterrupt):
         print(text, file=sys.stderr, flush=True)
         time.sleep(min(max(0.0, getattr(options, "linger", 0.0)), LONGEST_LINGER_SECONDS))
@@ -116,7 +116,7 @@ def _interrupt(signal_number: int, frame: object) -> NoReturn:
 
 
 def default_cache() -> Path:
-    """Where preprocessed scans are kept: $FEDVOX_CACHE, or fedvox under the user's cache folder."""
+    """Return the folder for preprocessed scans: $FEDVOX_CACHE, or fedvox in the user's cache folder."""
     if folder := os.environ.get("FEDVOX_CACHE"):
         return Path(folder)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedvox"

@@ -1,4 +1,4 @@
-"""Which device computes, in which precision, and in which memory layout."""
+"""Choice of device, precision and memory layout."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ def choose_device(name: str = "auto") -> torch.device:
     Parameters
     ----------
     name
-        ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
+        ``cpu``, ``cuda``, or ``auto``: a GPU if there is one, else the CPU.
 
     Raises
     ------
     ConfigError
-        if the name is none of these, or ``cuda`` is asked for and there is no usable GPU.
+        If the name is none of these, or ``cuda`` is requested and there is no usable GPU.
     """
     if name not in get_args(DeviceName):
         raise ConfigError(f"device: {name!r} is not one of {', '.join(get_args(DeviceName))}")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device: cuda was asked for, but {why_no_gpu()}; use device: cpu or auto")
+        raise ConfigError(f"device: cuda was requested, but {why_no_gpu()}; use device: cpu or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def why_no_gpu() -> str:
-    """What keeps PyTorch from a GPU, where it has found none."""
+    """Explain why PyTorch has found no GPU."""
     return "this PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch finds no GPU"
 
 
 def autocast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype | None:
     """Resolve the precision of convolutions: the data type for autocast, or None for float32 throughout.
 
-    ``auto`` is bfloat16 on CPUs that multiply it in hardware (AVX-512 BF16, AMX) and on GPUs that have it
-    (Ampere and later), float16 on older GPUs, and float32 on other CPUs, where lower precision is emulated and slower.
+    ``auto`` is bfloat16 on CPUs with hardware support (AVX-512 BF16, AMX, Arm BF16) and on GPUs that have it (Ampere
+    and later), float16 on older GPUs, and float32 on other CPUs, where lower precision is emulated and slower.
 
     Raises
     ------
     ConfigError
-        if the name is unknown, or float16 is asked for on a CPU, where no speed comes from it.
+        If the name is unknown, or float16 is requested on a CPU, where it brings no speed.
     """
     if precision not in get_args(Precision):
         raise ConfigError(f"precision: {precision!r} is not one of {', '.join(get_args(Precision))}")
@@ -66,25 +66,25 @@ def autocast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """The layout in which 3D convolutions run fastest on a device; give it to ``module.to`` and ``tensor.to``.
+    """Return the layout in which 3D convolutions run fastest on a device; pass it to ``module.to`` and ``tensor.to``.
 
-    Channels-last on both: oneDNN's and cuDNN's kernels for low precision work on it without reordering.
+    It is channels-last on CPUs and GPUs: the low-precision kernels of oneDNN and cuDNN use it without reordering.
     """
     return torch.channels_last_3d if device.type in ("cpu", "cuda") else torch.contiguous_format
 
 
 @cache
 def keep_freed_memory() -> bool:
-    """Let the process reuse the memory of freed tensors on a CPU instead of giving it back at every turn.
+    """Let the process reuse the memory of freed CPU tensors instead of returning it to the kernel.
 
-    The C library of Linux (glibc) returns large freed blocks to the kernel, which hands them out again page by page,
-    filled with zeros: a third of the time of a training iteration with large batches. All blocks now come from the
-    heap, and up to 1 GiB of freed memory at its end stays. It holds for the whole process.
+    glibc returns large freed blocks to the kernel, which zeroes every page before handing it out again. This takes a
+    third of the time of a training iteration with large batches. Afterwards all blocks come from the heap, which keeps
+    up to 1 GiB of freed memory at its end. The setting applies to the whole process.
 
     Returns
     -------
     bool
-        False where there is no glibc, and nothing changes.
+        False without glibc; nothing changes then.
     """
     trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
     try:
@@ -96,5 +96,5 @@ def keep_freed_memory() -> bool:
 
 def _cpu_has_bfloat16() -> bool:
     capabilities = torch.cpu.get_capabilities()
-    # "bf16" is what Arm processors call it.
+    # "bf16" is the name on Arm processors.
     return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))

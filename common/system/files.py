@@ -1,4 +1,4 @@
-"""Writing files so that a reader, or a crash, never meets half of one."""
+"""Atomic file writes: neither a reader nor a crash ever leaves a partial file visible."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pathlib import Path
 from common.errors import OutputError
 
 LARGE = 2**24
-"""Bytes from which a file goes to the disk directly."""
+"""Size in bytes from which a file bypasses the page cache."""
 _BUFFER = 2**22
 _ALIGNMENT = 4096
 
 
 def cannot_write(path: Path, error: OSError) -> OutputError:
-    """What to say when a file that a program keeps for itself cannot be written."""
-    return OutputError(f"{path}: cannot be written: {error.strerror or error}; free space, or restore its rights")
+    """Return the error for an internal file that cannot be written."""
+    return OutputError(f"{path}: cannot be written: {error.strerror or error}; free space or restore its permissions")
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview | str) -> None:
-    """Writes ``parts``, one after another, to a temporary name beside ``path``, flushes it to disk, then renames it.
+    """Write ``parts`` in order to a temporary file beside ``path``, flush it to disk, and rename it.
 
     Raises
     ------
     OutputError
-        the folder does not exist or cannot be written, or the disk is full.
+        If the folder does not exist or cannot be written, or the disk is full.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
     try:
@@ -48,10 +48,10 @@ def write_atomically(path: Path, *parts: bytes | memoryview | str) -> None:
 
 
 def _write_past_cache(path: Path, parts: list[memoryview]) -> bool:
-    """Writes a new file and flushes it, without a copy in the system's cache; False, and no file, where it cannot be.
+    """Write and flush a new file with direct I/O, bypassing the page cache; False and no file if unsupported.
 
-    The whole file goes to the disk at once anyway, and pages for a copy can take four times as long as all the rest, on
-    virtual machines. Written is from an aligned buffer, in multiples of a page; what is too much is cut off.
+    The file is flushed at once anyway, and on virtual machines allocating cache pages can take four times as long as
+    everything else. Writes multiples of a page from an aligned buffer and truncates the file to its size.
     """
     if not hasattr(os, "O_DIRECT"):
         return False
@@ -73,12 +73,12 @@ def _write_past_cache(path: Path, parts: list[memoryview]) -> bool:
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
-        path.unlink(missing_ok=True)  # a file system without, such as tmpfs
+        path.unlink(missing_ok=True)  # a file system without direct I/O, such as tmpfs
         return False
     return True
 
 
 def _write_all(file: FileIO, data: memoryview) -> None:
-    # The rest of a write that was cut short is not aligned any more: the disk is full, or nearly so.
+    # A short write means that the disk is full or nearly full; its rest is no longer aligned, so do not retry.
     if file.write(data) != len(data):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

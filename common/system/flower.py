@@ -1,4 +1,4 @@
-"""Which versions of Flower this works with, and how its programs are started."""
+"""Supported versions of Flower, and the environment of its programs."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ SUPPORTED_FLOWER = ("1.41", "1.42")
 
 
 class FlowerVersionError(FedvoxError):
-    """A version of Flower is installed that this was not tested with."""
+    """The installed version of Flower is not supported."""
 
 
 def check_flower_version(installed: str | None = None) -> None:
-    """Refuses every version of Flower that the network parts were not tested with.
+    """Check that Flower has a version that Fedvox was tested with.
 
     Parameters
     ----------
     installed
-        None asks the installation.
+        Version to check; None means the installed one.
 
     Raises
     ------
     FlowerVersionError
-        it is another one.
+        If the version is not supported.
     """
     installed = installed or version("flwr")
     if ".".join(installed.split(".")[:2]) not in SUPPORTED_FLOWER:
@@ -37,12 +37,12 @@ def check_flower_version(installed: str | None = None) -> None:
 
 
 def flower_environment(home: Path) -> dict[str, str]:
-    """The environment for a child process that imports Flower: its own state folder, no telemetry, no update check.
+    """Return the environment for a child process that imports Flower, without telemetry and update checks.
 
     Parameters
     ----------
     home
-        where Flower keeps its state; made by Flower when needed.
+        Folder for Flower's state; Flower creates it when needed.
     """
     quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     return {**os.environ, **quiet, "FLWR_HOME": str(home), "PYTHONUNBUFFERED": "1"}

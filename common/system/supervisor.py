@@ -1,8 +1,8 @@
-"""A small supervisor of child processes, used by the server's and by the site's ``start`` command.
+"""A small supervisor of child processes, used by the ``start`` commands of server and site.
 
-It restarts what dies, waits longer each time that helps nothing, and lets nothing outlive it: children get a signal
-from the kernel when their parent dies, also by SIGKILL, and whatever a dead child leaves behind in its process group
-is killed before the child is started again.
+It restarts children that die, with exponential backoff. No process outlives it: the kernel signals the children when
+their parent dies, even by SIGKILL, and the remaining processes in a dead child's process group are killed before the
+child restarts.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ class Child:
     Attributes
     ----------
     name
-        unique among the supervisor's children.
+        Unique among the supervisor's children.
     env
-        the whole environment, not additions to ours.
+        The complete environment; nothing is inherited.
     log
-        where its output goes, appended; moved to ``.1`` at a start once it is large.
+        File that its output is appended to; rotated to ``.1`` at a start once it is large.
     ready
-        says whether it does its work yet; called by ``poll`` until it is true, so it must answer at once. None: a
-        process that runs is ready.
+        Readiness check; ``poll`` calls it until it returns true, so it must not block. None: a running process counts
+        as ready.
     after
-        names of children that must have been ready once before this one is started for the first time.
+        Names of children that must have been ready once before this one is started for the first time.
     on_parent_death
-        what the kernel sends it when this process dies. SIGKILL cannot be missed; a program that has children of its
-        own and passes SIGTERM on to them (nginx) is better told so.
+        Signal that the kernel sends when this process dies. SIGKILL cannot be ignored; SIGTERM suits programs that
+        pass it on to their own children (nginx).
     """
 
     name: str
@@ -63,7 +63,7 @@ class Child:
 
 @dataclass
 class _Kept:
-    """A child and what is known of its present and past processes; times are of ``time.monotonic``."""
+    """State of a child; times are from ``time.monotonic``, except ``since`` (seconds since the epoch)."""
 
     child: Child
     process: subprocess.Popen[bytes] | None = None
@@ -79,21 +79,21 @@ class _Kept:
 
 
 def next_delay(previous: float, lived: float) -> float:
-    """Seconds to wait before a child that lived ``lived`` seconds is started again, after a wait of ``previous``."""
+    """Return the seconds to wait before restarting a child that ran ``lived`` seconds after waiting ``previous``."""
     if lived >= HEALTHY_AFTER_SECONDS or previous == 0:
         return FIRST_DELAY_SECONDS
     return min(2 * previous, LONGEST_DELAY_SECONDS)
 
 
 class Supervisor:
-    """Keeps children alive. Must be used from the main thread: the kernel ties children to the thread that made them.
+    """Keeps children alive. Use it from the main thread only: the kernel ties children to the thread that forked them.
 
     Parameters
     ----------
     children
-        what to keep alive, in the order of starting; they are stopped in reverse.
+        Processes to keep alive, in starting order; they are stopped in reverse.
     on_event
-        is told (name, what happened) of every start, readiness, death and stop.
+        Called with (name, what happened) on every start, readiness, death and stop.
     """
 
     def __init__(self, children: Sequence[Child], on_event: Callable[[str, str], None]) -> None:
@@ -102,27 +102,27 @@ class Supervisor:
             raise ValueError(f"two children have the same name: {names}")
         for child in children:
             if unknown := set(child.after) - set(names):
-                raise ValueError(f"{child.name} waits for {sorted(unknown)}, which nobody starts")
+                raise ValueError(f"{child.name} waits for {sorted(unknown)}, which are not among the children")
         self._kept = {child.name: _Kept(child) for child in children}
         self._on_event = on_event
 
     def start(self) -> None:
-        """Starts every child that waits for no other; ``poll`` starts the rest.
+        """Start every child that waits for no other; ``poll`` starts the rest.
 
         Raises
         ------
         FedvoxError
-            a program cannot be run at all.
+            If a program cannot be executed (it is not installed).
         """
         self.poll()
 
     def poll(self) -> None:
-        """Notices deaths and readiness, and starts what is due. Returns at once; call it about ten times a second.
+        """Detect deaths and readiness, and start children that are due. Never blocks; call it about ten times a second.
 
         Raises
         ------
         FedvoxError
-            a program cannot be run at all (it is not installed).
+            If a program cannot be executed (it is not installed).
         """
         for kept in self._kept.values():
             if kept.stopped:
@@ -137,22 +137,25 @@ class Supervisor:
                 self._on_event(kept.child.name, "ready")
 
     def stop(self, grace_seconds: float = 10.0) -> None:
-        """Ends all children in reverse order: SIGTERM, and SIGKILL for what is left after ``grace_seconds`` each."""
+        """Stop all children in reverse order: SIGTERM, then SIGKILL after ``grace_seconds`` each."""
         for kept in reversed(self._kept.values()):
             kept.stopped = True
             if kept.process is not None:
                 in_time = self._end_in_time(kept, grace_seconds)
-                event = "stopped" if in_time else f"killed: still there after {grace_seconds:g} s"
+                event = "stopped" if in_time else f"killed: still running after {grace_seconds:g} s"
                 self._on_event(kept.child.name, event)
 
     @property
     def all_ready(self) -> bool:
-        """Whether every child does its work at this moment, as far as the last ``poll`` saw."""
+        """Whether every child was ready at the last ``poll``."""
         return all(kept.ready for kept in self._kept.values())
 
     def states(self) -> dict[str, dict[str, Any]]:
-        """Name -> state (``waiting``, ``starting``, ``ready``, ``restarting``, ``stopped``), pid, restarts, since
-        (seconds since the epoch) and exit_status of the last process that ended; negative is a signal's number."""
+        """Return the state of every child by name.
+
+        Keys are ``state`` (``waiting``, ``starting``, ``ready``, ``restarting`` or ``stopped``), ``pid``, ``restarts``,
+        ``since`` (seconds since the epoch) and ``exit_status`` of the last ended process (negative: a signal number).
+        """
         return {
             name: {
                 "state": _state_of(kept),
@@ -165,7 +168,7 @@ class Supervisor:
         }
 
     def _end_in_time(self, kept: _Kept, grace_seconds: float) -> bool:
-        """SIGTERM, then SIGKILL; whether the first was enough."""
+        """Send SIGTERM, then SIGKILL; return whether SIGTERM was enough."""
         process, kept.process, kept.ready = kept.process, None, False
         if process is None:
             return True
@@ -197,7 +200,7 @@ class Supervisor:
                 )
             except OSError as error:
                 raise FedvoxError(
-                    f"{child.command[0]}: cannot be started: {error.strerror}; install it, or see that it may be run"
+                    f"{child.command[0]}: cannot be started: {error.strerror}; install it or make it executable"
                 ) from None
         kept.started = time.monotonic()
         kept.since = time.time()
@@ -217,12 +220,12 @@ class Supervisor:
 
 
 def put_aside_if_large(log: Path) -> None:
-    """Gives a log that has grown another name, in place of the one that was put aside before.
+    """Rotate a large log to ``.1``, replacing the previous one.
 
     Raises
     ------
     OutputError
-        it cannot be renamed.
+        If it cannot be renamed.
     """
     try:
         if log.exists() and log.stat().st_size > LARGEST_LOG_BYTES:
@@ -232,12 +235,12 @@ def put_aside_if_large(log: Path) -> None:
 
 
 def _opened_log(path: Path) -> BinaryIO:
-    """To be appended to; one that is large is put aside first.
+    """Open a log for appending, after rotating it if it is large.
 
     Raises
     ------
     OutputError
-        it cannot be made.
+        If it cannot be created.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -265,18 +268,18 @@ def _in_words(exit_status: int) -> str:
 
 
 def _is_dead(process: subprocess.Popen[bytes]) -> bool:
-    """Whether it has ended; leaves it a zombie, so that its process group's number is not given to another."""
+    """Return whether a process has ended, but leave it a zombie so that its process group ID is not reused."""
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:
-    """Kills what is left of the process and of its group; the exit status."""
+    """Kill what is left of the process and its group, and return the exit status."""
     os.killpg(process.pid, signal.SIGKILL)
     return process.wait()
 
 
 def _tie_to_parent(death_signal: signal.Signals) -> Callable[[], None] | None:
-    """What the child does between fork and exec. Elsewhere than on Linux, children are not tied to their parent."""
+    """Return the function that ties a child to its parent between fork and exec; None except on Linux."""
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None, use_errno=True).prctl
@@ -284,14 +287,14 @@ def _tie_to_parent(death_signal: signal.Signals) -> Callable[[], None] | None:
 
     def tie() -> None:
         prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
-        if os.getppid() != parent:  # it died before the line above
+        if os.getppid() != parent:  # the parent died before the call to prctl
             os._exit(1)
 
     return tie
 
 
 def free_port() -> int:
-    """A TCP port on the loopback interface that nobody listens on at this moment."""
+    """Return a currently unused TCP port on the loopback interface."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -299,7 +302,7 @@ def free_port() -> int:
 
 
 def answers(port: int, host: str = "127.0.0.1") -> bool:
-    """Whether something listens on a TCP port: a ``ready`` for servers on this machine."""
+    """Return whether a server listens on a TCP port; usable in ``Child.ready``."""
     try:
         with socket.create_connection((host, port), timeout=0.2):
             return True

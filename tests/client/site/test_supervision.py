@@ -47,7 +47,7 @@ def test_a_full_disk_is_named_once_and_does_not_end_a_site(folder: StateFolder) 
     said = Listener("runner ended with status 3; starting again in 2 s")
     Upkeep(folder, processes(folder, "exit 3"), "runner", "ready", said).run()
     [told] = [line for line in said.lines if "No space" in line]
-    assert told == f"{folder.status}: cannot be written: No space left on device; free space, or restore its rights"
+    assert told == f"{folder.status}: cannot be written: No space left on device; free space or restore its permissions"
     assert any(line.startswith("runner ended with status 3; starting again in 1 s") for line in said.lines)
 
 

@@ -21,7 +21,7 @@ def test_auto_is_the_gpu_where_there_is_one():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_a_gpu_is_refused_with_a_way_out():
-    with pytest.raises(ConfigError, match=r"cuda was asked for.*use device: cpu or auto"):
+    with pytest.raises(ConfigError, match=r"cuda was requested.*use device: cpu or auto"):
         choose_device("cuda")
 
 

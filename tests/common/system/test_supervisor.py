@@ -191,7 +191,7 @@ def test_refuses_equal_names_and_unknown_predecessors(bench: Bench) -> None:
     child = bench.child("twin", FOREVER)
     with pytest.raises(ValueError, match="same name"):
         Supervisor([child, child], lambda name, event: None)
-    with pytest.raises(ValueError, match="nobody starts"):
+    with pytest.raises(ValueError, match="not among the children"):
         Supervisor([bench.child("late", FOREVER, after=("nobody",))], lambda name, event: None)
 
 
