@@ -1,1 +1,1 @@
-"""What may cross the wire between a hospital and the server: a closed list."""
+"""The protocol between hospitals and the server: a closed list of messages."""

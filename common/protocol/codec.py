@@ -1,13 +1,13 @@
-"""What crosses the wire between a hospital and the server, and nothing else may.
+"""Wire format of all messages between hospitals and the server.
 
-Messages are small JSON objects, written field by field from the closed lists in ``common.protocol.messages`` and read
-back with every name, type and range checked: a message with one field more, or one fewer, is refused. There is no free
-text from a site. A failure leaves it as an ``ErrorCode`` and the name of an exception class.
+Messages are small JSON objects with exactly the fields listed in ``common.protocol.messages``. Decoding checks every
+name, type and range, and rejects messages with missing or additional fields. A site sends no free-text error messages:
+a failure is an ``ErrorCode`` and the name of an exception class.
 
-Weights and updates travel beside the messages as files of raw values (``common.weights.encoding``), which messages
-name by their SHA-256. Names and shapes are not sent; both sides know them from the plan (``WeightLayout``).
+Weights and updates are separate files of raw values (``common.weights.encoding``), which messages reference by their
+SHA-256. Names and shapes are not sent; both sides know them from the plan (``WeightLayout``).
 
-Flower carries a message as the one text of a record.
+Flower carries a message as the only text of a record.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MAX_STEPS = 10**9
 MAX_TEXT = 200
 MAX_TASKS = 16
 MAX_MESSAGE_BYTES = 32 * 1024
-"""Of one message as JSON: a result with ``MAX_LABELS`` labels fits."""
+"""Largest size of a message as JSON; a result with ``MAX_LABELS`` labels fits."""
 RECORD, FIELD = "fedvox", "json"
 _TASK_NAME = re.compile(r"[0-9a-f]{32}")
 _CLASS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
@@ -55,7 +55,7 @@ _KINDS: Mapping[type, str] = {
 
 
 def pack(message: Question | Answer | Heartbeat) -> str:
-    """A message as JSON; numbers that are not a number become null."""
+    """Encode a message as JSON; NaN becomes null."""
     content: dict[str, Any] = {"format": FORMAT, "kind": _KINDS[type(message)]}
     for field in fields(message):
         content[field.name] = _plain(getattr(message, field.name))
@@ -63,12 +63,12 @@ def pack(message: Question | Answer | Heartbeat) -> str:
 
 
 def unpack_question(text: str | bytes) -> Question:
-    """A message from the server.
+    """Decode a message from the server.
 
     Raises
     ------
     ProtocolError
-        it is none: a field is missing, unknown, of another type or out of range.
+        If it is not a valid message: a field is missing, unknown, of the wrong type or out of range.
     """
     kind, content = _open(text)
     if kind == "hello":
@@ -82,12 +82,12 @@ def unpack_question(text: str | bytes) -> Question:
 
 
 def unpack_answer(text: str | bytes) -> Answer:
-    """A message from a site.
+    """Decode a message from a site.
 
     Raises
     ------
     ProtocolError
-        as ``unpack_question``.
+        As for ``unpack_question``.
     """
     kind, content = _open(text)
     if kind == "info":
@@ -103,12 +103,12 @@ def unpack_answer(text: str | bytes) -> Answer:
 
 
 def unpack_heartbeat(text: str | bytes) -> Heartbeat:
-    """A site's sign of life.
+    """Decode a site's heartbeat.
 
     Raises
     ------
     ProtocolError
-        as ``unpack_question``.
+        As for ``unpack_question``, and if the heartbeat contradicts itself.
     """
     kind, content = _open(text)
     if kind != "heartbeat":
@@ -120,27 +120,27 @@ def unpack_heartbeat(text: str | bytes) -> Heartbeat:
 
 
 def to_record(text: str) -> RecordDict:
-    """A message as the content of one of Flower's."""
+    """Wrap an encoded message as the content of a Flower message."""
     return RecordDict({RECORD: ConfigRecord({FIELD: text})})
 
 
 def from_record(records: RecordDict) -> str:
-    """The inverse of ``to_record``.
+    """Extract the encoded message from a Flower message; the inverse of ``to_record``.
 
     Raises
     ------
     ProtocolError
-        the content holds anything else.
+        If the content is not exactly one encoded message.
     """
     record = records[RECORD] if set(records) == {RECORD} else None
     text = record[FIELD] if isinstance(record, ConfigRecord) and set(record) == {FIELD} else None
     if not isinstance(text, str):
-        raise ProtocolError("a message of Flower's that holds no message of ours")
+        raise ProtocolError("a Flower message that holds no Fedvox message")
     return text
 
 
 def is_task_name(text: str) -> bool:
-    """Whether a text can name a task."""
+    """Return whether a text is a valid task name."""
     return _TASK_NAME.fullmatch(text) is not None
 
 
@@ -158,9 +158,9 @@ def _open(text: str | bytes) -> tuple[str, dict[str, Any]]:
     try:
         content = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
     except (ValueError, RecursionError):
-        raise ProtocolError("a message that is no JSON object") from None
+        raise ProtocolError("a message that is not a JSON object") from None
     if not isinstance(content, dict) or not isinstance(content.get("kind"), str):
-        raise ProtocolError("a message that is no JSON object with a kind")
+        raise ProtocolError("a message that is not a JSON object with a kind")
     version, kind = content.pop("format", None), content.pop("kind")
     if version != FORMAT or isinstance(version, bool):
         raise ProtocolError(f"the other side speaks protocol {version!r}, this one {FORMAT}: install equal versions")
@@ -175,7 +175,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 Reader = Callable[[Any, str], Any]
@@ -189,7 +189,7 @@ def _read(content: Mapping[str, Any], readers: Mapping[str, Reader], where: str)
 
 
 def _text(value: Any, name: str) -> str:
-    # JSON can name half a character, which no file can hold.
+    # JSON can encode lone surrogates, which cannot be written as UTF-8.
     if not isinstance(value, str) or len(value) > MAX_TEXT or _SURROGATE.search(value):
         raise ProtocolError(f"{name} must be a text of at most {MAX_TEXT} characters")
     return value
@@ -219,7 +219,7 @@ def _count(value: Any, name: str) -> int:
 def _number(value: Any, name: str) -> float:
     if value is None:
         return math.nan
-    # A whole number of JSON has any length, and a too long one is no float.
+    # JSON integers have unlimited length; very long ones overflow a float.
     if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
         raise ProtocolError(f"{name} must be a number")
     return float(value)
@@ -247,14 +247,14 @@ def _refusal(value: Any, name: str) -> Refusal:
     try:
         return Refusal(value)
     except ValueError:
-        raise ProtocolError(f"{name} is not a reason that this protocol knows") from None
+        raise ProtocolError(f"{name} is not a known reason") from None
 
 
 def _error_code(value: Any, name: str) -> ErrorCode:
     try:
         return ErrorCode(_count(value, name))
     except ValueError:
-        raise ProtocolError(f"{name} is not a code that this protocol knows") from None
+        raise ProtocolError(f"{name} is not a known code") from None
 
 
 def _dice(value: Any, name: str) -> dict[int, float]:

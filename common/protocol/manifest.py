@@ -1,4 +1,4 @@
-"""What an answer of a site holds, for its audit log: every field, and its update by size and SHA-256."""
+"""Manifest of a site's answer for its audit log: every field, and the update's size and SHA-256."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 
 def manifest_of(answer: str, update_bytes: int = 0) -> dict[str, Any]:
-    """Describes an answer, as values that JSON can take.
+    """Describe an answer in JSON values.
 
     Parameters
     ----------
     answer
-        a message of ``common.protocol.codec``, as it is sent.
+        A message encoded by ``common.protocol.codec``, as it is sent.
     update_bytes
-        size of the file that goes beside it; 0 if none does.
+        Size of the update file that is sent with it; 0 if there is none.
 
     Returns
     -------
     dict[str, Any]
-        ``bytes`` (of both), ``fields`` (name -> value; a number that does not exist is None), ``update`` (SHA-256 of
-        the file, None if there is none), ``update_bytes``, and ``sha256`` of the text. As the text names the file's
-        SHA-256, whoever knows the one hash knows that nothing of either was changed.
+        ``bytes`` (message and file), ``fields`` (name -> value; NaN is None), ``update`` (SHA-256 of the file, None if
+        there is none), ``update_bytes``, and ``sha256`` of the text. The text contains the file's SHA-256, so this one
+        hash protects both.
     """
     text = answer.encode()
     fields = {name: value for name, value in json.loads(text).items() if name not in ("format", "kind")}

@@ -1,4 +1,4 @@
-"""What a server and a site say to each other, as typed values; ``common.protocol.codec`` puts them on the wire."""
+"""Messages between server and sites as typed values; ``common.protocol.codec`` encodes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from common.weights.encoding import Encoding
 
 
 class ErrorCode(IntEnum):
-    """Why a site sent no update; numbers lie beyond Flower's own."""
+    """Why a site sent no update; the numbers do not overlap with Flower's codes."""
 
     INTERNAL = 1000
     BAD_TASK = 1001
@@ -31,7 +31,7 @@ class ErrorCode(IntEnum):
 
 
 class Refusal(StrEnum):
-    """Why the server did not count a reply; the site is told with its next task."""
+    """Why the server rejected a reply; the next task tells the site."""
 
     PROTOCOL = "protocol"
     WRONG_SITE = "wrong-site"
@@ -49,14 +49,14 @@ class Refusal(StrEnum):
 
 @dataclass(frozen=True)
 class Hello:
-    """Asks a site who it is.
+    """Asks a site to identify itself.
 
     Attributes
     ----------
     run
-        random identity of the run.
+        Random ID of the run.
     digest
-        of the federation's configuration.
+        Digest of the federation's configuration.
     """
 
     run: str
@@ -65,24 +65,24 @@ class Hello:
 
 @dataclass(frozen=True)
 class Task:
-    """What the server asks of a site in one message; the weights travel beside it, as a file.
+    """Work for a site in one round; the global weights are sent separately as a file.
 
     Attributes
     ----------
     round
-        1 to ``rounds`` with training, ``rounds`` + 1 for the last, evaluate-only message.
+        1 to ``rounds`` with training, ``rounds`` + 1 for the last, evaluate-only task.
     digest
-        of the federation's configuration; a site that agreed to another one refuses.
+        Digest of the federation's configuration; a site that approved another one refuses the task.
     run
-        random identity of the run, so that a reply to another run is never counted.
+        Random ID of the run, so that a reply to another run is never counted.
     model
         SHA-256 of the file that holds the global weights.
     download
-        the form of its values.
+        Encoding of the global weights.
     upload
-        the form that the update is to have.
+        Encoding that the update must have.
     refused_last
-        why this site's last reply was not counted, a ``Refusal``; None if it was.
+        Why this site's last reply was rejected; None if it was accepted.
     """
 
     run: str
@@ -97,12 +97,12 @@ class Task:
 
     @property
     def name(self) -> str:
-        """The same for every message that asks for the same work: a function of run, round and model."""
+        """Task name; identical for all messages that request the same work (run, round and model)."""
         return task_name(self.run, self.round, self.model)
 
 
 def task_name(run: str, round_number: int, model: str) -> str:
-    """32 hexadecimal digits that name the work of one round on one model."""
+    """Return the name (32 hexadecimal digits) of the task of one round on one model."""
     return hashlib.sha256(f"{run}\0{round_number}\0{model}".encode()).hexdigest()[:32]
 
 
@@ -113,11 +113,11 @@ class Heartbeat:
     Attributes
     ----------
     tasks
-        names of the tasks that it has received and not answered yet.
+        Names of the tasks that the site has received and not answered yet.
     task
-        name of the one that is being worked on; empty if none is.
+        Name of the task in progress; empty if there is none.
     step
-        training steps done of it, of ``steps``.
+        Training steps of that task done so far, out of ``steps``.
     """
 
     tasks: tuple[str, ...] = ()
@@ -128,7 +128,7 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class Failure:
-    """What a site answers instead of a result: a code, and the name of an exception class."""
+    """Sent by a site instead of a result: a code and the name of an exception class."""
 
     code: ErrorCode
     reason: str
@@ -136,7 +136,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class SiteInfo:
-    """What a site declares once, before the first round."""
+    """What a site declares once before the first round."""
 
     site: str
     train_examples: int
@@ -151,26 +151,27 @@ class SiteInfo:
 
 @dataclass(frozen=True)
 class Result:
-    """The numbers that a site sends back; after training the update goes beside them, as a file.
+    """Result of a task at a site; after training the update is sent separately as a file.
 
     Attributes
     ----------
     update
         SHA-256 of the update's file; None without training.
     examples
-        training patients.
+        Number of training patients.
     validation_examples
-        validation patients.
+        Number of validation patients.
     train_loss
-        mean over the round's steps (NaN without training).
+        Mean over the round's steps; NaN without training.
     validation_loss
-        mean over patients.
+        Mean over patients.
     dice
-        label -> mean Dice over the validation patients in whom the label or its prediction exists; NaN if none.
+        Label -> mean Dice over the validation patients in whom the label or its prediction exists; NaN if none.
     seconds
-        wall-clock of the whole task, and its shares: waiting for data, computing, evaluating.
+        Wall-clock time of the whole task; ``seconds_data`` (waiting for data), ``seconds_compute`` and
+        ``seconds_evaluate`` are its parts.
     epsilon
-        differential privacy spent so far; NaN without it.
+        Epsilon spent so far; NaN without differential privacy.
     """
 
     site: str
@@ -191,6 +192,6 @@ class Result:
 
     @property
     def mean_dice(self) -> float:
-        """Mean over labels that have a Dice; NaN if none has."""
+        """Mean Dice over the labels that have one; NaN if none has."""
         known = [value for value in self.dice.values() if not math.isnan(value)]
         return sum(known) / len(known) if known else math.nan

@@ -1,1 +1,1 @@
-"""Models and updates as files of raw values, named by their SHA-256. Flower and PyTorch stay out."""
+"""Weights and updates as files of raw values, named by their SHA-256; independent of Flower and PyTorch."""

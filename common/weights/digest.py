@@ -1,4 +1,4 @@
-"""SHA-256 in hexadecimal digits, which names models, updates and files of plans."""
+"""SHA-256 digests in hexadecimal digits, which identify weights, updates and configurations."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 def is_sha256(text: str) -> bool:
-    """Whether a text can name a file of weights."""
+    """Return whether a text is a SHA-256 in lower-case hexadecimal digits."""
     return SHA256.fullmatch(text) is not None

@@ -1,15 +1,15 @@
-"""Flat vectors as bytes: whole, halved, or a quarter of the size.
+"""Encodings of flat vectors: full, half or about a quarter of the float32 size.
 
-A file holds the values in pieces of at most ``PIECE_BYTES``, one after another, little-endian. The form of a piece
-(``Encoding``) is a closed list; number of pieces, values in each, and bytes follow from it and the vector's size.
+A file holds the values in little-endian pieces of at most ``PIECE_BYTES``. The encoding and the vector's size determine
+the number of pieces and the values and bytes of each.
 
-* ``float32`` loses nothing.
-* ``bfloat16`` keeps the upper half of a float32, rounded to the nearest even: three significant digits.
-* ``int8`` gives every block of 64 values one float32 scale and every value a whole number from -127 to 127. An error
-  is at most half a step, 1/254 of the largest value of the block.
+* ``float32`` is lossless.
+* ``bfloat16`` keeps the upper half of a float32, rounded to nearest even: 8 significant bits.
+* ``int8`` stores one float32 scale per block of 64 values and every value as an integer from -127 to 127. The error is
+  at most half a step: 1/254 of the largest magnitude in the block.
 
-What a lossy form cuts off is not lost to training: the sender adds it to its next update (``ErrorFeedback``; Seide et
-al. 2014, "1-bit stochastic gradient descent", and Karimireddy et al. 2019, arXiv 1901.09847).
+The error of a lossy encoding is not lost to training: the sender adds it to its next update (``ErrorFeedback``; Seide
+et al. 2014, "1-bit stochastic gradient descent", and Karimireddy et al. 2019, arXiv 1901.09847).
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from common.errors import ProtocolError
 
 PIECE_BYTES = 4 * 2**20
 BLOCK = 64
-# Values, whole blocks, that are worked on at a time where it takes several passes: they then stay in the cache.
+# Values (whole blocks) processed at a time by multi-pass operations, so that they stay in the cache.
 AT_A_TIME = 2**16
-# Values of a window: larger, for every one costs the calls that read it.
+# Values per window: larger windows amortise read calls.
 WINDOW = 2**17
-# BLAS takes a thread per core for longer vectors than this; waiting for them takes ten times as long as the work where
-# other processes use the cores too.
+# BLAS uses one thread per core for vectors longer than this; on loaded machines, waiting for those threads takes ten
+# times as long as the computation.
 UNTHREADED = 2**13
-# A sum of float32 squares below this may have lost terms: they are float32 too, and end at 1e-45.
+# A sum of float32 squares below this may have lost terms to underflow (the smallest float32 is about 1e-45).
 SMALLEST_SQUARES = 1e-30
 Vector = NDArray[np.float32]
 Encoding = Literal["float32", "bfloat16", "int8"]
@@ -46,7 +46,7 @@ VALUES_PER_PIECE: dict[Encoding, int] = {
 
 @dataclass(frozen=True)
 class Piece:
-    """``count`` values from ``start`` of the vector, and ``size`` bytes from ``offset`` of its bytes."""
+    """``count`` values of the vector from ``start``, stored in ``size`` bytes from ``offset``."""
 
     start: int
     count: int
@@ -55,7 +55,7 @@ class Piece:
 
 
 def pieces_of(size: int, encoding: Encoding) -> list[Piece]:
-    """All pieces of a vector of ``size`` values, in order."""
+    """Return all pieces of a vector of ``size`` values, in order."""
     step = VALUES_PER_PIECE[encoding]
     pieces, offset = [], 0
     for start in range(0, size, step):
@@ -66,14 +66,14 @@ def pieces_of(size: int, encoding: Encoding) -> list[Piece]:
 
 
 def encoded_bytes(count: int, encoding: Encoding) -> int:
-    """Bytes that ``count`` values of one piece take."""
+    """Return the size in bytes of ``count`` values of one piece."""
     if encoding == "int8":
         return 4 * _blocks(count) + count
     return count * (4 if encoding == "float32" else 2)
 
 
 def encode(values: Vector, encoding: Encoding) -> NDArray[np.uint8]:
-    """One piece as bytes, little-endian; of float32 a view of ``values`` where their memory allows."""
+    """Encode one piece, little-endian; float32 returns a view of ``values`` if their memory layout allows."""
     if encoding == "float32":
         return np.ascontiguousarray(values, "<f4").view(np.uint8)
 
@@ -85,12 +85,12 @@ def encode(values: Vector, encoding: Encoding) -> NDArray[np.uint8]:
 
 
 def decode(data: bytes | NDArray[np.uint8], count: int, encoding: Encoding) -> Vector:
-    """One piece as float32 values, which may be not finite; the array may be read-only.
+    """Decode one piece to float32; values may be NaN or infinite, and the array may be read-only.
 
     Raises
     ------
     ProtocolError
-        ``data`` has another length than ``count`` values take, or a scale is negative.
+        If the length of ``data`` does not match ``count``, or a scale is negative or NaN.
     """
     if encoding == "float32" and len(data) == encoded_bytes(count, encoding):
         return np.frombuffer(data, "<f4").astype(np.float32, copy=False)
@@ -101,26 +101,26 @@ def decode(data: bytes | NDArray[np.uint8], count: int, encoding: Encoding) -> V
 
 
 def decode_parts(data: bytes | NDArray[np.uint8], count: int, encoding: Encoding) -> Iterator[tuple[slice, Vector]]:
-    """One piece as ``decode`` gives it, in parts of at most ``AT_A_TIME`` values: where they belong, and the values.
+    """Decode one piece in parts of at most ``AT_A_TIME`` values; yield each part's place in the piece and its values.
 
     Raises
     ------
     ProtocolError
-        as ``decode``, before the first part.
+        As for ``decode``, before the first part.
     """
     if len(data) != encoded_bytes(count, encoding):
         raise ProtocolError(f"a piece has {len(data)} bytes, {encoded_bytes(count, encoding)} expected")
     content = np.frombuffer(data, np.uint8)
     if encoding == "int8" and not (content[: 4 * _blocks(count)].view("<f4") >= 0).all():
-        raise ProtocolError("a piece has a scale that is negative or not a number")
+        raise ProtocolError("a piece has a scale that is negative or NaN")
     yield from ((part, _read(content, part, count, encoding)) for part in _parts(count))
 
 
 def windows_of(piece: Piece, encoding: Encoding) -> Iterator[tuple[slice, list[tuple[int, int]]]]:
-    """Parts of a piece that can be read by themselves: their values' place in the vector, and which bytes they take.
+    """Split a piece into windows that can be read independently; yield each window's place in the vector and its bytes.
 
-    The bytes are given as offset in the vector's bytes and size, of one or two stretches. Put together they are what
-    ``encode`` makes of these values.
+    The bytes are one or two ranges (offset in the vector's bytes, size). Concatenated, they are what ``encode`` returns
+    for these values.
     """
     for start in range(0, piece.count, WINDOW):
         part = slice(start, min(start + WINDOW, piece.count))
@@ -135,23 +135,23 @@ def windows_of(piece: Piece, encoding: Encoding) -> Iterator[tuple[slice, list[t
 
 
 def encode_vector(vector: Vector, encoding: Encoding) -> Iterator[tuple[Piece, NDArray[np.uint8]]]:
-    """The vector's pieces one after another, with their bytes."""
+    """Yield the vector's pieces in order, with their bytes."""
     for piece in pieces_of(vector.size, encoding):
         yield piece, encode(vector[piece.start : piece.start + piece.count], encoding)
 
 
 def vector_bytes(size: int, encoding: Encoding) -> int:
-    """Bytes that a vector of ``size`` values takes."""
+    """Return the size in bytes of an encoded vector of ``size`` values."""
     return sum(piece.size for piece in pieces_of(size, encoding))
 
 
 def vector_of(content: NDArray[np.uint8], size: int, encoding: Encoding) -> Vector:
-    """The whole vector from its bytes; of float32 a view of them, which may be read-only.
+    """Decode a whole vector; float32 returns a view of ``content``, which may be read-only.
 
     Raises
     ------
     ProtocolError
-        ``content`` has another length than ``size`` values take.
+        If the length of ``content`` does not match ``size``, or a scale is negative or NaN.
     """
     if content.size != vector_bytes(size, encoding):
         raise ProtocolError(f"weights have {content.size} bytes, {vector_bytes(size, encoding)} expected")
@@ -168,30 +168,30 @@ def vector_of(content: NDArray[np.uint8], size: int, encoding: Encoding) -> Vect
 def read_window(
     content: NDArray[np.uint8], stretches: Sequence[tuple[int, int]], count: int, encoding: Encoding
 ) -> Vector:
-    """The values of one window of ``windows_of``.
+    """Decode one window of ``windows_of``.
 
     Raises
     ------
     ProtocolError
-        a scale is negative or not a number.
+        If a scale is negative or NaN.
     """
     parts = [content[offset : offset + size] for offset, size in stretches]
     return decode(parts[0] if len(parts) == 1 else np.concatenate(parts), count, encoding)
 
 
 class ErrorFeedback:
-    """What a lossy form cut off a site's updates so far, to be sent with the next one.
+    """Error feedback: adds the encoding error of a site's last update to the next one.
 
-    It lives in memory at the site. After a restart it begins at zero: what was cut off last is then lost, which costs
-    as much accuracy as one update without feedback, and a run with a lossy upload that was interrupted differs in the
-    last digits from one that was not. Nothing is kept for float32.
+    The residual is held in memory at the site and starts at zero after a restart. A restart therefore loses one
+    residual, which costs as much accuracy as one update without feedback, and makes a run with a lossy upload differ in
+    the last digits from an uninterrupted run. float32 needs no residual.
     """
 
     def __init__(self) -> None:
         self._residual: Vector | None = None
 
     def encode(self, update: Vector, encoding: Encoding) -> Iterator[tuple[Piece, NDArray[np.uint8]]]:
-        """The pieces of ``update`` plus what earlier ones lost; keeps what these lose."""
+        """Encode ``update`` plus the residual, piece by piece, and keep the new residual."""
         if encoding == "float32":
             self._residual = None
             yield from encode_vector(update, encoding)
@@ -204,7 +204,7 @@ class ErrorFeedback:
 
     def _encode_piece(self, residual: Vector, new: Vector, piece: Piece, encoding: Encoding) -> NDArray[np.uint8]:
         def fill(data: NDArray[np.uint8]) -> None:
-            # Part by part: each is added up, encoded and read back while it is in the processor's cache.
+            # Part by part, so that each part is added, encoded and decoded while it is in the processor's cache.
             for part in _parts(piece.count):
                 residual[part] += new[part]
                 _write(data, residual[part], part, piece.count, encoding)
@@ -224,7 +224,7 @@ def _blocks(count: int) -> int:
 
 
 def _write(data: NDArray[np.uint8], values: Vector, part: slice, count: int, encoding: Encoding) -> None:
-    """Writes a part of a lossy piece's values to where its bytes belong; ``count`` and ``data`` are the piece's."""
+    """Encode a part of a lossy piece in place; ``count`` and ``data`` are those of the whole piece."""
     if encoding == "bfloat16":
         data.view("<u2")[part] = _to_bfloat16(values)
         return
@@ -235,7 +235,7 @@ def _write(data: NDArray[np.uint8], values: Vector, part: slice, count: int, enc
 
 
 def _read(data: NDArray[np.uint8], part: slice, count: int, encoding: Encoding) -> Vector:
-    """A part of a piece's values."""
+    """Decode a part of a piece; ``count`` and ``data`` are those of the whole piece."""
     if encoding == "float32":
         values: Vector = data.view("<f4")[part].astype(np.float32, copy=False)
     elif encoding == "bfloat16":
@@ -250,7 +250,7 @@ def _read(data: NDArray[np.uint8], part: slice, count: int, encoding: Encoding) 
 
 def _to_bfloat16(values: Vector) -> NDArray[np.uint32]:
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    # Half a unit of the last kept place, a little less where that place is even: ties go to the even neighbour.
+    # Add half a unit of the last kept bit, minus one if that bit is even: ties round to even.
     rounded: NDArray[np.uint32] = np.right_shift(bits, 16, dtype=np.uint32)
     rounded &= 1
     rounded += 0x7FFF
@@ -258,13 +258,13 @@ def _to_bfloat16(values: Vector) -> NDArray[np.uint32]:
     rounded >>= 16
     not_numbers = np.isnan(values)
     if not_numbers.any():
-        # The sum would carry a NaN over into an infinity, or around to zero.
+        # The addition could turn a NaN into an infinity or wrap around to zero.
         rounded[not_numbers] = 0x7FC0
     return rounded
 
 
 def squared_norm(values: Vector) -> float:
-    """The sum of squares, to four digits at least; not finite if and only if a value is not."""
+    """Return the sum of squares to at least four digits; it is finite if and only if all values are."""
     total = 0.0
     for start in range(0, values.size, UNTHREADED):
         part = values[start : start + UNTHREADED]
@@ -288,7 +288,7 @@ def _to_int8(values: Vector) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
     padded[: values.size] = values
     table = padded.reshape(blocks, BLOCK)
     scales = (np.abs(table).max(axis=1, initial=0) / np.float32(127)).astype("<f4")
-    # Below the smallest normal number a scale has too few digits to divide by: such values count as zero.
+    # A subnormal scale is too imprecise to divide by: such blocks are encoded as zero.
     usable = scales >= np.finfo(np.float32).tiny
     scales[~usable] = 0
     steps = np.rint(table / np.where(usable, scales, 1)[:, None])

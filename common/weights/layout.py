@@ -1,4 +1,4 @@
-"""Names, shapes and order of a model's weights in the flat vector that both sides exchange."""
+"""Layout of a model's weights in the flat vector that both sides exchange."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class WeightLayout:
-    """Names and shapes of a model's weights, and their order in the flat vector.
+    """Names, shapes and order of a model's weights in the flat vector.
 
     Parameters
     ----------
     shapes
-        parameter name -> shape, in the model's own order.
+        Parameter name -> shape, in the model's own order.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -32,11 +32,11 @@ class WeightLayout:
 
     @classmethod
     def of(cls, model: torch.nn.Module) -> WeightLayout:
-        """The layout of a model's state; models here have no state that is not float."""
+        """Return the layout of a model's state, which must be all floating-point."""
         return cls({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
 
     def flatten(self, state: Mapping[str, torch.Tensor]) -> Vector:
-        """All weights as one float32 vector of ``size`` entries, on the CPU."""
+        """Return all weights as one float32 vector of ``size`` entries, on the CPU."""
         vector = np.empty(self.size, np.float32)
         start = 0
         for name, size in self.sizes.items():
@@ -45,7 +45,13 @@ class WeightLayout:
         return vector
 
     def split(self, vector: Vector) -> dict[str, NDArray[np.float32]]:
-        """Named views into ``vector``, in the weights' shapes."""
+        """Return views into ``vector`` by name, in the weights' shapes.
+
+        Raises
+        ------
+        ProtocolError
+            If the vector does not have ``size`` values.
+        """
         if vector.shape != (self.size,):
             raise ProtocolError(f"weights have {vector.size} values, the plan's model has {self.size}")
         named, start = {}, 0
@@ -55,11 +61,11 @@ class WeightLayout:
         return named
 
     def load(self, model: torch.nn.Module, vector: Vector) -> None:
-        """Copies ``vector`` into the model's weights, on whatever device they are."""
+        """Copy ``vector`` into the model's weights, on their own device."""
         import torch
 
         state = model.state_dict()
         with torch.no_grad():
             for name, values in self.split(vector).items():
-                # A copy: PyTorch warns of arrays that are read-only, as those of mapped files are.
+                # Copy, because PyTorch warns about read-only arrays such as those of mapped files.
                 state[name].copy_(torch.from_numpy(np.array(values)))

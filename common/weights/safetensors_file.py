@@ -1,7 +1,7 @@
-"""The safetensors format, as far as it takes to write weights without a copy of them in memory.
+"""The part of the safetensors format needed to write weights without copying them into memory.
 
-A file is the length of its header (8 bytes, little-endian), the header (JSON: names, types, shapes and places), and the
-values of all tensors one after another.
+A file consists of the header's length (8 bytes, little-endian), the header (JSON: names, types, shapes and offsets),
+and the values of all tensors in order.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ LARGEST_HEADER_BYTES = 16 * 2**20
 
 
 def float32_header(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, str] | None = None) -> bytes:
-    """What comes before the values of float32 tensors that lie in the order of ``shapes``.
+    """Return the bytes that precede the values of float32 tensors stored in the order of ``shapes``.
 
     Parameters
     ----------
     shapes
-        name -> shape.
+        Name -> shape.
     metadata
-        texts to keep in the file.
+        Text entries for the header.
     """
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     start = 0
@@ -37,14 +37,14 @@ def float32_header(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str,
 
 
 def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the tensors in a file that begins as ``float32_header`` says, in order.
+    """Read the tensors' names and shapes, in order, from a file with a ``float32_header``.
 
     Raises
     ------
     ValueError
-        it does not.
+        If the header is malformed.
     OSError
-        it cannot be read.
+        If the file cannot be read.
     """
     with file.open("rb") as stream:
         text = stream.read(min(int.from_bytes(stream.read(8), "little"), LARGEST_HEADER_BYTES))
@@ -52,4 +52,4 @@ def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
         header = json.loads(text)
         return {name: tuple(map(int, about["shape"])) for name, about in header.items() if name != "__metadata__"}
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"no header of safetensors: {error}") from None
+        raise ValueError(f"not a safetensors header: {error}") from None

@@ -1,7 +1,7 @@
-"""Where models and updates wait to be fetched: in files for a network, in memory for a simulation.
+"""Content-addressed stores of weights and updates: in files for a federation, in memory for a simulation.
 
-What is stored is raw values (``common.weights.encoding``) under the SHA-256 of its bytes, and never changes. Reading
-maps a file instead of loading it, so that memory does not grow with the model.
+A store holds encoded values (``common.weights.encoding``) by the SHA-256 of their bytes. Content never changes. Files
+are memory-mapped, so memory does not grow with the model.
 """
 
 from __future__ import annotations
@@ -24,47 +24,47 @@ from common.weights.digest import is_sha256
 Content = NDArray[np.uint8]
 Part = bytes | bytearray | memoryview | NDArray[np.generic]
 HASH_BYTES = 2**22
-"""At a time, where a whole file is hashed: it then stays in the processor's cache."""
+"""Bytes hashed at a time, so that they stay in the processor's cache."""
 _SPARE = ".spare"
 
 
 class MissingWeightsError(FedvoxError):
-    """There are no weights of this digest, or they are damaged."""
+    """The store has no weights with this digest, or they are damaged."""
 
 
 class WeightStore(Protocol):
     """Weights by their digest.
 
-    All methods of a store in files raise ``OutputError`` where the disk is full or cannot be written.
+    The writing methods of a file store raise ``OutputError`` if the disk is full or cannot be written.
     """
 
     def put(self, parts: Iterable[Part]) -> str:
-        """Stores what ``parts`` give one after another; its digest."""
+        """Store the concatenation of ``parts`` and return its digest."""
 
     def get(self, digest: str) -> Content:
-        """The bytes of some weights, read-only. They must not be used any more once they were dropped.
+        """Return the bytes of the weights, read-only. Do not use them after dropping the weights.
 
         Raises
         ------
         MissingWeightsError
-            there are none.
+            If there are none with this digest.
         """
 
     def keep(self, digests: Collection[str]) -> None:
-        """Drops all but these."""
+        """Drop all weights except these."""
 
     def drop(self, digest: str) -> None:
-        """Forgets some weights if they are there."""
+        """Drop the weights if they exist."""
 
 
 class MemoryStore:
-    """A ``WeightStore`` for one process: a simulation's."""
+    """A ``WeightStore`` in memory, for simulations in one process."""
 
     def __init__(self) -> None:
         self._contents: dict[str, Content] = {}
 
     def put(self, parts: Iterable[Part]) -> str:
-        """Stores a copy."""
+        """Store a copy of the concatenation of ``parts`` and return its digest."""
         total, contents = hashlib.sha256(), []
         for part in parts:
             content = _as_bytes(part)
@@ -77,54 +77,54 @@ class MemoryStore:
         return digest
 
     def get(self, digest: str) -> Content:
-        """The stored bytes themselves."""
+        """Return the stored bytes, without a copy."""
         try:
             return self._contents[digest]
         except KeyError:
             raise MissingWeightsError(f"there are no weights {digest[:12]}") from None
 
     def keep(self, digests: Collection[str]) -> None:
-        """Drops all but these."""
+        """Drop all weights except these."""
         self._contents = {digest: content for digest, content in self._contents.items() if digest in digests}
 
     def drop(self, digest: str) -> None:
-        """Forgets some weights."""
+        """Drop the weights if they exist."""
         self._contents.pop(digest, None)
 
 
 class FileStore:
-    """A ``WeightStore`` in a folder, a file for each content; several processes may share it.
+    """A ``WeightStore`` in a folder with one file per content; several processes may share it.
 
-    Dropped content is written over by the next: fresh pages of a file cost ten times as much as the writing.
+    New content overwrites the file of dropped content: allocating fresh pages takes ten times as long as writing.
 
     Parameters
     ----------
     folder
-        made at the first ``put``.
+        The folder; created by the first ``put``.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def path(self, digest: str) -> Path:
-        """Where some weights lie, whether or not they are there.
+        """Return the path for a digest, whether or not the weights exist.
 
         Raises
         ------
         MissingWeightsError
-            this is no digest.
+            If this is not a digest.
         """
         if not is_sha256(digest):
-            raise MissingWeightsError("that is no SHA-256, so there are no weights of that name")
+            raise MissingWeightsError("not a SHA-256, so there are no weights with that name")
         return self.folder / digest
 
     def put(self, parts: Iterable[Part]) -> str:
-        """Writes to a temporary name, hashes on the way, and renames.
+        """Write to a temporary file, hash while writing, rename it, and return the digest.
 
         Parameters
         ----------
         parts
-            written while the next one is worked out, so none may change afterwards.
+            Content. Each part is written while the next one is computed, so it must not change afterwards.
         """
         total = hashlib.sha256()
         with _reported(self.folder):
@@ -151,16 +151,16 @@ class FileStore:
         return total.hexdigest()
 
     def get(self, digest: str) -> Content:
-        """The file, mapped."""
+        """Return the memory-mapped file."""
         return map_file(self.path(digest))
 
     def verified(self, digest: str) -> Content:
-        """As ``get``, after reading all of it once.
+        """Return the content as ``get`` does, after verifying its digest.
 
         Raises
         ------
         MissingWeightsError
-            there are none, or the file holds something else.
+            If there are none, or the file does not match its digest.
         """
         content = map_file(self.path(digest))
         if digest_of(content) != digest:
@@ -168,14 +168,14 @@ class FileStore:
         return content
 
     def keep(self, digests: Collection[str]) -> None:
-        """Drops all files but these, and what was left half-written."""
+        """Drop all files except these, including partially written ones."""
         with _reported(self.folder):
             for file in self.folder.iterdir() if self.folder.is_dir() else ():
                 if file.name not in digests and file.name != _SPARE:
                     self._discard(file)
 
     def drop(self, digest: str) -> None:
-        """Forgets some weights."""
+        """Drop the weights if they exist."""
         with _reported(self.folder):
             self._discard(self.path(digest))
 
@@ -185,7 +185,7 @@ class FileStore:
 
 
 def digest_of(content: Content) -> str:
-    """SHA-256 of some weights, in hexadecimal digits."""
+    """Return the SHA-256 of the content in hexadecimal digits."""
     total = hashlib.sha256()
     for start in range(0, len(content), HASH_BYTES):
         total.update(content[start : start + HASH_BYTES].data)
@@ -193,12 +193,12 @@ def digest_of(content: Content) -> str:
 
 
 def map_file(path: Path, offset: int = 0) -> Content:
-    """A file's bytes from ``offset`` on, read-only and mapped: pages are read when they are looked at.
+    """Memory-map a file's bytes from ``offset`` on, read-only.
 
     Raises
     ------
     MissingWeightsError
-        the file is not there, or shorter than ``offset``.
+        If the file is missing, cannot be read, or is shorter than ``offset``.
     """
     try:
         size = path.stat().st_size - offset
@@ -206,11 +206,11 @@ def map_file(path: Path, offset: int = 0) -> Content:
             return np.empty(0, np.uint8)
         return np.memmap(path, np.uint8, "r", offset, (size,)).view(np.ndarray)
     except (OSError, ValueError):
-        raise MissingWeightsError(f"{path}: is not there, or cannot be read") from None
+        raise MissingWeightsError(f"{path}: is missing or cannot be read") from None
 
 
 def open_to_overwrite(path: Path, spare: Path) -> BinaryIO:
-    """A new file at ``path``, in the pages of ``spare`` where there is one: to be truncated when it is written."""
+    """Open a new file at ``path``, reusing the pages of ``spare`` if it exists; truncate it after writing."""
     with contextlib.suppress(FileNotFoundError):
         spare.replace(path)
         return path.open("r+b", buffering=0)
@@ -224,7 +224,7 @@ def _as_bytes(part: Part) -> Content:
 
 
 def write_all(file: BinaryIO, content: Content) -> None:
-    """Writes all bytes to an unbuffered file."""
+    """Write all bytes to an unbuffered file."""
     view = content.data
     while view:
         view = view[file.write(view) :]
@@ -236,4 +236,4 @@ def _reported(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or os.strerror(error.errno or 0)
-        raise OutputError(f"{folder}: cannot be written: {reason}; free space or restore its rights") from None
+        raise OutputError(f"{folder}: cannot be written: {reason}; free space or restore its permissions") from None
