@@ -1,1 +1,1 @@
-"""Segmentation networks, and trained ones on disk."""
+"""Segmentation networks and trained models on disk."""

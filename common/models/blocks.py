@@ -1,7 +1,7 @@
-"""The building blocks of the U-Net.
+"""Building blocks of the U-Net.
 
-Every layer treats each sample of a batch alone: GroupNorm instead of batch statistics, zero padding only, and no
-operation in place, so that per-sample gradients are exact whether they come from hooks, from ``torch.func`` or from
+Every layer processes each sample of a batch independently: GroupNorm instead of batch statistics, only zero padding,
+and no in-place operations. Per-sample gradients are therefore exact, whether computed by hooks, by ``torch.func`` or
 one sample at a time.
 """
 
@@ -17,9 +17,9 @@ NEGATIVE_SLOPE = 0.01
 
 
 def same_padding_conv(inputs: int, outputs: int, kernel: Axes3, stride: Axes3 = (1, 1, 1)) -> nn.Conv3d:
-    """A convolution without bias whose output has the size of its input divided by the stride.
+    """Return a convolution without bias whose output has the size of its input divided by the stride.
 
-    It has no bias because a normalisation, which follows in every use, takes any constant away again.
+    The normalisation that always follows would remove a bias.
     """
     padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
     return nn.Conv3d(inputs, outputs, kernel, stride=stride, padding=padding, bias=False)
@@ -38,16 +38,16 @@ class ConvBlock(nn.Module):
         self.activation = nn.LeakyReLU(NEGATIVE_SLOPE)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the activated feature map; the input is left as it is."""
+        """Return the activated feature map; the input is not changed."""
         activated: Tensor = self.activation(self.norm(self.conv(x)))
         return activated
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions with a shortcut around them (He et al., 2016), GroupNorm in place of batch normalisation.
+    """Two convolutions with a shortcut (He et al., 2016), with GroupNorm instead of batch normalisation.
 
-    The shortcut is the input itself, or a 1 x 1 x 1 convolution and a normalisation where the shape changes.
-    Shapes are those of ConvBlock.
+    The shortcut is the input itself, or a 1 x 1 x 1 convolution and a normalisation if the shape changes.
+    Shapes are as in ConvBlock.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: Axes3, stride: Axes3, groups: int) -> None:
@@ -63,17 +63,17 @@ class ResidualBlock(nn.Module):
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the activated sum of both ways; the input is left as it is."""
+        """Return the activated sum of both paths; the input is not changed."""
         activated: Tensor = self.activation(self.norm(self.conv(self.first(x))) + self.shortcut(x))
         return activated
 
 
 class UpBlock(nn.Module):
-    """Brings a coarse feature map to the size of a skip and joins both: convolution, upsampling, concatenation.
+    """Upsamples a coarse feature map to the size of a skip and concatenates both.
 
-    The 1 x 1 x 1 convolution takes the channels to those of the skip. It comes before the upsampling because the two
-    commute and it then costs an eighth. Nearest-neighbour upsampling is exact in bfloat16, seven times faster than
-    trilinear on CPUs, and the convolutions that follow smooth it.
+    A 1 x 1 x 1 convolution first maps the channels to those of the skip. It commutes with upsampling and costs an
+    eighth when done before. Nearest-neighbour upsampling is exact in bfloat16 and seven times faster than trilinear on
+    CPUs; the convolutions that follow smooth it.
     """
 
     def __init__(self, coarse: int, fine: int, scale: Axes3) -> None:
@@ -82,6 +82,6 @@ class UpBlock(nn.Module):
         self.scale = tuple(float(factor) for factor in scale)
 
     def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
-        """Join (batch, coarse, x, y, z) and the skip to (batch, 2 * fine, x * scale, y * scale, z * scale)."""
+        """Join (batch, coarse, x, y, z) and the skip into (batch, 2 * fine, x * scale, y * scale, z * scale)."""
         upsampled = F.interpolate(self.project(coarse), scale_factor=self.scale, mode="nearest")
         return torch.cat([upsampled, skip], dim=1)

@@ -1,8 +1,8 @@
-"""A trained model on disk: ``model.safetensors`` and ``model.json``, and nothing else is needed to use it.
+"""A trained model on disk: a self-contained bundle of ``model.safetensors`` and ``model.json``.
 
-``model.json`` holds the format version, the plan (labels, channels, preprocessing, network), where the model comes
-from, and size, SHA-256 and parameter count of the weights file. Loading checks all of it, and no step of it can run
-code from the files: weights are safetensors, the rest is JSON.
+``model.json`` holds the format version, the plan (labels, channels, preprocessing, network), the model's provenance,
+and the size, SHA-256 and parameter count of the weights file. Loading checks all of this and cannot run code from the
+files: weights are safetensors, the rest is JSON.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ from common.plan.plan import ModelPlan, Plan
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A checked model bundle.
+    """A validated model bundle.
 
     Attributes
     ----------
     plan
-        labels, channels, preprocessing and network.
+        Labels, channels, preprocessing and network.
     weights
-        parameter name -> float32 tensor on the CPU.
+        Parameter name -> float32 tensor on the CPU.
     provenance
-        where the model comes from, as given to :func:`save_bundle`.
+        Origin of the model, as given to :func:`save_bundle`.
     sha256
-        of the weights file; the model's identity in reports.
+        SHA-256 of the weights file; identifies the model in reports.
     """
 
     plan: Plan
@@ -55,7 +55,7 @@ class Bundle:
     sha256: str
 
     def build_model(self) -> nn.Module:
-        """A new network with these weights, on the CPU, in evaluation mode."""
+        """Return a new network with these weights, on the CPU, in evaluation mode."""
         model = build_model(self.plan.model)
         model.load_state_dict(self.weights)
         return model.eval()
@@ -64,25 +64,25 @@ class Bundle:
 def save_bundle(
     folder: Path, model: nn.Module | Mapping[str, Tensor], plan: Plan, provenance: Mapping[str, Any]
 ) -> None:
-    """Write a bundle; one that is already in the folder is replaced.
+    """Write a bundle, replacing an existing one.
 
     Parameters
     ----------
     folder
-        created if missing.
+        Created if missing.
     model
-        the network, or its weights by name.
+        The network, or its weights by name.
     plan
-        the plan that the model was trained by.
+        The plan that the model was trained with.
     provenance
-        JSON values that say where the model comes from (federation, rounds, versions, date).
+        Origin of the model as JSON values (federation, rounds, versions, date).
 
     Raises
     ------
     BundleError
-        if the weights do not fit the plan's network, or hold NaN or infinite values.
+        If the weights do not fit the plan's network or hold NaN or infinite values.
     OutputError
-        if the folder cannot be written.
+        If the folder cannot be written.
     """
     weights = model.state_dict() if isinstance(model, nn.Module) else model
     tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in weights.items()}
@@ -93,19 +93,19 @@ def save_bundle(
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """Read and check a bundle.
+    """Read and validate a bundle.
 
     Raises
     ------
     BundleError
-        if a file is missing, truncated or altered, if the format is one this version does not know, or if names,
-        shapes or number of the weights are not those of the plan's network.
+        If a file is missing, truncated or altered, the format version is unsupported, or the weights do not match the
+        plan's network.
     """
     if not folder.is_dir():
         raise BundleError(f"{folder}: there is no such folder; give the folder that holds {DESCRIPTION_FILE}")
     description = _parse_description(folder / DESCRIPTION_FILE)
     weights_path = folder / WEIGHTS_FILE
-    # Hashed and parsed from the same bytes: the file cannot change in between.
+    # Hash and parse the same bytes, so that the file cannot change in between.
     data = _read(weights_path)
     expected = description.weights
     if len(data) != expected.bytes:
@@ -164,10 +164,10 @@ def _read(path: Path) -> bytes:
 
 
 def _weights_problem(weights: Mapping[str, Tensor], plan: ModelPlan) -> str | None:
-    """How the weights differ from what the plan's network needs; None if they fit."""
+    """Describe how the weights differ from the plan's network; None if they fit."""
     with torch.device("meta"):
         expected = build_model(plan).state_dict()
-    for verb, names in (("miss", expected.keys() - weights.keys()), ("hold unknown", weights.keys() - expected.keys())):
+    for verb, names in (("lack", expected.keys() - weights.keys()), ("hold unknown", weights.keys() - expected.keys())):
         if names:
             shown = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
             return f"the weights {verb} {shown}"

@@ -1,4 +1,4 @@
-"""The two files of a model bundle (``common.models.bundle``), and how they are written; torch is not needed for it."""
+"""Writes the two files of a model bundle (``common.models.bundle``), without torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AT_A_TIME = 2**20
 
 
 class WeightsDescription(BaseModel):
-    """Of the file with the weights."""
+    """Size, SHA-256 and parameter count of the weights file."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -35,7 +35,7 @@ class WeightsDescription(BaseModel):
 
 
 class BundleDescription(BaseModel):
-    """What ``model.json`` holds."""
+    """Content of ``model.json``."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -49,29 +49,28 @@ class BundleDescription(BaseModel):
 def write_bundle(
     folder: Path, weights: Mapping[str, NDArray[np.float32]], plan: Plan, provenance: Mapping[str, Any]
 ) -> None:
-    """Writes a bundle; one that is already in the folder is replaced.
+    """Write a bundle, replacing an existing one.
 
-    Each file appears complete or not at all. A crash between the two leaves weights whose SHA-256 is not the one in the
-    description, which ``common.models.bundle.load_bundle`` refuses.
+    Each file is written atomically. A crash between the two leaves weights that do not match the SHA-256 in the
+    description; ``common.models.bundle.load_bundle`` rejects them.
 
     Parameters
     ----------
     folder
-        created if missing.
+        Created if missing.
     weights
-        of the plan's network, which is for the caller to know; they may lie in mapped files, and are not copied into
-        memory.
+        Weights of the plan's network, which the caller must ensure. They may be memory-mapped and are not copied.
     plan
-        the plan that the model was trained by.
+        The plan that the model was trained with.
     provenance
-        JSON values that say where the model comes from.
+        Origin of the model as JSON values.
 
     Raises
     ------
     BundleError
-        a weight is NaN or infinite.
+        If a weight is NaN or infinite.
     OutputError
-        the folder cannot be written.
+        If the folder cannot be written.
     """
     ordered = {name: weights[name] for name in sorted(weights)}
     header = float32_header({name: values.shape for name, values in ordered.items()})
@@ -93,7 +92,7 @@ def write_bundle(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"{folder}: the folder cannot be made: {error.strerror or error}; choose another") from error
+        raise OutputError(f"{folder}: cannot be created: {error.strerror or error}; choose another folder") from error
     write_atomically(folder / WEIGHTS_FILE, header, *(part.data for each in ordered.values() for part in _parts(each)))
     write_atomically(folder / DESCRIPTION_FILE, text)
 

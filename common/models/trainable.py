@@ -1,7 +1,7 @@
-"""Which part of a network is trained; the rest keeps the weights that it starts from.
+"""Partial training: selects the trained parameters and freezes the rest.
 
-Under differential privacy the noise of a step grows with the square root of the number of trained parameters, so
-training less of a network that was pre-trained on public data can pay (``deploy/docs/privacy.md``).
+With differential privacy the norm of the noise grows with the square root of the number of trained parameters, so
+training only a part of a network that was pretrained on public data can pay off (``deploy/docs/privacy.md``).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ Trainable = Literal["all", "head", "norms", "head_and_norms", "decoder"]
 
 
 def trainable_names(model: UNet3D, trainable: Trainable) -> frozenset[str]:
-    """Names of the parameters that a choice trains, as in ``model.named_parameters()``.
+    """Return the names of the trained parameters, as in ``model.named_parameters()``.
 
-    ``head``: weights and biases of the 1 x 1 x 1 convolutions that give the classes (one of each decoder stage under
-    deep supervision). ``norms``: scales and shifts of every GroupNorm. ``decoder``: all from the coarsest feature map
-    upwards: the convolutions before upsampling, the decoder's stages with their GroupNorms, and the heads.
+    ``head``: the 1 x 1 x 1 convolutions that output class scores (one per decoder stage with deep supervision).
+    ``norms``: scales and shifts of every GroupNorm. ``decoder``: the convolutions before upsampling, the decoder stages
+    with their GroupNorms, and the heads.
     """
     names = {name for name, _ in model.named_parameters()}
     heads = {name for name in names if name.startswith("heads.")}
@@ -36,12 +36,12 @@ def trainable_names(model: UNet3D, trainable: Trainable) -> frozenset[str]:
 
 
 def train_only(model: UNet3D, trainable: Trainable) -> int:
-    """Lets gradients flow to the chosen parameters alone.
+    """Freeze all parameters except the chosen ones.
 
     Returns
     -------
     int
-        How many numbers are trained.
+        Number of trained scalars.
     """
     chosen = trainable_names(model, trainable)
     for name, parameter in model.named_parameters():

@@ -13,9 +13,9 @@ from common.plan.plan import ModelPlan
 class UNet3D(nn.Module):
     """A U-Net in which no operation mixes the samples of a batch.
 
-    The encoder has plain or residual blocks as the plan says, the decoder always has plain ones. Each decoder stage
-    has a 1 x 1 x 1 head with deep supervision, else the finest stage alone. Weights keep their names whether the
-    model trains or predicts.
+    The encoder has plain or residual blocks, as the plan specifies; the decoder has plain blocks. With deep
+    supervision every decoder stage has a 1 x 1 x 1 head, otherwise only the finest. Weight names are the same in
+    training and prediction.
     """
 
     def __init__(self, plan: ModelPlan) -> None:
@@ -52,18 +52,18 @@ class UNet3D(nn.Module):
         Parameters
         ----------
         x
-            (batch, channels, x, y, z); sizes along x, y, z are multiples of ``divisors``.
+            (batch, channels, x, y, z); sizes along x, y, z must be multiples of ``divisors``.
 
         Returns
         -------
         Tensor | tuple[Tensor, ...]
-            Logits (batch, classes, x, y, z). In training with deep supervision, a tuple of them, finest first, one per
-            decoder stage, each at the stage's own size.
+            Logits (batch, classes, x, y, z). In training with deep supervision, a tuple with the logits of every
+            decoder stage at the stage's own size, finest first.
 
         Raises
         ------
         ValueError
-            if the number of channels or a size does not fit the network.
+            If the number of channels or a size does not fit the network.
         """
         self._check_shape(x)
         skips: list[Tensor] = []
@@ -89,7 +89,7 @@ class UNet3D(nn.Module):
 
 
 def build_model(plan: ModelPlan) -> UNet3D:
-    """Return a freshly initialised network; the weights depend on the state of torch's global generator only."""
+    """Return a freshly initialised network; its weights depend only on the state of torch's global generator."""
     return UNet3D(plan)
 
 

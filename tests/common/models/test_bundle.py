@@ -134,7 +134,7 @@ def test_missing_and_unknown_weights_are_refused(folder):
     weights = load_bundle(folder).weights
     removed = sorted(weights)[0]
     _replace_weights(folder, save({name: tensor for name, tensor in weights.items() if name != removed}))
-    with pytest.raises(BundleError, match=f"miss {removed}"):
+    with pytest.raises(BundleError, match=f"lack {removed}"):
         load_bundle(folder)
     _replace_weights(folder, save({**weights, "extra": torch.zeros(1)}))
     with pytest.raises(BundleError, match="hold unknown extra"):
