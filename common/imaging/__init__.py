@@ -1,1 +1,1 @@
-"""A scan's way to patches and back: geometry, resampling, preprocessing, sliding-window prediction."""
+"""Image processing: geometry, resampling, preprocessing, patches and sliding-window prediction."""

@@ -1,6 +1,6 @@
-"""Where the voxels of a volume lie in the patient.
+"""Geometry of voxel grids in the patient.
 
-World coordinates are RAS+ (x grows to the patient's right, y to the front, z to the head), distances are in mm.
+World coordinates are RAS+ (x grows to the patient's right, y to the front, z to the head); distances are in mm.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ AXIS_COSINE_TOLERANCE = 0.01
 """Largest cosine between two voxel axes (0.6 degrees off a right angle) that still counts as a rectangular grid."""
 
 SMALLEST_SPACING_MM = 1e-6
-"""Voxels smaller than this are a header that was never filled in."""
+"""A smaller voxel means that the header was never filled in."""
 
 _AXIS_NAMES = ("LR", "PA", "IS")  # against and along each RAS+ axis
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Shape of a volume and its place in the patient.
+    """Shape of a volume and its position in the patient.
 
     Raises
     ------
     ValueError
-        if the affine is not finite, has zero spacing, is singular, or is sheared by more than
-        ``AXIS_COSINE_TOLERANCE``; or if the shape is not three positive numbers.
+        If the affine is not finite, has zero spacing, is singular, or is sheared by more than
+        ``AXIS_COSINE_TOLERANCE``, or if the shape is not three positive numbers.
 
     Attributes
     ----------
     shape
-        voxels along the three array axes.
+        Voxels along the three array axes.
     affine
-        4x4 float64, from voxel index to RAS+ position in mm; a read-only copy of what was given.
+        4x4 float64, from voxel index to RAS+ position in mm; a read-only copy of the argument.
     """
 
     shape: Axes3
@@ -64,7 +64,7 @@ class Grid:
 
     @property
     def orientation(self) -> str:
-        """Direction in which each array axis runs, to the nearest anatomical axis, e.g. ``"LAS"``."""
+        """Nearest anatomical direction of each array axis, e.g. ``"LAS"``."""
         return "".join(_AXIS_NAMES[axis][sign > 0] for axis, sign in _anatomical_axes(self.affine))
 
     @property
@@ -73,23 +73,23 @@ class Grid:
         return abs(float(np.linalg.det(self.affine[:3, :3]))) / 1000.0
 
     def corners_mm(self) -> NDArray[np.float64]:
-        """Positions (8, 3) in mm of the centres of the eight corner voxels."""
+        """Return the positions (8, 3) in mm of the centres of the eight corner voxels."""
         indices = np.stack(np.meshgrid(*[(0, size - 1) for size in self.shape], indexing="ij"), axis=-1).reshape(8, 3)
         return np.asarray(indices @ self.affine[:3, :3].T + self.affine[:3, 3])
 
     def displacement_mm(self, other: Grid) -> float:
-        """Largest distance in mm between a corner voxel of this grid and the same corner of ``other``."""
+        """Return the largest distance in mm between a corner voxel of this grid and the same corner of ``other``."""
         return float(np.linalg.norm(self.corners_mm() - other.corners_mm(), axis=1).max())
 
     def matches(self, other: Grid, affine_tolerance_mm: float = 1e-3) -> bool:
-        """Whether both grids have the same shape and no corner lies further apart than the tolerance.
+        """Return whether both grids have the same shape and all corners agree within the tolerance.
 
-        No voxel in between can be further apart than the worst corner, because the displacement is affine.
+        No other voxel can be further apart than the worst corner, because the displacement is affine.
         """
         return self.shape == other.shape and self.displacement_mm(other) <= affine_tolerance_mm
 
     def to_ras(self) -> Grid:
-        """The grid of the same voxels once the array is reordered by :func:`reorient_to_ras`."""
+        """Return the grid of the same voxels after :func:`reorient_to_ras`."""
         shape = [0, 0, 0]
         affine = self.affine.copy()
         for source_axis, (axis, sign) in enumerate(_anatomical_axes(self.affine)):
@@ -101,16 +101,16 @@ class Grid:
         return Grid((shape[0], shape[1], shape[2]), affine)
 
     def oriented(self, orientation: str) -> Grid:
-        """The grid of the same voxels stored with their axes in the given directions, e.g. ``"LPS"``.
+        """Return the grid of the same voxels stored with the axes in the given directions, e.g. ``"LPS"``.
 
         Raises
         ------
         ValueError
-            if the code does not name each of the three axes once.
+            If the code does not name each of the three axes once.
         """
         axes = [next((axis for axis, names in enumerate(_AXIS_NAMES) if code in names), 3) for code in orientation]
         if sorted(axes) != [0, 1, 2]:
-            raise ValueError(f"{orientation!r} is no orientation; write one such as RAS or LPS")
+            raise ValueError(f"{orientation!r} is not an orientation; write one such as RAS or LPS")
         ras = self.to_ras()
         affine = ras.affine.copy()
         for target_axis, (axis, code) in enumerate(zip(axes, orientation, strict=True)):
@@ -134,7 +134,7 @@ def _check_affine(affine: NDArray[np.float64]) -> None:
         raise ValueError(f"the voxel spacing is zero along an axis ({' x '.join(f'{s:g}' for s in spacing)} mm)")
     axes = affine[:3, :3] / spacing
     if abs(float(np.linalg.det(axes))) < 1e-6:
-        raise ValueError("the affine is singular: two voxel axes run in the same direction")
+        raise ValueError("the affine is singular: its voxel axes are linearly dependent")
     cosines = np.abs(axes.T @ axes - np.eye(3))
     if cosines.max() > AXIS_COSINE_TOLERANCE:
         off = float(np.degrees(np.arcsin(min(1.0, cosines.max()))))
@@ -145,15 +145,15 @@ def _check_affine(affine: NDArray[np.float64]) -> None:
 
 
 def _anatomical_axes(affine: NDArray[np.float64]) -> list[tuple[int, int]]:
-    """For each array axis, the world axis nearest to it (each is used once) and the direction in which it runs."""
+    """Return for each array axis the nearest world axis (each is used once) and its direction along it, 1 or -1."""
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
-    # Rounded, so that two files of one scan turned by exactly 45 degrees are not told apart by their last digits.
+    # Rounded, so that files of one scan rotated by exactly 45 degrees get the same axes despite rounding errors.
     best = max(permutations(range(3)), key=lambda axes: round(sum(abs(directions[axes, range(3)])), 4))
     return [(axis, 1 if directions[axis, source] > 0 else -1) for source, axis in enumerate(best)]
 
 
 def reorient_to_ras(array: NDArray[Scalar], grid: Grid) -> NDArray[Scalar]:
-    """A view of an array (..., i, j, k) on ``grid`` with its last three axes reordered and flipped to RAS+."""
+    """Return a view of an array (..., i, j, k) on ``grid`` with its last three axes reordered and flipped to RAS+."""
     axes = _anatomical_axes(grid.affine)
     flips: Any = (Ellipsis, *(slice(None, None, sign) for _, sign in axes))
     leading = array.ndim - 3
@@ -163,7 +163,7 @@ def reorient_to_ras(array: NDArray[Scalar], grid: Grid) -> NDArray[Scalar]:
 
 
 def reorient_from_ras(array: NDArray[Scalar], grid: Grid) -> NDArray[Scalar]:
-    """The inverse of :func:`reorient_to_ras`: a view of a RAS+ array (..., x, y, z) in the order of ``grid``."""
+    """Invert :func:`reorient_to_ras`: return a view of a RAS+ array (..., x, y, z) in the axis order of ``grid``."""
     axes = _anatomical_axes(grid.affine)
     flips: Any = (Ellipsis, *(slice(None, None, sign) for _, sign in axes))
     leading = array.ndim - 3

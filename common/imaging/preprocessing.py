@@ -1,7 +1,7 @@
-"""From a volume as it was read to the array that the network sees, and predictions back again.
+"""Preprocessing of volumes for the network, and the way back for predictions.
 
-The steps, in this order: crop to the box that is not zero, clip and normalise intensities, resample. Padding up to
-a patch comes later, after normalisation, with zeros.
+The steps in order: crop to the nonzero bounding box, clip and normalise intensities, resample. Padding to the patch
+size comes later, after normalisation, with zeros.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ _BACKGROUND = 0
 
 @dataclass(frozen=True)
 class PreprocessedGeometry:
-    """Where a preprocessed array came from: all that is needed to bring a prediction back.
+    """Geometry of a preprocessed array, needed to map a prediction back to the volume.
 
     Attributes
     ----------
     grid
-        the volume's RAS+ grid, before anything was done to it.
+        The volume's RAS+ grid before preprocessing.
     crop_start
-        first voxel of that grid that was kept, along x, y, z.
+        First voxel of the crop along x, y, z.
     crop_stop
-        one past the last voxel kept.
+        One past the last voxel of the crop.
     shape
-        voxels of the preprocessed array.
+        Voxels of the preprocessed array.
     spacing
-        its spacing in mm: the cropped extent divided by ``shape``, so it may differ a little from the target.
+        Its spacing in mm: the cropped extent divided by ``shape``, so it may differ slightly from the target.
     nearest_axes
-        axes that are resampled to the nearest voxel because slices are thick along them.
+        Axes with thick slices, which are resampled by nearest neighbour.
     """
 
     grid: Grid
@@ -49,32 +49,32 @@ class PreprocessedGeometry:
 
     @property
     def crop(self) -> tuple[slice, slice, slice]:
-        """The kept box of the RAS+ grid as slices along x, y, z."""
+        """The crop of the RAS+ grid as slices along x, y, z."""
         x, y, z = (slice(a, b) for a, b in zip(self.crop_start, self.crop_stop, strict=True))
         return (x, y, z)
 
     @property
     def cropped_shape(self) -> Axes3:
-        """Voxels of the kept box, before resampling."""
+        """Voxels of the crop before resampling."""
         x, y, z = (b - a for a, b in zip(self.crop_start, self.crop_stop, strict=True))
         return (x, y, z)
 
 
 @dataclass(frozen=True)
 class Preprocessed:
-    """An image ready for the network: (channels, x, y, z) float32, and the way back."""
+    """An image ready for the network, (channels, x, y, z) float32, and its geometry."""
 
     image: NDArray[np.float32]
     geometry: PreprocessedGeometry
 
 
 def preprocess_image(volume: Volume, plan: PreprocessingPlan) -> Preprocessed:
-    """Crops, normalises and resamples a volume.
+    """Crop, normalise and resample a volume.
 
     Raises
     ------
     ValueError
-        the volume does not have one channel per entry of ``plan.intensity``.
+        If the volume does not have one channel per entry of ``plan.intensity``.
     """
     if len(volume.array) != len(plan.intensity):
         raise ValueError(f"the scan has {len(volume.array)} channels, the plan expects {len(plan.intensity)}")
@@ -88,23 +88,23 @@ def preprocess_image(volume: Volume, plan: PreprocessingPlan) -> Preprocessed:
 def preprocess_label(
     label: NDArray[np.uint8], geometry: PreprocessedGeometry, plan: PreprocessingPlan
 ) -> NDArray[np.uint8]:
-    """Brings a label map (x, y, z) on the volume's RAS+ grid onto the grid of its preprocessed image."""
+    """Crop and resample a label map (x, y, z) from the volume's RAS+ grid to the grid of the preprocessed image."""
     cropped = label[geometry.crop]
     return np.ascontiguousarray(resample_label(cropped, geometry.shape, plan.label_mode, geometry.nearest_axes))
 
 
 def restore_prediction(class_scores: NDArray[np.float32], geometry: PreprocessedGeometry) -> NDArray[np.uint8]:
-    """Turns scores on the preprocessed grid into a label map on the volume's RAS+ grid.
+    """Convert scores on the preprocessed grid to a label map on the volume's RAS+ grid.
 
-    Scores are resampled linearly one class at a time, so that no more than two full-size float arrays exist beside
-    them. The class with the highest score wins, of equal ones the first; outside the crop all is background.
+    Scores are resampled linearly one class at a time, so that only two other full-size float arrays exist. The class
+    with the highest score wins, the first in case of ties; everything outside the crop is background.
 
     Parameters
     ----------
     class_scores
         (classes, x, y, z) float32: logits or probabilities, background first, 2 to 256 classes.
     geometry
-        of the preprocessed image that was predicted.
+        Geometry of the preprocessed image that was predicted.
 
     Returns
     -------
@@ -125,7 +125,7 @@ def restore_prediction(class_scores: NDArray[np.float32], geometry: Preprocessed
 
 
 def restore_probabilities(probabilities: NDArray[np.float32], geometry: PreprocessedGeometry) -> NDArray[np.float32]:
-    """Resamples probabilities (classes, x, y, z) onto the volume's RAS+ grid; outside the crop background is 1."""
+    """Resample probabilities (classes, x, y, z) to the volume's RAS+ grid; outside the crop, background is 1."""
     _check_scores(probabilities, geometry)
     result = np.zeros((len(probabilities), *geometry.grid.shape), dtype=np.float32)
     result[_BACKGROUND] = 1
@@ -135,14 +135,14 @@ def restore_probabilities(probabilities: NDArray[np.float32], geometry: Preproce
 
 
 def normalise_intensity(channel: NDArray[np.float32], plan: IntensityPlan) -> NDArray[np.float32]:
-    """Clips and normalises one channel; a channel without any contrast becomes all zero under ``volume``.
+    """Clip and normalise one channel; with ``volume``, a constant channel becomes zero.
 
     Parameters
     ----------
     channel
         (x, y, z) float32 in stored units; not changed.
     plan
-        what to do. Percentiles, mean and standard deviation are those of the voxels given.
+        Clipping and normalisation. Percentiles, and mean and standard deviation for ``volume``, come from ``channel``.
 
     Returns
     -------
@@ -159,7 +159,7 @@ def normalise_intensity(channel: NDArray[np.float32], plan: IntensityPlan) -> ND
     if plan.normalise == "volume":
         if result.min() == result.max():
             return np.zeros_like(result)
-        # Stored values may be large and their spread small: a mean in float32 would be off by part of that spread.
+        # If values are large and their spread is small, a float32 mean would be off by a part of that spread.
         result -= result.mean(dtype=np.float64)
         result /= result.std(dtype=np.float64)
     elif plan.normalise == "given":
@@ -169,9 +169,9 @@ def normalise_intensity(channel: NDArray[np.float32], plan: IntensityPlan) -> ND
 
 
 def nonzero_box(image: NDArray[np.float32]) -> tuple[Axes3, Axes3]:
-    """Start and stop of the smallest box in which any channel of (channels, x, y, z) differs from zero.
+    """Return start and stop of the bounding box of nonzero voxels in any channel of (channels, x, y, z).
 
-    The whole extent if all is zero.
+    If all voxels are zero, the box is the whole volume.
     """
     mask = np.any(image != 0, axis=0)
     if not mask.any():
@@ -182,7 +182,7 @@ def nonzero_box(image: NDArray[np.float32]) -> tuple[Axes3, Axes3]:
 
 
 def plan_geometry(volume: Volume, plan: PreprocessingPlan) -> PreprocessedGeometry:
-    """Decides crop, shape and thick axes for a volume, without touching its intensities."""
+    """Determine crop, shape and thick axes for a volume."""
     spacing = volume.grid.spacing
     start, stop = (0, 0, 0), volume.grid.shape
     if plan.crop == "nonzero":
@@ -203,4 +203,4 @@ def _check_scores(class_scores: NDArray[np.float32], geometry: PreprocessedGeome
     if class_scores.shape[1:] != geometry.shape:
         raise ValueError(f"scores have shape {class_scores.shape[1:]}, the preprocessed image {geometry.shape}")
     if not 2 <= len(class_scores) <= 256:
-        raise ValueError(f"{len(class_scores)} classes do not fit a label map of bytes: 2 to 256 do")
+        raise ValueError(f"{len(class_scores)} classes do not fit a uint8 label map: 2 to 256 do")

@@ -1,13 +1,13 @@
 """Resampling of volumes and label maps to another number of voxels over the same physical extent.
 
 Both grids share their outer corners, not their first and last voxel centres: voxel ``i`` of ``m`` lies at
-``(i + 0.5) * n / m - 0.5`` in a grid of ``n`` voxels (``scipy.ndimage.zoom`` with ``grid_mode=True``). Nothing shifts,
-however often a volume goes there and back. Beyond the outermost voxels a volume is continued by its mirror image
+``(i + 0.5) * n / m - 0.5`` in a grid of ``n`` voxels (``scipy.ndimage.zoom`` with ``grid_mode=True``). Repeated
+resampling therefore never shifts a volume. Beyond its outermost voxels a volume is extended by its mirror image
 (``mode="reflect"`` in SciPy).
 
-Linear and cubic interpolation on a regular grid are products of three one-dimensional interpolations, so each axis
-is one matrix product. That equals the three-dimensional spline and is much faster than evaluating 64 terms a voxel.
-Down-sampling does not smooth first: noise is kept, and so are thin structures.
+Linear and cubic interpolation on a regular grid are separable, so each axis takes one matrix product. The result
+equals the three-dimensional spline and is much faster than evaluating 64 terms per voxel. Down-sampling does not smooth
+first, so it preserves noise and thin structures.
 """
 
 from __future__ import annotations
@@ -25,39 +25,39 @@ Order = Literal[1, 3]
 
 
 def resampled_shape(shape: Axes3, spacing: Spacing, target: Spacing) -> Axes3:
-    """Voxels along each axis that keep the extent at another spacing, rounded to the nearest, at least one."""
+    """Return the voxels along each axis that keep the extent at another spacing, rounded, at least one."""
     x, y, z = (max(1, round(n * s / t)) for n, s, t in zip(shape, spacing, target, strict=True))
     return (x, y, z)
 
 
 def thick_axes(spacing: Spacing, anisotropy: float) -> tuple[int, ...]:
-    """Axes whose spacing is more than ``anisotropy`` times the finest one."""
+    """Return the axes whose spacing is more than ``anisotropy`` times the finest."""
     return tuple(axis for axis, s in enumerate(spacing) if s > anisotropy * min(spacing))
 
 
 def resample_to_shape(
     image: NDArray[np.float32], shape: Axes3, order: Order, nearest_axes: Collection[int] = ()
 ) -> NDArray[np.float32]:
-    """Resamples the last three axes of an image to a number of voxels.
+    """Resample the last three axes of an image to a given shape.
 
     Parameters
     ----------
     image
         (..., x, y, z) float32; leading axes such as channels are kept.
     shape
-        voxels wanted along x, y, z.
+        Target voxels along x, y, z.
     order
         1 for linear, 3 for cubic B-spline interpolation (Unser, "Splines: a perfect fit", 1999).
     nearest_axes
-        axes among 0, 1, 2 that take the nearest voxel instead.
+        Axes among 0, 1, 2 that use nearest-neighbour interpolation instead.
 
     Returns
     -------
     NDArray[np.float32]
-        (..., *shape) float32, contiguous; the image itself if it already is all that.
+        (..., *shape) float32, contiguous; the image itself if it already has this form.
     """
     wanted = [axis for axis in range(3) if image.shape[axis - 3] != shape[axis]]
-    # The axis that shrinks most goes first, so that the others have less to do.
+    # The axis that shrinks most goes first, to reduce the work on the others.
     for axis in sorted(wanted, key=lambda axis: shape[axis] / image.shape[axis - 3]):
         old, new = image.shape[axis - 3], shape[axis]
         if axis in nearest_axes:
@@ -70,24 +70,24 @@ def resample_to_shape(
 def resample_label(
     label: NDArray[np.uint8], shape: Axes3, mode: Literal["nearest", "linear"], nearest_axes: Collection[int] = ()
 ) -> NDArray[np.uint8]:
-    """Resamples a label map to a number of voxels.
+    """Resample a label map to a given shape.
 
     Parameters
     ----------
     label
         (x, y, z) uint8.
     shape
-        voxels wanted along x, y, z.
+        Target voxels along x, y, z.
     mode
-        ``nearest``, or ``linear``: every label's mask is interpolated linearly and the largest value wins. Of equal
-        values the higher label wins, so that a thin structure survives halving the resolution.
+        ``nearest``, or ``linear``: every label's mask is interpolated linearly and the largest value wins. Ties go to
+        the higher label, so that a thin structure survives halving the resolution.
     nearest_axes
-        axes that take the nearest voxel in either mode.
+        Axes that use nearest-neighbour interpolation in either mode.
 
     Returns
     -------
     NDArray[np.uint8]
-        shape uint8; the map itself if it already has that shape.
+        Label map of the target shape, uint8; the map itself if it already has that shape.
     """
     if label.shape == shape:
         return label
@@ -99,7 +99,7 @@ def resample_label(
     best = np.full(shape, -1, dtype=np.float32)
     for value in present:
         score = resample_to_shape((label == value).astype(np.float32), shape, 1, nearest_axes)
-        # Weights that add up to the same sum in another order differ in the last bits: still equal values.
+        # Sums of the same weights in another order differ in the last bits: treat them as equal.
         wins = score >= best - 1e-6
         np.copyto(best, score, where=wins)
         np.copyto(result, np.uint8(value), where=wins)
@@ -107,13 +107,13 @@ def resample_label(
 
 
 def nearest_indices(old: int, new: int) -> NDArray[np.int64]:
-    """For each of ``new`` voxels the index of the one among ``old`` that contains its centre."""
+    """Return for each of ``new`` voxels the index of the one among ``old`` that contains its centre."""
     return ((2 * np.arange(new) + 1) * old) // (2 * new)
 
 
 @lru_cache(maxsize=64)
 def interpolation_matrix(old: int, new: int, order: Order) -> NDArray[np.float32]:
-    """The matrix that interpolates ``old`` samples at the centres of ``new`` voxels over the same extent.
+    """Return the matrix that interpolates ``old`` samples at the centres of ``new`` voxels over the same extent.
 
     Returns
     -------
@@ -123,7 +123,7 @@ def interpolation_matrix(old: int, new: int, order: Order) -> NDArray[np.float32
     positions = (np.arange(new) + 0.5) * old / new - 0.5
     weights = _basis_matrix(positions, old, order)
     if order == 3:
-        # A cubic spline does not pass through its coefficients: find those that reproduce the samples.
+        # A cubic spline does not pass through its coefficients: solve for those that reproduce the samples.
         at_samples = _basis_matrix(np.arange(old, dtype=np.float64), old, order)
         weights = np.asarray(np.linalg.solve(at_samples.T, weights.T).T, dtype=np.float64)
     matrix = np.ascontiguousarray(weights, dtype=np.float32)
@@ -132,7 +132,7 @@ def interpolation_matrix(old: int, new: int, order: Order) -> NDArray[np.float32
 
 
 def _basis_matrix(positions: NDArray[np.float64], size: int, order: Order) -> NDArray[np.float64]:
-    """(positions, size) values of the B-splines centred on each sample, folded back at the ends."""
+    """Evaluate the B-splines centred on each sample, mirrored at the ends: (positions, size)."""
     first = np.floor(positions).astype(np.int64) - (order - 1) // 2
     matrix = np.zeros((len(positions), size))
     rows = np.arange(len(positions))
@@ -154,8 +154,8 @@ def _b_spline(distance: NDArray[np.float64], order: Order) -> NDArray[np.float64
 
 
 def _multiply_along(matrix: NDArray[np.float32], image: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """Multiplies every line of the image along one of its last three axes by the matrix."""
+    """Multiply every line of the image along one of its last three axes by the matrix."""
     lines = np.moveaxis(image, axis - 3, -1)
-    # One large product: many small ones, slice by slice, spend their time starting and stopping threads.
+    # One large product: many small ones would spend their time starting and stopping threads.
     product = lines.reshape(-1, lines.shape[-1]) @ matrix.T
     return np.moveaxis(product.reshape(*lines.shape[:-1], len(matrix)), -1, axis - 3)

@@ -1,6 +1,6 @@
-"""Scanner differences between sites, imitated on an image: contrast, shading, noise and resolution.
+"""Simulated scanner differences between sites: contrast, shading, noise and resolution.
 
-They shift the images of a simulated site without touching its anatomy or labels.
+They change the images of a simulated site, but not its anatomy or labels.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ _FIELD_ORDER = 3  # cosines per axis in a smooth field: at most one full wave ac
 def apply_scanner_shift(
     image: NDArray[np.float32], spacing: Spacing, shift: ScannerShift, seed: int
 ) -> NDArray[np.float32]:
-    """Imitate a scanner on an image.
+    """Simulate a scanner on an image.
 
     Parameters
     ----------
     image
-        float32 (channels, x, y, z) in any unit; each channel has its own range, all share one bias field.
+        Float32 (channels, x, y, z) in any unit; each channel has its own range, all share one bias field.
     spacing
-        mm per voxel along x, y, z.
+        Voxel size in mm along x, y, z.
     shift
-        the scanner's difference.
+        The scanner's difference.
     seed
-        of the field and the noise; use one per patient. The same seed gives the same result.
+        Seed of the bias field and the noise; use one per scan. The same seed gives the same result.
 
     Returns
     -------
@@ -64,17 +64,17 @@ def apply_scanner_shift(
 
 
 def smooth_field(shape: Axes3, generator: np.random.Generator) -> NDArray[np.float32]:
-    """A random field of a few low-frequency cosines, float32 (x, y, z), scaled so that the largest magnitude is 1."""
+    """Draw a random sum of a few low-frequency cosines, float32 (x, y, z), scaled to a largest magnitude of 1."""
     coefficients = generator.standard_normal((_FIELD_ORDER,) * 3)
-    coefficients[0, 0, 0] = 0.0  # a constant would be a change of scale, not shading
+    coefficients[0, 0, 0] = 0.0  # a constant would change the scale, not the shading
     waves = [np.cos(np.pi * np.outer(np.arange(_FIELD_ORDER), (np.arange(size) + 0.5) / size)) for size in shape]
     field = np.einsum("abc,ax,by,cz->xyz", coefficients, *waves, optimize=True)
     return np.asarray(field / np.abs(field).max(), dtype=np.float32)
 
 
 def _blur(channel: NDArray[np.float32], spacing: Spacing, resolution_mm: float) -> NDArray[np.float32]:
-    """Widen the point spread from one voxel to the given resolution, on the axes where that is wider."""
-    from scipy import ndimage  # here, because configuration files are read through this module and must load fast
+    """Widen the point spread from one voxel to the given resolution, on axes with smaller voxels."""
+    from scipy import ndimage  # imported late, so that importing this module stays fast
 
     sigmas = [np.sqrt(max(0.0, resolution_mm**2 - step**2)) / _FWHM_PER_SIGMA / step for step in spacing]
     return np.asarray(ndimage.gaussian_filter(channel, sigmas, mode="nearest"), dtype=np.float32)

@@ -1,9 +1,9 @@
 """Sliding-window prediction of volumes that are larger than a patch.
 
-Windows overlap, and every voxel's logits are the average over the windows that hold it, weighted by a Gaussian around
+Windows overlap. Every voxel's logits are the average over the windows that contain it, weighted by a Gaussian around
 each window's centre (Isensee et al., "nnU-Net: a self-configuring method for deep learning-based biomedical image
-segmentation", 2021). Windows move along z, then y, then x. Once the windows at one x are done, the planes in front of
-the next x are final: they are handed on, and only as many planes as a patch is long are ever held as sums.
+segmentation", 2021). Windows move along z, then y, then x. Once the windows at one x are done, the planes before the
+next x are final and are returned. Sums are therefore held only for as many planes as a patch is long.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from common.plan.base import Axes3
 from common.system.devices import autocast_dtype, keep_freed_memory, memory_format
 
 Progress = Callable[[int, int], None]
-"""Called with the number of windows done and the number there are."""
+"""Called with (windows done, total windows)."""
 
 GAUSSIAN_SIGMA = 0.125
 """Standard deviation of the window weights, as a fraction of the patch along each axis."""
 
 SMALLEST_WEIGHT = 1e-3
-"""Floor of the window weights, whose maximum is about 1: a corner seen by one window alone keeps its digits."""
+"""Floor of the window weights, whose maximum is about 1, so that a corner in only one window keeps its precision."""
 
 _GPU_BATCH_VOXELS = 2_000_000
 
 
 def gaussian_weights(patch_size: Axes3) -> Tensor:
-    """Weights (x, y, z) float32 of the voxels of a window: a product of three Gaussians, not below the floor."""
+    """Return a window's voxel weights (x, y, z) float32: a product of three Gaussians, clamped to the floor."""
     axes = []
     for size in patch_size:
         distance = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
@@ -45,16 +45,16 @@ def gaussian_weights(patch_size: Axes3) -> Tensor:
 
 
 def window_starts(size: int, patch: int, overlap: float) -> list[int]:
-    """First voxels of the windows along one axis: equal steps from 0, and the last window flush with the end.
+    """Return the first voxels of the windows along one axis: equal steps from 0, the last window flush with the end.
 
     Parameters
     ----------
     size
-        voxels of the volume, at least ``patch``.
+        Voxels of the volume, at least ``patch``.
     patch
-        voxels of the window.
+        Voxels of the window.
     overlap
-        fraction of a window that the next one covers too, from 0 to less than 1.
+        Fraction of a window that the next one also covers, from 0 to less than 1.
     """
     if not 0 <= overlap < 1:
         raise ValueError(f"overlap is a fraction from 0 to less than 1, not {overlap}")
@@ -80,29 +80,29 @@ def sliding_window(
     Parameters
     ----------
     model
-        (batch, channels, x, y, z) -> (batch, classes, x, y, z). It is moved to the device and to the memory layout
-        that is fast there; it runs in evaluation mode and gets its own mode back afterwards.
+        Maps (batch, channels, x, y, z) to (batch, classes, x, y, z). It is moved to the device and its fastest memory
+        layout, runs in evaluation mode, and gets its previous mode back afterwards.
     image
-        (channels, x, y, z), preprocessed; a read-only memory map will do. An axis shorter than the patch is padded
-        with zeros on both sides.
+        (channels, x, y, z), preprocessed; may be a read-only memory map. An axis shorter than the patch is padded with
+        zeros on both sides.
     patch_size
-        voxels of a window along x, y, z.
+        Voxels of a window along x, y, z.
     overlap
-        fraction that neighbouring windows share along each axis, from 0 to less than 1.
+        Fraction that neighbouring windows share along each axis, from 0 to less than 1.
     mirror_axes
-        spatial axes 0, 1, 2; logits of the window mirrored along every combination of them are averaged, which costs 2
-        to the power of their number as much time.
+        Spatial axes (0, 1, 2) for test-time mirroring; logits are averaged over all combinations, so n axes take 2**n
+        times as long.
     device
-        where the model runs; None is the CPU.
+        Device that the model runs on; None means the CPU.
     precision
-        of the model, see :func:`common.system.devices.autocast_dtype`. Sums are float32 always.
+        Precision of the model, see :func:`common.system.devices.autocast_dtype`. Sums are always float32.
     batch_size
-        windows per forward pass; None is 1 on a CPU, where larger batches leave the caches, and about two million
+        Windows per forward pass; None means 1 on a CPU, where larger batches exceed the caches, and about two million
         voxels on a GPU.
     progress
-        called after every forward pass.
+        Called after every forward pass.
     out
-        (classes, x, y, z) float32 to fill, for example a memory map for scores larger than the memory.
+        (classes, x, y, z) float32 array to fill, for example a memory map for scores larger than memory.
 
     Returns
     -------
@@ -112,7 +112,7 @@ def sliding_window(
     Raises
     ------
     ValueError
-        if the image is not four-dimensional, or the overlap is out of range.
+        If the image is not four-dimensional, or the overlap is out of range.
     """
     windows = _Windows.over(image, patch_size, overlap)
     forward = _Forward(model, device, precision, tuple(mirror_axes))
@@ -138,10 +138,10 @@ def predict_labels(
     batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> NDArray[np.uint8]:
-    """Predict the class of every voxel without ever holding the scores of the whole volume.
+    """Predict the class of every voxel without holding the scores of the whole volume.
 
-    The result is that of :func:`sliding_window`, whose arguments these are, followed by the class with the highest
-    logit. Scores take (classes + 1) * patch x * y * z floats, however long the volume is along x.
+    The result is the class with the highest logit of :func:`sliding_window`, which takes the same arguments. Scores
+    take (classes + 1) * patch x * y * z floats, independent of the volume's length along x.
 
     Returns
     -------
@@ -151,36 +151,36 @@ def predict_labels(
     Raises
     ------
     ValueError
-        as :func:`sliding_window`, and if the model has more than 256 classes.
+        As for :func:`sliding_window`, and if the model has more than 256 classes.
     """
     windows = _Windows.over(image, patch_size, overlap)
     forward = _Forward(model, device, precision, tuple(mirror_axes))
     labels = np.empty(windows.image.shape[1:], dtype=np.uint8)
     for planes, sums in _slabs(windows, forward, batch_size, progress):
         if len(sums) > 256:
-            raise ValueError(f"{len(sums)} classes do not fit a label map of bytes: 256 at most")
+            raise ValueError(f"{len(sums)} classes do not fit a uint8 label map: 256 at most")
         source, target = windows.inside(planes)
-        # All classes of a voxel have the same summed weight: dividing by it would not change the order.
+        # All classes of a voxel have the same summed weight, so dividing by it would not change the order.
         labels[target] = _highest_class(sums[:, *source]).cpu().numpy()
     return labels
 
 
 @dataclass(frozen=True, eq=False)
 class _Windows:
-    """Where the windows lie on the image, padded to at least one patch.
+    """Positions of the windows on the image, padded to at least one patch.
 
     Attributes
     ----------
     image
         (channels, x, y, z).
     patch
-        voxels of a window along x, y, z.
+        Voxels of a window along x, y, z.
     padded
-        voxels of the padded image.
+        Voxels of the padded image.
     before
-        voxels of padding in front of the image along each axis.
+        Voxels of padding in front of the image along each axis.
     starts
-        first voxels of the windows along each axis, in padded voxels.
+        First voxels of the windows along each axis, in padded voxels.
     """
 
     image: NDArray[Any]
@@ -213,7 +213,7 @@ class _Windows:
         return summed
 
     def summed_weights(self, planes: slice) -> Tensor:
-        """Sum of the weights (planes, y, z) of all windows that hold these planes."""
+        """Sum the weights (planes, y, z) of all windows that contain these planes."""
         summed = torch.zeros((planes.stop - planes.start, *self.padded[1:]))
         for start in self.starts[0]:
             first, last = max(start, planes.start), min(start + self.patch[0], planes.stop)
@@ -222,7 +222,7 @@ class _Windows:
         return summed
 
     def inside(self, planes: slice) -> tuple[tuple[slice, slice, slice], slice]:
-        """The part of a slab of planes that is not padding, and the planes of the image that it covers."""
+        """Return the part of a slab of planes without padding, and the planes of the image that it covers."""
         first = max(planes.start, self.before[0])
         last = max(first, min(planes.stop, self.before[0] + self.image.shape[1]))
         y, z = (slice(b, b + s) for b, s in zip(self.before[1:], self.image.shape[2:], strict=True))
@@ -230,7 +230,7 @@ class _Windows:
         return source, slice(first - self.before[0], last - self.before[0])
 
     def batch(self, corners: Sequence[Axes3], pin_memory: bool) -> Tensor:
-        """Copies the windows at these corners, zero outside the image: (batch, channels, *patch) float32."""
+        """Copy the windows at these corners, zero outside the image: (batch, channels, *patch) float32."""
         batch = torch.zeros((len(corners), len(self.image), *self.patch), pin_memory=pin_memory)
         for window, corner in zip(batch.numpy(), corners, strict=True):
             sources, targets = [], []
@@ -252,7 +252,7 @@ class _Forward:
         if self.device.type == "cpu":
             keep_freed_memory()
         self.autocast = autocast_dtype(self.device, precision)
-        # One window at a time in float32, oneDNN is faster on planar data; with batches or bfloat16 it is not.
+        # For single windows in float32, oneDNN is faster on planar data; for batches or bfloat16 it is not.
         planar = self.device.type == "cpu" and self.autocast is None
         self.layout = torch.contiguous_format if planar else memory_format(self.device)
         self.model = model.to(device=self.device)
@@ -263,7 +263,7 @@ class _Forward:
 
     @torch.inference_mode()
     def __call__(self, batch: Tensor) -> Tensor:
-        """Float32 logits (batch, classes, x, y, z) on the device, for windows on the CPU."""
+        """Compute float32 logits (batch, classes, x, y, z) on the device for windows on the CPU."""
         batch = batch.to(self.device, non_blocking=True).to(memory_format=self.layout)
         enabled = self.autocast is not None
         with torch.autocast(self.device.type, dtype=self.autocast or torch.bfloat16, enabled=enabled):
@@ -276,9 +276,9 @@ class _Forward:
 def _slabs(
     windows: _Windows, forward: _Forward, batch_size: int | None, progress: Progress | None
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Runs all windows and yields finished planes, in order: which planes, and their weighted sums of logits.
+    """Run all windows and yield finished planes in order, with their weighted sums of logits.
 
-    The sums (classes, planes, y, z) are a view that the next step overwrites; padding is included.
+    The sums (classes, planes, y, z) include padding and are a view that the next step overwrites.
     """
     size = batch_size or _automatic_batch_size(forward.device, windows.patch)
     was_training = forward.model.training
@@ -297,7 +297,7 @@ def _slabs(
                     progress(done, windows.count)
             finished = following - start
             yield slice(start, following), sums[:, :finished]
-            # In pieces that do not overlap what they are copied from: no second array.
+            # Shift in pieces that do not overlap their source, which avoids a second array.
             for plane in range(0, depth - finished, finished):
                 piece = sums[:, plane + finished : plane + 2 * finished]
                 sums[:, plane : plane + piece.shape[1]] = piece
@@ -307,9 +307,9 @@ def _slabs(
 
 
 def _add_windows(sums: Tensor, windows: _Windows, forward: _Forward, corners: Sequence[Axes3]) -> Tensor:
-    """Adds the weighted logits of windows at one x; the first time there are no sums yet, and they are made.
+    """Add the weighted logits of windows at one x; the first call allocates the sums.
 
-    A function of its own so that no logits are left in memory when the next pass needs it most.
+    This is a separate function so that the logits are freed before the next forward pass.
     """
     logits = forward(windows.batch(corners, forward.device.type == "cuda"))
     if sums.numel() == 0:
@@ -322,9 +322,9 @@ def _add_windows(sums: Tensor, windows: _Windows, forward: _Forward, corners: Se
 
 
 def _highest_class(scores: Tensor) -> Tensor:
-    """The class (x, y, z) uint8 with the highest of (classes, x, y, z) scores, the first of equal ones.
+    """Return the class (x, y, z) uint8 with the highest score of (classes, x, y, z); ties go to the first.
 
-    Comparing whole classes is many times faster than ``argmax`` along the axis with the largest stride.
+    Comparing class by class is many times faster than ``argmax`` along the axis with the largest stride.
     """
     best = scores[0].clone()
     labels = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
@@ -340,13 +340,13 @@ def _weights_on(device: torch.device, patch: Axes3) -> Tensor:
 
 
 def _new_sums(logits: Tensor, windows: _Windows) -> Tensor:
-    """Zeros (classes, patch x, y, z), on the model's device if they fit there with room to spare, else on the CPU."""
+    """Allocate zeros (classes, patch x, y, z) on the model's device if they fit with room to spare, else on the CPU."""
     shape = (logits.shape[1], windows.patch[0], *windows.padded[1:])
     device = logits.device
     if device.type == "cuda":
         needed = 4 * int(np.prod(shape))
         free, _ = torch.cuda.mem_get_info(device)
-        # Beside the sums there will be their quotients or class indices, and the activations of the next windows.
+        # Leave room for the quotients or class indices and for the activations of the next windows.
         if 3 * needed > free:
             device = torch.device("cpu")
     return torch.zeros(shape, device=device)

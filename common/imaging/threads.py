@@ -1,7 +1,7 @@
-"""The same work for many cases, in threads.
+"""Parallel processing of cases in threads.
 
-Threads are enough: reading, unzipping, sorting and checksums all release the interpreter lock, and nothing has to be
-sent between processes.
+Threads suffice: reading, decompression, sorting and checksums release the interpreter lock, and nothing needs to be
+copied between processes.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ Progress = Callable[[int, int], None]
 def map_in_threads(
     function: Callable[[Item], Result], items: Sequence[Item], workers: int, progress: Progress | None = None
 ) -> list[Result]:
-    """Applies a function to each item.
+    """Apply a function to each item.
 
     Parameters
     ----------
     function
-        called in several threads at once.
+        Called in several threads at once.
     items
-        what to work on.
+        Arguments of the function.
     workers
-        threads; 1 works in the calling thread.
+        Number of threads; 1 runs in the calling thread.
     progress
-        called in the calling thread with items done and items in all, after each.
+        Called in the calling thread with (items done, total items) after each item.
 
     Returns
     -------
@@ -39,7 +39,7 @@ def map_in_threads(
     Raises
     ------
     Exception
-        the first one that the function raises; items not yet begun are dropped.
+        The first exception that the function raises; items not yet started are skipped.
     """
     report = progress or (lambda _done, _total: None)
     if workers <= 1:

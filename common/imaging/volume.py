@@ -1,4 +1,4 @@
-"""A scan in memory, and where it came from."""
+"""A scan in memory and its source."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from common.imaging.geometry import Grid
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """How a volume was stored, so that results can be written back on the very same grid.
+    """How a volume was stored, so that results can be written on the same grid.
 
     Attributes
     ----------
     grid
-        shape and affine (mm) as stored, before reordering to RAS+.
+        Shape and affine (mm) as stored, before reordering to RAS+.
     header
-        the file's NIfTI header; None for volumes that do not come from a NIfTI file.
+        The file's NIfTI header; None for volumes that do not come from a NIfTI file.
     """
 
     grid: Grid
@@ -33,7 +33,7 @@ class Source:
 
     @property
     def orientation_declared(self) -> bool:
-        """False if the header says nothing about left and right (qform and sform codes are both zero)."""
+        """False if the header does not define left and right (qform and sform codes are both zero)."""
         return self.header is None or int(self.header["qform_code"]) > 0 or int(self.header["sform_code"]) > 0
 
 
@@ -44,11 +44,11 @@ class Volume:
     Attributes
     ----------
     array
-        float32 (channels, x, y, z), axes in RAS+ order, C-contiguous.
+        Float32 (channels, x, y, z), axes in RAS+ order, C-contiguous.
     grid
-        shape and affine of ``array``'s three spatial axes.
+        Shape and affine of ``array``'s three spatial axes.
     source
-        the grid as stored in the file.
+        The grid as stored in the file.
     """
 
     array: NDArray[np.float32]

@@ -1,1 +1,1 @@
-"""Preprocessed cases, made once and kept on the local disk."""
+"""Cache of preprocessed cases on the local disk."""

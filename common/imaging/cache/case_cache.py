@@ -1,7 +1,7 @@
-"""Preprocessed cases, made once and kept on local disk.
+"""Cache of preprocessed cases on the local disk.
 
-A case's entry is named after the contents of its files and all settings that shaped it. Images stay float32: training,
-validation and prediction then see exactly the same numbers, and memory-mapped patches cost no memory for it.
+The name of an entry depends on the content of the case's files and on all settings. Images stay float32, so that
+training, validation and prediction see exactly the same numbers; memory-mapping avoids the cost in memory.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from common.plan.scanner_shift import ScannerShift
 FOREGROUND_SAMPLES = 10_000
 """Voxel positions kept for each label of a case."""
 
-# Raised whenever the same files and settings give other arrays than before.
+# Increment when the same files and settings produce different arrays.
 _REVISION = 1
 
 
@@ -47,18 +47,18 @@ class CachedCase:
     Attributes
     ----------
     name
-        the case's name in its dataset.
+        The case's name in its dataset.
     image
         (channels, x, y, z) float32, read-only, memory-mapped if the cache is on disk.
     label
-        (x, y, z) uint8, likewise.
+        (x, y, z) uint8, read-only, memory-mapped if the cache is on disk.
     spacing
-        of both, in mm.
+        Voxel spacing of both in mm.
     foreground
-        for each label the positions (n, 3) int32 of voxels that have it, all of them or a random
-        ``FOREGROUND_SAMPLES``; empty for labels that the case lacks.
+        Voxel positions (n, 3) int32 of each label: all of them or a random ``FOREGROUND_SAMPLES``; empty for labels
+        that the case lacks.
     patient
-        as in ``Case``.
+        As in ``Case``.
     """
 
     name: str
@@ -70,21 +70,21 @@ class CachedCase:
 
     @property
     def owner(self) -> str:
-        """As in ``Case``."""
+        """The patient, as in ``Case``."""
         return self.name if self.patient is None else self.patient
 
 
 class CaseCache:
-    """Preprocessed cases by content. Safe for threads, and for several processes on one folder.
+    """Preprocessed cases by content. Safe for threads and for several processes on one folder.
 
     Parameters
     ----------
     folder
-        where entries are kept; made when first needed. None writes nothing and keeps arrays in memory.
+        Folder of the entries; created when first needed. None keeps arrays in memory instead.
     plan
-        how cases are preprocessed.
+        How cases are preprocessed.
     labels
-        values of the foreground labels.
+        Values of the foreground labels.
     """
 
     def __init__(self, folder: Path | None, plan: PreprocessingPlan, labels: Collection[int]) -> None:
@@ -95,23 +95,23 @@ class CaseCache:
         self._in_memory: dict[str, Entry] = {}
 
     def get(self, case: Case, shift: ScannerShift | None = None, shift_seed: int = 0) -> CachedCase:
-        """Opens a case, preprocessing it first if that was not done before, or if its entry is damaged.
+        """Open a case; preprocess it first if it has no intact entry.
 
         Parameters
         ----------
         case
-            with a label map.
+            A case with a label map.
         shift
-            changes made to the image before preprocessing, as if another scanner had taken it.
+            Scanner difference to apply to the image before preprocessing.
         shift_seed
-            seed of the site; together with the case's content it seeds the case's own noise and fields.
+            Seed of the site; the case's noise and bias field depend on it and on the case's content.
 
         Raises
         ------
         DataError
-            the case cannot be read or does not fit the plan.
+            If the case cannot be read or does not fit the plan.
         OutputError
-            the cache folder cannot be written.
+            If the cache folder cannot be written.
         """
         cached = self._get(case, shift, shift_seed)
         self._digests.save()
@@ -125,20 +125,20 @@ class CaseCache:
         shift: ScannerShift | None = None,
         shift_seed: int = 0,
     ) -> list[CachedCase]:
-        """Opens many cases as :meth:`get` does, several at a time.
+        """Open many cases as :meth:`get` does, several at a time.
 
         Parameters
         ----------
         cases
-            each with a label map.
+            Cases with label maps.
         workers
-            threads.
+            Number of threads.
         progress
-            called with cases done and cases in all.
+            Called with (cases done, total cases).
         shift
-            as for :meth:`get`.
+            As for :meth:`get`.
         shift_seed
-            as for :meth:`get`.
+            As for :meth:`get`.
 
         Returns
         -------
@@ -148,9 +148,9 @@ class CaseCache:
         Raises
         ------
         DataError
-            a case cannot be read or does not fit the plan.
+            If a case cannot be read or does not fit the plan.
         OutputError
-            the cache folder cannot be written.
+            If the cache folder cannot be written.
         """
         try:
             return map_in_threads(lambda case: self._get(case, shift, shift_seed), cases, workers, progress)
@@ -182,7 +182,7 @@ class CaseCache:
             self._in_memory[key] = entry
             return entry
         write_entry(self._folder, key, entry)
-        # What was written is opened again, so that memory is not held and a bad write shows now.
+        # Reopen the written entry, to free the arrays' memory and to detect a bad write now.
         stored = read_entry(self._folder, key)
         return entry if stored is None else stored
 
@@ -204,7 +204,7 @@ class CaseCache:
 
 
 def sample_voxels(mask: NDArray[np.bool_], count: int, seed: tuple[int, ...]) -> NDArray[np.int32]:
-    """Positions (n, 3) of the voxels of a mask (x, y, z) in array order: all, or ``count`` of them at random."""
+    """Return positions (n, 3) of a mask's voxels (x, y, z) in array order: all, or a random ``count`` of them."""
     voxels = np.flatnonzero(mask)
     if len(voxels) > count:
         voxels = np.sort(np.random.default_rng(seed).choice(voxels, count, replace=False))
@@ -212,12 +212,12 @@ def sample_voxels(mask: NDArray[np.bool_], count: int, seed: tuple[int, ...]) ->
 
 
 def clear_cache(folder: Path) -> int:
-    """Removes a cache: its own files only, and the folder if nothing else is in it.
+    """Remove the files of a cache, and the folder if it is then empty.
 
     Returns
     -------
     int
-        How many files were removed.
+        Number of files removed.
     """
     if not folder.is_dir():
         return 0

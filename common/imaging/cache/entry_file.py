@@ -1,8 +1,8 @@
-"""Files of a cache: a few arrays and some metadata each, checked when opened and memory-mapped.
+"""Cache files: a few arrays and some metadata each, verified when opened and memory-mapped.
 
-An entry is named after a digest of everything that determines it, so an entry is never out of date: when a source
-file or a setting changes, another name is asked for. Entries are written under a temporary name and renamed when
-complete, so of two processes that make the same entry either may win and both results are whole.
+An entry's name is a digest of everything that determines its content, so it is never out of date: a changed source
+file or setting leads to another name. Entries are written to a temporary file and renamed, so two processes that write
+the same entry cannot corrupt it.
 
 Layout: magic, length and CRC-32 of the header (little-endian), the header as JSON, the arrays aligned to 64 bytes.
 """
@@ -36,7 +36,7 @@ _MAGIC = b"FEDVOX01"
 _PREFIX = struct.Struct("<8sII")
 _ALIGNMENT = 64
 _TYPES = ("float32", "uint8", "int32")
-# A file written twice within the clock's resolution may keep its time stamp: younger files are hashed again.
+# A file written twice within the clock's resolution may keep its time stamp, so recent files are hashed again.
 _SETTLED_NS = 2_000_000_000
 
 _logger = logging.getLogger(__name__)
@@ -44,25 +44,25 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """What an entry holds; arrays are read-only and, when they come from a file, memory-mapped."""
+    """Content of an entry; arrays are read-only and, if they come from a file, memory-mapped."""
 
     metadata: dict[str, Any]
     arrays: dict[str, NDArray[Any]]
 
 
 def digest_json(value: object) -> str:
-    """A digest (32 hexadecimal digits) of a JSON value; the order of keys in objects does not matter."""
+    """Return a digest (32 hexadecimal digits) of a JSON value; the order of keys in objects does not matter."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def write_entry(folder: Path, key: str, entry: Entry) -> None:
-    """Writes an entry, replacing one of the same key.
+    """Write an entry, replacing one with the same key.
 
     Raises
     ------
     OutputError
-        the folder cannot be made or written, or the disk is full; nothing is left behind.
+        If the folder cannot be created or written, or the disk is full; nothing is left behind.
     """
     descriptions: list[list[Any]] = []
     blocks: list[bytes | memoryview] = []
@@ -86,7 +86,7 @@ def write_entry(folder: Path, key: str, entry: Entry) -> None:
 
 
 def read_entry(folder: Path, key: str) -> Entry | None:
-    """Opens an entry, or returns None if there is none or it is damaged (every byte is checked)."""
+    """Open an entry; return None if there is none or it is damaged (every byte is checked)."""
     path = folder / (key + ENTRY_SUFFIX)
     try:
         with path.open("rb") as file:
@@ -94,11 +94,11 @@ def read_entry(folder: Path, key: str) -> Entry | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError):  # ValueError: the file is empty
-        _logger.warning("%s cannot be read; it is made again", path)
+        _logger.warning("%s cannot be read and is recreated", path)
         return None
     entry = _parse(data, key)
     if entry is None:
-        _logger.warning("%s is damaged; it is made again", path)
+        _logger.warning("%s is damaged and is recreated", path)
     return entry
 
 
@@ -125,16 +125,16 @@ def _parse(data: mmap.mmap, key: str) -> Entry | None:
 
 
 def write_atomically(path: Path, blocks: list[bytes | memoryview]) -> None:
-    """Writes a file of a cache under a temporary name and renames it.
+    """Write a cache file under a temporary name and rename it.
 
     Raises
     ------
     OutputError
-        it cannot be written; the temporary file is removed.
+        If it cannot be written; the temporary file is removed.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
     try:
-        # What is kept is as confidential as the scans.
+        # The cache is as confidential as the scans.
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
@@ -147,7 +147,7 @@ def write_atomically(path: Path, blocks: list[bytes | memoryview]) -> None:
         reason = error.strerror or str(error)
         raise OutputError(
             f"{path.parent}: the cache cannot be written ({reason}): "
-            "free some space, choose another cache folder, or go without a cache"
+            "free some space, choose another cache folder, or disable the cache"
         ) from error
 
 
@@ -157,16 +157,16 @@ def _blake2b(path: Path) -> str:
 
 
 class FileDigests:
-    """Digests of files' contents, remembered while a file's size and times stay as they were.
+    """Digests of file contents, cached while a file's size and time stamps stay the same.
 
     Parameters
     ----------
     folder
-        where they are remembered for the next start; None remembers nothing.
+        Folder that stores the digests; None stores nothing.
     name
-        of the file in that folder.
+        Name of the file in that folder.
     compute
-        a file's digest, hexadecimal; by default BLAKE2b of 128 bits over its bytes.
+        Function that returns a file's digest in hexadecimal; by default 128-bit BLAKE2b of its bytes.
     """
 
     def __init__(
@@ -178,12 +178,12 @@ class FileDigests:
         self._new: dict[str, list[Any]] = {}
 
     def digest(self, path: Path) -> str:
-        """The digest of a file's content.
+        """Return the digest of a file's content.
 
         Raises
         ------
         DataError
-            the file cannot be read.
+            If the file cannot be read.
         """
         try:
             status = path.stat()
@@ -200,12 +200,12 @@ class FileDigests:
         return digest
 
     def save(self) -> None:
-        """Writes what is new, beside what other processes have written in the meantime.
+        """Write new digests, merged with those that other processes have written meanwhile.
 
         Raises
         ------
         OutputError
-            the folder cannot be written.
+            If the folder cannot be written.
         """
         if self._path is None or not self._new:
             return

@@ -1,1 +1,1 @@
-"""Dataset folders: their layouts, and what they declare about themselves."""
+"""Dataset folders: their layouts and metadata."""

@@ -1,13 +1,14 @@
-"""Dataset folders, and cases read from them with every check that does not need another case.
+"""Dataset folders and their cases, with every check that needs only one case.
 
 Layouts:
-    decathlon: Medical Segmentation Decathlon: ``dataset.json``, ``imagesTr/CASE.nii.gz``, ``labelsTr/CASE.nii.gz``;
-        several channels in one 4D file.
-    nnunet: nnU-Net raw: ``imagesTr/CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ..., ``labelsTr/CASE.nii.gz``.
-    plain: ``images/`` and ``labels/`` with equal case names.
-    files: a folder of NIfTI files (or a single file), without labels.
 
-All but ``files`` may hold ``patients.csv`` (``common.imaging.datasets.patients_csv``).
+* ``decathlon``, Medical Segmentation Decathlon: ``dataset.json``, ``imagesTr/CASE.nii.gz``, ``labelsTr/CASE.nii.gz``;
+  several channels in one 4D file.
+* ``nnunet``, nnU-Net raw: ``imagesTr/CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ..., ``labelsTr/CASE.nii.gz``.
+* ``plain``: ``images/`` and ``labels/`` with the same case names.
+* ``files``: a folder of NIfTI files (or a single file), without labels.
+
+All layouts except ``files`` may contain ``patients.csv`` (``common.imaging.datasets.patients_csv``).
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ _LOOKED_FOR = (
 
 @dataclass(frozen=True)
 class Case:
-    """One scan's image files (one per channel, or a single file that holds all) and label map.
+    """One scan's image files (one per channel, or one file with all channels) and label map.
 
     Attributes
     ----------
     patient
-        whose scan it is, by the folder's table; None is a patient of its own.
+        Patient from the folder's ``patients.csv``; None means that the case is its own patient.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Case:
 
     @property
     def owner(self) -> str:
-        """The patient; the same for cases of one patient, and for no others of the dataset."""
+        """Identifier of the patient: equal for two cases of a dataset only if they are scans of one patient."""
         return self.name if self.patient is None else self.patient
 
 
@@ -66,15 +67,15 @@ class Dataset:
     Attributes
     ----------
     root
-        the folder, or the single file.
+        The folder, or the single file.
     layout
-        how it is organised.
+        Layout of the folder.
     cases
-        sorted by name.
+        Cases sorted by name.
     channels
-        names of the channels, as declared or ``channel_0``, ...
+        Names of the channels: those declared, or ``channel_0``, ...
     labels
-        foreground values and names, as declared; empty if the folder declares none.
+        Declared foreground value -> name; empty if the folder declares none.
     """
 
     root: Path
@@ -86,9 +87,9 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something wrong with one case or, if ``case`` is None, with the dataset.
+    """A problem with one case or, if ``case`` is None, with the dataset.
 
-    A ``warning`` leaves the data usable; an ``error`` does not.
+    The data is usable despite a ``warning``, but not with an ``error``.
     """
 
     case: str | None
@@ -103,8 +104,8 @@ def find_dataset(root: Path) -> Dataset:
     Raises
     ------
     DataError
-        if the folder is missing, empty or in no known layout, if an image or label has no counterpart, if a case
-        appears twice, or if ``dataset.json`` or ``patients.csv`` is unusable.
+        If the folder is missing, empty or has no known layout, if an image or label has no counterpart, if a case
+        appears twice, or if ``dataset.json`` or ``patients.csv`` is invalid.
     """
     dataset, problems = scan_dataset(root)
     errors = [problem for problem in problems if problem.severity == "error"]
@@ -115,12 +116,12 @@ def find_dataset(root: Path) -> Dataset:
 
 
 def scan_dataset(root: Path) -> tuple[Dataset, list[Problem]]:
-    """As :func:`find_dataset`, but go on after structural problems: the complete cases, and every problem.
+    """Find the complete cases of a dataset folder and all problems; :func:`find_dataset` stops at errors instead.
 
     Raises
     ------
     DataError
-        if there is nothing to go on with: the folder is missing, empty or in no known layout.
+        If no case can be found: the folder is missing, empty or has no known layout.
     """
     root = Path(root)
     if root.is_file() and nifti_stem(root):
@@ -155,14 +156,14 @@ def scan_dataset(root: Path) -> tuple[Dataset, list[Problem]]:
 
 
 def with_patients(cases: Sequence[Case], patients: Mapping[str, str]) -> list[Case]:
-    """The cases, each with its patient.
+    """Return the cases with their patients filled in.
 
     Parameters
     ----------
     cases
-        of one dataset.
+        Cases of one dataset.
     patients
-        case name -> patient, for every case.
+        Case name -> patient, for every case.
     """
     return [replace(case, patient=patients[case.name]) for case in cases]
 
@@ -170,16 +171,16 @@ def with_patients(cases: Sequence[Case], patients: Mapping[str, str]) -> list[Ca
 def load_case(
     case: Case, labels: Collection[int] | None, channels: int | None = None
 ) -> tuple[Volume, NDArray[np.uint8] | None]:
-    """Read a case and refuse it if anything about it is wrong.
+    """Read and validate a case.
 
     Parameters
     ----------
     case
-        from :func:`find_dataset`.
+        A case from :func:`find_dataset`.
     labels
-        allowed foreground values; None (or empty) allows all.
+        Allowed foreground values; None (or empty) allows all.
     channels
-        how many channels the image must have; None allows any number.
+        Required number of channels; None allows any number.
 
     Returns
     -------
@@ -189,7 +190,7 @@ def load_case(
     Raises
     ------
     DataError
-        with the name of the file that cannot be read or used: the first problem found.
+        If a file cannot be read or used; reports the first problem found.
     """
     volume = read_volume(case.images)
     problems = image_problems(case, volume, channels)
@@ -203,7 +204,7 @@ def load_case(
 
 
 def image_problems(case: Case, volume: Volume, channels: int | None = None) -> list[Problem]:
-    """NaN or infinite voxels, channels in which all voxels are equal, or another number of channels than expected."""
+    """Find NaN or infinite voxels, constant channels, and a wrong number of channels."""
     problems = []
     count = volume.array.shape[0]
     if channels is not None and count != channels:
@@ -213,7 +214,7 @@ def image_problems(case: Case, volume: Volume, channels: int | None = None) -> l
         which = f" in channel {channel}" if count > 1 and len(case.images) == 1 else ""
         with np.errstate(invalid="ignore"):
             lowest, highest = float(values.min()), float(values.max())
-        # Minimum and maximum carry any NaN or infinity, without the memory of a mask.
+        # Minimum and maximum propagate any NaN or infinity, without allocating a mask.
         if not (np.isfinite(lowest) and np.isfinite(highest)):
             bad = values.size - int(np.count_nonzero(np.isfinite(values)))
             problems.append(Problem(case.name, path, f"holds {bad} voxels that are NaN or infinite{which}"))
@@ -225,14 +226,14 @@ def image_problems(case: Case, volume: Volume, channels: int | None = None) -> l
 def label_problems(
     case: Case, image_grid: Grid, label_grid: Grid, counts: NDArray[np.int64], labels: Collection[int] | None
 ) -> list[Problem]:
-    """A label map on another grid (RAS+) than its image, or with values that are not declared.
+    """Find a label map whose grid (RAS+) differs from its image's, and undeclared label values.
 
     Parameters
     ----------
     counts
-        voxels of each value, from :func:`label_counts`.
+        Number of voxels of each value, from :func:`label_counts`.
     labels
-        declared foreground values; None or empty allows all.
+        Declared foreground values; None or empty allows all.
     """
     if case.label is None:
         return []
@@ -250,9 +251,9 @@ def label_problems(
 
 
 def label_counts(label: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """How many voxels each of the 256 values has; int64 (256,)."""
+    """Count the voxels of each of the 256 values; int64 (256,)."""
     counts = np.zeros(256, dtype=np.int64)
-    # bincount widens its input to eight bytes a voxel: slab by slab, that stays small.
+    # bincount widens its input to eight bytes per voxel; slabs keep that small.
     for slab in np.array_split(label, max(1, label.size // 2**22)):
         counts += np.bincount(slab.ravel(), minlength=256)
     return counts
@@ -287,7 +288,7 @@ def _paired_cases(
 
 
 def _nifti_files(folder: Path, problems: list[Problem], report_others: bool = True) -> dict[str, Path]:
-    """NIfTI files of a folder by name without suffix; hidden files and subfolders do not count."""
+    """Return the NIfTI files of a folder by name without suffix; hidden files and subfolders are ignored."""
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         stem = nifti_stem(path)
@@ -304,9 +305,9 @@ def _nifti_files(folder: Path, problems: list[Problem], report_others: bool = Tr
 def _case_images(
     images: dict[str, Path], labels: Collection[str], declaration: Declaration, problems: list[Problem]
 ) -> dict[str, tuple[Path, ...]]:
-    """Image files by case; ``_0000``, ``_0001``, ... are channels if that is how all files are named.
+    """Group image files by case; ``_0000``, ``_0001``, ... are channels if all files are named that way.
 
-    Names that merely end in four digits stay whole: when there is no ``_0000``, or a label map has the whole name.
+    The digits are part of the case name if no file ends in ``_0000`` or a label map has the full name.
     """
     numbered = all(_CHANNEL_FILE.fullmatch(stem) for stem in images)
     by_name = numbered and any(stem.endswith("_0000") for stem in images) and not any(stem in labels for stem in images)
@@ -335,7 +336,7 @@ def _case_images(
 def _listed_cases(
     grouped: dict[str, tuple[Path, ...]], folder: Path, training: Sequence[str], problems: list[Problem]
 ) -> dict[str, tuple[Path, ...]]:
-    """Hold the folder against the training list of ``dataset.json``."""
+    """Compare the folder with the training list of ``dataset.json``."""
     listed: dict[str, tuple[Path, ...]] = {}
     reported = {problem.case for problem in problems}
     for entry in training:
@@ -373,7 +374,7 @@ def _channels_of(case: Case) -> int:
     try:
         return channel_count(case.images[0])
     except DataError:
-        return 1  # reading the case will tell what is wrong with it
+        return 1  # reading the case reports the problem
 
 
 def _hint(root: Path) -> str:

@@ -1,4 +1,4 @@
-"""What a dataset folder says about itself in ``dataset.json``: the Decathlon's and nnU-Net's two versions of it."""
+"""Dataset metadata in ``dataset.json``, in the Decathlon's or nnU-Net's format."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from common.errors import DataError
 
 @dataclass(frozen=True)
 class Declaration:
-    """Contents of ``dataset.json``; everything is empty if there is no such file.
+    """Content of ``dataset.json``; all fields are empty if there is no such file.
 
     Attributes
     ----------
     channels
-        names of the channels, in order.
+        Names of the channels, in order.
     labels
-        foreground value -> name.
+        Foreground value -> name.
     training
-        image paths of the training list, as written; None if there is no list.
+        Image paths of the training list as written; None if there is no list.
     numbered_channels
-        True if the file promises nnU-Net's ``CASE_0000`` image names.
+        Whether the format implies nnU-Net's ``CASE_0000`` image names.
     """
 
     channels: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ def read_declaration(path: Path) -> Declaration:
     Raises
     ------
     DataError
-        if it is not JSON, or channels, labels or the training list are not in a known form.
+        If it is not JSON, or channels, labels or the training list have an unknown form.
     """
     if not path.exists():
         return Declaration()
@@ -73,7 +73,7 @@ def _channels(path: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _labels(path: Path, content: Any) -> dict[int, str]:
-    """Foreground labels, whether written as value -> name (Decathlon) or as name -> value (nnU-Net)."""
+    """Parse foreground labels, written as value -> name (Decathlon) or name -> value (nnU-Net)."""
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -1,7 +1,8 @@
-"""Which cases are scans of one patient: a CSV table in the dataset folder.
+"""``patients.csv`` in a dataset folder: the patient of every case.
 
-``patients.csv`` has the columns ``case`` and ``patient``, and a row for every case. Where it is, it counts: for whom
-privacy protects, and for who is trained on and who is scored on. Without it every case is a patient of its own.
+It has the columns ``case`` and ``patient`` and a row for every case. Differential privacy then protects patients, and
+the split into training and validation keeps all scans of a patient together. Without the file, every case counts as one
+patient.
 """
 
 from __future__ import annotations
@@ -16,26 +17,26 @@ PATIENTS_FILE = "patients.csv"
 
 
 def read_column(path: Path, key: str, column: str) -> dict[str, tuple[str, int]]:
-    """Two columns of a CSV file with a header.
+    """Read two columns of a CSV file with a header.
 
     Parameters
     ----------
     path
-        the file, UTF-8.
+        The file, UTF-8.
     key
-        name of the column that holds each value once.
+        Name of the column with unique values.
     column
-        name of the other.
+        Name of the other column.
 
     Returns
     -------
     dict[str, tuple[str, int]]
-        For each value of ``key``, that of ``column`` and the line that it stands in, from 1.
+        For each value of ``key``, the value of ``column`` and its line number, from 1.
 
     Raises
     ------
     DataError
-        the file cannot be read, lacks a column, or holds a value of ``key`` twice.
+        If the file cannot be read, lacks a column, or contains a value of ``key`` twice.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -48,7 +49,7 @@ def read_column(path: Path, key: str, column: str) -> dict[str, tuple[str, int]]
             for row in reader:
                 found = (row[key] or "").strip()
                 if found in values:
-                    raise DataError(path, f"line {reader.line_num}: {key} {found} stands twice; keep one row per {key}")
+                    raise DataError(path, f"line {reader.line_num}: duplicate {key} {found}; keep one row per {key}")
                 values[found] = ((row[column] or "").strip(), reader.line_num)
             return values
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -58,23 +59,23 @@ def read_column(path: Path, key: str, column: str) -> dict[str, tuple[str, int]]
 def read_patients(
     path: Path, cases: Collection[str], others: Collection[str] = (), column: str = "patient", case_column: str = "case"
 ) -> dict[str, str]:
-    """Case name -> patient.
+    """Read the patient of every case: case name -> patient.
 
     Parameters
     ----------
     path
-        the table.
+        The CSV file.
     cases
-        names of all cases, each of which must be in the table.
+        Names of all cases, each of which must be in the file.
     others
-        names that may be in it.
+        Further names that the file may contain.
     column, case_column
-        of the table.
+        Names of the columns with patients and cases.
 
     Raises
     ------
     DataError
-        the table names a case that is not there, leaves one out, or has no patient for one.
+        If the file names an unknown case, omits a case, or has no patient for one.
     """
     table = read_column(path, case_column, column)
     for case, (patient, line) in table.items():
@@ -85,5 +86,5 @@ def read_patients(
     missing = sorted(set(cases) - set(table))
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise DataError(path, f"has no line for case {missing[0]}{more}; every case needs one, also of a single scan")
+        raise DataError(path, f"has no row for case {missing[0]}{more}; add a row for every case")
     return {case: table[case][0] for case in cases}

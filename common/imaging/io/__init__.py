@@ -1,1 +1,1 @@
-"""Image files to arrays and back."""
+"""Reading and writing image files."""

@@ -1,7 +1,7 @@
-"""NIfTI files to arrays and back.
+"""Reading and writing NIfTI files.
 
-The voxels are taken as the file's own numbers, scaled by its slope and intercept when it has them, reordered to RAS+
-and nothing else. Whatever cannot be read with certainty is refused with the file's name.
+Voxels are scaled by the file's slope and intercept, if it has them, and reordered to RAS+; nothing else changes them.
+Files that cannot be interpreted unambiguously are rejected with an error that names the file.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from common.imaging.volume import Source, Volume
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
 GRID_TOLERANCE_MM = 0.01
-"""How far corresponding corners of two files may lie apart and still be the same grid. Orientations stored as float32
-quaternions are off by up to some micrometres; a real mismatch is rarely under a tenth of a millimetre."""
+"""Largest distance between corresponding corners of two files on the same grid. Orientations stored as float32
+quaternions are off by up to some micrometres; a real mismatch is rarely below a tenth of a millimetre."""
 
 LABEL_ROUNDING = 1e-3
-"""How far a label stored as a float, or scaled by a slope, may be from a whole number."""
+"""Largest deviation from a whole number of a label that is stored as a float or scaled by a slope."""
 
 _MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI codes of metre, millimetre, micrometre; absent means mm
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -41,7 +41,7 @@ _TWO_FILE_MAGICS = (b"ni1", b"ni2")
 
 @dataclass(frozen=True, eq=False)
 class _Stored:
-    """Voxels (x, y, z, channels) as they lie in the file, with what is needed to interpret them."""
+    """Voxels (x, y, z, channels) as stored in the file, with their scaling and grid."""
 
     array: NDArray[Any]
     slope: float
@@ -54,7 +54,7 @@ class _Stored:
 
 
 def nifti_stem(path: Path) -> str | None:
-    """The file name without ``.nii`` or ``.nii.gz``; None if it has another suffix or is a hidden file."""
+    """Return the file name without ``.nii`` or ``.nii.gz``; None for another suffix or a hidden file."""
     for suffix in NIFTI_SUFFIXES:
         if path.name.lower().endswith(suffix) and not path.name.startswith("."):
             return path.name[: -len(suffix)]
@@ -67,18 +67,18 @@ def read_volume(paths: Path | Sequence[Path]) -> Volume:
     Parameters
     ----------
     paths
-        one file (3D, or 4D with channels last), or one 3D file per channel.
+        One file (3D, or 4D with channels last), or one 3D file per channel.
 
     Returns
     -------
     Volume
-        The volume in RAS+; intensities are scaled by the file's slope and intercept. Voxels are not judged here.
+        The volume in RAS+; intensities are scaled by the file's slope and intercept. Voxel values are not checked.
 
     Raises
     ------
     DataError
-        if a file is missing, truncated, not NIfTI, not made of plain numbers, has no usable affine, or the files of
-        several channels do not lie on one grid.
+        If a file is missing, truncated, not NIfTI, does not store plain numbers or has no usable affine, or if the
+        channels' files are not on one grid.
     """
     files = [paths] if isinstance(paths, Path) else list(paths)
     if not files:
@@ -92,7 +92,7 @@ def read_volume(paths: Path | Sequence[Path]) -> Volume:
         if channel > 0:
             stored = _read_stored(path)
         if stored.array.shape[3] != 1:
-            raise DataError(path, f"has {stored.array.shape[3]} channels, but files of one case hold one channel each")
+            raise DataError(path, f"has {stored.array.shape[3]} channels, but each file of a case must have one")
         problem = grid_problem(grid, stored.source.grid.to_ras(), files[0])
         if problem:
             raise DataError(path, problem)
@@ -106,12 +106,12 @@ def read_label(path: Path) -> tuple[NDArray[np.uint8], Grid]:
     Returns
     -------
     tuple[NDArray[np.uint8], Grid]
-        uint8 (x, y, z) in RAS+ order, and the grid of that array (to compare with ``Volume.grid``).
+        Label map (x, y, z) uint8 in RAS+ order, and its grid (to compare with ``Volume.grid``).
 
     Raises
     ------
     DataError
-        as for :func:`read_volume`, and if a value is not a whole number from 0 to 255.
+        As for :func:`read_volume`, and if a value is not a whole number from 0 to 255.
     """
     stored = _read_stored(path)
     if stored.array.shape[3] != 1:
@@ -128,12 +128,12 @@ def read_label(path: Path) -> tuple[NDArray[np.uint8], Grid]:
 
 
 def channel_count(path: Path) -> int:
-    """Channels of a file, from its header alone.
+    """Read the number of channels of a file from its header.
 
     Raises
     ------
     DataError
-        if the header cannot be read.
+        If the header cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -146,23 +146,23 @@ def channel_count(path: Path) -> int:
 
 
 def write_label(path: Path, label: NDArray[np.integer[Any]], source: Source) -> None:
-    """Write a label map back on the grid of the scan that it belongs to.
+    """Write a label map on the grid of its scan.
 
     Parameters
     ----------
     path
-        ends in ``.nii`` or ``.nii.gz``; appears only once it is complete.
+        Ends in ``.nii`` or ``.nii.gz``; the file appears only once it is complete.
     label
-        whole numbers (x, y, z) in RAS+ order; stored as uint8, or as int16 if a value exceeds 255.
+        Whole numbers (x, y, z) in RAS+ order; stored as uint8, or as int16 if a value exceeds 255.
     source
-        of the scan (``Volume.source``): the file gets its shape, affine and orientation codes.
+        ``Volume.source`` of the scan; the file gets its shape, affine and orientation codes.
 
     Raises
     ------
     OutputError
-        if the path cannot be written.
+        If the path cannot be written.
     ValueError
-        if the label map has another shape than the scan, or values outside 0 to 32767.
+        If the shape differs from the scan's, or values are outside 0 to 32767.
     """
     if label.min() < 0 or label.max() > np.iinfo(np.int16).max:
         raise ValueError(f"labels run from {label.min()} to {label.max()}; 0 to 32767 can be stored")
@@ -171,14 +171,14 @@ def write_label(path: Path, label: NDArray[np.integer[Any]], source: Source) -> 
 
 
 def write_image(path: Path, image: NDArray[Any], source: Source, dtype: np.dtype[Any]) -> None:
-    """Write an image (x, y, z) in RAS+ order; for integer types, rounded and clipped to what they can hold.
+    """Write an image (x, y, z) in RAS+ order, rounded and clipped for integer types.
 
     Raises
     ------
     OutputError
-        if the path cannot be written.
+        If the path cannot be written.
     ValueError
-        if the shape is not that of ``source``.
+        If the shape is not that of ``source``.
     """
     if dtype.kind in "iu":
         limits = np.iinfo(dtype)
@@ -192,16 +192,16 @@ def write_probabilities(path: Path, probabilities: NDArray[np.float32], source: 
     Raises
     ------
     OutputError
-        if the path cannot be written.
+        If the path cannot be written.
     ValueError
-        if the spatial shape is not that of the scan.
+        If the spatial shape is not that of the scan.
     """
     stored = np.moveaxis(reorient_from_ras(probabilities, source.grid), 0, -1)
     _write(path, stored.astype(np.float32, copy=False), source)
 
 
 def grid_problem(expected: Grid, found: Grid, expected_path: Path) -> str | None:
-    """Say how ``found`` differs from the grid of ``expected_path``; None if they are the same."""
+    """Describe how ``found`` differs from the grid of ``expected_path``; None if they are the same."""
     if expected.shape != found.shape:
         return f"its shape {found.shape} differs from {expected.shape} of {expected_path.name}"
     if not expected.matches(found, GRID_TOLERANCE_MM):
@@ -222,19 +222,19 @@ def _read_stored(path: Path) -> _Stored:
     except (nibabel.spatialimages.HeaderDataError, KeyError) as error:
         raise DataError(path, f"its NIfTI header is damaged (voxel type or scaling: {error})") from error
     if dtype.kind not in "uif":
-        raise DataError(path, f"stores voxels as {dtype}; only integers and floats are images or labels")
+        raise DataError(path, f"stores voxels as {dtype}; convert it to an integer or float type")
     offset = max(int(header.get_data_offset()), header.single_vox_offset)
     count = int(np.prod([int(size) for size in shape], dtype=object))
     expected, found = count * dtype.itemsize, max(0, len(data) - offset)
     if found < expected:
-        raise DataError(path, f"is truncated: {found} of {expected} bytes of voxels are there. Copy it again")
+        raise DataError(path, f"is truncated: it has {found} of {expected} bytes of voxels. Copy it again")
     array = np.frombuffer(data, dtype=dtype, count=count, offset=offset).reshape(shape, order="F")
     source = Source(_stored_grid(header, shape, path), header)
     return _Stored(array, 1.0 if slope is None else slope, 0.0 if intercept is None else intercept, source)
 
 
 def _file_content(path: Path) -> bytes | mmap.mmap:
-    """The file's bytes, unpacked if they are gzip (whatever the name says) and then checked against its checksum."""
+    """Return the file's bytes; gzip content (whatever the file name) is decompressed and its checksum verified."""
     try:
         with path.open("rb") as file:
             if file.read(2) == _GZIP_MAGIC:
@@ -257,7 +257,7 @@ def _parse_header(data: bytes | mmap.mmap, path: Path) -> Any:
     size = {bytes(data[:4]), bytes(data[3::-1])}
     is_second = (540).to_bytes(4, "little") in size and len(data) >= 540
     header_class: Any = nibabel.Nifti2Header if is_second else nibabel.Nifti1Header
-    # Only the fixed part: extensions may hold anything, and are not carried into results.
+    # Only the fixed part: extensions may contain anything and are not copied to results.
     fixed = BytesIO(bytes(data[: 540 if is_second else 348]))
     try:
         header = header_class.from_fileobj(fixed, check=False)
@@ -268,11 +268,11 @@ def _parse_header(data: bytes | mmap.mmap, path: Path) -> Any:
         raise DataError(path, "is half of a two-file NIfTI (.hdr and .img): convert it to a single .nii or .nii.gz")
     if magic not in _SINGLE_FILE_MAGICS:
         raise DataError(path, "is not a NIfTI file: its header lacks the NIfTI signature")
-    # As the NIfTI-1 standard reads them: sizes are magnitudes, and a missing handedness factor is +1.
+    # As in the NIfTI-1 standard: sizes are magnitudes, and a missing handedness factor is +1.
     header["pixdim"][1:] = np.abs(header["pixdim"][1:])
     if header["pixdim"][0] not in (1, -1):
         header["pixdim"][0] = 1
-    # A code that the standard does not know is no promise about orientation.
+    # A code that is not in the standard does not define an orientation.
     for code in ("qform_code", "sform_code"):
         if not 0 <= int(header[code]) <= 5:
             header[code] = 0
@@ -280,7 +280,7 @@ def _parse_header(data: bytes | mmap.mmap, path: Path) -> Any:
 
 
 def _shape_4d(header: Any, path: Path) -> tuple[int, int, int, int]:
-    """Stored shape as (x, y, z, channels); ITK stores channels on the fifth axis, after a single time point."""
+    """Return the stored shape as (x, y, z, channels); ITK stores channels on the fifth axis, after one time point."""
     try:
         shape = [int(size) for size in header.get_data_shape()]
     except (nibabel.spatialimages.HeaderDataError, ValueError) as error:
@@ -303,7 +303,7 @@ def _stored_grid(header: Any, shape: tuple[int, int, int, int], path: Path) -> G
         affine[:3] *= _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
         return Grid(shape[:3], affine)
     except (nibabel.spatialimages.HeaderDataError, ValueError) as error:
-        raise DataError(path, f"its place in the patient is unusable: {error}") from error
+        raise DataError(path, f"its affine is unusable: {error}") from error
 
 
 def _to_float32(stored: _Stored) -> NDArray[np.float32]:
@@ -315,10 +315,10 @@ def _to_float32(stored: _Stored) -> NDArray[np.float32]:
 
 def _fill_float32(target: NDArray[np.float32], stored: _Stored) -> None:
     view = reorient_to_ras(np.moveaxis(stored.array, -1, 0), stored.source.grid)
-    # A float64 beyond float32's range becomes infinite, which is refused later with the file's name.
+    # A float64 beyond the float32 range becomes infinite, which is rejected later with the file's name.
     with np.errstate(over="ignore", invalid="ignore"):
-        # Plane by plane: files run along x, arrays along z, and copying between the two orders is twice as fast in
-        # pieces that fit the processor's cache; it also keeps the float64 intermediates of scaling small.
+        # Plane by plane: files are contiguous along x, arrays along z. Copying between the two orders is twice as fast
+        # in pieces that fit the processor's cache, and the float64 intermediates of scaling stay small.
         for y in range(view.shape[2]):
             target[:, :, y] = _scaled(view[:, :, y], stored)
 
@@ -329,7 +329,7 @@ def _scaled(values: NDArray[Any], stored: _Stored) -> NDArray[Any]:
 
 def _whole_numbers(values: NDArray[Any], path: Path) -> NDArray[np.uint8]:
     rounded = np.rint(values)
-    # NaN compares false with everything: ask for what is right rather than for what is wrong.
+    # NaN compares false with everything, so test for valid rather than invalid values.
     if not np.all(np.abs(values - rounded) <= LABEL_ROUNDING):
         raise DataError(path, "holds label values that are not whole numbers: is this an image, or a probability map?")
     if rounded.min() < 0 or rounded.max() > 255:
@@ -340,10 +340,10 @@ def _whole_numbers(values: NDArray[Any], path: Path) -> NDArray[np.uint8]:
 
 def _write(path: Path, stored: NDArray[Any], source: Source) -> None:
     if stored.shape[:3] != source.grid.shape:
-        raise ValueError(f"the result has the shape {stored.shape[:3]}, its scan {source.grid.shape}")
+        raise ValueError(f"the result has the shape {stored.shape[:3]}, its scan has {source.grid.shape}")
     suffix = next((suffix for suffix in NIFTI_SUFFIXES if path.name.endswith(suffix)), None)
     if suffix is None:
-        raise OutputError(f"{path}: name the result .nii.gz or .nii")
+        raise OutputError(f"{path}: use a file name that ends in .nii.gz or .nii")
     if source.header is None:
         image = _image_class(None)(stored, source.grid.affine, dtype=stored.dtype)
         image.header.set_xyzt_units("mm")
@@ -360,12 +360,12 @@ def _write(path: Path, stored: NDArray[Any], source: Source) -> None:
 
 
 def _image_class(header: Any) -> Any:
-    """The nibabel image class (NIfTI-1 or NIfTI-2) that a header belongs to."""
+    """Return the nibabel image class (NIfTI-1 or NIfTI-2) for a header."""
     return nibabel.Nifti2Image if isinstance(header, nibabel.Nifti2Header) else nibabel.Nifti1Image
 
 
 def _result_header(header: Any, dtype: np.dtype[Any]) -> Any:
-    """The scan's header for a result: same place, none of the scan's scaling, intent or free text."""
+    """Copy the scan's header for a result: the same geometry, without the scan's scaling, intent and free text."""
     result = header.copy()
     result["magic"] = header.single_magic
     result["vox_offset"] = 0  # filled in when written

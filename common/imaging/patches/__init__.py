@@ -1,1 +1,1 @@
-"""Training patches: which part of which patient, cropped and augmented."""
+"""Sampling, cropping and augmentation of training patches."""

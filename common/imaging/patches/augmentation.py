@@ -1,7 +1,7 @@
-"""Random changes to a patch, so that a network learns anatomy and not one scanner, one pose or one noise.
+"""Random augmentation of patches, so that a network learns anatomy instead of one scanner, pose or noise level.
 
-Shape changes move image and label together; intensity changes leave the label alone. All randomness comes from the
-generator that is passed in, so the same generator state gives the same patch.
+Spatial transforms apply to image and label; intensity changes apply only to the image. All randomness comes from the
+given generator, so the same generator state produces the same patch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def augment(
     start: Axes3 | None = None,
     spacing: Spacing = (1.0, 1.0, 1.0),
 ) -> tuple[Tensor, Tensor]:
-    """Cuts one randomly changed patch out of a volume.
+    """Cut one randomly augmented patch out of a volume.
 
     Parameters
     ----------
@@ -41,22 +41,22 @@ def augment(
     label
         (x, y, z); not changed.
     plan
-        what may happen, and how often.
+        Probabilities and ranges of the changes.
     mirror_axes
-        axes among 0, 1, 2 along which the anatomy may be flipped.
+        Axes among 0, 1, 2 along which the anatomy may be flipped.
     generator
-        of the CPU; where all randomness comes from.
+        CPU generator; the source of all randomness.
     patch_size
-        voxels of the patch; what lies outside the volume is zero.
+        Voxels of the patch; voxels outside the volume are zero.
     start
-        first voxel of the patch; None takes the middle of the volume.
+        First voxel of the patch; None means the centre of the volume.
     spacing
-        in mm, so that rotations keep shapes where voxels are not cubes.
+        Voxel size in mm, so that rotations preserve shapes if voxels are not cubic.
 
     Returns
     -------
     tuple[Tensor, Tensor]
-        (channels, *patch_size) float32 and patch_size uint8.
+        Image (channels, *patch_size) float32 and label (*patch_size) uint8.
     """
     if start is None:
         x, y, z = ((n - p) // 2 for n, p in zip(label.shape, patch_size, strict=True))
@@ -76,7 +76,7 @@ def augment(
 
 
 def draw_transform(plan: AugmentationPlan, spacing: Spacing, generator: Generator) -> NDArray[np.float64] | None:
-    """Draws a rotation and a scaling as one matrix from patch to volume offsets in voxels, or None for neither."""
+    """Draw a rotation and a scaling as one matrix from patch to volume offsets in voxels; None for neither."""
     rotates, scales = _happens(plan.rotation, generator), _happens(plan.scaling, generator)
     if not (rotates or scales):
         return None
@@ -97,23 +97,23 @@ def draw_transform(plan: AugmentationPlan, spacing: Spacing, generator: Generato
 
 
 def change_intensities(patch: Tensor, plan: AugmentationPlan, spacing: Spacing, generator: Generator) -> Tensor:
-    """Draws and applies gamma, blur, low resolution and noise, in the order in which a scanner would cause them.
+    """Draw and apply gamma, blur, low resolution and noise, in this order.
 
     Parameters
     ----------
     patch
         (channels, x, y, z) float32; not changed.
     plan
-        what may happen, and how often.
+        Probabilities and ranges of the changes.
     spacing
-        in mm; blur and low resolution spare axes along which slices are thick.
+        Voxel size in mm; blur has the same width in mm along all axes, and low resolution skips thick axes.
     generator
-        of the CPU.
+        CPU generator.
 
     Returns
     -------
     Tensor
-        A tensor of the same shape; the patch itself if nothing happened.
+        A tensor of the same shape; the patch itself if no change was drawn.
     """
     if _happens(plan.gamma, generator):
         patch = apply_gamma(patch, _uniform(plan.gamma_exponent, generator))
@@ -128,14 +128,14 @@ def change_intensities(patch: Tensor, plan: AugmentationPlan, spacing: Spacing, 
 
 
 def apply_gamma(patch: Tensor, exponent: float) -> Tensor:
-    """Raises each channel, scaled to 0 to 1, to a power, and scales back: its minimum and maximum stay."""
+    """Scale each channel to 0 to 1, raise it to a power and scale back, which keeps its minimum and maximum."""
     lowest = patch.amin((1, 2, 3), keepdim=True)
     extent = (patch.amax((1, 2, 3), keepdim=True) - lowest).clamp(min=1e-7)
     return ((patch - lowest) / extent).clamp(0, 1).pow(exponent) * extent + lowest
 
 
 def blur(patch: Tensor, sigma: tuple[float, ...]) -> Tensor:
-    """Gaussian blur of (channels, x, y, z) by ``sigma`` voxels along each axis; weights add up to 1 at borders too."""
+    """Blur (channels, x, y, z) by a Gaussian of ``sigma`` voxels along each axis; weights sum to 1 even at borders."""
     channels, x, y, z = patch.shape
     patch = patch @ _gaussian_matrix(z, sigma[2]).T
     patch = _gaussian_matrix(y, sigma[1]) @ patch
@@ -143,7 +143,7 @@ def blur(patch: Tensor, sigma: tuple[float, ...]) -> Tensor:
 
 
 def lower_resolution(patch: Tensor, factor: float, spared_axes: Collection[int] = ()) -> Tensor:
-    """Takes the nearest of fewer voxels, ``factor`` times as many along each axis, and interpolates back linearly."""
+    """Down-sample each axis by ``factor`` with nearest-neighbour and interpolate back linearly."""
     size = [n if axis in spared_axes else max(1, round(n * factor)) for axis, n in enumerate(patch.shape[1:])]
     lower = F.interpolate(patch[None], size=size, mode="nearest-exact")
     return F.interpolate(lower, size=patch.shape[1:], mode="trilinear", align_corners=False)[0]

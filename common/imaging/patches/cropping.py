@@ -1,4 +1,4 @@
-"""Cutting a patch out of a volume: straight, or rotated and scaled. What lies outside the volume is zero."""
+"""Cutting patches out of a volume, optionally rotated and scaled. Voxels outside the volume are zero."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ Scalar = TypeVar("Scalar", bound=np.generic)
 
 
 def cut(array: NDArray[Scalar], start: Axes3, size: Axes3) -> NDArray[Scalar]:
-    """Copies a box out of the last three axes of an array.
+    """Copy a box out of the last three axes of an array.
 
     Parameters
     ----------
     array
         (..., x, y, z).
     start
-        first voxel of the box; it may be negative, and the box may end beyond the array.
+        First voxel of the box; it may be negative, and the box may extend beyond the array.
     size
-        voxels of the box.
+        Voxels of the box.
 
     Returns
     -------
     NDArray[Scalar]
-        A new (..., *size) array of the same type, zero where the box is outside.
+        A new (..., *size) array of the same type, zero outside the array.
     """
     box = np.zeros((*array.shape[:-3], *size), dtype=array.dtype)
     source: list[Any] = [Ellipsis]
@@ -48,29 +48,30 @@ def cut(array: NDArray[Scalar], start: Axes3, size: Axes3) -> NDArray[Scalar]:
 def cut_transformed(
     image: NDArray[np.float32], label: NDArray[np.uint8], start: Axes3, size: Axes3, matrix: NDArray[np.float64]
 ) -> tuple[Tensor, Tensor]:
-    """Cuts a patch whose axes are turned and stretched about its centre.
+    """Cut a patch that is rotated and scaled about its centre.
 
     Parameters
     ----------
     image
         (channels, x, y, z), interpolated linearly.
     label
-        (x, y, z), nearest voxel.
+        (x, y, z), interpolated by nearest neighbour.
     start
-        first voxel that the patch would have if it were cut straight.
+        First voxel of the untransformed patch.
     size
-        voxels of the patch.
+        Voxels of the patch.
     matrix
         (3, 3) from offsets in the patch, in voxels from its centre, to offsets in the volume.
 
     Returns
     -------
     tuple[Tensor, Tensor]
-        (channels, *size) float32 and size uint8. With the identity as the matrix, exactly the straight patch.
+        Image (channels, *size) float32 and label (*size) uint8. The identity matrix gives exactly the untransformed
+        patch.
     """
     half = (np.array(size) - 1) / 2
     centre = np.array(start) + half
-    # Only the part of the volume that the patch can reach is read: volumes are large and on disk.
+    # Read only the part of the volume that the patch can reach: volumes are large and on disk.
     reach = np.abs(matrix) @ half + 1
     low = np.maximum(np.floor(centre - reach), 0).astype(int)
     high = np.minimum(np.ceil(centre + reach) + 1, image.shape[1:]).astype(int)
@@ -90,7 +91,7 @@ def _sample(values: Tensor, grid: Tensor, mode: str) -> Tensor:
 def _sampling_grid(
     size: Axes3, matrix: NDArray[np.float64], centre: NDArray[np.float64], extent: NDArray[Any]
 ) -> Tensor:
-    """(*size, 3) positions in a box of ``extent`` voxels, from -1 to 1 between its outer faces, as z, y, x."""
+    """Return positions (*size, 3) in a box of ``extent`` voxels, from -1 to 1 between its outer faces, as z, y, x."""
     offsets = [torch.arange(n, dtype=torch.float32) - (n - 1) / 2 for n in size]
     grid = torch.empty(*size, 3)
     for axis in range(3):

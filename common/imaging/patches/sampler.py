@@ -1,7 +1,7 @@
-"""Training patches: which part of which patient is seen at which step.
+"""Sampling of training patches.
 
-A batch is a pure function of the sampler's seed and the step, so it does not matter how many threads prepare
-batches, in which order, or whether training was interrupted in between.
+A batch is a pure function of the sampler's seed and the step. It does not depend on the number of threads, the order of
+preparation, or interruptions of training.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Batch:
     label
         (batch, x, y, z) uint8.
     cases
-        the name of the patient that each patch comes from.
+        Name of the case that each patch comes from.
     """
 
     image: Tensor
@@ -45,31 +45,31 @@ class Batch:
     cases: tuple[str, ...]
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory, from which a GPU copies without waiting."""
+        """Return a copy in page-locked memory, which allows asynchronous copies to a GPU."""
         return Batch(self.image.pin_memory(), self.label.pin_memory(), self.cases)
 
 
 class BatchSource(Protocol):
-    """Where batches come from; may be asked by several threads at a time."""
+    """A source of batches; must be thread-safe."""
 
     def batch(self, step: int) -> Batch:
-        """The batch of a number: always the same for the same source and number."""
+        """Return the batch of a step; it must depend only on the source and the step."""
 
 
 class PatchCutter:
-    """Cuts single patches out of patients, and augments them.
+    """Cuts single patches out of cases and augments them.
 
-    A volume smaller than the patch is padded with zeros, at a random place. A rotation or scaling is left out if a
-    patch would lose its foreground by it.
+    A volume smaller than the patch is padded with zeros and placed at random. Rotation and scaling are skipped if the
+    patch would lose its foreground.
 
     Parameters
     ----------
     patch_size
-        voxels along x, y, z.
+        Voxels along x, y, z.
     augmentation
         None leaves patches as they are.
     mirror_axes
-        axes along which the anatomy may be flipped.
+        Axes along which the anatomy may be flipped.
     """
 
     def __init__(self, patch_size: Axes3, augmentation: AugmentationPlan | None, mirror_axes: Collection[int]) -> None:
@@ -79,17 +79,17 @@ class PatchCutter:
         self._mirror_axes = tuple(mirror_axes)
 
     def patch(self, case: CachedCase, on_foreground: bool, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """One patch of a patient.
+        """Cut one patch out of a case.
 
         Parameters
         ----------
         case
-            the patient.
+            The case.
         on_foreground
-            centre it on a foreground voxel, as far as the volume's border allows, of a label drawn with equal chances
-            among those that the patient has.
+            Centre the patch on a foreground voxel, as far as the volume's border allows. The voxel's label is drawn
+            uniformly from those that the case has.
         random
-            all that is drawn depends on it.
+            Source of all randomness.
 
         Returns
         -------
@@ -123,7 +123,7 @@ class PatchCutter:
         )
 
     def _start(self, case: CachedCase, on_foreground: bool, random: np.random.Generator) -> tuple[Axes3, bool]:
-        """The first voxel of a patch, and whether the patch was made to hold foreground."""
+        """Draw the first voxel of a patch, and return whether the patch is centred on foreground."""
         slack = np.array(case.label.shape) - self._patch_size
         low, high = np.minimum(slack, 0), np.maximum(slack, 0)
         start = random.integers(low, high + 1)
@@ -132,7 +132,7 @@ class PatchCutter:
         if has_foreground:
             voxels = present[random.integers(len(present))]
             centred = voxels[random.integers(len(voxels))] - np.array(self._patch_size) // 2
-            # Along an axis where the volume is smaller than the patch, any place holds the voxel: it stays random.
+            # Along an axis where the volume is smaller than the patch, any start contains the voxel: keep it random.
             start = np.where(slack < 0, start, np.clip(centred, low, high))
         return (int(start[0]), int(start[1]), int(start[2])), has_foreground
 
@@ -140,30 +140,30 @@ class PatchCutter:
 class PatchSampler:
     """Draws batches of patches.
 
-    Patients come in shuffled passes, so each is seen equally often. A fixed share of the patches is centred on a
-    foreground voxel; the rest lie anywhere.
+    Cases are reshuffled for every pass, so each is seen equally often. A fixed share of the patches is centred on a
+    foreground voxel; the rest are placed uniformly.
 
     Parameters
     ----------
     cases
-        the site's training patients.
+        The site's training cases.
     patch_size
-        voxels along x, y, z.
+        Voxels along x, y, z.
     batch_size
-        patches per batch.
+        Patches per batch.
     foreground_fraction
-        share of the patches, over all steps, that are centred on foreground.
+        Share of the patches over all steps that are centred on foreground.
     augmentation
         None leaves patches as they are.
     mirror_axes
-        axes along which the anatomy may be flipped.
+        Axes along which the anatomy may be flipped.
     seed
-        not negative.
+        Seed, not negative.
 
     Raises
     ------
     ValueError
-        there are no cases, or a value is out of range.
+        If there are no cases, or a value is out of range.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class PatchSampler:
         self._seed = seed
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step (0 or more): always the same for the same sampler and step."""
+        """Return the batch of a step (0 or more); it is always the same for the same sampler and step."""
         first = step * self._batch_size
         samples = [self._sample(index) for index in range(first, first + self._batch_size)]
         return Batch(
@@ -197,9 +197,9 @@ class PatchSampler:
         )
 
     def _sample(self, index: int) -> tuple[Tensor, Tensor, str]:
-        """The patch with a running number counted over all steps."""
+        """Return a patch by its index, which counts over all steps."""
         case = self._case(index)
-        # The share is spread evenly over the running numbers instead of drawn, so small federations get it exactly.
+        # Foreground patches are spaced evenly instead of drawn at random, so that short runs get the exact share.
         on_foreground = floor((index + 1) * self._foreground_fraction) > floor(index * self._foreground_fraction)
         image, label = self._cutter.patch(case, on_foreground, np.random.default_rng((self._seed, 1, index)))
         return image, label, case.name
@@ -213,34 +213,34 @@ class PatchSampler:
 def prefetch(
     sampler: BatchSource, steps: Iterable[int], workers: int = 1, depth: int = 4, pin_memory: bool = False
 ) -> Generator[Batch, None, None]:
-    """Prepares batches in background threads, ahead of the training that consumes them.
+    """Prepare batches in background threads, ahead of training.
 
-    Threads do: torch and numpy release the interpreter lock while they work, and the volumes are memory-mapped.
-    Preparation starts with the first batch that is asked for. Leaving the loop early, or closing the iterator,
-    stops the threads after the batch in hand.
+    Threads suffice: torch and numpy release the interpreter lock while they work, and the volumes are memory-mapped.
+    Preparation starts when the first batch is requested. Leaving the loop early or closing the iterator stops the
+    threads after their current batches.
 
     Parameters
     ----------
     sampler
-        where batches come from.
+        Source of the batches.
     steps
-        the steps wanted, in this order.
+        Steps to prepare, in order.
     workers
-        threads.
+        Number of threads.
     depth
-        batches prepared ahead, at least one.
+        Number of batches prepared ahead, at least one.
     pin_memory
-        whether batches lie in page-locked memory, for copies to a GPU.
+        Whether to put batches in page-locked memory, for copies to a GPU.
 
     Yields
     ------
-    Batch, None, None
+    Batch
         One batch per step, in order.
 
     Raises
     ------
     Exception
-        whatever the preparation of a batch raised, when that batch is due.
+        Any exception raised while preparing a batch, when that batch is due.
     """
 
     def prepare(step: int) -> Batch:
@@ -263,10 +263,10 @@ _thread_setting = threading.Lock()
 
 
 def _use_one_core() -> None:
-    """Keeps torch in this thread to one core, so that it does not compete with the training for all of them.
+    """Limit torch in this thread to one core, so that it does not compete with training.
 
-    ``torch.set_num_threads`` sets the calling thread's number and the one that later threads start with; the second
-    is put back by asking for the old number from a thread that then ends.
+    ``torch.set_num_threads`` sets the number for the calling thread and the default for later threads; a short-lived
+    thread restores the default.
     """
     with _thread_setting:
         before = torch.get_num_threads()

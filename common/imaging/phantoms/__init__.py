@@ -1,1 +1,1 @@
-"""Synthetic scans for demonstrations, tests and pretraining. They show nobody."""
+"""Synthetic scans for demonstrations, tests and pretraining; they contain no patient data."""

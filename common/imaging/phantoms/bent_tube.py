@@ -1,10 +1,10 @@
-"""A bent tube in two parts between grey, white and fluid: a synthetic stand-in for the hippocampus in T1 MRI.
+"""A synthetic hippocampus in T1 MRI: a bent tube in two parts within grey matter, white matter and fluid.
 
-All sizes and places are drawn around what anatomy books say of any adult's hippocampus: some 40 mm long from front to
-back, thicker in its anterior third to half (the head), tapering towards the back, bowed outwards and upwards, lower in
-front, with white matter and a dark horn of fluid around it and grey neighbours in front. Nothing was measured on, or
-fitted to, any dataset. Spreads are wide on purpose, as in the domain randomisation of Billot et al. (2023, SynthSeg): a
-network that has seen only these has to find the structure by its form, its place and its surroundings.
+Sizes and positions are drawn around textbook anatomy of the adult hippocampus: about 40 mm long from front to back,
+thicker in its anterior third to half (the head), tapering towards the back, bowed outwards and upwards, lower in front.
+White matter and a dark fluid-filled horn surround it, with grey matter in front. Nothing was measured on or fitted to a
+dataset. The ranges are deliberately wide, as in the domain randomisation of Billot et al. (2023, SynthSeg), so that a
+network has to recognise the structure by its shape, position and surroundings.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from common.plan.base import Axes3, Spacing
 
 BENT_TUBE_LABELS = {1: "anterior", 2: "posterior"}
 
-_POINTS = 48  # balls along the centre line: closer together than a millimetre
+_POINTS = 48  # balls along the centre line, less than 1 mm apart
 
 
 @dataclass(frozen=True)
 class _Tissues:
-    """Intensities; in T1 fluid is dark, grey matter between, white matter bright."""
+    """Tissue intensities; in T1 fluid is dark, grey matter intermediate, white matter bright."""
 
     fluid: float
     grey: float
@@ -35,16 +35,16 @@ class _Tissues:
 def draw_bent_tube(
     shape: Axes3, spacing: Spacing, generator: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Draw one patient's anatomy, as an ideal scanner would see it; a left or a right one by chance.
+    """Draw one synthetic patient as an ideal scanner would image it; the side, left or right, is random.
 
     Parameters
     ----------
     shape
-        voxels along x, y, z.
+        Voxels along x, y, z.
     spacing
-        mm per voxel; the tube is some 40 mm long whatever the shape.
+        Voxel size in mm; the tube is about 40 mm long regardless of the shape.
     generator
-        of all that varies.
+        Source of all randomness.
 
     Returns
     -------
@@ -67,7 +67,7 @@ def draw_bent_tube(
 
 
 def _millimetres(shape: Axes3, spacing: Spacing, generator: np.random.Generator) -> NDArray[np.float32]:
-    """Where each voxel lies, (3, x, y, z), in mm from near the middle; shifted, bent and turned."""
+    """Return voxel positions (3, x, y, z) in mm from near the centre, shifted, bent and rotated."""
     axes = [(np.arange(size) - (size - 1) / 2) * step for size, step in zip(shape, spacing, strict=True)]
     place = np.stack(np.meshgrid(*axes, indexing="ij"))
     for axis in range(3):
@@ -78,7 +78,7 @@ def _millimetres(shape: Axes3, spacing: Spacing, generator: np.random.Generator)
 
 
 def _rotation(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Turns about x, y and z, one after the other."""
+    """Return the rotation about x, then y, then z."""
     turned = np.eye(3)
     for axis, angle in enumerate(np.radians(degrees)):
         first, second = (axis + 1) % 3, (axis + 2) % 3
@@ -92,7 +92,7 @@ def _rotation(degrees: NDArray[np.float64]) -> NDArray[np.float64]:
 def _tube(
     space: NDArray[np.float32], generator: np.random.Generator
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Distance from the centre line in units of the tube's radius there, and the place along it, -1 back to 1 front."""
+    """Return the distance from the centre line in tube radii, and the position along it from -1 (back) to 1 (front)."""
     side = generator.choice((-1.0, 1.0))
     length, slope = generator.uniform(36, 46), np.radians(generator.normal(22, 7))
     outwards, upwards = side * generator.uniform(1.0, 5.0), generator.uniform(0.0, 3.0)
@@ -121,7 +121,7 @@ def _tube(
 def _surroundings(
     shape: Axes3, spacing: Spacing, tissues: _Tissues, generator: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Patches of grey, white and fluid all over the volume."""
+    """Fill the volume with random patches of grey matter, white matter and fluid."""
     kinds = (tissues.white, tissues.grey, tissues.white, tissues.grey, tissues.fluid)
     fields = [_blurred_noise(shape, spacing, generator.uniform(2.0, 4.5), generator) for _ in kinds]
     fields[-1] -= generator.uniform(0.0, 0.8)
@@ -139,7 +139,7 @@ def _draw_shell(
     tissues: _Tissues,
     generator: np.random.Generator,
 ) -> None:
-    """What touches the tube: white matter in most places, fluid in some, and grey in front."""
+    """Draw the tissue around the tube: mostly white matter, some fluid, and grey matter in front."""
     shape: Axes3 = (image.shape[0], image.shape[1], image.shape[2])
     patches = _blurred_noise(shape, (1.0, 1.0, 1.0), 4.0, generator)
     near = distance < generator.uniform(1.2, 1.7)
@@ -155,7 +155,7 @@ def _draw_shell(
 def _blurred_noise(
     shape: Axes3, spacing: Spacing, width_mm: float, generator: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Gaussian noise blurred to a width in mm, with mean about 0 and standard deviation 1."""
+    """Return Gaussian noise blurred to a width in mm, with mean about 0 and standard deviation 1."""
     noise = generator.standard_normal(shape, dtype=np.float32)
     blurred = ndimage.gaussian_filter(noise, [width_mm / step for step in spacing], mode="reflect")
     return np.asarray(blurred / blurred.std(), dtype=np.float32)

@@ -1,11 +1,11 @@
-"""Synthetic scans of several sites, for demonstrations, tests and pretraining. They show nobody.
+"""Synthetic scans of several sites for demonstrations, tests and pretraining; they contain no patient data.
 
-A body with a layer of fat holds a large organ on its right side with a core inside, and a node on its left. What makes
-them harder than a threshold: the core has nearly the intensity of the soft tissue around the organ, the node that of
-the organ, and a pouch and bowel-like loops without label repeat both. Size, place, outline and intensities vary from
-case to case; contrast, shading, noise, resolution, spacing, orientation and number format vary from site to site.
+A body with a layer of fat contains a large organ with a core on its right side and a node on its left. Thresholding
+cannot segment them: the core has nearly the intensity of the soft tissue around the organ, the node has nearly that of
+the organ, and an unlabelled pouch and bowel-like loops resemble both. Size, position, outline and intensities vary
+between cases; contrast, shading, noise, resolution, spacing, orientation and number format vary between sites.
 
-``common.imaging.phantoms.bent_tube`` has the other anatomy.
+``common.imaging.phantoms.bent_tube`` draws the other anatomy.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Anatomy = Literal["body", "bent_tube"]
 PHANTOM_LABELS = {1: "organ", 2: "core", 3: "node"}
 
 USUAL_SPACING_MM = 2.0
-"""The shape asked for is that of a scan with such voxels; sites with other voxels see as much."""
+"""Default voxel size; ``shape`` refers to it, and sites with other voxels cover the same field of view."""
 _FULL_SCALE = 1000.0
 
 _TISSUES = {
@@ -56,7 +56,7 @@ _TISSUES = {
 
 @dataclass(frozen=True)
 class PhantomSite:
-    """One imagined hospital's scanner and file format."""
+    """Scanner and file format of one synthetic hospital."""
 
     name: str
     spacing: Spacing
@@ -87,14 +87,14 @@ _SITES: tuple[tuple[Spacing, str, str, str, ScannerShift], ...] = (
 
 
 def phantom_labels(anatomy: Anatomy) -> dict[int, str]:
-    """The labels that an anatomy has: value -> name."""
+    """Return the labels of an anatomy: value -> name."""
     return BENT_TUBE_LABELS if anatomy == "bent_tube" else PHANTOM_LABELS
 
 
 def phantom_sites(count: int, seed: int, spacing_mm: float = USUAL_SPACING_MM) -> list[PhantomSite]:
-    """The scanners of ``count`` sites: four that are fixed, then variations of them drawn from ``seed``.
+    """Return the scanners of ``count`` sites: four fixed ones, then variations of them drawn from ``seed``.
 
-    Voxels and resolutions are about as large as ``spacing_mm``.
+    Voxel sizes and resolutions scale with ``spacing_mm``.
     """
     sites = []
     finer = spacing_mm / USUAL_SPACING_MM
@@ -131,17 +131,17 @@ def write_phantom_dataset(
     Parameters
     ----------
     root
-        folder to make; appears only once it is complete.
+        Folder to create; it appears only once it is complete.
     cases_per_site
-        how many cases each site has.
+        Number of cases of each site.
     seed
-        the same seed gives the same voxels.
+        The same seed produces the same voxels.
     shape
-        voxels of a case with ``spacing_mm``; sites with other spacings cover the same field of view.
+        Voxels of a case at ``spacing_mm``; sites with other spacings cover the same field of view.
     anatomy
-        what the scans show.
+        Anatomy that the scans show.
     spacing_mm
-        about the size of the voxels.
+        Approximate voxel size.
 
     Returns
     -------
@@ -151,7 +151,7 @@ def write_phantom_dataset(
     Raises
     ------
     OutputError
-        if the folder exists and is not empty, or cannot be written.
+        If the folder exists and is not empty, or cannot be written.
     """
     root = Path(root)
     partial = root.with_name(f".{root.name}.{secrets.token_hex(6)}.part")
@@ -173,7 +173,7 @@ def write_phantom_dataset(
 
 
 def draw_phantom(shape: Axes3, generator: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """Draw one patient's anatomy, as an ideal scanner would see it.
+    """Draw one synthetic patient as an ideal scanner would image it.
 
     Returns
     -------
@@ -285,7 +285,7 @@ def _draw_midline(
     tissue: dict[str, float],
     generator: np.random.Generator,
 ) -> None:
-    """Spine, cord and the two large vessels: the same in every patient, never labelled."""
+    """Draw the spine, the cord and the two large vessels, which are in every patient and never labelled."""
     image[_tube(space, (0.0, -0.42), 0.15, generator) | _tube(space, (0.0, -0.64), 0.07, generator)] = tissue["bone"]
     image[_tube(space, (0.0, -0.58), 0.055, generator)] = tissue["cord"]
     image[_tube(space, (-0.09, -0.16), 0.075, generator)] = tissue["vessel"]
@@ -293,7 +293,7 @@ def _draw_midline(
 
 
 def _body_coordinates(shape: Axes3, generator: np.random.Generator) -> NDArray[np.float32]:
-    """Where each voxel lies in the body, (3, x, y, z): -1 to 1 across the volume, turned, scaled, shifted and bent."""
+    """Return body coordinates (3, x, y, z) from -1 to 1 across the volume, rotated, scaled, shifted and bent."""
     axes = [(2 * np.arange(size) + 1) / size - 1 for size in shape]
     x, y, z = np.meshgrid(*axes, indexing="ij")
     turn = float(generator.normal(0, 0.06))
@@ -305,7 +305,7 @@ def _body_coordinates(shape: Axes3, generator: np.random.Generator) -> NDArray[n
 
 
 def _ellipsoid(space: NDArray[np.float32], centre: Sequence[float], radii: Sequence[float]) -> NDArray[np.float32]:
-    """Squared distance from the centre in units of the radii: below 1 inside."""
+    """Return the squared distance from the centre in units of the radii: below 1 inside."""
     distance = sum(((space[i] - centre[i]) / radii[i]) ** 2 for i in range(3))
     return np.asarray(distance, dtype=np.float32)
 
@@ -313,7 +313,7 @@ def _ellipsoid(space: NDArray[np.float32], centre: Sequence[float], radii: Seque
 def _tube(
     space: NDArray[np.float32], centre: tuple[float, float], radius: float, generator: np.random.Generator
 ) -> NDArray[np.bool_]:
-    """A tube along z that wavers a little around the centre."""
+    """Return the mask of a slightly wavy tube along z."""
     phase = generator.uniform(0, 2 * np.pi, 2)
     x = space[0] - centre[0] - 0.03 * np.sin(2 * space[2] + phase[0])
     y = space[1] - centre[1] - 0.02 * np.sin(2 * space[2] + phase[1])
@@ -329,5 +329,5 @@ def _about(sizes: Sequence[float], generator: np.random.Generator) -> list[float
 
 
 def _letters(index: int) -> str:
-    """a, b, ..., z, aa, ab, ..."""
+    """Return letters as in spreadsheet columns: a, b, ..., z, aa, ab, ..."""
     return (_letters(index // 26 - 1) if index >= 26 else "") + chr(ord("a") + index % 26)

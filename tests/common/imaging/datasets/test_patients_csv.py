@@ -29,10 +29,10 @@ def test_every_case_has_its_patient(tmp_path: Path) -> None:
     ("text", "complaint"),
     [
         ("case,patient\na,p\nb,p\nc,q\nd,q\n", "line 5: there is no case 'd'"),
-        ("case,patient\na,p\nb,p\n", "has no line for case c; every case needs one"),
-        ("case,patient\na,p\n", r"has no line for case b \(and 1 more\)"),
+        ("case,patient\na,p\nb,p\n", "has no row for case c; add a row for every case"),
+        ("case,patient\na,p\n", r"has no row for case b \(and 1 more\)"),
         ("case,patient\na,p\nb,\nc,q\n", "line 3: column patient has no patient for case b"),
-        ("case,patient\na,p\nb,p\na,q\nc,q\n", "line 4: case a stands twice"),
+        ("case,patient\na,p\nb,p\na,q\nc,q\n", "line 4: duplicate case a"),
         ("case,patient\na,p\nb\nc,q\n", "line 3: column patient has no patient for case b"),
         ("case,person\na,p\n", "has no column patient; its columns are case, person"),
         ("", "has no column case; its columns are none"),

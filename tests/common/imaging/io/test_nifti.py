@@ -243,7 +243,7 @@ def test_refuses_what_is_not_nifti(tmp_path) -> None:
     ("array", "header", "text"),
     [
         (voxels(), {"datatype": 999}, "damaged"),
-        (voxels().astype(np.complex64), {}, "only integers and floats"),
+        (voxels().astype(np.complex64), {}, "stores voxels as complex64; convert it"),
         (voxels((5, 6)), {}, "three axes"),
         (voxels((5, 6, 7, 2, 2)), {}, "three axes"),
         (voxels(), {"dim": [3, 5, 6, 7000, 1, 1, 1, 1]}, "truncated"),
