@@ -1,3 +1,3 @@
-"""What a hospital and the server must agree on."""
+"""Code that hospitals and the server share."""
 
 __version__ = "0.1.0"

@@ -1,14 +1,15 @@
-"""What happened, in a form that shows when it was changed: an append-only, hash-chained log.
+"""A tamper-evident audit log: append-only and hash-chained.
 
-One JSON object a line: its number ``n``, ``time``, ``event`` and details, the hash of the line before (``previous``),
-and its own ``hash``, the SHA-256 of all of the line before that key. Whoever edits, removes or swaps lines breaks the
-chain. So that lines missing at the end show too, a second file (``.head``) holds number and hash of the last one.
+Each line is a JSON object with a number ``n``, ``time``, ``event``, details, the hash of the previous line
+(``previous``) and its own ``hash``: the SHA-256 of everything in the line before that key. Editing, removing or
+swapping lines breaks the chain. A second file (``.head``) holds the number and hash of the last line, so that a
+truncated log is detected too.
 
-A chain proves itself only against the hash of its last line: who may write both files can write a whole new history.
-Note that hash outside the building's machines now and then, and look for it with ``AuditSummary.hashes``.
+A chain proves integrity only against a known hash of its last line: anyone who can write both files can forge a whole
+history. Record that hash on another system now and then, and look it up in ``AuditSummary.hashes``.
 
-Writers are kept apart by a lock on the file, be they threads or processes. An entry is on disk before ``append``
-returns, and a log that cannot be written, or is broken, raises: what must be written down can then not be done.
+A file lock serialises writers across threads and processes. An entry is on disk before ``append`` returns. A log that
+is broken or cannot be written raises, so an action that must be logged does not happen unlogged.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from common.system.files import write_atomically
 
 START = "0" * 64
 OWN_KEYS = frozenset({"n", "time", "event", "previous", "hash"})
-_REMEDY = "free space or restore its rights; nothing is sent that cannot be written down"
+_REMEDY = "free space or restore its permissions; nothing is sent that cannot be logged"
 _ENDING = re.compile(rb',"hash":"([0-9a-f]{64})"}\n\Z')
 
 
@@ -42,9 +43,9 @@ class AuditError(FedvoxError):
     Attributes
     ----------
     path
-        the log.
+        The log.
     line
-        the first line that is wrong, from 1; None if no single one is.
+        Number of the first bad line, from 1; None if no single line is at fault.
     """
 
     def __init__(self, path: Path, problem: str, line: int | None = None) -> None:
@@ -55,7 +56,7 @@ class AuditError(FedvoxError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of a log; ``details`` is everything beside the log's own keys."""
+    """One line of a log; ``details`` holds everything except the log's own keys."""
 
     n: int
     time: str
@@ -67,22 +68,22 @@ class Entry:
 
 @dataclass(frozen=True)
 class AuditSummary:
-    """What a proven log holds.
+    """Summary of a verified log.
 
     Attributes
     ----------
     entries
-        how many.
+        Number of entries.
     head
-        hash of the last one (``START`` of an empty log).
+        Hash of the last entry (``START`` for an empty log).
     first, last
-        their times, ISO 8601 in UTC; None for an empty log.
+        Times of the first and last entry, ISO 8601 in UTC; None for an empty log.
     events
-        event -> how often.
+        Event -> number of entries.
     hashes
-        of every entry.
+        Hashes of all entries.
     torn_bytes
-        of an entry that a crash cut off in the middle; nothing was done on its account.
+        Size of an incomplete last entry, cut off by a crash; the action it describes never took place.
     """
 
     entries: int
@@ -96,7 +97,7 @@ class AuditSummary:
 
 @dataclass
 class _Chain:
-    """How far a log was walked, and the hashes of the last two lines."""
+    """Position up to which a log has been verified, and the hashes of the last two lines."""
 
     n: int = 0
     hash: str = START
@@ -108,7 +109,7 @@ class _Chain:
 class AuditLog:
     """Appends to the log at ``path``; its folder must exist.
 
-    Every object walks the whole chain before its first entry, and from then on whatever others appended since its last.
+    Each object verifies the whole chain before its first entry, and afterwards only what others have appended since.
     """
 
     def __init__(self, path: Path) -> None:
@@ -118,21 +119,21 @@ class AuditLog:
         self._threads = threading.Lock()
 
     def append(self, event: str, **details: Any) -> Entry:
-        """Writes an entry and waits until it is on disk.
+        """Write an entry and wait until it is on disk.
 
         Parameters
         ----------
         event
-            a short name.
+            A short name.
         details
-            what JSON can hold; no infinity, no NaN.
+            JSON values, without infinity or NaN.
 
         Raises
         ------
         AuditError
-            the log is broken or cannot be written; it is then as it was before.
+            If the log is broken or cannot be written; it is left unchanged.
         ValueError
-            a detail has the name of one of the log's own keys, or does not fit into JSON.
+            If a detail uses one of the log's own keys or is not valid JSON.
         """
         if taken := OWN_KEYS & set(details):
             raise ValueError(f"details may not be called {', '.join(sorted(taken))}")
@@ -172,7 +173,7 @@ class AuditLog:
         try:
             _write_all(descriptor, line, chain.offset)
             os.fsync(descriptor)
-            # Only after the entry: a crash in between leaves the head one entry behind, which is told from a cut.
+            # Only after the entry: a crash in between leaves the head one entry behind, which is not a truncated log.
             _write_head(self.path, chain.n + 1, own)
         except (OSError, OutputError):
             with contextlib.suppress(OSError):
@@ -183,19 +184,19 @@ class AuditLog:
 
 
 def verify(path: Path, see: Callable[[Entry], object] | None = None) -> AuditSummary:
-    """Walks the whole chain.
+    """Verify the whole chain.
 
     Parameters
     ----------
     path
-        the log.
+        The log.
     see
-        gets every entry, in order; what it got counts only if nothing is raised afterwards.
+        Called with every entry, in order; trust what it received only if this function returns.
 
     Raises
     ------
     AuditError
-        there is no log, it cannot be read, or it was edited, cut, or put in another order.
+        If there is no log, it cannot be read, or it was edited, truncated or reordered.
     """
     chain, events, hashes = _Chain(), Counter[str](), []
     first = last = None
@@ -217,12 +218,12 @@ def verify(path: Path, see: Callable[[Entry], object] | None = None) -> AuditSum
 
 
 def read_entries(path: Path) -> list[Entry]:
-    """The entries of a log, without proof that nobody changed them; a torn last line is left out.
+    """Return the entries of a log without verifying the chain; an incomplete last line is skipped.
 
     Raises
     ------
     AuditError
-        there is no log, it cannot be read, or a line is not an entry at all.
+        If there is no log, it cannot be read, or a line is not an entry.
     """
     try:
         with _open(path, os.O_RDONLY, fcntl.LOCK_SH) as descriptor, open(descriptor, "rb", closefd=False) as stream:
@@ -235,13 +236,13 @@ def read_entries(path: Path) -> list[Entry]:
 
 
 def head_of(path: Path) -> Path:
-    """The file that holds number and hash of the log's last entry."""
+    """Return the path of the file that holds the number and hash of the log's last entry."""
     return path.with_name(f"{path.name}.head")
 
 
 @contextlib.contextmanager
 def _open(path: Path, flags: int, lock: int) -> Iterator[int]:
-    # No link is followed: the log is where it says it is.
+    # Symbolic links are not followed, so the log cannot be redirected.
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, lock)
@@ -251,7 +252,7 @@ def _open(path: Path, flags: int, lock: int) -> Iterator[int]:
 
 
 def _walk(path: Path, stream: BinaryIO, chain: _Chain) -> Iterator[Entry]:
-    """Yields the entries behind ``chain``, and moves it along."""
+    """Verify and yield the entries after ``chain``, and advance it."""
     stream.seek(chain.offset)
     chain.torn = b""
     for line in stream:
@@ -261,9 +262,9 @@ def _walk(path: Path, stream: BinaryIO, chain: _Chain) -> Iterator[Entry]:
         entry = _parse(path, line, chain.n + 1)
         body = line[: _ending(path, line, chain.n + 1).start()] + b"}"
         if hashlib.sha256(body).hexdigest() != entry.hash:
-            raise AuditError(path, "was edited: its hash does not fit its content", chain.n + 1)
+            raise AuditError(path, "was edited: its hash does not match its content", chain.n + 1)
         if entry.previous != chain.hash:
-            raise AuditError(path, "does not follow on the line before: lines are missing or swapped", chain.n + 1)
+            raise AuditError(path, "does not follow the previous line: lines are missing or swapped", chain.n + 1)
         if entry.n != chain.n + 1:
             raise AuditError(path, f"has number {entry.n}: lines are missing or swapped", chain.n + 1)
         chain.n, chain.previous, chain.hash = entry.n, chain.hash, entry.hash
@@ -295,7 +296,7 @@ def _compare_with_head(path: Path, chain: _Chain) -> None:
     last = chain.n
     if n > last:
         raise AuditError(path, f"ends at entry {last}, but {head_of(path).name} says {n}: the end was cut off")
-    # A crash may have come between an entry and its head, once.
+    # After a crash between writing an entry and its head, the head may be one entry behind.
     if (n, own) not in {(last, chain.hash), (last - 1, chain.previous)}:
         raise AuditError(path, f"and {head_of(path).name} do not belong together: one of them was replaced")
 
@@ -316,7 +317,7 @@ def _read_head(path: Path) -> tuple[int, str]:
 
 def _write_head(path: Path, n: int, own: str) -> None:
     write_atomically(head_of(path), json.dumps({"n": n, "hash": own}) + "\n")
-    # The new name has to outlast a power cut too, or the log would be several entries ahead of its head.
+    # The rename must survive a power cut too, or the log could be several entries ahead of its head.
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)

@@ -1,7 +1,8 @@
-"""Keys and certificates in kits: reading them, and seeing that they belong together.
+"""Keys and certificates in kits: reading them and checking that they belong together.
 
-All keys are elliptic curves over P-384. A site has one: it proves the site in TLS, by the client certificate that the
-federation's authority signed, in Flower's node authentication, and in the signatures of requests to the gateway.
+All keys are elliptic-curve keys on P-384. A site has one key. It authenticates the site in TLS (with the client
+certificate that the federation's authority signed), in Flower's node authentication, and in signed requests to the
+gateway.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SITE_CERTIFICATE_FILE = "site.crt"
 SERVER_KEY_FILE = "server.key"
 SERVER_CERTIFICATE_FILE = "server.crt"
 EARLIER_KEY_FILE = "node.key"
-"""The name of a site's key in kits of format 1."""
+"""Name of a site's key in kits of format 1."""
 _ASK_FOR_KIT = "ask the coordinator for a new kit"
 _PROVISION = "run fedvox-server provision again"
 
@@ -44,27 +45,27 @@ class Identity:
 
     @property
     def public_key(self) -> bytes:
-        """The public key as Flower registers it: PEM, SubjectPublicKeyInfo."""
+        """Public key as Flower registers it: PEM, SubjectPublicKeyInfo."""
         return public_pem(self.key.public_key())
 
 
 def site_identity(kit: Path, site: str, now: datetime | None = None) -> Identity:
-    """A site's key and client certificate, from its kit.
+    """Read a site's key and client certificate from its kit.
 
     Parameters
     ----------
     kit
-        the folder, with ``ca.crt``, ``site.crt`` and ``site.key``.
+        The kit's folder, with ``ca.crt``, ``site.crt`` and ``site.key``.
     site
-        the name that the certificate must have.
+        Name that the certificate must have.
     now
-        None is the time by this machine's clock.
+        Time at which the certificate must be valid; None means the current time.
 
     Raises
     ------
     CertificateError
-        a file is missing or damaged, they do not belong together, or the certificate is of another site, of another
-        authority, or out of its time.
+        If a file is missing or damaged, the key and certificate do not match, or the certificate belongs to another
+        site or authority or is not valid at that time.
     """
     authority = load_certificate(kit / AUTHORITY_FILE)
     certificate = _site_certificate(kit / SITE_CERTIFICATE_FILE, site, authority, _ASK_FOR_KIT)
@@ -79,20 +80,20 @@ def site_identity(kit: Path, site: str, now: datetime | None = None) -> Identity
 
 
 def server_identity(kit: Path, now: datetime | None = None) -> Identity:
-    """The server's key and certificate, from its kit.
+    """Read the server's key and certificate from its kit.
 
     Parameters
     ----------
     kit
-        the folder, with ``ca.crt``, ``ca.crl``, ``server.crt`` and ``server.key``.
+        The kit's folder, with ``ca.crt``, ``ca.crl``, ``server.crt`` and ``server.key``.
     now
-        None is the time by this machine's clock.
+        Time at which the certificate must be valid; None means the current time.
 
     Raises
     ------
     CertificateError
-        a file is missing or damaged, they do not belong together, or the certificate or the list of revoked ones is of
-        another authority or out of its time.
+        If a file is missing or damaged, the key and certificate do not match, or the certificate or the revocation
+        list was issued by another authority or is not valid at that time.
     """
     file = kit / SERVER_CERTIFICATE_FILE
     authority, certificate = load_certificate(kit / AUTHORITY_FILE, _PROVISION), load_certificate(file, _PROVISION)
@@ -110,12 +111,12 @@ def server_identity(kit: Path, now: datetime | None = None) -> Identity:
 
 
 def admitted_certificate(kit: Path, site: str) -> x509.Certificate:
-    """The certificate of a site that a server's kit lets in (``sites/NAME.crt``), whatever the time.
+    """Read the certificate of an admitted site from a server's kit (``sites/NAME.crt``), without checking its dates.
 
     Raises
     ------
     CertificateError
-        it is missing or damaged, of another site or authority, or not for a site.
+        If it is missing or damaged, belongs to another site or authority, or is not a client certificate.
     """
     authority = load_certificate(kit / AUTHORITY_FILE, _PROVISION)
     return _site_certificate(kit / "sites" / f"{site}.crt", site, authority, _PROVISION)
@@ -126,56 +127,56 @@ def _site_certificate(file: Path, site: str, authority: x509.Certificate, advice
     _check_issuer(file, certificate, authority, advice)
     name = site_of(certificate)
     if name != site:
-        raise CertificateError(f"{file}: is the certificate of {name or 'nobody'}, not of {site}; {advice}")
+        raise CertificateError(f"{file}: is the certificate of {name or 'no site'}, not of {site}; {advice}")
     _check_purpose(file, certificate, ExtendedKeyUsageOID.CLIENT_AUTH, "a site", advice)
     return certificate
 
 
 def check_dates(file: Path, certificate: x509.Certificate, now: datetime, advice: str) -> None:
-    """Sees that a certificate is valid at a time.
+    """Check that a certificate is valid at a given time.
 
     Raises
     ------
     CertificateError
-        it has expired, or is not valid yet.
+        If it has expired or is not valid yet.
     """
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if now < begin:
-        raise CertificateError(f"{file}: is valid from {begin:%Y-%m-%d %H:%M} UTC only; is this machine's clock right?")
+        raise CertificateError(f"{file}: is not valid before {begin:%Y-%m-%d %H:%M} UTC; check this machine's clock")
     if now >= end:
-        raise CertificateError(f"{file}: has expired on {end:%Y-%m-%d}; {advice}")
+        raise CertificateError(f"{file}: expired on {end:%Y-%m-%d}; {advice}")
 
 
 def load_certificate(file: Path, advice: str = _ASK_FOR_KIT) -> x509.Certificate:
-    """Reads a certificate (PEM) of a key over P-384.
+    """Read a certificate (PEM) whose key is on P-384.
 
     Raises
     ------
     CertificateError
-        there is none, or it is damaged; ``advice`` says what to do then.
+        If it is missing or damaged; ``advice`` tells the user what to do.
     """
     try:
         certificate = x509.load_pem_x509_certificate(file.read_bytes())
-        certificate.extensions  # noqa: B018 -- parsed only now; damage shows here
+        certificate.extensions  # noqa: B018 -- extensions are parsed lazily; this detects damage
         key = certificate.public_key()
     except FileNotFoundError:
         raise CertificateError(f"{file}: is missing; {advice}") from None
     except OSError as error:
-        raise CertificateError(f"{file}: cannot be read: {error.strerror}; restore its rights") from None
+        raise CertificateError(f"{file}: cannot be read: {error.strerror}; restore its permissions") from None
     except (ValueError, TypeError, UnsupportedAlgorithm, x509.DuplicateExtension):
         raise CertificateError(f"{file}: is damaged; {advice}") from None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise CertificateError(f"{file}: its key is not an elliptic curve over P-384; {advice}")
+        raise CertificateError(f"{file}: its key is not an elliptic-curve key on P-384; {advice}")
     return certificate
 
 
 def load_key(file: Path, advice: str = _ASK_FOR_KIT) -> ec.EllipticCurvePrivateKey:
-    """Reads a private key over P-384 (PEM, PKCS #8).
+    """Read a private key on P-384 (PEM, PKCS #8).
 
     Raises
     ------
     CertificateError
-        there is none, or it is damaged; ``advice`` says what to do then.
+        If it is missing or damaged; ``advice`` tells the user what to do.
     """
     try:
         key = serialization.load_pem_private_key(file.read_bytes(), password=None)
@@ -183,78 +184,78 @@ def load_key(file: Path, advice: str = _ASK_FOR_KIT) -> ec.EllipticCurvePrivateK
         raise CertificateError(_missing_key(file, advice)) from None
     except OSError as error:
         raise CertificateError(
-            f"{file}: cannot be read: {error.strerror}; it must belong to the account that runs this"
+            f"{file}: cannot be read: {error.strerror}; it must be owned by the account that runs this program"
         ) from None
     except TypeError:
         raise CertificateError(f"{file}: is protected by a passphrase; store it without one, with mode 600") from None
     except (ValueError, UnsupportedAlgorithm):
         raise CertificateError(f"{file}: is damaged; restore it from a backup, or {advice}") from None
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise CertificateError(f"{file}: is not an elliptic curve over P-384; {advice}")
+        raise CertificateError(f"{file}: is not an elliptic-curve key on P-384; {advice}")
     return key
 
 
 def public_key_of(file: Path) -> bytes:
-    """The public key in a certificate's file as Flower registers it: PEM, SubjectPublicKeyInfo.
+    """Return the public key of a certificate file as Flower registers it: PEM, SubjectPublicKeyInfo.
 
     Raises
     ------
     CertificateError
-        the certificate is missing or damaged.
+        If the certificate is missing or damaged.
     """
     return public_pem(key_of(load_certificate(file, _PROVISION)))
 
 
 def key_of(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:
-    """The public key in a certificate.
+    """Return the public key of a certificate.
 
     Raises
     ------
     CertificateError
-        it is of another kind than all keys of a federation.
+        If it is not an elliptic-curve key on P-384.
     """
     key = certificate.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise CertificateError("a certificate's key is not an elliptic curve over P-384; run fedvox-server provision")
+        raise CertificateError("a certificate's key is not an elliptic-curve key on P-384; run fedvox-server provision")
     return key
 
 
 def site_of(certificate: x509.Certificate) -> str:
-    """Whose certificate it is: its common name; empty if it has none, or several."""
+    """Return the site that a certificate names (its common name); empty if it has none or several."""
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(names[0].value) if len(names) == 1 else ""
 
 
 def fingerprint(certificate: x509.Certificate) -> str:
-    """What tells keys apart: the SHA-256 of the public key (DER, SubjectPublicKeyInfo), as hexadecimal digits."""
+    """Return the SHA-256 of a certificate's public key (DER, SubjectPublicKeyInfo) in hexadecimal digits."""
     return key_fingerprint(key_of(certificate))
 
 
 def key_fingerprint(key: ec.EllipticCurvePublicKey) -> str:
-    """As ``fingerprint``, of a key without a certificate."""
+    """Return the ``fingerprint`` of a key without a certificate."""
     encoded = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(encoded).hexdigest()
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
-    """A new key over P-384."""
+    """Generate a key on P-384."""
     return ec.generate_private_key(ec.SECP384R1())
 
 
 def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """A private key as it lies in kits: PEM, PKCS #8, without a passphrase."""
+    """Encode a private key as kits store it: PEM, PKCS #8, without a passphrase."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
 
 
 def public_pem(key: ec.EllipticCurvePublicKey) -> bytes:
-    """A public key as Flower registers it: PEM, SubjectPublicKeyInfo."""
+    """Encode a public key as Flower registers it: PEM, SubjectPublicKeyInfo."""
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def certificate_pem(certificate: x509.Certificate) -> bytes:
-    """A certificate as PEM."""
+    """Encode a certificate as PEM."""
     return certificate.public_bytes(serialization.Encoding.PEM)
 
 
@@ -277,7 +278,7 @@ def _check_purpose(
 
 
 def _check_revocations(file: Path, authority: x509.Certificate, now: datetime) -> None:
-    """With a list of another authority, or an old one, TLS would turn every site away."""
+    """Check the revocation list: with one that is expired or from another authority, TLS rejects every site."""
     try:
         revocations = x509.load_pem_x509_crl(file.read_bytes())
         is_ours = revocations.issuer == authority.subject and revocations.is_signature_valid(key_of(authority))
@@ -289,12 +290,12 @@ def _check_revocations(file: Path, authority: x509.Certificate, now: datetime) -
     if not is_ours:
         raise CertificateError(f"{file}: was not signed by the authority of {AUTHORITY_FILE}; {_PROVISION}")
     if end is not None and now >= end:
-        raise CertificateError(f"{file}: has expired on {end:%Y-%m-%d}; {_PROVISION}")
+        raise CertificateError(f"{file}: expired on {end:%Y-%m-%d}; {_PROVISION}")
 
 
 def _missing_key(file: Path, advice: str) -> str:
     if file.name != SITE_KEY_FILE:
         return f"{file}: is missing; {advice}"
     if file.with_name(EARLIER_KEY_FILE).exists():
-        return f"{file}: is missing; {EARLIER_KEY_FILE} is of an earlier form of kits: {advice}"
-    return f"{file}: is missing; copy the key that fedvox-client request made to this place"
+        return f"{file}: is missing; {EARLIER_KEY_FILE} comes from an older kit format: {advice}"
+    return f"{file}: is missing; copy the key that fedvox-client request made to this path"

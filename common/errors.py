@@ -1,7 +1,7 @@
 """Errors that a user can act on.
 
-Every message names the file or key and says what to do, in one or two lines; the command lines print it
-without a traceback. Anything else that escapes is a bug and is reported as one.
+Every message names the file or key and says what to do, in one or two lines; the command-line programs print it
+without a traceback. Any other exception is a bug and is reported as one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class FedvoxError(Exception):
-    """Base of all errors that the command lines print as plain text."""
+    """Base of all errors that the command-line programs print as plain text."""
 
     exit_status = 1
 
@@ -27,9 +27,9 @@ class DataError(FedvoxError):
     Attributes
     ----------
     path
-        the file or folder at fault.
+        The file or folder at fault.
     problem
-        what is wrong with it and what to do, without the path.
+        What is wrong with it and what to do, without the path.
     """
 
     def __init__(self, path: Path | str, problem: str) -> None:
@@ -43,8 +43,8 @@ class BundleError(FedvoxError):
 
 
 class OutputError(FedvoxError):
-    """A result cannot be written where the user asked for it."""
+    """A file cannot be written."""
 
 
 class ProtocolError(FedvoxError):
-    """A message between server and site is not what the protocol allows."""
+    """A message between server and site violates the protocol."""

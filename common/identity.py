@@ -1,8 +1,8 @@
-"""How a site shows the gateway that a request is its own: a signature with the site's key.
+"""Request signatures: a site authenticates its requests to the gateway with its key.
 
-Signed are the method, the path, the time, the SHA-256 of the body, and the few headers that change what a request
-means. The gateway takes each signed text once, within ``WINDOW_SECONDS`` of its own clock; a text holds the time to
-the nanosecond, so a client never signs the same one twice.
+The signature covers the method, the path, the time, the SHA-256 of the body, and the few headers that change the
+meaning of a request. The gateway accepts each signed text once and only within ``WINDOW_SECONDS`` of its own clock.
+The time has nanosecond resolution, so a client never signs the same text twice.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _HASH = ec.ECDSA(hashes.SHA256())
 
 @dataclass(frozen=True)
 class Claim:
-    """What a request says of itself; nothing of it is proven yet.
+    """Unverified identity claim of a request.
 
     Attributes
     ----------
     time_ns
-        since the epoch.
+        Nanoseconds since the epoch.
     body
-        SHA-256 of the body in hexadecimal digits; for an upload the SHA-256 of the whole file, of which the body may
-        be a part.
+        SHA-256 of the body in hexadecimal digits; for an upload, the SHA-256 of the whole file, of which the body may
+        be only a part.
     """
 
     site: str
@@ -47,7 +47,7 @@ class Claim:
 def sign(
     key: ec.EllipticCurvePrivateKey, site: str, method: str, path: str, body: str, headers: Mapping[str, str]
 ) -> dict[str, str]:
-    """The headers that prove a request; ``headers`` are the request's others, in lower case."""
+    """Return the headers that authenticate a request; ``headers`` are its other headers, in lower case."""
     now = time.time_ns()
     text = signed_text(site, method, path, now, body, headers)
     return {
@@ -59,7 +59,7 @@ def sign(
 
 
 def claim_of(headers: Mapping[str, str]) -> Claim | None:
-    """What the headers of a request claim; None if one is missing or not in its form."""
+    """Parse the claim in the headers of a request; None if a header is missing or malformed."""
     try:
         site, stamp, body = headers[SITE_HEADER], headers[TIME_HEADER], headers[BODY_HEADER]
         signature = base64.b64decode(headers[SIGNATURE_HEADER], validate=True)
@@ -73,7 +73,7 @@ def claim_of(headers: Mapping[str, str]) -> Claim | None:
 def is_signed_by(
     key: ec.EllipticCurvePublicKey, claim: Claim, method: str, path: str, headers: Mapping[str, str]
 ) -> bool:
-    """Whether the claim's signature is of this key and this request."""
+    """Return whether this key signed this request."""
     try:
         text = signed_text(claim.site, method, path, claim.time_ns, claim.body, headers)
         key.verify(claim.signature, text, _HASH)
@@ -83,6 +83,6 @@ def is_signed_by(
 
 
 def signed_text(site: str, method: str, path: str, time_ns: int, body: str, headers: Mapping[str, str]) -> bytes:
-    """What is signed; also what tells a request from one that is sent again."""
+    """Return the text to sign; it also identifies a request, so that replays are detected."""
     about = [f"{name}:{headers.get(name, '')}" for name in SIGNED_HEADERS]
     return "\n".join(["fedvox-request-1", site, method, path, str(time_ns), body, *about]).encode()

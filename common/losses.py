@@ -1,16 +1,16 @@
-"""Segmentation losses: computed for every sample alone, then averaged over the batch.
+"""Segmentation losses, computed for each sample separately and averaged over the batch.
 
 No loss couples the samples of a batch, so the gradient of a batch is the mean of the gradients of its samples;
-differentially private training relies on it. All arithmetic is in float32 also under autocast (float64 for float64
+differentially private training relies on this. All arithmetic is in float32, even under autocast (float64 for float64
 logits).
 
-A class that a sample does not contain is well behaved: its Dice or Tversky index is at most
-``smooth / (smooth + part of what is predicted)``, which goes to 1 as the prediction of that class goes to nothing;
-nothing divides by zero and the gradient with respect to the logits stays bounded.
+A class that is absent from a sample is well behaved: its Dice or Tversky index is at most
+``smooth / (smooth + part of what is predicted)``, which tends to 1 as the prediction of that class vanishes. Nothing
+divides by zero, and the gradient with respect to the logits stays bounded.
 
-Shapes everywhere: logits (batch, classes, x, y, z) of any floating type; label (batch, x, y, z) of any integer type
-with values from 0 (background) to classes - 1. Other values are not looked for here, because that would make a GPU
-wait: label maps are checked when they are read.
+Shapes: logits are (batch, classes, x, y, z) of any floating type; label is (batch, x, y, z) of any integer type with
+values from 0 (background) to classes - 1. Label values are not checked here, because that would synchronise the GPU;
+label maps are checked when they are read.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ LossName = Literal["dice_ce", "focal", "tversky"]
 class DiceCrossEntropy(nn.Module):
     """Mean cross-entropy plus one minus the soft Dice of the foreground classes (Milletari et al., 2016).
 
-    Both parts have weight one (Isensee et al., 2021). Class weights multiply the voxels of a class in the
-    cross-entropy, and the classes in the mean of the Dice.
+    Both terms have weight one (Isensee et al., 2021). Class weights multiply the voxels of a class in the
+    cross-entropy and the classes in the mean Dice.
 
     Parameters
     ----------
     class_weights
-        one positive number per class, background included, or None for equal weights.
+        One positive number per class, background included, or None for equal weights.
     smooth
-        voxels added to numerator and denominator of the Dice.
+        Voxels added to the numerator and denominator of the Dice.
     """
 
     def __init__(self, class_weights: Sequence[float] | None = None, smooth: float = 1.0) -> None:
@@ -53,14 +53,14 @@ class DiceCrossEntropy(nn.Module):
 
 
 class FocalLoss(nn.Module):
-    """Cross-entropy whose easy voxels count little (Lin et al., 2017): mean of ``-(1 - p)^gamma * log(p)``.
+    """Cross-entropy that down-weights easy voxels (Lin et al., 2017): mean of ``-(1 - p)^gamma * log(p)``.
 
     Parameters
     ----------
     class_weights
-        as in DiceCrossEntropy.
+        As in DiceCrossEntropy.
     gamma
-        0 is plain cross-entropy; larger values look more at the voxels that are still wrong.
+        0 is plain cross-entropy; larger values focus on the voxels that are still wrong.
     """
 
     def __init__(self, class_weights: Sequence[float] | None = None, gamma: float = 2.0) -> None:
@@ -70,9 +70,9 @@ class FocalLoss(nn.Module):
         self.register_buffer("class_weights", _as_weights(class_weights), persistent=False)
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Return the loss as a scalar; 0 for a certain and right prediction."""
+        """Return the loss as a scalar; 0 for a certain and correct prediction."""
         terms = _terms(logits, label)
-        # At certainty 1 - p may round to a small negative number, whose power would not exist.
+        # For p near 1, 1 - p may round to a small negative number, whose power is NaN.
         doubt = (1 - terms.probability).clamp(min=0) ** self.gamma
         sums = -(doubt * terms.log_probability * terms.truth).sum(2)
         return _voxel_mean(sums, terms, self.class_weights)
@@ -84,14 +84,14 @@ class TverskyLoss(nn.Module):
     Parameters
     ----------
     class_weights
-        as in DiceCrossEntropy; the background's is not used.
+        As in DiceCrossEntropy; the background weight is not used.
     false_positives
-        weight of voxels that are predicted and not there.
+        Weight of false positive voxels.
     false_negatives
-        weight of voxels that are there and not predicted; more than ``false_positives`` makes a network that misses
-        less. With both at 0.5 this is the Dice loss.
+        Weight of false negative voxels; a weight above ``false_positives`` favours sensitivity. With both at 0.5 this
+        is the Dice loss.
     smooth
-        voxels added to numerator and denominator.
+        Voxels added to the numerator and denominator.
     """
 
     def __init__(
@@ -115,10 +115,10 @@ class TverskyLoss(nn.Module):
 
 
 class DeepSupervision(nn.Module):
-    """A loss over the outputs of all decoder stages: weights 1, 1/2, 1/4, ..., divided by their sum.
+    """Deep supervision: a loss over the outputs of all decoder stages, with weights 1, 1/2, 1/4, ... over their sum.
 
-    A coarse output is compared with every n-th voxel of the label map, the voxels on which the strided convolutions
-    of the encoder are centred.
+    A coarse output is compared with every n-th voxel of the label map: the voxels on which the encoder's strided
+    convolutions are centred.
     """
 
     def __init__(self, loss: nn.Module) -> None:
@@ -131,8 +131,8 @@ class DeepSupervision(nn.Module):
         Parameters
         ----------
         logits
-            outputs, finest first, each size a divisor of the label's; or the finest alone, as the network gives it
-            outside training.
+            Outputs, finest first, each size a divisor of the label's; or the finest output alone, as the network
+            returns it outside training.
         label
             (batch, x, y, z) at the finest size.
         """
@@ -145,21 +145,21 @@ class DeepSupervision(nn.Module):
 
 
 def build_loss(name: LossName, class_weights: Sequence[float] | None, deep_supervision: bool) -> nn.Module:
-    """Return the loss of that name, called as ``loss(logits, label)``.
+    """Return the loss with the given name, called as ``loss(logits, label)``.
 
     Parameters
     ----------
     name
         "dice_ce", "focal" or "tversky".
     class_weights
-        one positive number per class, background included, or None for equal weights.
+        One positive number per class, background included, or None for equal weights.
     deep_supervision
-        whether the network gives one output per decoder stage in training.
+        Whether the network returns one output per decoder stage in training.
 
     Raises
     ------
     ValueError
-        if the name is unknown or a weight is not positive.
+        If the name is unknown or a weight is not positive.
     """
     losses: dict[str, type[DiceCrossEntropy] | type[FocalLoss] | type[TverskyLoss]] = {
         "dice_ce": DiceCrossEntropy,
@@ -173,7 +173,7 @@ def build_loss(name: LossName, class_weights: Sequence[float] | None, deep_super
 
 
 class _Terms(NamedTuple):
-    """What the losses are made of, each (batch, classes, voxels), float32 or float64."""
+    """Inputs of all losses, each (batch, classes, voxels), float32 or float64."""
 
     log_probability: Tensor
     probability: Tensor
@@ -184,21 +184,21 @@ def _terms(logits: Tensor, label: Tensor) -> _Terms:
     at_least_float32 = torch.promote_types(logits.dtype, torch.float32)
     log_probability = logits.flatten(2).to(at_least_float32).log_softmax(dim=1)
     classes = torch.arange(logits.shape[1], device=label.device, dtype=label.dtype)
-    # Measured on CPUs: multiplying by a float mask takes half the time of one_hot or torch.where, as little as
-    # gather and scatter_add, and unlike scatter_add it is deterministic on GPUs.
+    # Measured on CPUs: multiplying by a float mask takes half the time of one_hot or torch.where. It is as fast as
+    # gather and scatter_add and, unlike scatter_add, deterministic on GPUs.
     truth = (label.flatten(1).unsqueeze(1) == classes.unsqueeze(1)).to(at_least_float32)
     return _Terms(log_probability, log_probability.exp(), truth)
 
 
 def _voxel_mean(class_sums: Tensor, terms: _Terms, weights: Tensor | None) -> Tensor:
-    """Mean over samples of each sample's (weighted) mean over voxels, from its sums per class (batch, classes)."""
+    """Average each sample's (weighted) mean over voxels, from its sums per class (batch, classes)."""
     if weights is None:
         return class_sums.sum(1).mean() / terms.truth.shape[2]
     return ((class_sums * weights).sum(1) / (terms.truth.sum(2) * weights).sum(1)).mean()
 
 
 def _tversky_index(terms: _Terms, false_positives: float, false_negatives: float, smooth: float) -> Tensor:
-    """Soft Tversky index of each sample and class, (batch, classes)."""
+    """Return the soft Tversky index of each sample and class, (batch, classes)."""
     hits = (terms.probability * terms.truth).sum(2)
     false_alarms = terms.probability.sum(2) - hits
     misses = terms.truth.sum(2) - hits
@@ -206,7 +206,7 @@ def _tversky_index(terms: _Terms, false_positives: float, false_negatives: float
 
 
 def _foreground_mean(values: Tensor, weights: Tensor | None) -> Tensor:
-    """Mean over samples of the (weighted) mean over all classes but the background; values (batch, classes)."""
+    """Average the (weighted) mean over all foreground classes over the samples; values (batch, classes)."""
     if weights is None:
         return values[:, 1:].mean()
     return ((values * weights)[:, 1:].sum(1) / weights[1:].sum()).mean()

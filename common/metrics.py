@@ -1,11 +1,11 @@
-"""Exact segmentation metrics of one structure in one case, and their edge cases.
+"""Exact segmentation metrics of one structure in one case.
 
-Overlap metrics count voxels. Surface metrics use voxel centres: the surface of a mask is its voxels that have at least
-one of their six face neighbours outside of the mask (beyond the edge of the array counts as outside), and a distance is
-that between two voxel centres. DeepMind's surface-distance measures between surface elements half a voxel further out,
-weighted by area, and differs by up to about a voxel.
+Overlap metrics count voxels. Surface metrics use voxel centres: the surface of a mask is the set of its voxels with at
+least one of their six face neighbours outside the mask (beyond the edge of the array counts as outside), and distances
+are measured between voxel centres. DeepMind's surface-distance measures between surface elements half a voxel further
+out, weighted by area, and differs by up to about a voxel.
 
-When masks are empty:
+Values for empty masks:
 
 | metric                  | both empty | prediction empty | truth empty |
 | ----------------------- | ---------- | ---------------- | ----------- |
@@ -17,7 +17,7 @@ When masks are empty:
 | hd95_mm, assd_mm        | 0          | inf              | inf         |
 | nsd                     | 1          | 0                | 0           |
 
-nan means that the question makes no sense (there was nothing to find); leave such cases out of a mean.
+nan means that the metric is undefined (there was nothing to find); leave such cases out of a mean.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from common.plan.base import Spacing
 Mask = NDArray[np.bool_]
 Box = tuple[slice, ...]
 
-# Distances are sums of rounded products: 2 x 0.8 mm must count as within 1.6 mm.
+# Distances carry rounding errors: 2 x 0.8 mm must count as within 1.6 mm.
 ROUNDING_MM = 1e-6
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """How the voxels of a prediction and a truth fall together."""
+    """Voxel counts of a prediction against the truth."""
 
     true_positives: int
     false_positives: int
@@ -51,7 +51,7 @@ class Overlap:
 
     @property
     def dice(self) -> float:
-        """Twice the common voxels over the sum of both masks (Dice, 1945); 1 if both are empty."""
+        """Dice coefficient: twice the common voxels over the sum of both masks (Dice, 1945); 1 if both are empty."""
         both = 2 * self.true_positives + self.false_positives + self.false_negatives
         return 2 * self.true_positives / both if both else 1.0
 
@@ -62,17 +62,17 @@ class Overlap:
 
     @property
     def specificity(self) -> float:
-        """Share of the voxels outside of the truth that are not predicted; nan if the truth fills the array."""
+        """Share of the voxels outside the truth that are not predicted; nan if the truth fills the array."""
         return _ratio(self.true_negatives, self.true_negatives + self.false_positives)
 
     @property
     def precision(self) -> float:
-        """Share of the prediction that is true; nan if the prediction is empty."""
+        """Share of the prediction that is correct; nan if the prediction is empty."""
         return _ratio(self.true_positives, self.true_positives + self.false_positives)
 
     @property
     def volume_error(self) -> float:
-        """Predicted minus true volume, over the true one; 0 if both are empty, inf if only the truth is."""
+        """(Predicted - true) / true volume; 0 if both are empty, inf if only the truth is."""
         surplus = self.false_positives - self.false_negatives
         truth = self.true_positives + self.false_negatives
         if truth:
@@ -82,18 +82,18 @@ class Overlap:
 
 @dataclass(frozen=True)
 class SurfaceMetrics:
-    """How far two surfaces are apart.
+    """Distances between two surfaces.
 
     Attributes
     ----------
     hd95_mm
-        robust Hausdorff distance: the larger of the two directions' 95th percentiles (linear interpolation).
+        Robust Hausdorff distance: the larger of the two directions' 95th percentiles (linear interpolation).
     assd_mm
-        average symmetric surface distance: the mean over the voxels of both surfaces.
+        Average symmetric surface distance: the mean over the voxels of both surfaces.
     nsd
-        normalised surface Dice (Nikolov et al., 2018): the share of both surfaces that is within the tolerance.
+        Normalised surface Dice (Nikolov et al., 2018): the share of both surfaces that is within the tolerance.
     tolerance_mm
-        the tolerance of ``nsd``.
+        Tolerance of ``nsd``.
     """
 
     hd95_mm: float
@@ -108,7 +108,7 @@ def overlap(prediction: Mask, truth: Mask) -> Overlap:
     Raises
     ------
     ValueError
-        if shapes differ or a mask is not boolean.
+        If shapes differ or a mask is not boolean.
     """
     _check_masks(prediction, truth)
     return _overlap_in_box(prediction, truth, prediction.size)
@@ -125,12 +125,12 @@ def sensitivity(prediction: Mask, truth: Mask) -> float:
 
 
 def specificity(prediction: Mask, truth: Mask) -> float:
-    """Return the share of the rest of the array that is not predicted; nan if the truth fills the array."""
+    """Return the share of the voxels outside the truth that are not predicted; nan if the truth fills the array."""
     return overlap(prediction, truth).specificity
 
 
 def precision(prediction: Mask, truth: Mask) -> float:
-    """Return the share of the prediction that is true; nan if the prediction is empty."""
+    """Return the share of the prediction that is correct; nan if the prediction is empty."""
     return overlap(prediction, truth).precision
 
 
@@ -160,18 +160,18 @@ def surface_metrics(prediction: Mask, truth: Mask, spacing_mm: Spacing, toleranc
     Parameters
     ----------
     prediction
-        boolean (x, y, z).
+        Boolean (x, y, z).
     truth
-        boolean, same shape.
+        Boolean, of the same shape.
     spacing_mm
-        distance of voxel centres along x, y, z.
+        Distance between voxel centres along x, y, z.
     tolerance_mm
-        distance that counts as agreement in ``nsd``, inclusive.
+        Largest distance that counts as agreement in ``nsd``.
 
     Raises
     ------
     ValueError
-        if shapes differ, a mask is not boolean or not 3D, or spacing or tolerance make no sense.
+        If shapes differ, a mask is not boolean or not 3D, or spacing or tolerance is out of range.
     """
     _check_masks(prediction, truth)
     _check_distances(prediction, spacing_mm, tolerance_mm)
@@ -191,26 +191,26 @@ def case_metrics(
     Parameters
     ----------
     prediction
-        label map (x, y, z) of an integer type.
+        Label map (x, y, z) of an integer type.
     truth
-        label map of the same shape.
+        Label map of the same shape.
     labels
-        the label values to compare, each positive.
+        The label values to compare, each positive.
     spacing_mm
-        distance of voxel centres along x, y, z.
+        Distance between voxel centres along x, y, z.
     tolerance_mm
-        tolerance of the normalised surface Dice.
+        Tolerance of the normalised surface Dice.
 
     Returns
     -------
     dict[int, dict[str, float]]
         For each label: dice, hd95_mm, assd_mm, nsd_at_1mm (named after the tolerance), sensitivity, specificity,
-        precision, volume_error. Some can be nan or inf: the module's text says when.
+        precision, volume_error. Some can be nan or inf (see the module docstring).
 
     Raises
     ------
     ValueError
-        as for ``surface_metrics``; also if a label map is not of an integer type.
+        As for ``surface_metrics``, and if a label map is not of an integer type.
     """
     if prediction.shape != truth.shape:
         raise ValueError(f"shapes differ: prediction {prediction.shape}, truth {truth.shape}")
@@ -238,9 +238,9 @@ def case_metrics(
 
 
 def surface(mask: Mask) -> Mask:
-    """Return the voxels of a mask (x, y, z) with at least one face neighbour outside of it or of the array.
+    """Return the voxels of a mask (x, y, z) with at least one face neighbour outside the mask or the array.
 
-    In an array that is one voxel thick every voxel of the mask is on its surface.
+    In an array that is one voxel thick, every voxel of the mask is on its surface.
     """
     interior = mask.copy()
     for axis in range(mask.ndim):
@@ -255,7 +255,7 @@ def surface(mask: Mask) -> Mask:
 
 
 def _overlap_in_box(prediction: Mask, truth: Mask, voxels: int) -> Overlap:
-    """Count within a box outside of which both masks are empty; voxels: of the whole array."""
+    """Count voxels within a box outside which both masks are empty; ``voxels`` counts the whole array."""
     common = int(np.count_nonzero(prediction & truth))
     predicted, true = int(np.count_nonzero(prediction)), int(np.count_nonzero(truth))
     return Overlap(common, predicted - common, true - common, voxels - predicted - true + common)
@@ -280,13 +280,13 @@ def _surface_metrics_in_box(prediction: Mask, truth: Mask, spacing_mm: Spacing, 
 def _surface_distances(
     prediction: Mask, truth: Mask, spacing_mm: Spacing
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Distances (mm) from each surface voxel of one mask to the nearest of the other, both ways.
+    """Measure the distance (mm) from each surface voxel of one mask to the nearest of the other, both ways.
 
-    A tree over the surface voxels gives the same numbers as a distance transform of the box, in a half to a tenth
-    of the time and without arrays of the box's size in float64.
+    A k-d tree over the surface voxels gives the same numbers as a distance transform of the box, in a half to a tenth
+    of the time and without float64 arrays of the box's size.
     """
     points = [np.argwhere(surface(mask)) * np.asarray(spacing_mm) for mask in (prediction, truth)]
-    # Loose trees with large leaves are quicker to build, and on the dense points of a surface quicker to ask.
+    # Unbalanced trees with large leaves are faster to build and, on the dense points of a surface, faster to query.
     trees = [KDTree(each, leafsize=32, balanced_tree=False, compact_nodes=False) for each in points]
     from_prediction, _ = trees[1].query(points[0])
     from_truth, _ = trees[0].query(points[1])
@@ -294,7 +294,7 @@ def _surface_distances(
 
 
 def _joint_box(prediction: Mask, truth: Mask) -> Box:
-    """Smallest box that holds both masks; an empty box if both are empty."""
+    """Return the smallest box that holds both masks; an empty box if both are empty."""
     either = prediction | truth
     box: Box = ()
     for axis in range(either.ndim):
@@ -302,7 +302,7 @@ def _joint_box(prediction: Mask, truth: Mask) -> Box:
         if not occupied.size:
             return (slice(0, 0),) * either.ndim
         box = (*box, slice(int(occupied[0]), int(occupied[-1]) + 1))
-        # Along the axes to come there is less left to look at.
+        # Cropping now leaves fewer voxels to scan along the remaining axes.
         either = either[(slice(None),) * axis + (box[-1],)]
     return box
 

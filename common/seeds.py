@@ -1,4 +1,4 @@
-"""Seeds for the named parts of a federation."""
+"""Independent seeds for the parts of a federation."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ import hashlib
 
 
 def seed_of(seed: int, name: str) -> int:
-    """A seed of 32 bits for a named part of a federation, unrelated to those of all other names."""
+    """Derive a 32-bit seed for a named part of a federation, independent of the seeds of other names."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:4], "big")
