@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -208,70 +207,3 @@ def test_courier_and_runner_share_one_folder_and_nothing_else() -> None:
         assert "--shared /var/lib/fedvox-shared" in (DEPLOY / "systemd" / unit).read_text(encoding="utf-8")
     courier, runner = (settings(f"fedvox-{half}.service", "StateDirectory") for half in ("courier", "runner"))
     assert not set(courier[0].split()) & set(runner[0].split())
-
-
-TESTS = DEPLOY.parent / "tests"
-DOCUMENTS = sorted((DEPLOY / "docs").glob("*.md"))
-
-
-def named_tests(text: str) -> set[str]:
-    """``folder/test_file.py``, ``folder/test_file.py::test_name`` and ``test_name`` as documents write them."""
-    return set(re.findall(r"`(?:tests/)?((?:[\w/]+/)?test_\w+(?:\.py(?:::\w+)?)?)`", text))
-
-
-def is_there(name: str) -> bool:
-    file, _, function = name.rpartition("::")
-    if name.endswith(".py"):
-        return (TESTS / name).is_file()
-    files = [TESTS / file] if file else TESTS.rglob("test_*.py")
-    return any(f"def {function}(" in path.read_text(encoding="utf-8") for path in files if path.is_file())
-
-
-@pytest.mark.parametrize("document", named(DOCUMENTS))
-def test_every_test_that_a_document_names_is_there(document: Path) -> None:
-    missing = {name for name in named_tests(document.read_text(encoding="utf-8")) if not is_there(name)}
-    assert not missing
-
-
-def test_a_test_that_is_not_there_is_found() -> None:
-    found = named_tests("| `deploy/test_lint.py` | `tests/deploy/test_lint.py::test_no_more` | `test_never_was` |")
-    assert {name for name in found if not is_there(name)} == {"deploy/test_lint.py::test_no_more", "test_never_was"}
-    assert len(named_tests((DEPLOY / "docs/faults.md").read_text(encoding="utf-8"))) > 10
-
-
-def private_modules(file: Path) -> set[str]:
-    """Modules of Flower's that a module of ours imports from."""
-    return set(re.findall(r"^from (flwr[\w.]*) import", file.read_text(encoding="utf-8"), re.MULTILINE))
-
-
-def test_the_page_about_flower_lists_every_private_module_of_it() -> None:
-    text = (DEPLOY / "docs/flower.md").read_text(encoding="utf-8")
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
-    for side, column in (("client", 1), ("server", 2)):
-        used = private_modules(DEPLOY.parent / side / "flower.py")
-        assert len(used) > 8
-        rows = [cells for cells in table if len(cells) == 4 and cells[column] == "yes"]
-        listed = {name for cells in rows for name in re.findall(r"`(flwr[\w.]+)`", cells[0])}
-        assert used == listed
-
-
-COMMANDS = {"server": "server.cli", "client": "client.cli"}
-
-
-def test_every_command_that_a_page_names_is_there() -> None:
-    pages = [*DOCUMENTS, *DEPLOY.glob("*/README.md"), *(DEPLOY.parent / name for name in ("README.md", "CHANGELOG.md"))]
-    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
-    for side, module in COMMANDS.items():
-        named_ones = set(re.findall(rf"\bfedvox-{side} ((?!fedvox)[a-z][a-z-]+)", text))
-        assert len(named_ones) > 8
-        _, known = said(sys.executable, "-m", module, "--help")
-        listed = set(re.findall(r"^ {4}([a-z-]+)(?: |$)", known, re.MULTILINE))
-        assert not named_ones - listed
-
-
-def test_every_fault_names_a_test() -> None:
-    """Rows of tables without a column for it are covered by the test that the text above them names."""
-    for line in (DEPLOY / "docs/faults.md").read_text(encoding="utf-8").splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 5 and cells[0] != "fault" and set(cells[0]) != {"-"}:
-            assert named_tests(cells[4]) or cells[4] == "the same", line
