@@ -179,7 +179,7 @@ def test_the_text_follows_the_settings_of_privacy(tmp_path: Path) -> None:
     text = as_text(document(read_request(tmp_path)), 10_000)
     assert "No scores of your validation patients are sent" in text and PLAIN_RANDOM not in text
     assert "always empty: this federation sends no scores" in text
-    assert "4 patches of every patient" in text
+    assert "4 patches of each patient drawn" in text
 
 
 def test_adaptive_clipping_is_shown_with_the_noise_that_is_added(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def _server_kit(kit: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (_other_federation, "is not the federation of kit.yaml"),
+        (_other_federation, "is not the federation named in kit.yaml"),
         (_other_plan, "does not follow from federation.yaml"),
         (_cut_plan, "plan.json"),
         (_no_plan, "plan.json"),

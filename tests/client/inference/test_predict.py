@@ -225,7 +225,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(model, tmp_
 
 def test_a_folder_cannot_be_predicted_into_one_file(model, tmp_path):
     make_scan(tmp_path / "scans" / "a.nii.gz")
-    with pytest.raises(OutputError, match="name a folder"):
+    with pytest.raises(OutputError, match="give a folder"):
         predict_path(model, tmp_path / "scans", tmp_path / "out.nii.gz")
 
 

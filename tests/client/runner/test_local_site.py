@@ -85,7 +85,7 @@ def test_a_hospital_may_name_its_validation_cases() -> None:
 def test_named_cases_must_exist_and_leave_some_to_train_on() -> None:
     with pytest.raises(SiteDataError, match="no labelled case d"):
         split_by_names(alone(["a", "b"]), ["d"])
-    with pytest.raises(SiteDataError, match="none is left to train on"):
+    with pytest.raises(SiteDataError, match="leave at least one to train on"):
         split_by_names(alone(["a", "b"]), ["a", "b"])
 
 
