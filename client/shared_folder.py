@@ -1,16 +1,16 @@
-"""The folder between courier and runner: all that passes between the network and the scans is a file in here.
+"""The folder shared by courier and runner: everything that passes between network and scans is a file here.
 
-| file | written by | what it is |
+| file | written by | content |
 | --- | --- | --- |
-| ``inbox/NAME.task`` | courier | a message of the server's, as it came; its weights are there already |
+| ``inbox/NAME.task`` | courier | a message of the server, as received; its weights are already there |
 | ``inbox/SHA256`` | courier | weights |
-| ``outbox/NAME.reply`` | runner | the answer, as it will leave; its update is there already |
+| ``outbox/NAME.reply`` | runner | the answer, as it will be sent; its update is already there |
 | ``outbox/SHA256`` | runner | an update |
 | ``progress.json`` | runner | what it works on, for the heartbeat |
 
-Every file is written to a temporary name, beginning with a dot, and appears by rename. The courier removes what it has
-delivered: first the task, then the reply, for a task without a reply is worked on. Updates are the runner's: the last
-one stays until the next task begins, in case it is asked for again.
+Every file is written under a temporary name, which starts with a dot, and appears by rename. The courier removes what
+it has delivered: the task before the reply, because the runner works on tasks without a reply. Updates belong to the
+runner: the last one stays until the next task begins, in case it is requested again.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ TASK, REPLY = ".task", ".reply"
 
 
 class SharedFolderError(FedvoxError):
-    """The folder cannot do what it is for."""
+    """The shared folder cannot be used."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What the runner works on. task: empty if it waits."""
+    """What the runner works on; ``task`` is empty while it waits."""
 
     task: str = ""
     step: int = 0
@@ -50,7 +50,7 @@ class SharedFolder:
     Parameters
     ----------
     path
-        the folder.
+        Path of the folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -59,28 +59,28 @@ class SharedFolder:
         self.outbox = path / "outbox"
 
     def make(self) -> None:
-        """Makes the folders, for their owner and group.
+        """Create the folders, for their owner and group.
 
         Raises
         ------
         SharedFolderError
-            they cannot be made.
+            If they cannot be created.
         """
         try:
             for folder in (self.path, self.inbox, self.outbox):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o770)
         except OSError as error:
             raise SharedFolderError(
-                f"{self.path}: cannot be made: {error.strerror}; make it, writable for courier and runner"
+                f"{self.path}: cannot be made: {error.strerror}; create it, writable by courier and runner"
             ) from None
 
     def probe(self) -> None:
-        """Sees that files can be made here and appear by rename, in one step.
+        """Check that files can be created here and appear by atomic rename.
 
         Raises
         ------
         SharedFolderError
-            they cannot.
+            If they cannot.
         """
         first, second = (self.outbox / f".probe-{secrets.token_hex(6)}" for _ in range(2))
         try:
@@ -102,18 +102,20 @@ class SharedFolder:
 
     @contextlib.contextmanager
     def held_by(self, half: str) -> Iterator[None]:
-        """Makes this process the one ``courier`` or ``runner`` of the folder.
+        """Make this process the only ``courier`` or ``runner`` of the folder.
 
         Raises
         ------
         SharedFolderError
-            there is another one, or the folder cannot be locked.
+            If there is another one, or the folder cannot be locked.
         """
         lock = self.path / f".{half}.lock"
         try:
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise SharedFolderError(f"{lock}: cannot be made: {error.strerror}; restore the folder's rights") from None
+            raise SharedFolderError(
+                f"{lock}: cannot be made: {error.strerror}; restore the folder's permissions"
+            ) from None
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -130,33 +132,33 @@ class SharedFolder:
             os.close(descriptor)
 
     def task(self, name: str) -> Path:
-        """Where a task lies."""
+        """Return the path of a task."""
         return self.inbox / f"{name}{TASK}"
 
     def reply(self, name: str) -> Path:
-        """Where an answer lies."""
+        """Return the path of an answer."""
         return self.outbox / f"{name}{REPLY}"
 
     def tasks(self) -> list[str]:
-        """Names of the tasks in the inbox, oldest first."""
+        """Return the names of the tasks in the inbox, oldest first."""
         return _names(self.inbox, TASK)
 
     def replies(self) -> list[str]:
-        """Names of the answers in the outbox, oldest first."""
+        """Return the names of the answers in the outbox, oldest first."""
         return _names(self.outbox, REPLY)
 
     def set_work(self, work: Work) -> None:
-        """Says what the runner works on; not flushed to disk.
+        """Record what the runner works on; not flushed to disk.
 
         Raises
         ------
         OutputError
-            it cannot be written.
+            If it cannot be written.
         """
         put_file(self.path / "progress.json", json.dumps(asdict(work)).encode())
 
     def work(self) -> Work:
-        """What the runner works on."""
+        """Return what the runner works on."""
         try:
             content = json.loads((self.path / "progress.json").read_bytes())
             task, step, steps = content["task"], int(content["step"]), int(content["steps"])
@@ -165,18 +167,18 @@ class SharedFolder:
         return Work(task, step, steps) if is_task_name(str(task)) and 0 <= step <= steps else Work()
 
     def heartbeat(self, tasks: tuple[str, ...]) -> Heartbeat:
-        """The sign of life of a site that holds these tasks."""
+        """Return the heartbeat of a site that holds these tasks."""
         work = self.work()
         return Heartbeat(tasks, work.task, work.step, work.steps) if work.task in tasks else Heartbeat(tasks)
 
 
 def put_file(path: Path, content: bytes) -> None:
-    """Writes a small file, which appears by rename; not flushed to disk.
+    """Write a small file, which appears by rename; not flushed to disk.
 
     Raises
     ------
     OutputError
-        it cannot be written.
+        If it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -185,7 +187,9 @@ def put_file(path: Path, content: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise OutputError(f"{path}: cannot be written: {error.strerror}; free space or restore its rights") from None
+        raise OutputError(
+            f"{path}: cannot be written: {error.strerror}; free space or restore its permissions"
+        ) from None
 
 
 def _names(folder: Path, suffix: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Where a running site keeps its files, and what it says of itself to whoever asks from outside."""
+"""The files of a running site, and the status that it shows to other processes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ AUDIT_FILE = "audit.jsonl"
 CONTACT_IS_LOST_AFTER_SECONDS = 15.0
 
 Role = Literal["site", "courier", "runner"]
-"""What works on a state folder: a whole site, or one of its two processes by itself."""
+"""What uses a state folder: a whole site, or one of its two processes alone."""
 
 
 def default_ledger() -> Path:
-    """Where the hospital's privacy ledger is, for all its kits: $FEDVOX_LEDGER, or under the user's data folder."""
+    """Return the hospital's ledger, shared by all kits: $FEDVOX_LEDGER, or a file in the user's data folder."""
     if file := os.environ.get("FEDVOX_LEDGER"):
         return Path(file)
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "fedvox" / "ledger.jsonl"
@@ -41,14 +41,14 @@ class StateFolder:
     Attributes
     ----------
     path
-        the folder; by rule ``state`` in the kit.
+        Path of the folder; by default ``state`` in the kit.
     """
 
     path: Path
 
     @property
     def shared(self) -> Path:
-        """The folder between courier and runner, where both run on one machine."""
+        """The folder shared by courier and runner when one process starts both."""
         return self.path / "shared"
 
     @property
@@ -58,17 +58,17 @@ class StateFolder:
 
     @property
     def runner(self) -> Path:
-        """What the runner does."""
+        """The runner's status."""
         return self.path / "runner.json"
 
     @property
     def contact(self) -> Path:
-        """Touched by the courier whenever the server has answered it."""
+        """Touched by the courier when the server answers it, at most twice a second."""
         return self.path / "contact"
 
     @property
     def status(self) -> Path:
-        """What ``start`` knows."""
+        """Status of the supervised processes."""
         return self.path / "status.json"
 
     @property
@@ -82,12 +82,12 @@ class StateFolder:
         return self.path / "flwr-home"
 
     def make(self) -> None:
-        """Makes the folder, for its owner alone.
+        """Create the folder, for its owner alone.
 
         Raises
         ------
         OutputError
-            it cannot be made.
+            If it cannot be created.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -97,14 +97,14 @@ class StateFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the folder for this process; the kernel lets go of it however the process ends.
+        """Lock the folder for this process; the kernel releases the lock however the process ends.
 
         Raises
         ------
         AlreadyRunningError
-            another process holds it.
+            If another process holds it.
         OutputError
-            it cannot be written.
+            If it cannot be written.
         """
         self.make()
         with _opened_lock(self.path / "lock") as file:
@@ -117,7 +117,7 @@ class StateFolder:
             yield
 
     def is_locked(self) -> bool:
-        """Whether a process holds the folder."""
+        """Return whether a process holds the lock."""
         try:
             with (self.path / "lock").open("r") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -136,12 +136,12 @@ def _opened_lock(path: Path) -> TextIO:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Replaces a file that others read; not flushed to disk, for it means nothing after a loss of power.
+    """Replace a file that others read; not flushed to disk, as it is useless after a power failure.
 
     Raises
     ------
     OutputError
-        it cannot be written.
+        If it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.part")
     try:
@@ -152,7 +152,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What a status file holds; empty if there is none, or none that can be read."""
+    """Return the content of a status file; empty if it is missing or cannot be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -161,13 +161,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def site_status(folder: StateFolder) -> dict[str, Any]:
-    """What is true of a site now, whatever its files say that a killed process left behind.
+    """Return the current state of a site, ignoring what killed processes left behind.
 
     Returns
     -------
     dict[str, Any]
         ``running``; if so also ``role``, ``since`` (seconds since the epoch), ``pid``, ``connected`` (to the server;
-        None where only the runner runs, which cannot know), ``last_contact`` (seconds ago; None if there was none),
+        None if only the runner runs, which cannot know), ``last_contact`` (seconds ago; None if there was none),
         ``ready``, ``processes`` (name -> state) and ``runner`` (state, what it works on, and ``isolated``: whether it
         has no network).
     """
@@ -197,7 +197,7 @@ def site_status(folder: StateFolder) -> dict[str, Any]:
 
 
 def _age(file: Path) -> float | None:
-    """Seconds since a file was touched; None if it is not there."""
+    """Return the seconds since a file was touched; None if it is missing."""
     try:
         return max(0.0, time.time() - file.stat().st_mtime)
     except OSError:

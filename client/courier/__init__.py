@@ -1,1 +1,1 @@
-"""The half of a site that has a network and no scans. Nothing here reads data, decides consent or imports Torch."""
+"""The networked part of a site, which sees no scans. Nothing here reads data, decides consent or imports Torch."""

@@ -11,5 +11,5 @@ from client.courier.main import main
 status = main()
 logging.shutdown()
 sys.stdout.flush()
-# Not through the interpreter's own end: threads may still wait for the network.
+# Skip the interpreter's shutdown: threads may still be blocked on the network.
 os._exit(status)

@@ -22,24 +22,24 @@ from common.errors import ConfigError
 from common.identity import sign
 
 SILENCE_SECONDS = 60.0
-"""Without a byte from the server, or without room for one, after which a connection is given up."""
+"""Timeout of a connection on which no byte can be read or written."""
 LARGEST_WORD_BYTES = 200
 MOST_IDLE = 4
-"""Connections that are kept for the next request."""
+"""Maximum number of idle connections kept for reuse."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """All that it takes to speak to the gateway as a site.
+    """Credentials and address with which a site talks to the gateway.
 
     Attributes
     ----------
     site
-        its name.
+        Name of the site.
     authority
-        the file with the certificate that the server's must be signed by.
+        Certificate file of the authority that must have signed the server's certificate.
     on_contact
-        called whenever the server has answered.
+        Called on every response except 401 and 5xx.
     """
 
     site: str
@@ -51,17 +51,17 @@ class Access:
     _idle: list[Connection] = field(default_factory=list, init=False, repr=False, compare=False)
 
     def headers(self, method: str, path: str, body: str, headers: Mapping[str, str]) -> dict[str, str]:
-        """The signature over a request; ``body``: the SHA-256 of what it carries."""
+        """Return the headers that sign a request; ``body`` is the SHA-256 of its content."""
         return sign(self.key, self.site, method, path, body, headers)
 
     def note(self, status: int) -> None:
-        """An answer has come."""
+        """Report a response as contact, unless it is 401 or 5xx."""
         if status < 500 and status != 401:
             self.on_contact()
 
     @contextlib.contextmanager
     def translated(self) -> Iterator[None]:
-        """Turns errors of the network into ``LineError``. To be put around calls of the network only."""
+        """Turn network errors into ``LineError``. Wrap network calls only."""
         try:
             yield
         except (OSError, http.client.HTTPException, httpx.HTTPError) as error:
@@ -69,7 +69,7 @@ class Access:
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[Connection]:
-        """A connection for one thread, one that is there already if possible: each new one costs a TLS handshake."""
+        """Yield a connection for one thread, reusing an idle one if possible: each new one costs a TLS handshake."""
         try:
             connection = self._idle.pop()
         except IndexError:
@@ -86,12 +86,12 @@ class Access:
 
 
 def client_context(kit: Path) -> ssl.SSLContext:
-    """Trusts the federation's authority alone, and shows the site's certificate.
+    """Return a TLS context that trusts only the federation's authority and presents the site's certificate.
 
     Raises
     ------
     ConfigError
-        the files do not fit together.
+        If the files do not belong together.
     """
     try:
         context = ssl.create_default_context(cafile=str(kit / AUTHORITY_FILE))
@@ -105,7 +105,7 @@ def client_context(kit: Path) -> ssl.SSLContext:
 
 
 class Connection:
-    """One request after another over one connection, which is made anew when it has broken. For one thread."""
+    """Sends requests one after another, and reconnects when the connection breaks. Not thread-safe."""
 
     def __init__(self, access: Access) -> None:
         self._access = access
@@ -115,84 +115,86 @@ class Connection:
 
     @property
     def is_idle(self) -> bool:
-        """Whether it is open, and the last answer was read to its end."""
+        """Whether the connection is open and the last response was read to its end."""
         return not self._is_fresh and (self._response is None or self._response.isclosed())
 
     def close(self) -> None:
-        """Hangs up; the next request makes a new connection."""
+        """Close the connection; the next request opens a new one."""
         self._http.close()
         self._is_fresh, self._response = True, None
 
     def request(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
     ) -> http.client.HTTPResponse:
-        """Sends a small request; the answer's body is yet to be read.
+        """Send a small request and return the response, whose body is yet to be read.
 
         Parameters
         ----------
         headers
-            names in lower case.
+            Names in lower case.
 
         Raises
         ------
         LineError
-            no answer came.
+            If no response arrives.
         """
         with self._access.translated():
             if not self._is_fresh:
-                # The server may have closed it meanwhile, without having seen the request.
+                # The server may have closed the idle connection before it saw the request.
                 with contextlib.suppress(http.client.RemoteDisconnected, ConnectionError, ssl.SSLEOFError):
                     return self._exchange(method, path, headers or {}, body)
                 self.close()
             return self._exchange(method, path, headers or {}, body)
 
     def begin(self, method: str, path: str, headers: Mapping[str, str], length: int, digest: str) -> None:
-        """Sends the head of a request with a large body; ``send`` and ``answer`` follow.
+        """Send the head of a request with a large body; ``send`` and ``answer`` follow.
 
         Parameters
         ----------
         length
-            of the body. digest: SHA-256 that stands for it in the signature.
+            Size of the body in bytes.
+        digest
+            SHA-256 that the signature covers in place of the body.
 
         Raises
         ------
         LineError
-            the connection broke; ``close`` it.
+            If the connection breaks; ``close`` it.
         """
         with self._access.translated():
             self._put_head(method, path, headers, length, digest)
 
     def send(self, part: memoryview) -> None:
-        """Sends a part of the body.
+        """Send a part of the body.
 
         Raises
         ------
         LineError
-            the connection broke; the server may have answered nonetheless.
+            If the connection breaks; the server may have answered nonetheless.
         """
         with self._access.translated():
             self._http.send(part)
 
     def answer(self) -> http.client.HTTPResponse:
-        """The answer to a request that was begun and sent.
+        """Return the response to a request made with ``begin`` and ``send``.
 
         Raises
         ------
         LineError
-            none came.
+            If none arrives.
         """
         with self._access.translated():
-            return self._take_answer()
+            return self._receive_response()
 
     def check(self, response: http.client.HTTPResponse, what: str, *expected: int) -> None:
-        """Sees that an answer has one of the expected statuses; otherwise its body is read and done with.
+        """Check that a response has one of the expected statuses; if not, discard its body and raise.
 
         Raises
         ------
         RefusedError
-            the status is 400 to 499.
+            If the status is 400 to 499.
         LineError
-            it is anything else that is not expected.
+            If it is any other unexpected status.
         """
         if response.status in expected:
             return
@@ -200,7 +202,7 @@ class Connection:
             word = one_line(response.read(LARGEST_WORD_BYTES))
         except (OSError, http.client.HTTPException):
             word = ""
-        if not response.isclosed():  # there is more, which the next request must not meet
+        if not response.isclosed():  # the next request must not read the rest of this body
             self.close()
         if 400 <= response.status < 500:
             raise RefusedError(what, response.status, word)
@@ -211,7 +213,7 @@ class Connection:
             self._put_head(method, path, headers, len(body), hashlib.sha256(body).hexdigest())
             if body:
                 self._http.send(body)
-            return self._take_answer()
+            return self._receive_response()
         except BaseException:
             self.close()
             raise
@@ -224,7 +226,7 @@ class Connection:
             self._http.putheader("content-length", str(length))
         self._http.endheaders()
 
-    def _take_answer(self) -> http.client.HTTPResponse:
+    def _receive_response(self) -> http.client.HTTPResponse:
         response = self._http.getresponse()
         self._is_fresh, self._response = False, response
         self._access.note(response.status)
@@ -232,13 +234,13 @@ class Connection:
 
 
 def one_line(content: bytes) -> str:
-    """What the server says of a refusal, fit for a log."""
+    """Return the server's reason for a refusal as one printable line."""
     text = content.decode("ascii", "replace")
     return " ".join("".join(character if character.isprintable() else " " for character in text).split())
 
 
 class _Https(http.client.HTTPSConnection):
-    """Reaches the server as ``Address`` says."""
+    """Connects directly or through the proxy, as ``Address`` says."""
 
     def __init__(self, access: Access) -> None:
         self._to = access.address

@@ -1,4 +1,4 @@
-"""The courier: carries questions and models to the runner, and answers and updates to the server."""
+"""The courier carries tasks and models to the runner, and answers and updates to the server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MAILBOX_FOLDER = "courier"
 SIGN_OFF_SECONDS = 1.0
 LOOK_AROUND_SECONDS = 1.0
 INCOMPLETE_PATIENCE_SECONDS = 10.0
-"""For objects of a message that the server has announced and does not have yet: it may have been killed in between."""
+"""How long to wait for message objects that were announced but not yet stored: the server may have been killed."""
 TOO_MANY_REQUESTS = 429
 log = logging.getLogger("fedvox.courier")
 
@@ -47,16 +47,16 @@ class Courier:
     Parameters
     ----------
     kit
-        the site's kit.
+        The site's kit.
     state
-        the folder for what the courier keeps; holds ``site.yaml`` if the hospital limits its line.
+        The courier's state folder; holds ``site.yaml`` if the hospital limits transfers.
     shared
-        between courier and runner.
+        Folder shared by courier and runner.
 
     Raises
     ------
     FedvoxError
-        the kit, the site file, a folder or a proxy variable cannot be used.
+        If the kit, the site file, a folder or a proxy variable cannot be used.
     """
 
     def __init__(self, kit: Path, state: Path, shared: Path) -> None:
@@ -64,7 +64,7 @@ class Courier:
         self._failed = ""
         folder = StateFolder(state)
         folder.make()
-        folder.contact.unlink(missing_ok=True)  # by an earlier process; that it is there says "connected"
+        folder.contact.unlink(missing_ok=True)  # left by an earlier process; its presence would mean "connected"
         self.shared = SharedFolder(shared)
         self.shared.make()
         self.shared.probe()
@@ -81,22 +81,22 @@ class Courier:
         self._unknown: set[str] = set()
 
     def run(self) -> None:
-        """Works until ``KeyboardInterrupt`` (which SIGTERM raises), then signs off.
+        """Work until ``KeyboardInterrupt`` (which SIGTERM raises), then sign off.
 
         Raises
         ------
         SharedFolderError
-            another courier works in the shared folder.
+            If another courier uses the shared folder.
         FedvoxError
-            a part of it has failed for good.
+            If one of its threads has failed for good.
         """
         with self.shared.held_by("courier"):
-            self._remove_leftovers()
+            self._remove_orphans()
             try:
                 self._start("heartbeats", self._heartbeats.run)
                 self._start("messages", self._receive_messages)
                 while not self._stop.wait(LOOK_AROUND_SECONDS):
-                    self._look_around()
+                    self._report_unexpected_files()
             finally:
                 self._stop.set()
                 self._sign_off()
@@ -109,19 +109,19 @@ class Courier:
                 work()
             except StoppedError:
                 pass
-            except BaseException as error:  # also SystemExit, by which Flower's client ends for a version it refuses
+            except BaseException as error:  # also SystemExit, which Flower's client raises for a refused version
                 log.error("%s: %s", name, error, exc_info=not isinstance(error, SystemExit))
                 self._failed = f"{name}: {type(error).__name__}: {error}"
                 self._stop.set()
 
-        # As daemons: a wait for the network may take longer than the end of the process may.
+        # Daemon threads: a blocked network call must not delay the end of the process.
         threading.Thread(target=guarded, name=name, daemon=True).start()
 
     def _receive_messages(self) -> None:
         complaint, backoff = Complaint("asking for messages"), Backoff()
         self._connect()
         self._start("Flower's heartbeat", lambda: keep_node_online(self._node.heartbeat, HEARTBEAT_SECONDS, self._stop))
-        self._go_on()
+        self._resume_tasks()
         while not self._stop.is_set():
             try:
                 arrival = self._node.pull() if len(self._context.mailbox.names()) < MAX_TASKS else None
@@ -139,7 +139,7 @@ class Courier:
                     self._context.retries.pause(LOOK_AROUND_SECONDS)
 
     def _connect(self) -> None:
-        """Signs on, however long it takes."""
+        """Sign the node on, however long it takes."""
         complaint, backoff = Complaint("signing on"), Backoff()
         while True:
             try:
@@ -152,17 +152,17 @@ class Courier:
                 log.info("connected to %s as %s, node %d", self._access.address, self._access.site, self._node.number)
                 return
 
-    def _go_on(self) -> None:
-        """Takes up what was held when the last process ended."""
+    def _resume_tasks(self) -> None:
+        """Resume the tasks that were held when the last process ended."""
         mailbox = self._context.mailbox
         for name in mailbox.names():
-            log.info("task %s: goes on", name[:12])
+            log.info("task %s: resumed", name[:12])
             self._handle(name)
         for name in mailbox.names():
             self._confirm(mailbox.get(name).header)
 
     def _receive(self, arrival: Arrival) -> None:
-        """Writes a message down, then says so to Flower, and begins with the task."""
+        """Store a message, start its task and confirm the message to Flower."""
         try:
             contents = {name: self._fetch(arrival, name) for name in arrival.objects()}
             text = arrival.text(contents)
@@ -170,13 +170,13 @@ class Courier:
             log.warning("message %s: %s", arrival.message[:12], error)
             text = ""
         except RefusedError as error:
-            log.warning("message %s: is dropped: %s", arrival.message[:12], error)
+            log.warning("message %s: dropped: %s", arrival.message[:12], error)
             return
         task = held_task(arrival, text)
-        self._context.retries.until_done("keeping a message", lambda: self._keep(task))
+        self._context.retries.until_done("keeping a message", lambda: self._store(task))
         self._confirm(arrival.header)
 
-    def _keep(self, task: HeldTask) -> None:
+    def _store(self, task: HeldTask) -> None:
         with self._context.mailbox.lock:
             self._context.mailbox.put(task)
             self._handle(task.name)
@@ -189,19 +189,19 @@ class Courier:
         try:
             self._context.retries.until_done("confirming a message", lambda: self._node.confirm(header))
         except RefusedError as error:
-            log.info("%s", error)  # its run is over; the task will hear so too
+            log.info("%s", error)  # its run is over; the task will find out too
 
     def _handle(self, name: str) -> None:
-        """Begins with a task, unless that has been done; a newer message for it is found by who handles it."""
+        """Start a task unless it has a handler; the handler picks up newer messages itself."""
         with self._context.mailbox.lock:
             if name in self._handlers:
                 return
             handler = TaskHandler(name, self._context, lambda: self._handlers.pop(name, None))
             self._handlers[name] = handler
-        self._start(f"task {name[:12]}", lambda: self._insist(handler))
+        self._start(f"task {name[:12]}", lambda: self._run_with_retries(handler))
 
-    def _insist(self, handler: TaskHandler) -> None:
-        """An error that nobody foresaw is one task's, and not the end of the others."""
+    def _run_with_retries(self, handler: TaskHandler) -> None:
+        """Retry a task after unexpected errors, so that they do not affect other tasks."""
         backoff = Backoff()
         while True:
             try:
@@ -210,11 +210,11 @@ class Courier:
             except StoppedError:
                 raise
             except Exception:
-                log.exception("task %s: an internal error; it is tried again", handler.name[:12])
+                log.exception("task %s: internal error; trying again", handler.name[:12])
             self._context.retries.pause(backoff.pause())
 
-    def _remove_leftovers(self) -> None:
-        """What a process left in the inbox that was killed while it wrote or cleared up."""
+    def _remove_orphans(self) -> None:
+        """Remove inbox files that a killed process left behind while it wrote or cleared up."""
         mailbox = self._context.mailbox
         needed = {f"{name}{TASK}" for name in mailbox.names()}
         needed |= {name for model in mailbox.models() for name in (model, part_name(model))}
@@ -226,8 +226,8 @@ class Courier:
                 except OSError as error:
                     raise OutputError(f"{file}: cannot be removed: {error.strerror}; remove it") from None
 
-    def _look_around(self) -> None:
-        """Names files in the outbox that nobody asked for. They are never sent."""
+    def _report_unexpected_files(self) -> None:
+        """Warn about files in the outbox that no task asked for. They are never sent."""
         held = set(self._context.mailbox.names())
         try:
             files = [file for file in self.shared.outbox.iterdir() if not file.name.startswith(".")]
@@ -241,7 +241,7 @@ class Courier:
             if is_reply and (file.stem in self._context.mailbox.names() or not file.exists()):
                 continue
             self._unknown.add(file.name)
-            log.warning("%s: nobody has asked for this; it is not sent", file)
+            log.warning("%s: no task asked for this file; it is not sent", file)
 
     def _sign_off(self) -> None:
         def attempt() -> None:
@@ -256,7 +256,7 @@ class Courier:
 
 
 def _open_kit(kit: Path, contact: Path) -> tuple[Access, float]:
-    """The way to the gateway that a kit describes, and how often the federation wants a sign of life, in seconds."""
+    """Return access to the gateway of a kit, and the federation's heartbeat interval in seconds."""
     description = read_kit(kit, "site")
     site = description.site or ""
     identity = site_identity(kit, site)
@@ -267,7 +267,7 @@ def _open_kit(kit: Path, contact: Path) -> tuple[Access, float]:
     settle(address)
     if address.proxy is not None and ":" in address.host:
         log.warning(
-            "%s through the proxy %s: not every proxy takes an IPv6 address; a host name in the kit always works",
+            "%s through the proxy %s: not every proxy accepts an IPv6 address; a host name in the kit always works",
             address,
             address.proxy,
         )
@@ -276,7 +276,7 @@ def _open_kit(kit: Path, contact: Path) -> tuple[Access, float]:
 
 
 class _Contact:
-    """Touches a file, a few times a second at most."""
+    """Touches a file, at most once every ``seconds``."""
 
     def __init__(self, file: Path, seconds: float = 0.5) -> None:
         self._file = file

@@ -1,4 +1,4 @@
-"""Says in one line why the server is not reached, with what to do about it."""
+"""Explains in one line why the server cannot be reached, and what to do about it."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ _STATUS = re.compile(r"\d{3}\b")
 
 
 def who_opens_tls(address: Address, authority: Path) -> str | None:
-    """Looks who answers in the server's place, and does not send anything.
+    """Find out who answers in the server's place, without sending a request.
 
     Parameters
     ----------
     address
-        where the server is.
+        Address of the server.
     authority
-        the file of the federation's certificate authority.
+        Certificate file of the federation's authority.
 
     Returns
     -------
     str | None
-        What is wrong and what to do; None if the certificate that is shown is one of the authority's.
+        What is wrong and what to do; None if the authority issued the presented certificate.
 
     Raises
     ------
     OSError
-        nobody answers, or not in TLS.
+        If there is no answer, or it is not TLS.
     FedvoxError
-        the authority's file cannot be read.
+        If the authority's file cannot be read.
     """
     ours = load_certificate(authority)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE  # only to see the certificate; nothing is said over this connection
+    context.verify_mode = ssl.CERT_NONE  # only to read the certificate; no data is sent
     with (
         open_socket(address, PROBE_SECONDS) as connection,
         context.wrap_socket(connection, server_hostname=address.host) as secured,
@@ -54,21 +54,21 @@ def who_opens_tls(address: Address, authority: Path) -> str | None:
     try:
         shown.verify_directly_issued_by(ours)
     except (ValueError, TypeError, InvalidSignature):
-        issuer = shown.issuer.rfc4514_string() or "nobody"
+        issuer = shown.issuer.rfc4514_string() or "an unnamed issuer"
         if address.proxy is not None:
             return (
-                f"the proxy {address.proxy} opens TLS: it shows a certificate by {issuer} in place of the server's; "
-                f"ask IT to exempt {address.host}"
+                f"the proxy {address.proxy} intercepts TLS: it presents a certificate by {issuer} instead of the "
+                f"server's; ask IT to exempt {address.host}"
             )
         return (
-            f"{address} shows a certificate by {issuer}, not by the federation's authority: something on the way opens "
-            f"TLS (ask IT to exempt {address.host}), or another server answers there"
+            f"{address} presents a certificate by {issuer}, not by the federation's authority: something on the path "
+            f"intercepts TLS (ask IT to exempt {address.host}), or another server answers there"
         )
     return None
 
 
 def explain(error: BaseException, address: Address, authority: Path) -> str:
-    """One line for an error of the connection to the server."""
+    """Return one line that explains an error of the connection to the server."""
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, ProxyError):
@@ -77,20 +77,23 @@ def explain(error: BaseException, address: Address, authority: Path) -> str:
             status = _STATUS.match(str(cause))
             if status:
                 return proxy_problem(address.proxy, int(status[0]))
-            return f"the proxy {address.proxy} of {address.proxy.variable} does not work: {cause}"
+            return f"the proxy {address.proxy} of {address.proxy.variable} failed: {cause}"
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return _explain_certificate(cause, address, authority)
         if isinstance(cause, ssl.SSLError) and "ALERT" in (cause.reason or ""):
             alert = (cause.reason or "").lower().replace("_", " ")
             return (
-                f"{address} refuses this site's certificate ({alert}); ask the coordinator whether it is still let in"
+                f"{address} refuses this site's certificate ({alert}); ask the coordinator whether it is still accepted"
             )
     if any(
         isinstance(cause, ssl.SSLEOFError | ConnectionResetError | http.client.RemoteDisconnected) for cause in causes
     ):
-        # Where a certificate is refused, the reason is often lost with the connection.
-        return f"{address} hangs up; if that lasts, ask the coordinator whether this site's certificate is still let in"
+        # When a certificate is refused, the reason is often lost with the connection.
+        return (
+            f"{address} closes the connection; if this persists, "
+            "ask the coordinator whether this site's certificate is still accepted"
+        )
     if any(isinstance(cause, TimeoutError | httpx.TimeoutException) for cause in causes):
         return f"{address} does not answer in time"
     last = next((cause for cause in causes if isinstance(cause, OSError)), error)
@@ -106,11 +109,11 @@ def _explain_certificate(error: ssl.SSLCertVerificationError, address: Address, 
         problem = None
     if problem is not None:
         return problem
-    return f"the certificate of {address} is not good: {error.verify_message}; tell the coordinator"
+    return f"the certificate of {address} is not valid: {error.verify_message}; tell the coordinator"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what led to it, outermost first."""
+    """Yield the error and its causes, outermost first."""
     seen: set[int] = set()
     current: BaseException | None = error
     while current is not None and id(current) not in seen:

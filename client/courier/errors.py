@@ -1,4 +1,4 @@
-"""Why something did not work towards the server, by what can be done about it."""
+"""Errors in exchanges with the server, grouped by what can be done about them."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ from common.errors import FedvoxError
 from common.protocol.messages import Failure
 
 REFUSED_FOR_NOW = frozenset({401, 408, 425, 429})
-"""Statuses that time may heal: a clock that is off, a key that is not let in yet, too many requests."""
+"""Temporary refusals: the clock is off, the key or message is not available yet, too many requests."""
 
 
 class StoppedError(Exception):
-    """The courier ends; whatever is under way stays as it is, and goes on at the next start."""
+    """The courier is stopping; unfinished work stays as it is and resumes at the next start."""
 
 
 class LineError(FedvoxError):
-    """No answer, half of one, or one that says "later": worth another attempt.
+    """No response, a partial one, or one that says "later": worth another attempt.
 
     Attributes
     ----------
     progressed
-        whether something got through before it failed.
+        Whether any data got through before the failure.
     """
 
     progressed = False
 
 
 class RefusedError(FedvoxError):
-    """The server understood, and said no.
+    """The server understood the request and refused it.
 
     Attributes
     ----------
     status
-        of HTTP, 400 to 499.
+        HTTP status, 400 to 499.
     """
 
     def __init__(self, what: str, status: int, word: str = "") -> None:
@@ -40,17 +40,17 @@ class RefusedError(FedvoxError):
 
     @property
     def is_final(self) -> bool:
-        """Whether asking again is of no use."""
+        """Whether retrying is useless."""
         return self.status not in REFUSED_FOR_NOW
 
 
 class GivenUpError(FedvoxError):
-    """A task that cannot be answered as it was meant.
+    """A task that cannot be answered as intended.
 
     Attributes
     ----------
     failure
-        what the server is to hear.
+        The failure to report to the server.
     """
 
     def __init__(self, problem: str, failure: Failure) -> None:
@@ -60,7 +60,7 @@ class GivenUpError(FedvoxError):
 
 def _advice(word: str) -> str:
     advice = {
-        "clock": "; set this machine's clock by a time server",
-        "unknown-site": "; ask the coordinator whether this site's certificate is still let in",
+        "clock": "; synchronise this machine's clock with a time server",
+        "unknown-site": "; ask the coordinator whether this site's certificate is still accepted",
     }
     return advice.get(word, "")

@@ -1,4 +1,4 @@
-"""The site as a node of Flower's: its calls, over Flower's own client."""
+"""The site as a Flower node: its calls, made with Flower's own client."""
 
 from __future__ import annotations
 
@@ -38,21 +38,23 @@ from client.shared_folder import put_file
 from common.certificates import public_pem
 
 HEARTBEAT_SECONDS = 25.0
-"""How often Flower hears that the node is there; it believes so for twice ``_INTERVAL_SECONDS``."""
+"""Interval of Flower's heartbeat; Flower considers a node online for twice ``_INTERVAL_SECONDS``."""
 _INTERVAL_SECONDS = 30.0
 HOLD_SECONDS = 20
-"""For which the server may keep a question for messages before it answers that there is none."""
+"""How long the server may hold a long poll for messages."""
 
 
 class FleetNode:
-    """All methods raise ``LineError`` if no answer comes and ``RefusedError`` if the server refuses. Thread-safe.
+    """A Flower node. Thread-safe.
+
+    All methods raise ``LineError`` if no answer arrives and ``RefusedError`` if the server refuses.
 
     Parameters
     ----------
     access
-        to the gateway.
+        Access to the gateway.
     note
-        file for the node's number, so that a node that was killed can be signed off.
+        File for the node's ID, so that a killed node can be signed off later.
     """
 
     def __init__(self, access: Access, note: Path) -> None:
@@ -70,21 +72,21 @@ class FleetNode:
 
     @property
     def number(self) -> int:
-        """Flower's number of the node; 0 before it is active."""
+        """Flower's ID of the node; 0 before it is active."""
         with self._lock:
             return int(self._node.node_id)
 
     def activate(self) -> None:
-        """Signs the node on; one that a killed process left behind is signed off before, or it would be refused.
+        """Sign the node on, after signing off one left by a killed process: Flower refuses a second.
 
         Raises
         ------
         OutputError
-            its number cannot be written down.
+            If its ID cannot be stored.
         """
-        self._sign_off_noted()
+        self._sign_off_previous()
         pem = public_pem(self._access.key.public_key())
-        with self._told("signing on"):
+        with self._translated_errors("signing on"):
             answer = self._client.ActivateNode(
                 ActivateNodeRequest(public_key=pem, heartbeat_interval=_INTERVAL_SECONDS)
             )
@@ -93,21 +95,21 @@ class FleetNode:
             self._node = Node(node_id=answer.node_id)
 
     def deactivate(self) -> None:
-        """Signs the node off."""
+        """Sign the node off."""
         if number := self.number:
-            with self._told("signing off"):
+            with self._translated_errors("signing off"):
                 self._client.DeactivateNode(DeactivateNodeRequest(node_id=number))
 
     def heartbeat(self) -> None:
-        """Tells Flower that the node is there."""
-        request = SendNodeHeartbeatRequest(node=self._me(), heartbeat_interval=_INTERVAL_SECONDS)
-        with self._told("Flower's heartbeat"):
+        """Send Flower's heartbeat."""
+        request = SendNodeHeartbeatRequest(node=self._current_node(), heartbeat_interval=_INTERVAL_SECONDS)
+        with self._translated_errors("Flower's heartbeat"):
             self._client.SendNodeHeartbeat(request)
 
     def pull(self) -> Arrival | None:
-        """The next message, if there is one within ``HOLD_SECONDS``."""
-        with self._told("asking for messages"):
-            answer = self._client.PullMessages(PullMessagesRequest(node=self._me()))
+        """Return the next message, or None if none arrives within ``HOLD_SECONDS``."""
+        with self._translated_errors("asking for messages"):
+            answer = self._client.PullMessages(PullMessagesRequest(node=self._current_node()))
         if not answer.messages_list:
             return None
         if len(answer.message_object_trees) != len(answer.messages_list):
@@ -116,9 +118,9 @@ class FleetNode:
         return Arrival(header, answer.message_object_trees[0])
 
     def fetch(self, arrival: Arrival, identity: str) -> bytes:
-        """One object of a message."""
-        request = PullObjectRequest(node=self._me(), run_id=arrival.run, object_id=identity)
-        with self._told("fetching a message"):
+        """Fetch one object of a message."""
+        request = PullObjectRequest(node=self._current_node(), run_id=arrival.run, object_id=identity)
+        with self._translated_errors("fetching a message"):
             answer = self._client.PullObject(request)
         if not answer.object_found:
             raise RefusedError("fetching a message", 404, "no such object")
@@ -127,57 +129,57 @@ class FleetNode:
         return bytes(answer.object_content)
 
     def confirm(self, header: bytes) -> None:
-        """Says that a message was received and written down."""
+        """Confirm that a message was received and stored."""
         metadata = MessageHeader.FromString(header).metadata
         request = ConfirmMessageReceivedRequest(
-            node=self._me(), run_id=metadata.run_id, message_object_id=metadata.message_id
+            node=self._current_node(), run_id=metadata.run_id, message_object_id=metadata.message_id
         )
-        with self._told("confirming a message"):
+        with self._translated_errors("confirming a message"):
             self._client.ConfirmMessageReceived(request)
 
     def announce(self, reply: PackedReply) -> None:
-        """Announces a reply and hands over what the server does not have of it yet; safe to repeat."""
+        """Announce a reply and send the objects that the server lacks; safe to repeat."""
         request = PushMessagesRequest(
-            node=self._me(),
+            node=self._current_node(),
             messages_list=[MessageHeader.FromString(reply.header)],
             message_object_trees=[ObjectTree.FromString(reply.tree)],
         )
-        with self._told("announcing a reply"):
+        with self._translated_errors("announcing a reply"):
             answer = self._client.PushMessages(request)
         for identity in answer.objects_to_push:
             if identity not in reply.objects:
-                raise LineError("announcing a reply: the server asks for an object that is not in it")
+                raise LineError("announcing a reply: the server asks for an object that is not part of it")
             piece = PushObjectRequest(
-                node=self._me(),
+                node=self._current_node(),
                 run_id=reply.run,
                 session_id=answer.session_id,
                 object_id=identity,
                 object_content=reply.objects[identity],
             )
-            with self._told("handing over a reply"):
+            with self._translated_errors("sending a reply"):
                 stored = self._client.PushObject(piece).stored
             if not stored:
-                raise LineError("handing over a reply: the server has not kept it")
+                raise LineError("sending a reply: the server did not store it")
 
     def close(self) -> None:
-        """Closes all connections."""
+        """Close all connections."""
         self._client.close()
 
-    def _me(self) -> Node:
+    def _current_node(self) -> Node:
         with self._lock:
             return self._node
 
-    def _sign_off_noted(self) -> None:
+    def _sign_off_previous(self) -> None:
         try:
             number = int(json.loads(self._note.read_bytes())["node"])
         except (OSError, ValueError, KeyError, TypeError):
             return
-        # Refused where it is not signed on, or where the server knows it no more: both are well.
-        with contextlib.suppress(RefusedError), self._told("signing off"):
+        # A refusal means that the node is not signed on or no longer known; both are fine.
+        with contextlib.suppress(RefusedError), self._translated_errors("signing off"):
             self._client.DeactivateNode(DeactivateNodeRequest(node_id=number))
 
     @contextlib.contextmanager
-    def _told(self, what: str) -> Iterator[None]:
+    def _translated_errors(self, what: str) -> Iterator[None]:
         with self._access.translated():
             try:
                 yield
@@ -188,19 +190,19 @@ class FleetNode:
                     raise RefusedError(what, status, word) from None
                 raise LineError(f"{what}: the server answers {status}") from None
             except ValueError as error:
-                if isinstance(error, OSError):  # a certificate that is not good is both
+                if isinstance(error, OSError):  # an invalid certificate raises an error that is both
                     raise
                 raise LineError(f"{what}: the server's answer cannot be read") from None
 
 
 class _SignedRequests:
-    """Adds the site's own signature to a call, and the wish that the server hold a question for messages."""
+    """Signs each call with the site's key, and requests long polling for messages."""
 
     def __init__(self, access: Access) -> None:
         self._access = access
 
     def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
-        """Signs the call, and notes that it was answered."""
+        """Sign the call and report the response as contact."""
         request = context.request
         path, body = request.url.raw_path.decode(), hashlib.sha256(request.content).hexdigest()
         request.headers.update(self._access.headers(request.method, path, body, dict(request.headers)))

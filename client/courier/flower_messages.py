@@ -1,4 +1,4 @@
-"""Flower's messages, as far as a site reads and writes them."""
+"""The Flower messages that a site reads and writes."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from common.protocol.codec import Answer, from_record, to_record
 from common.protocol.messages import Failure
 
 MOST_OBJECTS = 16
-"""Of one message; ours has three."""
+"""Maximum number of objects in a message; ours have three."""
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A message that Flower has announced; its content is yet to be fetched.
+    """A message announced by Flower, whose content is yet to be fetched.
 
     Attributes
     ----------
     header
-        as it came.
+        Serialised header, as received.
     tree
-        of the objects that it is made of.
+        Tree of the message's objects.
     """
 
     header: bytes
@@ -44,58 +44,58 @@ class Arrival:
 
     @property
     def message(self) -> str:
-        """Flower's identity of it."""
+        """Flower's message ID."""
         return identity_of(self.header)
 
     @property
     def run(self) -> int:
-        """Flower's number of the run."""
+        """Flower's run ID."""
         return int(MessageHeader.FromString(self.header).metadata.run_id)
 
     def objects(self) -> list[str]:
-        """The identities of all its objects.
+        """Return the IDs of all its objects.
 
         Raises
         ------
         ProtocolError
-            they are more than a message of ours can have.
+            If there are more than ``MOST_OBJECTS``.
         """
         found = []
         for item in iterate_object_tree(self.tree):
             found.append(str(item.object_id))
             if len(found) > MOST_OBJECTS:
-                raise ProtocolError(f"a message of Flower's with more than {MOST_OBJECTS} objects")
+                raise ProtocolError(f"a Flower message with more than {MOST_OBJECTS} objects")
         return found
 
     def text(self, contents: Mapping[str, bytes]) -> str:
-        """The message of ours that it holds, as JSON; not looked into yet.
+        """Return the Fedvox message inside as JSON, not validated.
 
         Raises
         ------
         ProtocolError
-            it holds none.
+            If there is none.
         """
         try:
             message = inflate_object_from_contents(str(self.tree.object_id), dict(contents))
-        except Exception as error:  # Flower's own code, on bytes that came from outside
-            raise ProtocolError(f"a message of Flower's that cannot be read ({type(error).__name__})") from None
+        except Exception as error:  # Flower's own code, run on untrusted bytes
+            raise ProtocolError(f"a Flower message that cannot be read ({type(error).__name__})") from None
         if not isinstance(message, Message) or not message.has_content():
-            raise ProtocolError("a message of Flower's without content")
+            raise ProtocolError("a Flower message without content")
         return from_record(message.content)
 
 
 @dataclass(frozen=True)
 class PackedReply:
-    """A reply as it is announced to Flower, the same to the bit each time: SuperLink takes no second one.
+    """A reply as announced to Flower, identical each time: SuperLink rejects a second, different one.
 
     Attributes
     ----------
     message
-        the identity of the message that it answers.
+        ID of the message that it answers.
     text
-        the answer as JSON.
+        The answer as JSON.
     header, tree, objects
-        what Flower gets.
+        What is sent to Flower.
     """
 
     message: str
@@ -106,11 +106,11 @@ class PackedReply:
 
     @property
     def run(self) -> int:
-        """Flower's number of the run."""
+        """Flower's run ID."""
         return int(MessageHeader.FromString(self.header).metadata.run_id)
 
     def to_json(self) -> bytes:
-        """To be kept."""
+        """Serialise the reply for storage."""
         content = {
             "message": self.message,
             "text": self.text,
@@ -122,12 +122,12 @@ class PackedReply:
 
     @classmethod
     def from_json(cls, kept: bytes) -> PackedReply:
-        """What was kept.
+        """Read a stored reply.
 
         Raises
         ------
         ValueError
-            it is damaged.
+            If it is damaged.
         """
         try:
             content = json.loads(kept)
@@ -139,19 +139,19 @@ class PackedReply:
 
 
 def identity_of(header: bytes) -> str:
-    """Flower's identity of a message."""
+    """Return Flower's message ID."""
     return str(MessageHeader.FromString(header).metadata.message_id)
 
 
 def pack_reply(header: bytes, answer: Answer, text: str) -> PackedReply:
-    """The reply to a message: an error of Flower's for a failure, else a message with the text as its content.
+    """Return the reply to a message: a Flower error for a failure, else a message with the text as content.
 
     Parameters
     ----------
     header
-        of the message that is answered.
+        Header of the message to reply to.
     answer, text
-        the same thing, read and as it will leave.
+        The same answer, parsed and as it will be sent.
     """
     question = message_from_proto(MessageHeader.FromString(header))
     if isinstance(answer, Failure):
@@ -161,7 +161,7 @@ def pack_reply(header: bytes, answer: Answer, text: str) -> PackedReply:
     announced = message_to_proto(reply)
     announced.metadata.message_id = reply.object_id
     if reply.has_content():
-        # Announced without its content, which follows as objects.
+        # The announcement has no content, which follows as objects.
         announced.content.CopyFrom(message_to_proto(Message(RecordDict(), reply_to=question)).content)
     objects = {name: item.deflate() for name, item in get_all_nested_objects(reply).items()}
     tree = get_object_tree(reply).SerializeToString(deterministic=True)

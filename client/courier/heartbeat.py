@@ -1,4 +1,4 @@
-"""Signs of life: to the server app what the site holds and works on, to Flower that the node is there."""
+"""Heartbeats: to the server app with the site's tasks and progress, and to Flower to keep the node online."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from client.shared_folder import SharedFolder
 from common.protocol.codec import MAX_TASKS, pack
 
 MOST_SECONDS = 5.0
-"""Between two heartbeats, whatever the federation says."""
+"""Longest interval between two heartbeats, whatever the federation sets."""
 
 
 class Heartbeats:
-    """Sends ``POST /heartbeat`` at intervals, and at once when other tasks are held.
+    """Sends ``POST /heartbeat`` at intervals, and at once when the held tasks change.
 
     Parameters
     ----------
     access
-        to the gateway.
+        Access to the gateway.
     shared
-        where the runner says what it works on.
+        Folder in which the runner reports its progress.
     held
-        the tasks that are held, oldest first.
+        Returns the held tasks, oldest first.
     seconds
-        the interval.
+        The interval.
     stop
-        set when the courier ends.
+        Set when the courier stops.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class Heartbeats:
         self._changed = threading.Event()
 
     def hurry(self) -> None:
-        """Other tasks are held now; may be called by any thread."""
+        """Send a heartbeat at once, because the held tasks changed. Thread-safe."""
         self._changed.set()
 
     def run(self) -> None:
-        """Until the courier ends."""
+        """Send heartbeats until the courier stops."""
         complaint, backoff = Complaint("heartbeat"), Backoff()
         with self._access.connection() as connection:
             while not self._stop.is_set():
@@ -73,7 +73,7 @@ class Heartbeats:
 
 
 def keep_node_online(send: Callable[[], None], seconds: float, stop: threading.Event) -> None:
-    """Sends Flower's own heartbeat until the courier ends."""
+    """Send Flower's own heartbeat until the courier stops."""
     complaint, backoff = Complaint("Flower's heartbeat"), Backoff()
     while not stop.wait(seconds):
         while not stop.is_set():

@@ -1,12 +1,12 @@
-"""What the courier has received and not answered yet, in files: it may be killed at any moment.
+"""Stores received messages in files until they are answered: the courier may be killed at any moment.
 
-| file | what it is |
+| file | content |
 | --- | --- |
-| ``NAME.json`` | the newest message that asks for task NAME: Flower's header, and our JSON |
-| ``NAME.sent`` | the reply as it is announced to Flower, to the bit |
-| ``node.json`` | Flower's number of this node |
+| ``NAME.json`` | the newest message for task NAME: Flower's header and our JSON |
+| ``NAME.sent`` | the reply exactly as announced to Flower |
+| ``node.json`` | Flower's ID of this node |
 
-Nothing is flushed to disk. After a loss of power the server sees what the site does not hold, and sends it again.
+Nothing is flushed to disk: after a power failure the server redelivers what the site no longer holds.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ log = logging.getLogger("fedvox.courier")
 
 @dataclass(frozen=True)
 class HeldTask:
-    """A task by its newest message.
+    """A task with its newest message.
 
     Attributes
     ----------
     name
-        the task's.
+        Name of the task.
     header
-        of Flower's message.
+        Header of Flower's message.
     text
-        ours, as JSON, as it came; it may be none at all.
+        Our message as JSON, as received; it may be invalid.
     """
 
     name: str
@@ -51,23 +51,23 @@ class HeldTask:
 
     @property
     def message(self) -> str:
-        """Flower's identity of the message."""
+        """Flower's message ID."""
         return identity_of(self.header)
 
     @property
     def question(self) -> Question | None:
-        """What is asked; None if it cannot be read."""
+        """What the message asks; None if it cannot be read."""
         return read_question(self.text)
 
     @property
     def model(self) -> str | None:
-        """The weights that it needs; None if none."""
+        """Digest of the weights that the task needs; None if it needs none."""
         question = self.question
         return question.model if isinstance(question, Task) else None
 
 
 def read_question(text: str) -> Question | None:
-    """A message of the server's; None if it is none."""
+    """Parse a message of the server; return None if it is invalid."""
     try:
         return unpack_question(text)
     except ProtocolError:
@@ -75,26 +75,26 @@ def read_question(text: str) -> Question | None:
 
 
 def held_task(arrival: Arrival, text: str) -> HeldTask:
-    """A message that has just come; one that names no task has the name of Flower's message."""
+    """Return the task of a new message; without a name of its own, it takes Flower's message ID."""
     question = read_question(text)
     name = question.name if isinstance(question, Task) else arrival.message[:32]
     return HeldTask(name, arrival.header, text)
 
 
 class Mailbox:
-    """The files above, which one process writes. Thread-safe; ``lock`` makes several calls one.
+    """The files above, written by one process. Thread-safe; hold ``lock`` to make several calls atomic.
 
     Parameters
     ----------
     folder
-        made if it is not there; what is in it is read once, now.
+        Created if missing; read once, by the constructor.
     on_change
-        called whenever another set of tasks is held.
+        Called whenever the set of held tasks changes.
 
     Raises
     ------
     OutputError
-        the folder cannot be made.
+        If the folder cannot be created.
     """
 
     def __init__(self, folder: Path, on_change: Callable[[], None] = lambda: None) -> None:
@@ -109,26 +109,26 @@ class Mailbox:
 
     @property
     def node_file(self) -> Path:
-        """Where the node's number is noted."""
+        """File with the node's ID."""
         return self.folder / "node.json"
 
     def names(self) -> tuple[str, ...]:
-        """The tasks that are held, oldest first."""
+        """Return the names of the held tasks, oldest first."""
         with self.lock:
             return tuple(self._tasks)
 
     def get(self, name: str) -> HeldTask:
-        """A task that is held, by its newest message."""
+        """Return a held task with its newest message."""
         with self.lock:
             return self._tasks[name]
 
     def put(self, task: HeldTask) -> None:
-        """Holds a task; a message that came before for the same one is forgotten.
+        """Hold a task; its newest message replaces earlier ones.
 
         Raises
         ------
         OutputError
-            it cannot be written.
+            If it cannot be written.
         """
         with self.lock:
             is_new = task.name not in self._tasks
@@ -139,43 +139,43 @@ class Mailbox:
             self._on_change()
 
     def sent(self, name: str) -> PackedReply | None:
-        """The reply of a task that was packed; None if there is none, or it is damaged."""
+        """Return the packed reply of a task; None if there is none or it is damaged."""
         file = self._file(name, SENT)
         try:
             return PackedReply.from_json(file.read_bytes())
         except FileNotFoundError:
             return None
         except (OSError, ValueError):
-            log.warning("%s: is damaged and packed anew", file)
+            log.warning("%s: damaged; the reply is packed again", file)
             return None
 
     def put_sent(self, name: str, reply: PackedReply) -> None:
-        """Keeps a packed reply, before it is announced.
+        """Store a packed reply before it is announced.
 
         Raises
         ------
         OutputError
-            it cannot be written.
+            If it cannot be written.
         """
         put_file(self._file(name, SENT), reply.to_json())
 
     def needs(self, model: str, besides: str) -> bool:
-        """Whether another task than ``besides`` needs these weights."""
+        """Return whether a task other than ``besides`` needs these weights."""
         with self.lock:
             return any(task.model == model for name, task in self._tasks.items() if name != besides)
 
     def models(self) -> frozenset[str]:
-        """All weights that are needed."""
+        """Return the digests of all weights that held tasks need."""
         with self.lock:
             return frozenset(task.model for task in self._tasks.values() if task.model is not None)
 
     def remove(self, name: str) -> None:
-        """Forgets a task.
+        """Forget a task.
 
         Raises
         ------
         OutputError
-            its files cannot be removed.
+            If its files cannot be removed.
         """
         with self.lock:
             try:
@@ -206,6 +206,6 @@ def _read(file: Path) -> HeldTask | None:
         if not task.message:
             raise ValueError("no message")
         return task
-    except Exception:  # protobuf has errors of its own
-        log.warning("%s: is damaged and left alone; the server sends the task again", file)
+    except Exception:  # protobuf raises its own errors
+        log.warning("%s: damaged and ignored; the server redelivers the task", file)
         return None

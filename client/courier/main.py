@@ -14,31 +14,31 @@ from common.system.flower import check_flower_version
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what a courier has to be told."""
+    """Add the courier's options."""
     parser.add_argument("--kit", type=Path, required=True, metavar="DIR", help="the site's kit")
     parser.add_argument("--state", type=Path, required=True, metavar="DIR", help="where the courier keeps its state")
-    parser.add_argument("--shared", type=Path, required=True, metavar="DIR", help="the folder that the runner sees too")
+    parser.add_argument("--shared", type=Path, required=True, metavar="DIR", help="the folder shared with the runner")
     add_linger(parser)
 
 
 def run_courier(options: argparse.Namespace) -> int:
-    """Works until SIGTERM or Ctrl-C.
+    """Run the courier until SIGTERM or Ctrl-C.
 
     Returns
     -------
     int
-        0.
+        Always 0.
 
     Raises
     ------
     FedvoxError
-        it cannot begin, or a part of it has failed for good.
+        If it cannot start, or one of its threads has failed for good.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     logging.getLogger("fedvox").setLevel(logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     check_flower_version()
-    # Both before anything imports flwr.
+    # Set both before anything imports flwr.
     os.environ.setdefault("FLWR_HOME", str(StateFolder(options.state).flower_home))
     os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
     from client.courier.courier import Courier
@@ -52,7 +52,7 @@ def run_courier(options: argparse.Namespace) -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the courier with the options on the command line; the exit status."""
+    """Run the courier with the command line's options and return the exit status."""
     parser = base_parser("client.courier", "Carries tasks, models and answers between a server and a site's runner.")
     add_options(parser)
     parser.set_defaults(command=run_courier)

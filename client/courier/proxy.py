@@ -1,8 +1,7 @@
-"""The way to the server through a hospital's outbound proxy (``CONNECT``).
+"""Connects to the server through a hospital's outbound proxy (``CONNECT``).
 
-The proxy is found in the environment, as by other programs: ``HTTPS_PROXY`` or ``https_proxy``, or ``ALL_PROXY``, with
-user and password if it wants them, and ``NO_PROXY`` for hosts that are reached directly. The lower-case form goes
-first.
+The environment sets the proxy, as for other programs: ``HTTPS_PROXY`` or ``https_proxy``, or ``ALL_PROXY``, with user
+and password if required, and ``NO_PROXY`` for hosts that are reached directly. Lower-case names take precedence.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ _LARGEST_ANSWER_BYTES = 16 * 1024
 
 
 class ProxyError(OSError):
-    """The proxy does not let this through; the text names it and says what to do.
+    """The proxy is unreachable or refuses; the text names it and says what to do.
 
     Attributes
     ----------
     needs_person
-        whether trying again is of no use: it wants another password, or must allow the connection.
+        Whether retrying is useless until a person corrects the password or allows the connection.
     """
 
     needs_person = False
@@ -37,14 +36,14 @@ class ProxyError(OSError):
 
 @dataclass(frozen=True)
 class Proxy:
-    """An HTTP proxy. Its text never holds the password.
+    """An HTTP proxy. Its string form never contains the password.
 
     Attributes
     ----------
     variable
-        of the environment, where it was found.
+        Environment variable that names it.
     user
-        None if it wants none.
+        None if it needs no authentication.
     """
 
     host: str
@@ -58,7 +57,7 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """As a variable of the environment holds it, with user and password."""
+        """URL as in an environment variable, with user and password."""
         secret = ""
         if self.user is not None:
             secret = f"{urllib.parse.quote(self.user, safe='')}:{urllib.parse.quote(self.password, safe='')}@"
@@ -66,7 +65,7 @@ class Proxy:
 
     @property
     def authorization(self) -> str | None:
-        """The value of ``Proxy-Authorization``."""
+        """Value of ``Proxy-Authorization``; None without a user."""
         if self.user is None:
             return None
         return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
@@ -74,14 +73,14 @@ class Proxy:
 
 @dataclass(frozen=True)
 class Address:
-    """Where the server is, and through what it is reached.
+    """Address of the server, and the proxy that leads to it.
 
     Attributes
     ----------
     host
-        a name or an IP address, without brackets.
+        Host name or IP address, without brackets.
     proxy
-        None for directly.
+        None for a direct connection.
     """
 
     host: str
@@ -93,12 +92,12 @@ class Address:
 
 
 def find_address(host: str, port: int, environment: Mapping[str, str] = os.environ) -> Address:
-    """The way to the server, as the environment has it.
+    """Return the server's address, with the proxy that the environment sets for it.
 
     Raises
     ------
     ConfigError
-        a proxy variable is no URL of an HTTP proxy.
+        If a proxy variable is not the URL of an HTTP proxy.
     """
     for lower in _VARIABLES:
         variable = lower if lower in environment else lower.upper()
@@ -110,8 +109,10 @@ def find_address(host: str, port: int, environment: Mapping[str, str] = os.envir
 
 
 def settle(address: Address, environment: MutableMapping[str, str] = os.environ) -> None:
-    """Makes all HTTP clients of this process take the way of ``address``: they read the environment too, and each
-    understands exemptions a little differently."""
+    """Make all HTTP clients of this process use the proxy of ``address``.
+
+    They read the environment too, and each interprets exemptions a little differently.
+    """
     for name in (*_VARIABLES, *_OTHER_VARIABLES):
         environment.pop(name, None)
         environment.pop(name.upper(), None)
@@ -120,25 +121,27 @@ def settle(address: Address, environment: MutableMapping[str, str] = os.environ)
 
 
 def is_exempt(host: str, port: int, no_proxy: str) -> bool:
-    """Whether ``NO_PROXY`` names a host: itself, its domain, a network that holds it, or ``*``; each with a port or
-    without."""
+    """Return whether ``NO_PROXY`` exempts a host.
+
+    An entry is ``*``, or a host, domain or network with or without a port.
+    """
     return any(_matches(host.lower(), port, entry.strip().lower()) for entry in no_proxy.split(","))
 
 
 def open_socket(address: Address, seconds: float) -> socket.socket:
-    """A connection to the server, through the proxy if there is one.
+    """Open a connection to the server, through the proxy if there is one.
 
     Parameters
     ----------
     seconds
-        that it, and every later wait on it, may take.
+        Timeout for connecting and for every later operation.
 
     Raises
     ------
     ProxyError
-        the proxy refuses.
+        If the proxy is unreachable or refuses.
     OSError
-        nobody answers.
+        If the server cannot be reached.
     """
     proxy = address.proxy
     if proxy is None:
@@ -153,7 +156,7 @@ def open_socket(address: Address, seconds: float) -> socket.socket:
     try:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if proxy is not None:
-            _pass_through(connection, proxy, str(address))
+            _open_tunnel(connection, proxy, str(address))
     except BaseException:
         connection.close()
         raise
@@ -161,15 +164,15 @@ def open_socket(address: Address, seconds: float) -> socket.socket:
 
 
 def proxy_problem(proxy: Proxy, status: int) -> str:
-    """What to say when a proxy answers ``CONNECT`` with this status."""
+    """Return the message for a proxy that answers ``CONNECT`` with this status."""
     if status == 407:
-        return f"the proxy {proxy} refuses user and password (407): correct them in {proxy.variable}"
+        return f"the proxy {proxy} refuses user or password (407): correct them in {proxy.variable}"
     if status >= 500:
-        return f"the proxy {proxy} does not reach the server ({status})"
+        return f"the proxy {proxy} cannot reach the server ({status})"
     return f"the proxy {proxy} refuses the connection ({status}): ask IT to allow it"
 
 
-def _pass_through(connection: socket.socket, proxy: Proxy, target: str) -> None:
+def _open_tunnel(connection: socket.socket, proxy: Proxy, target: str) -> None:
     lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
     if proxy.authorization is not None:
         lines.append(f"Proxy-Authorization: {proxy.authorization}")
@@ -179,7 +182,7 @@ def _pass_through(connection: socket.socket, proxy: Proxy, target: str) -> None:
     while b"\r\n\r\n" not in answer:
         received = connection.recv(4096)
         if not received or len(answer) > _LARGEST_ANSWER_BYTES:
-            raise ProxyError(f"the proxy {proxy} breaks the connection off: is it an HTTP proxy?")
+            raise ProxyError(f"the proxy {proxy} closes the connection: is it an HTTP proxy?")
         answer += received
     words = answer.split(b"\r\n", 1)[0].split()
     if len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
@@ -198,11 +201,11 @@ def _parse(variable: str, text: str) -> Proxy:
         parts = urllib.parse.urlsplit(text if "://" in text else f"http://{text}")
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise ConfigError(f"{advice}; what it holds now is no URL") from None
+        raise ConfigError(f"{advice}; its current value is not a URL") from None
     if parts.scheme != "http":
-        raise ConfigError(f"{advice}; only proxies that are spoken to by plain HTTP are supported (CONNECT)")
+        raise ConfigError(f"{advice}; only proxies that speak plain HTTP (CONNECT) are supported")
     if not host or any(character.isspace() for character in text) or parts.path.strip("/"):
-        raise ConfigError(f"{advice}; what it holds now is no URL of a proxy")
+        raise ConfigError(f"{advice}; its current value is not the URL of a proxy")
     user = None if parts.username is None else urllib.parse.unquote(parts.username)
     return Proxy(host, port or 80, variable, user, urllib.parse.unquote(parts.password or ""))
 

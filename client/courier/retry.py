@@ -1,4 +1,4 @@
-"""Doing things again until they work, without pressing the server."""
+"""Retries with backoff."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ T = TypeVar("T")
 
 
 class Backoff:
-    """Pauses that double, each a little longer or shorter so that many sites do not come at the same moment."""
+    """Exponential backoff with jitter, so that many sites do not retry at the same moment."""
 
     def __init__(self) -> None:
         self._next = SHORTEST_SECONDS
 
     def pause(self) -> float:
-        """Seconds to wait now."""
+        """Return the seconds to wait now."""
         seconds, self._next = self._next, min(self._next * 2, LONGEST_SECONDS)
         return seconds * random.uniform(0.8, 1.2)  # noqa: S311 -- no secret
 
     def reset(self) -> None:
-        """Begins anew with the shortest."""
+        """Return to the shortest pause."""
         self._next = SHORTEST_SECONDS
 
 
 class Complaint:
-    """Says what does not work: at once when it is new, and now and then while it lasts."""
+    """Logs a failure: at once when it is new, and every ``SAY_AGAIN_SECONDS`` while it lasts."""
 
     def __init__(self, what: str) -> None:
         self._what = what
@@ -45,29 +45,28 @@ class Complaint:
         self._said = 0.0
 
     def say(self, error: FedvoxError) -> None:
-        """It did not work."""
+        """Report a failure."""
         now = time.monotonic()
         if str(error) != self._text or now - self._said >= SAY_AGAIN_SECONDS:
             self._text, self._said = str(error), now
             log.warning("%s: %s; trying again", self._what, error)
 
     def over(self) -> None:
-        """It works."""
+        """Report success."""
         if self._text:
             log.info("%s: works again", self._what)
         self._text = ""
 
 
 class Retries:
-    """Repeats what may fail: for ever while the line or the disk is at fault, for a while if the server says "not
-    now".
+    """Retries network and disk errors for ever, and temporary refusals for a limited time.
 
     Parameters
     ----------
     stop
-        set when the courier ends.
+        Set when the courier stops.
     patience
-        seconds for which refusals that may pass are borne.
+        Seconds for which temporary refusals are retried.
     """
 
     def __init__(self, stop: threading.Event, patience: float = REFUSAL_PATIENCE_SECONDS) -> None:
@@ -75,19 +74,19 @@ class Retries:
         self._patience = patience
 
     def until_done(self, what: str, action: Callable[[], T]) -> T:
-        """What ``action`` returns, once it does; every attempt must be safe to repeat.
+        """Retry ``action`` until it succeeds, and return its result; it must be safe to repeat.
 
         Parameters
         ----------
         what
-            for the log.
+            Label for the log.
 
         Raises
         ------
         RefusedError
-            the server refuses for good, or for too long.
+            If the server refuses for good, or for too long.
         StoppedError
-            the courier ends.
+            If the courier stops.
         """
         backoff, complaint, refused_since = Backoff(), Complaint(what), None
         while True:
@@ -110,12 +109,12 @@ class Retries:
             self.pause(backoff.pause())
 
     def pause(self, seconds: float) -> None:
-        """Waits.
+        """Wait for ``seconds``.
 
         Raises
         ------
         StoppedError
-            the courier ends.
+            If the courier stops.
         """
         if self._stop.wait(seconds):
             raise StoppedError

@@ -1,6 +1,6 @@
-"""One task, from the message that asks for it until its reply lies with the server and nothing of it is left here.
+"""Handles one task, from the message that asks for it until its reply is delivered and its files are removed.
 
-Every step can be done again: a courier that was killed begins anew at the first, and finds what was done.
+Every step can be repeated: after a kill, the courier starts at the first step and finds what was done.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from common.protocol.messages import ErrorCode, Failure, Hello, Result, SiteInfo
 from common.system.files import cannot_write
 
 LOOK_SECONDS = 0.02
-"""Between two looks for a reply."""
+"""Interval between two checks for a reply."""
 CHECK_EVERY_LOOKS = 100
-"""Looks after which the task file is looked for too."""
+"""Number of reply checks between two checks of the task file."""
 ASK_EVERY_LOOKS = 1500
 REFUSED_UPLOADS = frozenset({409, 413, 422})
 log = logging.getLogger("fedvox.courier")
@@ -54,7 +54,7 @@ class TaskContext:
     downloads: dict[str, threading.Lock] = field(default_factory=dict)
 
     def download_lock(self, digest: str) -> threading.Lock:
-        """Held by the one task that fetches these weights."""
+        """Return the lock held by the one task that downloads these weights."""
         with self.mailbox.lock:
             return self.downloads.setdefault(digest, threading.Lock())
 
@@ -65,14 +65,14 @@ class TaskHandler:
     Parameters
     ----------
     name
-        of a task that the mailbox holds.
+        Name of a task that the mailbox holds.
     context
-        what it works with.
+        What all tasks share.
     on_end
-        called, under the mailbox's lock, when nothing of it is left.
+        Called, under the mailbox's lock, when nothing of the task is left.
     ask_every
-        looks for a reply, ``LOOK_SECONDS`` apart, after which the server is asked whether it still wants a task that
-        nobody has begun with.
+        Number of reply checks, ``LOOK_SECONDS`` apart, after which the server is asked whether it still wants a task
+        that the runner has not begun.
     """
 
     def __init__(
@@ -87,12 +87,12 @@ class TaskHandler:
         self._task_file = context.shared.task(name)
 
     def run(self) -> None:
-        """All of it, again if a newer message asks for the same.
+        """Handle the task, and again if a newer message asks for it.
 
         Raises
         ------
         StoppedError
-            the courier ends.
+            If the courier stops.
         """
         is_over = False
         while not is_over:
@@ -100,67 +100,67 @@ class TaskHandler:
             try:
                 self._deliver(held, self._answer(held))
             except RefusedError as error:
-                log.warning("%s: is dropped: %s", self._label, error)
+                log.warning("%s: dropped: %s", self._label, error)
             is_over = self._until_done("clearing up", partial(self._clear_up, held.message))
 
     def _answer(self, held: HeldTask) -> str:
-        """The answer as it will leave: the runner's, or one of our own where there can be none."""
+        """Return the answer to send: the runner's, or the courier's own failure if there can be none."""
         sent = self._context.mailbox.sent(self.name)
         if sent is not None:
             return sent.text
         question = held.question
         if question is None:
-            log.warning("%s: the server's message cannot be read; it hears so", self._label)
+            log.warning("%s: the server's message cannot be read; answering with a failure", self._label)
             return pack(Failure(ErrorCode.BAD_TASK, "ProtocolError"))
         try:
             self._await_reply(held, question)
             return self._read_reply(question)
         except GivenUpError as error:
-            return self._own_failure(error)
+            return self._failure_answer(error)
 
     def _await_reply(self, held: HeldTask, question: Hello | Task) -> None:
         looks = 0
         while not self._reply_file.exists():
-            if looks % CHECK_EVERY_LOOKS == 0 and not self._is_passed_on(question):
-                self._pass_on(held, question)
+            if looks % CHECK_EVERY_LOOKS == 0 and not self._is_forwarded(question):
+                self._forward(held, question)
             looks += 1
             if looks % self._ask_every == 0 and not self._is_wanted(question):
-                raise RefusedError("a task that waits", http.HTTPStatus.NOT_FOUND, "no longer wanted")
+                raise RefusedError("waiting for the runner", http.HTTPStatus.NOT_FOUND, "no longer wanted")
             self._context.retries.pause(LOOK_SECONDS)
 
     def _is_wanted(self, question: Hello | Task) -> bool:
         is_begun = self._context.shared.work().task == self.name
         return is_begun or isinstance(question, Hello) or self._context.transfers.is_given(question.model)
 
-    def _is_passed_on(self, question: Hello | Task) -> bool:
+    def _is_forwarded(self, question: Hello | Task) -> bool:
         is_ready = not isinstance(question, Task) or (self._context.shared.inbox / question.model).exists()
         return is_ready and self._task_file.exists()
 
-    def _pass_on(self, held: HeldTask, question: Hello | Task) -> None:
-        """Puts the task into the inbox, after its weights."""
+    def _forward(self, held: HeldTask, question: Hello | Task) -> None:
+        """Put the task into the inbox, after its weights."""
         if isinstance(question, Task):
             log.info("%s: round %d of %d", self._label, question.round, question.rounds)
             self._fetch(question.model)
         if not self._reply_file.exists():
             content = held.text.encode()
-            self._until_done("passing it on", lambda: put_file(self._task_file, content))
+            self._until_done("writing the task file", lambda: put_file(self._task_file, content))
 
     def _fetch(self, model: str) -> None:
         target = self._context.shared.inbox / model
         with self._context.download_lock(model):
-            if target.exists() and not _is_whole(target, model):
-                log.warning("%s: was changed or damaged, and is fetched anew", target)
+            if target.exists() and not _has_digest(target, model):
+                log.warning("%s: was changed or damaged; downloading it again", target)
                 self._until_done("removing it", lambda: _unlink(target))
             if not target.exists():
                 self._context.transfers.download(model, target)
 
     def _read_reply(self, question: Hello | Task) -> str:
-        """The runner's answer, if it is one to this question.
+        """Return the runner's answer, if it answers this question.
 
         Raises
         ------
         GivenUpError
-            it is none.
+            If it does not.
         """
         try:
             content = self._reply_file.read_bytes()
@@ -168,24 +168,24 @@ class TaskHandler:
             fits = isinstance(answer, Failure | (SiteInfo if isinstance(question, Hello) else Result))
             if fits:
                 return content.decode()
-            problem = "answers something else than was asked"
+            problem = "does not answer the question that was asked"
         except (OSError, ProtocolError, UnicodeDecodeError) as error:
-            problem = f"is no answer ({error})"
+            problem = f"is not a valid answer ({error})"
         raise GivenUpError(
             f"{self._reply_file}: {problem}; it is not sent", Failure(ErrorCode.INTERNAL, "ReplyFileError")
         )
 
-    def _own_failure(self, error: GivenUpError) -> str:
-        log.error("%s: %s; the server hears %s", self._label, error, error.failure.reason)
+    def _failure_answer(self, error: GivenUpError) -> str:
+        log.error("%s: %s; reporting %s to the server", self._label, error, error.failure.reason)
         return pack(error.failure)
 
     def _deliver(self, held: HeldTask, text: str) -> None:
-        """Announces what was announced before, then the same answer to the newest message.
+        """Announce the stored reply, if any, then the same answer to the newest message.
 
         Raises
         ------
         RefusedError
-            the server knows of no such task or message.
+            If the server does not know the task or the message.
         """
         sent = self._context.mailbox.sent(self.name)
         if sent is not None:
@@ -202,33 +202,33 @@ class TaskHandler:
         self._announce(reply)
 
     def _send_update(self, held: HeldTask, text: str, was_there: bool) -> str:
-        """Writes down what will leave, and sends the update if there is one; the answer that is true then."""
+        """Record what will be sent, send the update, if any, and return the answer, which may now be a failure."""
         update = _update_of(text)
         try:
             if update is None or (was_there and self._context.transfers.is_there(self.name, update)):
-                self._note("sending", held.message, text)
+                self._record("sending", held.message, text)
                 return text
             with verified(self._context.shared.outbox / update, update) as file:
-                self._note("sending", held.message, text, file.size)
+                self._record("sending", held.message, text, file.size)
                 self._context.transfers.upload(self.name, update, file)
             return text
         except RefusedError as error:
             if error.status not in REFUSED_UPLOADS:
                 raise
             failure = Failure(ErrorCode.INTERNAL, "UploadRefusedError")
-            text = self._own_failure(GivenUpError(str(error), failure))
+            text = self._failure_answer(GivenUpError(str(error), failure))
         except GivenUpError as error:
-            text = self._own_failure(error)
-        self._note("sending", held.message, text)
+            text = self._failure_answer(error)
+        self._record("sending", held.message, text)
         return text
 
     def _announce(self, reply: PackedReply) -> None:
         self._until_done("announcing the reply", lambda: self._context.node.announce(reply))
-        self._note("delivered", reply.message, reply.text)
+        self._record("delivered", reply.message, reply.text)
         log.info("%s: answered (%s)", self._label, _kind(unpack_answer(reply.text)))
 
-    def _note(self, event: str, message: str, text: str, update_bytes: int = 0) -> None:
-        """Writes into the audit log what leaves, or has left; waits until that can be done."""
+    def _record(self, event: str, message: str, text: str, update_bytes: int = 0) -> None:
+        """Record in the audit log what is sent or delivered; wait until that is possible."""
         notes = {
             "task": self.name,
             "message": message,
@@ -237,16 +237,16 @@ class TaskHandler:
             "update_bytes": update_bytes,
             "reply_sha256": hashlib.sha256(text.encode()).hexdigest(),
         }
-        self._until_done("writing it down", lambda: self._context.audit.append(event, **notes))
+        self._until_done("writing the audit log", lambda: self._context.audit.append(event, **notes))
 
     def _clear_up(self, message: str) -> bool:
-        """Removes everything, unless another message than this has come meanwhile, which wants the same answer."""
+        """Remove all files of the task, unless a newer message asks for the same answer; return whether done."""
         mailbox, inbox = self._context.mailbox, self._context.shared.inbox
         with mailbox.lock:
             held = mailbox.get(self.name)
             if held.message != message:
                 return False
-            # The task first: a task without a reply would be worked on again.
+            # The task first: the runner would work again on a task without a reply.
             _unlink(self._task_file)
             _unlink(self._reply_file)
             if held.model is not None and not mailbox.needs(held.model, besides=self.name):
@@ -271,7 +271,7 @@ def _kind(answer: Answer) -> str:
     return "result" if isinstance(answer, Result) else "info"
 
 
-def _is_whole(file: Path, digest: str) -> bool:
+def _has_digest(file: Path, digest: str) -> bool:
     try:
         with file.open("rb", buffering=0) as content:
             return file_digest(content) == digest

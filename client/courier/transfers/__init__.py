@@ -1,1 +1,1 @@
-"""Models down and updates up, in windows, resumed where they broke off."""
+"""Resumable downloads of models and uploads of updates, in windows."""

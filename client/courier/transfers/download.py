@@ -1,4 +1,4 @@
-"""A model on its way to the inbox."""
+"""Resumable download of a model into the inbox."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from common.protocol.messages import ErrorCode, Failure
 from common.system.files import cannot_write
 
 MOST_DAMAGED = 3
-"""Times that a model may arrive with a wrong digest before its task is given up."""
+"""How often a model may arrive with a wrong digest before its task is given up."""
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})")
 _NUMBER = re.compile(r"\d{1,18}")
 log = logging.getLogger("fedvox.courier")
 
 
 def part_name(digest: str) -> str:
-    """The name of the file in which a model waits until it is whole."""
+    """Return the name of the file that holds a partial download."""
     return f".{digest}.part"
 
 
 class Download:
-    """What was hashed is kept over attempts.
+    """Download of one model; attempts share the hash of what has arrived.
 
     Parameters
     ----------
     access
-        to the gateway.
+        Access to the gateway.
     pace
-        how fast and when.
+        Rate limit and hours.
     digest
-        of the model.
+        SHA-256 of the model.
     target
-        where it is to lie.
+        File to create.
     """
 
     def __init__(self, access: Access, pace: Pace, digest: str, target: Path) -> None:
@@ -61,35 +61,37 @@ class Download:
         self._damaged = 0
 
     def close(self) -> None:
-        """Lets go of the part."""
+        """Close the partial file."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
     def attempt(self) -> None:
-        """Goes on until the file is whole.
+        """Download until the file is complete.
 
         Raises
         ------
         LineError, OutputError
-            it broke off; another attempt goes on from there.
-        RefusedError, GivenUpError
-            no attempt will do.
+            If it breaks off; the next attempt resumes there.
+        RefusedError
+            If the server refuses.
+        GivenUpError
+            If it has arrived damaged ``MOST_DAMAGED`` times.
         """
         self._open()
         began_at, began = self._at, time.monotonic()
-        # It may have become whole in the moment before the process was killed.
+        # It may have been completed just before the process was killed.
         if self._hash.hexdigest() != self._digest:
             self._fetch()
         if self._hash.hexdigest() != self._digest:
-            self._start_anew()
+            self._restart()
             self._damaged += 1
             if self._damaged >= MOST_DAMAGED:
                 raise GivenUpError(
-                    f"{self._what}: came damaged {MOST_DAMAGED} times",
+                    f"{self._what}: arrived damaged {MOST_DAMAGED} times",
                     Failure(ErrorCode.BAD_TASK, "DamagedDownloadError"),
                 )
-            raise LineError(f"{self._what}: came damaged (its SHA-256 is not its name)")
+            raise LineError(f"{self._what}: arrived damaged (its SHA-256 does not match)")
         with _disk(self._target):
             self._part.replace(self._target)
         self.close()
@@ -116,42 +118,42 @@ class Download:
                 self._hash.update(buffer[:count])
             self._at = self._file.tell()
         if self._at:
-            log.info("%s: goes on from byte %d", self._what, self._at)
+            log.info("%s: resuming at byte %d", self._what, self._at)
 
-    def _start_anew(self) -> None:
+    def _restart(self) -> None:
         self.close()
         self._at = 0
         with _disk(self._part):
             self._part.unlink(missing_ok=True)
 
     def _fetch_window(self, connection: Connection) -> bool:
-        """One request; whether the file is whole now."""
+        """Request one window; return whether the file is complete."""
         if self._pace.has_hours:
             self._pace.wait_for_hours(self._size(connection), self._what)
         last = self._at + self._pace.window - 1
         response = connection.request("GET", self._path, {"range": f"bytes={self._at}-{last}"})
         if response.status == 416:
-            self._start_anew()
-            raise LineError(f"{self._what}: what had arrived of it was longer than the file, so of another")
+            self._restart()
+            raise LineError(f"{self._what}: the partial file was longer than the model; downloading from the start")
         connection.check(response, self._what, 200, 206)
         end, total = self._expected(response, last)
         self._receive(connection, response, end)
         return self._at == total
 
     def _expected(self, response: http.client.HTTPResponse, last: int) -> tuple[int, int]:
-        """Up to where the answer's body goes, and the size of the whole file."""
+        """Return the offset at which the response ends, and the size of the whole file."""
         length = response.length
         if response.status == 200 and length is not None:
             if self._at:
-                self._start_anew()
-                raise LineError(f"{self._what}: the server sends no parts of files, so it is fetched anew")
+                self._restart()
+                raise LineError(f"{self._what}: the server ignores ranges; downloading from the start")
             return length, length
         found = _CONTENT_RANGE.fullmatch(response.getheader("content-range", ""))
         if found is not None and length is not None:
             first, until, total = (int(number) for number in found.groups())
             if first == self._at <= until <= last and until < total and length == until - first + 1:
                 return until + 1, total
-        raise LineError(f"{self._what}: the server sends another part than the one that was asked for")
+        raise LineError(f"{self._what}: the server sent a different range than requested")
 
     def _receive(self, connection: Connection, response: http.client.HTTPResponse, end: int) -> None:
         buffer = memoryview(bytearray(self._pace.portion))
@@ -186,7 +188,7 @@ class Download:
 
 @contextlib.contextmanager
 def _disk(path: Path) -> Iterator[None]:
-    """Turns errors of the disk into an ``OutputError``, which is waited out."""
+    """Turn disk errors into ``OutputError``, which is retried."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Files that are carried: their digests, and how long it took."""
+"""Digests of transferred files, and reports on transfers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ log = logging.getLogger("fedvox.courier")
 
 
 def file_digest(file: FileIO) -> str:
-    """SHA-256 of a file from its beginning; the file is then at its end."""
+    """Return the SHA-256 of a whole file; the file position is then its end."""
     total, buffer = hashlib.sha256(), memoryview(bytearray(BUFFER_BYTES))
     file.seek(0)
     while count := file.readinto(buffer):
@@ -20,6 +20,6 @@ def file_digest(file: FileIO) -> str:
 
 
 def tell(what: str, done: str, count: int, seconds: float) -> None:
-    """Says that a file has arrived, and how fast."""
+    """Log a finished transfer and its speed."""
     megabytes = count / 1e6
     log.info("%s: %s, %.1f MB in %.2f s (%.0f MB/s)", what, done, megabytes, seconds, megabytes / max(seconds, 1e-9))

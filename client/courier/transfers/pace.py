@@ -1,4 +1,4 @@
-"""How fast, and at which hours, large files travel, as the hospital's ``site.yaml`` has it (``SiteNetwork``)."""
+"""Rate limit, and hours for large files, as the hospital's ``site.yaml`` sets them (``SiteNetwork``)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from client.consent.site_config import SiteNetwork
 from client.courier.errors import StoppedError
 
 WINDOW_BYTES = 64 * 2**20
-"""Of a file per request: the most that the gateway takes or gives."""
+"""Bytes of a file per request: the gateway's maximum."""
 LARGE_FILE_BYTES = 2**20
-"""Files beyond that wait for their hours."""
+"""Larger files wait for their hours."""
 _PORTION_BYTES = 256 * 1024
 _SMALLEST_WINDOW_BYTES = 256 * 1024
 _LONGEST_WINDOW_SECONDS = 20.0
@@ -23,14 +23,16 @@ log = logging.getLogger("fedvox.courier")
 
 
 class TokenBucket:
-    """Lets bytes through at a rate, over all threads together.
+    """Limits the rate of all threads together.
 
     Parameters
     ----------
     rate
-        bytes per second.
+        Bytes per second.
     clock
-        in seconds. wait: sleeps.
+        Returns the time in seconds.
+    wait
+        Sleeps for a number of seconds.
     """
 
     def __init__(self, rate: float, clock: Callable[[], float], wait: Callable[[float], None]) -> None:
@@ -41,10 +43,10 @@ class TokenBucket:
         self._free_at = clock()
 
     def take(self, count: int) -> None:
-        """Waits until ``count`` bytes more are within the rate."""
+        """Wait until the rate allows ``count`` more bytes."""
         with self._lock:
             now = self._clock()
-            # What was not used in the past is lost: there are no bursts above the rate.
+            # Unused capacity expires, so there are no bursts above the rate.
             self._free_at = max(self._free_at, now) + count / self._rate
             seconds = self._free_at - now
         if seconds > 0:
@@ -52,22 +54,22 @@ class TokenBucket:
 
 
 class Pace:
-    """Rate and hours together.
+    """Rate limit and hours together.
 
     Parameters
     ----------
     network
-        what the hospital allows.
+        What the hospital allows.
     stop
-        set when the courier ends.
+        Set when the courier stops.
     clock
-        in seconds, for the rate.
+        Returns the time in seconds, for the rate.
     now
-        this machine's local time, for the hours.
+        Returns this machine's local time, for the hours.
     wait
-        sleeps, and returns whether the courier ends; None waits for ``stop``.
+        Sleeps, and returns whether the courier stops; None waits for ``stop``.
     window
-        most bytes of a file per request.
+        Maximum bytes of a file per request.
     """
 
     def __init__(
@@ -93,34 +95,34 @@ class Pace:
 
     @property
     def window(self) -> int:
-        """How many bytes to ask for at once: a slow transfer is made in smaller steps, so that none takes long."""
+        """Bytes per request: fewer at a low rate, so that no request takes long."""
         if self._rate is None:
             return self._window
         return int(min(self._window, max(_SMALLEST_WINDOW_BYTES, self._rate * _LONGEST_WINDOW_SECONDS)))
 
     @property
     def portion(self) -> int:
-        """How many bytes to move between two calls of ``take``; what is lost at most when a line breaks."""
+        """Bytes to move between two calls of ``take``."""
         return _PORTION_BYTES if self._rate is None else int(min(_PORTION_BYTES, max(16 * 1024, self._rate / 10)))
 
     def take(self, count: int) -> None:
-        """Waits until so many bytes of files may have passed.
+        """Wait until the rate allows ``count`` more bytes.
 
         Raises
         ------
         StoppedError
-            the courier ends.
+            If the courier stops.
         """
         if self._bucket is not None:
             self._bucket.take(count)
 
     def wait_for_hours(self, size: int, what: str) -> None:
-        """Waits until a file of this size may travel; ``what`` is for the log.
+        """Wait until a file of this size may be transferred; ``what`` labels it in the log.
 
         Raises
         ------
         StoppedError
-            the courier ends.
+            If the courier stops.
         """
         if self._hours is None or size <= LARGE_FILE_BYTES:
             return
@@ -128,8 +130,8 @@ class Pace:
         while (seconds := seconds_until_open(self._now(), *self._hours)) > 0:
             if not has_said:
                 has_said = True
-                log.info("%s: waits for %s (large_files_between in site.yaml)", what, f"{self._hours[0]:%H:%M}")
-            # In short naps: the machine may sleep, and its clock be put forward.
+                log.info("%s: waits until %s (large_files_between in site.yaml)", what, f"{self._hours[0]:%H:%M}")
+            # In short naps: the machine may sleep, or its clock may be changed.
             self._sleep(min(seconds, _LONGEST_NAP_SECONDS))
 
     def _sleep(self, seconds: float) -> None:
@@ -138,9 +140,9 @@ class Pace:
 
 
 def seconds_until_open(now: datetime, start: time, end: time) -> float:
-    """How long until the hours from ``start`` to ``end`` begin; 0 within them. ``end`` may lie on the next day.
+    """Return the seconds until the hours from ``start`` to ``end`` begin; 0 within them.
 
-    ``now``: local time without a zone.
+    ``now`` is local time without a zone. ``end`` may lie on the next day.
     """
     current = now.time()
     is_open = start <= current < end if start < end else current >= start or current < end

@@ -1,6 +1,6 @@
-"""Models down, updates up: in windows of at most ``WINDOW_BYTES``, resumed where they broke off.
+"""Resumable downloads of models and uploads of updates, in windows of at most ``WINDOW_BYTES``.
 
-Of a transfer nothing is held but one buffer, whatever the size of the file.
+A transfer keeps one buffer in memory, whatever the size of the file.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from client.courier.transfers.upload import Upload, VerifiedFile, is_complete
 
 
 class Transfers:
-    """Carries files; may be used by several threads at once.
+    """Transfers files. Thread-safe.
 
     Parameters
     ----------
     access
-        to the gateway.
+        Access to the gateway.
     pace
-        how fast and when.
+        Rate limit and hours.
     retries
-        how often.
+        Repeats failed attempts.
     """
 
     def __init__(self, access: Access, pace: Pace, retries: Retries) -> None:
@@ -35,18 +35,18 @@ class Transfers:
         self._retries = retries
 
     def download(self, digest: str, target: Path) -> None:
-        """Fetches a model; ``target`` appears by rename, when its digest was found right.
+        """Download a model; ``target`` appears by rename once its digest is verified.
 
-        What has arrived of it waits in ``.DIGEST.part`` beside it, also for the next process.
+        A partial download stays beside it in ``.DIGEST.part``, even for the next process.
 
         Raises
         ------
         RefusedError
-            the server does not give it (any more).
+            If the server does not, or no longer, offer it.
         GivenUpError
-            it came damaged, again and again.
+            If it repeatedly arrives damaged.
         StoppedError
-            the courier ends.
+            If the courier stops.
         """
         download = Download(self._access, self._pace, digest, target)
         try:
@@ -55,28 +55,22 @@ class Transfers:
             download.close()
 
     def upload(self, task: str, digest: str, file: VerifiedFile) -> None:
-        """Sends an update, or the rest of it.
+        """Upload an update, or the rest of it.
 
         Raises
         ------
         RefusedError
-            the server does not take it (any more).
+            If the server does not, or no longer, accept it.
         GivenUpError
-            the file was changed meanwhile.
+            If the file changes during the upload.
         StoppedError
-            the courier ends.
+            If the courier stops.
         """
         upload = Upload(self._access, self._pace, task, digest, file)
         self._retries.until_done(f"sending update {digest[:12]}", upload.attempt)
 
     def is_given(self, digest: str) -> bool:
-        """Whether the server still gives a model; also true where it does not say.
-
-        Raises
-        ------
-        StoppedError
-            the courier ends.
-        """
+        """Return whether the server still offers a model; True if it does not say."""
         try:
             with self._access.connection() as connection:
                 response = connection.request("HEAD", f"/models/{digest}")
@@ -89,14 +83,14 @@ class Transfers:
         return True
 
     def is_there(self, task: str, digest: str) -> bool:
-        """Whether the server has the whole of an update.
+        """Return whether the server has the whole update.
 
         Raises
         ------
         RefusedError
-            it does not take one for this task (any more).
+            If it does not, or no longer, accept an update for this task.
         StoppedError
-            the courier ends.
+            If the courier stops.
         """
 
         def ask() -> bool:

@@ -1,4 +1,4 @@
-"""An update on its way to the server, and the file that it is read from."""
+"""Resumable upload of an update, and the verified file that it is read from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = logging.getLogger("fedvox.courier")
 
 
 class VerifiedFile:
-    """A file whose content was hashed, and that has not been touched since."""
+    """A file whose content was hashed and has not changed since."""
 
     def __init__(self, path: Path, file: FileIO, size: int) -> None:
         self.path = path
@@ -33,65 +33,65 @@ class VerifiedFile:
         self._seen = _fingerprint(file)
 
     def read(self, offset: int, buffer: memoryview) -> int:
-        """Fills a buffer, and sees that what it holds is what was hashed.
+        """Fill a buffer, and check that the file has not changed since it was hashed.
 
         Raises
         ------
         GivenUpError
-            the file was written to or removed meanwhile.
+            If the file was changed or removed, or cannot be read.
         """
         try:
             count = os.preadv(self.file.fileno(), [buffer], offset)
         except OSError as error:
-            raise _not_as_promised(self.path, error.strerror or "cannot be read") from None
-        # Renaming counts as a change too: the pages of a dropped file are written over by the next.
+            raise _outbox_failure(self.path, error.strerror or "cannot be read") from None
+        # A rename counts as a change too: the next update overwrites the pages of a dropped file.
         if count == 0 or _fingerprint(self.file) != self._seen:
-            raise _not_as_promised(self.path, "was changed or removed while it was sent")
+            raise _outbox_failure(self.path, "was changed or removed during the upload")
         return count
 
 
 @contextlib.contextmanager
 def verified(path: Path, digest: str) -> Iterator[VerifiedFile]:
-    """Opens a file of the outbox and hashes all of it.
+    """Open a file of the outbox and verify its digest.
 
     Raises
     ------
     GivenUpError
-        it is missing, or holds something else than its name says.
+        If it cannot be opened, or its digest does not match.
     """
     try:
         file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb", buffering=0)
     except OSError as error:
-        raise _not_as_promised(path, f"cannot be opened ({error.strerror})") from None
+        raise _outbox_failure(path, f"cannot be opened ({error.strerror})") from None
     with file:
         before = VerifiedFile(path, file, os.fstat(file.fileno()).st_size)
         if file_digest(file) != digest:
-            raise _not_as_promised(path, "was changed or damaged: its SHA-256 is not its name")
+            raise _outbox_failure(path, "was changed or damaged: its SHA-256 does not match its name")
         if before.size:
             before.read(0, memoryview(bytearray(1)))
         yield before
 
 
 def is_complete(response: http.client.HTTPResponse) -> bool:
-    """Whether an answer says that the server has the whole update."""
+    """Return whether a response says that the server has the whole update."""
     return response.getheader("upload-complete", "").strip() == "?1"
 
 
 class Upload:
-    """One update.
+    """Upload of one update.
 
     Parameters
     ----------
     access
-        to the gateway.
+        Access to the gateway.
     pace
-        how fast and when.
+        Rate limit and hours.
     task
-        whose answer it belongs to.
+        Name of the task that it answers.
     digest
-        of the file.
+        SHA-256 of the file.
     file
-        that is sent.
+        File to send.
     """
 
     def __init__(self, access: Access, pace: Pace, task: str, digest: str, file: VerifiedFile) -> None:
@@ -106,22 +106,24 @@ class Upload:
         self._wrong_contents = 0
 
     def attempt(self) -> None:
-        """Goes on until the server has all of it.
+        """Upload until the server has the whole file.
 
         Raises
         ------
         LineError
-            it broke off; another attempt goes on from there.
-        RefusedError, GivenUpError
-            no attempt will do.
+            If it breaks off; the next attempt resumes there.
+        RefusedError
+            If the server refuses.
+        GivenUpError
+            If the file has changed.
         """
         began = time.monotonic()
         with self._access.connection() as connection:
-            offset = first = self._offset(connection)
+            offset = first = self._query_offset(connection)
             if offset is None:
                 log.info("%s: the server has it already", self._what)
             elif offset:
-                log.info("%s: goes on from byte %d", self._what, offset)
+                log.info("%s: resuming at byte %d", self._what, offset)
             while offset is not None:
                 has_progressed, self._reached = offset > self._reached, max(self._reached, offset)
                 try:
@@ -133,14 +135,14 @@ class Upload:
         if first is not None:
             tell(self._what, "sent", self._file.size - first, time.monotonic() - began)
 
-    def _offset(self, connection: Connection) -> int | None:
-        """How much the server has; None for all."""
+    def _query_offset(self, connection: Connection) -> int | None:
+        """Return how many bytes the server has; None if all."""
         response = connection.request("HEAD", self._path)
         connection.check(response, self._what, 200)
         response.read()
-        return self._stand_of(response)
+        return self._parse_offset(response)
 
-    def _stand_of(self, response: http.client.HTTPResponse) -> int | None:
+    def _parse_offset(self, response: http.client.HTTPResponse) -> int | None:
         if is_complete(response):
             return None
         offset = response.getheader("upload-offset", "").strip()
@@ -149,7 +151,7 @@ class Upload:
         return int(offset)
 
     def _send_window(self, connection: Connection, offset: int) -> int | None:
-        """One request; how much the server has then, None for all."""
+        """Send one window; return how many bytes the server then has, None if all."""
         length = min(self._pace.window, self._file.size - offset)
         headers = {"upload-offset": str(offset), "upload-length": str(self._file.size)}
         broken: LineError | None = None
@@ -157,7 +159,7 @@ class Upload:
         try:
             self._send_body(connection, offset, length)
         except LineError as error:
-            broken = error  # a server that refuses answers before it has read everything
+            broken = error  # a server that refuses may answer before it has read the body
         except BaseException:
             connection.close()
             raise
@@ -168,17 +170,17 @@ class Upload:
         if response.status == 422 and self._wrong_contents == 0:
             self._wrong_contents += 1
             connection.close()
-            raise LineError(f"{self._what}: arrived damaged, and is sent anew")
+            raise LineError(f"{self._what}: arrived damaged; sending it again")
         if response.status == 409:
-            return self._corrected(connection, response)
+            return self._resume_offset(connection, response)
         connection.check(response, self._what, 200, 201, 202, 204)
         response.read()
-        now = None if response.status == 201 else self._stand_of(response)
+        now = None if response.status == 201 else self._parse_offset(response)
         if broken is not None:
             connection.close()
             raise broken
         if now is not None and now <= offset:
-            raise LineError(f"{self._what}: the server keeps nothing of what it gets")
+            raise LineError(f"{self._what}: the server does not store what it receives")
         self._wrong_offsets = 0
         return now
 
@@ -191,16 +193,16 @@ class Upload:
             offset += count
             self._pace.take(count)
 
-    def _corrected(self, connection: Connection, response: http.client.HTTPResponse) -> int | None:
-        """Where to go on after a wrong offset."""
+    def _resume_offset(self, connection: Connection, response: http.client.HTTPResponse) -> int | None:
+        """Return the offset to resume at after a conflict; None if the server has all bytes."""
         connection.close()  # the server may not have read the body
         self._wrong_offsets += 1
         if self._wrong_offsets > MOST_WRONG_OFFSETS:
-            raise RefusedError(self._what, 409, "no offset is right")
-        now = self._stand_of(response)
+            raise RefusedError(self._what, 409, "no offset is accepted")
+        now = self._parse_offset(response)
         if self._wrong_offsets > 1:
-            # The connection of an earlier attempt may still be open at the other end.
-            raise LineError(f"{self._what}: the server is at another byte ({now})")
+            # An earlier attempt's connection may still be open on the server.
+            raise LineError(f"{self._what}: the server expects another offset ({now})")
         return now
 
 
@@ -209,7 +211,5 @@ def _fingerprint(file: FileIO) -> tuple[int, ...]:
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_nlink
 
 
-def _not_as_promised(path: Path, problem: str) -> GivenUpError:
-    return GivenUpError(
-        f"{path}: {problem}; nothing of it is sent any more", Failure(ErrorCode.INTERNAL, "OutboxFileError")
-    )
+def _outbox_failure(path: Path, problem: str) -> GivenUpError:
+    return GivenUpError(f"{path}: {problem}; no more of it is sent", Failure(ErrorCode.INTERNAL, "OutboxFileError"))

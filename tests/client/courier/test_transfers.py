@@ -169,7 +169,7 @@ def test_a_refusal_that_may_pass_is_borne_for_a_while(gateway: StandIn, site: Si
     assert [request.status for request in gateway.requests] == [429, 429, 503, 206]
     impatient = Site(gateway, tmp_path / "impatient", patience=0.3)
     gateway.add("GET", "/models/.*", times=99, status=401, word="clock")
-    with pytest.raises(RefusedError, match="set this machine's clock"):
+    with pytest.raises(RefusedError, match="synchronise this machine's clock"):
         impatient.transfers.download(digest, tmp_path / "again")
 
 
