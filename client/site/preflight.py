@@ -261,7 +261,7 @@ def _check_dates(name: str, not_before: datetime | None, not_after: datetime, no
     if not_before is not None and now < not_before:
         return Item(name, "error", f"is not valid before {not_before:%Y-%m-%d %H:%M} UTC; is this clock right?")
     if now >= not_after:
-        return Item(name, "error", f"has expired on {not_after:%Y-%m-%d}; ask the coordinator for a new kit")
+        return Item(name, "error", f"expired on {not_after:%Y-%m-%d}; ask the coordinator for a new kit")
     left = not_after - now
     if left < timedelta(days=RENEW_DAYS):
         return Item(name, "warning", f"expires on {not_after:%Y-%m-%d}, in {left.days} days; tell the coordinator")

@@ -115,5 +115,5 @@ def test_a_preflight_that_fails_keeps_the_site_from_starting(waiting: Federation
     assert looked.returncode == 1 and "chmod 600" in looked.stdout
     started = command(waiting, "absent", "start", *data)
     assert started.returncode == 1
-    assert "not started; put right first: kit" in started.stderr
+    assert "not started; fix first: kit" in started.stderr
     assert "Traceback" not in started.stderr

@@ -166,7 +166,7 @@ def test_a_kit_that_cannot_be_used_is_not_shown_to_the_server(server: Path, site
     (site / "site.key").unlink()
     with https_server(server_context(server)) as port:
         [item] = check_server(site, kit(port))
-    assert item.severity == "error" and "not asked" in item.text
+    assert item.severity == "error" and "not contacted" in item.text
 
 
 @pytest.mark.parametrize("front", ["openssl", "granian"])
@@ -198,11 +198,11 @@ def test_a_server_that_trusts_another_authority_refuses(
 @pytest.mark.parametrize(
     ("status", "word", "severity", "text"),
     [
-        (401, "unknown-site", "error", "does not let this site in"),
+        (401, "unknown-site", "error", "does not accept this site"),
         (401, "clock", "error", "set the clock"),
         (401, "signature", "error", "does not accept this site's key"),
         (503, "", "warning", "not ready"),
-        (404, "", "ok", "lets this site in"),
+        (404, "", "ok", "accepts this site"),
     ],
 )
 def test_what_the_gateway_says_to_a_signed_request(
@@ -334,7 +334,7 @@ def test_the_kit(site: Path, authority: Authority, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("days", "first_day", "severity", "text"),
-    [(90, -80, "warning", "expires on"), (90, -91, "error", "has expired"), (90, 1, "error", "clock")],
+    [(90, -80, "warning", "expires on"), (90, -91, "error", "expired on"), (90, 1, "error", "clock")],
 )
 def test_the_dates_of_a_sites_certificate(
     authority: Authority, tmp_path: Path, days: int, first_day: int, severity: str, text: str
@@ -468,7 +468,7 @@ def test_a_gpu_whose_look_crashes_is_an_error(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "torch.py").write_text("import os\nos._exit(3)\n", encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     found = check_device("auto")
-    assert (found.severity, "ended with 3" in found.text) == ("error", True)
+    assert (found.severity, "exited with status 3" in found.text) == ("error", True)
 
 
 def test_a_federation_that_nobody_approved_is_a_warning(tmp_path: Path) -> None:
