@@ -1,4 +1,4 @@
-"""The command ``fedvox-client``: reads options, calls the other rooms, and prints. Nothing is computed here."""
+"""The command ``fedvox-client``: reads options, calls the other packages, and prints. Nothing is computed here."""
 
 from client.cli.entry import main
 

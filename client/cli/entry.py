@@ -1,6 +1,6 @@
-"""The command line of a hospital: ``fedvox-client``.
+"""The hospital's command line: ``fedvox-client``.
 
-Heavy imports wait until a command needs them, so that ``--help`` answers at once.
+Heavy imports are deferred until a command needs them, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from common.system.cli import Parser, base_parser, run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+    """Run the command line and return the exit status."""
     parser = base_parser("fedvox-client", "Check data, decide what a hospital takes part in, use a trained model.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     check = commands.add_parser(
         "check",
-        help="look through a dataset and list every problem",
+        help="check a dataset and list every problem",
         epilog="example:\n  fedvox-client check --data Task04_Hippocampus\n",
     )
     check.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder")
     check.add_argument("--federation", type=Path, metavar="FEDERATION.yaml", help="also check against its labels")
-    check.add_argument("--json", action="store_true", help="for machines")
+    check.add_argument("--json", action="store_true", help="print JSON")
     check.set_defaults(command=_check)
 
     predict = commands.add_parser(
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     evaluate = commands.add_parser(
         "evaluate",
-        help="measure a trained model on labelled scans",
+        help="evaluate a trained model on labelled scans",
         epilog="example:\n  fedvox-client evaluate --model runs/first/model --data scans --out metrics.csv\n",
     )
     _add_model_options(evaluate)
@@ -66,12 +66,12 @@ def _add_model_options(parser: Parser) -> None:
     parser.add_argument(
         "--precision", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="default: auto"
     )
-    parser.add_argument("--overlap", type=float, default=0.5, help="of neighbouring windows, 0 to 0.9 (default: 0.5)")
+    parser.add_argument("--overlap", type=float, default=0.5, help="overlap of windows, 0 to 0.9 (default: 0.5)")
     parser.add_argument("--mirror", action="store_true", help="average over flips along the model's mirror axes")
 
 
 class _ProgressLines:
-    """Says on stderr which case is at work, a line per case; nothing where stderr is not read by a person."""
+    """Prints each case to stderr when work on it starts, if stderr is a terminal."""
 
     def __init__(self) -> None:
         self._last = ""
@@ -112,7 +112,7 @@ def _predict(options: argparse.Namespace) -> int:
     )
     for path in report.written:
         print(path)
-    _tell_failures("predict", report.failures)
+    _print_failures("predict", report.failures)
     return report.exit_status
 
 
@@ -131,11 +131,11 @@ def _evaluate(options: argparse.Namespace) -> int:
         progress=_ProgressLines(),
     )
     print(report.summary)
-    _tell_failures("evaluate", report.failures)
+    _print_failures("evaluate", report.failures)
     return report.exit_status
 
 
-def _tell_failures(command: str, failures: Sequence[DataError]) -> None:
+def _print_failures(command: str, failures: Sequence[DataError]) -> None:
     for failure in failures:
         print(f"fedvox-client {command}: {failure}", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""The command with which a hospital looks at the privacy that its patients have spent: ledger."""
+"""The ``ledger`` command, which shows the privacy that a hospital's patients have spent."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from common.formatting import counted
 if TYPE_CHECKING:
     from client.ledger.ledger import Ledger, Witness
 
-_WORD = "recover"
+_CONFIRMATION = "recover"
 
 
 def add_ledger_command(commands: Any) -> None:
-    """Adds the command to what ``ArgumentParser.add_subparsers`` returned."""
+    """Add the command to the result of ``ArgumentParser.add_subparsers``."""
     ledger = commands.add_parser(
         "ledger",
-        help="show what privacy the patients have spent, and prove that the ledger is whole",
-        description="Shows, for every set of patients, what privacy was spent, when, and by which federation. With "
-        "--recover, for want of a backup: begins a new ledger after the old one was lost, edited or replaced.",
+        help="show the privacy that patients have spent, and verify the ledger",
+        description="Shows, for every group of patients, the privacy spent, when, and by which federation. With "
+        "--recover, if there is no backup: starts a new ledger after the old one was lost, edited or replaced.",
         epilog="examples:\n  fedvox-client ledger\n  fedvox-client ledger --kit kit --data scans --verify\n"
         "  fedvox-client ledger --kit kit --recover --spent 8@5e-6 --reason 'disk failed' --user 'Dr. Example'\n",
     )
@@ -34,13 +34,13 @@ def add_ledger_command(commands: Any) -> None:
         help="default: $FEDVOX_LEDGER, or fedvox/ledger.jsonl in the user's data folder",
     )
     ledger.add_argument("--data", type=Path, metavar="DIR", help="only the patients of this dataset folder")
-    ledger.add_argument("--kit", type=Path, metavar="DIR", help="also hold it against this kit's site file and memory")
+    ledger.add_argument("--kit", type=Path, metavar="DIR", help="also compare it with this kit's site file and records")
     ledger.add_argument("--state", type=Path, metavar="DIR", help="the site's own files (default: state in the kit)")
-    ledger.add_argument("--verify", action="store_true", help="prove the chain; exit status 1 if it is broken")
-    ledger.add_argument("--json", action="store_true", help="for machines")
-    ledger.add_argument("--recover", action="store_true", help="keep the old file aside and begin anew; asks first")
+    ledger.add_argument("--verify", action="store_true", help="verify the hash chain; exit status 1 if it is broken")
+    ledger.add_argument("--json", action="store_true", help="print JSON")
+    ledger.add_argument("--recover", action="store_true", help="set the old file aside and start a new one; asks first")
     ledger.add_argument(
-        "--spent", metavar="EPSILON@DELTA", help="with --recover: what every patient has spent already, or everything"
+        "--spent", metavar="EPSILON@DELTA", help="with --recover: what every patient has already spent, or everything"
     )
     ledger.add_argument("--reason", metavar="TEXT", help="with --recover: what happened; kept in the ledger")
     ledger.add_argument("--user", metavar="NAME", help="with --recover: who decides (default: the account)")
@@ -61,10 +61,12 @@ def _ledger(options: argparse.Namespace) -> int:
     if options.recover:
         return _recover(options, ledger, witness, state)
     if given := [name for name in ("spent", "reason", "user", "yes") if getattr(options, name)]:
-        raise ConfigError(f"--{given[0]}: is for --recover; add that, or leave it out")
+        raise ConfigError(f"--{given[0]}: is for --recover; add --recover, or leave out --{given[0]}")
     account, proof = ledger.prove()
     if proof is None and options.verify:
-        raise LedgerError(f"{ledger.path}: there is no ledger; nothing was spent on this account, or give --ledger")
+        raise LedgerError(
+            f"{ledger.path}: there is no ledger: nothing was spent under this account, or --ledger is missing"
+        )
     site = load_site_config(state / SITE_FILE).privacy if state else None
     folder = _folder(options.data) if options.data else None
     content = {"ledger": str(ledger.path)} | view(account, limit_of(account, site), folder)
@@ -74,9 +76,9 @@ def _ledger(options: argparse.Namespace) -> int:
         return 0
     print(as_text(content, shutil.get_terminal_size((100, 24)).columns))
     if proof is not None and options.verify:
-        witnessed = "and is the one that this site wrote" if state else "add --kit to hold it against the site's memory"
+        witnessed = "it matches this site's records" if state else "add --kit to compare it with the site's records"
         print(
-            f"\nThe ledger is whole: {counted(proof.entries, 'entry', 'entries')}, {proof.first} to {proof.last}; "
+            f"\nThe ledger is intact: {counted(proof.entries, 'entry', 'entries')}, {proof.first} to {proof.last}; "
             f"{witnessed}.\n"
             f"Last hash: {proof.head}"
         )
@@ -84,7 +86,7 @@ def _ledger(options: argparse.Namespace) -> int:
 
 
 class NotConfirmedError(FedvoxError):
-    """A person did not agree."""
+    """The user did not confirm."""
 
 
 def _recover(options: argparse.Namespace, ledger: Ledger, witness: Witness | None, state: Path | None) -> int:
@@ -102,9 +104,9 @@ def _recover(options: argparse.Namespace, ledger: Ledger, witness: Witness | Non
     before = f"epsilon {plan.known:.3g}" if plan.known else "nothing"
     print(
         f"{plan.problem}\n\n"
-        f"Proven to have been spent already: {before}.\n"
-        f"Every patient, known or new, is taken to have spent: {spent}.\n"
-        "The old file is kept. This decision stays in the ledger for good."
+        f"Proven to have been spent: {before}.\n"
+        f"Every patient, known or new, is assumed to have spent: {spent}.\n"
+        "The old file is kept. This decision stays in the ledger permanently."
     )
     if not options.yes:
         _ask()
@@ -112,15 +114,17 @@ def _recover(options: argparse.Namespace, ledger: Ledger, witness: Witness | Non
     kept = f" The old file is {ledger.path.with_name(entry.set_aside)}." if entry.set_aside else ""
     print(f"\nRecovered {ledger.path} by {entry.user}.{kept}")
     if state is None:
-        print("Sites that knew the old one refuse this one until each is recovered too: the same command with --kit.")
+        print(
+            "Sites that used the old ledger refuse this one until each is recovered too: the same command with --kit."
+        )
     return 0
 
 
 def _ask() -> None:
     if not sys.stdin.isatty():
-        raise ConfigError("--recover: a person has to agree; run it in a terminal, or add --yes")
-    print(f"Type {_WORD} to go on: ", end="", flush=True)
-    if sys.stdin.readline().strip() != _WORD:
+        raise ConfigError("--recover: needs confirmation; run it in a terminal, or add --yes")
+    print(f"Type {_CONFIRMATION} to continue: ", end="", flush=True)
+    if sys.stdin.readline().strip() != _CONFIRMATION:
         raise NotConfirmedError("nothing was changed")
 
 
@@ -133,7 +137,7 @@ def _folder(data: Path) -> Any:
         if sys.stderr.isatty():
             print(f"\rreading patients: {done} of {cases}", end="\n" if done == cases else "", file=sys.stderr)
 
-    # Cases without a label map too: they were patients of another dataset perhaps. Nothing is remembered: who only
-    # looks should leave no trace.
+    # Include cases without a label map: they may have been patients of another dataset. Store nothing: a read-only
+    # command leaves no trace.
     cases = find_dataset(data).cases
     return Folder(str(data), list(PatientIndex(None).identify(cases, progress).values()))

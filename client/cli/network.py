@@ -1,4 +1,4 @@
-"""The commands with which a hospital takes part: request, preflight, start, courier, runner, status, health."""
+"""Commands to take part in a federation: request, preflight, start, courier, runner, status, health."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def add_network_commands(commands: Any) -> None:
-    """Adds the commands to what ``ArgumentParser.add_subparsers`` returned."""
+    """Add the commands to the result of ``ArgumentParser.add_subparsers``."""
     request = commands.add_parser(
         "request",
-        help="make this site's own key, and a request to be let in",
+        help="create this site's key and a certificate request",
         epilog="example:\n  fedvox-client request --name north --out key\n",
     )
     request.add_argument("--name", "--site", required=True, metavar="NAME", help="the site's name in the federation")
-    request.add_argument("--out", type=Path, required=True, metavar="DIR", help="where key and request go")
+    request.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for key and request")
     request.set_defaults(command=_request)
 
     preflight = commands.add_parser(
@@ -42,7 +42,7 @@ def add_network_commands(commands: Any) -> None:
 
     courier = commands.add_parser(
         "courier",
-        help="run the half of a site that speaks with the server, and sees no scans",
+        help="run the part of a site that talks to the server and sees no scans",
         epilog="example:\n  fedvox-client courier --kit kit --state courier-state --shared shared\n",
     )
     _add_kit_options(courier)
@@ -52,7 +52,7 @@ def add_network_commands(commands: Any) -> None:
 
     runner = commands.add_parser(
         "runner",
-        help="run the other half, which trains, and needs no network",
+        help="run the part of a site that trains and needs no network",
         epilog="example:\n  fedvox-client runner --kit kit --data scans --state runner-state --shared shared\n",
     )
     _add_site_options(runner)
@@ -62,19 +62,19 @@ def add_network_commands(commands: Any) -> None:
 
     status = commands.add_parser(
         "status",
-        help="say what a site does at this moment",
+        help="show what a site is doing now",
         epilog="example:\n  fedvox-client status --kit kit\n",
     )
     _add_kit_options(status)
-    status.add_argument("--json", action="store_true", help="for machines")
+    status.add_argument("--json", action="store_true", help="print JSON")
     status.set_defaults(command=_status)
 
     health = commands.add_parser(
         "health",
-        help="say in a line whether what runs on a state folder does its work; for health checks",
+        help="show in one line whether the processes on a state folder are healthy",
         epilog="example:\n  fedvox-client health --state state\n",
     )
-    health.add_argument("--state", type=Path, required=True, metavar="DIR", help="of start, courier or runner")
+    health.add_argument("--state", type=Path, required=True, metavar="DIR", help="folder of start, courier or runner")
     health.set_defaults(command=_health)
 
 
@@ -94,7 +94,7 @@ def _add_site_options(command: argparse.ArgumentParser) -> None:
 
 def _add_shared(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--shared", type=Path, required=True, metavar="DIR", help="folder between courier and runner, on a local disk"
+        "--shared", type=Path, required=True, metavar="DIR", help="folder shared by both processes, on a local disk"
     )
 
 
@@ -181,7 +181,7 @@ def _status(options: argparse.Namespace) -> int:
     if not status["running"]:
         return 1
     if status["role"] == "runner":
-        print(f"server {kit.endpoint}: ask the status of the courier, which speaks with it")
+        print(f"server {kit.endpoint}: see the status of the courier, which talks to it")
     else:
         contact = status["last_contact"]
         seen = "no contact yet" if contact is None else f"last contact {contact:.0f} s ago"

@@ -134,7 +134,7 @@ def test_the_log_is_proven_and_damage_shows(kit: Path, tmp_path: Path) -> None:
     shown = done(*audit, "--verify", "--expect", noted)
     assert "WHAT LEFT THIS BUILDING" in shown
     assert "6,000" in shown
-    assert "The chain is whole: 4 entries" in shown
+    assert "The chain is intact: 4 entries" in shown
     content = json.loads(done(*audit, "--verify", "--json"))
     assert content["verified"]["entries"] == 4
     assert content["total"]["bytes"] == 6000

@@ -30,7 +30,7 @@ def ledger(tmp_path: Path) -> Path:
 def test_it_is_shown_and_proven(ledger: Path) -> None:
     text = done("ledger", "--verify", FEDVOX_LEDGER=str(ledger))
     assert "Dataset" in text and "2 patients" in text and "of 8 are left" in text and "first" in text
-    assert "The ledger is whole: 4 entries" in text
+    assert "The ledger is intact: 4 entries" in text
     content = json.loads(done("ledger", "--ledger", ledger, "--json", "--verify"))
     assert content["datasets"][0]["epsilon"] == of(*[ROUND[0]] * 2)
     assert content["verified"]["head"] == json.loads(head_of(ledger).read_text())["hash"]
@@ -58,10 +58,10 @@ def test_the_kit_gives_the_limit_and_remembers_the_ledger(ledger: Path, tmp_path
     (state / "site.yaml").write_text("privacy: {max_epsilon: 5}\n")
     budget(ledger, patients("a"), state=state).spend("r", 3, ROUND)
     text = done("ledger", "--ledger", ledger, "--kit", kit, "--verify")
-    assert "more than epsilon 5" in text and "is the one that this site wrote" in text
+    assert "more than epsilon 5" in text and "matches this site's records" in text
     other = tmp_path / "other.jsonl"
     budget(other, patients("b")).spend("r", 1, ROUND)
-    assert "has 3 entries, and this site has seen" in refused("ledger", "--ledger", other, "--kit", kit, status=1)
+    assert "has 3 entries, but this site has seen" in refused("ledger", "--ledger", other, "--kit", kit, status=1)
 
 
 def test_a_lost_ledger_is_begun_anew_by_a_person(ledger: Path, tmp_path: Path) -> None:
@@ -76,13 +76,13 @@ def test_a_lost_ledger_is_begun_anew_by_a_person(ledger: Path, tmp_path: Path) -
     reason = ["--reason", "disk failed", "--user", "Dr. Example"]
     assert "--spent 8" in refused(*command, "--spent", "8", *reason)
     assert "prove" in refused(*command, "--spent", "0.1@5e-6", *reason, "--yes")
-    assert "a person has to agree" in refused(*command, "--spent", "8@5e-6", *reason)
+    assert "needs confirmation" in refused(*command, "--spent", "8@5e-6", *reason)
     assert not ledger.exists()
     text = done(*command, "--spent", "8@5e-6", *reason, "--yes")
-    assert "is taken to have spent: epsilon 8 at delta 5e-06" in text and "Recovered" in text
+    assert "is assumed to have spent: epsilon 8 at delta 5e-06" in text and "Recovered" in text
     text = done("ledger", "--ledger", ledger, "--kit", kit, "--verify")
-    assert "RECOVERED" in text and "Dr. Example" in text and "is the one that this site wrote" in text
-    assert "nothing is to be recovered" in refused(*command, "--spent", "8@5e-6", *reason, "--yes")
+    assert "RECOVERED" in text and "Dr. Example" in text and "matches this site's records" in text
+    assert "there is nothing to recover" in refused(*command, "--spent", "8@5e-6", *reason, "--yes")
     assert "--reason: is for --recover" in refused("ledger", "--reason", "why")
 
 
@@ -123,8 +123,8 @@ def test_review_says_what_a_federation_costs_and_approve_heeds_the_site(tmp_path
     (kit / "state").mkdir()
     (kit / "state" / "site.yaml").write_text("privacy: {required: true, max_epsilon: 8}\n")
     text = done("review", "--kit", kit, "--ledger", ledger)
-    assert "DIFFERENTIAL PRIVACY for every single patient: epsilon 16" in text
-    assert "Patients who took part in nothing before: the whole federation brings a patient" in text
+    assert "DIFFERENTIAL PRIVACY for every patient: epsilon 16" in text
+    assert "Patients who have not taken part before: the whole federation brings a patient" in text
     assert "then this site stops" in text
     content = json.loads(done("review", "--kit", kit, "--ledger", ledger, "--json"))
     assert content["site_decisions"]["privacy"]["max_epsilon"] == 8
