@@ -199,7 +199,7 @@ def test_terminal_starts_over_for_a_second_run() -> None:
 
 def test_a_real_terminal_gets_the_live_display_and_its_cursor_back() -> None:
     code = (
-        "from server.progress import make_progress\n"
+        "from server.progress.display import make_progress\n"
         "with make_progress() as display:\n"
         "    display.start('demo', 2, ['north'])\n"
         "    raise KeyboardInterrupt\n"
