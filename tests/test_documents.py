@@ -123,7 +123,7 @@ def picture_problems(text: str) -> set[str]:
     """Why an SVG file does not fit both a light and a dark page, or is not a drawing."""
     drawing = ElementTree.fromstring(text)  # noqa: S314 -- our own file
     names = {element.tag.rpartition("}")[2] for element in drawing.iter()}
-    problems = {name for name in ("image", "script", "foreignObject") if name in names}
+    problems = names & {"image", "script", "foreignObject"}
     problems |= {f"no {name}" for name in ("title", "desc") if name not in names}
     return problems | (set() if "prefers-color-scheme: dark" in text else {"no dark colours"})
 

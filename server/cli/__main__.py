@@ -1,6 +1,8 @@
-"""``python -m server.cli`` is the same as ``fedvox-server``."""
+"""``python -m server.cli``: the same as ``fedvox-server``."""
+
+import sys
 
 from server.cli.entry import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

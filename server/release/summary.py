@@ -6,13 +6,11 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
-import safetensors
-
 import common
 from common.config.federation import FederationConfig, as_json
 from common.plan.plan import Plan
 from server.privacy.forecast import privacy_summary
-from server.run_store.folder import RunFolder, RunState, now
+from server.run_store.folder import RunError, RunFolder, RunState, now
 
 
 def write_summary(folder: RunFolder, config: FederationConfig, plan: Plan, status: str, reason: str | None) -> None:
@@ -77,7 +75,6 @@ def summary_of(folder: RunFolder, state: RunState, config: FederationConfig, pla
 
 def _parameters(folder: RunFolder, state: RunState) -> int | None:
     try:
-        with safetensors.safe_open(folder.checkpoint_path(state.round), framework="numpy") as stored:
-            return sum(int(stored.get_tensor(name).size) for name in stored.keys())  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError):
+        return folder.layout(state.round).size
+    except RunError:
         return None
