@@ -121,7 +121,7 @@ class Watching(threading.Thread):
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
         self._pid = pid
-        self.highest = 0
+        self.highest = self.last = 0
         self.each: dict[str, int] = {}
         self.over = threading.Event()
         self.start()
@@ -134,7 +134,7 @@ class Watching(threading.Thread):
                 found = re.search(r"RssAnon:\s+(\d+)", status)
                 size = int(found[1]) // 1024 if found else 0
                 total, now[name] = total + size, now.get(name, 0) + size
-            self.highest = max(self.highest, total)
+            self.highest, self.last = max(self.highest, total), total or self.last
             for name, size in now.items():
                 self.each[name] = max(self.each.get(name, 0), size)
 
