@@ -20,7 +20,7 @@ def privacy_section(run: RunRecord) -> dict[str, Any] | None:
     noise = run.summary.get("privacy")
     noise = noise if isinstance(noise, Mapping) else {}
     epsilon, delta = as_number(privacy.get("epsilon")), as_number(privacy.get("delta"))
-    spent = _spent(run)
+    spent = run.epsilon_spent()
     facts = [
         ("Protected", "each patient of each site, with all scans that the site assigns to them"),
         ("Budget", f"epsilon {_plain(epsilon)} at delta {_plain(delta)}, for {_rounds(run)}"),
@@ -68,14 +68,9 @@ def _validation_text(privacy: Mapping[str, Any], multiplier: float | None) -> st
     return f"means over a site's validation patients, with noise multiplier {noise}"
 
 
-def _spent(run: RunRecord) -> float | None:
-    values = [part.epsilon for line in run.rounds for part in line.sites.values() if part.epsilon is not None]
-    return max(values, default=None)
-
-
 def _curves(run: RunRecord) -> str | None:
     """Draw epsilon over rounds, and Dice against epsilon."""
-    if _spent(run) is None:
+    if run.epsilon_spent() is None:
         return None
     rounds = run.training_rounds
     spending = [

@@ -36,14 +36,13 @@ def read_result(folder: Path) -> dict[str, Any]:
         for label, name in run.labels.items()
         if (found := [scores[label] for scores in by_site.values() if label in scores])
     }
-    spent = [part.epsilon for line in run.rounds for part in line.sites.values() if part.epsilon is not None]
     finished = run.summary.get("status") == "finished"
     return {
         "status": str(run.summary.get("status", "waiting" if not run.rounds else "unfinished")),
         "mean_dice": mean(sites.values()) if sites and finished else None,
         "sites": sites if finished else {},
         "labels": labels if finished else {},
-        "epsilon": max(spent, default=None),
+        "epsilon": run.epsilon_spent(),
         "rounds": as_number(run.summary.get("rounds_done")),
         "seconds": as_number(run.summary.get("seconds")),
     }

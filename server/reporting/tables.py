@@ -36,7 +36,6 @@ def site_table(run: RunRecord, best_round: int | None) -> dict[str, Any]:
     rows = []
     for site in run.sites:
         part = None if line is None else line.sites.get(site.name)
-        epsilons = [r.sites[site.name].epsilon for r in run.rounds if site.name in r.sites]
         rows.append(
             {
                 "name": site.name,
@@ -45,7 +44,7 @@ def site_table(run: RunRecord, best_round: int | None) -> dict[str, Any]:
                 "differs": site.differs,
                 "spreads": [_spread(_dice_values(run, label, site.name)) for label in run.labels],
                 "means": [None if part is None else part.dice.get(label) for label in run.labels],
-                "epsilon": max((value for value in epsilons if value is not None), default=None),
+                "epsilon": run.epsilon_spent(site.name),
             }
         )
     return {

@@ -137,6 +137,11 @@ class RunRecord:
         """Return the round with the scores of the model after ``model_round`` rounds, if it was scored."""
         return next((line for line in self.rounds if line.model_round == model_round), None)
 
+    def epsilon_spent(self, site: str | None = None) -> float | None:
+        """Return the largest epsilon that a site, or any site, has reported; None if none has."""
+        parts = (part for line in self.rounds for name, part in line.sites.items() if site in (None, name))
+        return max((part.epsilon for part in parts if part.epsilon is not None), default=None)
+
     def label_name(self, label: int) -> str:
         """Return the label's name, or text such as ``label 3`` if no file names it."""
         return self.labels.get(label, f"label {label}")
