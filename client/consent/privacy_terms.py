@@ -38,8 +38,8 @@ SEVERAL_SCANS = (
 PAID = (
     "Your site records the cost of a round in your hospital's privacy ledger before the round begins (fedvox-client "
     "ledger). privacy.max_epsilon in your site file limits what any patient spends over all federations; the site "
-    "stops when it is reached. A crash does not make a round cost again; a round whose work failed, or whose record was "
-    "lost, does cost again."
+    "stops when it is reached. A crash does not make a round cost again; a round whose work failed, or whose record "
+    "was lost, does cost again."
 )
 
 PRIVATE_MEANINGS = {
