@@ -96,17 +96,14 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from client.inference.predict import predict_path
+    from client.inference.predict import PredictOptions, predict_path
 
     report = predict_path(
         options.model,
         options.input,
         options.output,
-        overlap=options.overlap,
-        mirror=options.mirror,
+        PredictOptions(options.overlap, options.mirror, options.device, options.precision),
         probabilities=options.probabilities,
-        device=options.device,
-        precision=options.precision,
         overwrite=options.overwrite,
         progress=_ProgressLines(),
     )
@@ -118,15 +115,13 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from client.inference.evaluate import evaluate_dataset
+    from client.inference.predict import PredictOptions
 
     report = evaluate_dataset(
         options.model,
         options.data,
         options.out,
-        overlap=options.overlap,
-        mirror=options.mirror,
-        device=options.device,
-        precision=options.precision,
+        PredictOptions(options.overlap, options.mirror, options.device, options.precision),
         overwrite=options.overwrite,
         progress=_ProgressLines(),
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from client.inference.predict import Predictor, Progress, check_writable, part_of
+from client.inference.predict import DEFAULT_OPTIONS, PredictOptions, Predictor, Progress, check_writable, part_of
 from common.errors import ConfigError, DataError, OutputError
 from common.imaging import sliding_window
 from common.imaging.datasets.dataset import Case, find_dataset
@@ -64,11 +64,8 @@ def evaluate_dataset(
     model_dir: Path,
     data: Path,
     out_csv: Path,
+    options: PredictOptions = DEFAULT_OPTIONS,
     *,
-    overlap: float = 0.5,
-    mirror: bool = False,
-    device: str = "auto",
-    precision: str = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> EvaluationReport:
@@ -86,8 +83,8 @@ def evaluate_dataset(
         Dataset folder with label maps, in one of the layouts of :mod:`common.imaging.datasets.dataset`.
     out_csv
         The file to write; its folder is created if missing.
-    overlap, mirror, device, precision
-        See :class:`client.inference.predict.Predictor`.
+    options
+        How the model is applied.
     overwrite
         Replace ``out_csv`` if it exists; otherwise an existing file is an error.
     progress
@@ -105,7 +102,7 @@ def evaluate_dataset(
         The file exists or cannot be written.
     """
     bundle = load_bundle(model_dir)
-    predictor = Predictor(bundle, overlap=overlap, mirror=mirror, device=device, precision=precision)
+    predictor = Predictor(bundle, options)
     dataset = find_dataset(data)
     if dataset.layout == "files":
         raise DataError(data, "has no label maps to compare with; give a dataset with labelsTr/ or labels/")

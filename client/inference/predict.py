@@ -54,13 +54,12 @@ class PredictionReport:
         return 1 if self.failures else 0
 
 
-class Predictor:
-    """A bundle's model, ready to label volumes of any shape, spacing and orientation.
+@dataclass(frozen=True)
+class PredictOptions:
+    """How a model is applied to a scan.
 
-    Parameters
+    Attributes
     ----------
-    bundle
-        From :func:`common.models.bundle.load_bundle`.
     overlap
         Fraction of a window that its neighbour also covers, from 0 to 0.9.
     mirror
@@ -69,32 +68,47 @@ class Predictor:
         ``auto``, ``cpu`` or ``cuda``.
     precision
         ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+    """
+
+    overlap: float = 0.5
+    mirror: bool = False
+    device: str = "auto"
+    precision: str = "auto"
+
+
+DEFAULT_OPTIONS = PredictOptions()
+
+
+class Predictor:
+    """A bundle's model, ready to label volumes of any shape, spacing and orientation.
+
+    Parameters
+    ----------
+    bundle
+        From :func:`common.models.bundle.load_bundle`.
+    options
+        How the model is applied.
 
     Raises
     ------
     ConfigError
-        One of the values cannot be used here.
+        One of the options cannot be used here.
     """
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        *,
-        overlap: float = 0.5,
-        mirror: bool = False,
-        device: str = "auto",
-        precision: str = "auto",
-    ) -> None:
-        if not 0 <= overlap <= 0.9:
-            raise ConfigError(f"overlap: {overlap} is not between 0 and 0.9; 0.5 is usual")
-        if mirror and not bundle.plan.mirror_axes:
+    def __init__(self, bundle: Bundle, options: PredictOptions = DEFAULT_OPTIONS) -> None:
+        if not 0 <= options.overlap <= 0.9:
+            raise ConfigError(f"overlap: {options.overlap} is not between 0 and 0.9; 0.5 is usual")
+        if options.mirror and not bundle.plan.mirror_axes:
             raise ConfigError("mirror: the plan of this model allows no mirroring (mirror_axes is empty); leave it out")
         self.plan = bundle.plan
-        self.device = choose_device(device)
-        autocast_dtype(self.device, precision)  # fail early if this device lacks the precision
-        self._precision = precision
-        self._overlap = overlap
-        self._mirror_axes = bundle.plan.mirror_axes if mirror else ()
+        device = choose_device(options.device)
+        autocast_dtype(device, options.precision)  # fail early if this device lacks the precision
+        self._windows = sliding_window.WindowOptions(
+            overlap=options.overlap,
+            mirror_axes=bundle.plan.mirror_axes if options.mirror else (),
+            device=device,
+            precision=options.precision,
+        )
         self._model = bundle.build_model()
 
     def load(self, case: Case) -> tuple[Volume, NDArray[np.uint8] | None]:
@@ -140,14 +154,7 @@ class Predictor:
             # Nothing to resample, so the scores of the whole volume are not needed at once.
             labels = np.zeros(geometry.grid.shape, dtype=np.uint8)
             labels[geometry.crop] = sliding_window.predict_labels(
-                self._model,
-                prepared.image,
-                self.plan.patch_size,
-                overlap=self._overlap,
-                mirror_axes=self._mirror_axes,
-                device=self.device,
-                precision=self._precision,
-                progress=progress,
+                self._model, prepared.image, self.plan.patch_size, self._windows, progress=progress
             )
             return labels
         with self._logits(prepared, scratch, progress) as logits:
@@ -180,15 +187,7 @@ class Predictor:
         shape = (self.plan.model.classes, *prepared.image.shape[1:])
         with _score_array(shape, scratch) as scores:
             sliding_window.sliding_window(
-                self._model,
-                prepared.image,
-                self.plan.patch_size,
-                overlap=self._overlap,
-                mirror_axes=self._mirror_axes,
-                device=self.device,
-                precision=self._precision,
-                progress=progress,
-                out=scores,
+                self._model, prepared.image, self.plan.patch_size, self._windows, progress=progress, out=scores
             )
             yield scores
 
@@ -197,12 +196,9 @@ def predict_path(
     model_dir: Path,
     input_path: Path,
     output_path: Path,
+    options: PredictOptions = DEFAULT_OPTIONS,
     *,
-    overlap: float = 0.5,
-    mirror: bool = False,
     probabilities: bool = False,
-    device: str = "auto",
-    precision: str = "auto",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> PredictionReport:
@@ -221,8 +217,8 @@ def predict_path(
     output_path
         For one file, a name ending in ``.nii.gz`` or ``.nii``; otherwise a folder for ``CASE.nii.gz``, created if
         missing.
-    overlap, mirror, device, precision
-        See :class:`Predictor`.
+    options
+        How the model is applied.
     probabilities
         Also write ``CASE_probabilities.nii.gz``: float32, 4D, one volume per class, background first.
     overwrite
@@ -241,7 +237,7 @@ def predict_path(
     OutputError
         A result exists or cannot be written.
     """
-    predictor = Predictor(load_bundle(model_dir), overlap=overlap, mirror=mirror, device=device, precision=precision)
+    predictor = Predictor(load_bundle(model_dir), options)
     dataset, problems = scan_dataset(input_path)
     failures = [DataError(problem.path, problem.text) for problem in problems if problem.severity == "error"]
     targets = _targets(dataset.cases, input_path, output_path, probabilities)

@@ -24,7 +24,7 @@ from common.config.federation import TrainingConfig
 from common.errors import FedvoxError
 from common.imaging.cache.case_cache import CachedCase
 from common.imaging.patches.sampler import Batch, BatchSource, PatchSampler, prefetch
-from common.imaging.sliding_window import sliding_window
+from common.imaging.sliding_window import WindowOptions, sliding_window
 from common.losses import build_loss
 from common.metrics import dice
 from common.plan.plan import Plan
@@ -239,14 +239,9 @@ class Trainer:
         """Yield the logits (classes, x, y, z) and the label map (x, y, z) of every case."""
         self.layout.load(self._model, weights)
         self._model.eval()
+        options = WindowOptions(device=self.device, precision=self.config.precision)
         for case in cases:
-            logits = sliding_window(
-                self._model,
-                np.asarray(case.image),
-                self.plan.patch_size,
-                device=self.device,
-                precision=self.config.precision,
-            )
+            logits = sliding_window(self._model, np.asarray(case.image), self.plan.patch_size, options)
             yield logits, np.asarray(case.label)
 
     def _score_loss(self, logits: np.ndarray, truth: np.ndarray) -> float:

@@ -62,16 +62,42 @@ def window_starts(size: int, patch: int, overlap: float) -> list[int]:
     return [*range(0, size - patch, step), size - patch]
 
 
+@dataclass(frozen=True)
+class WindowOptions:
+    """How windows are placed, mirrored and computed.
+
+    Attributes
+    ----------
+    overlap
+        Fraction that neighbouring windows share along each axis, from 0 to less than 1.
+    mirror_axes
+        Spatial axes (0, 1, 2) for test-time mirroring; logits are averaged over all combinations, so n axes take 2**n
+        times as long.
+    device
+        Device that the model runs on; None means the CPU.
+    precision
+        Precision of the model, see :func:`common.system.devices.autocast_dtype`. Sums are always float32.
+    batch_size
+        Windows per forward pass; None means 1 on a CPU, where larger batches exceed the caches, and about two million
+        voxels on a GPU.
+    """
+
+    overlap: float = 0.5
+    mirror_axes: tuple[int, ...] = ()
+    device: torch.device | None = None
+    precision: str = "auto"
+    batch_size: int | None = None
+
+
+DEFAULT_OPTIONS = WindowOptions()
+
+
 def sliding_window(
     model: nn.Module,
     image: NDArray[Any] | Tensor,
     patch_size: Axes3,
+    options: WindowOptions = DEFAULT_OPTIONS,
     *,
-    overlap: float = 0.5,
-    mirror_axes: Sequence[int] = (),
-    device: torch.device | None = None,
-    precision: str = "auto",
-    batch_size: int | None = None,
     progress: Progress | None = None,
     out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
@@ -87,18 +113,8 @@ def sliding_window(
         zeros on both sides.
     patch_size
         Voxels of a window along x, y, z.
-    overlap
-        Fraction that neighbouring windows share along each axis, from 0 to less than 1.
-    mirror_axes
-        Spatial axes (0, 1, 2) for test-time mirroring; logits are averaged over all combinations, so n axes take 2**n
-        times as long.
-    device
-        Device that the model runs on; None means the CPU.
-    precision
-        Precision of the model, see :func:`common.system.devices.autocast_dtype`. Sums are always float32.
-    batch_size
-        Windows per forward pass; None means 1 on a CPU, where larger batches exceed the caches, and about two million
-        voxels on a GPU.
+    options
+        How windows are placed, mirrored and computed.
     progress
         Called after every forward pass.
     out
@@ -114,10 +130,10 @@ def sliding_window(
     ValueError
         If the image is not four-dimensional, or the overlap is out of range.
     """
-    windows = _Windows.over(image, patch_size, overlap)
-    forward = _Forward(model, device, precision, tuple(mirror_axes))
+    windows = _Windows.over(image, patch_size, options.overlap)
+    forward = _Forward(model, options)
     result = np.empty(0, dtype=np.float32) if out is None else out
-    for planes, sums in _slabs(windows, forward, batch_size, progress):
+    for planes, sums in _slabs(windows, forward, options.batch_size, progress):
         if result.size == 0:
             result = np.empty((len(sums), *windows.image.shape[1:]), dtype=np.float32)
         logits = sums / windows.summed_weights(planes).to(sums.device)
@@ -130,12 +146,8 @@ def predict_labels(
     model: nn.Module,
     image: NDArray[Any] | Tensor,
     patch_size: Axes3,
+    options: WindowOptions = DEFAULT_OPTIONS,
     *,
-    overlap: float = 0.5,
-    mirror_axes: Sequence[int] = (),
-    device: torch.device | None = None,
-    precision: str = "auto",
-    batch_size: int | None = None,
     progress: Progress | None = None,
 ) -> NDArray[np.uint8]:
     """Predict the class of every voxel without holding the scores of the whole volume.
@@ -153,10 +165,10 @@ def predict_labels(
     ValueError
         As for :func:`sliding_window`, and if the model has more than 256 classes.
     """
-    windows = _Windows.over(image, patch_size, overlap)
-    forward = _Forward(model, device, precision, tuple(mirror_axes))
+    windows = _Windows.over(image, patch_size, options.overlap)
+    forward = _Forward(model, options)
     labels = np.empty(windows.image.shape[1:], dtype=np.uint8)
-    for planes, sums in _slabs(windows, forward, batch_size, progress):
+    for planes, sums in _slabs(windows, forward, options.batch_size, progress):
         if len(sums) > 256:
             raise ValueError(f"{len(sums)} classes do not fit a uint8 label map: 256 at most")
         source, target = windows.inside(planes)
@@ -245,19 +257,17 @@ class _Windows:
 class _Forward:
     """The model in evaluation mode on its device, averaged over mirrored windows."""
 
-    def __init__(
-        self, model: nn.Module, device: torch.device | None, precision: str, mirror_axes: tuple[int, ...]
-    ) -> None:
-        self.device = device or torch.device("cpu")
+    def __init__(self, model: nn.Module, options: WindowOptions) -> None:
+        self.device = options.device or torch.device("cpu")
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.autocast = autocast_dtype(self.device, precision)
+        self.autocast = autocast_dtype(self.device, options.precision)
         # For single windows in float32, oneDNN is faster on planar data; for batches or bfloat16 it is not.
         planar = self.device.type == "cpu" and self.autocast is None
         self.layout = torch.contiguous_format if planar else memory_format(self.device)
         self.model = model.to(device=self.device)
         self.model.to(memory_format=self.layout)  # type: ignore[call-overload]
-        subsets = (combinations(mirror_axes, count) for count in range(1, len(mirror_axes) + 1))
+        subsets = (combinations(options.mirror_axes, count) for count in range(1, len(options.mirror_axes) + 1))
         # Axes of a batch: the first two are batch and channel.
         self.mirrored = [[axis + 2 for axis in subset] for subset in chain.from_iterable(subsets)]
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from common.imaging.cache.case_cache import CachedCase
-from common.imaging.sliding_window import sliding_window
+from common.imaging.sliding_window import WindowOptions, sliding_window
 from common.metrics import case_metrics
 from common.models.unet3d import build_model
 from common.plan.plan import Plan
@@ -59,9 +59,10 @@ def score_cases(
 ) -> Iterator[Scored]:
     """Segment every site's cases on the grid of the preprocessed scan, and score them."""
     model = model.to(device)
+    options = WindowOptions(device=device, precision=precision)
     for site, members in cases.items():
         for case in members:
-            scores = sliding_window(model, np.asarray(case.image), plan.patch_size, device=device, precision=precision)
+            scores = sliding_window(model, np.asarray(case.image), plan.patch_size, options)
             prediction = np.asarray(scores.argmax(axis=0), dtype=np.uint8)
             metrics = case_metrics(prediction, np.asarray(case.label), list(plan.labels), case.spacing)
             yield Scored(site, case, prediction, metrics)

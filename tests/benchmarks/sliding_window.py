@@ -53,7 +53,7 @@ def _measure(name: str, folder: Path) -> dict[str, float]:
     import monai.inferers
     import torch
 
-    from common.imaging.sliding_window import predict_labels, sliding_window, window_starts
+    from common.imaging.sliding_window import WindowOptions, predict_labels, sliding_window, window_starts
     from common.models.unet3d import build_model
     from common.plan.plan import ModelPlan
 
@@ -76,15 +76,14 @@ def _measure(name: str, folder: Path) -> dict[str, float]:
         )
         return logits[0].argmax(dim=0).to(torch.uint8).numpy()
 
+    float32 = WindowOptions(OVERLAP, precision="float32")
     candidates: dict[str, Callable[[np.ndarray[Any, Any]], Any]] = {
         "bare": bare,
         "monai-1": lambda array: monai_labels(array, 1),
         "monai-4": lambda array: monai_labels(array, 4),
-        "ours-logits": lambda array: sliding_window(model, array, PATCH, overlap=OVERLAP, precision="float32").argmax(
-            axis=0
-        ),
-        "ours": lambda array: predict_labels(model, array, PATCH, overlap=OVERLAP, precision="float32"),
-        "ours-default": lambda array: predict_labels(model, array, PATCH, overlap=OVERLAP),
+        "ours-logits": lambda array: sliding_window(model, array, PATCH, float32).argmax(axis=0),
+        "ours": lambda array: predict_labels(model, array, PATCH, float32),
+        "ours-default": lambda array: predict_labels(model, array, PATCH, WindowOptions(OVERLAP)),
     }
     candidate = candidates[name]
     started = time.perf_counter()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import client.inference.predict
-from client.inference.predict import Predictor, predict_path
+from client.inference.predict import PredictOptions, Predictor, predict_path
 from common.errors import BundleError, ConfigError, DataError, OutputError
 from common.imaging.io.nifti import read_volume
 from common.imaging.preprocessing import preprocess_image, restore_prediction
@@ -86,7 +86,7 @@ def test_labels_are_those_of_the_whole_volume_at_once(tmp_path):
         logits = bundle.build_model()(torch.from_numpy(padded)[None])[0].numpy()
     inner = [slice(b, b + s) for b, s in zip(before, prepared.geometry.shape, strict=True)]
     expected = restore_prediction(np.ascontiguousarray(logits[:, *inner]), prepared.geometry)
-    result = Predictor(bundle, precision="float32").predict(volume)
+    result = Predictor(bundle, PredictOptions(precision="float32")).predict(volume)
     assert (result == expected).mean() > 0.999
 
 
@@ -96,7 +96,7 @@ def test_orientation_on_disk_does_not_matter(tmp_path, spacing):
     scan = nibabel.load(make_scan(tmp_path / "scans" / "a.nii.gz"))
     turned = scan.as_reoriented(np.array([[2, 1], [0, -1], [1, -1]]))
     nibabel.save(turned, tmp_path / "scans" / "b.nii.gz")
-    predict_path(model, tmp_path / "scans", tmp_path / "out", precision="float32")
+    predict_path(model, tmp_path / "scans", tmp_path / "out", PredictOptions(precision="float32"))
     first, second = (nibabel.as_closest_canonical(nibabel.load(tmp_path / "out" / f"{n}.nii.gz")) for n in "ab")
     np.testing.assert_allclose(first.affine, second.affine, atol=1e-4)
     np.testing.assert_array_equal(np.asarray(first.dataobj), np.asarray(second.dataobj))
@@ -137,8 +137,8 @@ def test_mirroring_is_symmetric(tmp_path):
     scan = make_scan(tmp_path / "scan.nii.gz", affine=np.eye(4), shape=(16, 16, 8))
     voxels = np.asarray(nibabel.load(scan).dataobj)
     nibabel.save(nibabel.Nifti1Image(voxels[::-1], np.eye(4)), tmp_path / "mirrored.nii.gz")
-    predictor = Predictor(load_bundle(model), mirror=True, precision="float32")
-    plain = Predictor(load_bundle(model), precision="float32")
+    predictor = Predictor(load_bundle(model), PredictOptions(mirror=True, precision="float32"))
+    plain = Predictor(load_bundle(model), PredictOptions(precision="float32"))
     volume, mirrored = read_volume(scan), read_volume(tmp_path / "mirrored.nii.gz")
     assert (predictor.predict(volume) == predictor.predict(mirrored)[::-1]).mean() > 0.999
     assert (plain.predict(volume) == plain.predict(mirrored)[::-1]).mean() < 0.999
@@ -232,14 +232,14 @@ def test_a_folder_cannot_be_predicted_into_one_file(model, tmp_path):
 @pytest.mark.parametrize("overlap", [-0.1, 1.0])
 def test_overlap_out_of_range_is_refused(model, tmp_path, overlap):
     with pytest.raises(ConfigError, match="overlap"):
-        predict_path(model, make_scan(tmp_path / "scan.nii.gz"), tmp_path / "out", overlap=overlap)
+        predict_path(model, make_scan(tmp_path / "scan.nii.gz"), tmp_path / "out", PredictOptions(overlap=overlap))
 
 
 def test_mirroring_that_the_plan_forbids_is_refused(model):
     bundle = load_bundle(model)
     object.__setattr__(bundle, "plan", bundle.plan.model_copy(update={"mirror_axes": ()}))
     with pytest.raises(ConfigError, match="allows no mirroring"):
-        Predictor(bundle, mirror=True)
+        Predictor(bundle, PredictOptions(mirror=True))
 
 
 def test_progress_runs_from_nothing_to_all(model, tmp_path):

@@ -14,7 +14,15 @@ from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import sliding_window_inference
 from torch import nn
 
-from common.imaging.sliding_window import gaussian_weights, predict_labels, sliding_window, window_starts
+from common.imaging.sliding_window import (
+    WindowOptions,
+    gaussian_weights,
+    predict_labels,
+    sliding_window,
+    window_starts,
+)
+
+FLOAT32 = WindowOptions(precision="float32")
 
 
 @pytest.fixture
@@ -66,9 +74,10 @@ def test_logits_and_labels_are_monais(network, shape, patch, overlap):
         expected = sliding_window_inference(
             torch.from_numpy(image)[None], patch, 1, network, overlap=overlap, mode="gaussian"
         )[0].numpy()
-    logits = sliding_window(network, image, patch, overlap=overlap, precision="float32")
+    options = WindowOptions(overlap=overlap, precision="float32")
+    logits = sliding_window(network, image, patch, options)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
-    labels = predict_labels(network, image, patch, overlap=overlap, precision="float32")
+    labels = predict_labels(network, image, patch, options)
     assert labels.dtype == np.uint8
     certain = np.diff(np.sort(expected, axis=0)[-2:], axis=0)[0] > 1e-4
     assert certain.mean() > 0.99
@@ -77,15 +86,15 @@ def test_logits_and_labels_are_monais(network, shape, patch, overlap):
 
 def test_a_model_that_returns_its_input_gives_the_image_back():
     image = _image(3, 19, 12, 23)
-    logits = sliding_window(nn.Identity(), image, (8, 16, 8), overlap=0.6, precision="float32")
+    logits = sliding_window(nn.Identity(), image, (8, 16, 8), WindowOptions(overlap=0.6, precision="float32"))
     np.testing.assert_allclose(logits, image, atol=1e-6)
 
 
 @pytest.mark.parametrize("batch_size", [2, 5, 100])
 def test_batches_of_windows_change_nothing(network, batch_size):
     image = _image(2, 20, 17, 12)
-    one = sliding_window(network, image, (8, 8, 8), precision="float32", batch_size=1)
-    many = sliding_window(network, image, (8, 8, 8), precision="float32", batch_size=batch_size)
+    one = sliding_window(network, image, (8, 8, 8), WindowOptions(precision="float32", batch_size=1))
+    many = sliding_window(network, image, (8, 8, 8), WindowOptions(precision="float32", batch_size=batch_size))
     np.testing.assert_allclose(many, one, atol=1e-5)
 
 
@@ -97,16 +106,16 @@ def test_mirroring_averages_over_every_combination_of_axes(network, axes):
         for subset in itertools.combinations(axes, count):
             dimensions = [axis + 1 for axis in subset]
             mirrored = np.flip(image, dimensions).copy()
-            flipped.append(np.flip(sliding_window(network, mirrored, (10, 11, 8), precision="float32"), dimensions))
+            flipped.append(np.flip(sliding_window(network, mirrored, (10, 11, 8), FLOAT32), dimensions))
     assert len(flipped) == 2 ** len(axes)
-    result = sliding_window(network, image, (10, 11, 8), precision="float32", mirror_axes=axes)
+    result = sliding_window(network, image, (10, 11, 8), WindowOptions(precision="float32", mirror_axes=axes))
     np.testing.assert_allclose(result, np.mean(flipped, axis=0), atol=1e-5)
 
 
 def test_bfloat16_is_close_to_float32(network):
     image = _image(2, 12, 12, 12)
-    exact = sliding_window(network, image, (8, 8, 8), precision="float32")
-    rounded = sliding_window(network, image, (8, 8, 8), precision="bfloat16")
+    exact = sliding_window(network, image, (8, 8, 8), FLOAT32)
+    rounded = sliding_window(network, image, (8, 8, 8), WindowOptions(precision="bfloat16"))
     assert rounded.dtype == np.float32
     assert 0 < np.abs(rounded - exact).max() < 0.1
 
@@ -115,8 +124,8 @@ def test_reads_a_read_only_memory_map_of_half_precision(network, tmp_path):
     image = _image(2, 12, 9, 10).astype(np.float16)
     np.save(tmp_path / "image.npy", image)
     mapped = np.load(tmp_path / "image.npy", mmap_mode="r")
-    expected = sliding_window(network, image.astype(np.float32), (8, 8, 8), precision="float32")
-    result = sliding_window(network, mapped, (8, 8, 8), precision="float32")
+    expected = sliding_window(network, image.astype(np.float32), (8, 8, 8), FLOAT32)
+    result = sliding_window(network, mapped, (8, 8, 8), FLOAT32)
     np.testing.assert_array_equal(result, expected)
 
 
@@ -130,7 +139,7 @@ def test_fills_the_array_that_is_given(network):
 def test_leaves_the_image_as_it_is(network):
     image = _image(2, 12, 9, 10)
     before = image.copy()
-    sliding_window(network, image, (16, 8, 8), mirror_axes=(0,))
+    sliding_window(network, image, (16, 8, 8), WindowOptions(mirror_axes=(0,)))
     np.testing.assert_array_equal(image, before)
 
 
@@ -146,7 +155,7 @@ class _Dropping(nn.Module):
 def test_runs_in_evaluation_mode_and_gives_training_mode_back():
     model = _Dropping().train()
     image = _image(1, 8, 8, 8)
-    np.testing.assert_allclose(sliding_window(model, image, (8, 8, 8), precision="float32"), image, atol=1e-6)
+    np.testing.assert_allclose(sliding_window(model, image, (8, 8, 8), FLOAT32), image, atol=1e-6)
     assert model.training
 
 
@@ -165,8 +174,9 @@ def test_gradients_can_still_be_computed_afterwards(network):
 
 def test_progress_ends_with_all_windows(network):
     seen: list[tuple[int, int]] = []
+    options = WindowOptions(batch_size=3)
     predict_labels(
-        network, _image(2, 12, 8, 12), (8, 8, 8), batch_size=3, progress=lambda done, total: seen.append((done, total))
+        network, _image(2, 12, 8, 12), (8, 8, 8), options, progress=lambda done, total: seen.append((done, total))
     )
     assert seen == [(2, 4), (4, 4)]
 
@@ -183,11 +193,12 @@ def test_more_classes_than_a_byte_are_refused():
 
 LONG_VOLUME = """
 import resource, numpy, torch
-from common.imaging.sliding_window import predict_labels
+from common.imaging.sliding_window import WindowOptions, predict_labels
 torch.set_num_threads(1)
 model = torch.nn.Conv3d(1, 64, 1)
+options = WindowOptions(overlap=0, precision="float32")
 def run(planes):
-    predict_labels(model, numpy.zeros((1, planes, 32, 32), numpy.float32), (32, 32, 32), overlap=0, precision="float32")
+    predict_labels(model, numpy.zeros((1, planes, 32, 32), numpy.float32), (32, 32, 32), options)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 short = run(64)
 print((run(2048) - short) / 1024)
