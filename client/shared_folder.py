@@ -16,9 +16,7 @@ runner: the last one stays until the next task begins, in case it is requested a
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -27,6 +25,7 @@ from pathlib import Path
 from common.errors import FedvoxError, OutputError
 from common.protocol.codec import is_task_name
 from common.protocol.messages import Heartbeat
+from common.system.locks import CannotLockError, LockHeldError, lock_file
 
 TASK, REPLY = ".task", ".reply"
 
@@ -111,25 +110,21 @@ class SharedFolder:
         """
         lock = self.path / f".{half}.lock"
         try:
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            held = lock_file(lock, wait_seconds=0)
+        except LockHeldError:
+            raise SharedFolderError(
+                f"{self.path}: another {half} works here; give every site a folder of its own"
+            ) from None
+        except CannotLockError as error:
+            raise SharedFolderError(
+                f"{self.path}: cannot be locked: {error.strerror}; use a folder on a local disk"
+            ) from None
         except OSError as error:
             raise SharedFolderError(
                 f"{lock}: cannot be made: {error.strerror}; restore the folder's permissions"
             ) from None
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise SharedFolderError(
-                    f"{self.path}: another {half} works here; give every site a folder of its own"
-                ) from None
-            except OSError as error:
-                raise SharedFolderError(
-                    f"{self.path}: cannot be locked: {error.strerror}; use a folder on a local disk"
-                ) from None
+        with held:
             yield
-        finally:
-            os.close(descriptor)
 
     def task(self, name: str) -> Path:
         """Return the path of a task."""

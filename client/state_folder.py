@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
@@ -10,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
 from common.errors import FedvoxError, OutputError
 from common.system.files import cannot_write
+from common.system.locks import LockHeldError, is_locked, lock_file
 
 APPROVALS_FILE = "approvals.json"
 AUDIT_FILE = "audit.jsonl"
@@ -107,32 +107,20 @@ class StateFolder:
             If it cannot be written.
         """
         self.make()
-        with _opened_lock(self.path / "lock") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise AlreadyRunningError(
-                    f"{self.path}: this site is already running; see fedvox-client status"
-                ) from None
+        file = self.path / "lock"
+        try:
+            # Others may read it: whoever asks for the status of a site need not be the one who runs it.
+            lock = lock_file(file, wait_seconds=0, mode=0o666)
+        except LockHeldError:
+            raise AlreadyRunningError(f"{self.path}: this site is already running; see fedvox-client status") from None
+        except OSError as error:
+            raise cannot_write(file, error) from None
+        with lock:
             yield
 
     def is_locked(self) -> bool:
         """Return whether a process holds the lock."""
-        try:
-            with (self.path / "lock").open("r") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except FileNotFoundError:
-            return False
-        return False
-
-
-def _opened_lock(path: Path) -> TextIO:
-    try:
-        return path.open("a")
-    except OSError as error:
-        raise cannot_write(path, error) from None
+        return is_locked(self.path / "lock")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -15,7 +15,6 @@ is broken or cannot be written raises, so an action that must be logged does not
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -30,6 +29,7 @@ from typing import Any, BinaryIO
 
 from common.errors import FedvoxError, OutputError
 from common.system.files import write_atomically
+from common.system.locks import FileLock, lock_file
 
 START = "0" * 64
 OWN_KEYS = frozenset({"n", "time", "event", "previous", "hash"})
@@ -138,7 +138,7 @@ class AuditLog:
         if taken := OWN_KEYS & set(details):
             raise ValueError(f"details may not be called {', '.join(sorted(taken))}")
         try:
-            with self._threads, _open(self.path, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX) as descriptor:
+            with self._threads, _lock_to_write(self.path) as descriptor:
                 self._catch_up(descriptor)
                 if self._chain.torn:
                     torn = len(self._chain.torn)
@@ -201,7 +201,7 @@ def verify(path: Path, see: Callable[[Entry], object] | None = None) -> AuditSum
     chain, events, hashes = _Chain(), Counter[str](), []
     first = last = None
     try:
-        with _open(path, os.O_RDONLY, fcntl.LOCK_SH) as descriptor, open(descriptor, "rb", closefd=False) as stream:
+        with _lock_to_read(path) as descriptor, open(descriptor, "rb", closefd=False) as stream:
             for entry in _walk(path, stream, chain):
                 first, last = first or entry.time, entry.time
                 events[entry.event] += 1
@@ -226,7 +226,7 @@ def read_entries(path: Path) -> list[Entry]:
         If there is no log, it cannot be read, or a line is not an entry.
     """
     try:
-        with _open(path, os.O_RDONLY, fcntl.LOCK_SH) as descriptor, open(descriptor, "rb", closefd=False) as stream:
+        with _lock_to_read(path) as descriptor, open(descriptor, "rb", closefd=False) as stream:
             lines = stream.readlines()
     except OSError as error:
         raise AuditError(path, f"cannot be read: {error.strerror or error}") from None
@@ -240,15 +240,13 @@ def head_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.head")
 
 
-@contextlib.contextmanager
-def _open(path: Path, flags: int, lock: int) -> Iterator[int]:
-    # Symbolic links are not followed, so the log cannot be redirected.
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, lock)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _lock_to_write(path: Path) -> FileLock:
+    # Symbolic links are not followed, here and below, so the log cannot be redirected.
+    return lock_file(path, flags=os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+
+
+def _lock_to_read(path: Path) -> FileLock:
+    return lock_file(path, shared=True, flags=os.O_RDONLY | os.O_NOFOLLOW)
 
 
 def _walk(path: Path, stream: BinaryIO, chain: _Chain) -> Iterator[Entry]:

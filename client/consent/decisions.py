@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import pwd
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from common.config.federation import as_json
 from common.errors import FedvoxError, OutputError
 from common.plan.base import Frozen
 from common.system.files import write_atomically
+from common.system.locks import lock_file
 
 
 class DecisionsError(FedvoxError):
@@ -177,14 +177,11 @@ class DecisionBook:
     def _locked(self) -> Iterator[None]:
         try:
             self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(self._state / f".{APPROVALS_FILE}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = lock_file(self._state / f".{APPROVALS_FILE}.lock")
         except OSError as error:
             raise OutputError(f"{self._state}: cannot be written: {error.strerror or error}") from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with lock:
             yield
-        finally:
-            os.close(descriptor)
 
 
 def decision_of(user: str | None) -> Decision:

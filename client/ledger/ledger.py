@@ -13,7 +13,6 @@ recover with ``client.ledger.recovery``.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -41,6 +40,7 @@ from common.plan.base import Frozen, PositiveInt
 from common.plan.privacy import Purpose, Spend
 from common.protocol.messages import ErrorCode
 from common.system.files import write_atomically
+from common.system.locks import lock_file
 
 WITNESS_FILE: Final = "ledger-witness.json"
 SPENT_EVENT: Final = "privacy_spent"
@@ -267,16 +267,13 @@ class Ledger:
         """
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            lock = self.path.with_name(f".{self.path.name}.lock")
-            descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            file = self.path.with_name(f".{self.path.name}.lock")
+            lock = lock_file(file, flags=os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         except OSError as error:
             reason = error.strerror or str(error)
             raise LedgerError(f"{self.path}: cannot be written: {reason}; choose another place (--ledger)") from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with lock:
             yield
-        finally:
-            os.close(descriptor)
 
 
 def _compare(path: Path, entries: list[Entry], seen: Seen) -> None:

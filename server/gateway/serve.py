@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import ipaddress
 import json
 import logging
@@ -55,6 +54,7 @@ from common.certificates import (
 )
 from common.errors import ConfigError, FedvoxError
 from common.system.files import cannot_write, write_atomically
+from common.system.locks import LockHeldError, lock_file
 from server.gateway.application import Gateway
 from server.gateway.listen import Listen, check_port
 from server.gateway.quotas import Limits
@@ -201,16 +201,13 @@ def _gateway_lock(folder: GatewayFolder) -> Iterator[None]:
     """Lock the run's gateway folder, so that only one gateway writes there."""
     path = folder.path / "gateway.lock"
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = lock_file(path, wait_seconds=0)
+    except LockHeldError:
+        raise FedvoxError(f"{folder.run}: another gateway serves this run; stop it first") from None
     except OSError as error:
         raise cannot_write(path, error) from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with lock:
         yield
-    except BlockingIOError:
-        raise FedvoxError(f"{folder.run}: another gateway serves this run; stop it first") from None
-    finally:
-        os.close(descriptor)
 
 
 def _check_private(listen: Listen) -> None:

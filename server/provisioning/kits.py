@@ -8,7 +8,6 @@ authority's never leaves the coordinator.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import shutil
@@ -41,6 +40,7 @@ from common.errors import ConfigError, OutputError
 from common.plan.plan import Plan
 from common.planning.resolve import plan_from_config
 from common.system.files import write_atomically
+from common.system.locks import FileLock, lock_file
 from server.provisioning.certificate_authority import Authority, AuthorityError, read_request, write_private
 from server.provisioning.kit_readme import server_readme, site_readme
 from server.provisioning.site_register import Register, SiteRecord, read_register, write_register
@@ -148,7 +148,7 @@ def revoke(out: Path, site: str) -> list[str]:
         names = ", ".join(sorted(register.sites)) or "none"
         raise ConfigError(f"{out}: has no site {site!r} (sites: {names})")
     server = out / "server"
-    with _locked(out):
+    with _lock(out):
         register = read_register(out).with_revoked(site)
         write_register(out / "authority", register)
         (server / "sites" / f"{site}.crt").unlink(missing_ok=True)
@@ -200,7 +200,7 @@ def _open_locked(out: Path, federation: str) -> Iterator[tuple[Authority, Regist
         strangers = [path.name for path in out.iterdir() if not path.name.startswith(".")]
     except OSError as error:
         raise OutputError(f"{out}: cannot be used: {error.strerror or error}; choose another --out") from None
-    with _locked(out):
+    with _lock(out):
         folder = out / "authority"
         if not folder.exists():
             if strangers:
@@ -215,14 +215,8 @@ def _open_locked(out: Path, federation: str) -> Iterator[tuple[Authority, Regist
         yield Authority.load(folder), register
 
 
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    lock = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
+def _lock(out: Path) -> FileLock:
+    return lock_file(out, flags=os.O_RDONLY | os.O_DIRECTORY)
 
 
 @contextlib.contextmanager

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import FedvoxError
+from common.system.locks import FileLock, LockHeldError, is_locked, lock_file
 
 RUN_VARIABLE = "FEDVOX_RUN"
 NODES_FILE = "nodes.json"
@@ -42,9 +41,7 @@ def only_app(run: Path, flower_run: int) -> Iterator[None]:
     FedvoxError
         it does not go.
     """
-    with _locked(run / _APP_LOCK, _FORMER_APP_SECONDS) as descriptor:
-        if descriptor is None:
-            raise FedvoxError(f"{run}: another server app is at work on this run")
+    with _lock(run / _APP_LOCK, _FORMER_APP_SECONDS, "another server app is at work on this run") as descriptor:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"flower_run": flower_run, "pid": os.getpid()}).encode(), 0)
         yield
@@ -59,9 +56,7 @@ def only_start(run: Path) -> Iterator[None]:
     FedvoxError
         there is another one.
     """
-    with _locked(run / _START_LOCK, 1.0) as descriptor:
-        if descriptor is None:
-            raise FedvoxError(f"{run}: this federation is running already; see fedvox-server status {run}")
+    with _lock(run / _START_LOCK, 1.0, f"this federation is running already; see fedvox-server status {run}"):
         yield
 
 
@@ -107,37 +102,16 @@ def _works_on(pid: int, run: Path) -> bool:
     return f"{RUN_VARIABLE}={run.resolve()}".encode() in environment
 
 
-@contextlib.contextmanager
-def _locked(path: Path, patience: float) -> Iterator[int | None]:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _lock(path: Path, wait_seconds: float, held: str) -> FileLock:
+    """Lock a file of the run folder; ``held`` says what it means that somebody else still holds it."""
     try:
-        yield descriptor if _lock(descriptor, patience) else None
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, patience: float) -> bool:
-    deadline = time.monotonic() + patience
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(0.1)
+        return lock_file(path, wait_seconds=wait_seconds)
+    except LockHeldError:
+        raise FedvoxError(f"{path.parent}: {held}") from None
 
 
 def _is_held(path: Path) -> bool:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return is_locked(path)
     except OSError:
         return False
-    try:
-        # A shared lock, for an instant: whoever looks at the same time is not taken for a holder.
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False

@@ -46,7 +46,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, size: int) -> None:
     file = tmp_path / "file"
     file.write_bytes(b"older")
     program = (
-        "import signal, sys; from pathlib import Path; from common.files import write_atomically\n"
+        "import signal, sys; from pathlib import Path; from common.system.files import write_atomically\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"write_atomically(Path(sys.argv[1]), bytes({size}))"
     )
