@@ -86,8 +86,10 @@ class Policy:
             raise PolicyError(ErrorCode.PRIVACY_REQUIRED, "; ".join(violations))
         if violations := site.limits.violations(self._config):
             raise PolicyError(ErrorCode.OUTSIDE_LIMITS, f"outside the site file's limits: {'; '.join(violations)}")
-        if decisions.approval(digest, automatic=False) is not None:
-            return
+        if decisions.approval(digest, automatic=False) is None:
+            self._approve_automatically(digest, site)
+
+    def _approve_automatically(self, digest: str, site: SiteConfig) -> None:
         if not site.limits.automatic_approval:
             raise PolicyError(ErrorCode.NOT_APPROVED, "not approved; run fedvox-client review, then approve")
         try:

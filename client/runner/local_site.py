@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,51 @@ class SiteDataError(FedvoxError):
     code = ErrorCode.NO_DATA
 
 
+@dataclass(frozen=True)
+class SiteData:
+    """A site's scans, and which of them to validate on.
+
+    Attributes
+    ----------
+    name
+        Name of the site.
+    folder
+        The dataset folder.
+    cache
+        Folder for preprocessed scans; None keeps them in memory.
+    validation
+        Names of the validation cases, or the share of patients to validate on: drawn from the seed or, under
+        differential privacy, decided by the content of each patient's scans.
+    """
+
+    name: str
+    folder: Path
+    cache: Path | None
+    validation: Sequence[str] | float
+
+
+@dataclass(frozen=True)
+class LedgerAccess:
+    """What a site pays privacy with; needed only for differential privacy.
+
+    Attributes
+    ----------
+    state
+        The site's state folder.
+    ledger
+        The hospital's ledger.
+    attempt
+        As for ``LedgerBudget``.
+    """
+
+    state: Path | None = None
+    ledger: Ledger | None = None
+    attempt: Callable[[], str] = str
+
+
+NO_LEDGER = LedgerAccess()
+
+
 class LocalSite:
     """Opens one hospital's site once and keeps it open: the ``open_site`` of ``make_client_app``.
 
@@ -53,56 +99,35 @@ class LocalSite:
         The federation of the site's kit.
     plan
         The kit's plan.
-    name
-        Name of the site.
     data
-        The dataset folder.
-    cache
-        Folder for preprocessed scans; None keeps them in memory.
-    validation
-        Names of the validation cases, or the share of patients to validate on: drawn from the seed or, under
-        differential privacy, decided by the content of each patient's scans.
+        The site's scans.
     device
         As in ``choose_device``.
     observer
         Follows the site's work.
     progress
         Called with cases prepared and cases in all.
-    state
-        The site's state folder; needed only for differential privacy.
-    ledger
-        The hospital's ledger; needed only for differential privacy.
-    attempt
-        As for ``LedgerBudget``.
+    access
+        What the site pays privacy with.
     """
 
     def __init__(
         self,
         config: FederationConfig,
         plan: Plan,
-        name: str,
-        data: Path,
-        cache: Path | None,
-        validation: Sequence[str] | float,
+        data: SiteData,
         device: str = "auto",
         observer: Observer | None = None,
         progress: Progress | None = None,
-        state: Path | None = None,
-        ledger: Ledger | None = None,
-        attempt: Callable[[], str] = str,
+        access: LedgerAccess = NO_LEDGER,
     ) -> None:
         self._config = config
         self._plan = plan
-        self._name = name
         self._data = data
-        self._cache = cache
         self._device = device
-        self._validation = validation
         self._observer = observer
         self._progress = progress
-        self._state = state
-        self._ledger = ledger
-        self._attempt = attempt
+        self._access = access
         self._opening = threading.Lock()
         self._site: Site | None = None
 
@@ -131,20 +156,20 @@ class LocalSite:
     def _opened(self) -> Site:
         config, plan = self._config, self._plan
         try:
-            cases = labelled_cases(self._data)
+            cases = labelled_cases(self._data.folder)
             patients = self._identify(cases)
-            train, validation = split_site(config, self._name, cases, self._validation, patients)
+            train, validation = split_site(config, self._data.name, cases, self._data.validation, patients)
             prepared = self._prepare([cases[name] for name in (*train, *validation)])
         except DataError as error:
             raise SiteDataError(str(error)) from error
         trainer = make_trainer(config, plan, choose_device(self._device))
         by_name = {case.name: case for case in prepared}
         return Site(
-            name=self._name,
+            name=self._data.name,
             train_cases=[by_name[name] for name in train],
             validation_cases=[by_name[name] for name in validation],
             # As in a simulation, so that both give the same model; a private trainer draws from its own secrets.
-            seed=seed_of(config.seed, self._name),
+            seed=seed_of(config.seed, self._data.name),
             digest=config.digest(),
             trainer=trainer,
             observer=self._observer,
@@ -155,17 +180,18 @@ class LocalSite:
     def _identify(self, cases: Mapping[str, Case]) -> dict[str, Patient] | None:
         if self._config.privacy is None:
             return None
-        return PatientIndex(self._state).identify(list(cases.values()))
+        return PatientIndex(self._access.state).identify(list(cases.values()))
 
     def _budget(self, people: People) -> LedgerBudget:
-        if self._ledger is None or self._state is None:
+        ledger, state = self._access.ledger, self._access.state
+        if ledger is None or state is None:
             raise LedgerError("the federation is differentially private, but there is no ledger; give one (--ledger)")
         # Report an unusable ledger now, not only when a round must be paid for.
-        self._ledger.read()
-        return LedgerBudget(self._ledger, self._config, people, self._state / SITE_FILE, self._attempt)
+        ledger.read()
+        return LedgerBudget(ledger, self._config, people, state / SITE_FILE, self._access.attempt)
 
     def _prepare(self, cases: Sequence[Case]) -> list[CachedCase]:
-        cache = CaseCache(self._cache, self._plan.preprocessing, self._plan.labels)
+        cache = CaseCache(self._data.cache, self._plan.preprocessing, self._plan.labels)
         return cache.prepare(cases, workers=min(MOST_WORKERS, os.cpu_count() or 1), progress=self._progress)
 
 

@@ -16,7 +16,7 @@ from client.ledger.ledger import Ledger, Witness
 from client.runner.app_call import ReceivedWeights
 from client.runner.client_app import Site, SiteWeights, make_client_app
 from client.runner.isolation import Isolation
-from client.runner.local_site import LocalSite
+from client.runner.local_site import LedgerAccess, LocalSite, SiteData
 from client.runner.progress import RunnerStatus, TaskProgress
 from client.runner.task_journal import TaskJournal
 from client.runner.task_loop import TaskLoop
@@ -74,16 +74,18 @@ def _serve(options: argparse.Namespace, folder: SharedFolder, isolation: Isolati
     site = LocalSite(
         config,
         Plan.model_validate_json((options.kit / "plan.json").read_bytes()),
-        read_kit(options.kit, "site").site or "",
-        options.data,
-        options.cache,
-        load_site_config(options.state / SITE_FILE).validation_cases or config.network.validation_fraction,
+        SiteData(
+            read_kit(options.kit, "site").site or "",
+            options.data,
+            options.cache,
+            load_site_config(options.state / SITE_FILE).validation_cases or config.network.validation_fraction,
+        ),
         options.device,
         progress,
         status.prepared,
-        options.state,
-        Ledger(options.ledger or default_ledger(), Witness(options.state)),
-        journal.attempt,
+        LedgerAccess(
+            options.state, Ledger(options.ledger or default_ledger(), Witness(options.state)), journal.attempt
+        ),
     )
 
     def open_site(context: Context | None = None) -> Site:

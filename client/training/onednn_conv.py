@@ -38,7 +38,7 @@ class OneDnnConvolutions(TorchFunctionMode):
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913 -- torch passes what apply was given, and one more
         ctx: Any,
         image: Tensor,
         weight: Tensor,

@@ -6,6 +6,7 @@ The rules follow nnU-Net (Isensee et al., Nature Methods 2021) unless stated oth
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -23,21 +24,64 @@ SMALLEST_STAGE = 4
 _THICK = 3.0
 
 
+@dataclass(frozen=True)
+class NetworkChoice:
+    """What is chosen of the network; its strides and kernels follow from spacing and patch size.
+
+    Attributes
+    ----------
+    channels
+        Channels of each stage.
+    blocks
+        Blocks of each encoder stage; None means two each.
+    residual
+        Whether the encoder uses residual blocks.
+    deep_supervision
+        Whether coarser outputs are trained too.
+    groups
+        Groups of every GroupNorm.
+    """
+
+    channels: tuple[int, ...] = (16, 32, 64, 128)
+    blocks: tuple[int, ...] | None = None
+    residual: bool = False
+    deep_supervision: bool = False
+    groups: int = 8
+
+
+@dataclass(frozen=True)
+class PatchChoice:
+    """What is chosen of the patches; the rest follows from the fingerprint.
+
+    Attributes
+    ----------
+    spacing
+        Target spacing in mm; None means :func:`target_spacing`.
+    size
+        Patch size in voxels; None means :func:`choose_patch_size`.
+    largest
+        Largest number of voxels of an automatically chosen patch.
+    mirror_axes
+        Axes along which the anatomy may be flipped.
+    """
+
+    spacing: Spacing | None = None
+    size: Axes3 | None = None
+    largest: int = LARGEST_PATCH
+    mirror_axes: tuple[Literal[0, 1, 2], ...] = ()
+
+
+USUAL_NETWORK = NetworkChoice()
+USUAL_PATCHES = PatchChoice()
+
+
 def make_plan(
     fingerprint: Fingerprint,
     channels: Sequence[str],
     labels: Mapping[int, str],
     modality: Literal["CT", "MR"] = "MR",
-    *,
-    network_channels: Sequence[int] = (16, 32, 64, 128),
-    blocks: Sequence[int] | None = None,
-    residual: bool = False,
-    deep_supervision: bool = False,
-    groups: int = 8,
-    spacing: Spacing | None = None,
-    patch_size: Axes3 | None = None,
-    largest_patch: int = LARGEST_PATCH,
-    mirror_axes: Sequence[Literal[0, 1, 2]] = (),
+    network: NetworkChoice = USUAL_NETWORK,
+    patches: PatchChoice = USUAL_PATCHES,
 ) -> Plan:
     """Derive spacing, intensity normalisation, patch size and network from a fingerprint.
 
@@ -52,24 +96,10 @@ def make_plan(
     modality
         ``CT`` clips to a window and normalises by statistics of the whole dataset's foreground, because Hounsfield
         units are comparable across scanners; ``MR`` normalises each volume separately.
-    network_channels
-        Channels of each stage.
-    blocks
-        Blocks of each encoder stage; None means two each.
-    residual
-        Whether the encoder uses residual blocks.
-    deep_supervision
-        Whether coarser outputs are trained too.
-    groups
-        Groups of every GroupNorm.
-    spacing
-        Target spacing in mm; None means :func:`target_spacing`.
-    patch_size
-        Patch size in voxels; None means :func:`choose_patch_size`.
-    largest_patch
-        Largest number of voxels of an automatically chosen patch.
-    mirror_axes
-        Axes along which the anatomy may be flipped.
+    network
+        What is chosen of the network.
+    patches
+        What is chosen of the patches.
 
     Raises
     ------
@@ -81,10 +111,11 @@ def make_plan(
             f"channels: {len(channels)} names ({', '.join(channels)}), but the scans have "
             f"{len(fingerprint.intensities)} channels: name each of them"
         )
-    target = spacing or target_spacing(fingerprint.spacings)
-    stages = len(network_channels)
+    target = patches.spacing or target_spacing(fingerprint.spacings)
+    stages = len(network.channels)
+    patch_size = patches.size
     if patch_size is None:
-        patch_size = choose_patch_size(fingerprint.median_shape(target), target, stages, largest_patch)
+        patch_size = choose_patch_size(fingerprint.median_shape(target), target, stages, patches.largest)
     strides, kernels = plan_stages(patch_size, target, stages)
     if any(size % divisor for size, divisor in zip(patch_size, _divisors(patch_size, target, stages), strict=True)):
         fitting = choose_patch_size(patch_size, target, stages, 8 * int(np.prod(patch_size)))
@@ -99,16 +130,16 @@ def make_plan(
         model=ModelPlan(
             in_channels=len(channels),
             classes=len(labels) + 1,
-            channels=tuple(network_channels),
+            channels=network.channels,
             strides=strides,
             kernels=kernels,
-            blocks=tuple(blocks) if blocks is not None else (2,) * stages,
-            residual=residual,
-            deep_supervision=deep_supervision,
-            groups=groups,
+            blocks=network.blocks if network.blocks is not None else (2,) * stages,
+            residual=network.residual,
+            deep_supervision=network.deep_supervision,
+            groups=network.groups,
         ),
         patch_size=patch_size,
-        mirror_axes=tuple(mirror_axes),
+        mirror_axes=patches.mirror_axes,
     )
 
 

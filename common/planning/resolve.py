@@ -16,7 +16,7 @@ from common.errors import ConfigError
 from common.plan.base import Spacing
 from common.plan.plan import IntensityPlan, ModelPlan, Plan, PreprocessingPlan
 from common.planning.fingerprint import Fingerprint
-from common.planning.planner import make_plan, plan_stages
+from common.planning.planner import NetworkChoice, PatchChoice, make_plan, plan_stages
 from common.privacy.calibration import calibrate, check_calibration
 
 
@@ -46,14 +46,18 @@ def _resolve(
         channels,
         labels,
         "CT" if config.modality == "CT" else "MR",
-        network_channels=network.channels,
-        blocks=network.blocks if isinstance(network.blocks, tuple) else (network.blocks,) * stages,
-        residual=network.residual,
-        deep_supervision=network.deep_supervision,
-        groups=network.groups,
-        spacing=wanted.spacing if isinstance(wanted.spacing, tuple) else None,
-        patch_size=network.patch_size if isinstance(network.patch_size, tuple) else None,
-        mirror_axes=network.mirror_axes,
+        NetworkChoice(
+            channels=network.channels,
+            blocks=network.blocks if isinstance(network.blocks, tuple) else (network.blocks,) * stages,
+            residual=network.residual,
+            deep_supervision=network.deep_supervision,
+            groups=network.groups,
+        ),
+        PatchChoice(
+            spacing=wanted.spacing if isinstance(wanted.spacing, tuple) else None,
+            size=network.patch_size if isinstance(network.patch_size, tuple) else None,
+            mirror_axes=network.mirror_axes,
+        ),
     )
     preprocessing = plan.preprocessing.model_dump() | {
         "image_order": wanted.image_order,

@@ -23,6 +23,7 @@ from flwr.app import Context
 
 from client.runner import main as runner
 from client.runner.client_app import Site
+from client.runner.local_site import SiteData
 from client.training.trainer import StepCallback, Trainer, Training, Validation
 from common.config.federation import FederationConfig
 from common.imaging.cache.case_cache import CachedCase
@@ -60,9 +61,9 @@ class IdleTrainer(Trainer):
 class IdleSite:
     """Stands where ``client.runner.local_site.LocalSite`` does."""
 
-    def __init__(self, config: FederationConfig, plan: Plan, name: str, *_: object) -> None:
+    def __init__(self, config: FederationConfig, plan: Plan, data: SiteData, *_: object) -> None:
         patients: Any = [None] * 10
-        self._site = Site(name, patients, patients, 0, config.digest(), IdleTrainer(config, plan, name))
+        self._site = Site(data.name, patients, patients, 0, config.digest(), IdleTrainer(config, plan, data.name))
 
     def __call__(self, context: Context) -> Site:
         """The site."""

@@ -27,7 +27,7 @@ from common.imaging.patches.sampler import PatchSampler
 from common.models.unet3d import build_model
 from common.plan.plan import Plan
 from common.planning.fingerprint import fingerprint_dataset
-from common.planning.planner import make_plan
+from common.planning.planner import NetworkChoice, PatchChoice, make_plan
 from common.system.devices import autocast_dtype
 from tests.conftest import REPOSITORY
 
@@ -98,16 +98,15 @@ def main(arguments: Sequence[str]) -> None:
     cases = dataset.cases[:40]
     with tempfile.TemporaryDirectory() as folder:
         fingerprint = fingerprint_dataset(cases, dataset.labels)
-        plan = make_plan(fingerprint, dataset.channels, dataset.labels, patch_size=PATCH)
+        plan = make_plan(fingerprint, dataset.channels, dataset.labels, patches=PatchChoice(size=PATCH))
         cached = CaseCache(Path(folder), plan.preprocessing, plan.labels).prepare(cases)
         ratio, waited = compare(plan, cached)
         large = make_plan(
             fingerprint,
             dataset.channels,
             dataset.labels,
-            patch_size=PATCH,
-            network_channels=(32, 64, 128, 256),
-            deep_supervision=True,
+            network=NetworkChoice((32, 64, 128, 256), deep_supervision=True),
+            patches=PatchChoice(size=PATCH),
         )
         seconds = nnunet_iteration(large, cached)
     print(f"training_step: {ratio:.2f} {waited:.2f} {seconds:.2f}")

@@ -26,13 +26,12 @@ def augment(
     image: NDArray[np.float32],
     label: NDArray[np.uint8],
     plan: AugmentationPlan,
-    mirror_axes: Collection[int],
     generator: Generator,
     patch_size: Axes3,
     start: Axes3 | None = None,
     spacing: Spacing = (1.0, 1.0, 1.0),
 ) -> tuple[Tensor, Tensor]:
-    """Cut one randomly augmented patch out of a volume.
+    """Cut one randomly augmented patch out of a volume; :func:`flip` comes after it.
 
     Parameters
     ----------
@@ -42,8 +41,6 @@ def augment(
         (x, y, z); not changed.
     plan
         Probabilities and ranges of the changes.
-    mirror_axes
-        Axes among 0, 1, 2 along which the anatomy may be flipped.
     generator
         CPU generator; the source of all randomness.
     patch_size
@@ -67,12 +64,32 @@ def augment(
         patch_label = torch.from_numpy(cut(label, start, patch_size))
     else:
         patch, patch_label = cut_transformed(image, label, start, patch_size, matrix)
-    patch = change_intensities(patch, plan, spacing, generator)
-    flipped = [axis for axis in sorted(mirror_axes) if _happens(plan.mirror, generator)]
+    return change_intensities(patch, plan, spacing, generator), patch_label
+
+
+def flip(
+    patch: Tensor, label: Tensor, axes: Collection[int], probability: float, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Flip a patch and its label along each of these axes with the given probability.
+
+    Parameters
+    ----------
+    patch
+        Image (channels, x, y, z).
+    label
+        Label (x, y, z).
+    axes
+        Axes among 0, 1, 2 along which the anatomy may be flipped.
+    probability
+        From 0 to 1, drawn for each axis by itself.
+    generator
+        CPU generator.
+    """
+    flipped = [axis for axis in sorted(axes) if _happens(probability, generator)]
     if flipped:
         patch = patch.flip([axis + 1 for axis in flipped])
-        patch_label = patch_label.flip(flipped)
-    return patch, patch_label
+        label = label.flip(flipped)
+    return patch, label
 
 
 def draw_transform(plan: AugmentationPlan, spacing: Spacing, generator: Generator) -> NDArray[np.float64] | None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from common.imaging.cache.case_cache import CachedCase
-from common.imaging.patches.augmentation import augment
+from common.imaging.patches.augmentation import augment, flip
 from common.imaging.patches.cropping import cut
 from common.plan.augmentation import AugmentationPlan
 from common.plan.base import Axes3
@@ -111,16 +111,10 @@ class PatchCutter:
             image, label = cut(case.image, start, self._patch_size), cut(case.label, start, self._patch_size)
             return torch.from_numpy(image), torch.from_numpy(label)
         generator = torch.Generator().manual_seed(seed)
-        return augment(
-            case.image,
-            case.label,
-            augmentation,
-            self._mirror_axes,
-            generator,
-            self._patch_size,
-            start=start,
-            spacing=case.spacing,
+        patch = augment(
+            case.image, case.label, augmentation, generator, self._patch_size, start=start, spacing=case.spacing
         )
+        return flip(*patch, self._mirror_axes, augmentation.mirror, generator)
 
     def _start(self, case: CachedCase, on_foreground: bool, random: np.random.Generator) -> tuple[Axes3, bool]:
         """Draw the first voxel of a patch, and return whether the patch is centred on foreground."""

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from client.ledger.ledger import Ledger, LedgerError, Witness
 from client.ledger.patient_identity import PatientsError
-from client.runner.local_site import LocalSite, SiteDataError, split_by_names, split_cases
+from client.runner.local_site import LedgerAccess, LocalSite, SiteData, SiteDataError, split_by_names, split_cases
 from common.config.federation import load_federation
 from common.imaging.phantoms.dataset import write_phantom_dataset
 from common.plan.plan import Plan
+from common.planning.resolve import with_privacy
 from common.protocol.messages import ErrorCode
 from common.seeds import seed_of
 from tests import tiny
@@ -36,7 +37,7 @@ def plan() -> Plan:
 
 def open_site(data: Path, plan: Plan, tmp_path: Path, validation: list[str] | float = 0.34) -> LocalSite:
     config = load_federation(tiny.write_federation(tmp_path))
-    return LocalSite(config, plan, "north", data, tmp_path / "cache", validation, "cpu")
+    return LocalSite(config, plan, SiteData("north", data, tmp_path / "cache", validation), "cpu")
 
 
 def alone(names: list[str]) -> dict[str, str]:
@@ -128,7 +129,8 @@ def private_site(data: Path, plan: Plan, tmp_path: Path, validation: list[str] |
     state = tmp_path / "state"
     state.mkdir(exist_ok=True)
     ledger = Ledger(tmp_path / "ledger.jsonl", Witness(state))
-    return LocalSite(config, plan, "north", data, tmp_path / "cache", validation, "cpu", state=state, ledger=ledger)
+    scans = SiteData("north", data, tmp_path / "cache", validation)
+    return LocalSite(config, with_privacy(plan, config), scans, "cpu", access=LedgerAccess(state, ledger))
 
 
 def test_a_private_federation_is_paid_for_in_the_ledger(data: Path, plan: Plan, tmp_path: Path) -> None:
@@ -169,7 +171,7 @@ def test_a_hospital_may_name_validation_cases_under_privacy_too(data: Path, plan
 
 def test_a_private_federation_without_a_ledger_is_refused(data: Path, plan: Plan, tmp_path: Path) -> None:
     config = private_site(data, plan, tmp_path)._config
-    local = LocalSite(config, plan, "north", data, tmp_path / "cache", 0.34, "cpu")
+    local = LocalSite(config, with_privacy(plan, config), SiteData("north", data, tmp_path / "cache", 0.34), "cpu")
     with pytest.raises(LedgerError) as caught:
         local.open()
     assert caught.value.code is ErrorCode.LEDGER

@@ -11,7 +11,14 @@ from common.imaging.cache.case_cache import CaseCache
 from common.imaging.datasets.dataset import Case, find_dataset
 from common.plan.plan import IntensityPlan
 from common.planning.fingerprint import ChannelIntensities, Fingerprint, fingerprint_dataset
-from common.planning.planner import choose_patch_size, make_plan, plan_stages, target_spacing
+from common.planning.planner import (
+    NetworkChoice,
+    PatchChoice,
+    choose_patch_size,
+    make_plan,
+    plan_stages,
+    target_spacing,
+)
 
 
 def write_case(root: Path, name: str, image: np.ndarray, label: np.ndarray | None, spacing=(1.0, 1.0, 1.0)) -> Case:
@@ -159,8 +166,8 @@ def test_patch_holds_the_median_volume_or_is_capped_about_cubic():
 )
 @settings(max_examples=40, deadline=None)
 def test_every_dataset_gets_a_plan_that_fits_its_network(shape, spacing, stages):
-    channels = [8] * stages
-    plan = make_plan(describe([shape], [spacing]), ["MRI"], {1: "a"}, network_channels=channels, largest_patch=64**3)
+    network, patches = NetworkChoice(channels=(8,) * stages), PatchChoice(largest=64**3)
+    plan = make_plan(describe([shape], [spacing]), ["MRI"], {1: "a"}, network=network, patches=patches)
     assert np.prod(plan.patch_size) <= 64**3
     assert all(size % divisor == 0 for size, divisor in zip(plan.patch_size, plan.model.divisors, strict=True))
 
@@ -179,14 +186,8 @@ def test_what_is_given_is_taken():
         describe([(40, 40, 40)], [(1.0, 1.0, 1.0)]),
         ["MRI"],
         {1: "a", 2: "b"},
-        network_channels=(8, 16),
-        blocks=(1, 3),
-        residual=True,
-        deep_supervision=True,
-        groups=4,
-        spacing=(2.0, 1.0, 1.0),
-        patch_size=(16, 32, 16),
-        mirror_axes=(0,),
+        network=NetworkChoice((8, 16), (1, 3), residual=True, deep_supervision=True, groups=4),
+        patches=PatchChoice((2.0, 1.0, 1.0), (16, 32, 16), mirror_axes=(0,)),
     )
     assert plan.preprocessing.spacing == (2, 1, 1) and plan.patch_size == (16, 32, 16) and plan.mirror_axes == (0,)
     assert plan.model.channels == (8, 16) and plan.model.blocks == (1, 3) and plan.model.groups == 4
@@ -196,7 +197,7 @@ def test_what_is_given_is_taken():
 def test_what_does_not_fit_is_refused_with_a_way_out():
     described = describe([(40, 40, 40)], [(1.0, 1.0, 1.0)])
     with pytest.raises(ConfigError, match=r"patch_size: \(50, 48, 48\) does not fit 4 stages; take \(56, 48, 48\)"):
-        make_plan(described, ["MRI"], {1: "a"}, patch_size=(50, 48, 48))
+        make_plan(described, ["MRI"], {1: "a"}, patches=PatchChoice(size=(50, 48, 48)))
     with pytest.raises(ConfigError, match=r"2 names .*1 channels"):
         make_plan(described, ["T1", "T2"], {1: "a"})
 

@@ -20,7 +20,7 @@ from client.ledger.account import Account
 from client.ledger.ledger import Ledger, Witness
 from client.runner.app_call import ask, kind_of
 from client.runner.client_app import SiteWeights, make_client_app
-from client.runner.local_site import LocalSite
+from client.runner.local_site import LedgerAccess, LocalSite, SiteData
 from client.state_folder import AUDIT_FILE
 from common.audit import read_entries, verify
 from common.config.federation import FederationConfig
@@ -120,7 +120,9 @@ class Hospitals(ClientApp):
         state = self.state(name)
         ledger = Ledger(self.ledger(name), Witness(state))
         cache = self.folder / "cache"
-        site = LocalSite(self.config, self.plan, name, data, cache, 0.3, "cpu", state=state, ledger=ledger)
+        site = LocalSite(
+            self.config, self.plan, SiteData(name, data, cache, 0.3), "cpu", access=LedgerAccess(state, ledger)
+        )
         store: WeightStore = self.store if self._gateway is None else GatewayWeights(self._gateway, name)
         return make_client_app(site, SiteWeights(store, store), self._guards[name])
 
@@ -264,7 +266,7 @@ from pathlib import Path
 import numpy as np
 from client.runner.client_app import SiteWeights, make_client_app
 from client.runner.app_call import ask
-from client.runner.local_site import LocalSite
+from client.runner.local_site import LedgerAccess, LocalSite, SiteData
 from client.ledger.ledger import Ledger, Witness
 from common.protocol.codec import Task, pack
 from common.weights.store import MemoryStore
@@ -279,7 +281,8 @@ state = folder / "state"
 state.mkdir()
 ledger = Ledger(folder / "ledger.jsonl", Witness(state))
 plan = Hospitals.make_plan()
-site = LocalSite(CONFIG, plan, "a", data, None, 0.3, "cpu", observer=Killer(), state=state, ledger=ledger)
+access = LedgerAccess(state, ledger)
+site = LocalSite(CONFIG, plan, SiteData("a", data, None, 0.3), "cpu", observer=Killer(), access=access)
 size = site.open().trainer.layout.size
 store = MemoryStore()
 model = store.put([np.full(size, 0.01, "<f4")])

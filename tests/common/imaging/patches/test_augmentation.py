@@ -4,7 +4,7 @@ import torch
 from pydantic import ValidationError
 from scipy import ndimage
 
-from common.imaging.patches.augmentation import apply_gamma, augment, blur, draw_transform, lower_resolution
+from common.imaging.patches.augmentation import apply_gamma, augment, blur, draw_transform, flip, lower_resolution
 from common.imaging.patches.cropping import cut, cut_transformed
 from common.plan.augmentation import AugmentationPlan
 
@@ -77,7 +77,9 @@ def test_transforms_agree_with_scipy():
 def test_image_and_label_move_together(seed):
     image, label = scene()
     plan = plan_of(rotation=1, scaling=1, mirror=1, rotation_degrees=40.0)
-    patch, patch_label = augment(image, label, plan, (0, 2), seeded(seed), (32, 32, 32))
+    generator = seeded(seed)
+    patch, patch_label = augment(image, label, plan, generator, (32, 32, 32))
+    patch, patch_label = flip(patch, patch_label, (0, 2), plan.mirror, generator)
     found = patch[0].numpy() / 10
     truth = patch_label.numpy()
     inside = ndimage.minimum_filter(truth, 3) == ndimage.maximum_filter(truth, 3)
@@ -88,7 +90,8 @@ def test_image_and_label_move_together(seed):
 
 def test_nothing_happens_when_nothing_may():
     image, label = scene()
-    patch, patch_label = augment(image, label, plan_of(), (0, 1, 2), seeded(), (20, 20, 20), start=(4, 5, 6))
+    patch, patch_label = augment(image, label, plan_of(), seeded(), (20, 20, 20), start=(4, 5, 6))
+    patch, patch_label = flip(patch, patch_label, (0, 1, 2), 0.0, seeded())
     np.testing.assert_array_equal(patch.numpy(), image[:, 4:24, 5:25, 6:26])
     np.testing.assert_array_equal(patch_label.numpy(), label[4:24, 5:25, 6:26])
     assert patch.dtype == torch.float32 and patch_label.dtype == torch.uint8
@@ -96,10 +99,11 @@ def test_nothing_happens_when_nothing_may():
 
 def test_mirrors_only_where_the_anatomy_allows():
     image, label = scene()
-    patch, patch_label = augment(image, label, plan_of(mirror=1), (0,), seeded(), label.shape)
+    given = torch.from_numpy(image), torch.from_numpy(label)
+    patch, patch_label = flip(*given, (0,), 1.0, seeded())
     np.testing.assert_array_equal(patch.numpy(), image[:, ::-1])
     np.testing.assert_array_equal(patch_label.numpy(), label[::-1])
-    patch, _ = augment(image, label, plan_of(mirror=1), (), seeded(), label.shape)
+    patch, _ = flip(*given, (), 1.0, seeded())
     np.testing.assert_array_equal(patch.numpy(), image)
 
 
@@ -108,7 +112,9 @@ def test_the_same_generator_gives_the_same_patch_and_the_input_stays():
     image = image + noise(image.shape)
     before = image.copy(), label.copy()
     everything = AugmentationPlan(rotation=1, scaling=1, gamma=1, noise=1, blur=1, low_resolution=1)
-    first, again, other = (augment(image, label, everything, (0,), seeded(s), (24, 24, 24)) for s in (3, 3, 4))
+    first, again, other = (
+        flip(*augment(image, label, everything, g, (24, 24, 24)), (0,), 0.5, g) for g in map(seeded, (3, 3, 4))
+    )
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
     assert not torch.equal(first[0], other[0])
     np.testing.assert_array_equal(image, before[0])
@@ -120,7 +126,7 @@ def test_scale_above_one_is_larger():
     image, label = scene()
     sizes = []
     for scale in (0.8, 1.0, 1.25):
-        _, patch_label = augment(image, label, plan_of(scaling=1, scale=(scale, scale)), (), seeded(), (40, 44, 36))
+        _, patch_label = augment(image, label, plan_of(scaling=1, scale=(scale, scale)), seeded(), (40, 44, 36))
         sizes.append(int((patch_label > 0).sum()))
     assert sizes[0] / sizes[1] == pytest.approx(0.8**3, rel=0.1)
     assert sizes[2] / sizes[1] == pytest.approx(1.25**3, rel=0.1)
