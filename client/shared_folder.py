@@ -22,9 +22,10 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.errors import FedvoxError, OutputError
+from common.errors import FedvoxError
 from common.protocol.codec import is_task_name
 from common.protocol.messages import Heartbeat
+from common.system.files import OWN_FILE, write_atomically
 from common.system.locks import CannotLockError, LockHeldError, lock_file
 
 TASK, REPLY = ".task", ".reply"
@@ -175,16 +176,7 @@ def put_file(path: Path, content: bytes) -> None:
     OutputError
         If it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise OutputError(
-            f"{path}: cannot be written: {error.strerror}; free space or restore its permissions"
-        ) from None
+    write_atomically(path, content, durable=False, remedy=OWN_FILE)
 
 
 def _names(folder: Path, suffix: str) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from common.errors import FedvoxError, OutputError
-from common.system.files import cannot_write
+from common.system.files import cannot_write, write_in_turn
 from common.system.locks import LockHeldError, is_locked, lock_file
 
 APPROVALS_FILE = "approvals.json"
@@ -131,12 +131,7 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     OutputError
         If it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise cannot_write(path, error) from None
+    write_in_turn(path, json.dumps(content))
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -6,16 +6,13 @@ outbox, then the answer to the journal and to the audit log, and last a rename m
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
-import secrets
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
 from client.consent.policy import HeldBackError, PolicyError, TaskGuard
@@ -27,7 +24,7 @@ from client.shared_folder import SharedFolder
 from common.errors import FedvoxError, ProtocolError
 from common.protocol.codec import MAX_MESSAGE_BYTES, Question, unpack_answer, unpack_question
 from common.protocol.messages import ErrorCode, Failure, Hello, Result, Task
-from common.system.files import cannot_write
+from common.system.files import OWN_FILE, to_appear
 from common.weights.digest import is_sha256
 from common.weights.store import FileStore, MissingWeightsError
 
@@ -41,7 +38,7 @@ LOOK_SECONDS = 5.0
 SETTLED_SECONDS = 1.0
 """A folder that changed more recently is read again: two changes within one clock tick look like one."""
 RETRY_SECONDS = 3.0
-_LEFT_BY_A_CRASH = re.compile(r"\.([0-9a-f]{16}\.part|[0-9a-f]{32}\.reply\.[0-9a-f]{8})")
+_LEFT_BY_A_CRASH = re.compile(r"\.([0-9a-f]{16}|[0-9a-f]{32}\.reply\.[0-9a-f]{12})\.part")
 
 
 @dataclass(frozen=True)
@@ -350,7 +347,7 @@ class TaskLoop:
             log.warning("task %s: the server no longer waits for the answer", asked.name[:8])
             return
         size = self._size_of(update) if update is not None else 0
-        with _to_appear(self._folder.reply(asked.name), answer.encode()):
+        with to_appear(self._folder.reply(asked.name), answer, durable=False, remedy=OWN_FILE):
             self._guard.record(asked.kind, asked.text, answer, size)
             if isinstance(content, Failure) and not job.is_replay:
                 self._journal.forget(asked.name)
@@ -361,27 +358,6 @@ class TaskLoop:
             return self._outbox.path(update).stat().st_size
         except OSError as error:
             raise MissingWeightsError(f"{self._outbox.path(update)}: cannot be read: {error.strerror}") from None
-
-
-@contextlib.contextmanager
-def _to_appear(path: Path, content: bytes) -> Iterator[None]:
-    """Write a file that appears when the block ends, unless the block raises.
-
-    Raises
-    ------
-    OutputError
-        The file cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        temporary.write_bytes(content)
-        yield
-        temporary.replace(path)
-    except OSError as error:
-        raise cannot_write(path, error) from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _is_older(one: _Asked, other: _Asked) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from common.errors import ConfigError, OutputError
 from common.system.cli import base_parser, default_cache, run
+from common.system.files import new_folder
 from server.cli.network import add_network_commands
 from server.cli.privacy import add_privacy_commands
 from server.formatting import format_best, format_seconds, scores_are_noised
@@ -182,13 +183,8 @@ def _export(options: argparse.Namespace) -> int:
     load_bundle(source)
     if options.out.exists():
         raise OutputError(f"{options.out}: already exists; choose another --out")
-    temporary = options.out.with_name(f".{options.out.name}.part")
-    try:
-        shutil.copytree(source, temporary)
-        temporary.replace(options.out)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise OutputError(f"{options.out}: cannot be written: {error.strerror or error}") from None
+    with new_folder(options.out) as temporary:
+        shutil.copytree(source, temporary, dirs_exist_ok=True)
     print(options.out)
     return 0
 

@@ -16,10 +16,10 @@ from common.certificates import SERVER_CERTIFICATE_FILE, check_dates, load_certi
 from common.config.federation import FederationConfig, load_federation
 from common.config.kit import Kit
 from common.errors import ConfigError, FedvoxError, OutputError
+from common.system.files import PRIVATE, write_atomically
 from common.system.flower import flower_environment
 from common.system.supervisor import Child, answers
 from server.gateway.listen import Listen
-from server.provisioning.certificate_authority import write_private
 from server.run_store.folder import RunFolder
 from server.run_store.gateway_folder import GatewayFolder
 from server.run_store.locks import DATABASE, RUN_VARIABLE, UPDATES
@@ -154,7 +154,7 @@ def flower_processes(run: Path, port: int, health: str = "") -> list[Child]:
         The address of SuperLink's gRPC health service (host:port); empty for none.
     """
     secret = run / "secret"
-    write_private(secret, secrets.token_hex(32).encode())
+    write_atomically(secret, secrets.token_hex(32), mode=PRIVATE)
     environment = _environment(run)
     environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = "1.0"
     superlink = [

@@ -7,8 +7,6 @@ certificate.
 from __future__ import annotations
 
 import ipaddress
-import os
-import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,8 +28,8 @@ from common.certificates import (
     private_pem,
 )
 from common.config.network import is_ip_address
-from common.errors import FedvoxError, OutputError
-from common.system.files import write_atomically
+from common.errors import FedvoxError
+from common.system.files import PRIVATE, write_atomically
 
 AUTHORITY_YEARS = 10
 CLOCKS_MAY_DIFFER = timedelta(hours=1)
@@ -106,7 +104,7 @@ class Authority:
 
     def save(self, folder: Path) -> None:
         """Write ``ca.key``, readable by its owner only, and ``ca.crt``."""
-        write_private(folder / "ca.key", private_pem(self._key))
+        write_atomically(folder / "ca.key", private_pem(self._key), mode=PRIVATE)
         write_atomically(folder / AUTHORITY_FILE, self.pem)
 
     @property
@@ -254,28 +252,6 @@ def with_loopback(hosts: Sequence[str]) -> list[str]:
     """Normalise and deduplicate hosts, and add the loopback names that the server's own processes use."""
     spelled = [str(ipaddress.ip_address(host)) if is_ip_address(host) else host.lower() for host in hosts]
     return list(dict.fromkeys([*spelled, *LOOPBACK_HOSTS]))
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write a secret to a file that only its owner can read at any time.
-
-    Raises
-    ------
-    OutputError
-        The folder does not exist or is not writable, or the disk is full.
-    """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
-    try:
-        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise OutputError(
-            f"{path}: cannot be written: {error.strerror or error}; free space or choose another folder"
-        ) from None
 
 
 def _about_to_expire(certificate: x509.Certificate) -> str | None:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,9 +37,9 @@ from common.config.network import NetworkConfig
 from common.errors import ConfigError, OutputError
 from common.plan.plan import Plan
 from common.planning.resolve import plan_from_config
-from common.system.files import write_atomically
+from common.system.files import PRIVATE, PUBLIC, new_folder, write_atomically
 from common.system.locks import FileLock, lock_file
-from server.provisioning.certificate_authority import Authority, AuthorityError, read_request, write_private
+from server.provisioning.certificate_authority import Authority, AuthorityError, read_request
 from server.provisioning.kit_readme import server_readme, site_readme
 from server.provisioning.site_register import Register, SiteRecord, read_register, write_register
 
@@ -205,7 +203,7 @@ def _open_locked(out: Path, federation: str) -> Iterator[tuple[Authority, Regist
         if not folder.exists():
             if strangers:
                 raise OutputError(f"{out}: is not a folder of kits (it holds {strangers[0]}); choose another --out")
-            with _new_folder(folder) as part:
+            with new_folder(folder) as part:
                 part.chmod(0o700)
                 Authority.create(federation).save(part)
                 write_register(part, Register(federation=federation))
@@ -217,20 +215,6 @@ def _open_locked(out: Path, federation: str) -> Iterator[tuple[Authority, Regist
 
 def _lock(out: Path) -> FileLock:
     return lock_file(out, flags=os.O_RDONLY | os.O_DIRECTORY)
-
-
-@contextlib.contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """Create a folder that gets its final name only when it is complete."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
-    try:
-        part.mkdir(parents=True)
-        yield part
-        part.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _ensure_certificate(
@@ -352,7 +336,7 @@ def _write_revocations(folder: Path, authority: Authority, register: Register) -
 def _write_kit(folder: Path, files: Mapping[str, bytes]) -> bool:
     """Write the files that differ, ``kit.yaml`` last; return whether any did."""
     if not folder.exists():
-        with _new_folder(folder) as part:
+        with new_folder(folder) as part:
             part.chmod(0o700)
             _write_files(part, files)
         return True
@@ -372,7 +356,7 @@ def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(exist_ok=True)
-        (write_private if path.name in PRIVATE_FILES else write_atomically)(path, content)
+        write_atomically(path, content, mode=PRIVATE if path.name in PRIVATE_FILES else PUBLIC)
 
 
 def _kit(config: FederationConfig, role: Literal["server", "site"], site: str | None) -> bytes:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from common.errors import OutputError
 from common.protocol.messages import Result
+from common.system.files import OWN_FILE, write_atomically
 from common.weights.encoding import Encoding
 from server.rounds.admission import AcceptedUpdate
 from server.rounds.aggregation import StoredUpdates
@@ -107,12 +108,7 @@ class UpdateStore:
     def _write_down(self, update: AcceptedUpdate) -> None:
         """Not flushed to disk: after a power failure the digest shows what is whole, and a round can be repeated."""
         note = self._note(update.result.site)
-        half = note.with_suffix(".part")
-        try:
-            half.write_text(json.dumps(asdict(update)), encoding="utf-8")
-            half.replace(note)
-        except OSError as error:
-            raise OutputError(f"{half}: cannot be written: {error.strerror or error}; free space") from None
+        write_atomically(note, json.dumps(asdict(update)), durable=False, remedy=OWN_FILE)
 
     def _note(self, site: str) -> Path:
         return self._folder / f"{hashlib.sha256(site.encode()).hexdigest()[:24]}.json"

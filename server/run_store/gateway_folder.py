@@ -21,10 +21,9 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import secrets
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from typing import Any
 from common.config.network import is_site_name
 from common.protocol.codec import is_task_name
 from common.protocol.messages import Heartbeat
-from common.system.files import cannot_write
+from common.system.files import OWN_FILE, cannot_write, write_atomically
 from common.weights.digest import is_sha256
 
 _MESSAGE = re.compile(r"[0-9a-f]{64}")
@@ -243,17 +242,9 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _replace(file: Path, content: dict[str, Any]) -> None:
-    # Not flushed to disk: after a loss of power all of this is asked and sent again.
-    with _reported(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        temporary.replace(file)
-
-
-@contextlib.contextmanager
-def _reported(file: Path) -> Iterator[None]:
     try:
-        yield
+        file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(file, error) from None
+    # Not flushed to disk: after a loss of power all of this is asked and sent again.
+    write_atomically(file, json.dumps(content), durable=False, remedy=OWN_FILE)

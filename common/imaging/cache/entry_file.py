@@ -80,7 +80,7 @@ def write_entry(folder: Path, key: str, entry: Entry) -> None:
     content = {"key": key, "metadata": entry.metadata, "arrays": descriptions, "size": offset, "checksum": checksum}
     header = json.dumps(content).encode()
     header += b" " * (-(_PREFIX.size + len(header)) % _ALIGNMENT)
-    write_atomically(
+    write_cache_file(
         folder / (key + ENTRY_SUFFIX), [_PREFIX.pack(_MAGIC, len(header), zlib.crc32(header)), header, *blocks]
     )
 
@@ -124,7 +124,7 @@ def _parse(data: mmap.mmap, key: str) -> Entry | None:
     return Entry(content["metadata"], arrays)
 
 
-def write_atomically(path: Path, blocks: list[bytes | memoryview]) -> None:
+def write_cache_file(path: Path, blocks: list[bytes | memoryview]) -> None:
     """Write a cache file under a temporary name and rename it.
 
     Raises
@@ -211,7 +211,7 @@ class FileDigests:
             return
         new, self._new = self._new, {}
         merged = {**self._load(), **new}
-        write_atomically(self._path, [json.dumps(merged).encode()])
+        write_cache_file(self._path, [json.dumps(merged).encode()])
 
     def _load(self) -> dict[str, list[Any]]:
         if self._path is None:

@@ -289,7 +289,7 @@ def test_without_room_for_progress_the_work_goes_on(site: StandIn) -> None:
 
 
 def test_what_a_killed_runner_left_half_written_is_removed(site: StandIn) -> None:
-    left = [f".{os.urandom(8).hex()}.part", f".{'a' * 32}.reply.{os.urandom(4).hex()}"]
+    left = [f".{os.urandom(8).hex()}.part", f".{'a' * 32}.reply.{os.urandom(6).hex()}.part"]
     kept = [".spare", ".probe-aaaaaaaaaaaa", "notes.txt"]
     for name in left + kept:
         (site.shared.outbox / name).write_bytes(b"half")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
+import stat
 import subprocess
 import sys
 import tempfile
@@ -12,7 +14,15 @@ from pathlib import Path
 import pytest
 
 from common.errors import OutputError
-from common.system.files import LARGE, write_atomically
+from common.system.files import (
+    LARGE,
+    OWN_FILE,
+    PRIVATE,
+    new_folder,
+    to_appear,
+    write_atomically,
+    write_in_turn,
+)
 
 SIZES = [0, 1, LARGE - 1, LARGE, LARGE + 1, LARGE + 4095, LARGE + 4096, LARGE + 2**22 + 17]
 
@@ -64,3 +74,85 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, size: int) -> None:
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="nowhere"):
         write_atomically(tmp_path / "nowhere" / "file", bytes(LARGE))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(found.name for found in folder.iterdir())
+
+
+@pytest.mark.parametrize("size", [5, LARGE])
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_private_file_is_private_whatever_the_umask_and_the_older_file(
+    tmp_path: Path, size: int, durable: bool
+) -> None:
+    (tmp_path / "file").write_bytes(b"older")
+    before = os.umask(0)
+    try:
+        write_atomically(tmp_path / "file", bytes(size), mode=PRIVATE, durable=durable)
+        write_atomically(tmp_path / "other", bytes(size), durable=durable)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "other").stat().st_mode) == 0o666
+    assert (tmp_path / "file").read_bytes() == bytes(size)
+    assert names(tmp_path) == ["file", "other"]
+
+
+def test_only_what_is_durable_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr(os, "fsync", flushed.append)
+    write_atomically(tmp_path / "file", b"content", durable=False)
+    write_in_turn(tmp_path / "file", "content")
+    assert not flushed
+    write_atomically(tmp_path / "file", b"content")
+    assert len(flushed) == 1
+
+
+def test_a_file_appears_only_after_its_block(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    with to_appear(file, "content"):
+        assert not file.exists()
+        [temporary] = tmp_path.iterdir()
+        assert temporary.read_text() == "content"
+        assert temporary.name.startswith(".file.") and temporary.suffix == ".part"
+    assert file.read_text() == "content"
+    with pytest.raises(ConnectionError), to_appear(file, "other"):
+        raise ConnectionError("an error of the block stays what it is")
+    assert file.read_text() == "content"
+    assert names(tmp_path) == ["file"]
+
+
+def test_what_to_do_is_said_as_asked(tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    with pytest.raises(OutputError, match=r"/file: cannot be written: .*; free space or choose another folder"):
+        write_atomically(tmp_path / "file", b"content")
+    with pytest.raises(OutputError, match=r"; free space or restore its permissions"):
+        write_atomically(tmp_path / "file", b"content", remedy=OWN_FILE)
+    assert names(tmp_path) == ["file"]
+    with pytest.raises(OutputError, match=r"/file: cannot be written: .*; free space or restore its permissions"):
+        write_in_turn(tmp_path / "file", b"content")
+
+
+def test_a_file_that_is_written_in_turn_leaves_one_temporary_file_at_most(tmp_path: Path) -> None:
+    (tmp_path / ".file.part").write_text("left by a process that was killed")
+    write_in_turn(tmp_path / "file", "first", b" and second")
+    write_in_turn(tmp_path / "file", "third")
+    assert (tmp_path / "file").read_text() == "third"
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_folder_appears_only_when_it_is_full(tmp_path: Path) -> None:
+    target = tmp_path / "above" / "folder"
+    with new_folder(target) as part:
+        (part / "file").write_text("content")
+        assert not target.exists()
+    assert (target / "file").read_text() == "content"
+    with pytest.raises(KeyError), new_folder(tmp_path / "second") as part:
+        (part / "file").write_text("content")
+        raise KeyError
+    with pytest.raises(OutputError, match="second: cannot be written: No space left"), new_folder(tmp_path / "second"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(OutputError, match="folder: cannot be written"), new_folder(target):
+        pass
+    assert names(tmp_path) == ["above"]
+    assert names(tmp_path / "above") == ["folder"]
