@@ -1,1 +1,1 @@
-"""The run folder: all that survives a crash. No other room writes to it."""
+"""The run folder: all that survives a crash. No other room writes state, checkpoints or locks."""
