@@ -46,6 +46,7 @@ def _plan_privacy(options: argparse.Namespace) -> int:
     from server.privacy.forecast import forecast_privacy
     from server.privacy.forecast_text import describe
     from server.progress.display import make_progress
+    from server.progress.events import Stage
     from server.simulation.forecast_inputs import find_inputs
 
     with make_progress() as display:
@@ -55,7 +56,7 @@ def _plan_privacy(options: argparse.Namespace) -> int:
             inputs.patients,
             inputs.parameters,
             inputs.trained_parameters,
-            lambda done, total: display.stage("calculating the noise", done, total),
+            lambda done, total: display(Stage("calculating the noise", done, total)),
         )
     if options.json:
         print(json.dumps(forecast.as_dict() | {"notes": list(inputs.notes)}, indent=2))

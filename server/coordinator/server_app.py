@@ -10,9 +10,7 @@ import hashlib
 import logging
 import os
 import secrets
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -21,7 +19,8 @@ from common.audit import AuditLog
 from common.config.federation import FederationConfig, load_federation
 from common.errors import FedvoxError
 from common.plan.plan import Plan
-from server.progress.event_stream import ProgressWriter
+from server.progress.event_stream import EventWriter
+from server.progress.events import Event, EventSink, Notice, RoundDone, RoundStarted
 from server.release.model import save_released_model
 from server.release.summary import write_summary
 from server.rounds.round_log import contributors
@@ -65,42 +64,40 @@ def run_federation(grid: Grid, folder: RunFolder) -> None:
     """
     config = load_federation(folder.path / "federation.yaml")
     plan = Plan.model_validate_json((folder.path / "plan.json").read_bytes())
-    observer = AuditedProgress(folder.path)
+    emit = audited(EventWriter(folder.path), AuditLog(folder.path / "audit.jsonl"))
     try:
-        _run_rounds(grid, folder, config, plan, observer)
+        _run_rounds(grid, folder, config, plan, emit)
     except FederationError as error:
-        observer.message(str(error))
+        emit(Notice(str(error)))
         write_summary(folder, config, plan, "stopped", str(error))
         return
     except FedvoxError as error:
-        observer.message(str(error))
+        emit(Notice(str(error)))
         raise
     _release(folder, config, plan)
     write_summary(folder, config, plan, "finished", None)
 
 
-class AuditedProgress(ProgressWriter):
-    """Reports progress to the display, and each round's start and results to the audit log."""
+def audited(emit: EventSink, audit: AuditLog) -> EventSink:
+    """Return a sink that writes each round's start and results to the audit log before it passes them on."""
 
-    def __init__(self, run: Path) -> None:
-        super().__init__(run)
-        self._audit = AuditLog(run / "audit.jsonl")
+    def emit_audited(event: Event) -> None:
+        match event:
+            case RoundStarted(number, phase):
+                audit.append("round_started", round=number, phase=phase)
+            case RoundDone(line):
+                about_site = ("status", "reason", "examples", "epsilon", "sha256")
+                sites = {name: {key: site[key] for key in about_site} for name, site in line["sites"].items()}
+                counts = {key: line[key] for key in ("round", "phase", "bytes_up", "bytes_down")}
+                audit.append("round_done", **counts, sites=sites)
+            case _:
+                pass
+        emit(event)
 
-    def round_started(self, round: int, phase: str) -> None:
-        """Report that a round began."""
-        self._audit.append("round_started", round=round, phase=phase)
-        super().round_started(round, phase)
-
-    def round_done(self, line: Mapping[str, Any]) -> None:
-        """Report that a round finished."""
-        about_site = ("status", "reason", "examples", "epsilon", "sha256")
-        sites = {name: {key: site[key] for key in about_site} for name, site in line["sites"].items()}
-        counts = {key: line[key] for key in ("round", "phase", "bytes_up", "bytes_down")}
-        self._audit.append("round_done", **counts, sites=sites)
-        super().round_done(line)
+    return emit_audited
 
 
-def _run_rounds(grid: Grid, folder: RunFolder, config: FederationConfig, plan: Plan, observer: ProgressWriter) -> None:
+def _run_rounds(grid: Grid, folder: RunFolder, config: FederationConfig, plan: Plan, emit: EventSink) -> None:
     state = folder.load_state()
     layout = folder.layout(0 if state is None else state.round)
     if state is None:
@@ -109,7 +106,7 @@ def _run_rounds(grid: Grid, folder: RunFolder, config: FederationConfig, plan: P
         folder.event("started", run=state.run, engine="network")
     elif not state.finished:
         folder.event("resumed", round=state.round)
-        observer.message(f"resuming after round {state.round} of {config.rounds}")
+        emit(Notice(f"resuming after round {state.round} of {config.rounds}"))
     sites = set(registered_names(folder.path).values())
     patience = Patience()
     if config.network is not None:
@@ -128,7 +125,7 @@ def _run_rounds(grid: Grid, folder: RunFolder, config: FederationConfig, plan: P
         patience=patience,
         signals=GatewaySignals(gateway),
     )
-    RoundLoop(Terms.of(config, plan, layout), len(sites), folder, observer, link).run(grid)
+    RoundLoop(Terms.of(config, plan, layout), len(sites), folder, emit, link).run(grid)
 
 
 def _release(folder: RunFolder, config: FederationConfig, plan: Plan) -> None:

@@ -35,8 +35,8 @@ from server.coordinator.startup import (
     take_over_run,
 )
 from server.gateway.listen import Listen, check_port, default_listen
-from server.progress.display import ProgressDisplay
-from server.progress.event_stream import ProgressReader
+from server.progress.event_stream import EventReader, LatestProgress
+from server.progress.events import EventSink, Notice, RunStarted
 from server.release.summary import write_summary
 from server.reporting.report import write_report
 from server.run_store.folder import RunFolder
@@ -75,7 +75,7 @@ class StartOptions:
     health: str = ""
 
 
-def start(options: StartOptions, display: ProgressDisplay) -> Path:
+def start(options: StartOptions, emit: EventSink) -> Path:
     """Run a federation to its end, resuming it if it was started before.
 
     Returns
@@ -93,13 +93,13 @@ def start(options: StartOptions, display: ProgressDisplay) -> Path:
     check_flower_version()
     kit = read_kit(options.kit, "server")
     config = read_federation(options.kit, kit)
-    check_certificate(options.kit, options.gateway, display.message)
+    check_certificate(options.kit, options.gateway, lambda text: emit(Notice(text)))
     listen = options.listen or default_listen(kit)
     make_run_folder(options.run)
     with only_start(options.run):
         folder = take_over_run(options.run, options.kit, config)
         if outcome_of(options.run) == "finished":
-            display.message(f"{options.run} is finished; nothing is left to do")
+            emit(Notice(f"{options.run} is finished; nothing is left to do"))
             return write_report(options.run)
         (options.run / "summary.json").unlink(missing_ok=True)
         if options.gateway:
@@ -113,7 +113,7 @@ def start(options: StartOptions, display: ProgressDisplay) -> Path:
         children = flower_processes(run, port, options.health)
         if options.gateway:
             children.append(gateway_process(run, options.kit.resolve(), listen))
-        return _Server(kit, config, folder, options.kit.resolve(), port, children, display).run()
+        return _Server(kit, config, folder, options.kit.resolve(), port, children, emit).run()
 
 
 class _Server:
@@ -127,18 +127,19 @@ class _Server:
         kit_folder: Path,
         port: int,
         children: Sequence[Child],
-        display: ProgressDisplay,
+        emit: EventSink,
     ) -> None:
         run = folder.path.resolve()
         self._kit = kit
         self._config = config
         self._folder = folder
-        self._display = display
+        self._emit = emit
         self._port = port
         self._audit = AuditLog(run / "audit.jsonl")
-        self._registration = Registration(kit_folder, run, self._audit, display.message)
-        self._flower_run = FlowerRun(run, build_bundle(config), self._audit, display.message)
-        self._progress = ProgressReader(run, display)
+        self._registration = Registration(kit_folder, run, self._audit, self._say)
+        self._flower_run = FlowerRun(run, build_bundle(config), self._audit, self._say)
+        self._events = EventReader(run, only_new=True)
+        self._progress = LatestProgress()
         self._supervisor = Supervisor(children, self._on_event)
         self._control: SuperLinkControl | None = None
         self._checked = self._synced = self._status_written = float("-inf")
@@ -148,7 +149,7 @@ class _Server:
         """Run until the federation ends; write a summary and a report in any case."""
         network = self._config.network
         sites = sorted(network.sites) if network else []
-        self._display.start(self._config.name, self._config.rounds, sites)
+        self._emit(RunStarted(self._config.name, self._config.rounds, tuple(sites)))
         self._audit.append("server_started", endpoint=self._kit.endpoint, digest=self._kit.digest)
         # Kill an app that outlived a killed server.
         kill_app(self._folder.path)
@@ -158,7 +159,7 @@ class _Server:
             while self._flower_run.outcome is None:
                 self._tick()
                 time.sleep(0.1)
-            self._progress.poll()
+            self._pass_on_events()
         except FedvoxError as error:
             reason = str(error)
             raise
@@ -170,7 +171,7 @@ class _Server:
 
     def _tick(self) -> None:
         self._supervisor.poll()
-        self._progress.poll()
+        self._pass_on_events()
         states = self._supervisor.states()
         now = time.monotonic()
         if states["superlink"]["state"] == "ready" and now - self._checked >= LOOK_SECONDS:
@@ -191,7 +192,16 @@ class _Server:
         except ControlError as error:
             if str(error) != self._last_error:
                 self._last_error = str(error)
-                self._display.message(self._last_error)
+                self._say(self._last_error)
+
+    def _pass_on_events(self) -> None:
+        """Show what the server app wrote since the last call."""
+        for event in self._events.read():
+            self._progress(event)
+            self._emit(event)
+
+    def _say(self, text: str) -> None:
+        self._emit(Notice(text))
 
     def _end(self, reason: str | None) -> None:
         # Write the summary first, so that it is not lost if the operator interrupts the shutdown.
@@ -211,12 +221,12 @@ class _Server:
 
     def _raise_if_stopped(self) -> None:
         if self._flower_run.outcome == "stopped":
-            raise FedvoxError(f"the federation was stopped: {self._progress.last_message or 'see the report'}")
+            raise FedvoxError(f"the federation was stopped: {self._progress.last_notice or 'see the report'}")
 
     def _on_event(self, name: str, what: str) -> None:
         self._folder.event("process", name=name, what=what)
         if what not in ("started", "ready", "stopped"):
-            self._display.message(f"{name}: {what}")
+            self._say(f"{name}: {what}")
 
     def _write_status(self, *, running: bool) -> None:
         sites = {}
@@ -243,4 +253,4 @@ class _Server:
         if self._progress.round is not None:
             final = self._progress.phase == "evaluate"
             return "final evaluation" if final else f"round {self._progress.round} of {self._config.rounds}"
-        return self._progress.last_message or "starting"
+        return self._progress.last_notice or "starting"

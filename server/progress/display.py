@@ -1,73 +1,47 @@
 """Live progress of a run: a live display on a terminal, plain lines elsewhere.
 
-Both displays have the same interface and are context managers. Rich is imported only for a terminal.
+Both displays are event sinks. Rich is imported only for a terminal.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Protocol, Self, TextIO
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TextIO, assert_never
 
 from common.formatting import counted
 from server.formatting import format_seconds
+from server.progress.events import (
+    Event,
+    EventSink,
+    Notice,
+    RoundDone,
+    RoundStarted,
+    RunStarted,
+    SiteDone,
+    SiteStarted,
+    SiteStep,
+    Stage,
+)
 from server.progress.wording import RoundTimes, one_line, round_summary, seconds_text, site_summary
 
 STAGE_INTERVAL_SECONDS = 3.0
 
 
-class ProgressDisplay(Protocol):
-    """Receives progress from the round loop and the simulation."""
-
-    def start(self, name: str, rounds: int, sites: Sequence[str]) -> None:
-        """Begin or resume a run of ``rounds`` training rounds and one final evaluation; another run may follow."""
-
-    def stage(self, text: str, done: int, total: int) -> None:
-        """Report that work outside rounds, such as preparing scans, is ``done`` of ``total``; may be called often."""
-
-    def round_started(self, round: int, phase: str) -> None:
-        """Report the start of a round; ``phase`` is ``train`` or ``evaluate``."""
-
-    def site_started(self, round: int, site: str, steps: int) -> None:
-        """Report that a site starts a round of ``steps`` training steps, 0 if it only evaluates."""
-
-    def site_step(self, round: int, site: str, step: int, steps: int, loss: float | None) -> None:
-        """Report that a site has done ``step`` of its ``steps``; may be called often."""
-
-    def site_done(self, round: int, site: str, line: Mapping[str, Any]) -> None:
-        """Report a site's reply; ``line`` is its object in ``rounds.jsonl``."""
-
-    def round_done(self, line: Mapping[str, Any]) -> None:
-        """Report that a round is complete; ``line`` is its object in ``rounds.jsonl``."""
-
-    def message(self, text: str) -> None:
-        """Show a message that stays on the screen."""
-
-    def close(self) -> None:
-        """End the display and restore the terminal; may be called more than once."""
-
-    def __enter__(self) -> Self:
-        """Return the display itself."""
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Close the display."""
-
-
-def make_progress(stream: TextIO | None = None) -> ProgressDisplay:
-    """Make the display that suits a stream.
+@contextmanager
+def make_progress(stream: TextIO | None = None) -> Iterator[EventSink]:
+    """Show the events of a ``with`` block on a stream, and leave a terminal as it was.
 
     Parameters
     ----------
     stream
         Where to show progress; None uses ``sys.stderr``.
 
-    Returns
-    -------
-    ProgressDisplay
+    Yields
+    ------
+    EventSink
         A live display if ``stream`` is a terminal with cursor control, else plain lines.
     """
     stream = sys.stderr if stream is None else stream
@@ -78,8 +52,10 @@ def make_progress(stream: TextIO | None = None) -> ProgressDisplay:
 
         console = Console(file=stream)
         if not console.is_dumb_terminal:
-            return TerminalProgress(console)
-    return PlainProgress(stream)
+            with TerminalProgress(console) as display:
+                yield display
+            return
+    yield PlainProgress(stream)
 
 
 class PlainProgress:
@@ -100,35 +76,43 @@ class PlainProgress:
         self._stage = ("", -1)
         self._stage_at = float("-inf")
 
-    def start(self, name: str, rounds: int, sites: Sequence[str]) -> None:
-        """Write the run's name, rounds and sites."""
-        self._times = RoundTimes(rounds)
-        self._write(f"{name}: {counted(rounds, 'round')}, {counted(len(sites), 'site')}: {', '.join(sites)}")
+    def __call__(self, event: Event) -> None:
+        """Write the event's lines, if it has any."""
+        match event:
+            case RunStarted():
+                self._start(event)
+            case Stage():
+                self._show_stage(event)
+            case RoundStarted() | SiteStarted() | SiteStep():
+                pass  # the sites' lines name the round, and single steps would flood a log
+            case SiteDone(number, site, line):
+                self._write(f"{self._round_name(number)}: {site}: {site_summary(line)}")
+            case RoundDone():
+                self._end_round(event)
+            case Notice(text):
+                for part in text.splitlines() or [""]:
+                    self._write(part)
+            case _:
+                assert_never(event)
 
-    def stage(self, text: str, done: int, total: int) -> None:
+    def _start(self, run: RunStarted) -> None:
+        self._times = RoundTimes(run.rounds)
+        sites = f"{counted(len(run.sites), 'site')}: {', '.join(run.sites)}"
+        self._write(f"{run.name}: {counted(run.rounds, 'round')}, {sites}")
+
+    def _show_stage(self, stage: Stage) -> None:
         """Write the stage at most every three seconds, and always when it starts and ends."""
-        if (text, done) == self._stage:
+        if (stage.text, stage.done) == self._stage:
             return
         now = self._clock()
-        if done >= total or text != self._stage[0] or now - self._stage_at >= STAGE_INTERVAL_SECONDS:
-            self._write(f"{text} {done}/{total}")
-            self._stage, self._stage_at = (text, done), now
+        is_edge = stage.done >= stage.total or stage.text != self._stage[0]
+        if is_edge or now - self._stage_at >= STAGE_INTERVAL_SECONDS:
+            self._write(f"{stage.text} {stage.done}/{stage.total}")
+            self._stage, self._stage_at = (stage.text, stage.done), now
 
-    def round_started(self, round: int, phase: str) -> None:
-        """Do nothing: the sites' lines name the round."""
-
-    def site_started(self, round: int, site: str, steps: int) -> None:
-        """Do nothing: the site's line follows when it is done."""
-
-    def site_step(self, round: int, site: str, step: int, steps: int, loss: float | None) -> None:
-        """Do nothing: single steps would flood a log."""
-
-    def site_done(self, round: int, site: str, line: Mapping[str, Any]) -> None:
-        """Write one line with loss, Dice of the received model and time, or the reason for a failure."""
-        self._write(f"{self._round_name(round)}: {site}: {site_summary(line)}")
-
-    def round_done(self, line: Mapping[str, Any]) -> None:
+    def _end_round(self, event: RoundDone) -> None:
         """Write one line with the mean Dice, the time and the time left."""
+        line = event.line
         self._times.add(line)
         number = int(line["round"])
         parts = [f"{self._round_name(number)} done in {seconds_text(line)}", round_summary(line)]
@@ -136,22 +120,6 @@ class PlainProgress:
         if number < self._times.rounds and left is not None:
             parts.append(f"about {format_seconds(left)} left")
         self._write(", ".join(parts))
-
-    def message(self, text: str) -> None:
-        """Write the text, line by line."""
-        for line in text.splitlines() or [""]:
-            self._write(line)
-
-    def close(self) -> None:
-        """Do nothing: there is nothing to clean up."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _round_name(self, number: int) -> str:
         return f"round {number}/{self._times.rounds}" if number <= self._times.rounds else "final evaluation"

@@ -1,52 +1,73 @@
-"""Progress from the server app to another process, as lines in a file of the run folder."""
+"""Events from the server app to another process, as lines in a file of the run folder."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
-from server.progress.display import ProgressDisplay
+from pydantic import TypeAdapter
+
+from server.progress.events import Event, Notice, Phase, RoundStarted, SiteDone, SiteStep
 
 PROGRESS_FILE = "logs/progress.jsonl"
-_CALLS = frozenset({"round_started", "site_step", "site_done", "round_done", "message"})
+_KINDS: dict[str, TypeAdapter[Event]] = {kind.__name__: TypeAdapter(kind) for kind in get_args(Event)}
 
 
-class ProgressWriter:
-    """Observer of a round loop that writes every event as a line of JSON."""
+class EventWriter:
+    """Event sink that appends every event to the run's file, as one line of JSON: its kind and its fields."""
 
     def __init__(self, run: Path) -> None:
         self._path = run / PROGRESS_FILE
         self._path.parent.mkdir(exist_ok=True)
 
-    def round_started(self, round: int, phase: str) -> None:
-        """Record the start of a round."""
-        self._write("round_started", round, phase)
-
-    def site_step(self, round: int, site: str, step: int, steps: int, loss: float | None) -> None:
-        """Record that a site has done ``step`` of ``steps`` steps."""
-        self._write("site_step", round, site, step, steps, loss)
-
-    def site_done(self, round: int, site: str, line: Mapping[str, Any]) -> None:
-        """Record a site's reply."""
-        self._write("site_done", round, site, line)
-
-    def round_done(self, line: Mapping[str, Any]) -> None:
-        """Record that a round is complete."""
-        self._write("round_done", line)
-
-    def message(self, text: str) -> None:
-        """Record a message for the user."""
-        self._write("message", text)
-
-    def _write(self, call: str, *values: Any) -> None:
+    def __call__(self, event: Event) -> None:
+        """Write the event."""
+        content = {field.name: getattr(event, field.name) for field in fields(event)}
         with self._path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps([call, *values], ensure_ascii=False) + "\n")
+            stream.write(json.dumps([type(event).__name__, content], ensure_ascii=False) + "\n")
 
 
-class ProgressReader:
-    """Forwards new events to a display and keeps the latest state.
+class EventReader:
+    """Reads what an ``EventWriter``, in this process or another, has written to the run's file.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    only_new
+        Whether to skip what is in the file already.
+    """
+
+    def __init__(self, run: Path, *, only_new: bool = False) -> None:
+        self._path = run / PROGRESS_FILE
+        self._offset = self._path.stat().st_size if only_new and self._path.exists() else 0
+
+    def read(self) -> list[Event]:
+        """Return the events since the last call. Lines that are damaged or of an unknown kind are skipped."""
+        try:
+            with self._path.open("rb") as stream:
+                stream.seek(self._offset)
+                content = stream.read()
+        except FileNotFoundError:
+            return []
+        whole = content[: content.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        events = (_event_of(line) for line in whole.split(b"\n"))
+        return [event for event in events if event is not None]
+
+
+def _event_of(line: bytes) -> Event | None:
+    try:
+        kind, content = json.loads(line)
+        return _KINDS[kind].validate_python(content)
+    except (ValueError, TypeError, KeyError):  # truncated by a crash, or written by another version
+        return None
+
+
+class LatestProgress:
+    """Event sink that keeps how far a run is.
 
     Attributes
     ----------
@@ -56,47 +77,28 @@ class ProgressReader:
         (step, steps) in this round, by site.
     done
         Status in this round, by site.
-    last_message
-        The last message.
+    last_notice
+        The text of the last notice.
     """
 
-    def __init__(self, run: Path, display: ProgressDisplay) -> None:
-        self._path = run / PROGRESS_FILE
-        self._display = display
-        self._offset = self._path.stat().st_size if self._path.exists() else 0
+    def __init__(self) -> None:
         self.round: int | None = None
-        self.phase: str | None = None
+        self.phase: Phase | None = None
         self.steps: dict[str, tuple[int, int]] = {}
         self.done: dict[str, str] = {}
-        self.last_message = ""
+        self.last_notice = ""
 
-    def poll(self) -> bool:
-        """Forward new events; return whether there were any."""
-        try:
-            with self._path.open("rb") as stream:
-                stream.seek(self._offset)
-                content = stream.read()
-        except FileNotFoundError:
-            return False
-        whole = content[: content.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        for line in whole.splitlines():
-            try:
-                call, *values = json.loads(line)
-            except ValueError:  # truncated by a crash
-                continue
-            if call in _CALLS:
-                self._note(call, values)
-                getattr(self._display, call)(*values)
-        return bool(whole)
-
-    def _note(self, call: str, values: list[Any]) -> None:
-        if call == "round_started":
-            self.round, self.phase = values
-            self.steps, self.done = {}, {}
-        elif call == "site_step":
-            self.steps[values[1]] = (values[2], values[3])
-        elif call == "site_done":
-            self.done[values[1]] = values[2]["status"]
-        elif call == "message":
-            self.last_message = values[0]
+    def __call__(self, event: Event) -> None:
+        """Take note of the event."""
+        match event:
+            case RoundStarted(number, phase):
+                self.round, self.phase = number, phase
+                self.steps, self.done = {}, {}
+            case SiteStep(_, site, step, steps):
+                self.steps[site] = (step, steps)
+            case SiteDone(_, site, line):
+                self.done[site] = line["status"]
+            case Notice(text):
+                self.last_notice = text
+            case _:
+                pass

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import RLock
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, assert_never
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -17,6 +17,17 @@ from rich.table import Table
 from rich.text import Text
 
 from server.formatting import format_seconds
+from server.progress.events import (
+    Event,
+    Notice,
+    RoundDone,
+    RoundStarted,
+    RunStarted,
+    SiteDone,
+    SiteStarted,
+    SiteStep,
+    Stage,
+)
 from server.progress.wording import RoundTimes, number_text, one_line, round_summary, seconds_text, site_summary
 
 
@@ -56,53 +67,76 @@ class TerminalProgress:
         self._rounds_done = 0
         self._phase = ""
         self._rows: dict[str, _SiteRow] = {}
-        self._stage: tuple[str, int, int] | None = None
+        self._stage: Stage | None = None
         self._started_at = clock()
         self._round_started_at = self._started_at
 
-    def start(self, name: str, rounds: int, sites: Sequence[str]) -> None:
+    def __call__(self, event: Event) -> None:
+        """Show the event."""
+        match event:
+            case RunStarted():
+                self._start(event)
+            case Stage():
+                self._show_stage(event)
+            case RoundStarted():
+                self._start_round(event)
+            case SiteStarted():
+                self._start_site(event)
+            case SiteStep():
+                self._advance_site(event)
+            case SiteDone():
+                self._end_site(event)
+            case RoundDone():
+                self._end_round(event)
+            case Notice(text):
+                self._print(text)
+            case _:
+                assert_never(event)
+
+    def _start(self, run: RunStarted) -> None:
         """Show the empty table of sites."""
         with self._lock:
-            self._name, self._times = name, RoundTimes(rounds)
+            self._name, self._times = run.name, RoundTimes(run.rounds)
             self._round, self._rounds_done, self._phase, self._stage = 0, 0, "", None
-            self._rows = {site: _SiteRow() for site in sites}
+            self._rows = {site: _SiteRow() for site in run.sites}
             self._started_at = self._round_started_at = self._clock()
         self._show()
 
-    def stage(self, text: str, done: int, total: int) -> None:
+    def _show_stage(self, stage: Stage) -> None:
         """Show a bar until it is full."""
         with self._lock:
-            self._stage = None if done >= total else (text, done, total)
+            self._stage = None if stage.done >= stage.total else stage
         self._show()
 
-    def round_started(self, round: int, phase: str) -> None:
+    def _start_round(self, event: RoundStarted) -> None:
         """Set all sites to waiting."""
         with self._lock:
-            self._round, self._phase, self._stage = round, phase, None
-            self._rounds_done = round - 1
+            self._round, self._phase, self._stage = event.round, event.phase, None
+            self._rounds_done = event.round - 1
             self._round_started_at = self._clock()
             for row in self._rows.values():
                 row.state, row.step, row.steps = "waiting", 0, 0
         self._show()
 
-    def site_started(self, round: int, site: str, steps: int) -> None:
+    def _start_site(self, event: SiteStarted) -> None:
         """Show that the site is training or evaluating."""
         with self._lock:
-            self._round, row = round, self._rows.setdefault(site, _SiteRow())
-            row.state, row.step, row.steps = "training" if steps else "evaluating", 0, steps
+            self._round, row = event.round, self._rows.setdefault(event.site, _SiteRow())
+            row.state, row.step, row.steps = "training" if event.steps else "evaluating", 0, event.steps
         self._show()
 
-    def site_step(self, round: int, site: str, step: int, steps: int, loss: float | None) -> None:
+    def _advance_site(self, event: SiteStep) -> None:
         """Advance the site's bar."""
         with self._lock:
-            self._round, row = round, self._rows.setdefault(site, _SiteRow())
-            row.state, row.step, row.steps = "training", step, steps
-            row.loss = row.loss if loss is None else loss
+            self._round, row = event.round, self._rows.setdefault(event.site, _SiteRow())
+            row.state, row.step, row.steps = "training", event.step, event.steps
+            row.loss = row.loss if event.loss is None else event.loss
 
-    def site_done(self, round: int, site: str, line: Mapping[str, Any]) -> None:
+    def _end_site(self, event: SiteDone) -> None:
         """Show the site's loss, Dice and epsilon spent, or the reason for a failure."""
+        line = event.line
         with self._lock:
-            self._round, row = round, self._rows.setdefault(site, _SiteRow())
+            self._round, row = event.round, self._rows.setdefault(event.site, _SiteRow())
             if line.get("status", "ok") == "ok":
                 row.state, row.step = f"done, {seconds_text(line)}", row.steps
                 row.loss = row.loss if line.get("train_loss") is None else line["train_loss"]
@@ -112,17 +146,18 @@ class TerminalProgress:
                 row.state = site_summary(line)
         self._show()
 
-    def round_done(self, line: Mapping[str, Any]) -> None:
+    def _end_round(self, event: RoundDone) -> None:
         """Print a summary of the round above the display."""
+        line = event.line
         with self._lock:
             self._times.add(line)
             self._rounds_done = int(line["round"])
             self._round_started_at = self._clock()
         final = self._rounds_done > self._times.rounds
         name = "final evaluation" if final else f"round {self._rounds_done}/{self._times.rounds}"
-        self.message(f"{name}: {round_summary(line)}, {seconds_text(line)}")
+        self._print(f"{name}: {round_summary(line)}, {seconds_text(line)}")
 
-    def message(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         """Print the text above the display."""
         # Not under our lock, to avoid a deadlock: Rich takes its own lock and then draws, which takes ours.
         live = self._live
@@ -164,8 +199,8 @@ class TerminalProgress:
             parts: list[RenderableType] = []
             if self._rows:
                 parts += [self._sites_table(), self._total_line()]
-            if self._stage is not None:
-                parts.append(_bar_line(*self._stage, note=f"{self._stage[1]}/{self._stage[2]}"))
+            if (stage := self._stage) is not None:
+                parts.append(_bar_line(stage.text, stage.done, stage.total, f"{stage.done}/{stage.total}"))
             return Group(*parts)
 
     def _sites_table(self) -> RenderableType:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from flwr.app import Message, MessageType
@@ -20,6 +20,7 @@ from common.protocol.codec import (
     unpack_answer,
 )
 from common.weights.store import MissingWeightsError
+from server.progress.events import EventSink, SiteDone, SiteStep
 from server.rounds import round_log
 from server.rounds.admission import RefusedError, UpdateReader, admit, judge_norms
 from server.rounds.exchange import Ask, Exchange, NoReply
@@ -30,9 +31,6 @@ from server.rounds.update_store import UpdateStore
 from server.rounds.weight_transfer import Published, WeightTransfer
 from server.run_store.folder import RunFolder, RunState
 from server.run_store.locks import UPDATES
-
-SiteDone = Callable[[str, Mapping[str, Any]], None]
-SiteStep = Callable[[str, int, int], None]
 
 
 class Round:
@@ -52,8 +50,8 @@ class Round:
         what is asked; each site also hears whether its last reply was refused.
     transfer
         how weights travel.
-    site_done
-        hears of every entry, and again when an entry changes at the end of the round.
+    emit
+        hears how far sites are, and of every entry; again when an entry changes at the end of the round.
 
     Attributes
     ----------
@@ -69,7 +67,7 @@ class Round:
         folder: RunFolder,
         task: Task,
         transfer: WeightTransfer,
-        site_done: SiteDone,
+        emit: EventSink,
     ) -> None:
         self._terms = terms
         self._labels = set(terms.labels)
@@ -79,7 +77,7 @@ class Round:
         self._sites: dict[int, SiteInfo] = {}
         self._size = terms.layout.size
         self._transfer = transfer
-        self._site_done = site_done
+        self._emit = emit
         self._reader = UpdateReader(transfer, self._size, task.upload, vectors)
         self._started = time.perf_counter()
         self.lines: dict[str, dict[str, Any]] = {}
@@ -104,7 +102,6 @@ class Round:
         roster: Roster,
         sites: Mapping[int, SiteInfo],
         model: Published,
-        seen: SiteStep,
     ) -> None:
         """Ask these sites, by node, wait for their replies, and judge the updates together."""
         self._sites = dict(sites)
@@ -125,7 +122,10 @@ class Round:
             else:
                 roster.answered(node, info)
 
-        exchange.gather(sent, take, lambda node, step, steps: seen(asked[node].site, step, steps), roster.look)
+        def seen(node: int, step: int, steps: int) -> None:
+            self._emit(SiteStep(self.task.round, asked[node].site, step, steps))
+
+        exchange.gather(sent, take, seen, roster.look)
         self._transfer.close_round()
         if self.task.train:
             self._judge(model.norm)
@@ -219,4 +219,4 @@ class Round:
         self.lines[site] = line
         if line["status"] != "ok":
             self._folder.event("site_not_counted", round=self.task.round, site=site, reason=line["reason"])
-        self._site_done(site, line)
+        self._emit(SiteDone(self.task.round, site, line))

@@ -11,9 +11,8 @@ looked at. Whatever is killed at whatever moment, the loop goes on from the last
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
 
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
@@ -21,6 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 from common.formatting import counted
 from common.protocol.codec import SiteInfo, Task, Vector
 from common.weights.encoding import pieces_of
+from server.progress.events import EventSink, Notice, RoundDone, RoundStarted
 from server.rounds import round_log
 from server.rounds.exchange import Exchange, FederationError, MessageMaker, Patience, Signals
 from server.rounds.quarantine import count_refusals, read_releases
@@ -34,30 +34,6 @@ from server.run_store.folder import RunFolder, RunState
 
 STANDARD_DEVIATIONS = 2.0
 """By which noise makes two scores differ once in twenty times."""
-
-
-class RoundObserver(Protocol):
-    """Who wants to see the rounds go by: a progress display."""
-
-    def round_started(self, round: int, phase: str) -> None:
-        """A round begins; ``phase`` is ``train`` or ``evaluate``."""
-
-    def site_done(self, round: int, site: str, line: Mapping[str, Any]) -> None:
-        """A site has answered; ``line`` is its entry in ``rounds.jsonl``. Comes again if the entry changes."""
-
-    def round_done(self, line: Mapping[str, Any]) -> None:
-        """A round is finished; ``line`` is what ``rounds.jsonl`` got."""
-
-    def message(self, text: str) -> None:
-        """Something worth a line happened."""
-
-
-@runtime_checkable
-class StepObserver(Protocol):
-    """An observer that also wants to know how far a site is."""
-
-    def site_step(self, round: int, site: str, step: int, steps: int, loss: float | None) -> None:
-        """A site says that it has done ``step`` of ``steps`` steps."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +70,7 @@ class RoundLoop:
         how many sites take part.
     folder
         where everything is kept; its ``state.json`` and checkpoint must exist.
-    observer
+    emit
         sees every reply and round.
     link
         how sites are reached.
@@ -105,7 +81,7 @@ class RoundLoop:
         terms: Terms,
         sites: int,
         folder: RunFolder,
-        observer: RoundObserver,
+        emit: EventSink,
         link: Link,
     ) -> None:
         self._terms = terms
@@ -113,7 +89,7 @@ class RoundLoop:
         self._layout = terms.layout
         self._sites = sites
         self._folder = folder
-        self._observer = observer
+        self._emit = emit
         self._link = link
         self._strategy = make_strategy(terms.config)
 
@@ -140,7 +116,7 @@ class RoundLoop:
         link = self._link
         exchange = Exchange(grid, link.make_message, link.patience, link.signals)
         roster = Roster(grid, exchange, state, self._folder, self._sites, link.names, link.patience)
-        roster.gather(self.quorum, self._observer.message)
+        roster.gather(self.quorum, self._say)
         model = self._publish(state.round, self._parts(self._folder.map_checkpoint(state.round, self._layout)))
         while state.round < self._config.rounds and not state.stopped_early:
             model = self._train_round(exchange, roster, state, model)
@@ -226,11 +202,11 @@ class RoundLoop:
     def _wait_for_sites(self, roster: Roster, state: RunState) -> dict[int, SiteInfo]:
         def look_for_releases() -> None:
             for site in read_releases(self._folder, state):
-                self._observer.message(f"{site} was released from quarantine")
+                self._say(f"{site} was released from quarantine")
 
         look_for_releases()
         roster.refresh()
-        roster.wait_for(self.quorum, self._observer.message, look_for_releases)
+        roster.wait_for(self.quorum, self._say, look_for_releases)
         return roster.active(state.round + 1, self.quorum)
 
     def _run_round(
@@ -242,13 +218,7 @@ class RoundLoop:
         task: Task,
         sites: dict[int, SiteInfo],
     ) -> Round:
-        number, observer = task.round, self._observer
-        observer.round_started(number, "train" if task.train else "evaluate")
-
-        def seen(site: str, step: int, steps: int) -> None:
-            if isinstance(observer, StepObserver):
-                observer.site_step(number, site, step, steps, None)
-
+        self._emit(RoundStarted(task.round, "train" if task.train else "evaluate"))
         current = Round(
             self._terms,
             self._strategy.update_vectors,
@@ -256,11 +226,11 @@ class RoundLoop:
             self._folder,
             task,
             self._link.transfer,
-            lambda site, line: observer.site_done(number, site, line),
+            self._emit,
         )
-        current.run(exchange, roster, sites, model, seen)
+        current.run(exchange, roster, sites, model)
         for site in count_refusals(self._folder, state, current.refusals):
-            observer.message(f"{site} was refused three times in a row and is not asked any more; release it to go on")
+            self._say(f"{site} was refused three times in a row and is not asked any more; release it to go on")
         return current
 
     def _note_scores(self, finished: Round, state: RunState) -> float | None:
@@ -302,7 +272,10 @@ class RoundLoop:
         # The checkpoint of the last but one round stays until this one has been scored: it may be the best.
         best = {state.best_round} if state.best_round is not None else set()
         self._folder.keep_checkpoints({state.round, *best}, state.strategy_round)
-        self._observer.round_done(line)
+        self._emit(RoundDone(line))
+
+    def _say(self, text: str) -> None:
+        self._emit(Notice(text))
 
 
 def make_server_app(loop: Callable[[], RoundLoop]) -> ServerApp:
@@ -317,4 +290,4 @@ def make_server_app(loop: Callable[[], RoundLoop]) -> ServerApp:
     return app
 
 
-__all__ = ["FederationError", "Link", "Patience", "RoundLoop", "RoundObserver", "StepObserver", "make_server_app"]
+__all__ = ["FederationError", "Link", "Patience", "RoundLoop", "make_server_app"]

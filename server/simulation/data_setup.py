@@ -20,14 +20,14 @@ from common.plan.plan import Plan
 from common.planning.fingerprint import Fingerprint, fingerprint_dataset
 from common.planning.resolve import resolve_plan
 from common.seeds import seed_of
-from server.progress.display import ProgressDisplay
+from server.progress.events import EventSink, Notice, Stage
 from server.run_store.folder import RunFolder
 from server.simulation.partition import SitePartition, make_partition
 
 PHANTOMS = "phantoms"
 
 
-def find_or_make_data(config: FederationConfig, data: Path | None, folder: RunFolder, display: ProgressDisplay) -> Path:
+def find_or_make_data(config: FederationConfig, data: Path | None, folder: RunFolder, emit: EventSink) -> Path:
     """Return the given dataset folder, or make phantoms in the run folder.
 
     Raises
@@ -46,7 +46,7 @@ def find_or_make_data(config: FederationConfig, data: Path | None, folder: RunFo
     root = folder.path / PHANTOMS
     if not (root / "sites.csv").exists():
         count = sum(phantom.cases_per_site)
-        display.message(f"no data given: making {counted(count, 'phantom')} (synthetic volumes, not patients)")
+        emit(Notice(f"no data given: making {counted(count, 'phantom')} (synthetic volumes, not patients)"))
         _make_phantoms(root, phantom)
     return root
 
@@ -58,7 +58,7 @@ def _make_phantoms(root: Path, phantom: PhantomConfig) -> None:
 
 
 def plan_and_partition(
-    config: FederationConfig, data: Path, folder: RunFolder, cache: Path | None, display: ProgressDisplay
+    config: FederationConfig, data: Path, folder: RunFolder, cache: Path | None, emit: EventSink
 ) -> None:
     """Write ``plan.json`` and ``partition.json``, and preprocess all scans into the cache.
 
@@ -69,8 +69,8 @@ def plan_and_partition(
     DataError
         If a scan cannot be used.
     """
-    dataset, plan, partition = examine(config, data, cache, display)
-    _fill_cache(config, dataset, plan, partition, cache, display)
+    dataset, plan, partition = examine(config, data, cache, emit)
+    _fill_cache(config, dataset, plan, partition, cache, emit)
     folder.write_text("plan.json", as_json(plan))
     folder.write_text("partition.json", as_json(partition))
 
@@ -93,7 +93,7 @@ def find_simulated_dataset(config: FederationConfig, data: Path) -> Dataset:
 
 
 def examine(
-    config: FederationConfig, data: Path, cache: Path | None, display: ProgressDisplay
+    config: FederationConfig, data: Path, cache: Path | None, emit: EventSink
 ) -> tuple[Dataset, Plan, SitePartition]:
     """Derive the plan and the partition from the data, without preprocessing any scan.
 
@@ -111,7 +111,7 @@ def examine(
     workers = os.cpu_count() or 1
 
     def report(done: int, total: int) -> None:
-        display.stage("reading scans", done, total)
+        emit(Stage("reading scans", done, total))
 
     fingerprint = fingerprint_dataset(dataset.cases, labels, workers, report, cache)
     if fingerprint.missing_labels:
@@ -163,7 +163,7 @@ def _fill_cache(
     plan: Plan,
     partition: SitePartition,
     cache: Path | None,
-    display: ProgressDisplay,
+    emit: EventSink,
 ) -> None:
     """Preprocess every case once, on all cores. Without a cache folder the sites do so when they are opened."""
     if cache is None:
@@ -175,7 +175,7 @@ def _fill_cache(
         members = [cases[case] for case in (*site.train, *site.validation)]
 
         def report(count: int, _: int, before: int = done) -> None:
-            display.stage("preparing scans", before + count, total)
+            emit(Stage("preparing scans", before + count, total))
 
         store.prepare(members, os.cpu_count() or 1, report, site.shift, seed_of(config.seed, name))
         done += len(members)

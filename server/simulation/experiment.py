@@ -18,7 +18,7 @@ from common.plan.plan import Plan
 from common.system.devices import choose_device
 from server.privacy.forecast import privacy_summary
 from server.privacy.forecast_text import verdict_text
-from server.progress.display import ProgressDisplay
+from server.progress.events import EventSink, Notice, RunStarted, Stage
 from server.release import validation
 from server.release.model import save_released_model
 from server.release.summary import summary_of
@@ -30,7 +30,7 @@ from server.run_store.folder import RunFolder, RunState, now
 from server.simulation.data_setup import find_or_make_data, plan_and_partition
 from server.simulation.engines import require_ray, run_inline, run_on_ray
 from server.simulation.partition import read_partition
-from server.simulation.simulated_sites import SimulatedSites
+from server.simulation.simulated_sites import SimulatedSites, SiteEvents
 
 Engine = Literal["inline", "ray"]
 
@@ -61,7 +61,7 @@ class SimulationOptions:
     resume: bool = False
 
 
-def simulate(config: FederationConfig, options: SimulationOptions, display: ProgressDisplay) -> Path:
+def simulate(config: FederationConfig, options: SimulationOptions, emit: EventSink) -> Path:
     """Run or resume a simulated federation.
 
     Returns
@@ -83,16 +83,16 @@ def simulate(config: FederationConfig, options: SimulationOptions, display: Prog
         require_ray()
     device = choose_device(options.device).type
     folder = _open_folder(config, options)
-    data = find_or_make_data(config, options.data, folder, display)
+    data = find_or_make_data(config, options.data, folder, emit)
     if not (folder.path / "partition.json").exists():
-        plan_and_partition(config, data, folder, options.cache, display)
+        plan_and_partition(config, data, folder, options.cache, emit)
     if _is_finished(folder):
-        display.message(f"{folder.path} is finished; nothing is left to do")
+        emit(Notice(f"{folder.path} is finished; nothing is left to do"))
         return write_report(folder.path)
     plan = read_plan(folder)
     partition = read_partition(folder.path / "partition.json")
-    sites = SimulatedSites(config, plan, partition, data, options.cache, device, display)
-    return _Experiment(config, plan, sites, folder, engine, display).run()
+    sites = SimulatedSites(config, plan, partition, data, options.cache, device, SiteEvents(emit))
+    return _Experiment(config, plan, sites, folder, engine, emit).run()
 
 
 def read_plan(folder: RunFolder) -> Plan:
@@ -146,22 +146,22 @@ class _Experiment:
         sites: SimulatedSites,
         folder: RunFolder,
         engine: Engine,
-        display: ProgressDisplay,
+        emit: EventSink,
     ) -> None:
         self._config = config
         self._plan = plan
         self._sites = sites
         self._folder = folder
         self._engine = engine
-        self._display = display
+        self._emit = emit
         self._pooled: dict[str, Any] | None = None
         self._privacy = privacy_summary(config, plan, sites.training_patients(), sites.trainer.trained_parameters)
 
     def run(self) -> Path:
         """Run the remaining rounds; write summary and report even if they fail."""
-        self._display.start(self._config.name, self._config.rounds, self._sites.names)
+        self._emit(RunStarted(self._config.name, self._config.rounds, tuple(self._sites.names)))
         if self._privacy and self._privacy["verdict"] == "drowned":
-            self._display.message(f"{verdict_text(self._privacy)}; see fedvox-server plan-privacy")
+            self._emit(Notice(f"{verdict_text(self._privacy)}; see fedvox-server plan-privacy"))
         status = "stopped"
         try:
             self._run_rounds(self._sites, self._folder, self._engine)
@@ -191,12 +191,12 @@ class _Experiment:
         else:
             folder.rewind(state)
             folder.event("resumed", round=state.round)
-            self._display.message(f"resuming after round {state.round} of {self._config.rounds}")
+            self._emit(Notice(f"resuming after round {state.round} of {self._config.rounds}"))
 
         terms, count = Terms.of(sites.config, sites.plan, layout), len(sites.names)
 
         def app(link: Link) -> ServerApp:
-            return make_server_app(lambda: RoundLoop(terms, count, folder, self._display, link))
+            return make_server_app(lambda: RoundLoop(terms, count, folder, self._emit, link))
 
         if engine == "ray":
             run_on_ray(app, sites, folder.path / "weights")
@@ -215,7 +215,7 @@ class _Experiment:
         precision = self._config.training.precision
         for item in validation.score_cases(model, self._plan, self._validation_cases(), device, precision):
             scored.append(item)
-            self._display.stage("measuring validation cases", len(scored), total)
+            self._emit(Stage("measuring validation cases", len(scored), total))
         validation.write_validation_table(self._folder, self._plan, scored)
         validation.write_examples(self._folder, scored)
 
@@ -230,8 +230,8 @@ class _Experiment:
         else:
             folder = RunFolder.create(pooled_folder)
             folder.write_text("federation.yaml", config.resolved())
-        self._display.message("training one model on the pooled data, for comparison")
-        self._display.start(f"{config.name}, pooled", config.rounds, ["pooled"])
+        self._emit(Notice("training one model on the pooled data, for comparison"))
+        self._emit(RunStarted(f"{config.name}, pooled", config.rounds, ("pooled",)))
         self._run_rounds(self._sites.pooled(config), folder, "inline")
         state = self._finished_state(folder)
         best = state.released_round

@@ -23,7 +23,7 @@ from common.models.trainable import train_only
 from common.models.unet3d import build_model
 from common.plan.plan import ModelPlan
 from common.planning.resolve import plan_from_config
-from server.progress.display import ProgressDisplay
+from server.progress.events import EventSink
 from server.simulation.data_setup import examine
 from server.simulation.partition import make_partition
 
@@ -49,7 +49,7 @@ def find_inputs(
     counts: Sequence[int] | None,
     data: Path | None,
     cache: Path | None,
-    display: ProgressDisplay,
+    emit: EventSink,
 ) -> PrivacyInputs:
     """Find the patients: from the given counts, else from the dataset's partition, else from the phantoms.
 
@@ -63,8 +63,8 @@ def find_inputs(
         Dataset folder, read for its plan and its partition.
     cache
         Folder that caches what was read.
-    display
-        Shows the progress of reading.
+    emit
+        Receives the progress of reading.
 
     Raises
     ------
@@ -74,7 +74,7 @@ def find_inputs(
         If a scan in ``data`` cannot be used.
     """
     if data is not None:
-        patients, model = _from_data(config, data, cache, display)
+        patients, model = _from_data(config, data, cache, emit)
         given = dict(patients) if counts is None else _named(config, counts)
         return _inputs(config, given, model, ())
     patients = _from_phantoms(config) if counts is None else _named(config, counts)
@@ -103,11 +103,11 @@ def _named(config: FederationConfig, counts: Sequence[int]) -> dict[str, int]:
 
 
 def _from_data(
-    config: FederationConfig, data: Path, cache: Path | None, display: ProgressDisplay
+    config: FederationConfig, data: Path, cache: Path | None, emit: EventSink
 ) -> tuple[dict[str, int], ModelPlan]:
     if config.simulation is None:
         raise ConfigError("--data: needs simulation.partition in the federation file; or give --patients instead")
-    dataset, plan, partition = examine(config, data, cache, display)
+    dataset, plan, partition = examine(config, data, cache, emit)
     owners = {case.name: case.owner for case in dataset.cases}
     patients = {name: len({owners[case] for case in site.train}) for name, site in partition.sites.items()}
     return patients, plan.model

@@ -21,6 +21,7 @@ from common.planning.resolve import with_privacy
 from common.privacy.accounting import epsilon_of
 from common.seeds import seed_of
 from common.system.devices import choose_device
+from server.progress.events import EventSink, SiteStarted, SiteStep
 from server.simulation.data_setup import find_simulated_dataset
 from server.simulation.partition import SiteCases, SitePartition
 
@@ -49,6 +50,21 @@ class SimulatedBudget:
         trains = any(spend.purpose == "training" for spend in spends)
         costs = self.plan.costs(round if trains else round - 1, round)
         return max((epsilon_of([spend], self.delta) for spend in costs), default=0.0)
+
+
+@dataclass(frozen=True)
+class SiteEvents:
+    """Observer of sites in this process that passes their progress on as events."""
+
+    emit: EventSink
+
+    def site_started(self, round: int, site: str, steps: int) -> None:
+        """Pass on the start of a round."""
+        self.emit(SiteStarted(round, site, steps))
+
+    def site_step(self, round: int, site: str, step: int, steps: int, loss: float | None) -> None:
+        """Pass on a finished step."""
+        self.emit(SiteStep(round, site, step, steps, loss))
 
 
 @dataclass

@@ -14,7 +14,7 @@ import yaml
 from common.config.federation import FederationConfig, as_json
 from common.errors import ConfigError, FedvoxError, OutputError
 from common.system.files import write_atomically
-from server.progress.display import ProgressDisplay
+from server.progress.events import EventSink, Notice
 from server.reporting.sweep_report import write_sweep_report
 from server.reporting.sweep_result import SWEEP_FILE, read_result
 from server.run_store.folder import RunFolder
@@ -134,7 +134,7 @@ def run_sweep(
     sweep: Sweep,
     configurations: Mapping[SweepValue, FederationConfig],
     options: SimulationOptions,
-    display: ProgressDisplay,
+    emit: EventSink,
 ) -> tuple[Path, bool]:
     """Run or resume a simulation for every value, in folders below ``options.out``.
 
@@ -155,17 +155,17 @@ def run_sweep(
     _open_folder(sweep, options)
     problems: dict[str, str] = {}
     try:
-        data = _shared_data(configurations, options, display)
+        data = _shared_data(configurations, options, emit)
         for number, (value, config) in enumerate(configurations.items(), start=1):
-            display.message(f"{sweep.key}={value.text} ({number} of {len(configurations)})")
+            emit(Notice(f"{sweep.key}={value.text} ({number} of {len(configurations)})"))
             folder = options.out / value.folder
             try:
-                simulate(config, replace(options, data=data, out=folder, resume=True), display)
+                simulate(config, replace(options, data=data, out=folder, resume=True), emit)
             except (ConfigError, OutputError):
                 raise
             except FedvoxError as error:
                 problems[value.text] = str(error)
-                display.message(f"{sweep.key}={value.text} failed: {error}")
+                emit(Notice(f"{sweep.key}={value.text} failed: {error}"))
             _write(sweep, options.out, problems)
     finally:
         report = _write(sweep, options.out, problems)
@@ -192,13 +192,13 @@ def _open_folder(sweep: Sweep, options: SimulationOptions) -> None:
 
 
 def _shared_data(
-    configurations: Mapping[SweepValue, FederationConfig], options: SimulationOptions, display: ProgressDisplay
+    configurations: Mapping[SweepValue, FederationConfig], options: SimulationOptions, emit: EventSink
 ) -> Path | None:
     """Find the dataset of all runs; make phantoms once, unless the sweep varies them."""
     first, *others = configurations.values()
     if options.data is None and any(_phantoms(config) != _phantoms(first) for config in others):
         return None
-    return find_or_make_data(first, options.data, RunFolder(options.out), display)
+    return find_or_make_data(first, options.data, RunFolder(options.out), emit)
 
 
 def _phantoms(config: FederationConfig) -> object:

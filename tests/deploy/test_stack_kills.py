@@ -13,6 +13,7 @@ import pytest
 
 from client.state_folder import site_status
 from common.planning.resolve import plan_from_config
+from server.progress.events import RoundStarted
 from server.rounds.initial_weights import initial_weights
 from server.run_store.locks import app_holder
 from tests.deploy.machine import Machine, Stack
@@ -112,7 +113,7 @@ class Rounds:
     def see_through(self, number: int, plan: dict[str, str]) -> None:
         """One round, from its first task to its line in ``rounds.jsonl``."""
         made, line = self._made, self._line
-        self._wait(lambda: any(found == number for found, _ in made.said("round_started")), f"round {number}")
+        self._wait(lambda: any(event.round == number for event in made.said(RoundStarted)), f"round {number}")
         self._kill("sent", plan)
         if {"training", "uploading"} & plan.keys():
             self._wait(lambda: made.held_in(VICTIM) == number, f"training in round {number}")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
@@ -30,7 +30,8 @@ from common.system.files import write_atomically
 from common.system.supervisor import free_port
 from common.weights.store import MemoryStore
 from server.progress.display import PlainProgress
-from server.progress.event_stream import PROGRESS_FILE
+from server.progress.event_stream import EventReader
+from server.progress.events import Event, SiteDone
 from server.provisioning.kits import provision
 from server.rounds.initial_weights import initial_weights
 from server.rounds.round_loop import Link, RoundLoop
@@ -39,6 +40,7 @@ from server.rounds.weight_transfer import StoreTransfer
 from server.run_store.folder import RunFolder, RunState, now
 from server.simulation.inline_grid import InlineGrid
 
+Kind = TypeVar("Kind", bound=Event)
 NICE = ("nice", "-n", "19")
 SERVER = [sys.executable, "-m", "server.cli"]
 CLIENT = [sys.executable, "-m", "client.cli"]
@@ -205,20 +207,16 @@ class Federation:
         pid: int | None = content["processes"][name]["pid"]
         return pid
 
-    def said(self, call: str) -> list[list[Any]]:
-        """What the server app told whoever watches: the values of every call of one kind."""
-        try:
-            lines = (self.run / PROGRESS_FILE).read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return []
-        return [values for name, *values in map(json.loads, lines) if name == call]
+    def said(self, kind: type[Kind]) -> list[Kind]:
+        """What the server app told whoever watches: the events of one kind."""
+        return [event for event in EventReader(self.run).read() if isinstance(event, kind)]
 
     def answered(self, site: str, round_number: int) -> bool:
         """Whether what became of a site in a round is known, and it can be asked in the next one."""
-        done = [line for number, name, line in self.said("site_done") if (number, name) == (round_number, site)]
+        done = [event for event in self.said(SiteDone) if (event.round, event.site) == (round_number, site)]
         if not done:
             return False
-        if done[-1]["status"] == "ok":
+        if done[-1].line["status"] == "ok":
             return True
         told = [(event["event"], event.get("round")) for event in self.all_events() if event.get("site") == site]
         # Off the roster from here on, until it has said again who it is.

@@ -33,6 +33,7 @@ from common.protocol.codec import (
 from common.protocol.messages import Heartbeat
 from common.weights.encoding import encode_vector, vector_of
 from common.weights.store import Content, FileStore, MemoryStore, MissingWeightsError, WeightStore, map_file
+from server.progress.events import Event, Notice, SiteStep
 from server.rounds.round_loop import Link, Patience, RoundLoop, make_server_app
 from server.rounds.terms import Terms
 from server.rounds.weight_transfer import GatewaySignals, GatewayTransfer, StoreTransfer, WeightTransfer
@@ -48,23 +49,21 @@ Sites = list[tuple[str, int, Answer]]
 
 
 class Silent:
-    """An observer that keeps what it is told."""
+    """An event sink that keeps what it is told."""
 
     def __init__(self) -> None:
-        self.messages: list[str] = []
-        self.steps: list[tuple[str, int]] = []
-        self.lines: list[Mapping[str, Any]] = []
+        self.events: list[Event] = []
 
-    def round_started(self, round: int, phase: str) -> None: ...
-    def site_done(self, round: int, site: str, line: Mapping[str, Any]) -> None: ...
-    def round_done(self, line: Mapping[str, Any]) -> None:
-        self.lines.append(line)
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
 
-    def site_step(self, round: int, site: str, step: int, steps: int, loss: float | None) -> None:
-        self.steps.append((site, step))
+    @property
+    def messages(self) -> list[str]:
+        return [event.text for event in self.events if isinstance(event, Notice)]
 
-    def message(self, text: str) -> None:
-        self.messages.append(text)
+    @property
+    def steps(self) -> list[tuple[str, int]]:
+        return [(event.site, event.step) for event in self.events if isinstance(event, SiteStep)]
 
 
 def begin(config: FederationConfig, layout: WeightLayout, folder: RunFolder, start: float = 0.0) -> None:

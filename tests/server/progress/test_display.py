@@ -10,7 +10,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from server.progress.display import PlainProgress, ProgressDisplay, make_progress
+from server.progress.display import PlainProgress, make_progress
+from server.progress.events import (
+    EventSink,
+    Notice,
+    RoundDone,
+    RoundStarted,
+    RunStarted,
+    SiteDone,
+    SiteStarted,
+    SiteStep,
+    Stage,
+)
 from server.progress.terminal import TerminalProgress
 from server.progress.wording import RoundTimes
 from tests.server.run_folder import round_line, site_line
@@ -28,18 +39,18 @@ class Clock:
         return self.now
 
 
-def run_rounds(display: ProgressDisplay, rounds: int = 2) -> None:
-    display.start("demo", rounds, SITES)
+def run_rounds(display: EventSink, rounds: int = 2) -> None:
+    display(RunStarted("demo", rounds, SITES))
     for number in range(1, rounds + 2):
         line = round_line(number, rounds, SITES)
-        display.round_started(number, line["phase"])
+        display(RoundStarted(number, line["phase"]))
         for site in SITES:
             part = line["sites"][site]
-            display.site_started(number, site, part["steps"])
+            display(SiteStarted(number, site, part["steps"]))
             for step in range(1, part["steps"] + 1):
-                display.site_step(number, site, step, part["steps"], 1 / step)
-            display.site_done(number, site, part)
-        display.round_done(line)
+                display(SiteStep(number, site, step, part["steps"], 1 / step))
+            display(SiteDone(number, site, part))
+        display(RoundDone(line))
 
 
 def terminal(height: int = 30) -> tuple[TerminalProgress, io.StringIO, Clock]:
@@ -52,7 +63,7 @@ def test_plain_lines_are_exact() -> None:
     stream = io.StringIO()
     with make_progress(stream) as display:
         run_rounds(display)
-        display.message("report: runs/demo/report.html")
+        display(Notice("report: runs/demo/report.html"))
     assert stream.getvalue().splitlines() == [
         "demo: 2 rounds, 2 sites: north, south",
         "round 1/2: north: loss 1.030, Dice 0.005, 12 s",
@@ -71,9 +82,9 @@ def test_plain_lines_are_exact() -> None:
 def test_plain_names_sites_that_were_not_counted() -> None:
     stream = io.StringIO()
     display = PlainProgress(stream)
-    display.start("demo", 1, SITES)
-    display.site_done(1, "north", {"status": "refused", "reason": "not-finite"})
-    display.site_done(1, "south", {"status": "missing", "reason": None})
+    display(RunStarted("demo", 1, SITES))
+    display(SiteDone(1, "north", {"status": "refused", "reason": "not-finite"}))
+    display(SiteDone(1, "south", {"status": "missing", "reason": None}))
     assert stream.getvalue().splitlines()[1:] == [
         "round 1/1: north: refused (not-finite)",
         "round 1/1: south: missing",
@@ -85,9 +96,9 @@ def test_plain_stages_are_throttled_but_their_end_is_told() -> None:
     display = PlainProgress(stream, clock)
     for done in range(1, 221):
         clock.now += 0.05
-        display.stage("preparing scans", done, 220)
-    display.stage("preparing scans", 220, 220)
-    display.stage("measuring", 1, 1)
+        display(Stage("preparing scans", done, 220))
+    display(Stage("preparing scans", 220, 220))
+    display(Stage("measuring", 1, 1))
     lines = stream.getvalue().splitlines()
     assert lines[0] == "preparing scans 1/220"
     assert lines[-2:] == ["preparing scans 220/220", "measuring 1/1"]
@@ -97,9 +108,9 @@ def test_plain_stages_are_throttled_but_their_end_is_told() -> None:
 def test_plain_writes_no_control_characters() -> None:
     stream = io.StringIO()
     display = PlainProgress(stream)
-    display.start("demo\x1b[31m", 1, ["bad\rname\n"])
-    display.site_done(1, "bad\rname\n", site_line(1, 0, 1))
-    display.message("two\nlines\x07")
+    display(RunStarted("demo\x1b[31m", 1, ("bad\rname\n",)))
+    display(SiteDone(1, "bad\rname\n", site_line(1, 0, 1)))
+    display(Notice("two\nlines\x07"))
     text = stream.getvalue()
     assert len(text.splitlines()) == 4
     assert all(character.isprintable() for character in text.replace("\n", ""))
@@ -108,7 +119,7 @@ def test_plain_writes_no_control_characters() -> None:
 def test_plain_survives_a_stream_that_cannot_write_a_name() -> None:
     data = io.BytesIO()
     stream = io.TextIOWrapper(data, encoding="ascii")
-    PlainProgress(stream).start("demo", 1, ["Zürich"])
+    PlainProgress(stream)(RunStarted("demo", 1, ("Zürich",)))
     assert data.getvalue() == b"demo: 1 round, 1 site: Z?rich\n"
 
 
@@ -127,17 +138,17 @@ def test_time_left_is_the_median_of_finished_training_rounds() -> None:
 def test_terminal_shows_sites_rounds_and_time_left() -> None:
     display, stream, clock = terminal()
     with display:
-        display.start("demo", 4, SITES)
-        display.round_started(1, "train")
-        display.site_started(1, "north", 40)
-        display.site_step(1, "north", 10, 40, 0.7654)
-        display.site_done(1, "south", {"status": "failed", "reason": "no-data"})
-        display.round_done({"round": 1, "phase": "train", "seconds": 20.0, "mean_dice": 0.5})
+        display(RunStarted("demo", 4, SITES))
+        display(RoundStarted(1, "train"))
+        display(SiteStarted(1, "north", 40))
+        display(SiteStep(1, "north", 10, 40, 0.7654))
+        display(SiteDone(1, "south", {"status": "failed", "reason": "no-data"}))
+        display(RoundDone({"round": 1, "phase": "train", "seconds": 20.0, "mean_dice": 0.5}))
         clock.now += 3
-        display.round_started(2, "train")
+        display(RoundStarted(2, "train"))
         clock.now += 5
-        display.site_step(2, "north", 10, 40, 0.7654)
-        display.site_done(2, "south", {"status": "ok", "train_loss": 0.25, "mean_dice": 0.875, "seconds": 2.0})
+        display(SiteStep(2, "north", 10, 40, 0.7654))
+        display(SiteDone(2, "south", {"status": "ok", "train_loss": 0.25, "mean_dice": 0.875, "seconds": 2.0}))
     text = stream.getvalue()
     assert "failed (no-data)" in text
     assert "round 1/4: mean Dice 0.500 (model after round 0), 20 s" in text
@@ -152,22 +163,22 @@ def test_terminal_shows_sites_rounds_and_time_left() -> None:
 def test_terminal_is_left_clean_after_an_exception() -> None:
     display, stream, _ = terminal()
     with pytest.raises(KeyboardInterrupt), display:
-        display.start("demo", 2, SITES)
-        display.stage("preparing scans", 1, 3)
+        display(RunStarted("demo", 2, SITES))
+        display(Stage("preparing scans", 1, 3))
         raise KeyboardInterrupt
     text = stream.getvalue()
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h") == 1
     assert text.endswith("\x1b[?25h")
     display.close()
-    display.stage("preparing scans", 2, 3)
+    display(Stage("preparing scans", 2, 3))
     assert stream.getvalue() == text
 
 
 def test_terminal_takes_names_as_text_not_as_markup() -> None:
     display, stream, _ = terminal()
     with display:
-        display.start("demo [bold]x", 1, ["[red]north"])
-        display.message("[blue]see report\x1b[2J")
+        display(RunStarted("demo [bold]x", 1, ("[red]north",)))
+        display(Notice("[blue]see report\x1b[2J"))
     text = stream.getvalue()
     assert "[red]north" in text
     assert "demo [bold]x" in text
@@ -179,9 +190,9 @@ def test_terminal_shows_working_sites_when_there_is_no_room_for_all() -> None:
     display, stream, _ = terminal(height=12)
     names = [f"site-{index:02d}" for index in range(40)]
     with display:
-        display.start("demo", 1, names)
-        display.round_started(1, "train")
-        display.site_started(1, "site-39", 40)
+        display(RunStarted("demo", 1, tuple(names)))
+        display(RoundStarted(1, "train"))
+        display(SiteStarted(1, "site-39", 40))
     last = stream.getvalue()[stream.getvalue().rindex("demo") :]
     assert "site-39" in last
     assert "and 35 more" in last
@@ -191,7 +202,7 @@ def test_terminal_starts_over_for_a_second_run() -> None:
     display, stream, _ = terminal()
     with display:
         run_rounds(display)
-        display.start("demo, pooled", 3, ["pooled"])
+        display(RunStarted("demo, pooled", 3, ("pooled",)))
     last = stream.getvalue()[stream.getvalue().rindex("demo, pooled") :]
     assert "north" not in last
     assert "left" not in last
@@ -200,8 +211,9 @@ def test_terminal_starts_over_for_a_second_run() -> None:
 def test_a_real_terminal_gets_the_live_display_and_its_cursor_back() -> None:
     code = (
         "from server.progress.display import make_progress\n"
+        "from server.progress.events import RunStarted\n"
         "with make_progress() as display:\n"
-        "    display.start('demo', 2, ['north'])\n"
+        "    display(RunStarted('demo', 2, ('north',)))\n"
         "    raise KeyboardInterrupt\n"
     )
     ours, theirs = pty.openpty()
@@ -225,8 +237,8 @@ def test_a_real_terminal_gets_the_live_display_and_its_cursor_back() -> None:
 def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     ours, theirs = pty.openpty()
-    with os.fdopen(ours, "rb", buffering=0), os.fdopen(theirs, "w") as stream:
-        assert isinstance(make_progress(stream), PlainProgress)
+    with os.fdopen(ours, "rb", buffering=0), os.fdopen(theirs, "w") as stream, make_progress(stream) as display:
+        assert isinstance(display, PlainProgress)
 
 
 def test_importing_progress_imports_nothing_heavy() -> None:
@@ -240,11 +252,11 @@ def test_privacy_spent_stands_beside_a_site_s_scores() -> None:
     line = site_line(1, 0, 2) | {"epsilon": 1.25}
     plain = io.StringIO()
     display, stream, _ = terminal()
-    for shown in (PlainProgress(plain), display):
-        with shown:
-            shown.start("demo", 2, SITES)
-            shown.round_started(1, "train")
-            shown.site_done(1, "north", line)
+    with display:
+        for shown in (PlainProgress(plain), display):
+            shown(RunStarted("demo", 2, SITES))
+            shown(RoundStarted(1, "train"))
+            shown(SiteDone(1, "north", line))
     assert plain.getvalue().splitlines()[-1].endswith(", epsilon 1.250")
     table = stream.getvalue()
     assert "epsilon" in table
@@ -254,7 +266,7 @@ def test_privacy_spent_stands_beside_a_site_s_scores() -> None:
 def test_without_privacy_nothing_is_said_of_it() -> None:
     plain = io.StringIO()
     display, stream, _ = terminal()
-    for shown in (PlainProgress(plain), display):
-        with shown:
+    with display:
+        for shown in (PlainProgress(plain), display):
             run_rounds(shown)
     assert "epsilon" not in plain.getvalue() + stream.getvalue()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from common.config.federation import FederationConfig
 from common.errors import ConfigError
 from common.protocol.codec import Result, Task, Vector
 from common.weights.encoding import VALUES_PER_PIECE, WINDOW, Encoding, encode_vector, vector_of
+from server.progress.events import Event, SiteDone
 from server.rounds.aggregation import StoredUpdates
 from server.rounds.strategies.fedavg import FedAvg
 from server.rounds.strategies.registry import STRATEGIES, make_strategy
@@ -108,8 +108,9 @@ class KilledAt(Silent):
         super().__init__()
         self._round = round_number
 
-    def site_done(self, round: int, site: str, line: Mapping[str, Any]) -> None:
-        if round == self._round:
+    def __call__(self, event: Event) -> None:
+        super().__call__(event)
+        if isinstance(event, SiteDone) and event.round == self._round:
             raise Killed
 
 
