@@ -12,10 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from client.inference.predict import DEFAULT_OPTIONS, PredictOptions, Predictor, Progress, check_writable, part_of
+from client.inference.predict import (
+    DEFAULT_OPTIONS,
+    FractionProgress,
+    PredictOptions,
+    Predictor,
+    check_writable,
+    part_of,
+)
 from common.errors import ConfigError, DataError, OutputError
-from common.imaging import sliding_window
 from common.imaging.datasets.dataset import Case, find_dataset
+from common.imaging.threads import CountProgress
 from common.metrics import case_metrics
 from common.models.bundle import load_bundle
 from common.system.files import write_atomically
@@ -67,7 +74,7 @@ def evaluate_dataset(
     options: PredictOptions = DEFAULT_OPTIONS,
     *,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: FractionProgress | None = None,
 ) -> EvaluationReport:
     """Predict every labelled case of a dataset, compare on the scan's own grid, and write a CSV file.
 
@@ -152,7 +159,7 @@ def summarise(metrics: Mapping[str, CaseMetrics], labels: Mapping[int, str]) -> 
     return "\n".join([*lines, "", *textwrap.wrap(LEGEND, 100)])
 
 
-def _measure(predictor: Predictor, case: Case, progress: sliding_window.Progress) -> CaseMetrics:
+def _measure(predictor: Predictor, case: Case, progress: CountProgress) -> CaseMetrics:
     volume, truth = predictor.load(case)
     if truth is None:
         raise DataError(case.images[0], "has no label map to compare with")

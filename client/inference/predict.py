@@ -22,11 +22,12 @@ from common.imaging.preprocessing import (
     restore_prediction,
     restore_probabilities,
 )
+from common.imaging.threads import CountProgress
 from common.imaging.volume import Volume
 from common.models.bundle import Bundle, load_bundle
 from common.system.devices import autocast_dtype, choose_device
 
-Progress = Callable[[float, str], None]
+FractionProgress = Callable[[float, str], None]
 """Called with the fraction of the whole job that is done, and the name of the current case."""
 
 SCORES_IN_MEMORY_BYTES = 2**30
@@ -130,7 +131,7 @@ class Predictor:
         return volume, label
 
     def predict(
-        self, volume: Volume, scratch: Path | None = None, progress: sliding_window.Progress | None = None
+        self, volume: Volume, scratch: Path | None = None, progress: CountProgress | None = None
     ) -> NDArray[np.uint8]:
         """Label every voxel of a volume.
 
@@ -161,7 +162,7 @@ class Predictor:
             return restore_prediction(logits, geometry)
 
     def predict_probabilities(
-        self, volume: Volume, scratch: Path | None = None, progress: sliding_window.Progress | None = None
+        self, volume: Volume, scratch: Path | None = None, progress: CountProgress | None = None
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Label every voxel as :meth:`predict` does, and return the probability of every class.
 
@@ -182,7 +183,7 @@ class Predictor:
 
     @contextmanager
     def _logits(
-        self, prepared: Preprocessed, scratch: Path | None, progress: sliding_window.Progress | None
+        self, prepared: Preprocessed, scratch: Path | None, progress: CountProgress | None
     ) -> Iterator[NDArray[np.float32]]:
         shape = (self.plan.model.classes, *prepared.image.shape[1:])
         with _score_array(shape, scratch) as scores:
@@ -200,7 +201,7 @@ def predict_path(
     *,
     probabilities: bool = False,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: FractionProgress | None = None,
 ) -> PredictionReport:
     """Label a scan or a folder of scans.
 
@@ -253,7 +254,7 @@ def predict_path(
     return PredictionReport(tuple(written), tuple(failures))
 
 
-def _predict_case(predictor: Predictor, case: Case, paths: tuple[Path, ...], progress: sliding_window.Progress) -> None:
+def _predict_case(predictor: Predictor, case: Case, paths: tuple[Path, ...], progress: CountProgress) -> None:
     """Write the label map to the first path and, if there is a second, the probabilities to it."""
     progress(0, 1)
     volume, _ = predictor.load(Case(case.name, case.images, None))
@@ -265,7 +266,7 @@ def _predict_case(predictor: Predictor, case: Case, paths: tuple[Path, ...], pro
     write_label(paths[0], label, volume.source)
 
 
-def part_of(progress: Progress | None, name: str, index: int, cases: int) -> sliding_window.Progress:
+def part_of(progress: FractionProgress | None, name: str, index: int, cases: int) -> CountProgress:
     """Convert the window progress of one case to the fraction of the whole job."""
 
     def report(done: int, total: int) -> None:

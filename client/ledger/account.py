@@ -22,7 +22,7 @@ from common.weights.digest import Digest
 
 People = Mapping[Purpose, Collection[Patient]]
 """The patients trained on, and those scored on."""
-History = frozenset[tuple[float, float, int]]
+PatientHistory = frozenset[tuple[float, float, int]]
 """Noise multiplier, sample rate and number of steps of everything that a patient took part in."""
 
 
@@ -110,7 +110,7 @@ class RecoveryEntry(Frozen):
             raise ValueError("epsilon and delta belong together")
         return self
 
-    def with_history(self, history: History, delta: float) -> float:
+    def with_history(self, history: PatientHistory, delta: float) -> float:
         """Return the epsilon at ``delta`` of this entry composed with a later ``history``; may be infinite.
 
         Only one (epsilon, delta) pair of the past is known, so epsilons and deltas add up (Dwork et al. 2006).
@@ -231,20 +231,22 @@ class Account:
             low, high = (middle, high) if fits(middle) else (low, middle)
         return low
 
-    def _total(self, history: History, delta: float) -> float:
+    def _total(self, history: PatientHistory, delta: float) -> float:
         # Recoveries by several sites describe the same past: the largest covers the others.
         if not self.recoveries:
             return _epsilon(history, delta)
         return max(item.entry.with_history(history, delta) for item in self.recoveries)
 
-    def _histories(self, people: People, upcoming: Sequence[Spend], federation: str | None) -> dict[History, int]:
+    def _histories(
+        self, people: People, upcoming: Sequence[Spend], federation: str | None
+    ) -> dict[PatientHistory, int]:
         """Count the patients by history, past and upcoming."""
         purposes: dict[Patient, set[Purpose]] = {}
         for purpose, patients in people.items():
             for patient in patients:
                 purposes.setdefault(patient, set()).add(purpose)
-        found: dict[History, int] = {}
-        known: dict[tuple[frozenset[str], frozenset[Purpose]], History] = {}
+        found: dict[PatientHistory, int] = {}
+        known: dict[tuple[frozenset[str], frozenset[Purpose]], PatientHistory] = {}
         for patient, datasets in self.memberships(purposes).items():
             key = (datasets, frozenset(purposes[patient]))
             if key not in known:
@@ -263,7 +265,7 @@ class Account:
         ]
 
 
-def _history(spends: Iterable[Spend]) -> History:
+def _history(spends: Iterable[Spend]) -> PatientHistory:
     steps: dict[tuple[float, float], int] = {}
     for spend in spends:
         key = (spend.noise_multiplier, spend.sample_rate)
@@ -271,12 +273,12 @@ def _history(spends: Iterable[Spend]) -> History:
     return frozenset((*key, count) for key, count in steps.items())
 
 
-def _is_within(one: History, other: History) -> bool:
+def _is_within(one: PatientHistory, other: PatientHistory) -> bool:
     steps = {(noise, rate): count for noise, rate, count in other}
     return all(count <= steps.get((noise, rate), 0) for noise, rate, count in one)
 
 
-def _epsilon(history: History, delta: float) -> float:
+def _epsilon(history: PatientHistory, delta: float) -> float:
     return epsilon_of([Spend("training", *mechanism) for mechanism in history], delta)
 
 

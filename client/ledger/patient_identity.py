@@ -19,7 +19,7 @@ from common.formatting import counted
 from common.imaging.cache.entry_file import FileDigests
 from common.imaging.datasets.dataset import Case
 from common.imaging.datasets.patients_csv import PATIENTS_FILE
-from common.imaging.threads import Progress, map_in_threads
+from common.imaging.threads import CountProgress, map_in_threads
 from common.protocol.messages import ErrorCode
 
 Patient = tuple[str, ...]
@@ -47,7 +47,7 @@ class PatientIndex:
     def __init__(self, folder: Path | None) -> None:
         self._digests = FileDigests(folder, DIGESTS_FILE, sha256_of_content)
 
-    def identify(self, cases: Sequence[Case], progress: Progress | None = None) -> dict[str, Patient]:
+    def identify(self, cases: Sequence[Case], progress: CountProgress | None = None) -> dict[str, Patient]:
         """Return the patient of every case, by case name.
 
         Parameters

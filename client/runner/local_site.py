@@ -30,13 +30,13 @@ from common.formatting import counted
 from common.imaging.cache.case_cache import CachedCase, CaseCache
 from common.imaging.datasets.dataset import Case, find_dataset
 from common.imaging.datasets.patients_csv import PATIENTS_FILE
+from common.imaging.threads import CountProgress
 from common.plan.plan import Plan
 from common.protocol.messages import ErrorCode
 from common.seeds import seed_of
 from common.system.devices import choose_device
 
 MOST_WORKERS = 4
-Progress = Callable[[int, int], None]
 
 
 class SiteDataError(FedvoxError):
@@ -118,7 +118,7 @@ class LocalSite:
         data: SiteData,
         device: str = "auto",
         observer: Observer | None = None,
-        progress: Progress | None = None,
+        progress: CountProgress | None = None,
         access: LedgerAccess = NO_LEDGER,
     ) -> None:
         self._config = config

@@ -8,7 +8,7 @@ next x are final and are returned. Sums are therefore held only for as many plan
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import chain, combinations, islice, product
@@ -19,11 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from common.imaging.threads import CountProgress
 from common.plan.base import Axes3
 from common.system.devices import autocast_dtype, keep_freed_memory, memory_format
-
-Progress = Callable[[int, int], None]
-"""Called with (windows done, total windows)."""
 
 GAUSSIAN_SIGMA = 0.125
 """Standard deviation of the window weights, as a fraction of the patch along each axis."""
@@ -98,7 +96,7 @@ def sliding_window(
     patch_size: Axes3,
     options: WindowOptions = DEFAULT_OPTIONS,
     *,
-    progress: Progress | None = None,
+    progress: CountProgress | None = None,
     out: NDArray[np.float32] | None = None,
 ) -> NDArray[np.float32]:
     """Predict logits for every voxel of an image.
@@ -116,7 +114,7 @@ def sliding_window(
     options
         How windows are placed, mirrored and computed.
     progress
-        Called after every forward pass.
+        Called with (windows done, total windows) after every forward pass.
     out
         (classes, x, y, z) float32 array to fill, for example a memory map for scores larger than memory.
 
@@ -148,7 +146,7 @@ def predict_labels(
     patch_size: Axes3,
     options: WindowOptions = DEFAULT_OPTIONS,
     *,
-    progress: Progress | None = None,
+    progress: CountProgress | None = None,
 ) -> NDArray[np.uint8]:
     """Predict the class of every voxel without holding the scores of the whole volume.
 
@@ -284,7 +282,7 @@ class _Forward:
 
 
 def _slabs(
-    windows: _Windows, forward: _Forward, batch_size: int | None, progress: Progress | None
+    windows: _Windows, forward: _Forward, batch_size: int | None, progress: CountProgress | None
 ) -> Iterator[tuple[slice, Tensor]]:
     """Run all windows and yield finished planes in order, with their weighted sums of logits.
 

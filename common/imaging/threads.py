@@ -12,11 +12,12 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Progress = Callable[[int, int], None]
+CountProgress = Callable[[int, int], None]
+"""Called with how many are done, and of how many."""
 
 
 def map_in_threads(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int, progress: Progress | None = None
+    function: Callable[[Item], Result], items: Sequence[Item], workers: int, progress: CountProgress | None = None
 ) -> list[Result]:
     """Apply a function to each item.
 

@@ -16,7 +16,7 @@ from common.imaging.cache.case_cache import sample_voxels
 from common.imaging.cache.entry_file import Entry, FileDigests, digest_json, read_entry, write_entry
 from common.imaging.datasets.dataset import Case, load_case
 from common.imaging.preprocessing import nonzero_box
-from common.imaging.threads import Progress, map_in_threads
+from common.imaging.threads import CountProgress, map_in_threads
 from common.plan.base import Axes3, Frozen, Spacing
 
 SAMPLES_PER_CASE = 2_000
@@ -82,7 +82,7 @@ def fingerprint_dataset(
     cases: Sequence[Case],
     labels: Collection[int],
     workers: int = 1,
-    progress: Progress | None = None,
+    progress: CountProgress | None = None,
     folder: Path | None = None,
 ) -> Fingerprint:
     """Measure a dataset.

@@ -30,7 +30,8 @@ EPSILON_ERROR = 0.002
 # Opacus' own orders and larger ones. Only small orders may be fractional: Opacus' series loses all digits beyond them.
 _ORDERS = (*(1 + tenth / 10 for tenth in range(1, 100)), *range(12, 64), *(2**n for n in range(6, 11)))
 _MOST_CURVES = 64
-History = tuple[tuple[float, float, int], ...]
+StepCounts = tuple[tuple[float, float, int], ...]
+"""Noise multiplier, sample rate and number of steps of each kind of step, in ascending order."""
 
 
 def epsilon_of(spends: Sequence[Spend], delta: float, accountant: Accountant = "prv") -> float:
@@ -48,7 +49,7 @@ def epsilon_of(spends: Sequence[Spend], delta: float, accountant: Accountant = "
 
 
 @lru_cache(maxsize=512)
-def _composed(history: History, delta: float, accountant: Accountant) -> float:
+def _composed(history: StepCounts, delta: float, accountant: Accountant) -> float:
     if not history:
         return 0.0
     if accountant == "prv" and all(sample_rate == 1 for _, sample_rate, _ in history):
@@ -77,13 +78,13 @@ def _renyi_curve(noise_multiplier: float, sample_rate: float) -> NDArray[np.floa
     )
 
 
-def _renyi_epsilon(history: History, delta: float) -> float:
+def _renyi_epsilon(history: StepCounts, delta: float) -> float:
     curve = sum(_renyi_curve(multiplier, sample_rate) * steps for multiplier, sample_rate, steps in history)
     _, rdp = _opacus()
     return float(rdp.get_privacy_spent(orders=_ORDERS, rdp=curve, delta=delta)[0])
 
 
-def _prv_epsilon(history: History, delta: float, error: float) -> float:
+def _prv_epsilon(history: StepCounts, delta: float, error: float) -> float:
     """Return the PRV accountant's upper bound; infinite if its arithmetic fails.
 
     Follows ``opacus.accountants.PRVAccountant``, but reuses the cached Rényi curves.

@@ -28,7 +28,7 @@ from common.imaging.cache.entry_file import (
 from common.imaging.datasets.dataset import Case, load_case
 from common.imaging.preprocessing import preprocess_image, preprocess_label
 from common.imaging.scanner_shift import apply_scanner_shift
-from common.imaging.threads import Progress, map_in_threads
+from common.imaging.threads import CountProgress, map_in_threads
 from common.plan.base import Spacing
 from common.plan.plan import PreprocessingPlan
 from common.plan.scanner_shift import ScannerShift
@@ -121,7 +121,7 @@ class CaseCache:
         self,
         cases: Sequence[Case],
         workers: int = 1,
-        progress: Progress | None = None,
+        progress: CountProgress | None = None,
         shift: ScannerShift | None = None,
         shift_seed: int = 0,
     ) -> list[CachedCase]:
