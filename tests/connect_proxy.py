@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 
 class ConnectProxy:
-    """Counts what it was asked for.
+    """Counts what it was asked for, and keeps what went wrong.
 
     Args:
         login: ``user:password`` that it wants; empty for none.
@@ -22,17 +22,28 @@ class ConnectProxy:
 
     def __init__(self, login: str, opens: ssl.SSLContext | None, status: int) -> None:
         self.targets: list[str] = []
+        self.errors: list[str] = []
         self._login = login
         self._opens = opens
         self._status = status
 
     def serve(self, client: socket.socket) -> None:
         """One connection, until an end hangs up."""
-        with client, contextlib.suppress(OSError):
-            client.settimeout(10)
+        try:
+            self._serve(client)
+        except OSError as error:
+            self.errors.append(repr(error))
+
+    def _serve(self, client: socket.socket) -> None:
+        with client:
+            # Long: on a busy machine a handshake may wait for its turn.
+            client.settimeout(60)
             head = b""
             while b"\r\n\r\n" not in head:
-                head += client.recv(4096)
+                part = client.recv(4096)
+                if not part:
+                    return
+                head += part
             first, *headers = head.decode().split("\r\n")
             target = first.split()[1]
             wanted = f"Basic {base64.b64encode(self._login.encode()).decode()}"
@@ -48,7 +59,7 @@ class ConnectProxy:
                     opened.recv(1)
                 return
             host, _, port = target.rpartition(":")
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=10) as server:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=60) as server:
                 back = threading.Thread(target=_pass_on, args=(server, client))
                 back.start()
                 _pass_on(client, server)

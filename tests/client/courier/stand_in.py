@@ -9,6 +9,7 @@ import http.client
 import os
 import re
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -86,6 +87,7 @@ class StandIn:
         self.faults: list[Fault] = []
         self.keys: dict[str, Any] = {}
         self.bell = threading.Event()
+        self.errors: list[str] = []
         self.patient = True
         self.lock = threading.Lock()
 
@@ -336,7 +338,7 @@ def stand_in(kits: Kits, superlink: int | None = None, host: str = "127.0.0.1") 
                 request.close()
 
         def handle_error(self, *_: object) -> None:
-            return
+            gateway.errors.append(repr(sys.exception()))
 
     class Handler(_Handler):
         pass

@@ -76,7 +76,7 @@ def test_both_clients_go_through_the_proxy_with_a_password(
     with connect_proxy(f"älice:{WORD}") as (port, proxy):
         environment = {variable: f"http://%C3%A4lice:{IN_A_URL}@127.0.0.1:{port}"}
         access = access_to(gateway, tmp_path, monkeypatch, environment, "127.0.0.1")
-        assert ask_both(access, tmp_path / "note") == REACHED
+        assert ask_both(access, tmp_path / "note") == REACHED, (proxy.errors, gateway.errors)
     assert proxy.targets == [f"127.0.0.1:{gateway.port}"] * 2
 
 
