@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import secrets
 from pathlib import Path
 
 from flwr.app import Context
@@ -27,7 +26,7 @@ from server.rounds.round_log import contributors
 from server.rounds.round_loop import FederationError, Link, Patience, RoundLoop
 from server.rounds.terms import Terms
 from server.rounds.weight_transfer import GatewaySignals, GatewayTransfer
-from server.run_store.folder import RunFolder, RunState, now
+from server.run_store.folder import RunFolder
 from server.run_store.gateway_folder import GatewayFolder
 from server.run_store.locks import APP_LOG, RUN_VARIABLE, only_app, registered_names
 
@@ -101,9 +100,7 @@ def _run_rounds(grid: Grid, folder: RunFolder, config: FederationConfig, plan: P
     state = folder.load_state()
     layout = folder.layout(0 if state is None else state.round)
     if state is None:
-        state = RunState(run=secrets.token_hex(8), digest=config.digest(), started=now())
-        folder.commit(state)
-        folder.event("started", run=state.run, engine="network")
+        folder.begin(config.digest(), "network")
     elif not state.finished:
         folder.event("resumed", round=state.round)
         emit(Notice(f"resuming after round {state.round} of {config.rounds}"))

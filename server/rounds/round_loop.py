@@ -31,6 +31,7 @@ from server.rounds.strategies.strategy import StrategyState
 from server.rounds.terms import Terms
 from server.rounds.weight_transfer import Published, WeightTransfer
 from server.run_store.folder import RunFolder, RunState
+from server.run_store.strategy_vectors import map_strategy_vector, strategy_vectors
 
 STANDARD_DEVIATIONS = 2.0
 """By which noise makes two scores differ once in twenty times."""
@@ -177,10 +178,10 @@ class RoundLoop:
         """Yield the next model; when it is read to the end, the strategy's state lies beside it."""
         names, size = self._strategy.state_vectors, self._layout.size
         kept = StrategyState(
-            {name: self._folder.map_strategy_vector(state.strategy_round, name, size) for name in names},
+            {name: map_strategy_vector(self._folder, state.strategy_round, name, size) for name in names},
             state.strategy_numbers,
         )
-        with self._folder.strategy_vectors(finished.task.round, names, size) as written:
+        with strategy_vectors(self._folder, finished.task.round, names, size) as written:
             for part in self._strategy.aggregate(finished.accepted_updates(), weights, kept):
                 for name in names:
                     written[name].add(part.state[name])

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import FedvoxError, OutputError
 from common.protocol.codec import Refusal, Vector, WeightLayout
-from common.system.files import cannot_write, write_atomically
+from common.system.files import write_atomically
 from common.weights.safetensors_file import float32_header, read_shapes
 from common.weights.store import MissingWeightsError, map_file, open_to_overwrite, write_all
 
@@ -166,6 +165,20 @@ class RunFolder:
             return RunState.model_validate_json(file.read_bytes())
         except (ValidationError, OSError):
             raise RunError(f"{file}: is damaged; restore it from a backup, or start a new run") from None
+
+    def begin(self, digest: str, engine: str) -> None:
+        """Commit the first state of a new run, whose checkpoint 0 is there already.
+
+        Parameters
+        ----------
+        digest
+            Digest of the federation's configuration.
+        engine
+            What the run's sites run on, for ``events.jsonl``.
+        """
+        state = RunState(run=secrets.token_hex(8), digest=digest, started=now())
+        self.commit(state)
+        self.event("started", run=state.run, engine=engine)
 
     def commit(self, state: RunState) -> None:
         """Makes ``state`` the one to go on from."""
@@ -316,45 +329,6 @@ class RunFolder:
         """Return where a vector that the strategy keeps lies: raw float32 values, little-endian."""
         return self.path / "checkpoints" / f"strategy_{round_number:04d}_{name}.f32"
 
-    def map_strategy_vector(self, round_number: int, name: str, size: int) -> Vector:
-        """Return a vector of the strategy's as a round left it, read-only and mapped; zero before the first round.
-
-        Raises
-        ------
-        RunError
-            If the file is missing or damaged.
-        """
-        if round_number == 0:
-            return np.zeros(size, np.float32)
-        file = self.strategy_vector_path(round_number, name)
-        try:
-            content = map_file(file)
-        except (OSError, MissingWeightsError):
-            content = np.empty(0, np.uint8)
-        if content.size != 4 * size:
-            raise RunError(f"{file}: is missing or damaged; restore it from a backup, or start a new run")
-        return content.view("<f4").astype(np.float32, copy=False)
-
-    @contextmanager
-    def strategy_vectors(self, round_number: int, names: Sequence[str], size: int) -> Iterator[dict[str, VectorFile]]:
-        """Write the strategy's vectors after a round, window by window; they are whole and on disk after the block.
-
-        Raises
-        ------
-        OutputError
-            If the disk is full or cannot be written.
-        RunError
-            If a vector has not got ``size`` values.
-        """
-        files = {name: VectorFile(self.strategy_vector_path(round_number, name), size) for name in names}
-        try:
-            yield files
-            for file in files.values():
-                file.finish()
-        finally:
-            for file in files.values():
-                file.close()
-
 
 def _write_through(file: BinaryIO, content: NDArray[np.uint8]) -> None:
     write_all(file, content)
@@ -365,47 +339,3 @@ def _write_through(file: BinaryIO, content: NDArray[np.uint8]) -> None:
 def _header(round_number: int, layout: WeightLayout) -> bytes:
     """What a checkpoint begins with: after it comes the vector, in the order of the layout."""
     return float32_header(layout.shapes, {"round": str(round_number)})
-
-
-class VectorFile:
-    """A vector on its way to a file, which appears when all of it is on disk.
-
-    Parameters
-    ----------
-    path
-        The file.
-    size
-        Values that it must have in the end.
-    """
-
-    def __init__(self, path: Path, size: int) -> None:
-        self._path = path
-        self._size = size
-        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
-        try:
-            self._file = self._temporary.open("xb")
-        except OSError as error:
-            raise cannot_write(path, error) from None
-
-    def add(self, values: Vector) -> None:
-        """Write the next values."""
-        try:
-            write_all(self._file, np.ascontiguousarray(values, "<f4").view(np.uint8))
-        except OSError as error:
-            raise cannot_write(self._path, error) from None
-
-    def finish(self) -> None:
-        """Flush the file to disk and give it its name."""
-        try:
-            self._file.flush()
-            if self._file.tell() != 4 * self._size:
-                raise RunError(f"{self._file.tell() // 4} values for {self._path.name}, {self._size} expected")
-            os.fsync(self._file.fileno())
-            self._temporary.replace(self._path)
-        except OSError as error:
-            raise cannot_write(self._path, error) from None
-
-    def close(self) -> None:
-        """Close the file, and remove it unless it is finished."""
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)

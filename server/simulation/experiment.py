@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +25,7 @@ from server.reporting.report import write_report
 from server.rounds.initial_weights import first_weights, weight_layout
 from server.rounds.round_loop import Link, RoundLoop, make_server_app
 from server.rounds.terms import Terms
-from server.run_store.folder import RunFolder, RunState, now
+from server.run_store.folder import RunFolder, RunState
 from server.simulation.data_setup import find_or_make_data, plan_and_partition
 from server.simulation.engines import require_ray, run_inline, run_on_ray
 from server.simulation.partition import read_partition
@@ -182,10 +181,8 @@ class _Experiment:
         state = folder.load_state()
         if state is None:
             weights, _ = first_weights(self._config, self._plan)
-            state = RunState(run=secrets.token_hex(8), digest=sites.config.digest(), started=now())
             folder.save_checkpoint(0, weights, layout)
-            folder.commit(state)
-            folder.event("started", run=state.run, engine=engine)
+            folder.begin(sites.config.digest(), engine)
         elif state.finished:
             return
         else:

@@ -1,5 +1,6 @@
 """The run folder: what a crash leaves behind is never mistaken for a finished round."""
 
+import json
 import resource
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -34,6 +35,20 @@ def test_state_returns(tmp_path: Path) -> None:
     assert folder.load_state() is None
     folder.commit(state(round=4, best_round=2, best_mean_dice=0.5))
     assert folder.load_state() == state(round=4, best_round=2, best_mean_dice=0.5)
+
+
+def test_every_run_begins_with_a_name_of_its_own(tmp_path: Path) -> None:
+    began = []
+    for name in ("one", "two"):
+        folder = RunFolder.create(tmp_path / name)
+        folder.begin("digest", "inline")
+        found = folder.load_state()
+        assert found is not None
+        assert (found.digest, found.round, found.finished) == ("digest", 0, False)
+        event = json.loads((folder.path / "events.jsonl").read_text())
+        assert (event["event"], event["run"], event["engine"]) == ("started", found.run, "inline")
+        began.append(found.run)
+    assert len(set(began)) == 2 and {len(bytes.fromhex(run)) for run in began} == {8}
 
 
 def test_rewind_drops_what_was_not_committed(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from server.rounds.strategies.registry import STRATEGIES, make_strategy
 from server.rounds.strategies.strategy import Next, StrategyState, Updates, Window
 from server.rounds.strategies.weighted_mean import WeightedMean
 from server.run_store.folder import RunError, RunFolder
+from server.run_store.strategy_vectors import map_strategy_vector
 from tests import tiny
 from tests.server.fake_sites import LAYOUT, Answer, Silent, app_of, honest, run
 from tests.server.rounds.test_admission import GOOD
@@ -158,10 +159,10 @@ def test_state_survives_a_crash_to_the_bit(tmp_path: Path) -> None:
         assert state is not None and (state.strategy_round, state.strategy_numbers) == (6, {"rounds": 6})
         assert states(folder) == ["strategy_0006_momentum.f32"]
         np.testing.assert_allclose(folder.map_checkpoint(6, LAYOUT), weights, rtol=1e-6)
-        np.testing.assert_allclose(folder.map_strategy_vector(6, "momentum", 4), momentum, rtol=1e-6)
+        np.testing.assert_allclose(map_strategy_vector(folder, 6, "momentum", 4), momentum, rtol=1e-6)
     for read in (
         lambda folder: folder.map_checkpoint(6, LAYOUT),
-        lambda folder: folder.map_strategy_vector(6, "momentum", 4),
+        lambda folder: map_strategy_vector(folder, 6, "momentum", 4),
     ):
         np.testing.assert_array_equal(read(whole).view(np.uint32), read(pieces).view(np.uint32))
 
