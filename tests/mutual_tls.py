@@ -102,7 +102,7 @@ def https_server(
         def finish_request(self, request: socket.socket, address: object) -> None:  # type: ignore[override]
             if context is not None:
                 request = context.wrap_socket(request, server_side=True)
-            super().finish_request(request, address)  # type: ignore[arg-type]
+            super().finish_request(request, address)
 
         def handle_error(self, *_: object) -> None:
             return
@@ -123,11 +123,13 @@ def granian(kit: Path, folder: Path) -> Iterator[int]:
     """Granian with a server's kit, answering 404 to everything; its files are in ``folder``."""
     (folder / "says_no.py").write_text("async def app(scope, proto):\n    proto.response_empty(404, [])\n")
     port = free_port()
-    command = [shutil.which("granian", path=str(Path(sys.executable).parent)), "--interface", "rsgi", "--http", "1"]
+    program = shutil.which("granian", path=str(Path(sys.executable).parent))
+    assert program is not None
+    command: list[str | Path] = [program, "--interface", "rsgi", "--http", "1"]
     command += ["--no-ws", "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"]
     command += ["--ssl-certificate", kit / "server.crt", "--ssl-keyfile", kit / "server.key", "--ssl-client-verify"]
     command += ["--ssl-ca", kit / "ca.crt", "--ssl-crl", kit / "ca.crl", "says_no:app"]
-    process = subprocess.Popen(command, cwd=folder)  # type: ignore[arg-type]
+    process = subprocess.Popen(command, cwd=folder)
     try:
         deadline = time.monotonic() + 30
         while True:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ def trainer(rounds: int = 3, **training: object) -> Trainer:
     return Trainer(build_model(plan().model), plan(), config, rounds * config.local_steps, torch.device("cpu"))
 
 
-def site(name: str, seed: int, digest: str, patients: int = 3, **training: object) -> Site:
+def site(name: str, seed: int, digest: str, patients: int = 3, **training: Any) -> Site:
     cases = [ball(f"{name}-{index}", 100 * seed + index) for index in range(patients + 1)]
     return Site(name, cases[:-1], cases[-1:], seed, digest, trainer(**training))
 

@@ -75,5 +75,5 @@ class IdleSite:
 
 
 if ISOLATION is not None:
-    runner.LocalSite = IdleSite  # type: ignore[assignment,misc]
+    runner.LocalSite = IdleSite  # type: ignore[assignment,attr-defined]
     sys.exit(runner.main(ISOLATION))

@@ -124,8 +124,9 @@ def hippocampus(folder: Path, seeds: int, dataset: Path) -> None:
 
 def rank_correlation(points: Sequence[Point], key: str) -> float:
     """Spearman's, of what was foretold and the mean Dice of the private settings among the points."""
-    pairs = [(point.foretold[key], point.mean) for point in points if point.foretold is not None]
-    return float(spearmanr(*zip(*pairs, strict=True)).statistic)
+    private = [(point.foretold[key], point.mean) for point in points if point.foretold is not None]
+    foretold, reached = ([pair[side] for pair in private] for side in (0, 1))
+    return float(spearmanr(foretold, reached).statistic)
 
 
 def main(arguments: Sequence[str]) -> None:

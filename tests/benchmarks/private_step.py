@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,8 +72,8 @@ def patients() -> list[CachedCase]:
 
 
 def trainer_of(private: bool, precision: str) -> Trainer:
-    values = {"name": "bench", "rounds": TURNS + 1, "training": {"local_steps": STEPS, "precision": precision}}
-    values["training"]["batch_size"] = BATCH
+    training = {"local_steps": STEPS, "precision": precision, "batch_size": BATCH}
+    values: dict[str, object] = {"name": "bench", "rounds": TURNS + 1, "training": training}
     if private:
         values["privacy"] = {"epsilon": 8, "sample_rate": BATCH / PATIENTS}
     config = FederationConfig.model_validate(values)
@@ -83,7 +84,7 @@ def seconds_per_batch(trainer: Trainer, cases: Sequence[CachedCase], number: int
     """Seconds that a round takes per 8 patients."""
     weights = trainer.layout.flatten(build_model(PLAN.model).state_dict())
     training = trainer.train(weights, cases, number, 0)
-    batches = STEPS
+    batches = float(STEPS)
     if trainer.privacy is not None:
         key, names = repeatable_key(0, number, "training"), [case.name for case in cases]
         steps = range((number - 1) * STEPS, number * STEPS)
@@ -112,7 +113,7 @@ def opacus_seconds(ghost: bool) -> float:
     model = build_model(PLAN.model).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     criterion = SampleCrossEntropy()
-    settings = {"noise_multiplier": 1.0, "max_grad_norm": 1.0, "poisson_sampling": False}
+    settings: dict[str, Any] = {"noise_multiplier": 1.0, "max_grad_norm": 1.0, "poisson_sampling": False}
     if ghost:
         settings |= {"grad_sample_mode": "ghost", "criterion": criterion}
     made = PrivacyEngine().make_private(module=model, optimizer=optimizer, data_loader=loader, **settings)

@@ -129,7 +129,8 @@ class Watching(threading.Thread):
     def run(self) -> None:
         """Samples ten times a second."""
         while not self.over.wait(0.1):
-            total, now = 0, {}
+            total = 0
+            now: dict[str, int] = {}
             for name, status in self._statuses():
                 found = re.search(r"RssAnon:\s+(\d+)", status)
                 size = int(found[1]) // 1024 if found else 0

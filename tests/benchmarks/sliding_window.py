@@ -46,12 +46,12 @@ def _make_image() -> np.ndarray[Any, np.dtype[np.float32]]:
     generator = np.random.default_rng(0)
     x, y, z = np.meshgrid(*(np.linspace(0, 4 * np.pi, size) for size in SHAPE), indexing="ij", sparse=True)
     image = np.sin(x) * np.cos(y) + np.sin(y + z) + 0.3 * generator.standard_normal(SHAPE)
-    return ((image - image.mean()) / image.std()).astype(np.float32)[None]
+    return np.asarray((image - image.mean()) / image.std(), dtype=np.float32)[None]
 
 
 def _measure(name: str, folder: Path) -> dict[str, float]:
-    import monai.inferers
     import torch
+    from monai.inferers.utils import sliding_window_inference
 
     from common.imaging.sliding_window import WindowOptions, predict_labels, sliding_window, window_starts
     from common.models.unet3d import build_model
@@ -67,11 +67,12 @@ def _measure(name: str, folder: Path) -> dict[str, float]:
         window = torch.from_numpy(array[None, :, : PATCH[0], : PATCH[1], : PATCH[2]]).contiguous()
         for _ in range(windows):
             logits = model(window)
-        return logits.argmax(dim=1)
+        labels: torch.Tensor = logits.argmax(dim=1)
+        return labels
 
     @torch.inference_mode()
     def monai_labels(array: np.ndarray[Any, Any], batch: int) -> np.ndarray[Any, Any]:
-        logits = monai.inferers.sliding_window_inference(
+        logits = sliding_window_inference(
             torch.from_numpy(array)[None], PATCH, batch, model, overlap=OVERLAP, mode="gaussian"
         )
         return logits[0].argmax(dim=0).to(torch.uint8).numpy()

@@ -11,10 +11,12 @@ import time
 import warnings
 from collections.abc import Callable
 
-import monai.metrics
 import numpy as np
-import surface_distance
+import surface_distance  # type: ignore[import-untyped]
 import torch
+from monai.metrics.hausdorff_distance import compute_hausdorff_distance
+from monai.metrics.surface_dice import compute_surface_dice
+from monai.metrics.surface_distance import compute_average_surface_distance
 from numpy.typing import NDArray
 
 from common.metrics import surface_metrics
@@ -58,13 +60,9 @@ def monai_metrics(prediction: Mask, truth: Mask) -> tuple[float, float, float]:
     """MONAI: its three functions."""
     predicted, true = torch.from_numpy(prediction)[None, None], torch.from_numpy(truth)[None, None]
     spacing = list(SPACING_MM)
-    hd95 = monai.metrics.compute_hausdorff_distance(
-        predicted, true, include_background=True, percentile=95, spacing=spacing
-    )
-    assd = monai.metrics.compute_average_surface_distance(
-        predicted, true, include_background=True, symmetric=True, spacing=spacing
-    )
-    nsd = monai.metrics.compute_surface_dice(predicted, true, [TOLERANCE_MM], include_background=True, spacing=spacing)
+    hd95 = compute_hausdorff_distance(predicted, true, include_background=True, percentile=95, spacing=spacing)
+    assd = compute_average_surface_distance(predicted, true, include_background=True, symmetric=True, spacing=spacing)
+    nsd = compute_surface_dice(predicted, true, [TOLERANCE_MM], include_background=True, spacing=spacing)
     return float(hd95), float(assd), float(nsd)
 
 

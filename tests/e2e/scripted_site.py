@@ -28,9 +28,10 @@ from flwr.app import Context, Message
 from numpy.typing import NDArray
 
 from client.cli import entry
+from client.consent.policy import TaskGuard
 from client.runner import main as runner
 from client.runner.app_call import App
-from client.runner.client_app import SiteWeights
+from client.runner.client_app import Site, SiteWeights, make_client_app
 from client.runner.progress import TaskProgress
 from client.site import start
 from client.site.split_start import run_runner_preflight
@@ -95,16 +96,14 @@ def run_runner(arguments: Sequence[str]) -> int:
                 time.sleep(POLL_SECONDS)
                 super().site_step(round, site, step, steps, loss)
 
-    honest = runner.make_client_app
-
-    def lying_app(open_site: object, weights: SiteWeights, guard: object) -> App:
-        app: App = honest(open_site, weights, guard)  # type: ignore[arg-type]
+    def lying_app(open_site: Callable[[Context], Site], weights: SiteWeights, guard: TaskGuard) -> App:
+        app: App = make_client_app(open_site, weights, guard)
         if not (state / "lies").exists():
             return app
         return liar(app, weights.outbox, (state / "lies").read_text().splitlines())
 
-    runner.TaskProgress = HeldProgress  # type: ignore[misc]
-    runner.make_client_app = lying_app  # type: ignore[assignment]
+    runner.TaskProgress = HeldProgress  # type: ignore[attr-defined]
+    runner.make_client_app = lying_app  # type: ignore[assignment,attr-defined]
     assert ISOLATION is not None
     return runner.main(ISOLATION, list(arguments))
 
@@ -131,7 +130,7 @@ def liar(app: App, outbox: WeightStore, lies: Sequence[str]) -> App:
             told, content = kept[0]
             outbox.put([content])
         else:
-            told = LIES.get(lie, lambda told, outbox: told)(told, outbox)
+            told = LIES.get(lie, the_truth)(told, outbox)
         return Message(to_record(pack(told)), reply_to=message)
 
     return answer
@@ -154,6 +153,10 @@ def with_update(change: Callable[[NDArray[np.float32]], NDArray[np.float32]]) ->
 def not_a_number(values: NDArray[np.float32]) -> NDArray[np.float32]:
     values[len(values) // 2] = np.nan
     return values
+
+
+def the_truth(told: Result, outbox: WeightStore) -> Result:
+    return told
 
 
 def with_more_patients(told: Result, outbox: WeightStore) -> Result:

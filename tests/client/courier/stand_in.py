@@ -329,7 +329,7 @@ def stand_in(kits: Kits, superlink: int | None = None, host: str = "127.0.0.1") 
             request = context.wrap_socket(request, server_side=True)
             connections.add(request)
             try:
-                super().finish_request(request, address)  # type: ignore[arg-type]
+                super().finish_request(request, address)
             finally:
                 connections.discard(request)
                 # Without a farewell, as a line that breaks.

@@ -136,7 +136,8 @@ class Node:
     def announce(self, reply: PackedReply) -> PushMessagesResponse:
         found = self.call("push-messages", self.announcement(reply))
         assert found.status == 200, found
-        return PushMessagesResponse.FromString(found.body)
+        answer: PushMessagesResponse = PushMessagesResponse.FromString(found.body)
+        return answer
 
     def object_push(self, reply: PackedReply, identity: str, session: str) -> PushObjectRequest:
         content = reply.objects[identity]
