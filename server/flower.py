@@ -51,7 +51,7 @@ from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 from flwr.supercore.run import Run
 
 # protobuf's error for bytes that are not a valid message (server/gateway).
-from google.protobuf.message import DecodeError as ProtobufError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError as ProtobufError  # type: ignore[import-untyped]  # -- no types
 
 __all__ = [
     "NODE_KEY_HEADER",

@@ -185,7 +185,8 @@ class PrivateTrainer(Trainer):
             some = slice(start, start + at_once)
             with self._convolutions():
                 loss = self._forward(image[some], label[some])
-            (loss * (len(image[some]) / len(image) * self._loss_scale)).backward()  # type: ignore[no-untyped-call]
+            share = loss * (len(image[some]) / len(image) * self._loss_scale)
+            share.backward()  # type: ignore[no-untyped-call]  # -- torch's
 
     def _convolutions(self) -> AbstractContextManager[object]:
         one_by_one = self.device.type == "cpu" and self._autocast is None and not self.config.compile

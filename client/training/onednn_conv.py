@@ -32,7 +32,8 @@ class OneDnnConvolutions(TorchFunctionMode):
         del types
         if func is torch.conv3d and len(args) == 7 and not isinstance(args[4], str):
             image, weight, bias, stride, padding, dilation, groups = args
-            return _Convolution.apply(image, weight, bias, padding, stride, dilation, groups)  # type: ignore[no-untyped-call]
+            given = (image, weight, bias, padding, stride, dilation, groups)
+            return _Convolution.apply(*given)  # type: ignore[no-untyped-call]  # -- torch's
         return func(*args, **(kwargs or {}))
 
 

@@ -171,7 +171,7 @@ class Trainer:
         self.layout.load(self._model, weights)
         self._model.train()
         # Validation may have left the weights in the memory format that is fastest for inference.
-        self._model.to(memory_format=self._memory_format)  # type: ignore[call-overload]
+        self._model.to(memory_format=self._memory_format)  # type: ignore[call-overload]  # -- not in torch's hints
         optimizer = self._make_optimizer()
         first = (round_number - 1) * self.config.local_steps
         steps = range(first, first + self.config.local_steps)
@@ -298,7 +298,7 @@ class Trainer:
             batch = next_batch()
             optimizer.zero_grad(set_to_none=True)
             loss = self._forward(batch.image, batch.label)
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # -- torch's
             if config.gradient_clip > 0:
                 scaler.unscale_(optimizer)
                 nn.utils.clip_grad_norm_(self._trained, config.gradient_clip, foreach=True)

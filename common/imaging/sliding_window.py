@@ -264,7 +264,7 @@ class _Forward:
         planar = self.device.type == "cpu" and self.autocast is None
         self.layout = torch.contiguous_format if planar else memory_format(self.device)
         self.model = model.to(device=self.device)
-        self.model.to(memory_format=self.layout)  # type: ignore[call-overload]
+        self.model.to(memory_format=self.layout)  # type: ignore[call-overload]  # -- not in torch's hints
         subsets = (combinations(options.mirror_axes, count) for count in range(1, len(options.mirror_axes) + 1))
         # Axes of a batch: the first two are batch and channel.
         self.mirrored = [[axis + 2 for axis in subset] for subset in chain.from_iterable(subsets)]

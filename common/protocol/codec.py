@@ -226,9 +226,10 @@ def _number(value: Any, name: str) -> float:
 
 
 def _encoding(value: Any, name: str) -> Encoding:
+    encoding: Encoding
     for encoding in get_args(Encoding):
         if value == encoding:
-            return encoding  # type: ignore[no-any-return]
+            return encoding
     raise ProtocolError(f"{name} must be one of {', '.join(get_args(Encoding))}")
 
 

@@ -179,7 +179,7 @@ async def _run(server: Server, gateway: Gateway, listen: str) -> None:
     if not stopping.is_set():
         await serving
         raise FedvoxError(f"cannot listen on {listen}; see the lines above")
-    server.stop()  # type: ignore[no-untyped-call]
+    server.stop()  # type: ignore[no-untyped-call]  # -- Granian's
     await gateway.stop()
     # Do not wait long for idle connections, or for clients that do not read their answers.
     await asyncio.wait({serving}, timeout=STOP_SECONDS - 1)

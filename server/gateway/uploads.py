@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -176,7 +177,7 @@ class Uploads:
         def is_good(part: Part) -> bool:
             return part.length == length and part.is_in_place
 
-        if entry.part is not None and not await self._in_thread(lambda part=entry.part: is_good(part)):  # type: ignore[misc]
+        if entry.part is not None and not await self._in_thread(partial(is_good, entry.part)):
             entry.part.close()
             entry.part = None
         if entry.part is None:

@@ -18,7 +18,8 @@ _WORDS: dict[Verdict, str] = {
 
 def verdict_text(summary: Mapping[str, Any]) -> str | None:
     """Return the verdict of a ``privacy_summary`` as a sentence, or None if it has no verdict."""
-    words = _WORDS.get(summary.get("verdict"))  # type: ignore[arg-type]
+    verdict: Any = summary.get("verdict")
+    words = _WORDS.get(verdict)
     if words is None:
         return None
     ratio = summary["signal_to_noise"]

@@ -83,8 +83,8 @@ class InlineGrid(Grid):
             ttl=ttl or TTL_SECONDS,
             message_type=message_type,
         )
-        # Flower's type hints omit this form of the constructor.
-        return Message(metadata=metadata, content=content)  # type: ignore[call-overload,no-any-return]
+        made: Message = Message(metadata=metadata, content=content)  # type: ignore[call-overload]  # -- not in its hints
+        return made
 
     def get_node_ids(self) -> Iterable[int]:
         """Return all node ids in ascending order."""

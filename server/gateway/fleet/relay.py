@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import httpx
@@ -158,7 +159,7 @@ class Fleet:
             return False
         answer = PullMessagesResponse.FromString(response.content)
         for message, tree in zip(answer.messages_list, answer.message_object_trees, strict=False):
-            await self._in_rule_thread(lambda m=message, t=tree: self._rules.note_handed_out(call.node, m, t))  # type: ignore[misc]
+            await self._in_rule_thread(partial(self._rules.note_handed_out, call.node, message, tree))
         return len(answer.messages_list) > 0
 
     async def _note_announced(self, call: FleetCall, content: bytes, headers: Mapping[str, str]) -> None:
