@@ -6,11 +6,12 @@ The rules follow nnU-Net (Isensee et al., Nature Methods 2021) unless stated oth
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from pydantic import ValidationError
 
+from common.config.federation import ModelConfig
 from common.errors import ConfigError
 from common.imaging.resampling import thick_axes
 from common.plan.base import Axes3, Kernel, Spacing, Stride
@@ -24,55 +25,7 @@ SMALLEST_STAGE = 4
 _THICK = 3.0
 
 
-@dataclass(frozen=True)
-class NetworkChoice:
-    """What is chosen of the network; its strides and kernels follow from spacing and patch size.
-
-    Attributes
-    ----------
-    channels
-        Channels of each stage.
-    blocks
-        Blocks of each encoder stage; None means two each.
-    residual
-        Whether the encoder uses residual blocks.
-    deep_supervision
-        Whether coarser outputs are trained too.
-    groups
-        Groups of every GroupNorm.
-    """
-
-    channels: tuple[int, ...] = (16, 32, 64, 128)
-    blocks: tuple[int, ...] | None = None
-    residual: bool = False
-    deep_supervision: bool = False
-    groups: int = 8
-
-
-@dataclass(frozen=True)
-class PatchChoice:
-    """What is chosen of the patches; the rest follows from the fingerprint.
-
-    Attributes
-    ----------
-    spacing
-        Target spacing in mm; None means :func:`target_spacing`.
-    size
-        Patch size in voxels; None means :func:`choose_patch_size`.
-    largest
-        Largest number of voxels of an automatically chosen patch.
-    mirror_axes
-        Axes along which the anatomy may be flipped.
-    """
-
-    spacing: Spacing | None = None
-    size: Axes3 | None = None
-    largest: int = LARGEST_PATCH
-    mirror_axes: tuple[Literal[0, 1, 2], ...] = ()
-
-
-USUAL_NETWORK = NetworkChoice()
-USUAL_PATCHES = PatchChoice()
+USUAL_NETWORK = ModelConfig()
 
 
 def make_plan(
@@ -80,8 +33,10 @@ def make_plan(
     channels: Sequence[str],
     labels: Mapping[int, str],
     modality: Literal["CT", "MR"] = "MR",
-    network: NetworkChoice = USUAL_NETWORK,
-    patches: PatchChoice = USUAL_PATCHES,
+    network: ModelConfig = USUAL_NETWORK,
+    *,
+    spacing: Spacing | None = None,
+    largest_patch: int = LARGEST_PATCH,
 ) -> Plan:
     """Derive spacing, intensity normalisation, patch size and network from a fingerprint.
 
@@ -97,25 +52,28 @@ def make_plan(
         ``CT`` clips to a window and normalises by statistics of the whole dataset's foreground, because Hounsfield
         units are comparable across scanners; ``MR`` normalises each volume separately.
     network
-        What is chosen of the network.
-    patches
-        What is chosen of the patches.
+        The network and patches that are asked for; what is ``auto`` follows from the fingerprint.
+    spacing
+        Target spacing in mm; None means :func:`target_spacing`.
+    largest_patch
+        Largest number of voxels of an automatically chosen patch.
 
     Raises
     ------
     ConfigError
-        If the fingerprint has another number of channels, or the patch size does not fit the network.
+        If the fingerprint has another number of channels, the patch size does not fit the network, or what is asked of
+        the network contradicts itself.
     """
     if len(channels) != len(fingerprint.intensities):
         raise ConfigError(
             f"channels: {len(channels)} names ({', '.join(channels)}), but the scans have "
             f"{len(fingerprint.intensities)} channels: name each of them"
         )
-    target = patches.spacing or target_spacing(fingerprint.spacings)
+    target = spacing or target_spacing(fingerprint.spacings)
     stages = len(network.channels)
-    patch_size = patches.size
-    if patch_size is None:
-        patch_size = choose_patch_size(fingerprint.median_shape(target), target, stages, patches.largest)
+    patch_size = network.patch_size
+    if isinstance(patch_size, str):
+        patch_size = choose_patch_size(fingerprint.median_shape(target), target, stages, largest_patch)
     strides, kernels = plan_stages(patch_size, target, stages)
     if any(size % divisor for size, divisor in zip(patch_size, _divisors(patch_size, target, stages), strict=True)):
         fitting = choose_patch_size(patch_size, target, stages, 8 * int(np.prod(patch_size)))
@@ -127,20 +85,47 @@ def make_plan(
             spacing=target,
             intensity=tuple(_plan_intensity(channel, modality) for channel in fingerprint.intensities),
         ),
-        model=ModelPlan(
-            in_channels=len(channels),
-            classes=len(labels) + 1,
-            channels=network.channels,
-            strides=strides,
-            kernels=kernels,
-            blocks=network.blocks if network.blocks is not None else (2,) * stages,
-            residual=network.residual,
-            deep_supervision=network.deep_supervision,
-            groups=network.groups,
-        ),
+        model=plan_network(network, len(channels), len(labels), strides, kernels),
         patch_size=patch_size,
-        mirror_axes=patches.mirror_axes,
+        mirror_axes=network.mirror_axes,
     )
+
+
+def plan_network(
+    network: ModelConfig, channels: int, labels: int, strides: Sequence[Stride], kernels: Sequence[Kernel]
+) -> ModelPlan:
+    """Return the network that a federation file asks for.
+
+    Parameters
+    ----------
+    network
+        What the file says.
+    channels, labels
+        Number of input channels, and of foreground labels.
+    strides, kernels
+        Of each stage, where the file says ``auto``.
+
+    Raises
+    ------
+    ConfigError
+        If the settings contradict each other.
+    """
+    try:
+        return ModelPlan(
+            in_channels=channels,
+            classes=labels + 1,
+            channels=network.channels,
+            strides=tuple(strides) if isinstance(network.strides, str) else network.strides,
+            kernels=tuple(kernels) if isinstance(network.kernels, str) else network.kernels,
+            blocks=network.blocks if isinstance(network.blocks, tuple) else (network.blocks,) * len(network.channels),
+            decoder_blocks=network.decoder_blocks,
+            residual=network.residual,
+            groups=network.groups,
+            deep_supervision=network.deep_supervision,
+        )
+    except ValidationError as error:
+        problems = "; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())
+        raise ConfigError(f"model: {problems}") from None
 
 
 def _plan_intensity(channel: ChannelIntensities, modality: Literal["CT", "MR"]) -> IntensityPlan:

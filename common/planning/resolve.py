@@ -14,9 +14,9 @@ from common.config.describe_errors import describe_validation_error
 from common.config.federation import FederationConfig
 from common.errors import ConfigError
 from common.plan.base import Spacing
-from common.plan.plan import IntensityPlan, ModelPlan, Plan, PreprocessingPlan
+from common.plan.plan import IntensityPlan, Plan, PreprocessingPlan
 from common.planning.fingerprint import Fingerprint
-from common.planning.planner import NetworkChoice, PatchChoice, make_plan, plan_stages
+from common.planning.planner import make_plan, plan_network, plan_stages
 from common.privacy.calibration import calibrate, check_calibration
 
 
@@ -39,25 +39,14 @@ def resolve_plan(
 def _resolve(
     config: FederationConfig, fingerprint: Fingerprint, channels: Sequence[str], labels: dict[int, str]
 ) -> Plan:
-    wanted, network = config.preprocessing, config.model
-    stages = len(network.channels)
+    wanted = config.preprocessing
     plan = make_plan(
         fingerprint,
         channels,
         labels,
         "CT" if config.modality == "CT" else "MR",
-        NetworkChoice(
-            channels=network.channels,
-            blocks=network.blocks if isinstance(network.blocks, tuple) else (network.blocks,) * stages,
-            residual=network.residual,
-            deep_supervision=network.deep_supervision,
-            groups=network.groups,
-        ),
-        PatchChoice(
-            spacing=wanted.spacing if isinstance(wanted.spacing, tuple) else None,
-            size=network.patch_size if isinstance(network.patch_size, tuple) else None,
-            mirror_axes=network.mirror_axes,
-        ),
+        config.model,
+        spacing=wanted.spacing if isinstance(wanted.spacing, tuple) else None,
     )
     preprocessing = plan.preprocessing.model_dump() | {
         "image_order": wanted.image_order,
@@ -69,11 +58,7 @@ def _resolve(
         preprocessing["spacing"] = None
     if isinstance(wanted.intensity, tuple):
         preprocessing["intensity"] = _per_channel(wanted.intensity, len(channels))
-    model = plan.model.model_dump() | {"decoder_blocks": network.decoder_blocks}
-    model |= {name: getattr(network, name) for name in ("strides", "kernels") if getattr(network, name) != "auto"}
-    return with_privacy(
-        Plan.model_validate(plan.model_dump() | {"preprocessing": preprocessing, "model": model}), config
-    )
+    return with_privacy(Plan.model_validate(plan.model_dump() | {"preprocessing": preprocessing}), config)
 
 
 def with_privacy(plan: Plan, config: FederationConfig) -> Plan:
@@ -134,8 +119,7 @@ def _plan(config: FederationConfig) -> Plan:
     if wanted.intensity == "auto" and config.modality == "CT":
         raise ConfigError("preprocessing.intensity: give the window, mean and std; auto needs all scans in one place")
     spacing: Spacing | None = wanted.spacing if isinstance(wanted.spacing, tuple) else None
-    stages = len(network.channels)
-    strides, kernels = plan_stages(network.patch_size, spacing or (1.0, 1.0, 1.0), stages)
+    strides, kernels = plan_stages(network.patch_size, spacing or (1.0, 1.0, 1.0), len(network.channels))
     intensity = wanted.intensity if isinstance(wanted.intensity, tuple) else (IntensityPlan(),)
     try:
         return Plan(
@@ -149,18 +133,7 @@ def _plan(config: FederationConfig) -> Plan:
                 anisotropy=wanted.anisotropy,
                 crop=wanted.crop,
             ),
-            model=ModelPlan(
-                in_channels=len(config.channels),
-                classes=len(config.labels) + 1,
-                channels=network.channels,
-                strides=strides if isinstance(network.strides, str) else network.strides,
-                kernels=kernels if isinstance(network.kernels, str) else network.kernels,
-                blocks=network.blocks if isinstance(network.blocks, tuple) else (network.blocks,) * stages,
-                decoder_blocks=network.decoder_blocks,
-                residual=network.residual,
-                groups=network.groups,
-                deep_supervision=network.deep_supervision,
-            ),
+            model=plan_network(network, len(config.channels), len(config.labels), strides, kernels),
             patch_size=network.patch_size,
             mirror_axes=network.mirror_axes,
         )

@@ -21,7 +21,9 @@ from common.formatting import counted
 from common.imaging.phantoms.dataset import phantom_labels, phantom_sites
 from common.models.trainable import train_only
 from common.models.unet3d import build_model
+from common.plan.base import Kernel, Stride
 from common.plan.plan import ModelPlan
+from common.planning.planner import plan_network
 from common.planning.resolve import plan_from_config
 from server.progress.events import EventSink
 from server.simulation.data_setup import examine
@@ -144,17 +146,9 @@ def _model_without_data(config: FederationConfig) -> tuple[ModelPlan, tuple[str,
     labels = config.labels or (phantom_labels(phantom.anatomy) if phantom else None)
     if labels is None:
         raise ConfigError("labels: is missing; name every label ({1: name, ...}), or give --data")
-    network, stages = config.model, len(config.model.channels)
-    model = ModelPlan(
-        in_channels=len(config.channels or ("one",)),
-        classes=len(labels) + 1,
-        channels=network.channels,
-        strides=((1, 1, 1), *((2, 2, 2),) * (stages - 1)) if network.strides == "auto" else network.strides,
-        kernels=((3, 3, 3),) * stages if network.kernels == "auto" else network.kernels,
-        blocks=network.blocks if isinstance(network.blocks, tuple) else (network.blocks,) * stages,
-        decoder_blocks=network.decoder_blocks,
-        residual=network.residual,
-        groups=network.groups,
-        deep_supervision=network.deep_supervision,
-    )
+    stages = len(config.model.channels)
+    halved: Stride = (2, 2, 2)
+    isotropic: Kernel = (3, 3, 3)
+    strides, kernels = [(1, 1, 1), *[halved] * (stages - 1)], [isotropic] * stages
+    model = plan_network(config.model, len(config.channels or ("one",)), len(labels), strides, kernels)
     return model, ("The network's size assumes isotropic scans with one channel; give --data for the exact size.",)

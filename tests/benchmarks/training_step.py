@@ -20,14 +20,14 @@ import torch
 from torch import nn
 
 from client.training.trainer import Trainer
-from common.config.federation import TrainingConfig
+from common.config.federation import ModelConfig, TrainingConfig
 from common.imaging.cache.case_cache import CachedCase, CaseCache
 from common.imaging.datasets.dataset import find_dataset
 from common.imaging.patches.sampler import PatchSampler
 from common.models.unet3d import build_model
 from common.plan.plan import Plan
 from common.planning.fingerprint import fingerprint_dataset
-from common.planning.planner import NetworkChoice, PatchChoice, make_plan
+from common.planning.planner import make_plan
 from common.system.devices import autocast_dtype
 from tests.conftest import REPOSITORY
 
@@ -98,15 +98,14 @@ def main(arguments: Sequence[str]) -> None:
     cases = dataset.cases[:40]
     with tempfile.TemporaryDirectory() as folder:
         fingerprint = fingerprint_dataset(cases, dataset.labels)
-        plan = make_plan(fingerprint, dataset.channels, dataset.labels, patches=PatchChoice(size=PATCH))
+        plan = make_plan(fingerprint, dataset.channels, dataset.labels, network=ModelConfig(patch_size=PATCH))
         cached = CaseCache(Path(folder), plan.preprocessing, plan.labels).prepare(cases)
         ratio, waited = compare(plan, cached)
         large = make_plan(
             fingerprint,
             dataset.channels,
             dataset.labels,
-            network=NetworkChoice((32, 64, 128, 256), deep_supervision=True),
-            patches=PatchChoice(size=PATCH),
+            network=ModelConfig(channels=(32, 64, 128, 256), patch_size=PATCH, deep_supervision=True),
         )
         seconds = nnunet_iteration(large, cached)
     print(f"training_step: {ratio:.2f} {waited:.2f} {seconds:.2f}")

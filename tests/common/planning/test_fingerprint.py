@@ -6,14 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.config.federation import ModelConfig
 from common.errors import ConfigError, DataError
 from common.imaging.cache.case_cache import CaseCache
 from common.imaging.datasets.dataset import Case, find_dataset
 from common.plan.plan import IntensityPlan
 from common.planning.fingerprint import ChannelIntensities, Fingerprint, fingerprint_dataset
 from common.planning.planner import (
-    NetworkChoice,
-    PatchChoice,
     choose_patch_size,
     make_plan,
     plan_stages,
@@ -63,7 +62,6 @@ def test_what_is_measured(cases):
     found = fingerprint_dataset(cases, (1, 2))
     assert found.shapes == ((10, 7, 5), (10, 7, 6), (10, 7, 7))
     assert found.spacings == ((1, 1, 2), (1, 1, 1), (0.5, 1, 1))
-    assert found.median_spacing == (1, 1, 1)
     assert found.median_shape((1.0, 1.0, 1.0)) == (10, 7, 7)  # 5 x 2 mm, 6 and 7
     assert found.medians == ((131.5,), (231.5,), (331.5,))
     assert found.label_volumes_ml[1] == pytest.approx((0.128, 0.063, 0.0315))
@@ -166,8 +164,8 @@ def test_patch_holds_the_median_volume_or_is_capped_about_cubic():
 )
 @settings(max_examples=40, deadline=None)
 def test_every_dataset_gets_a_plan_that_fits_its_network(shape, spacing, stages):
-    network, patches = NetworkChoice(channels=(8,) * stages), PatchChoice(largest=64**3)
-    plan = make_plan(describe([shape], [spacing]), ["MRI"], {1: "a"}, network=network, patches=patches)
+    network = ModelConfig(channels=(8,) * stages)
+    plan = make_plan(describe([shape], [spacing]), ["MRI"], {1: "a"}, network=network, largest_patch=64**3)
     assert np.prod(plan.patch_size) <= 64**3
     assert all(size % divisor == 0 for size, divisor in zip(plan.patch_size, plan.model.divisors, strict=True))
 
@@ -186,20 +184,36 @@ def test_what_is_given_is_taken():
         describe([(40, 40, 40)], [(1.0, 1.0, 1.0)]),
         ["MRI"],
         {1: "a", 2: "b"},
-        network=NetworkChoice((8, 16), (1, 3), residual=True, deep_supervision=True, groups=4),
-        patches=PatchChoice((2.0, 1.0, 1.0), (16, 32, 16), mirror_axes=(0,)),
+        network=ModelConfig(
+            channels=(8, 16),
+            patch_size=(16, 32, 16),
+            strides=((1, 1, 1), (2, 2, 1)),
+            kernels=((1, 3, 3), (3, 3, 3)),
+            blocks=(1, 3),
+            decoder_blocks=1,
+            residual=True,
+            deep_supervision=True,
+            groups=4,
+            mirror_axes=(0,),
+        ),
+        spacing=(2.0, 1.0, 1.0),
     )
     assert plan.preprocessing.spacing == (2, 1, 1) and plan.patch_size == (16, 32, 16) and plan.mirror_axes == (0,)
     assert plan.model.channels == (8, 16) and plan.model.blocks == (1, 3) and plan.model.groups == 4
-    assert plan.model.residual and plan.model.deep_supervision
+    assert plan.model.residual and plan.model.deep_supervision and plan.model.decoder_blocks == 1
+    assert plan.model.strides == ((1, 1, 1), (2, 2, 1)) and plan.model.kernels == ((1, 3, 3), (3, 3, 3))
 
 
 def test_what_does_not_fit_is_refused_with_a_way_out():
     described = describe([(40, 40, 40)], [(1.0, 1.0, 1.0)])
     with pytest.raises(ConfigError, match=r"patch_size: \(50, 48, 48\) does not fit 4 stages; take \(56, 48, 48\)"):
-        make_plan(described, ["MRI"], {1: "a"}, patches=PatchChoice(size=(50, 48, 48)))
+        make_plan(described, ["MRI"], {1: "a"}, network=ModelConfig(patch_size=(50, 48, 48)))
     with pytest.raises(ConfigError, match=r"2 names .*1 channels"):
         make_plan(described, ["T1", "T2"], {1: "a"})
+    with pytest.raises(ConfigError, match=r"^model: strides has 2 entries, channels has 4$"):
+        make_plan(described, ["T1"], {1: "a"}, network=ModelConfig(strides=((1, 1, 1), (2, 2, 2))))
+    with pytest.raises(ConfigError, match=r"^model: groups \(7\) does not divide 16 channels$"):
+        make_plan(described, ["T1"], {1: "a"}, network=ModelConfig(groups=7))
 
 
 def test_real_data_get_the_published_patch_and_fit_their_plan(hippocampus):

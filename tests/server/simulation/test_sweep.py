@@ -150,7 +150,7 @@ def test_runs_report_and_resume(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert run(path, out, "--sweep", "seed=1,2", "--resume") == 2
     assert "is a sweep of privacy.epsilon, not of seed" in capsys.readouterr().err
     assert run(path, out, "--sweep", "privacy.epsilon=8,inf", "--resume", "--set", "seed=5") == 2
-    assert "another configuration" in capsys.readouterr().err
+    assert "a different configuration" in capsys.readouterr().err
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
