@@ -195,17 +195,6 @@ def load_key(file: Path, advice: str = _ASK_FOR_KIT) -> ec.EllipticCurvePrivateK
     return key
 
 
-def public_key_of(file: Path) -> bytes:
-    """Return the public key of a certificate file as Flower registers it: PEM, SubjectPublicKeyInfo.
-
-    Raises
-    ------
-    CertificateError
-        If the certificate is missing or damaged.
-    """
-    return public_pem(key_of(load_certificate(file, _PROVISION)))
-
-
 def key_of(certificate: x509.Certificate) -> ec.EllipticCurvePublicKey:
     """Return the public key of a certificate.
 

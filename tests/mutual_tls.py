@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from common.certificates import certificate_pem, new_key, private_pem
+from common.certificates import certificate_pem, key_of, load_certificate, new_key, private_pem, public_pem
 from common.system.supervisor import free_port
 from server.provisioning.certificate_authority import Authority
 
@@ -143,3 +143,8 @@ def granian(kit: Path, folder: Path) -> Iterator[int]:
     finally:
         process.terminate()
         process.wait(10)
+
+
+def public_key_of(file: Path) -> bytes:
+    """The public key of a certificate file as Flower registers it."""
+    return public_pem(key_of(load_certificate(file)))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from client.runner.client_app import Site
 from client.training.trainer import Trainer
 from common.config.federation import FederationConfig, TrainingConfig
 from common.imaging.cache.case_cache import CachedCase
+from common.models.bundle_file import write_bundle
 from common.models.unet3d import build_model
 from common.plan.plan import ModelPlan, Plan, PreprocessingPlan
 from common.planning.resolve import with_privacy
@@ -74,3 +77,9 @@ def site(name: str, seed: int, digest: str, patients: int = 3, **training: Any) 
 
 def federation(rounds: int = 3, **values: object) -> FederationConfig:
     return FederationConfig.model_validate({"name": "tiny", "rounds": rounds} | values)
+
+
+def save_bundle(folder: Path, model: nn.Module, plan: Plan, provenance: Mapping[str, Any]) -> None:
+    """A network as a bundle, replacing an existing one."""
+    weights = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
+    write_bundle(folder, weights, plan, provenance)

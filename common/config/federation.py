@@ -29,7 +29,6 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
-PhantomEdge = Annotated[int, Field(ge=16, le=256)]
 
 
 class PreprocessingConfig(Frozen):

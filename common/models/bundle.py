@@ -27,7 +27,6 @@ from common.models.bundle_file import (
     FORMAT_VERSION,
     WEIGHTS_FILE,
     BundleDescription,
-    write_bundle,
 )
 from common.models.unet3d import build_model
 from common.plan.plan import ModelPlan, Plan
@@ -44,7 +43,7 @@ class Bundle:
     weights
         Parameter name -> float32 tensor on the CPU.
     provenance
-        Origin of the model, as given to :func:`save_bundle`.
+        Origin of the model, as given to :func:`common.models.bundle_file.write_bundle`.
     sha256
         SHA-256 of the weights file; identifies the model in reports.
     """
@@ -59,37 +58,6 @@ class Bundle:
         model = build_model(self.plan.model)
         model.load_state_dict(self.weights)
         return model.eval()
-
-
-def save_bundle(
-    folder: Path, model: nn.Module | Mapping[str, Tensor], plan: Plan, provenance: Mapping[str, Any]
-) -> None:
-    """Write a bundle, replacing an existing one.
-
-    Parameters
-    ----------
-    folder
-        Created if missing.
-    model
-        The network, or its weights by name.
-    plan
-        The plan that the model was trained with.
-    provenance
-        Origin of the model as JSON values (federation, rounds, versions, date).
-
-    Raises
-    ------
-    BundleError
-        If the weights do not fit the plan's network or hold NaN or infinite values.
-    OutputError
-        If the folder cannot be written.
-    """
-    weights = model.state_dict() if isinstance(model, nn.Module) else model
-    tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in weights.items()}
-    problem = _weights_problem(tensors, plan.model)
-    if problem:
-        raise BundleError(f"{folder}: these weights cannot be saved with this plan: {problem}")
-    write_bundle(folder, {name: tensor.numpy() for name, tensor in tensors.items()}, plan, provenance)
 
 
 def load_bundle(folder: Path) -> Bundle:

@@ -145,11 +145,6 @@ class Supervisor:
                 event = "stopped" if in_time else f"killed: still running after {grace_seconds:g} s"
                 self._on_event(kept.child.name, event)
 
-    @property
-    def all_ready(self) -> bool:
-        """Whether every child was ready at the last ``poll``."""
-        return all(kept.ready for kept in self._kept.values())
-
     def states(self) -> dict[str, dict[str, Any]]:
         """Return the state of every child by name.
 

@@ -76,7 +76,7 @@ def admit(
     most_steps: int | None = None,
     privacy: PrivacyConfig | None = None,
 ) -> None:
-    """Checks a reply's numbers against the task that it answers and against what the site declared.
+    """Check a reply's numbers against the task that it answers and against what the site declared.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ def _scores_are_sane(result: Result, task: Task) -> bool:
 
 
 def _private_scores_are_sane(result: Result, privacy: PrivacyConfig) -> bool:
-    """A site that lets out a loss, or a Dice that shall not leave, protects nobody."""
+    """Refuse a site that lets out a loss, or a Dice that shall not leave: it protects nobody."""
     if not (math.isnan(result.train_loss) and math.isnan(result.validation_loss) and result.epsilon >= 0):
         return False
     scored = privacy.validation == "noised" and result.validation_examples > 0
@@ -256,7 +256,7 @@ def _norm(content: Content, size: int, encoding: Encoding) -> float:
 def judge_norms(
     norms: Mapping[str, float], known: Mapping[str, float], weights_norm: float, size: int
 ) -> dict[str, Refusal]:
-    """Says which updates of a round moved too far, by the other sites' word.
+    """Say which updates of a round moved too far, by the other sites' word.
 
     * No update may be longer than ``CEILING_FACTOR`` times the model's own weights.
     * Every other site is one witness: its update of this round or, where there is none, its last accepted one. With at

@@ -86,13 +86,13 @@ class Signals(Protocol):
     """What the gateway sees of sites, and how it hears of messages."""
 
     def ring(self, node: int) -> None:
-        """Says that there is a message for a node."""
+        """Say that there is a message for a node."""
 
     def has_reply(self, message: str) -> bool:
         """Whether the whole reply to a message can be had from Flower."""
 
     def forget(self, message: str) -> None:
-        """Says that nobody waits for the reply to a message any more."""
+        """Say that nobody waits for the reply to a message any more."""
 
     def heartbeat(self, node: int) -> tuple[float, Heartbeat] | None:
         """When the site of a node last gave a sign of life (seconds since the epoch), and what it said."""
@@ -179,7 +179,7 @@ class Exchange:
         self._stalled: dict[str, _Puller] = {}
 
     def send(self, asks: Iterable[Ask], seconds: float | None = None) -> dict[str, Ask]:
-        """Sends every node its message; returns message identity -> what was asked.
+        """Send every node its message; return message identity -> what was asked.
 
         Parameters
         ----------
@@ -211,7 +211,7 @@ class Exchange:
         seen: ProgressHandler | None = None,
         idle: Callable[[], None] | None = None,
     ) -> None:
-        """Waits for the replies to ``sent`` and hands them to ``take``, one at a time.
+        """Wait for the replies to ``sent`` and hand them to ``take``, one at a time.
 
         Parameters
         ----------
@@ -241,7 +241,7 @@ class Exchange:
                 time.sleep(self._interval(time.monotonic() - began))
 
     def poll(self, identity: str) -> Message | NoReply | None:
-        """The reply to one message if it is there; never waits for long."""
+        """Return the reply to one message if it is there; never wait for long."""
         if identity.startswith("unsent-"):
             return NoReply.MISSING
         if self._patience is None or self._signals is None:
@@ -252,7 +252,7 @@ class Exchange:
         return self._pull_in_thread(identity, self._patience.stall_seconds)
 
     def forget(self, identities: Iterable[str]) -> None:
-        """Stops waiting for replies to these messages."""
+        """Stop waiting for replies to these messages."""
         for identity in identities:
             puller = self._stalled.pop(identity, None)
             if puller is not None:
@@ -261,7 +261,7 @@ class Exchange:
                 self._signals.forget(identity)
 
     def _look(self, waiting: _Waiting, seen: ProgressHandler | None) -> Message | NoReply | None:
-        """The reply of one node, or why there will be none; None while it is waited for."""
+        """Return the reply of one node, or why there will be none; None while it is waited for."""
         for identity in waiting.identities:
             reply = self.poll(identity)
             if reply is not None and not (reply is NoReply.MISSING and self._patience is not None):
@@ -302,7 +302,7 @@ class Exchange:
                 seen(waiting.ask.node, said.step, said.steps)
 
     def _send_again(self, waiting: _Waiting, beat: tuple[float, Heartbeat] | None) -> None:
-        """Sends a task again that the site has said not to hold, though it had the time to receive it."""
+        """Send a task again that the site has said not to hold, though it had the time to receive it."""
         assert self._patience is not None  # noqa: S101 -- the caller has seen it
         patience = self._patience.resend_seconds
         if beat is None or time.monotonic() - waiting.sent < patience or beat[0] - waiting.sent_at < patience / 2:
@@ -318,7 +318,7 @@ class Exchange:
         return min(max(elapsed / 50, 0.01), 1.0)
 
     def _pull_in_thread(self, identity: str, seconds: float) -> Message | NoReply | None:
-        """Pulls in another thread, because Flower waits for parts of a reply without a limit of ours."""
+        """Pull in another thread, because Flower waits for parts of a reply without a limit of ours."""
         puller = self._stalled.get(identity)
         if puller is None:
             puller = self._puller = self._puller or _Puller(self._grid)
@@ -353,7 +353,7 @@ class _Puller(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Works until it is asked for None."""
+        """Work until it is asked for None."""
         while (identity := self.requests.get()) is not None:
             try:
                 self.results.put(list(self._grid.pull_messages([identity])))

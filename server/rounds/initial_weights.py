@@ -26,14 +26,14 @@ log = logging.getLogger("fedvox.server")
 
 
 def initial_weights(plan: Plan, seed: int) -> tuple[Vector, WeightLayout]:
-    """The network's own initialisation, drawn from the federation's seed."""
+    """Return the network's own initialisation, drawn from the federation's seed."""
     model = _drawn(plan, seed)
     layout = WeightLayout.of(model)
     return layout.flatten(model.state_dict()), layout
 
 
 def write_initial_weights(folder: RunFolder, plan: Plan, seed: int) -> None:
-    """Writes ``initial_weights`` as the model before the first round; they lie in files and never in memory."""
+    """Write ``initial_weights`` as the model before the first round; they lie in files and never in memory."""
     scratch = folder.path / "checkpoints" / ".drawn.part"
     try:
         with _InFile(scratch):
@@ -74,7 +74,7 @@ def _drawn(plan: Plan, seed: int) -> nn.Module:
 
 
 def first_weights(config: FederationConfig, plan: Plan) -> tuple[Vector, WeightLayout]:
-    """The weights that a federation's first round starts from, and how they lie in a vector.
+    """Return the weights that a federation's first round starts from, and how they lie in a vector.
 
     Those of ``config.initial_model`` if there is one. Its heads, which give the classes, are kept only if it has the
     same labels; otherwise they are drawn from the seed, as all weights are without an initial model.
@@ -108,7 +108,7 @@ def first_weights(config: FederationConfig, plan: Plan) -> tuple[Vector, WeightL
 
 
 def draw(run: Path) -> None:
-    """Writes the model before the first round; if the run has begun, sees that its last one is of the plan's network.
+    """Write the model before the first round; if the run has begun, check that its last one is of the plan's network.
 
     Raises
     ------

@@ -22,7 +22,7 @@ class QuarantineError(FedvoxError):
 
 
 def release(folder: RunFolder, site: str) -> None:
-    """Lets a quarantined site take part again from the next round on.
+    """Let a quarantined site take part again from the next round on.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def release(folder: RunFolder, site: str) -> None:
 
 
 def read_releases(folder: RunFolder, state: RunState) -> list[str]:
-    """Takes the sites that the coordinator released out of quarantine and commits that; returns their names."""
+    """Take the sites that the coordinator released out of quarantine, commit that, and return their names."""
     notes = sorted((folder.path / "releases").glob("*.txt"))
     released = []
     for note in notes:
@@ -57,7 +57,7 @@ def read_releases(folder: RunFolder, state: RunState) -> list[str]:
 
 
 def count_refusals(folder: RunFolder, state: RunState, refused: Mapping[str, Refusal | None]) -> list[str]:
-    """Notes a round's outcome: site -> why its reply was refused, None where it was accepted.
+    """Note a round's outcome: site -> why its reply was refused, None where it was accepted.
 
     A reply that never came changes nothing. The two sites of a dispute are told, but it is not held against them: one
     of them is honest.

@@ -93,7 +93,7 @@ class Roster:
         return {node: info for node, info in self.present.items() if info.site not in self._state.quarantine}
 
     def active(self, round_number: int, quorum: int) -> dict[int, SiteInfo]:
-        """The sites to ask in a round.
+        """Return the sites to ask in a round.
 
         Quarantined ones are left out, and those that let several rounds in a row wait, or cannot pay for them with
         their patients' privacy, sit out 1, 3, then 7 rounds, unless there are too few without them.
@@ -103,7 +103,7 @@ class Roster:
         return prompt if len(prompt) >= quorum else free
 
     def gather(self, quorum: int, say: Callable[[str], None]) -> None:
-        """Waits for all sites, or for the quorum and as long as ``patience`` allows for the others.
+        """Wait for all sites, or for the quorum and as long as ``patience`` allows for the others.
 
         Raises
         ------
@@ -128,7 +128,7 @@ class Roster:
             time.sleep(0.1)
 
     def wait_for(self, quorum: int, say: Callable[[str], None], between: Callable[[], object]) -> None:
-        """Waits until the quorum is there; ``between`` is called now and then.
+        """Wait until the quorum is there; ``between`` is called now and then.
 
         Raises
         ------
@@ -154,7 +154,7 @@ class Roster:
             self.refresh()
 
     def refresh(self) -> None:
-        """Notices who left, greets who came, reads who answered; waits for nobody. Nothing to do in simulations."""
+        """Notice who left, greet who came, read who answered; wait for nobody. Nothing to do in simulations."""
         if self._patience is None:
             return
         self._refreshed = time.monotonic()
@@ -171,7 +171,7 @@ class Roster:
         self._greet(nodes)
 
     def lose(self, node: int, site: str, round_number: int, sits_out: bool) -> None:
-        """Takes a site off the roster; it must say who it is again, which it cannot while it is busy or hangs.
+        """Take a site off the roster; it must say who it is again, which it cannot while it is busy or hangs.
 
         Parameters
         ----------
@@ -190,7 +190,7 @@ class Roster:
             self._back_in_round[site] = round_number + min(2 ** (self._absences[site] - 1), LONGEST_SIT_OUT)
 
     def answered(self, node: int, info: SiteInfo) -> None:
-        """A site was in time; one that was offline meanwhile need not say again who it is."""
+        """Note that a site was in time; one that was offline meanwhile need not say again who it is."""
         self._absences.pop(info.site, None)
         self._back_in_round.pop(info.site, None)
         if info.site in {other.site for other in self.present.values()}:
@@ -231,7 +231,7 @@ class Roster:
             self._folder.event("site_unusable", node=node, site=name, reason=reason)
 
     def _admit(self, node: int, reply: Message | NoReply) -> str | None:
-        """Puts a site on the roster, or says why not."""
+        """Put a site on the roster, or say why not."""
         if isinstance(reply, NoReply):
             return reply.value
         if reply.has_error():
@@ -272,7 +272,7 @@ class Roster:
 
 
 def error_name(reply: Message) -> str:
-    """A code word of ours for an error reply; the reason that came with it is not repeated."""
+    """Return a code word of ours for an error reply; the reason that came with it is not repeated."""
     try:
         return ErrorCode(reply.error.code).name.lower().replace("_", "-")
     except ValueError:

@@ -135,7 +135,7 @@ class Round:
         return self.updates.accepted(self.accepted)
 
     def summary(self) -> dict[str, Any]:
-        """The round's line in ``rounds.jsonl``."""
+        """Return the round's line in ``rounds.jsonl``."""
         return {
             "round": self.task.round,
             "phase": "train" if self.task.train else "evaluate",
@@ -161,7 +161,7 @@ class Round:
         return exchange.send(asks)
 
     def _take_up_accepted(self) -> None:
-        """Counts what was accepted before a crash in this round, of sites that take part."""
+        """Count what was accepted before a crash in this round, of sites that take part."""
         here = {info.site for info in self._sites.values()}
         for site, update in sorted(self.updates.updates.items()):
             if site not in here:
@@ -172,7 +172,7 @@ class Round:
             self._note(site, round_log.accepted(update.result, update.sha256))
 
     def _entry(self, reply: Message | NoReply, info: SiteInfo) -> dict[str, Any]:
-        """Checks one reply and its update, and says what ``rounds.jsonl`` shall hold of it."""
+        """Check one reply and its update, and return what ``rounds.jsonl`` shall hold of it."""
         if reply is NoReply.MISSING:
             return round_log.not_counted("missing", "deadline", info, self._labels)
         if reply is NoReply.SILENT:
@@ -204,7 +204,7 @@ class Round:
         return round_log.accepted(result, sha256)
 
     def _judge(self, length: float) -> None:
-        """Takes back updates that moved too far from weights of this norm, now that all are known."""
+        """Take back updates that moved too far from weights of this norm, now that all are known."""
         norms = {site: update.norm for site, update in self.updates.updates.items()}
         infos = {info.site: info for info in self._sites.values()}
         for site, reason in judge_norms(norms, self._state.norms, length, self._size).items():

@@ -101,7 +101,7 @@ class RoundLoop:
         return max(strategy.min_sites, math.ceil(strategy.min_fraction * self._sites))
 
     def run(self, grid: Grid) -> None:
-        """Runs all rounds that are left, then the evaluate-only message.
+        """Run all rounds that are left, then send the evaluate-only message.
 
         Raises
         ------
@@ -130,7 +130,7 @@ class RoundLoop:
             yield weights[piece.start : piece.start + piece.count]
 
     def _publish(self, round_number: int, parts: Iterable[Vector]) -> Published:
-        """Makes weights that lie in a checkpoint, or will when ``parts`` were read, ready for the sites."""
+        """Make weights that lie in a checkpoint, or will when ``parts`` were read, ready for the sites."""
         checkpoint, offset = self._folder.checkpoint_values(round_number, self._layout)
         return self._link.transfer.publish(parts, checkpoint, offset)
 
@@ -256,7 +256,7 @@ class RoundLoop:
         return mean_dice
 
     def _explained_by_noise(self, finished: Round) -> float:
-        """The largest usual difference of two mean Dice that noise alone makes; 0 where there is none."""
+        """Return the largest usual difference of two mean Dice that noise alone makes; 0 where there is none."""
         if self._terms.privacy is None:
             return 0.0
         scored = [line for site in finished.accepted if (line := finished.lines[site])["mean_dice"] is not None]
@@ -280,7 +280,7 @@ class RoundLoop:
 
 
 def make_server_app(loop: Callable[[], RoundLoop]) -> ServerApp:
-    """A ServerApp that runs the loop that ``loop`` makes."""
+    """Return a ServerApp that runs the loop that ``loop`` makes."""
     app = ServerApp()
 
     @app.main()

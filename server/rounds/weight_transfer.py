@@ -45,7 +45,7 @@ class WeightTransfer(Protocol):
     """The server's end of the way that weights take."""
 
     def publish(self, parts: Iterable[Vector], checkpoint: Path, offset: int) -> Published:
-        """Makes a model ready to be fetched; the ones before it are not any more.
+        """Make a model ready to be fetched; the ones before it are not any more.
 
         Parameters
         ----------
@@ -56,10 +56,10 @@ class WeightTransfer(Protocol):
         """
 
     def open_tasks(self, tasks: Mapping[str, Task], update_bytes: int) -> None:
-        """Lets sites (by name) fetch what their tasks name and, if ``update_bytes`` is not 0, send an update of it."""
+        """Let sites (by name) fetch what their tasks name and, if ``update_bytes`` is not 0, send an update of it."""
 
     def update(self, site: str, digest: str) -> Content:
-        """The bytes of an update.
+        """Return the bytes of an update.
 
         Raises
         ------
@@ -68,13 +68,13 @@ class WeightTransfer(Protocol):
         """
 
     def drop_update(self, site: str, digest: str) -> None:
-        """Forgets an update."""
+        """Forget an update."""
 
     def keep_updates(self, updates: Mapping[str, str]) -> None:
-        """Forgets all updates but these: site -> digest."""
+        """Forget all updates but these: site -> digest."""
 
     def close_round(self) -> None:
-        """Ends all open tasks: what sites still send for them is refused."""
+        """End all open tasks: what sites still send for them is refused."""
 
 
 class StoreTransfer:
@@ -97,7 +97,7 @@ class StoreTransfer:
         self._updates: dict[str, str] = {}
 
     def publish(self, parts: Iterable[Vector], checkpoint: Path, offset: int) -> Published:
-        """Puts the model into the store."""
+        """Put the model into the store."""
         del checkpoint, offset
         measured = _Measured(parts)
         model = self._store.put(encode(part, self._encoding) for part in measured)
@@ -115,12 +115,12 @@ class StoreTransfer:
         return content
 
     def drop_update(self, site: str, digest: str) -> None:
-        """Forgets an update."""
+        """Forget an update."""
         self._updates.pop(site, None)
         self._drop(digest)
 
     def keep_updates(self, updates: Mapping[str, str]) -> None:
-        """Forgets all else, but for the published model."""
+        """Forget all else, but for the published model."""
         self._updates = dict(updates)
         self._store.keep({*updates.values(), *filter(None, [self._published])})
 
@@ -153,7 +153,7 @@ class GatewayTransfer:
         self._bytes = 0
 
     def publish(self, parts: Iterable[Vector], checkpoint: Path, offset: int) -> Published:
-        """Hashes the model and, if it is not served out of the checkpoint, writes it."""
+        """Hash the model and, if it is not served out of the checkpoint, write it."""
         measured = _Measured(parts)
         if self._encoding == "float32":
             total = hashlib.sha256()
@@ -168,7 +168,7 @@ class GatewayTransfer:
         return Published(model, self._encoding, self._bytes, measured.norm)
 
     def open_tasks(self, tasks: Mapping[str, Task], update_bytes: int) -> None:
-        """Writes down what each site may fetch and send, and ends all other tasks."""
+        """Write down what each site may fetch and send, and end all other tasks."""
         if self._served is None:
             raise RuntimeError("no model was published")
         file, offset = self._served
@@ -178,20 +178,20 @@ class GatewayTransfer:
         self._folder.close_tasks(keep=frozenset(task.name for task in tasks.values()))
 
     def update(self, site: str, digest: str) -> Content:
-        """The file, mapped."""
+        """Return the file, mapped."""
         return map_file(self._store(site).path(digest))
 
     def drop_update(self, site: str, digest: str) -> None:
-        """Removes an update."""
+        """Remove an update."""
         self._store(site).drop(digest)
 
     def keep_updates(self, updates: Mapping[str, str]) -> None:
-        """Removes all other files that sites have sent, whole or not."""
+        """Remove all other files that sites have sent, whole or not."""
         for site in self._folder.sites():
             self._store(site).keep({updates[site]} if site in updates else set())
 
     def close_round(self) -> None:
-        """Ends all open tasks."""
+        """End all open tasks."""
         self._folder.close_tasks()
 
     def _store(self, site: str) -> FileStore:
@@ -214,7 +214,7 @@ class GatewaySignals:
         self._folder = folder
 
     def ring(self, node: int) -> None:
-        """Touches the node's bell."""
+        """Touch the node's bell."""
         self._folder.ring(node)
 
     def has_reply(self, message: str) -> bool:
@@ -222,11 +222,11 @@ class GatewaySignals:
         return self._folder.has_reply(message)
 
     def forget(self, message: str) -> None:
-        """Removes what the gateway noted of it."""
+        """Remove what the gateway noted of it."""
         self._folder.forget_message(message)
 
     def heartbeat(self, node: int) -> tuple[float, Heartbeat] | None:
-        """What the node's site said last."""
+        """Return what the node's site said last."""
         site = registered_names(self._folder.run).get(node)
         last = None if site is None else self._folder.heartbeat(site)
         return None if last is None else (last.time, last.beat)

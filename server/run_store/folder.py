@@ -100,7 +100,7 @@ class RunState(BaseModel):
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
+    """Return the time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -118,7 +118,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
-        """Makes the folder; refuses one that holds something already.
+        """Make the folder; refuse one that holds something already.
 
         Raises
         ------
@@ -135,7 +135,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """An existing run folder.
+        """Open an existing run folder.
 
         Raises
         ------
@@ -147,11 +147,11 @@ class RunFolder:
         return cls(path)
 
     def write_text(self, name: str, content: str) -> None:
-        """Writes one of the run's files."""
+        """Write one of the run's files."""
         write_atomically(self.path / name, content)
 
     def load_state(self) -> RunState | None:
-        """The last committed state, or None before the first.
+        """Return the last committed state, or None before the first.
 
         Raises
         ------
@@ -181,11 +181,11 @@ class RunFolder:
         self.event("started", run=state.run, engine=engine)
 
     def commit(self, state: RunState) -> None:
-        """Makes ``state`` the one to go on from."""
+        """Make ``state`` the one to go on from."""
         write_atomically(self.path / "state.json", state.model_dump_json(indent=2) + "\n")
 
     def rewind(self, state: RunState) -> None:
-        """Drops what a crash left behind: lines and checkpoints of rounds that were not committed, and half files.
+        """Drop what a crash left behind: lines and checkpoints of rounds that were not committed, and half files.
 
         Safe to call at any time before the next round, and for a finished run.
         """
@@ -202,7 +202,7 @@ class RunFolder:
             half.unlink(missing_ok=True)
 
     def read_rounds(self) -> list[dict[str, Any]]:
-        """The lines of ``rounds.jsonl``; a last line that was cut in half is left out."""
+        """Return the lines of ``rounds.jsonl``; a last line that was cut in half is left out."""
         file = self.path / "rounds.jsonl"
         if not file.exists():
             return []
@@ -215,11 +215,11 @@ class RunFolder:
         return lines
 
     def append_round(self, line: Mapping[str, Any]) -> None:
-        """Adds a line to ``rounds.jsonl``."""
+        """Add a line to ``rounds.jsonl``."""
         self._append("rounds.jsonl", line)
 
     def event(self, event: str, **details: Any) -> None:
-        """Adds a line to ``events.jsonl``."""
+        """Add a line to ``events.jsonl``."""
         self._append("events.jsonl", {"time": now(), "event": event, **details})
 
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
@@ -237,7 +237,7 @@ class RunFolder:
         return self.path / "checkpoints" / f"round_{round_number:04d}.safetensors"
 
     def write_checkpoint(self, round_number: int, parts: Iterable[Vector], layout: WeightLayout) -> Iterator[Vector]:
-        """Writes the global weights after a round, as safetensors, while ``parts`` of them pass through.
+        """Write the global weights after a round, as safetensors, while ``parts`` of them pass through.
 
         The file appears when the last part was read, and is on disk then. A checkpoint that is not needed any more is
         written over: fresh pages of a file cost ten times as much as the writing.
@@ -266,7 +266,7 @@ class RunFolder:
             temporary.unlink(missing_ok=True)
 
     def save_checkpoint(self, round_number: int, weights: Vector, layout: WeightLayout) -> None:
-        """Writes the global weights after a round, as safetensors."""
+        """Write the global weights after a round, as safetensors."""
         for _ in self.write_checkpoint(round_number, [weights], layout):
             pass
 
@@ -285,11 +285,11 @@ class RunFolder:
             raise RunError(f"{file}: is missing or damaged; restore it from a backup, or start a new run") from None
 
     def checkpoint_values(self, round_number: int, layout: WeightLayout) -> tuple[Path, int]:
-        """The file of the weights after a round, and the byte from which on they lie in it as one float32 vector."""
+        """Return the file of the weights after a round, and the byte where they begin in it as one float32 vector."""
         return self.checkpoint_path(round_number), len(_header(round_number, layout))
 
     def map_checkpoint(self, round_number: int, layout: WeightLayout) -> Vector:
-        """The global weights after a round, read-only and mapped.
+        """Return the global weights after a round, read-only and mapped.
 
         Raises
         ------
@@ -337,5 +337,5 @@ def _write_through(file: BinaryIO, content: NDArray[np.uint8]) -> None:
 
 
 def _header(round_number: int, layout: WeightLayout) -> bytes:
-    """What a checkpoint begins with: after it comes the vector, in the order of the layout."""
+    """Return what a checkpoint begins with: after it comes the vector, in the order of the layout."""
     return float32_header(layout.shapes, {"round": str(round_number)})

@@ -99,7 +99,7 @@ class GatewayFolder:
         self.path = run / "gateway"
 
     def make(self) -> None:
-        """Makes the folders.
+        """Make the folders.
 
         Raises
         ------
@@ -116,39 +116,39 @@ class GatewayFolder:
     # What ``start`` says.
 
     def set_superlink(self, port: int) -> None:
-        """Says where SuperLink listens."""
+        """Say where SuperLink listens."""
         _replace(self.path / "superlink.json", {"port": port})
 
     def superlink(self) -> int | None:
-        """The port of SuperLink; None while nobody has said it."""
+        """Return the port of SuperLink; None while nobody has said it."""
         port = _read(self.path / "superlink.json").get("port")
         return port if isinstance(port, int) else None
 
     # What the server app asks.
 
     def open_task(self, site: str, task: OpenTask) -> None:
-        """Lets a site fetch the task's model and send its update."""
+        """Let a site fetch the task's model and send its update."""
         _replace(self._site(site) / "tasks" / f"{task.name}.json", asdict(task))
 
     def close_tasks(self, keep: frozenset[str] = frozenset()) -> None:
-        """Ends all tasks of all sites but those of these names; what is sent for the others is refused."""
+        """End all tasks of all sites but those of these names; what is sent for the others is refused."""
         for file in (self.path / "sites").glob("*/tasks/*.json"):
             if file.stem not in keep:
                 file.unlink(missing_ok=True)
 
     def open_tasks(self, site: str) -> list[OpenTask]:
-        """What a site may do now."""
+        """Return what a site may do now."""
         folder = self._site(site) / "tasks"
         found = [_read(file) for file in sorted(folder.glob("*.json"))]
         return [task for content in found if (task := _task_of(content)) is not None]
 
     def ring(self, node: int) -> None:
-        """Says that there is a message for a node."""
+        """Say that there is a message for a node."""
         with contextlib.suppress(FileNotFoundError):
             self.bell(node).touch()
 
     def bell(self, node: int) -> Path:
-        """The file that ``ring`` touches."""
+        """Return the file that ``ring`` touches."""
         return self.path / "bells" / str(node)
 
     # What sites sent.
@@ -158,15 +158,15 @@ class GatewayFolder:
         return sorted(path.name for path in (self.path / "sites").glob("*") if is_site_name(path.name))
 
     def updates(self, site: str) -> Path:
-        """The folder of a site's updates."""
+        """Return the folder of a site's updates."""
         return self._site(site) / "updates"
 
     def note_heartbeat(self, site: str, beat: Heartbeat) -> None:
-        """Keeps a site's sign of life."""
+        """Keep a site's sign of life."""
         _replace(self._site(site) / "heartbeat.json", {"time": time.time(), "beat": asdict(beat)})
 
     def heartbeat(self, site: str) -> LastHeartbeat | None:
-        """A site's last sign of life; None if there was none."""
+        """Return a site's last sign of life; None if there was none."""
         content = _read(self._site(site) / "heartbeat.json")
         try:
             values = content["beat"]
@@ -176,42 +176,37 @@ class GatewayFolder:
             return None
 
     def note_handed_out(self, message: str, node: int, run: int = 0, objects: Iterable[str] = ()) -> None:
-        """Remembers which node a message went to, for its objects and its reply."""
+        """Remember which node a message went to, for its objects and its reply."""
         _replace(self._message("messages", message), {"node": node, "run": run, "objects": list(objects)})
 
     def handed_out(self, message: str) -> HandedOut | None:
-        """A message that went to a node; None if it went to none, or was forgotten."""
+        """Return what is known of a message that went to a node; None if it went to none, or was forgotten."""
         content = _read(self._message("messages", message))
         try:
             return HandedOut(int(content["node"]), int(content["run"]), tuple(map(str, content["objects"])))
         except (KeyError, TypeError, ValueError):
             return None
 
-    def receiver_of(self, message: str) -> int | None:
-        """The node that a message went to; None if it went to none."""
-        found = self.handed_out(message)
-        return None if found is None else found.node
-
     def all_handed_out(self) -> dict[str, HandedOut]:
-        """All messages that went to nodes and are not forgotten."""
+        """Return all messages that went to nodes and are not forgotten."""
         names = [path.name for path in (self.path / "messages").glob("*") if _MESSAGE.fullmatch(path.name)]
         return {name: found for name in names if (found := self.handed_out(name)) is not None}
 
     def note_reply(self, message: str) -> None:
-        """Says that the whole reply to a message lies with SuperLink."""
+        """Say that the whole reply to a message lies with SuperLink."""
         _replace(self._message("replies", message), {})
 
     def has_reply(self, message: str) -> bool:
-        """Whether the whole reply to a message lies with SuperLink."""
+        """Return whether the whole reply to a message lies with SuperLink."""
         return self._message("replies", message).exists()
 
     def forget_message(self, message: str) -> None:
-        """Forgets a message and its reply: what a site still sends of it is refused."""
+        """Forget a message and its reply: what a site still sends of it is refused."""
         for folder in ("messages", "replies"):
             self._message(folder, message).unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Removes everything: the run is over, and updates of sites lie in here."""
+        """Remove everything: the run is over, and updates of sites lie in here."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _site(self, site: str) -> Path:

@@ -46,7 +46,7 @@ class NetworkStatus:
     submissions: int = 0
 
     def as_lines(self) -> list[str]:
-        """A few lines for people."""
+        """Return a few lines for people."""
         if not self.running:
             return [f"the server is not running (last sign {self.written}, {self.doing})"]
         lines = [f"the server is running at {self.endpoint}: {self.doing} ({self.written})"]
@@ -64,12 +64,12 @@ class NetworkStatus:
 
 
 def write_network_status(run: Path, status: NetworkStatus) -> None:
-    """Writes what the server knows now."""
+    """Write what the server knows now."""
     write_atomically(run / STATUS_FILE, json.dumps(asdict(status) | {"written": now()}, indent=2) + "\n")
 
 
 def read_network_status(run: Path) -> NetworkStatus | None:
-    """What is known of a run's server; None if the run is not one over a network.
+    """Return what is known of a run's server; None if the run is not one over a network.
 
     Whether it is running comes from its lock, not from what it wrote: a server that was killed wrote nothing more.
     """

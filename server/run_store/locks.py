@@ -34,7 +34,7 @@ class AppHolder:
 
 @contextlib.contextmanager
 def only_app(run: Path, flower_run: int) -> Iterator[None]:
-    """Makes this process the one server app that works on a run; a former one gets some time to go.
+    """Make this process the one server app that works on a run; a former one gets some time to go.
 
     Raises
     ------
@@ -49,7 +49,7 @@ def only_app(run: Path, flower_run: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def only_start(run: Path) -> Iterator[None]:
-    """Makes this process the one ``start`` of a run.
+    """Make this process the one ``start`` of a run.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def is_started(run: Path) -> bool:
 
 
 def app_holder(run: Path) -> AppHolder | None:
-    """The server app that took the lock last; None if there was none."""
+    """Return the server app that took the lock last; None if there was none."""
     lock = run / _APP_LOCK
     alive = _is_held(lock)
     try:
@@ -77,7 +77,7 @@ def app_holder(run: Path) -> AppHolder | None:
 
 
 def kill_app(run: Path) -> None:
-    """Ends the server app if one is alive; it leaves nothing that the next one could not go on from."""
+    """End the server app if one is alive; it leaves nothing that the next one could not go on from."""
     holder = app_holder(run)
     if holder is not None and holder.alive and _works_on(holder.pid, run):
         with contextlib.suppress(ProcessLookupError):

@@ -44,7 +44,7 @@ class RunStatus:
         return asdict(self)
 
     def as_text(self) -> str:
-        """A few lines for people."""
+        """Return a few lines for people."""
         lines = [
             f"{self.name}: {self.status}, {self.rounds_done} of {counted(self.rounds_planned, 'round')}, "
             f"{self.seconds:.0f} s"
@@ -60,7 +60,7 @@ class RunStatus:
 
 
 def describe_run(folder: RunFolder) -> RunStatus:
-    """Reads a run folder; what is not there yet is left empty."""
+    """Read a run folder; what is not there yet is left empty."""
     config = yaml.safe_load((folder.path / "federation.yaml").read_text(encoding="utf-8"))
     state = folder.load_state()
     rounds = folder.read_rounds()

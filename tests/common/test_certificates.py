@@ -19,12 +19,12 @@ from common.certificates import (
     load_certificate,
     new_key,
     private_pem,
-    public_key_of,
     server_identity,
     site_identity,
     site_of,
 )
 from server.provisioning.certificate_authority import Authority
+from tests.mutual_tls import public_key_of
 
 NOW = datetime.now(UTC)
 

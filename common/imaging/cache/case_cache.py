@@ -16,9 +16,6 @@ from numpy.typing import NDArray
 
 from common.errors import DataError
 from common.imaging.cache.entry_file import (
-    DIGESTS_NAME,
-    ENTRY_SUFFIX,
-    TEMPORARY_SUFFIX,
     Entry,
     FileDigests,
     digest_json,
@@ -209,25 +206,6 @@ def sample_voxels(mask: NDArray[np.bool_], count: int, seed: tuple[int, ...]) ->
     if len(voxels) > count:
         voxels = np.sort(np.random.default_rng(seed).choice(voxels, count, replace=False))
     return np.stack(np.unravel_index(voxels, mask.shape), axis=1).astype(np.int32)
-
-
-def clear_cache(folder: Path) -> int:
-    """Remove the files of a cache, and the folder if it is then empty.
-
-    Returns
-    -------
-    int
-        Number of files removed.
-    """
-    if not folder.is_dir():
-        return 0
-    own = [path for path in folder.iterdir() if path.suffix in (ENTRY_SUFFIX, TEMPORARY_SUFFIX)]
-    own += [path for path in (folder / DIGESTS_NAME,) if path.exists()]
-    for path in own:
-        path.unlink(missing_ok=True)
-    if not any(folder.iterdir()):
-        folder.rmdir()
-    return len(own)
 
 
 def _open(case: Case, entry: Entry) -> CachedCase:

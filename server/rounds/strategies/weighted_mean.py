@@ -26,7 +26,7 @@ class WeightedMean:
         self.count = 0
 
     def add(self, values: Vector, weight: float) -> None:
-        """Adds a vector with ``weight`` > 0."""
+        """Add a vector with ``weight`` > 0."""
         if not weight > 0:
             raise ValueError(f"weight must be positive, not {weight}")
         self._sum += np.multiply(values, weight, dtype=np.float64)
@@ -34,7 +34,7 @@ class WeightedMean:
         self.count += 1
 
     def mean(self) -> Vector:
-        """The mean of what was added; there must be something."""
+        """Return the mean of what was added; there must be something."""
         if self.count == 0:
             raise ValueError("nothing was added")
         mean = np.empty(self._sum.size, np.float32)

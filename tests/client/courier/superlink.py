@@ -74,7 +74,7 @@ class SuperLink:
 
         def is_ready() -> bool:
             self._supervisor.poll()
-            return self._supervisor.all_ready
+            return bool(self._supervisor.states()["superlink"]["state"] == "ready")
 
         wait_for(is_ready, "SuperLink", 60)
         files = {"pyproject.toml": APP.encode(), "nothing/__init__.py": b"", "nothing/app.py": b"app = None\n"}

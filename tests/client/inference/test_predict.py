@@ -12,9 +12,10 @@ from client.inference.predict import PredictOptions, Predictor, predict_path
 from common.errors import BundleError, ConfigError, DataError, OutputError
 from common.imaging.io.nifti import read_volume
 from common.imaging.preprocessing import preprocess_image, restore_prediction
-from common.models.bundle import load_bundle, save_bundle
+from common.models.bundle import load_bundle
 from common.models.unet3d import build_model
 from common.plan.plan import ModelPlan, Plan, PreprocessingPlan
+from tests.tiny import save_bundle
 
 OBLIQUE = np.array([[-1.2, 0.1, 0.0, 40.0], [0.12, 1.0, 0.0, -30.0], [0.0, 0.0, 1.5, 7.0], [0.0, 0.0, 0.0, 1.0]])
 SHAPE = (21, 18, 11)

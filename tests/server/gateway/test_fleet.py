@@ -35,7 +35,7 @@ def reply(world: World, arrived: Arrived) -> PackedReply:
 
 def test_a_message_comes_and_its_reply_goes(world: World, arrived: Arrived) -> None:
     north, folder = world.north, world.lab.folder
-    assert folder.receiver_of(arrived.message) == north.number
+    assert {name: found.node for name, found in folder.all_handed_out().items()} == {arrived.message: north.number}
     north.fetch(arrived)
     assert north.confirm(arrived.message, arrived.run).status == 200
     reply = north.packed(arrived)

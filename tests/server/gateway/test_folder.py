@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from common.errors import OutputError
 from common.protocol.messages import Heartbeat
-from server.run_store.gateway_folder import GatewayFolder, OpenTask
+from server.run_store.gateway_folder import GatewayFolder, HandedOut, OpenTask
 
 NAME, MODEL, MESSAGE = "ab" * 16, "cd" * 32, "ef" * 32
 TASK = OpenTask(NAME, MODEL, "checkpoints/round_0001.safetensors", 96, 16, 16)
@@ -57,7 +57,7 @@ def test_nothing_is_said_by_an_empty_folder(tmp_path: Path) -> None:
     assert folder.open_tasks("a") == []
     assert folder.sites() == []
     assert folder.heartbeat("a") is None
-    assert folder.receiver_of(MESSAGE) is None
+    assert folder.handed_out(MESSAGE) is None
     assert not folder.has_reply(MESSAGE)
     folder.ring(7)
     folder.close_tasks()
@@ -105,12 +105,12 @@ def test_a_heartbeat_returns_with_its_time(folder: GatewayFolder) -> None:
 
 def test_a_message_is_its_receivers_until_it_is_forgotten(folder: GatewayFolder) -> None:
     folder.note_handed_out(MESSAGE, 2**63 + 11)
-    assert folder.receiver_of(MESSAGE) == 2**63 + 11
+    assert folder.handed_out(MESSAGE) == HandedOut(2**63 + 11)
     assert not folder.has_reply(MESSAGE)
     folder.note_reply(MESSAGE)
     assert folder.has_reply(MESSAGE)
     folder.forget_message(MESSAGE)
-    assert folder.receiver_of(MESSAGE) is None
+    assert folder.handed_out(MESSAGE) is None
     assert not folder.has_reply(MESSAGE)
     folder.forget_message(MESSAGE)
 
@@ -149,7 +149,7 @@ def test_what_is_no_message_names_no_file(folder: GatewayFolder, message: str) -
     (folder.run / "state.json").write_text("{}")
     ways: list[Callable[[], object]] = [
         lambda: folder.note_handed_out(message, 7),
-        lambda: folder.receiver_of(message),
+        lambda: folder.handed_out(message),
         lambda: folder.note_reply(message),
         lambda: folder.has_reply(message),
         lambda: folder.forget_message(message),
@@ -175,7 +175,7 @@ def test_a_damaged_file_is_as_good_as_none(folder: GatewayFolder, content: str) 
             file.write_bytes(content.encode("latin-1"))
     assert folder.open_tasks("a") == []
     assert folder.heartbeat("a") is None
-    assert folder.receiver_of(MESSAGE) is None
+    assert folder.handed_out(MESSAGE) is None
     assert folder.superlink() is None
 
 

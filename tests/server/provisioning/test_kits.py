@@ -17,7 +17,7 @@ from cryptography.x509.verification import PolicyBuilder, Store, VerificationErr
 from flwr.supercore.primitives.asymmetric import bytes_to_public_key, uses_nist_ec_curve
 
 from client.site.signing_request import make_request
-from common.certificates import load_certificate, load_key, public_key_of, public_pem, server_identity, site_identity
+from common.certificates import load_certificate, load_key, public_pem, server_identity, site_identity
 from common.config.federation import FederationConfig
 from common.config.kit import read_kit
 from common.errors import ConfigError, FedvoxError, OutputError
@@ -26,7 +26,7 @@ from server.coordinator.startup import check_certificate
 from server.provisioning.certificate_authority import Authority, AuthorityError, hosts_of, read_request
 from server.provisioning.kits import provision, revoke
 from server.provisioning.site_register import read_register, write_register
-from tests.mutual_tls import write_server
+from tests.mutual_tls import public_key_of, write_server
 
 
 def network(sites: tuple[str, ...] = ("north", "south"), **values: object) -> FederationConfig:

@@ -51,7 +51,7 @@ def test_of_a_message_that_nobody_waits_for_the_reply_is_not_taken(folder: RunFo
     asking.forget([identity, "unsent-7"])
     hanging = False
     assert asking.poll(identity) is None
-    assert network.gateway.receiver_of(identity) is None
+    assert network.gateway.handed_out(identity) is None
 
 
 def test_messages_that_superlink_does_not_store_end_the_run(folder: RunFolder) -> None:

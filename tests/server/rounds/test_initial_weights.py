@@ -15,7 +15,7 @@ import yaml
 from common.config.federation import FederationConfig, load_federation
 from common.config.kit import read_kit
 from common.errors import BundleError, ConfigError, FedvoxError
-from common.models.bundle import load_bundle, save_bundle
+from common.models.bundle import load_bundle
 from common.models.unet3d import build_model
 from common.plan.plan import Plan
 from common.planning.resolve import plan_from_config
@@ -24,6 +24,7 @@ from server.provisioning.kits import provision
 from server.rounds.initial_weights import first_weights, initial_weights, weight_layout, write_initial_weights
 from server.run_store.folder import RunError, RunFolder, RunState
 from tests import tiny
+from tests.tiny import save_bundle
 
 NETWORK = """
 name: warm
@@ -217,5 +218,5 @@ def test_the_model_to_go_on_from_must_be_of_the_plan(tmp_path: Path) -> None:
 
 def test_the_server_app_does_without_torch() -> None:
     """It runs as long as the federation does, and torch takes 150 MB."""
-    code = "import sys, server.flower_app; sys.exit('torch' in sys.modules)"
+    code = "import sys, server.coordinator.server_app; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -210,7 +210,7 @@ def test_signals_are_the_gateways(folder: RunFolder, gateway: GatewayFolder) -> 
     assert signals.has_reply(MESSAGE)
     signals.forget(MESSAGE)
     assert not signals.has_reply(MESSAGE)
-    assert gateway.receiver_of(MESSAGE) is None, "what the site still sends of it is refused"
+    assert gateway.handed_out(MESSAGE) is None, "what the site still sends of it is refused"
     signals.forget(MESSAGE)
     assert not gateway.bell(7).exists()
     signals.ring(7)

@@ -15,7 +15,7 @@ import pytest
 
 from common.errors import DataError, OutputError
 from common.imaging.cache import entry_file as entries_module
-from common.imaging.cache.case_cache import FOREGROUND_SAMPLES, CaseCache, clear_cache, sample_voxels
+from common.imaging.cache.case_cache import FOREGROUND_SAMPLES, CaseCache, sample_voxels
 from common.imaging.cache.entry_file import DIGESTS_NAME, ENTRY_SUFFIX, FileDigests
 from common.imaging.datasets.dataset import Case, find_dataset, load_case
 from common.imaging.preprocessing import preprocess_image, preprocess_label
@@ -322,18 +322,6 @@ def test_many_cases_in_order_with_progress(folder, tmp_path, workers):
     cases[2].images[0].write_bytes(b"not a scan")
     with pytest.raises(DataError, match=r"case2\.nii"):
         CaseCache(folder, PLAN, LABELS).prepare(cases, workers)
-
-
-def test_clearing_removes_only_what_belongs_to_the_cache(case, folder, tmp_path):
-    CaseCache(folder, PLAN, LABELS).get(case)
-    (folder / "thesis.txt").write_text("not ours")
-    assert clear_cache(folder) >= 1
-    assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
-    (folder / "thesis.txt").unlink()
-    CaseCache(folder, PLAN, LABELS).get(case)
-    clear_cache(folder)
-    assert not folder.exists()
-    assert clear_cache(folder) == 0
 
 
 def test_sampled_voxels_are_few_distinct_repeatable_and_in_the_mask():
