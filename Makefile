@@ -85,6 +85,8 @@ deploy-tools: $(INSTALLED)
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/codespell $$(git ls-files)
+	$(VENV)/bin/vulture
 	$(VENV)/bin/python -m mypy
 
 format: $(INSTALLED)
