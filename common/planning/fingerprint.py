@@ -62,12 +62,6 @@ class Fingerprint(Frozen):
     label_volumes_ml: dict[int, tuple[float, ...]]
 
     @property
-    def median_spacing(self) -> Spacing:
-        """Median spacing over cases along each axis, in mm."""
-        x, y, z = np.median(self.spacings, axis=0)
-        return (float(x), float(y), float(z))
-
-    @property
     def missing_labels(self) -> tuple[int, ...]:
         """Labels that no case has."""
         return tuple(label for label, volumes in sorted(self.label_volumes_ml.items()) if not any(volumes))
