@@ -28,6 +28,7 @@ from common.imaging.phantoms.dataset import write_phantom_dataset
 from common.models.unet3d import build_model
 from common.plan.plan import Plan
 from common.plan.privacy import PrivacyPlan
+from common.planning.resolve import with_privacy
 from common.privacy.accounting import epsilon_of
 from common.privacy.calibration import calibrate
 from common.protocol.codec import Failure, Result, WeightLayout, from_record, to_record, unpack_answer, unpack_question
@@ -91,7 +92,7 @@ class Hospitals(ClientApp):
         content = tiny.plan().model_dump()
         content["labels"] = LABELS
         content["model"]["classes"] = 4
-        return Plan.model_validate(content)
+        return with_privacy(Plan.model_validate(content), CONFIG)
 
     @property
     def layout(self) -> WeightLayout:
