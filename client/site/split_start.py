@@ -16,9 +16,10 @@ from client.site import preflight
 from client.site.preflight_item import Item
 from client.site.start import SiteOptions, check_connection, check_work, courier_process, runner_process
 from client.site.supervision import MessageSink, Upkeep, require_preflight
-from client.state_folder import StateFolder
+from client.state_folder import Role, StateFolder
 from common.config.federation import load_federation
 from common.config.kit import read_kit
+from common.system.supervisor import Child
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,8 @@ def start_courier(options: CourierOptions, say: MessageSink) -> int:
         If it is already running.
     """
     folder = StateFolder(options.state)
-    kit, config = read_kit(options.kit, "site"), load_federation(options.kit / "federation.yaml")
-    with folder.locked():
-        require_preflight(run_courier_preflight(options), say)
-        child = courier_process(options.kit, folder, options.shared)
-        Upkeep(folder, [child], "courier", f"connected to the server: site {kit.site} of {config.name}", say).run()
-    return 0
+    child = courier_process(options.kit, folder, options.shared)
+    return _start(folder, options.kit, run_courier_preflight(options), child, "connected to the server", say)
 
 
 def start_runner(options: SiteOptions, say: MessageSink) -> int:
@@ -91,9 +88,16 @@ def start_runner(options: SiteOptions, say: MessageSink) -> int:
         If it is already running.
     """
     folder = StateFolder(options.state)
-    kit, config = read_kit(options.kit, "site"), load_federation(options.kit / "federation.yaml")
+    child = runner_process(options, folder)
+    return _start(folder, options.kit, run_runner_preflight(options), child, "ready for tasks", say)
+
+
+def _start(
+    folder: StateFolder, kit_folder: Path, items: Iterator[Item], child: Child, ready: str, say: MessageSink
+) -> int:
+    kit, config = read_kit(kit_folder, "site"), load_federation(kit_folder / "federation.yaml")
+    role: Role = "courier" if child.name == "courier" else "runner"
     with folder.locked():
-        require_preflight(run_runner_preflight(options), say)
-        child = runner_process(options, folder)
-        Upkeep(folder, [child], "runner", f"ready for tasks: site {kit.site} of {config.name}", say).run()
+        require_preflight(items, say)
+        Upkeep(folder, [child], role, f"{ready}: site {kit.site} of {config.name}", say).run()
     return 0

@@ -38,7 +38,7 @@ class RefusedError(Exception):
     Attributes
     ----------
     code
-        why; never text from the site.
+        Why; never text from the site.
     """
 
     def __init__(self, code: Refusal) -> None:
@@ -81,22 +81,22 @@ def admit(
     Parameters
     ----------
     result
-        the numbers. They must name an update exactly when training was asked for; its values are left to ``measure``.
+        The numbers. They must name an update exactly when training was asked for; its values are left to ``measure``.
     task
-        what was asked.
+        What was asked.
     info
-        what the site declared.
+        What the site declared.
     labels
-        a Dice must be there for each of them and for no other.
+        A Dice must be there for each of them and for no other.
     most_steps
-        local steps that the federation allows in a round.
+        Local steps that the federation allows in a round.
     privacy
-        of the federation; with it no loss may be there, and an epsilon must.
+        Of the federation; with it no loss may be there, and an epsilon must.
 
     Raises
     ------
     RefusedError
-        with the ``Refusal`` that says which.
+        With the ``Refusal`` that says which.
     """
     if result.site != info.site:
         raise RefusedError(Refusal.WRONG_SITE)
@@ -272,13 +272,13 @@ def judge_norms(
     Parameters
     ----------
     norms
-        site -> L2 norm of its update, of this round.
+        Site -> L2 norm of its update, of this round.
     known
-        site -> L2 norm of its last accepted update; sites that are gone for good may be left in.
+        Site -> L2 norm of its last accepted update; sites that are gone for good may be left in.
     weights_norm
         L2 norm of the global weights; if 0, every weight counts as 1.
     size
-        number of weights.
+        Number of weights.
 
     Returns
     -------

@@ -54,22 +54,22 @@ class Patience:
     Attributes
     ----------
     deadline_seconds
-        for a reply, or for a site's next step; however slowly it goes on, a site gets no more than ``MOST_DEADLINES``
+        For a reply, or for a site's next step; however slowly it goes on, a site gets no more than ``MOST_DEADLINES``
         of them in one round.
     silence_seconds
-        for a site that gives signs of life but does not take its task.
+        For a site that gives signs of life but does not take its task.
     offline_seconds
-        for a site that gives no sign of life at all.
+        For a site that gives no sign of life at all.
     resend_seconds
-        until a task that a site does not hold is sent again.
+        Until a task that a site does not hold is sent again.
     gathering_seconds
-        for the sites that are not there yet when the federation (re)starts and has its quorum.
+        For the sites that are not there yet when the federation (re)starts and has its quorum.
     stall_seconds
-        for Flower to hand out a reply, before the others are looked after meanwhile.
+        For Flower to hand out a reply, before the others are looked after meanwhile.
     look_seconds
-        between looks at who is online.
+        Between looks at who is online.
     retry_seconds
-        before a node that could not take part is asked again; doubles up to a minute.
+        Before a node that could not take part is asked again; doubles up to a minute.
     """
 
     deadline_seconds: float = 3600.0
@@ -125,11 +125,11 @@ class Ask:
     Attributes
     ----------
     text
-        the message.
+        The message.
     kind, group
         Flower's.
     task
-        its name; empty if the node need not hold it (a hello).
+        Its name; empty if the node need not hold it (a hello).
     """
 
     node: int
@@ -162,9 +162,9 @@ class Exchange:
     grid
         Flower's.
     make_message
-        makes its messages.
+        Makes its messages.
     patience, signals
-        of a real federation. None is for simulations: there every site answers, in its own time, in the calling
+        Of a real federation. None is for simulations: there every site answers, in its own time, in the calling
         thread, and an error of the grid is an error of the run.
     """
 
@@ -184,9 +184,9 @@ class Exchange:
         Parameters
         ----------
         asks
-            whom to ask what.
+            Whom to ask what.
         seconds
-            after which a message that was not fetched is void; by default somewhat more than the deadline.
+            After which a message that was not fetched is void; by default somewhat more than the deadline.
         """
         asks = list(asks)
         if not asks:
@@ -216,13 +216,13 @@ class Exchange:
         Parameters
         ----------
         sent
-            what ``send`` returned.
+            What ``send`` returned.
         take
-            gets node and reply, or why there is none; each node once.
+            Gets node and reply, or why there is none; each node once.
         seen
-            hears of every new step.
+            Hears of every new step.
         idle
-            called between looks; must return soon.
+            Called between looks; must return soon.
         """
         began, now = time.monotonic(), time.time()
         waiting = [_Waiting(ask, [identity], began, began, began, now) for identity, ask in sent.items()]

@@ -82,9 +82,9 @@ def first_weights(config: FederationConfig, plan: Plan) -> tuple[Vector, WeightL
     Raises
     ------
     ConfigError
-        the initial model is not there, has changed, or is another network than the plan's.
+        The initial model is not there, has changed, or is another network than the plan's.
     BundleError
-        it is damaged.
+        It is damaged.
     """
     drawn, layout = initial_weights(plan, config.seed)
     if config.initial_model is None:
@@ -113,7 +113,7 @@ def draw(run: Path) -> None:
     Raises
     ------
     FedvoxError
-        as ``first_weights``; or the last model is missing, damaged or of another network.
+        As ``first_weights``; or the last model is missing, damaged or of another network.
     """
     folder = RunFolder.open(run)
     config = load_federation(folder.path / "federation.yaml")

@@ -27,7 +27,7 @@ def release(folder: RunFolder, site: str) -> None:
     Raises
     ------
     QuarantineError
-        the site is not in quarantine.
+        The site is not in quarantine.
     """
     state = folder.load_state()
     held = {} if state is None else state.quarantine

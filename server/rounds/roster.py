@@ -52,11 +52,11 @@ class Roster:
     grid, exchange
         Flower's grid and the way to ask over it.
     state
-        of the run; its quarantine is heeded.
+        Of the run; its quarantine is heeded.
     expected
-        how many sites the federation has.
+        How many sites the federation has.
     names
-        node -> the site's registered name, None for a node that is not registered. Without it a site is whom it says
+        Node -> the site's registered name, None for a node that is not registered. Without it a site is whom it says
         it is, as in simulations.
     patience
         None for simulations: there all sites must be there and fit, from the beginning.
@@ -108,7 +108,7 @@ class Roster:
         Raises
         ------
         FederationError
-            in a simulation, a site cannot take part or has another's name.
+            In a simulation, a site cannot take part or has another's name.
         """
         if self._patience is None:
             self._gather_simulated()
@@ -133,7 +133,7 @@ class Roster:
         Raises
         ------
         FederationError
-            in a simulation, quarantine leaves too few.
+            In a simulation, quarantine leaves too few.
         """
         said = -1
         while (here := len(self.free)) < quorum:
@@ -176,11 +176,11 @@ class Roster:
         Parameters
         ----------
         node, site
-            which.
+            Which.
         round_number
-            the round that is under way.
+            The round that is under way.
         sits_out
-            it let the round wait until the deadline, or cannot pay for it: it is asked less often.
+            It let the round wait until the deadline, or cannot pay for it: it is asked less often.
         """
         if self._patience is None:
             return

@@ -43,20 +43,20 @@ class Round:
     vectors
         How many vectors the strategy asks for in an update.
     state
-        of the run, before this round.
+        Of the run, before this round.
     folder
-        of the run; notes of accepted updates wait in it.
+        Of the run; notes of accepted updates wait in it.
     task
-        what is asked; each site also hears whether its last reply was refused.
+        What is asked; each site also hears whether its last reply was refused.
     transfer
-        how weights travel.
+        How weights travel.
     emit
-        hears how far sites are, and of every entry; again when an entry changes at the end of the round.
+        Hears how far sites are, and of every entry; again when an entry changes at the end of the round.
 
     Attributes
     ----------
     bytes_up, bytes_down
-        of weights; the kilobyte of words beside them is not counted.
+        Of weights; the kilobyte of words beside them is not counted.
     """
 
     def __init__(

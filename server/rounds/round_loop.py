@@ -44,9 +44,9 @@ class Link:
     Attributes
     ----------
     transfer
-        the way of weights.
+        The way of weights.
     make_message
-        see ``MessageMaker``.
+        See ``MessageMaker``.
     names
         Flower node -> the site that registered its key; None where there is no registration (simulation).
     patience, signals
@@ -68,13 +68,13 @@ class RoundLoop:
     terms
         Of the federation.
     sites
-        how many sites take part.
+        How many sites take part.
     folder
-        where everything is kept; its ``state.json`` and checkpoint must exist.
+        Where everything is kept; its ``state.json`` and checkpoint must exist.
     emit
-        sees every reply and round.
+        Sees every reply and round.
     link
-        how sites are reached.
+        How sites are reached.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class RoundLoop:
         Raises
         ------
         FederationError
-            too few sites, or too many failed rounds in a row.
+            Too few sites, or too many failed rounds in a row.
         """
         state = self._folder.load_state()
         if state is None:

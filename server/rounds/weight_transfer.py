@@ -30,7 +30,7 @@ class Published:
     model
         SHA-256 of its bytes, in the form ``encoding``.
     bytes
-        how many they are.
+        How many they are.
     norm
         L2 norm of the weights.
     """
@@ -50,9 +50,9 @@ class WeightTransfer(Protocol):
         Parameters
         ----------
         parts
-            its weights, in order. They are read to the end.
+            Its weights, in order. They are read to the end.
         checkpoint, offset
-            where all of them lie, as float32, once they are read.
+            Where all of them lie, as float32, once they are read.
         """
 
     def open_tasks(self, tasks: Mapping[str, Task], update_bytes: int) -> None:
@@ -64,7 +64,7 @@ class WeightTransfer(Protocol):
         Raises
         ------
         MissingWeightsError
-            it has not come.
+            It has not come.
         """
 
     def drop_update(self, site: str, digest: str) -> None:
@@ -85,9 +85,9 @@ class StoreTransfer:
     Parameters
     ----------
     store
-        which the sites use too.
+        Which the sites use too.
     encoding
-        the form in which models are sent.
+        The form in which models are sent.
     """
 
     def __init__(self, store: WeightStore, encoding: Encoding) -> None:
@@ -140,9 +140,9 @@ class GatewayTransfer:
     Parameters
     ----------
     folder
-        of the gateway.
+        Of the gateway.
     encoding
-        the form in which models are sent.
+        The form in which models are sent.
     """
 
     def __init__(self, folder: GatewayFolder, encoding: Encoding) -> None:
@@ -207,7 +207,7 @@ class GatewaySignals:
     Parameters
     ----------
     folder
-        of the gateway.
+        Of the gateway.
     """
 
     def __init__(self, folder: GatewayFolder) -> None:

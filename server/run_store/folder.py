@@ -36,35 +36,33 @@ class RunError(FedvoxError):
 class RunState(BaseModel):
     """Everything the round loop needs to go on, besides the weights.
 
-    scored: the checkpoint that was scored last.
-
     Attributes
     ----------
     round
-        rounds that are finished; their result is checkpoint ``round``.
+        Rounds that are finished; their result is checkpoint ``round``.
     best_round, best_mean_dice
-        the checkpoint with the best mean validation Dice over sites so far; with noise on the scores, the last one
+        The checkpoint with the best mean validation Dice over sites so far; with noise on the scores, the last one
         that is not clearly worse.
     highest_mean_dice
-        of all checkpoints; differs from ``best_mean_dice`` with noise alone.
+        Of all checkpoints; differs from ``best_mean_dice`` with noise alone.
     rounds_without_gain
-        scored checkpoints since one was better by the early stop's ``min_delta``.
+        Scored checkpoints since one was better by the early stop's ``min_delta``.
     accepted_rounds
-        finished rounds that changed the model.
+        Finished rounds that changed the model.
     failed_rounds
-        those since, that had too few updates.
+        Those since, that had too few updates.
     norms
-        site -> L2 norm of its last accepted update.
+        Site -> L2 norm of its last accepted update.
     refusals
-        site -> replies refused in a row.
+        Site -> replies refused in a row.
     refused_last
-        site -> why its last reply was refused.
+        Site -> why its last reply was refused.
     quarantine
-        site -> why it is not asked any more.
+        Site -> why it is not asked any more.
     strategy_round
-        the round that the strategy's vectors are from; 0 before the first.
+        The round that the strategy's vectors are from; 0 before the first.
     strategy_numbers
-        what else the strategy keeps.
+        What else the strategy keeps.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -110,7 +108,7 @@ class RunFolder:
     Parameters
     ----------
     path
-        an existing folder, made by ``create`` or found by ``open``.
+        An existing folder, made by ``create`` or found by ``open``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -123,7 +121,7 @@ class RunFolder:
         Raises
         ------
         OutputError
-            it exists and is not empty, or cannot be made.
+            It exists and is not empty, or cannot be made.
         """
         try:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -140,7 +138,7 @@ class RunFolder:
         Raises
         ------
         RunError
-            there is none at ``path``.
+            There is none at ``path``.
         """
         if not (path / "federation.yaml").is_file():
             raise RunError(f"{path}: is not a run folder (it has no federation.yaml); give the folder of a run")
@@ -156,7 +154,7 @@ class RunFolder:
         Raises
         ------
         RunError
-            the file is damaged.
+            The file is damaged.
         """
         file = self.path / "state.json"
         if not file.exists():
@@ -276,7 +274,7 @@ class RunFolder:
         Raises
         ------
         RunError
-            the file is missing or damaged.
+            The file is missing or damaged.
         """
         file = self.checkpoint_path(round_number)
         try:
@@ -294,7 +292,7 @@ class RunFolder:
         Raises
         ------
         RunError
-            the file is missing, damaged, or of another model.
+            The file is missing, damaged, or of another model.
         """
         file, header = self.checkpoint_path(round_number), _header(round_number, layout)
         try:

@@ -44,12 +44,12 @@ class OpenTask:
     Attributes
     ----------
     name
-        of the task.
+        Of the task.
     model
         SHA-256 of the weights that it may fetch, which are ``size`` bytes from ``offset`` of ``file``, a path in the
         run folder.
     update_bytes
-        size of the one update that it may send; 0 is none.
+        Size of the one update that it may send; 0 is none.
     """
 
     name: str
@@ -69,7 +69,7 @@ class HandedOut:
     node, run
         Flower's numbers of the receiver and of the run.
     objects
-        identities of all that it is made of.
+        Identities of all that it is made of.
     """
 
     node: int
@@ -91,7 +91,7 @@ class GatewayFolder:
     Parameters
     ----------
     run
-        the run folder.
+        The run folder.
     """
 
     def __init__(self, run: Path) -> None:
@@ -104,7 +104,7 @@ class GatewayFolder:
         Raises
         ------
         OutputError
-            they cannot be made.
+            They cannot be made.
         """
         try:
             self.run.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -22,19 +22,19 @@ class NetworkStatus:
     Attributes
     ----------
     running
-        whether its server is alive.
+        Whether its server is alive.
     written
-        when the server said the rest.
+        When the server said the rest.
     doing
-        what it is at, in words.
+        What it is at, in words.
     endpoint
-        where sites reach it.
+        Where sites reach it.
     processes
-        name -> state, as of ``Supervisor.states``.
+        Name -> state, as of ``Supervisor.states``.
     sites
-        name -> connected, and how far in this round.
+        Name -> connected, and how far in this round.
     submissions
-        how often the server app was started.
+        How often the server app was started.
     """
 
     running: bool

@@ -39,7 +39,7 @@ def only_app(run: Path, flower_run: int) -> Iterator[None]:
     Raises
     ------
     FedvoxError
-        it does not go.
+        It does not go.
     """
     with _lock(run / _APP_LOCK, _FORMER_APP_SECONDS, "another server app is at work on this run") as descriptor:
         os.ftruncate(descriptor, 0)
@@ -54,7 +54,7 @@ def only_start(run: Path) -> Iterator[None]:
     Raises
     ------
     FedvoxError
-        there is another one.
+        There is another one.
     """
     with _lock(run / _START_LOCK, 1.0, f"this federation is running already; see fedvox-server status {run}"):
         yield

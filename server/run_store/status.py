@@ -24,7 +24,7 @@ class RunStatus:
         ``finished``, ``stopped``, ``interrupted``, or ``unfinished`` for a run without a summary; ``running`` and
         ``not running`` for an unfinished one over a network.
     network
-        the processes and sites of a run over a network; None for a simulation.
+        The processes and sites of a run over a network; None for a simulation.
     """
 
     name: str

@@ -16,7 +16,7 @@ class WeightedMean:
     Parameters
     ----------
     size
-        entries of every vector.
+        Entries of every vector.
     """
 
     def __init__(self, size: int) -> None:
