@@ -1,1 +1,1 @@
-"""From tasks to the next model: who takes part, what they are sent, which replies count."""
+"""Rounds: which sites take part, what they receive, and how their replies become the next model."""

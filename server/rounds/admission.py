@@ -1,12 +1,12 @@
-"""What the server refuses to count: one bad reply must never reach the model.
+"""Admission: checks replies so that no bad update reaches the model.
 
 A reply passes three checks. ``admit`` compares its numbers with the task and with what the site declared.
-``UpdateReader`` reads the update once, a part at a time: everything must be finite. ``judge_norms`` compares how far
-the sites of a round moved, when all of them are known; only then is anything folded into the model.
+``UpdateReader`` reads the update part by part: its length and digest must match and all values must be finite.
+``judge_norms`` compares the norms of a round's updates once all are known; only then are updates aggregated.
 
-What this does not stop: an update within the norm's bound may point in any direction. A minority of sites can push the
-model by as much as honest sites of their weight can, and no check of single updates sees it; robust aggregation or
-fewer, better known sites are the answer. Nor does the server see whether a site has the patients that it declared.
+Limits: an update within the norm bound may point in any direction. A minority of sites can move the model as far as
+honest sites of their weight can, and no check of single updates detects it. The remedy is robust aggregation or fewer,
+more trusted sites. The server also cannot verify that a site has the patients it declared.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from common.weights.encoding import Encoding, decode_parts, pieces_of, squared_n
 from common.weights.store import Content, MissingWeightsError, digest_of
 from server.rounds.weight_transfer import WeightTransfer
 
-SMALLEST_LOSS, LARGEST_LOSS = -1e-3, 1e6  # a Dice loss of zero may be rounded to just below it
+SMALLEST_LOSS, LARGEST_LOSS = -1e-3, 1e6  # a Dice loss of zero may round to slightly below zero
 LARGEST_SECONDS = 1e8
 CEILING_FACTOR = 10.0
 SMALLEST_TOLERANCE = math.log(5)
@@ -33,12 +33,12 @@ LARGEST_TOLERANCE = math.log(10)
 
 
 class RefusedError(Exception):
-    """A reply that is not counted.
+    """A refused reply.
 
     Attributes
     ----------
     code
-        Why; never text from the site.
+        The reason; never text from the site.
     """
 
     def __init__(self, code: Refusal) -> None:
@@ -57,9 +57,9 @@ class AcceptedUpdate:
     norm
         Its L2 norm.
     size
-        Bytes as sent.
+        Size in bytes, as sent.
     sha256
-        What ``rounds.jsonl`` says of it.
+        Its SHA-256 in ``rounds.jsonl``.
     """
 
     result: Result
@@ -76,27 +76,27 @@ def admit(
     most_steps: int | None = None,
     privacy: PrivacyConfig | None = None,
 ) -> None:
-    """Check a reply's numbers against the task that it answers and against what the site declared.
+    """Check a reply's numbers against its task and the site's declaration.
 
     Parameters
     ----------
     result
-        The numbers. They must name an update exactly when training was asked for; its values are left to ``measure``.
+        The reply. It must name an update if and only if the task was to train; ``measure`` checks the update itself.
     task
-        What was asked.
+        The task that it answers.
     info
         What the site declared.
     labels
-        A Dice must be there for each of them and for no other.
+        Labels that need a Dice; no others may have one.
     most_steps
-        Local steps that the federation allows in a round.
+        Local steps that the federation allows per round.
     privacy
-        Of the federation; with it no loss may be there, and an epsilon must.
+        The federation's privacy settings; with them a reply must report an epsilon and no loss.
 
     Raises
     ------
     RefusedError
-        With the ``Refusal`` that says which.
+        Carries the ``Refusal`` of the failed check.
     """
     if result.site != info.site:
         raise RefusedError(Refusal.WRONG_SITE)
@@ -141,7 +141,7 @@ def _scores_are_sane(result: Result, task: Task) -> bool:
 
 
 def _private_scores_are_sane(result: Result, privacy: PrivacyConfig) -> bool:
-    """Refuse a site that lets out a loss, or a Dice that shall not leave: it protects nobody."""
+    """Return whether a private site reports an epsilon, no loss, and a Dice only if it is noised."""
     if not (math.isnan(result.train_loss) and math.isnan(result.validation_loss) and result.epsilon >= 0):
         return False
     scored = privacy.validation == "noised" and result.validation_examples > 0
@@ -149,53 +149,53 @@ def _private_scores_are_sane(result: Result, privacy: PrivacyConfig) -> bool:
 
 
 def measure(content: Content, digest: str, size: int, encoding: Encoding, vectors: int = 1) -> float:
-    """Read an update once, a part at a time, and return its L2 norm.
+    """Check an update's content part by part and return its L2 norm.
 
     Parameters
     ----------
     content
-        Its bytes: the update and, if the strategy asks for more vectors, those after it.
+        Its bytes: the update, then any further vectors that the strategy needs.
     digest
-        SHA-256 that the reply gives of it.
+        SHA-256 of the content, from the reply.
     size
-        Values of a vector.
+        Number of values per vector.
     encoding
-        Their form.
+        Encoding of the vectors.
     vectors
-        How many the strategy asks for.
+        Number of vectors that the strategy needs.
 
     Raises
     ------
     RefusedError
         If a value is NaN or infinite.
     ProtocolError
-        If the length, a piece's form or the digest is not what was agreed.
+        If the length, a piece's encoding or the digest is wrong.
     """
     one = vector_bytes(size, encoding)
     if content.size != vectors * one:
         raise ProtocolError(f"an update has {content.size} bytes, {vectors * one} expected")
-    with ThreadPoolExecutor(1) as beside:
-        hashed = beside.submit(digest_of, content)
+    with ThreadPoolExecutor(1) as hasher:
+        hashed = hasher.submit(digest_of, content)
         norms = [_norm(content[start : start + one], size, encoding) for start in range(0, content.size, one)]
         if hashed.result() != digest:
-            raise ProtocolError("an update was changed or damaged after it came")
+            raise ProtocolError("an update was changed or damaged after it arrived")
     return norms[0]
 
 
 @dataclass(frozen=True)
 class UpdateReader:
-    """Reads updates as they come in.
+    """Reads and checks updates as they arrive.
 
     Attributes
     ----------
     transfer
-        Where they are.
+        Provides the updates.
     size
-        Values of a vector.
+        Number of values per vector.
     encoding
-        Their form.
+        Encoding of the vectors.
     vectors
-        How many an update has, as the strategy asks.
+        Number of vectors per update.
     """
 
     transfer: WeightTransfer
@@ -205,25 +205,25 @@ class UpdateReader:
 
     @property
     def bytes(self) -> int:
-        """Return the length of every update."""
+        """Return the size of every update in bytes."""
         return self.vectors * vector_bytes(self.size, self.encoding)
 
     def read(self, result: Result, sha256: str) -> AcceptedUpdate:
-        """Read the update that a reply names; one that may not count is removed.
+        """Read the update that a reply names, and remove it if it is refused.
 
         Parameters
         ----------
         result
             The reply.
         sha256
-            What ``rounds.jsonl`` shall say of it.
+            Hash to record in ``rounds.jsonl``.
 
         Raises
         ------
         RefusedError, ProtocolError
-            As ``measure``.
+            See ``measure``.
         MissingWeightsError
-            If the update has not come.
+            If the update has not arrived.
         """
         digest = result.update or ""
         content = self.transfer.update(result.site, digest)
@@ -235,7 +235,7 @@ class UpdateReader:
         return AcceptedUpdate(result, norm, self.bytes, sha256)
 
     def read_again(self, result: Result) -> float | None:
-        """Return the norm of an update that was accepted before a crash; None if it does not count now."""
+        """Return the norm of an update accepted before a crash, or None if it no longer passes."""
         try:
             return self.read(result, "").norm
         except (RefusedError, ProtocolError, MissingWeightsError):
@@ -256,51 +256,51 @@ def _norm(content: Content, size: int, encoding: Encoding) -> float:
 def judge_norms(
     norms: Mapping[str, float], known: Mapping[str, float], weights_norm: float, size: int
 ) -> dict[str, Refusal]:
-    """Say which updates of a round moved too far, by the other sites' word.
+    """Return the updates of a round that are too long compared with other sites' updates.
 
-    * No update may be longer than ``CEILING_FACTOR`` times the model's own weights.
-    * Every other site is one witness: its update of this round or, where there is none, its last accepted one. With at
-      least two witnesses an update may be longer than their (upper) median by a factor of 5 to 10: four robust
-      standard deviations of the witnesses' log norms (from the median absolute deviation), within these limits. So
-      the bound follows the federation down as the learning rate decays, a site is never its own witness, and as long
-      as most witnesses are honest nobody else can move the bound beyond an honest norm times 10.
-    * With fewer witnesses, an update may be 10 times as long as the longest that was accepted last. Where nothing was
-      accepted yet and two sites differ by more than that, nobody can say which is wrong: neither is counted.
+    * No update's norm may exceed ``CEILING_FACTOR`` times that of the model's weights.
+    * Every other site is one witness, with its update of this round or, without one, its last accepted update. With
+      at least two witnesses, a norm may exceed their (upper) median by a factor of 5 to 10: four robust standard
+      deviations of the witnesses' log norms (from the median absolute deviation), within these limits. The bound thus
+      follows the norms down as the learning rate decays, and no site is its own witness. As long as most witnesses
+      are honest, the others cannot raise the bound above 10 times an honest norm.
+    * With fewer witnesses, a norm may be up to 10 times the largest of the sites' last accepted norms. If no update
+      was accepted yet and two sites differ by more than that, neither is counted: either may be wrong.
 
-    There is no lower bound: a short update slows training and harms nothing else.
+    There is no lower bound: a short update only slows training.
 
     Parameters
     ----------
     norms
-        Site -> L2 norm of its update, of this round.
+        Site -> L2 norm of its update of this round.
     known
-        Site -> L2 norm of its last accepted update; sites that are gone for good may be left in.
+        Site -> L2 norm of its last accepted update; may include sites that have left for good.
     weights_norm
-        L2 norm of the global weights; if 0, every weight counts as 1.
+        L2 norm of the global weights; if 0, ``sqrt(size)`` is used.
     size
         Number of weights.
 
     Returns
     -------
     dict[str, Refusal]
-        Refused site -> ``NORM_OUTLIER``, or ``NORM_DISPUTED`` for the two that nobody can decide between.
+        Refused site -> ``NORM_OUTLIER``, or ``NORM_DISPUTED`` for two sites that disagree.
     """
     ceiling = math.log(CEILING_FACTOR * (weights_norm or math.sqrt(size)))
-    lengths = {site: _log(norm) for site, norm in norms.items()}
-    refused = {site: Refusal.NORM_OUTLIER for site, length in lengths.items() if length > ceiling}
+    log_norms = {site: _log(norm) for site, norm in norms.items()}
+    refused = {site: Refusal.NORM_OUTLIER for site, log_norm in log_norms.items() if log_norm > ceiling}
     accepted_last = {site: _log(norm) for site, norm in known.items()}
-    voices = accepted_last | {site: length for site, length in lengths.items() if site not in refused}
-    for site, length in lengths.items():
+    reference = accepted_last | {site: log_norm for site, log_norm in log_norms.items() if site not in refused}
+    for site, log_norm in log_norms.items():
         if site in refused:
             continue
-        witnesses = [voice for other, voice in voices.items() if other != site]
+        witnesses = [value for other, value in reference.items() if other != site]
         if len(witnesses) >= 2:
-            if length > _bound(witnesses):
+            if log_norm > _bound(witnesses):
                 refused[site] = Refusal.NORM_OUTLIER
         elif accepted_last:
-            if length > max(accepted_last.values()) + LARGEST_TOLERANCE:
+            if log_norm > max(accepted_last.values()) + LARGEST_TOLERANCE:
                 refused[site] = Refusal.NORM_OUTLIER
-        elif witnesses and abs(length - witnesses[0]) > LARGEST_TOLERANCE:
+        elif witnesses and abs(log_norm - witnesses[0]) > LARGEST_TOLERANCE:
             refused[site] = Refusal.NORM_DISPUTED
     return refused
 
@@ -311,7 +311,7 @@ def _log(norm: float) -> float:
 
 def _bound(witnesses: list[float]) -> float:
     ordered = sorted(witnesses)
-    # Of an even number the upper one: half of the witnesses being too short must not condemn an honest site.
+    # The upper median: if half of the witnesses are too short, an honest site must still pass.
     centre = ordered[len(ordered) // 2]
     distances = sorted(abs(value - centre) for value in ordered)
     spread = 1.4826 * distances[(len(distances) - 1) // 2]

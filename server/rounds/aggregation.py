@@ -1,4 +1,4 @@
-"""Reads all accepted updates of a round together, window by window."""
+"""Reads the accepted updates of a round together, window by window."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from common.weights.store import Content
 from server.rounds.strategies.strategy import Next, Window
 
 AHEAD = 3
-"""Pieces that are worked out before they are needed."""
+"""Number of pieces computed ahead."""
 
 
 @dataclass(frozen=True)
 class StoredWindow:
-    """A window of updates that lie on disk or in memory; each is read when it is asked for."""
+    """A window of updates on disk or in memory; each is read when requested."""
 
     where: slice
     _stretches: list[tuple[int, int]]
@@ -30,7 +30,7 @@ class StoredWindow:
 
     @property
     def size(self) -> int:
-        """Return how many weights it covers."""
+        """Return the number of weights it covers."""
         return int(self.where.stop - self.where.start)
 
     def updates(self) -> Iterator[tuple[str, tuple[Vector, ...]]]:
@@ -41,18 +41,18 @@ class StoredWindow:
 
 
 class StoredUpdates:
-    """The updates that count, as a strategy reads them.
+    """The accepted updates, as a strategy reads them.
 
     Parameters
     ----------
     results
-        Site -> its reply, in the order in which windows give the updates.
+        Site -> its reply, in the order in which windows yield the updates.
     contents
         Site -> the bytes of its update: one vector of the model's size, or several one after another.
     size
-        Values of a vector.
+        Number of values per vector.
     encoding
-        The form of each.
+        Encoding of the vectors.
     """
 
     def __init__(
@@ -64,9 +64,9 @@ class StoredUpdates:
         self._encoding = encoding
 
     def map(self, function: Callable[[Window], Next]) -> Iterator[Next]:
-        """Call ``function`` for every window, and yield what it gives, a piece of the vector at a time.
+        """Call ``function`` for every window, and yield the results joined into pieces of the vector.
 
-        A few pieces are worked out ahead, in two threads.
+        A few pieces are computed ahead, in two threads.
         """
 
         def work(piece: Piece) -> Next:

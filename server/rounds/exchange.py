@@ -1,12 +1,12 @@
-"""Messages to sites and their answers: one answer in memory at a time, and no site can hold up the others.
+"""Sends messages to sites and gathers replies: one reply in memory at a time, and no site can block the others.
 
-Weights travel beside the messages (``server.rounds.weight_transfer``), so a message is a kilobyte. In a real
-federation three rules keep a round going, whatever is killed:
+Weights travel outside the messages (``server.rounds.weight_transfer``), so a message is about a kilobyte. In a real
+federation three rules keep a round going through crashes:
 
-* A reply is asked of Flower only when the gateway has seen all of it: Flower blocks on one that is half there.
-* A site says every few seconds which tasks it holds. One that does not hold its task gets it again; a task has the same
-  name then, and a site works on it once.
-* Every new training step moves the deadline of its site.
+* A reply is pulled from Flower only once the gateway has seen all of it: Flower blocks on an incomplete one.
+* Heartbeats say every few seconds which tasks a site holds. A task that its site does not hold is redelivered under the
+  same name, so the site works on it only once.
+* Every new training step extends its site's deadline.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ log = logging.getLogger("fedvox.server")
 
 PULL_INTERVAL_SECONDS = 0.1
 HEARTBEAT_INTERVAL_SECONDS = 0.25
-"""Between looks at what a site said last."""
+"""Between checks of a site's last heartbeat."""
 MOST_DEADLINES = 24
 
 
 class FederationError(FedvoxError):
-    """The federation cannot go on."""
+    """The federation cannot continue."""
 
 
 class NoReply(Enum):
-    """Why there is no reply to take: no end in time, no sign of life, or something that cannot be read."""
+    """Why there is no reply: deadline passed, site silent, or reply unreadable."""
 
     MISSING = "missing"
     SILENT = "silent"
@@ -54,22 +54,21 @@ class Patience:
     Attributes
     ----------
     deadline_seconds
-        For a reply, or for a site's next step; however slowly it goes on, a site gets no more than ``MOST_DEADLINES``
-        of them in one round.
+        For a reply or a site's next step. A slow site gets at most ``MOST_DEADLINES`` times as long per round.
     silence_seconds
-        For a site that gives signs of life but does not take its task.
+        For a site that sends heartbeats but does not take its task.
     offline_seconds
-        For a site that gives no sign of life at all.
+        For a site that sends no heartbeat at all.
     resend_seconds
-        Until a task that a site does not hold is sent again.
+        Before a task that a site does not hold is redelivered.
     gathering_seconds
-        For the sites that are not there yet when the federation (re)starts and has its quorum.
+        For the remaining sites when a federation (re)starts and has its quorum.
     stall_seconds
-        For Flower to hand out a reply, before the others are looked after meanwhile.
+        For Flower to deliver a reply, before turning to the other sites in the meantime.
     look_seconds
-        Between looks at who is online.
+        Between checks of which nodes are online.
     retry_seconds
-        Before a node that could not take part is asked again; doubles up to a minute.
+        Before an unusable node gets another hello; doubles up to a minute.
     """
 
     deadline_seconds: float = 3600.0
@@ -83,23 +82,23 @@ class Patience:
 
 
 class Signals(Protocol):
-    """What the gateway sees of sites, and how it hears of messages."""
+    """Signals between the round loop and the gateway."""
 
     def ring(self, node: int) -> None:
-        """Say that there is a message for a node."""
+        """Signal that a message waits for a node."""
 
     def has_reply(self, message: str) -> bool:
-        """Whether the whole reply to a message can be had from Flower."""
+        """Return whether Flower has the whole reply to a message."""
 
     def forget(self, message: str) -> None:
-        """Say that nobody waits for the reply to a message any more."""
+        """Signal that the reply to a message is no longer wanted."""
 
     def heartbeat(self, node: int) -> tuple[float, Heartbeat] | None:
-        """When the site of a node last gave a sign of life (seconds since the epoch), and what it said."""
+        """Return the last heartbeat of a node's site, with its time in seconds since the epoch."""
 
 
 class MessageMaker(Protocol):
-    """Makes Flower's messages; ``flwr.app.Message`` where Flower has started this process."""
+    """Makes Flower's messages; ``flwr.app.Message`` in a process that Flower started."""
 
     def __call__(
         self,
@@ -110,26 +109,26 @@ class MessageMaker(Protocol):
         ttl: float | None = None,
         group_id: str | None = None,
     ) -> Message:
-        """One message."""
+        """Return a message."""
 
 
 ReplyHandler = Callable[[int, Message | NoReply], None]
 ProgressHandler = Callable[[int, int, int], None]
-"""Gets node, step and steps."""
+"""Receives node, step and number of steps."""
 
 
 @dataclass
 class Ask:
-    """One node and what it is asked.
+    """One message to a node.
 
     Attributes
     ----------
     text
-        The message.
+        Content of the message.
     kind, group
-        Flower's.
+        Flower's message type and group.
     task
-        Its name; empty if the node need not hold it (a hello).
+        Name of the task; empty if the node need not hold it (a hello).
     """
 
     node: int
@@ -141,31 +140,31 @@ class Ask:
 
 @dataclass
 class _Waiting:
-    """Times are of ``time.monotonic``, but ``sent_at`` is of ``time.time``, as heartbeats are."""
+    """Times are from ``time.monotonic``, except ``sent_at``: from ``time.time``, like heartbeats."""
 
     ask: Ask
     identities: list[str]
-    began: float
-    sign: float
+    started: float
+    last_progress: float
     sent: float
     sent_at: float
     step: int = -1
     held: bool = False
-    looked: float = 0.0
+    last_checked: float = 0.0
 
 
 class Exchange:
-    """Sends messages over a Flower grid and hands out the replies as they come.
+    """Sends messages over a Flower grid and hands on the replies as they arrive.
 
     Parameters
     ----------
     grid
-        Flower's.
+        Flower's grid.
     make_message
-        Makes its messages.
+        Makes Flower's messages.
     patience, signals
-        Of a real federation. None is for simulations: there every site answers, in its own time, in the calling
-        thread, and an error of the grid is an error of the run.
+        For a real federation. None for simulations: every site replies without a deadline, replies are pulled in the
+        calling thread, and an error of the grid ends the run.
     """
 
     def __init__(
@@ -179,14 +178,14 @@ class Exchange:
         self._stalled: dict[str, _Puller] = {}
 
     def send(self, asks: Iterable[Ask], seconds: float | None = None) -> dict[str, Ask]:
-        """Send every node its message; return message identity -> what was asked.
+        """Send every node its message; return message identity -> message.
 
         Parameters
         ----------
         asks
-            Whom to ask what.
+            The messages.
         seconds
-            After which a message that was not fetched is void; by default somewhat more than the deadline.
+            Time to live; by default a minute more than ``MOST_DEADLINES`` deadlines, and Flower's own in simulations.
         """
         asks = list(asks)
         if not asks:
@@ -201,7 +200,7 @@ class Exchange:
         if self._signals is not None:
             for ask in asks:
                 self._signals.ring(ask.node)
-        # A node that left meanwhile gets no message, and Flower an empty identity; its deadline tells.
+        # Flower returns an empty identity for a node that has left; its deadline then passes without a reply.
         return {identity or f"unsent-{ask.node}": ask for identity, ask in zip(identities, asks, strict=True)}
 
     def gather(
@@ -218,30 +217,30 @@ class Exchange:
         sent
             What ``send`` returned.
         take
-            Gets node and reply, or why there is none; each node once.
+            Receives each node's reply, or why there is none, once.
         seen
-            Hears of every new step.
+            Receives every new training step.
         idle
-            Called between looks; must return soon.
+            Called between checks; must return quickly.
         """
         began, now = time.monotonic(), time.time()
         waiting = [_Waiting(ask, [identity], began, began, began, now) for identity, ask in sent.items()]
         while waiting:
-            quiet = True
+            no_reply_yet = True
             for each in list(waiting):
-                reply = self._look(each, seen)
+                reply = self._check(each, seen)
                 if reply is not None:
                     waiting.remove(each)
                     self.forget(each.identities)
                     take(each.ask.node, reply)
-                    quiet = False
+                    no_reply_yet = False
             if idle is not None:
                 idle()
-            if quiet and waiting:
+            if no_reply_yet and waiting:
                 time.sleep(self._interval(time.monotonic() - began))
 
     def poll(self, identity: str) -> Message | NoReply | None:
-        """Return the reply to one message if it is there; never wait for long."""
+        """Return the reply to one message if it has arrived; wait at most ``stall_seconds``."""
         if identity.startswith("unsent-"):
             return NoReply.MISSING
         if self._patience is None or self._signals is None:
@@ -260,8 +259,8 @@ class Exchange:
             if self._signals is not None and not identity.startswith("unsent-"):
                 self._signals.forget(identity)
 
-    def _look(self, waiting: _Waiting, seen: ProgressHandler | None) -> Message | NoReply | None:
-        """Return the reply of one node, or why there will be none; None while it is waited for."""
+    def _check(self, waiting: _Waiting, seen: ProgressHandler | None) -> Message | NoReply | None:
+        """Return a node's reply, or why there will be none; None while it is still expected."""
         for identity in waiting.identities:
             reply = self.poll(identity)
             if reply is not None and not (reply is NoReply.MISSING and self._patience is not None):
@@ -269,21 +268,21 @@ class Exchange:
         if self._patience is None or self._signals is None:
             return NoReply.MISSING if waiting.identities[0].startswith("unsent-") else None
         now = time.monotonic()
-        if now - waiting.looked < HEARTBEAT_INTERVAL_SECONDS:
+        if now - waiting.last_checked < HEARTBEAT_INTERVAL_SECONDS:
             return None
-        waiting.looked = now
+        waiting.last_checked = now
         beat = self._signals.heartbeat(waiting.ask.node)
         self._note_progress(waiting, beat, seen)
         deadline = self._patience.deadline_seconds
-        if now - waiting.sign > deadline or now - waiting.began > MOST_DEADLINES * deadline:
+        if now - waiting.last_progress > deadline or now - waiting.started > MOST_DEADLINES * deadline:
             return NoReply.MISSING
-        silence = now - waiting.began if beat is None else min(time.time() - beat[0], now - waiting.began)
+        silence = now - waiting.started if beat is None else min(time.time() - beat[0], now - waiting.started)
         if silence > self._patience.offline_seconds:
             return NoReply.SILENT
         if waiting.ask.task and not waiting.held:
-            if now - waiting.sign > self._patience.silence_seconds:
+            if now - waiting.last_progress > self._patience.silence_seconds:
                 return NoReply.SILENT
-            self._send_again(waiting, beat)
+            self._redeliver(waiting, beat)
         return None
 
     def _note_progress(
@@ -291,19 +290,19 @@ class Exchange:
     ) -> None:
         if beat is None or beat[0] < waiting.sent_at:
             return
-        said = beat[1]
-        holds = waiting.ask.task in said.tasks
+        heartbeat = beat[1]
+        holds = waiting.ask.task in heartbeat.tasks
         if holds != waiting.held:
-            # Also of a site that lost it, after hours maybe: it has as long to take it again.
-            waiting.held, waiting.sign = holds, time.monotonic()
-        if said.task == waiting.ask.task and said.task and said.step > waiting.step:
-            waiting.step, waiting.sign = said.step, time.monotonic()
-            if seen is not None and said.step:
-                seen(waiting.ask.node, said.step, said.steps)
+            # A site that lost its task, perhaps after hours, gets as long to take it again.
+            waiting.held, waiting.last_progress = holds, time.monotonic()
+        if heartbeat.task == waiting.ask.task and heartbeat.task and heartbeat.step > waiting.step:
+            waiting.step, waiting.last_progress = heartbeat.step, time.monotonic()
+            if seen is not None and heartbeat.step:
+                seen(waiting.ask.node, heartbeat.step, heartbeat.steps)
 
-    def _send_again(self, waiting: _Waiting, beat: tuple[float, Heartbeat] | None) -> None:
-        """Send a task again that the site has said not to hold, though it had the time to receive it."""
-        assert self._patience is not None  # noqa: S101 -- the caller has seen it
+    def _redeliver(self, waiting: _Waiting, beat: tuple[float, Heartbeat] | None) -> None:
+        """Redeliver a task that the site had time to receive but does not hold."""
+        assert self._patience is not None  # noqa: S101 -- the caller has checked it
         patience = self._patience.resend_seconds
         if beat is None or time.monotonic() - waiting.sent < patience or beat[0] - waiting.sent_at < patience / 2:
             return
@@ -312,13 +311,13 @@ class Exchange:
         waiting.sent, waiting.sent_at = time.monotonic(), time.time()
 
     def _interval(self, elapsed: float) -> float:
-        """Pause between looks: a fiftieth of the time that it took so far, but 0.01 s at least and a second at most."""
+        """Return the pause between checks: a fiftieth of the elapsed time, 0.01 s to 1 s; fixed in simulations."""
         if self._patience is None:
             return PULL_INTERVAL_SECONDS
         return min(max(elapsed / 50, 0.01), 1.0)
 
     def _pull_in_thread(self, identity: str, seconds: float) -> Message | NoReply | None:
-        """Pull in another thread, because Flower waits for parts of a reply without a limit of ours."""
+        """Pull in another thread, because Flower waits without a limit for missing parts of a reply."""
         puller = self._stalled.get(identity)
         if puller is None:
             puller = self._puller = self._puller or _Puller(self._grid)
@@ -335,15 +334,15 @@ class Exchange:
         if self._stalled.pop(identity, None) is not None:
             puller.requests.put(None)
         if isinstance(result, Exception):
-            log.warning("a reply cannot be read", exc_info=result)
-            # If SuperLink itself is gone this raises too, and the run ends. Else this one reply is to blame.
+            log.warning("a reply is unreadable", exc_info=result)
+            # If SuperLink itself is gone, this raises too and ends the run. Otherwise only this reply is bad.
             list(self._grid.get_node_ids())
             return NoReply.UNREADABLE
         return result[0] if result else None
 
 
 class _Puller(threading.Thread):
-    """Pulls the replies that it is asked for, one after another."""
+    """Pulls requested replies one after another."""
 
     def __init__(self, grid: Grid) -> None:
         super().__init__(daemon=True)
@@ -353,9 +352,9 @@ class _Puller(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Work until it is asked for None."""
+        """Pull replies until None is requested."""
         while (identity := self.requests.get()) is not None:
             try:
                 self.results.put(list(self._grid.pull_messages([identity])))
-            except Exception as error:  # whatever a site sent, it must not end the run
+            except Exception as error:  # nothing that a site sends may end the run
                 self.results.put(error)

@@ -1,4 +1,4 @@
-"""The model before the first round: drawn from the seed, or one that was trained before."""
+"""The initial model: drawn from the seed, or pretrained."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ log = logging.getLogger("fedvox.server")
 
 
 def initial_weights(plan: Plan, seed: int) -> tuple[Vector, WeightLayout]:
-    """Return the network's own initialisation, drawn from the federation's seed."""
-    model = _drawn(plan, seed)
+    """Return the network's default initialisation, drawn from the federation's seed."""
+    model = _draw_model(plan, seed)
     layout = WeightLayout.of(model)
     return layout.flatten(model.state_dict()), layout
 
 
 def write_initial_weights(folder: RunFolder, plan: Plan, seed: int) -> None:
-    """Write ``initial_weights`` as the model before the first round; they lie in files and never in memory."""
+    """Write ``initial_weights`` as checkpoint 0, with file-backed memory so that large models fit."""
     scratch = folder.path / "checkpoints" / ".drawn.part"
     try:
-        with _InFile(scratch):
-            state = _drawn(plan, seed).state_dict()
+        with _FileBacked(scratch):
+            state = _draw_model(plan, seed).state_dict()
         parts = (tensor.reshape(-1).numpy() for tensor in state.values())
         for _ in folder.write_checkpoint(0, parts, weight_layout(plan)):
             pass
@@ -45,8 +45,8 @@ def write_initial_weights(folder: RunFolder, plan: Plan, seed: int) -> None:
         scratch.unlink(missing_ok=True)
 
 
-class _InFile(TorchFunctionMode):
-    """Within it, new tensors get their memory from a file, which may be removed when they are not needed any more."""
+class _FileBacked(TorchFunctionMode):
+    """Allocates new tensors in a memory-mapped file, which must outlive their use."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -67,29 +67,31 @@ class _InFile(TorchFunctionMode):
         return torch.from_numpy(np.memmap(self._path, np.float32, "r+", start, shape))
 
 
-def _drawn(plan: Plan, seed: int) -> nn.Module:
+def _draw_model(plan: Plan, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_model(plan.model)
 
 
 def first_weights(config: FederationConfig, plan: Plan) -> tuple[Vector, WeightLayout]:
-    """Return the weights that a federation's first round starts from, and how they lie in a vector.
+    """Return the weights that a federation's first round starts from, and their layout.
 
-    Those of ``config.initial_model`` if there is one. Its heads, which give the classes, are kept only if it has the
-    same labels; otherwise they are drawn from the seed, as all weights are without an initial model.
+    They come from ``config.initial_model`` if it is set. Its heads, which predict the classes, are kept only if its
+    labels are the same; otherwise they are drawn from the seed. Without an initial model all weights are.
 
     Raises
     ------
     ConfigError
-        The initial model is not there, has changed, or is another network than the plan's.
+        The initial model is missing, has changed, or is a different network from the plan's.
     BundleError
-        It is damaged.
+        The initial model is damaged.
     """
     drawn, layout = initial_weights(plan, config.seed)
     if config.initial_model is None:
         if config.initial_model_sha256 is not None:
-            raise ConfigError("initial_model: is missing, and initial_model_sha256 says that there is one")
+            raise ConfigError(
+                "initial_model: is missing, but initial_model_sha256 is set; set initial_model too, or remove the hash"
+            )
         return drawn, layout
     bundle = load_bundle(Path(config.initial_model))
     if bundle.sha256 != config.initial_model_sha256:
@@ -100,7 +102,7 @@ def first_weights(config: FederationConfig, plan: Plan) -> tuple[Vector, WeightL
     _check_same_network(config.initial_model, bundle, plan)
     weights = dict(bundle.weights)
     if bundle.plan.labels != plan.labels:
-        log.info("the initial model has other labels: its heads are drawn anew")
+        log.info("the initial model has other labels: its heads are drawn from the seed")
         fresh = build_model(plan.model)
         layout.load(fresh, drawn)
         weights |= {name: tensor for name, tensor in fresh.state_dict().items() if name.startswith("heads.")}
@@ -108,12 +110,12 @@ def first_weights(config: FederationConfig, plan: Plan) -> tuple[Vector, WeightL
 
 
 def draw(run: Path) -> None:
-    """Write the model before the first round; if the run has begun, check that its last one is of the plan's network.
+    """Write the initial model or, if the run has begun, check that its last model fits the plan's network.
 
     Raises
     ------
     FedvoxError
-        As ``first_weights``; or the last model is missing, damaged or of another network.
+        See ``first_weights``; or the last model is missing, damaged or of another network.
     """
     folder = RunFolder.open(run)
     config = load_federation(folder.path / "federation.yaml")
@@ -128,22 +130,22 @@ def draw(run: Path) -> None:
 
 
 def weight_layout(plan: Plan) -> WeightLayout:
-    """How the weights of the plan's network lie in a vector."""
+    """Return the layout of the weights of the plan's network."""
     with torch.device("meta"):
         return WeightLayout.of(build_model(plan.model))
 
 
 def _check_same_network(folder: str, bundle: Bundle, plan: Plan) -> None:
-    """All but the number of classes must be equal: it decides the shape of the heads alone."""
+    """Refuse differences other than the number of classes, which affects only the heads."""
     theirs, ours = bundle.plan.model.model_dump(), plan.model.model_dump()
     for key in (key for key in ours if key != "classes" and theirs[key] != ours[key]):
         raise ConfigError(
-            f"initial_model: {folder} is another network: its model.{key} is {_plain(theirs[key])}, the federation's "
-            f"is {_plain(ours[key])}; set the model section to that of the initial model, or take another one"
+            f"initial_model: {folder} is a different network: its model.{key} is {_format(theirs[key])}, the "
+            f"federation's is {_format(ours[key])}; copy its model section, or choose another initial model"
         )
 
 
-def _plain(value: object) -> str:
+def _format(value: object) -> str:
     return str(value).replace("(", "[").replace(")", "]")
 
 

@@ -1,7 +1,7 @@
-"""Sites whose updates were refused three times in a row are not asked again until the coordinator releases them.
+"""Quarantine: a site whose replies are refused three times in a row takes no part until the coordinator releases it.
 
-``state.json`` belongs to the round loop alone. A release is therefore a note in the run folder, which the loop reads
-before its next round; it works while the federation runs and while it does not.
+Only the round loop writes ``state.json``. A release is therefore a note in the run folder, which the loop reads before
+its next round; it works whether or not the federation is running.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def release(folder: RunFolder, site: str) -> None:
         The site is not in quarantine.
     """
     state = folder.load_state()
-    held = {} if state is None else state.quarantine
-    if site not in held:
-        names = ", ".join(sorted(held)) or "no site is"
+    quarantined = {} if state is None else state.quarantine
+    if site not in quarantined:
+        names = ", ".join(sorted(quarantined)) or "no site"
         raise QuarantineError(f"{folder.path}: {site} is not in quarantine (in it: {names})")
     (folder.path / "releases").mkdir(exist_ok=True)
     write_atomically(folder.path / "releases" / _file_name(site), site)
 
 
 def read_releases(folder: RunFolder, state: RunState) -> list[str]:
-    """Take the sites that the coordinator released out of quarantine, commit that, and return their names."""
+    """Release the sites that the coordinator noted, commit the state, and return their names."""
     notes = sorted((folder.path / "releases").glob("*.txt"))
     released = []
     for note in notes:
@@ -57,17 +57,17 @@ def read_releases(folder: RunFolder, state: RunState) -> list[str]:
 
 
 def count_refusals(folder: RunFolder, state: RunState, refused: Mapping[str, Refusal | None]) -> list[str]:
-    """Note a round's outcome: site -> why its reply was refused, None where it was accepted.
+    """Record a round's outcome: site -> why its reply was refused, None if it was accepted.
 
-    A reply that never came changes nothing. The two sites of a dispute are told, but it is not held against them: one
-    of them is honest.
+    A missing reply changes nothing. Both sites of a dispute are told, but it does not count against them: one of them
+    may be honest.
 
     Returns
     -------
     list[str]
-        Sites that are in quarantine from now on. The caller commits the state.
+        Newly quarantined sites. The caller commits the state.
     """
-    caught = []
+    newly_quarantined = []
     for site, reason in refused.items():
         if reason is None:
             state.refusals.pop(site, None)
@@ -79,9 +79,9 @@ def count_refusals(folder: RunFolder, state: RunState, refused: Mapping[str, Ref
         state.refusals[site] = state.refusals.get(site, 0) + 1
         if state.refusals[site] >= REFUSALS_IN_A_ROW and site not in state.quarantine:
             state.quarantine[site] = reason
-            caught.append(site)
+            newly_quarantined.append(site)
             folder.event("site_quarantined", site=site, reason=reason)
-    return caught
+    return newly_quarantined
 
 
 def _file_name(site: str) -> str:

@@ -1,4 +1,4 @@
-"""Who takes part: sites come, say who they are, leave, and come back."""
+"""Tracks which sites are present: sites join, identify themselves, leave and return."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from common.protocol.codec import HELLO, ErrorCode, Hello, SiteInfo, from_record
 from server.rounds.exchange import Ask, Exchange, FederationError, NoReply, Patience
 from server.run_store.folder import RunFolder, RunState
 
-HELLO_SECONDS = 60.0  # a site at work does not fetch it, and is greeted anew until it does
+HELLO_SECONDS = 60.0  # a busy site does not fetch its hello, so it gets a new one until it does
 LONGEST_RETRY_SECONDS = 60.0
 LONGEST_SIT_OUT = 8
 FLOWER_UNAVAILABLE = {3, 4, 5}  # message, reply, node
@@ -30,14 +30,14 @@ SITE_SAYS_NO = {
     ErrorCode.PRIVACY_BUDGET,
     ErrorCode.LEDGER,
 }
-# It says so only when it is asked to train, and the answer will hardly be another one in the next round.
+# A site answers this only when asked to train, and its answer is unlikely to change in the next round.
 CANNOT_PAY = {ErrorCode.PRIVACY_BUDGET, ErrorCode.LEDGER}
 Names = Callable[[int], str | None]
 
 
 @dataclass
-class _Refused:
-    """A node that cannot take part for now."""
+class _UnusableNode:
+    """A node that cannot take part at the moment."""
 
     reason: str
     retry_at: float
@@ -45,21 +45,21 @@ class _Refused:
 
 
 class Roster:
-    """The sites that are there and have said who they are.
+    """The sites that are connected and have identified themselves.
 
     Parameters
     ----------
     grid, exchange
-        Flower's grid and the way to ask over it.
+        Flower's grid, and the exchange that sends messages over it.
     state
-        Of the run; its quarantine is heeded.
+        State of the run, with the quarantined sites.
     expected
-        How many sites the federation has.
+        Number of sites in the federation.
     names
-        Node -> the site's registered name, None for a node that is not registered. Without it a site is whom it says
-        it is, as in simulations.
+        Node -> the site's registered name, None for a node that is not registered. Without it the name that a site
+        claims is trusted, as in simulations.
     patience
-        None for simulations: there all sites must be there and fit, from the beginning.
+        None for simulations, in which all sites must be present and usable from the start.
     """
 
     def __init__(
@@ -82,79 +82,79 @@ class Roster:
         self.present: dict[int, SiteInfo] = {}
         self._greeted: dict[str, int] = {}
         self._greeted_at: dict[str, float] = {}
-        self._refused: dict[int, _Refused] = {}
+        self._unusable: dict[int, _UnusableNode] = {}
         self._refreshed = -math.inf
         self._absences: dict[str, int] = {}
-        self._back_in_round: dict[str, int] = {}
+        self._due_in_round: dict[str, int] = {}
 
     @property
     def free(self) -> dict[int, SiteInfo]:
-        """All sites that are there and not in quarantine."""
+        """All sites that are present and not quarantined."""
         return {node: info for node, info in self.present.items() if info.site not in self._state.quarantine}
 
     def active(self, round_number: int, quorum: int) -> dict[int, SiteInfo]:
         """Return the sites to ask in a round.
 
-        Quarantined ones are left out, and those that let several rounds in a row wait, or cannot pay for them with
-        their patients' privacy, sit out 1, 3, then 7 rounds, unless there are too few without them.
+        Quarantined sites are left out. Sites that miss several rounds in a row, or whose privacy budget does not cover
+        them, sit out 1, 3, then 7 rounds, unless the quorum needs them.
         """
         free = self.free
-        prompt = {node: info for node, info in free.items() if self._back_in_round.get(info.site, 0) <= round_number}
-        return prompt if len(prompt) >= quorum else free
+        due = {node: info for node, info in free.items() if self._due_in_round.get(info.site, 0) <= round_number}
+        return due if len(due) >= quorum else free
 
     def gather(self, quorum: int, say: Callable[[str], None]) -> None:
-        """Wait for all sites, or for the quorum and as long as ``patience`` allows for the others.
+        """Wait for all sites, or for the quorum once ``patience`` for the others runs out.
 
         Raises
         ------
         FederationError
-            In a simulation, a site cannot take part or has another's name.
+            In a simulation, a site cannot take part, or two sites have the same name.
         """
         if self._patience is None:
             self._gather_simulated()
             return
-        began, said = time.monotonic(), -1
+        started, last_reported = time.monotonic(), -1
         while True:
             self.look()
             here = len(self.free)
-            waited = time.monotonic() - began
+            waited = time.monotonic() - started
             if here >= self._expected - len(self._state.quarantine) and here >= quorum:
                 return
             if here >= quorum and waited >= self._patience.gathering_seconds:
                 return
-            if here != said:
-                said = here
-                say(f"waiting for sites: {here} of {self._expected} are there, {quorum} are needed")
+            if here != last_reported:
+                last_reported = here
+                say(f"waiting for sites: {here} of {self._expected} are ready, {quorum} are needed")
             time.sleep(0.1)
 
     def wait_for(self, quorum: int, say: Callable[[str], None], between: Callable[[], object]) -> None:
-        """Wait until the quorum is there; ``between`` is called now and then.
+        """Wait until the quorum is present, and call ``between`` after each check.
 
         Raises
         ------
         FederationError
-            In a simulation, quarantine leaves too few.
+            In a simulation, quarantine leaves too few sites.
         """
-        said = -1
+        last_reported = -1
         while (here := len(self.free)) < quorum:
             if self._patience is None:
-                held = ", ".join(sorted(self._state.quarantine))
-                raise FederationError(f"sites that are left: {here}, needed: {quorum} (in quarantine: {held})")
-            if here != said:
-                said = here
-                say(f"waiting for sites: {here} are there, {quorum} are needed")
+                quarantined = ", ".join(sorted(self._state.quarantine))
+                raise FederationError(f"too few sites: {here} left, {quorum} needed (in quarantine: {quarantined})")
+            if here != last_reported:
+                last_reported = here
+                say(f"waiting for sites: {here} are ready, {quorum} are needed")
                 self._folder.event("waiting_for_quorum", present=here, needed=quorum)
             time.sleep(0.1)
             self.look()
             between()
 
     def look(self) -> None:
-        """As ``refresh``, but at most once in ``look_seconds``."""
+        """Call ``refresh``, but at most once every ``look_seconds``."""
         if self._patience is not None and time.monotonic() - self._refreshed >= self._patience.look_seconds:
             self.refresh()
 
     def refresh(self) -> None:
-        """Notice who left, greet who came, read who answered; wait for nobody. Nothing to do in simulations."""
+        """Drop sites that left, greet new nodes and read answers that have arrived. Do nothing in simulations."""
         if self._patience is None:
             return
         self._refreshed = time.monotonic()
@@ -171,28 +171,28 @@ class Roster:
         self._greet(nodes)
 
     def lose(self, node: int, site: str, round_number: int, sits_out: bool) -> None:
-        """Take a site off the roster; it must say who it is again, which it cannot while it is busy or hangs.
+        """Take a site off the roster until it answers a new hello, which it cannot while it is busy or hangs.
 
         Parameters
         ----------
         node, site
-            Which.
+            The site and its node.
         round_number
-            The round that is under way.
+            The current round.
         sits_out
-            It let the round wait until the deadline, or cannot pay for it: it is asked less often.
+            Whether to ask the site less often, because it did not reply or lacks the privacy budget.
         """
         if self._patience is None:
             return
         self.present.pop(node, None)
         if sits_out:
             self._absences[site] = self._absences.get(site, 0) + 1
-            self._back_in_round[site] = round_number + min(2 ** (self._absences[site] - 1), LONGEST_SIT_OUT)
+            self._due_in_round[site] = round_number + min(2 ** (self._absences[site] - 1), LONGEST_SIT_OUT)
 
     def answered(self, node: int, info: SiteInfo) -> None:
-        """Note that a site was in time; one that was offline meanwhile need not say again who it is."""
+        """Note that a site replied in time; it returns to the roster without a new hello."""
         self._absences.pop(info.site, None)
-        self._back_in_round.pop(info.site, None)
+        self._due_in_round.pop(info.site, None)
         if info.site in {other.site for other in self.present.values()}:
             return
         self.present[node] = info
@@ -204,7 +204,7 @@ class Roster:
         new = sorted(
             node
             for node in nodes
-            if node not in known and (node not in self._refused or self._refused[node].retry_at <= now)
+            if node not in known and (node not in self._unusable or self._unusable[node].retry_at <= now)
         )
         for identity, ask in self._exchange.send(self._hellos(new), HELLO_SECONDS).items():
             self._greeted[identity], self._greeted_at[identity] = ask.node, now
@@ -221,17 +221,17 @@ class Roster:
     def _take_answer(self, node: int, reply: Message | NoReply) -> None:
         reason = self._admit(node, reply)
         if reason is None or self._patience is None:
-            self._refused.pop(node, None)
+            self._unusable.pop(node, None)
             return
-        before = self._refused.get(node)
+        before = self._unusable.get(node)
         pause = self._patience.retry_seconds if before is None else min(2 * before.pause, LONGEST_RETRY_SECONDS)
-        self._refused[node] = _Refused(reason, time.monotonic() + pause, pause)
+        self._unusable[node] = _UnusableNode(reason, time.monotonic() + pause, pause)
         if before is None or before.reason != reason:
             name = None if self._names is None else self._names(node)
             self._folder.event("site_unusable", node=node, site=name, reason=reason)
 
     def _admit(self, node: int, reply: Message | NoReply) -> str | None:
-        """Put a site on the roster, or say why not."""
+        """Add a site to the roster, or return the reason why not."""
         if isinstance(reply, NoReply):
             return reply.value
         if reply.has_error():
@@ -259,9 +259,9 @@ class Roster:
             if isinstance(reply, NoReply) or reply.has_error():
                 code = reply.value if isinstance(reply, NoReply) else error_name(reply)
                 self._folder.event("site_unusable", node=node, reason=code)
-                raise FederationError(f"a site cannot take part: {code}; its own log says why")
+                raise FederationError(f"a site cannot take part: {code}; see the site's log")
             info = unpack_answer(from_record(reply.content))
-            assert isinstance(info, SiteInfo)  # noqa: S101 -- of our own app in this very process
+            assert isinstance(info, SiteInfo)  # noqa: S101 -- it comes from our own app in this process
             self.present[node] = info
 
         self._exchange.gather(self._exchange.send(self._hellos(nodes)), take)
@@ -272,7 +272,7 @@ class Roster:
 
 
 def error_name(reply: Message) -> str:
-    """Return a code word of ours for an error reply; the reason that came with it is not repeated."""
+    """Return our code for an error reply, without the text that came with it."""
     try:
         return ErrorCode(reply.error.code).name.lower().replace("_", "-")
     except ValueError:
@@ -280,15 +280,15 @@ def error_name(reply: Message) -> str:
 
 
 def is_gone(reply: Message) -> bool:
-    """Whether an error reply is Flower's, because the site or its reply cannot be reached any more."""
+    """Return whether Flower made this error reply because the site or its reply is no longer available."""
     return reply.error.code in FLOWER_UNAVAILABLE
 
 
 def cannot_pay(reply: Message) -> bool:
-    """Whether an error reply means that the site's privacy budget or ledger does not allow the round."""
+    """Return whether the site's privacy budget or ledger does not allow the round."""
     return reply.error.code in CANNOT_PAY
 
 
 def says_no(reply: Message) -> bool:
-    """Whether an error reply means that the site does not want to take part for now."""
+    """Return whether the site declines to take part for now."""
     return reply.error.code in SITE_SAYS_NO

@@ -1,4 +1,4 @@
-"""One round: a task to every site, and what becomes of the replies."""
+"""One round: sends a task to every site and checks the replies."""
 
 from __future__ import annotations
 
@@ -34,29 +34,29 @@ from server.run_store.locks import UPDATES
 
 
 class Round:
-    """Sends one task, checks the replies as they come, and knows at the end which of them count.
+    """Sends one task, checks replies as they arrive, and decides which of them count.
 
     Parameters
     ----------
     terms
-        Of the federation.
+        Terms of the federation.
     vectors
-        How many vectors the strategy asks for in an update.
+        Vectors per update that the strategy needs.
     state
-        Of the run, before this round.
+        State of the run before this round.
     folder
-        Of the run; notes of accepted updates wait in it.
+        The run folder; it holds the notes of accepted updates.
     task
-        What is asked; each site also hears whether its last reply was refused.
+        The task; each site's copy also says whether its last reply was refused.
     transfer
-        How weights travel.
+        Transfers weights.
     emit
-        Hears how far sites are, and of every entry; again when an entry changes at the end of the round.
+        Receives sites' progress and every entry, again if it changes at the end of the round.
 
     Attributes
     ----------
     bytes_up, bytes_down
-        Of weights; the kilobyte of words beside them is not counted.
+        Transferred weights; the small messages are not counted.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Round:
 
     @property
     def seconds(self) -> float:
-        """Since the round began."""
+        """Seconds since the round began."""
         return time.perf_counter() - self._started
 
     @property
@@ -103,17 +103,17 @@ class Round:
         sites: Mapping[int, SiteInfo],
         model: Published,
     ) -> None:
-        """Ask these sites, by node, wait for their replies, and judge the updates together."""
+        """Send the task to these sites (by node), wait for their replies, and compare their updates' norms."""
         self._sites = dict(sites)
         self.updates.open(self._reader.read_again)
         if self.task.train:
-            self._take_up_accepted()
+            self._recover_accepted()
         asked = {node: info for node, info in self._sites.items() if info.site not in self.lines}
         sent = self._send(exchange, asked, model)
 
         def take(node: int, reply: Message | NoReply) -> None:
             info = asked[node]
-            self._note(info.site, self._entry(reply, info))
+            self._record(info.site, self._entry(reply, info))
             error = None if isinstance(reply, NoReply) or not reply.has_error() else reply
             if reply in (NoReply.MISSING, NoReply.SILENT) or (error is not None and is_gone(error)):
                 roster.lose(node, info.site, self.task.round, sits_out=True)
@@ -131,7 +131,7 @@ class Round:
             self._judge(model.norm)
 
     def accepted_updates(self) -> Updates:
-        """Return the updates that count, as a strategy reads them."""
+        """Return the accepted updates for a strategy."""
         return self.updates.accepted(self.accepted)
 
     def summary(self) -> dict[str, Any]:
@@ -160,19 +160,19 @@ class Round:
         self.bytes_down = len(asks) * model.bytes
         return exchange.send(asks)
 
-    def _take_up_accepted(self) -> None:
-        """Count what was accepted before a crash in this round, of sites that take part."""
-        here = {info.site for info in self._sites.values()}
+    def _recover_accepted(self) -> None:
+        """Count updates accepted in this round before a crash; drop those of sites that no longer take part."""
+        present = {info.site for info in self._sites.values()}
         for site, update in sorted(self.updates.updates.items()):
-            if site not in here:
+            if site not in present:
                 self.updates.drop(site)
                 continue
             self.bytes_up += update.size
             self.refusals[site] = None
-            self._note(site, round_log.accepted(update.result, update.sha256))
+            self._record(site, round_log.accepted(update.result, update.sha256))
 
     def _entry(self, reply: Message | NoReply, info: SiteInfo) -> dict[str, Any]:
-        """Check one reply and its update, and return what ``rounds.jsonl`` shall hold of it."""
+        """Check one reply and its update, and return the site's entry in ``rounds.jsonl``."""
         if reply is NoReply.MISSING:
             return round_log.not_counted("missing", "deadline", info, self._labels)
         if reply is NoReply.SILENT:
@@ -185,10 +185,10 @@ class Round:
             text = from_record(reply.content)
             result = unpack_answer(text)
             if not isinstance(result, Result):
-                raise ProtocolError("not the answer to a task")
+                raise ProtocolError("not a reply to a task")
             config = self._terms.config
             admit(result, self.task, info, self._labels, config.training.local_steps, config.privacy)
-            # The site's own log of what left has the same hash: of the update or, without one, of the whole reply.
+            # The hash in the site's sent log: of the update or, without one, of the whole reply.
             sha256 = result.update or hashlib.sha256(text.encode()).hexdigest()
             if result.update is not None:
                 update = self._reader.read(result, sha256)
@@ -203,19 +203,19 @@ class Round:
         self.refusals[info.site] = None
         return round_log.accepted(result, sha256)
 
-    def _judge(self, length: float) -> None:
-        """Take back updates that moved too far from weights of this norm, now that all are known."""
+    def _judge(self, weights_norm: float) -> None:
+        """Refuse updates with outlying norms, now that all norms are known."""
         norms = {site: update.norm for site, update in self.updates.updates.items()}
         infos = {info.site: info for info in self._sites.values()}
-        for site, reason in judge_norms(norms, self._state.norms, length, self._size).items():
+        for site, reason in judge_norms(norms, self._state.norms, weights_norm, self._size).items():
             self.updates.drop(site)
-            self._note(site, self._refuse(reason, infos[site]))
+            self._record(site, self._refuse(reason, infos[site]))
 
     def _refuse(self, reason: Refusal, info: SiteInfo) -> dict[str, Any]:
         self.refusals[info.site] = reason
         return round_log.not_counted("refused", reason, info, self._labels)
 
-    def _note(self, site: str, line: dict[str, Any]) -> None:
+    def _record(self, site: str, line: dict[str, Any]) -> None:
         self.lines[site] = line
         if line["status"] != "ok":
             self._folder.event("site_not_counted", round=self.task.round, site=site, reason=line["reason"])

@@ -1,4 +1,4 @@
-"""What ``rounds.jsonl`` says of a round and of each of its sites."""
+"""Entries of ``rounds.jsonl`` for a round and its sites."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from common.protocol.codec import Result, SiteInfo
 
 
 def accepted(result: Result, sha256: str | None) -> dict[str, Any]:
-    """Return the entry of a site that is counted, with the SHA-256 of its update or, without one, of its reply."""
+    """Return the entry of an accepted site, with the SHA-256 of its update or, without one, of its reply."""
     return {
         "status": "ok",
         "reason": None,
@@ -31,13 +31,13 @@ def accepted(result: Result, sha256: str | None) -> dict[str, Any]:
 
 
 def contributors(rounds: Iterable[Mapping[str, Any]], last: int) -> list[str]:
-    """Return the names of the sites of which an update was counted up to the round ``last``."""
+    """Return the names of the sites with an accepted update up to round ``last``."""
     trained = [line for line in rounds if line["phase"] == "train" and line["round"] <= last]
     return sorted({name for line in trained for name, site in line["sites"].items() if site["status"] == "ok"})
 
 
 def not_counted(status: str, reason: str, info: SiteInfo, labels: Collection[int]) -> dict[str, Any]:
-    """Return the entry of a site that is not counted: nothing that it sent is repeated."""
+    """Return the entry of a site that is not counted, without anything that it sent."""
     empty = Result(
         site=info.site,
         run="",
@@ -57,7 +57,7 @@ def not_counted(status: str, reason: str, info: SiteInfo, labels: Collection[int
 
 
 def totals(sites: Mapping[str, Mapping[str, Any]], labels: Collection[int]) -> dict[str, Any]:
-    """Return means over the sites that are counted: Dice by label, and the training loss weighted by patients."""
+    """Return means over the accepted sites: Dice, also by label, and the training loss weighted by patients."""
     counted = [line for line in sites.values() if line["status"] == "ok"]
     losses = [(line["train_loss"], line["examples"]) for line in counted if line["train_loss"] is not None]
     patients = sum(examples for _, examples in losses)
@@ -69,7 +69,7 @@ def totals(sites: Mapping[str, Mapping[str, Any]], labels: Collection[int]) -> d
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of what is known; None if nothing is."""
+    """Return the mean of the known values, or None if there are none."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 

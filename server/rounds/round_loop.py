@@ -1,11 +1,11 @@
 """The Flower ServerApp: the round loop.
 
-One message per round and site: it carries the global weights, the site scores them on its own validation patients,
-trains, and answers with its update. So line ``r`` of ``rounds.jsonl`` holds the scores of the model that arrived in
-round ``r`` (the result of round ``r - 1``), and one evaluate-only message follows the last round.
+Each site gets one message per round, which names the global model. The site scores the model on its own validation
+patients, trains it, and replies with its update. Line ``r`` of ``rounds.jsonl`` therefore holds the scores of the model
+sent in round ``r`` (the result of round ``r - 1``), and one evaluate-only message follows the last round.
 
-``state.json`` is committed after every round, and every accepted update lies in the run folder before the next one is
-looked at. Whatever is killed at whatever moment, the loop goes on from the last finished round.
+``state.json`` is committed after every round, and each accepted update is noted in the run folder before the next one
+is checked. After any crash the loop resumes from the last finished round.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from server.run_store.folder import RunFolder, RunState
 from server.run_store.strategy_vectors import map_strategy_vector, strategy_vectors
 
 STANDARD_DEVIATIONS = 2.0
-"""By which noise makes two scores differ once in twenty times."""
+"""Noise alone makes two scores differ by more than this once in twenty times."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Link:
     Attributes
     ----------
     transfer
-        The way of weights.
+        Transfers weights.
     make_message
         See ``MessageMaker``.
     names
-        Flower node -> the site that registered its key; None where there is no registration (simulation).
+        Flower node -> the site that registered its key; None without registration (simulation).
     patience, signals
-        None where all sites are there from beginning to end (simulation).
+        None if all sites are always present (simulation).
     """
 
     transfer: WeightTransfer
@@ -66,15 +66,15 @@ class RoundLoop:
     Parameters
     ----------
     terms
-        Of the federation.
+        Terms of the federation.
     sites
-        How many sites take part.
+        Number of sites that take part.
     folder
-        Where everything is kept; its ``state.json`` and checkpoint must exist.
+        The run folder; its ``state.json`` and checkpoint must exist.
     emit
-        Sees every reply and round.
+        Receives notices, progress, and every reply and round.
     link
-        How sites are reached.
+        How the server reaches the sites.
     """
 
     def __init__(
@@ -96,12 +96,12 @@ class RoundLoop:
 
     @property
     def quorum(self) -> int:
-        """How many accepted updates a round needs."""
+        """Number of accepted updates that a round needs."""
         strategy = self._config.strategy
         return max(strategy.min_sites, math.ceil(strategy.min_fraction * self._sites))
 
     def run(self, grid: Grid) -> None:
-        """Run all rounds that are left, then send the evaluate-only message.
+        """Run the remaining rounds, then the final evaluation.
 
         Raises
         ------
@@ -122,7 +122,7 @@ class RoundLoop:
         while state.round < self._config.rounds and not state.stopped_early:
             model = self._train_round(exchange, roster, state, model)
         if state.accepted_rounds == 0:
-            raise FederationError(f"no round had the {self.quorum} usable updates that it needs; there is no model")
+            raise FederationError(f"no round reached the quorum of {self.quorum} usable updates; there is no model")
         self._final_evaluation(exchange, roster, state, model)
 
     def _parts(self, weights: Vector) -> Iterator[Vector]:
@@ -130,7 +130,7 @@ class RoundLoop:
             yield weights[piece.start : piece.start + piece.count]
 
     def _publish(self, round_number: int, parts: Iterable[Vector]) -> Published:
-        """Make weights that lie in a checkpoint, or will when ``parts`` were read, ready for the sites."""
+        """Publish weights whose checkpoint exists, or will once ``parts`` is consumed."""
         checkpoint, offset = self._folder.checkpoint_values(round_number, self._layout)
         return self._link.transfer.publish(parts, checkpoint, offset)
 
@@ -150,7 +150,7 @@ class RoundLoop:
         sites = self._wait_for_sites(roster, state)
         task = self._task(state, model, train=True)
         finished = self._run_round(exchange, roster, state, model, task, sites)
-        self._note_scores(finished, state)
+        self._record_scores(finished, state)
         weights = self._folder.map_checkpoint(state.round, self._layout)
         if len(finished.accepted) >= self.quorum:
             parts = self._next_weights(weights, finished, state)
@@ -175,14 +175,14 @@ class RoundLoop:
         return following
 
     def _next_weights(self, weights: Vector, finished: Round, state: RunState) -> Iterator[Vector]:
-        """Yield the next model; when it is read to the end, the strategy's state lies beside it."""
+        """Yield the next model; consuming it also writes the strategy's vectors."""
         names, size = self._strategy.state_vectors, self._layout.size
-        kept = StrategyState(
+        previous = StrategyState(
             {name: map_strategy_vector(self._folder, state.strategy_round, name, size) for name in names},
             state.strategy_numbers,
         )
         with strategy_vectors(self._folder, finished.task.round, names, size) as written:
-            for part in self._strategy.aggregate(finished.accepted_updates(), weights, kept):
+            for part in self._strategy.aggregate(finished.accepted_updates(), weights, previous):
                 for name in names:
                     written[name].add(part.state[name])
                 yield part.weights
@@ -192,22 +192,22 @@ class RoundLoop:
         sites = self._wait_for_sites(roster, state)
         task = self._task(state, model, train=False)
         finished = self._run_round(exchange, roster, state, model, task, sites)
-        state.final_mean_dice = self._note_scores(finished, state)
+        state.final_mean_dice = self._record_scores(finished, state)
         state.finished = True
-        # Before the run is marked as finished, after which nobody would look for what a crash has left.
+        # Before the run is marked as finished: a finished run's updates are not removed after a crash.
         finished.updates.remove()
         self._commit(state, finished)
         self._folder.rewind(state)
         self._folder.event("finished", rounds=state.round, best_round=state.best_round)
 
     def _wait_for_sites(self, roster: Roster, state: RunState) -> dict[int, SiteInfo]:
-        def look_for_releases() -> None:
+        def apply_releases() -> None:
             for site in read_releases(self._folder, state):
                 self._say(f"{site} was released from quarantine")
 
-        look_for_releases()
+        apply_releases()
         roster.refresh()
-        roster.wait_for(self.quorum, self._say, look_for_releases)
+        roster.wait_for(self.quorum, self._say, apply_releases)
         return roster.active(state.round + 1, self.quorum)
 
     def _run_round(
@@ -231,13 +231,13 @@ class RoundLoop:
         )
         current.run(exchange, roster, sites, model)
         for site in count_refusals(self._folder, state, current.refusals):
-            self._say(f"{site} was refused three times in a row and is not asked any more; release it to go on")
+            self._say(f"{site} is in quarantine: refused three times in a row; run fedvox-server release to lift it")
         return current
 
-    def _note_scores(self, finished: Round, state: RunState) -> float | None:
-        """Mean validation Dice over sites of the model that was sent, and whether it is the best so far.
+    def _record_scores(self, finished: Round, state: RunState) -> float | None:
+        """Return the sent model's mean validation Dice over sites, and update the best round.
 
-        Scores of fewer sites than the quorum are shown but decide nothing.
+        Scores from fewer sites than the quorum do not affect the best round or the early stop.
         """
         counted = [finished.lines[site]["mean_dice"] for site in finished.accepted]
         mean_dice = round_log.mean(counted)
@@ -250,13 +250,13 @@ class RoundLoop:
         state.rounds_without_gain = 0 if gain > enough else state.rounds_without_gain + 1
         if gain > 0:
             state.highest_mean_dice = mean_dice
-        # Of models that noise alone may have told apart, the one that was trained longest.
-        if gain > 0 or gain > -self._explained_by_noise(finished):
+        # Among models whose scores differ by no more than noise, the one trained longest is best.
+        if gain > 0 or gain > -self._noise_margin(finished):
             state.best_round, state.best_mean_dice = state.round, mean_dice
         return mean_dice
 
-    def _explained_by_noise(self, finished: Round) -> float:
-        """Return the largest usual difference of two mean Dice that noise alone makes; 0 where there is none."""
+    def _noise_margin(self, finished: Round) -> float:
+        """Return the difference of two mean Dice that noise alone explains; 0 without noise."""
         if self._terms.privacy is None:
             return 0.0
         scored = [line for site in finished.accepted if (line := finished.lines[site])["mean_dice"] is not None]
@@ -270,7 +270,7 @@ class RoundLoop:
         state.bytes_down += finished.bytes_down
         self._folder.append_round(line)
         self._folder.commit(state)
-        # The checkpoint of the last but one round stays until this one has been scored: it may be the best.
+        # The newest checkpoint is scored only in the next round, so the best one so far stays too.
         best = {state.best_round} if state.best_round is not None else set()
         self._folder.keep_checkpoints({state.round, *best}, state.strategy_round)
         self._emit(RoundDone(line))
@@ -280,7 +280,7 @@ class RoundLoop:
 
 
 def make_server_app(loop: Callable[[], RoundLoop]) -> ServerApp:
-    """Return a ServerApp that runs the loop that ``loop`` makes."""
+    """Return a ServerApp that runs the loop made by ``loop``."""
     app = ServerApp()
 
     @app.main()

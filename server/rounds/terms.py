@@ -1,4 +1,4 @@
-"""What server and sites agreed on, as far as a round needs it."""
+"""The terms that server and sites agreed on, as far as a round needs them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class Terms:
     Attributes
     ----------
     config
-        The federation.
+        The federation's configuration.
     layout
-        Of the model's weights.
+        Layout of the model's weights.
     labels
         Foreground label values that every site reports a Dice for.
     privacy
-        The noise at every site; None without privacy.
+        Noise that every site adds; None without differential privacy.
     """
 
     config: FederationConfig

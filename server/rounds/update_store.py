@@ -1,10 +1,10 @@
-"""The accepted updates of the round that is under way.
+"""The accepted updates of the current round.
 
-An update enters the model only when the norms of all of them are known, so it waits here, in the form in which it came.
-It is mapped, not loaded: memory holds a window of it at a time, however large it is and however many sites there are.
-A note is written of each update that passed admission, so that a crash does not make the server ask for it again.
+Updates are aggregated only once all their norms are known, so they wait here, in the encoding in which they arrived.
+They are memory-mapped and read one window at a time, whatever their size and number. A note of each accepted update
+saves the server from requesting it again after a crash.
 
-Notes are named by a hash, because a site's name may hold anything in a simulation.
+Notes are named by a hash, because a site's name may contain any character in a simulation.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from server.rounds.weight_transfer import WeightTransfer
 
 
 class UpdateStore:
-    """The waiting updates of one round.
+    """The accepted updates of one round.
 
     Parameters
     ----------
     folder
-        For notes, of all rounds one after another; made when needed.
+        Holds the notes of the current round; created when needed.
     run, round_number
-        What the updates answer.
+        The run and round of the updates.
     size
-        Values of a vector.
+        Number of values per vector.
     encoding
-        The form in which vectors come.
+        Encoding of the vectors.
     transfer
-        Where the updates themselves are.
+        Holds the updates themselves.
     """
 
     def __init__(
@@ -55,12 +55,12 @@ class UpdateStore:
         self.updates: dict[str, AcceptedUpdate] = {}
 
     def open(self, read_again: Callable[[Result], float | None]) -> None:
-        """Recover what a crash left of this round, and remove all else.
+        """Recover this round's updates after a crash, and remove all others.
 
         Parameters
         ----------
         read_again
-            Reads a recovered update as if it had just come: its norm, or None if it does not count.
+            Checks a recovered update again and returns its norm, or None if it fails.
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ class UpdateStore:
         self._transfer.keep_updates({site: update.result.update or "" for site, update in self.updates.items()})
 
     def add(self, update: AcceptedUpdate) -> None:
-        """Note that an update is accepted.
+        """Add an accepted update and write its note.
 
         Raises
         ------
@@ -81,40 +81,40 @@ class UpdateStore:
             If the disk is full or cannot be written.
         """
         self.updates[update.result.site] = update
-        self._write_down(update)
+        self._write_note(update)
 
     def drop(self, site: str) -> None:
-        """Forget a site's update."""
+        """Remove a site's update and its note."""
         update = self.updates.pop(site)
-        self._note(site).unlink(missing_ok=True)
+        self._note_path(site).unlink(missing_ok=True)
         self._transfer.drop_update(site, update.result.update or "")
 
     def accepted(self, sites: Sequence[str]) -> StoredUpdates:
-        """Return these sites' updates, for a strategy to read in this order."""
+        """Return these sites' updates, in this order, for a strategy."""
         results = {site: self.updates[site].result for site in sites}
         contents = {site: self._transfer.update(site, result.update or "") for site, result in results.items()}
         return StoredUpdates(results, contents, self._size, self._encoding)
 
     def close(self) -> None:
-        """Forget all updates; the round is committed."""
+        """Remove all updates after the round is committed."""
         for site in list(self.updates):
             self.drop(site)
 
     def remove(self) -> None:
-        """Remove everything; the run is over."""
+        """Remove all updates and the folder at the end of the run."""
         self.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _write_down(self, update: AcceptedUpdate) -> None:
-        """Not flushed to disk: after a power failure the digest shows what is whole, and a round can be repeated."""
-        note = self._note(update.result.site)
+    def _write_note(self, update: AcceptedUpdate) -> None:
+        """Write a note without flushing: the digest reveals damage from a power failure, and the round is repeated."""
+        note = self._note_path(update.result.site)
         write_atomically(note, json.dumps(asdict(update)), durable=False, remedy=OWN_FILE)
 
-    def _note(self, site: str) -> Path:
+    def _note_path(self, site: str) -> Path:
         return self._folder / f"{hashlib.sha256(site.encode()).hexdigest()[:24]}.json"
 
     def _recover(self, file: Path, read_again: Callable[[Result], float | None]) -> AcceptedUpdate | None:
-        """Return an update that was accepted before a crash; unless every byte is there, remove its note."""
+        """Return an update accepted in this round before a crash; if it no longer passes, remove its note."""
         try:
             content = json.loads(file.read_bytes())
             values = content.pop("result")

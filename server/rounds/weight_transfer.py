@@ -1,7 +1,7 @@
-"""How models get to sites and updates from them, beside Flower's messages.
+"""Transfers models to sites and updates to the server, outside Flower's messages.
 
-Over a network the gateway serves a file of the run folder and takes uploads (``GatewayTransfer``); in a simulation both
-sides share a store (``StoreTransfer``).
+Over a network the gateway serves files of the run folder and receives uploads (``GatewayTransfer``). In a simulation
+both sides share a store (``StoreTransfer``).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Published:
     Attributes
     ----------
     model
-        SHA-256 of its bytes, in the form ``encoding``.
+        SHA-256 of its bytes, encoded as ``encoding``.
     bytes
-        How many they are.
+        Size of the encoded model.
     norm
         L2 norm of the weights.
     """
@@ -42,21 +42,21 @@ class Published:
 
 
 class WeightTransfer(Protocol):
-    """The server's end of the way that weights take."""
+    """The server's end of the weight transfer."""
 
     def publish(self, parts: Iterable[Vector], checkpoint: Path, offset: int) -> Published:
-        """Make a model ready to be fetched; the ones before it are not any more.
+        """Make a model available to sites in place of the previous one.
 
         Parameters
         ----------
         parts
-            Its weights, in order. They are read to the end.
+            Its weights, in order. The iterable is consumed.
         checkpoint, offset
-            Where all of them lie, as float32, once they are read.
+            The file and byte offset where the float32 weights are, once ``parts`` is consumed.
         """
 
     def open_tasks(self, tasks: Mapping[str, Task], update_bytes: int) -> None:
-        """Let sites (by name) fetch what their tasks name and, if ``update_bytes`` is not 0, send an update of it."""
+        """Let each site fetch its task's model and, unless ``update_bytes`` is 0, upload one update of that size."""
 
     def update(self, site: str, digest: str) -> Content:
         """Return the bytes of an update.
@@ -64,30 +64,30 @@ class WeightTransfer(Protocol):
         Raises
         ------
         MissingWeightsError
-            It has not come.
+            The update has not arrived.
         """
 
     def drop_update(self, site: str, digest: str) -> None:
-        """Forget an update."""
+        """Remove an update."""
 
     def keep_updates(self, updates: Mapping[str, str]) -> None:
-        """Forget all updates but these: site -> digest."""
+        """Remove all updates except these: site -> digest."""
 
     def close_round(self) -> None:
-        """End all open tasks: what sites still send for them is refused."""
+        """Close all tasks; later uploads for them are refused."""
 
 
 class StoreTransfer:
-    """For a simulation: everything goes through one store.
+    """Weight transfer for simulations, through one store.
 
-    Equal content is there once: an update of one site may be that of another one too, or the model itself.
+    The store keeps equal content once, so sites may share an update with each other or with the model.
 
     Parameters
     ----------
     store
-        Which the sites use too.
+        The store, shared with the sites.
     encoding
-        The form in which models are sent.
+        Encoding of the models.
     """
 
     def __init__(self, store: WeightStore, encoding: Encoding) -> None:
@@ -99,33 +99,33 @@ class StoreTransfer:
     def publish(self, parts: Iterable[Vector], checkpoint: Path, offset: int) -> Published:
         """Put the model into the store."""
         del checkpoint, offset
-        measured = _Measured(parts)
+        measured = _MeasuredParts(parts)
         model = self._store.put(encode(part, self._encoding) for part in measured)
-        former, self._published = self._published, model
-        self._drop(former)
+        previous, self._published = self._published, model
+        self._drop(previous)
         return Published(model, self._encoding, vector_bytes(measured.size, self._encoding), measured.norm)
 
     def open_tasks(self, tasks: Mapping[str, Task], update_bytes: int) -> None:
-        """Nothing to do: all sites see all of the store."""
+        """Do nothing: all sites can read the whole store."""
 
     def update(self, site: str, digest: str) -> Content:
-        """From the store."""
+        """Return the update from the store."""
         content = self._store.get(digest)
         self._updates[site] = digest
         return content
 
     def drop_update(self, site: str, digest: str) -> None:
-        """Forget an update."""
+        """Remove an update."""
         self._updates.pop(site, None)
         self._drop(digest)
 
     def keep_updates(self, updates: Mapping[str, str]) -> None:
-        """Forget all else, but for the published model."""
+        """Remove everything else except the published model."""
         self._updates = dict(updates)
         self._store.keep({*updates.values(), *filter(None, [self._published])})
 
     def close_round(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def _drop(self, digest: str | None) -> None:
         if digest is not None and digest not in (self._published, *self._updates.values()):
@@ -133,16 +133,16 @@ class StoreTransfer:
 
 
 class GatewayTransfer:
-    """For a federation over a network: files, which the gateway serves and receives.
+    """Weight transfer over a network, through files that the gateway serves and receives.
 
-    float32 models are served out of the checkpoint; other forms are files of their own.
+    float32 models are served from the checkpoint; other encodings are written to files of their own.
 
     Parameters
     ----------
     folder
-        Of the gateway.
+        The gateway's folder.
     encoding
-        The form in which models are sent.
+        Encoding of the models.
     """
 
     def __init__(self, folder: GatewayFolder, encoding: Encoding) -> None:
@@ -153,8 +153,8 @@ class GatewayTransfer:
         self._bytes = 0
 
     def publish(self, parts: Iterable[Vector], checkpoint: Path, offset: int) -> Published:
-        """Hash the model and, if it is not served out of the checkpoint, write it."""
-        measured = _Measured(parts)
+        """Hash the model and write it, unless the checkpoint itself is served."""
+        measured = _MeasuredParts(parts)
         if self._encoding == "float32":
             total = hashlib.sha256()
             for part in measured:
@@ -168,7 +168,7 @@ class GatewayTransfer:
         return Published(model, self._encoding, self._bytes, measured.norm)
 
     def open_tasks(self, tasks: Mapping[str, Task], update_bytes: int) -> None:
-        """Write down what each site may fetch and send, and end all other tasks."""
+        """Write each site's open task, and close all other tasks."""
         if self._served is None:
             raise RuntimeError("no model was published")
         file, offset = self._served
@@ -178,7 +178,7 @@ class GatewayTransfer:
         self._folder.close_tasks(keep=frozenset(task.name for task in tasks.values()))
 
     def update(self, site: str, digest: str) -> Content:
-        """Return the file, mapped."""
+        """Return the memory-mapped file."""
         return map_file(self._store(site).path(digest))
 
     def drop_update(self, site: str, digest: str) -> None:
@@ -186,12 +186,12 @@ class GatewayTransfer:
         self._store(site).drop(digest)
 
     def keep_updates(self, updates: Mapping[str, str]) -> None:
-        """Remove all other files that sites have sent, whole or not."""
+        """Remove all other uploads, complete or partial."""
         for site in self._folder.sites():
             self._store(site).keep({updates[site]} if site in updates else set())
 
     def close_round(self) -> None:
-        """End all open tasks."""
+        """Close all tasks."""
         self._folder.close_tasks()
 
     def _store(self, site: str) -> FileStore:
@@ -202,12 +202,12 @@ class GatewayTransfer:
 
 
 class GatewaySignals:
-    """``server.rounds.exchange.Signals`` from the files of the gateway.
+    """Implements ``server.rounds.exchange.Signals`` with the gateway's files.
 
     Parameters
     ----------
     folder
-        Of the gateway.
+        The gateway's folder.
     """
 
     def __init__(self, folder: GatewayFolder) -> None:
@@ -218,22 +218,22 @@ class GatewaySignals:
         self._folder.ring(node)
 
     def has_reply(self, message: str) -> bool:
-        """Whether the gateway has seen all of it."""
+        """Return whether the gateway has seen the whole reply."""
         return self._folder.has_reply(message)
 
     def forget(self, message: str) -> None:
-        """Remove what the gateway noted of it."""
+        """Remove the gateway's records of a message."""
         self._folder.forget_message(message)
 
     def heartbeat(self, node: int) -> tuple[float, Heartbeat] | None:
-        """Return what the node's site said last."""
+        """Return the time and content of the site's last heartbeat."""
         site = registered_names(self._folder.run).get(node)
         last = None if site is None else self._folder.heartbeat(site)
         return None if last is None else (last.time, last.beat)
 
 
-class _Measured:
-    """Hands on the parts of a vector, and knows afterwards how long and how large it was."""
+class _MeasuredParts:
+    """Passes on the parts of a vector and measures its size and norm."""
 
     def __init__(self, parts: Iterable[Vector]) -> None:
         self._parts = parts

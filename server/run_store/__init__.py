@@ -1,1 +1,1 @@
-"""The run folder: all that survives a crash. No other room writes state, checkpoints or locks."""
+"""The run folder: everything that survives a crash. No other package writes state, checkpoints or locks."""

@@ -1,7 +1,7 @@
-"""What survives a crash: one folder a run.
+"""The run folder, which holds everything that survives a crash.
 
 ``state.json`` is the commit point of a round. It is replaced last, after the round's checkpoint and its line in
-``rounds.jsonl``; on resumption, lines and checkpoints beyond it are what a crash left behind, and are dropped.
+``rounds.jsonl``. When a run resumes, uncommitted lines and checkpoints are dropped.
 """
 
 from __future__ import annotations
@@ -30,39 +30,39 @@ FLUSH_BYTES = 8 * 2**20
 
 
 class RunError(FedvoxError):
-    """A run folder that cannot be used as asked."""
+    """The run folder cannot be used as requested."""
 
 
 class RunState(BaseModel):
-    """Everything the round loop needs to go on, besides the weights.
+    """Everything that the round loop needs to resume, besides the weights.
 
     Attributes
     ----------
     round
-        Rounds that are finished; their result is checkpoint ``round``.
+        Number of finished training rounds; their result is checkpoint ``round``.
     best_round, best_mean_dice
         The checkpoint with the best mean validation Dice over sites so far; with noise on the scores, the last one
         that is not clearly worse.
     highest_mean_dice
-        Of all checkpoints; differs from ``best_mean_dice`` with noise alone.
+        Highest of all checkpoints; differs from ``best_mean_dice`` only with noise.
     rounds_without_gain
-        Scored checkpoints since one was better by the early stop's ``min_delta``.
+        Scored checkpoints since the last gain of more than the early stop's ``min_delta``.
     accepted_rounds
         Finished rounds that changed the model.
     failed_rounds
-        Those since, that had too few updates.
+        Rounds in a row with too few updates.
     norms
         Site -> L2 norm of its last accepted update.
     refusals
-        Site -> replies refused in a row.
+        Site -> consecutive refused replies.
     refused_last
         Site -> why its last reply was refused.
     quarantine
-        Site -> why it is not asked any more.
+        Site -> why it is in quarantine.
     strategy_round
-        The round that the strategy's vectors are from; 0 before the first.
+        The round after which the strategy's vectors were written; 0 before the first.
     strategy_numbers
-        What else the strategy keeps.
+        Numbers that the strategy keeps.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -93,7 +93,7 @@ class RunState(BaseModel):
 
     @property
     def released_round(self) -> int:
-        """After which round the model is the one to release."""
+        """Round after which the model is the one to release."""
         return self.round if self.best_round is None else self.best_round
 
 
@@ -108,7 +108,7 @@ class RunFolder:
     Parameters
     ----------
     path
-        An existing folder, made by ``create`` or found by ``open``.
+        An existing folder, from ``create`` or ``open``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -116,16 +116,16 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
-        """Make the folder; refuse one that holds something already.
+        """Create the folder; refuse one that is not empty.
 
         Raises
         ------
         OutputError
-            It exists and is not empty, or cannot be made.
+            It exists and is not empty, or cannot be created.
         """
         try:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise OutputError(f"{path}: exists already; choose another --out, or go on with it by --resume")
+                raise OutputError(f"{path}: exists already; choose another --out, or continue it with --resume")
             (path / "checkpoints").mkdir(parents=True)
         except OSError as error:
             raise OutputError(f"{path}: cannot be made: {error.strerror or error}; choose another --out") from None
@@ -138,7 +138,7 @@ class RunFolder:
         Raises
         ------
         RunError
-            There is none at ``path``.
+            There is no run folder at ``path``.
         """
         if not (path / "federation.yaml").is_file():
             raise RunError(f"{path}: is not a run folder (it has no federation.yaml); give the folder of a run")
@@ -165,7 +165,7 @@ class RunFolder:
             raise RunError(f"{file}: is damaged; restore it from a backup, or start a new run") from None
 
     def begin(self, digest: str, engine: str) -> None:
-        """Commit the first state of a new run, whose checkpoint 0 is there already.
+        """Commit the first state of a new run, whose checkpoint 0 already exists.
 
         Parameters
         ----------
@@ -179,11 +179,11 @@ class RunFolder:
         self.event("started", run=state.run, engine=engine)
 
     def commit(self, state: RunState) -> None:
-        """Make ``state`` the one to go on from."""
+        """Commit ``state``, from which the run resumes after a crash."""
         write_atomically(self.path / "state.json", state.model_dump_json(indent=2) + "\n")
 
     def rewind(self, state: RunState) -> None:
-        """Drop what a crash left behind: lines and checkpoints of rounds that were not committed, and half files.
+        """Drop uncommitted leftovers of a crash: lines and checkpoints of later rounds, and partial files.
 
         Safe to call at any time before the next round, and for a finished run.
         """
@@ -196,11 +196,11 @@ class RunFolder:
             write_atomically(file, text)
         best = {state.best_round} if state.best_round is not None else set()
         self.keep_checkpoints({state.round, *best}, state.strategy_round)
-        for half in [*self.path.glob(".*.part"), *(self.path / "checkpoints").glob(".*.part")]:
-            half.unlink(missing_ok=True)
+        for partial in [*self.path.glob(".*.part"), *(self.path / "checkpoints").glob(".*.part")]:
+            partial.unlink(missing_ok=True)
 
     def read_rounds(self) -> list[dict[str, Any]]:
-        """Return the lines of ``rounds.jsonl``; a last line that was cut in half is left out."""
+        """Return the lines of ``rounds.jsonl`` up to the first incomplete one."""
         file = self.path / "rounds.jsonl"
         if not file.exists():
             return []
@@ -231,25 +231,25 @@ class RunFolder:
             raise OutputError(f"{file}: cannot be written: {error.strerror or error}") from None
 
     def checkpoint_path(self, round_number: int) -> Path:
-        """Where the model after ``round_number`` rounds lies; 0 is the model before the first."""
+        """Return the path of the model after ``round_number`` rounds; 0 is the initial model."""
         return self.path / "checkpoints" / f"round_{round_number:04d}.safetensors"
 
     def write_checkpoint(self, round_number: int, parts: Iterable[Vector], layout: WeightLayout) -> Iterator[Vector]:
-        """Write the global weights after a round, as safetensors, while ``parts`` of them pass through.
+        """Write the global weights after a round, as safetensors, and yield each of ``parts`` as it passes through.
 
-        The file appears when the last part was read, and is on disk then. A checkpoint that is not needed any more is
-        written over: fresh pages of a file cost ten times as much as the writing.
+        The file appears, flushed to disk, once the last part is read. It overwrites an obsolete checkpoint, because
+        allocating new pages for a file costs ten times as much as writing them.
         """
         path, header = self.checkpoint_path(round_number), _header(round_number, layout)
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
         written = 0
         try:
-            # Beside what is done with the parts; what the disk has already need not be waited for at the end.
-            with open_to_overwrite(temporary, path.with_name(_SPARE)) as file, ThreadPoolExecutor(1) as beside:
-                writing = beside.submit(_write_through, file, np.frombuffer(header, np.uint8))
+            # Write and flush while the caller processes the parts, so that the final flush is short.
+            with open_to_overwrite(temporary, path.with_name(_SPARE)) as file, ThreadPoolExecutor(1) as writer:
+                writing = writer.submit(_write_through, file, np.frombuffer(header, np.uint8))
                 for part in parts:
                     writing.result()
-                    writing = beside.submit(_write_through, file, np.ascontiguousarray(part, "<f4").view(np.uint8))
+                    writing = writer.submit(_write_through, file, np.ascontiguousarray(part, "<f4").view(np.uint8))
                     written += part.size
                     yield part
                 writing.result()
@@ -269,7 +269,7 @@ class RunFolder:
             pass
 
     def layout(self, round_number: int) -> WeightLayout:
-        """Of the weights after a round, as the file says; whether it is that of the plan is for who can build a model.
+        """Return the weights' layout from a round's checkpoint, without comparing it with the plan.
 
         Raises
         ------
@@ -283,16 +283,16 @@ class RunFolder:
             raise RunError(f"{file}: is missing or damaged; restore it from a backup, or start a new run") from None
 
     def checkpoint_values(self, round_number: int, layout: WeightLayout) -> tuple[Path, int]:
-        """Return the file of the weights after a round, and the byte where they begin in it as one float32 vector."""
+        """Return a round's checkpoint file, and the byte offset of its weights as one float32 vector."""
         return self.checkpoint_path(round_number), len(_header(round_number, layout))
 
     def map_checkpoint(self, round_number: int, layout: WeightLayout) -> Vector:
-        """Return the global weights after a round, read-only and mapped.
+        """Return the global weights after a round, read-only and memory-mapped.
 
         Raises
         ------
         RunError
-            The file is missing, damaged, or of another model.
+            The file is missing, damaged or of another model.
         """
         file, header = self.checkpoint_path(round_number), _header(round_number, layout)
         try:
@@ -308,13 +308,13 @@ class RunFolder:
         return content.view("<f4").astype(np.float32, copy=False)
 
     def load_checkpoint(self, round_number: int, layout: WeightLayout) -> Vector:
-        """As ``map_checkpoint``, but it can be written to; that changes memory and not the file."""
+        """Return the weights as ``map_checkpoint`` does, but writable; writes never reach the file."""
         self.map_checkpoint(round_number, layout)
         file, offset = self.checkpoint_values(round_number, layout)
         return np.memmap(file, "<f4", "c", offset, (layout.size,)).view(np.ndarray).astype(np.float32, copy=False)
 
     def keep_checkpoints(self, rounds: set[int], strategy_round: int = 0) -> None:
-        """Remove all checkpoints but those of ``rounds``, and all vectors of the strategy but those of its round."""
+        """Remove checkpoints except those of ``rounds``, and strategy vectors except those of ``strategy_round``."""
         kept = {self.checkpoint_path(number) for number in rounds}
         for file in (self.path / "checkpoints").glob("round_*.safetensors"):
             if file not in kept:
@@ -324,7 +324,7 @@ class RunFolder:
                 file.unlink()
 
     def strategy_vector_path(self, round_number: int, name: str) -> Path:
-        """Return where a vector that the strategy keeps lies: raw float32 values, little-endian."""
+        """Return the path of a strategy's vector: raw little-endian float32 values."""
         return self.path / "checkpoints" / f"strategy_{round_number:04d}_{name}.f32"
 
 
@@ -335,5 +335,5 @@ def _write_through(file: BinaryIO, content: NDArray[np.uint8]) -> None:
 
 
 def _header(round_number: int, layout: WeightLayout) -> bytes:
-    """Return what a checkpoint begins with: after it comes the vector, in the order of the layout."""
+    """Return a checkpoint's header; the vector follows it, in the order of the layout."""
     return float32_header(layout.shapes, {"round": str(round_number)})

@@ -1,19 +1,19 @@
-"""The folder by which gateway, server app and ``start`` work together; each file is written by one of them.
+"""The folder through which gateway, server app and ``start`` communicate; each file has one writer.
 
-| file | written by | what it says |
+| file | written by | content |
 | --- | --- | --- |
 | ``nodes.json`` (in the run folder) | ``start`` | Flower node -> site |
 | ``superlink.json`` | ``start`` | port of SuperLink on the loopback interface |
 | ``sites/SITE/tasks/NAME.json`` | server app | what the site may fetch and send for a task |
-| ``sites/SITE/updates/SHA256`` | gateway | an update, whole and of this digest; ``.SHA256.part`` while it comes |
-| ``sites/SITE/heartbeat.json`` | gateway | the site's last sign of life |
-| ``messages/MESSAGE`` | gateway | a message that was handed to a node: to which, of which run, and its objects |
-| ``replies/MESSAGE`` | gateway | the whole reply to this message lies with SuperLink |
-| ``bells/NODE`` | server app | touched when there is a message for a node |
-| ``gateway.json`` | gateway | its process, where it listens, and since when |
-| ``refused.json`` | gateway | what was refused: site -> reason -> how often |
+| ``sites/SITE/updates/SHA256`` | gateway | a complete update with this digest; ``.SHA256.part`` while it is uploaded |
+| ``sites/SITE/heartbeat.json`` | gateway | the site's last heartbeat |
+| ``messages/MESSAGE`` | gateway | a message handed out to a node: the node, the run and its objects |
+| ``replies/MESSAGE`` | gateway | marks that SuperLink has the whole reply to this message |
+| ``bells/NODE`` | server app | touched when a message waits for a node |
+| ``gateway.json`` | gateway | its process, address and start time |
+| ``refused.json`` | gateway | refused requests: site -> reason -> count |
 
-Everything is written to a temporary name and renamed, and may be gone at any time: a run goes on without.
+Records are replaced atomically. Any file may be lost at any time; the run continues without it.
 """
 
 from __future__ import annotations
@@ -39,17 +39,16 @@ _MESSAGE = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class OpenTask:
-    """What a site may do for one task.
+    """What a site may fetch and send for one task.
 
     Attributes
     ----------
     name
-        Of the task.
+        Name of the task.
     model
-        SHA-256 of the weights that it may fetch, which are ``size`` bytes from ``offset`` of ``file``, a path in the
-        run folder.
+        SHA-256 of the weights that it may fetch: ``size`` bytes from ``offset`` of ``file``, a path in the run folder.
     update_bytes
-        Size of the one update that it may send; 0 is none.
+        Size of the one update that it may send; 0 for none.
     """
 
     name: str
@@ -62,14 +61,14 @@ class OpenTask:
 
 @dataclass(frozen=True)
 class HandedOut:
-    """A message of Flower's that went to a node.
+    """A Flower message that was handed out to a node.
 
     Attributes
     ----------
     node, run
-        Flower's numbers of the receiver and of the run.
+        Flower's identifiers of the recipient and of the run.
     objects
-        Identities of all that it is made of.
+        Identifiers of the message's objects.
     """
 
     node: int
@@ -79,14 +78,14 @@ class HandedOut:
 
 @dataclass(frozen=True)
 class LastHeartbeat:
-    """A site's last sign of life; ``time``: when it came, seconds since the epoch by the server's clock."""
+    """A site's last heartbeat; ``time``: when it arrived, in seconds since the epoch by the server's clock."""
 
     time: float
     beat: Heartbeat
 
 
 class GatewayFolder:
-    """The files above, below ``gateway`` in a run folder.
+    """Reads and writes the files above, under ``gateway`` in a run folder.
 
     Parameters
     ----------
@@ -99,12 +98,12 @@ class GatewayFolder:
         self.path = run / "gateway"
 
     def make(self) -> None:
-        """Make the folders.
+        """Create the folders.
 
         Raises
         ------
         OutputError
-            They cannot be made.
+            They cannot be created.
         """
         try:
             self.run.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -113,37 +112,37 @@ class GatewayFolder:
         except OSError as error:
             raise cannot_write(self.path, error) from None
 
-    # What ``start`` says.
+    # From ``start``.
 
     def set_superlink(self, port: int) -> None:
-        """Say where SuperLink listens."""
+        """Record the port that SuperLink listens on."""
         _replace(self.path / "superlink.json", {"port": port})
 
     def superlink(self) -> int | None:
-        """Return the port of SuperLink; None while nobody has said it."""
+        """Return SuperLink's port, or None if it is not known yet."""
         port = _read(self.path / "superlink.json").get("port")
         return port if isinstance(port, int) else None
 
-    # What the server app asks.
+    # From the server app.
 
     def open_task(self, site: str, task: OpenTask) -> None:
         """Let a site fetch the task's model and send its update."""
         _replace(self._site(site) / "tasks" / f"{task.name}.json", asdict(task))
 
     def close_tasks(self, keep: frozenset[str] = frozenset()) -> None:
-        """End all tasks of all sites but those of these names; what is sent for the others is refused."""
+        """Close all tasks of all sites except these names; uploads for closed tasks are refused."""
         for file in (self.path / "sites").glob("*/tasks/*.json"):
             if file.stem not in keep:
                 file.unlink(missing_ok=True)
 
     def open_tasks(self, site: str) -> list[OpenTask]:
-        """Return what a site may do now."""
+        """Return a site's open tasks."""
         folder = self._site(site) / "tasks"
         found = [_read(file) for file in sorted(folder.glob("*.json"))]
         return [task for content in found if (task := _task_of(content)) is not None]
 
     def ring(self, node: int) -> None:
-        """Say that there is a message for a node."""
+        """Signal that a message waits for a node."""
         with contextlib.suppress(FileNotFoundError):
             self.bell(node).touch()
 
@@ -151,10 +150,10 @@ class GatewayFolder:
         """Return the file that ``ring`` touches."""
         return self.path / "bells" / str(node)
 
-    # What sites sent.
+    # From sites, through the gateway.
 
     def sites(self) -> list[str]:
-        """Sites that have been asked or have sent something."""
+        """Return the sites that have had a task or have sent something."""
         return sorted(path.name for path in (self.path / "sites").glob("*") if is_site_name(path.name))
 
     def updates(self, site: str) -> Path:
@@ -162,11 +161,11 @@ class GatewayFolder:
         return self._site(site) / "updates"
 
     def note_heartbeat(self, site: str, beat: Heartbeat) -> None:
-        """Keep a site's sign of life."""
+        """Record a site's heartbeat."""
         _replace(self._site(site) / "heartbeat.json", {"time": time.time(), "beat": asdict(beat)})
 
     def heartbeat(self, site: str) -> LastHeartbeat | None:
-        """Return a site's last sign of life; None if there was none."""
+        """Return a site's last heartbeat, or None if there was none."""
         content = _read(self._site(site) / "heartbeat.json")
         try:
             values = content["beat"]
@@ -176,11 +175,11 @@ class GatewayFolder:
             return None
 
     def note_handed_out(self, message: str, node: int, run: int = 0, objects: Iterable[str] = ()) -> None:
-        """Remember which node a message went to, for its objects and its reply."""
+        """Record the node that a message was handed out to, to authorise requests for its objects and its reply."""
         _replace(self._message("messages", message), {"node": node, "run": run, "objects": list(objects)})
 
     def handed_out(self, message: str) -> HandedOut | None:
-        """Return what is known of a message that went to a node; None if it went to none, or was forgotten."""
+        """Return the record of a handed-out message, or None if it was never handed out or is forgotten."""
         content = _read(self._message("messages", message))
         try:
             return HandedOut(int(content["node"]), int(content["run"]), tuple(map(str, content["objects"])))
@@ -188,35 +187,35 @@ class GatewayFolder:
             return None
 
     def all_handed_out(self) -> dict[str, HandedOut]:
-        """Return all messages that went to nodes and are not forgotten."""
+        """Return all handed-out messages that are not forgotten."""
         names = [path.name for path in (self.path / "messages").glob("*") if _MESSAGE.fullmatch(path.name)]
         return {name: found for name in names if (found := self.handed_out(name)) is not None}
 
     def note_reply(self, message: str) -> None:
-        """Say that the whole reply to a message lies with SuperLink."""
+        """Record that SuperLink has the whole reply to a message."""
         _replace(self._message("replies", message), {})
 
     def has_reply(self, message: str) -> bool:
-        """Return whether the whole reply to a message lies with SuperLink."""
+        """Return whether SuperLink has the whole reply to a message."""
         return self._message("replies", message).exists()
 
     def forget_message(self, message: str) -> None:
-        """Forget a message and its reply: what a site still sends of it is refused."""
+        """Forget a message and its reply; later uploads for it are refused."""
         for folder in ("messages", "replies"):
             self._message(folder, message).unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Remove everything: the run is over, and updates of sites lie in here."""
+        """Remove everything after the run, because the folder holds sites' updates."""
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _site(self, site: str) -> Path:
         if not is_site_name(site):
-            raise ValueError("not the name of a site")
+            raise ValueError("not a site name")
         return self.path / "sites" / site
 
     def _message(self, folder: str, message: str) -> Path:
         if not _MESSAGE.fullmatch(message):
-            raise ValueError("not the identity of a message")
+            raise ValueError("not a message identity")
         return self.path / folder / message
 
 
@@ -241,5 +240,5 @@ def _replace(file: Path, content: dict[str, Any]) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(file, error) from None
-    # Not flushed to disk: after a loss of power all of this is asked and sent again.
+    # Not flushed to disk: after a power failure all of this is requested and sent again.
     write_atomically(file, json.dumps(content), durable=False, remedy=OWN_FILE)

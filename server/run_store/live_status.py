@@ -1,4 +1,4 @@
-"""``status.json``: what the server of a federation over a network last knew, for ``fedvox-server status``."""
+"""``status.json``: the last known status of a networked federation, for ``fedvox-server status``."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ class NetworkStatus:
     running
         Whether its server is alive.
     written
-        When the server said the rest.
+        When the server wrote the status.
     doing
-        What it is at, in words.
+        Current activity, in words.
     endpoint
         Where sites reach it.
     processes
-        Name -> state, as of ``Supervisor.states``.
+        Name -> state, from ``Supervisor.states``.
     sites
-        Name -> connected, and how far in this round.
+        Name -> whether connected, and progress in this round.
     submissions
-        How often the server app was started.
+        Number of times that the server app was started.
     """
 
     running: bool
@@ -46,9 +46,9 @@ class NetworkStatus:
     submissions: int = 0
 
     def as_lines(self) -> list[str]:
-        """Return a few lines for people."""
+        """Return the status as human-readable lines."""
         if not self.running:
-            return [f"the server is not running (last sign {self.written}, {self.doing})"]
+            return [f"the server is not running (last update {self.written}: {self.doing})"]
         lines = [f"the server is running at {self.endpoint}: {self.doing} ({self.written})"]
         for name, process in self.processes.items():
             restarts = f", restarted {process['restarts']} times" if process.get("restarts") else ""
@@ -64,14 +64,14 @@ class NetworkStatus:
 
 
 def write_network_status(run: Path, status: NetworkStatus) -> None:
-    """Write what the server knows now."""
+    """Write the current status."""
     write_atomically(run / STATUS_FILE, json.dumps(asdict(status) | {"written": now()}, indent=2) + "\n")
 
 
 def read_network_status(run: Path) -> NetworkStatus | None:
-    """Return what is known of a run's server; None if the run is not one over a network.
+    """Return the last status of a run's server, or None if there is none (simulations).
 
-    Whether it is running comes from its lock, not from what it wrote: a server that was killed wrote nothing more.
+    Whether it is running comes from its lock, because a killed server cannot update the file.
     """
     try:
         content = json.loads((run / STATUS_FILE).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Files in a run folder by which the server's ``start`` and its server app find each other; no Torch in here."""
+"""Locks and files through which the server's ``start`` and its server app coordinate; does not import Torch."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ UPDATES = "updates"
 APP_LOG = "logs/app.log"
 _APP_LOCK = "app.lock"
 _START_LOCK = "start.lock"
-_FORMER_APP_SECONDS = 30.0
+_PREVIOUS_APP_EXIT_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class AppHolder:
-    """Who holds the app's lock, or held it last. ``alive``: whether it still does."""
+    """The server app that holds the app lock or held it last; ``alive``: whether it still holds it."""
 
     flower_run: int
     pid: int
@@ -34,14 +34,14 @@ class AppHolder:
 
 @contextlib.contextmanager
 def only_app(run: Path, flower_run: int) -> Iterator[None]:
-    """Make this process the one server app that works on a run; a former one gets some time to go.
+    """Make this process the only server app of a run; a previous one gets some time to exit.
 
     Raises
     ------
     FedvoxError
-        It does not go.
+        The previous one does not exit.
     """
-    with _lock(run / _APP_LOCK, _FORMER_APP_SECONDS, "another server app is at work on this run") as descriptor:
+    with _lock(run / _APP_LOCK, _PREVIOUS_APP_EXIT_SECONDS, "another server app is working on this run") as descriptor:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"flower_run": flower_run, "pid": os.getpid()}).encode(), 0)
         yield
@@ -49,24 +49,24 @@ def only_app(run: Path, flower_run: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def only_start(run: Path) -> Iterator[None]:
-    """Make this process the one ``start`` of a run.
+    """Make this process the only ``start`` of a run.
 
     Raises
     ------
     FedvoxError
-        There is another one.
+        Another one is running.
     """
     with _lock(run / _START_LOCK, 1.0, f"this federation is running already; see fedvox-server status {run}"):
         yield
 
 
 def is_started(run: Path) -> bool:
-    """Whether a ``start`` of this run is alive; true from outside, whatever was killed."""
+    """Return whether a ``start`` of this run is alive; correct even after it was killed."""
     return _is_held(run / _START_LOCK)
 
 
 def app_holder(run: Path) -> AppHolder | None:
-    """Return the server app that took the lock last; None if there was none."""
+    """Return the server app that last took the lock, or None if there was none."""
     lock = run / _APP_LOCK
     alive = _is_held(lock)
     try:
@@ -77,15 +77,15 @@ def app_holder(run: Path) -> AppHolder | None:
 
 
 def kill_app(run: Path) -> None:
-    """End the server app if one is alive; it leaves nothing that the next one could not go on from."""
+    """Kill the server app if one is alive; the next one resumes from whatever it leaves."""
     holder = app_holder(run)
-    if holder is not None and holder.alive and _works_on(holder.pid, run):
+    if holder is not None and holder.alive and _belongs_to(holder.pid, run):
         with contextlib.suppress(ProcessLookupError):
             os.kill(holder.pid, signal.SIGKILL)
 
 
 def registered_names(run: Path) -> Mapping[int, str]:
-    """Flower node -> the site that registered its key, as the server's ``start`` wrote it last."""
+    """Return Flower node -> the site that registered its key, as ``start`` last wrote it."""
     try:
         content = json.loads((run / NODES_FILE).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -93,8 +93,8 @@ def registered_names(run: Path) -> Mapping[int, str]:
     return {int(node): str(name) for node, name in content.items()}
 
 
-def _works_on(pid: int, run: Path) -> bool:
-    """Whether a process was started for this run; its number may have gone to another one meanwhile."""
+def _belongs_to(pid: int, run: Path) -> bool:
+    """Return whether a process was started for this run; its PID may have been reused."""
     try:
         environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:
@@ -103,7 +103,7 @@ def _works_on(pid: int, run: Path) -> bool:
 
 
 def _lock(path: Path, wait_seconds: float, held: str) -> FileLock:
-    """Lock a file of the run folder; ``held`` says what it means that somebody else still holds it."""
+    """Lock a file of the run folder; ``held`` is the error text if another process keeps the lock."""
     try:
         return lock_file(path, wait_seconds=wait_seconds)
     except LockHeldError:

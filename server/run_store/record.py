@@ -16,7 +16,7 @@ from common.plan.plan import Plan
 
 @dataclass(frozen=True)
 class SiteRound:
-    """One site's part in a round; times in seconds, None for values that the site did not report.
+    """One site's part in a round; times in seconds, None for unreported values.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Site:
-    """A site: its numbers of training and validation patients, and what sets it apart."""
+    """A site: its numbers of training and validation patients, and how it differs from the others."""
 
     name: str
     train: int | None

@@ -1,4 +1,4 @@
-"""How far a run is, from its folder alone."""
+"""The status of a run, read from its folder alone."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RunStatus:
     ----------
     status
         ``finished``, ``stopped``, ``interrupted``, or ``unfinished`` for a run without a summary; ``running`` and
-        ``not running`` for an unfinished one over a network.
+        ``not running`` for an unfinished run over a network.
     network
         The processes and sites of a run over a network; None for a simulation.
     """
@@ -40,11 +40,11 @@ class RunStatus:
     network: NetworkStatus | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the status for JSON."""
         return asdict(self)
 
     def as_text(self) -> str:
-        """Return a few lines for people."""
+        """Return the status as human-readable lines."""
         lines = [
             f"{self.name}: {self.status}, {self.rounds_done} of {counted(self.rounds_planned, 'round')}, "
             f"{self.seconds:.0f} s"
@@ -60,7 +60,7 @@ class RunStatus:
 
 
 def describe_run(folder: RunFolder) -> RunStatus:
-    """Read a run folder; what is not there yet is left empty."""
+    """Return the status of a run folder; values that do not exist yet are left empty."""
     config = yaml.safe_load((folder.path / "federation.yaml").read_text(encoding="utf-8"))
     state = folder.load_state()
     rounds = folder.read_rounds()

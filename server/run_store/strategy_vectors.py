@@ -1,4 +1,4 @@
-"""The vectors that a strategy keeps from round to round, as files beside the checkpoints."""
+"""Vectors that a strategy keeps between rounds, as files next to the checkpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from server.run_store.folder import RunError, RunFolder
 
 
 def map_strategy_vector(folder: RunFolder, round_number: int, name: str, size: int) -> Vector:
-    """Return a vector of the strategy's as a round left it, read-only and mapped; zero before the first round.
+    """Return a strategy's vector after a round, read-only and memory-mapped; zeros before the first round.
 
     Raises
     ------
@@ -40,14 +40,14 @@ def map_strategy_vector(folder: RunFolder, round_number: int, name: str, size: i
 def strategy_vectors(
     folder: RunFolder, round_number: int, names: Sequence[str], size: int
 ) -> Iterator[dict[str, VectorFile]]:
-    """Write the strategy's vectors after a round, window by window; they are whole and on disk after the block.
+    """Write the strategy's vectors after a round, part by part; they are complete and on disk after the block.
 
     Raises
     ------
     OutputError
         If the disk is full or cannot be written.
     RunError
-        If a vector has not got ``size`` values.
+        If a vector does not have ``size`` values.
     """
     files = {name: VectorFile(folder.strategy_vector_path(round_number, name), size) for name in names}
     try:
@@ -60,14 +60,14 @@ def strategy_vectors(
 
 
 class VectorFile:
-    """A vector on its way to a file, which appears when all of it is on disk.
+    """Writes a vector to a file, which appears once all of it is on disk.
 
     Parameters
     ----------
     path
         The file.
     size
-        Values that it must have in the end.
+        Number of values that it must have in the end.
     """
 
     def __init__(self, path: Path, size: int) -> None:
@@ -87,7 +87,7 @@ class VectorFile:
             raise cannot_write(self._path, error) from None
 
     def finish(self) -> None:
-        """Flush the file to disk and give it its name."""
+        """Flush the file to disk and rename it to its final name."""
         try:
             self._file.flush()
             if self._file.tell() != 4 * self._size:
@@ -98,6 +98,6 @@ class VectorFile:
             raise cannot_write(self._path, error) from None
 
     def close(self) -> None:
-        """Close the file, and remove it unless it is finished."""
+        """Close the file and remove it unless it is finished."""
         self._file.close()
         self._temporary.unlink(missing_ok=True)

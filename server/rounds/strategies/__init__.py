@@ -1,1 +1,1 @@
-"""How accepted updates become the next model, one strategy a file. Nothing here knows of Flower or of files."""
+"""Aggregation strategies, one per file, independent of Flower and of files."""

@@ -1,4 +1,4 @@
-"""All strategies, by the name that a federation file gives."""
+"""Strategies by their name in the federation file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def make_strategy(config: FederationConfig) -> Strategy:
     Raises
     ------
     ConfigError
-        If the strategy does not work with another setting.
+        If the strategy does not support another setting.
     """
     strategy = STRATEGIES[config.strategy.name]()
     strategy.check(config)

@@ -1,8 +1,8 @@
 """The contract of a strategy: how the accepted updates of a round become the next global model.
 
-A strategy never holds a model. It reads all accepted updates together, one window after another, and gives the same
-window of the next weights, so memory stays flat however large the model is and however many sites take part.
-``fedavg`` is the shortest example.
+A strategy never holds a whole model. It reads all accepted updates together, one window after another, and returns the
+same window of the next weights, so memory grows with neither the model nor the number of sites. ``fedavg`` is the
+shortest example.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ class Window(Protocol):
 
     @property
     def where(self) -> slice:
-        """Return its place in the flat vector of weights."""
+        """Return its position in the flat vector of weights."""
 
     @property
     def size(self) -> int:
-        """Return how many weights it covers."""
+        """Return the number of weights it covers."""
 
     def updates(self) -> Iterator[tuple[str, tuple[Vector, ...]]]:
-        """Yield each site with its vectors, float32 of ``size``: the update first, then what the strategy asks for."""
+        """Yield each site with its vectors, float32 of ``size``: first the update, then any others."""
 
 
 @dataclass(frozen=True)
@@ -50,22 +50,22 @@ class Updates(Protocol):
     """All accepted updates of a round."""
 
     results: Mapping[str, Result]
-    """Site -> the numbers of its reply, in the order in which windows give the updates."""
+    """Site -> the numbers of its reply, in the order in which windows yield the updates."""
 
     def map(self, function: Callable[[Window], Next]) -> Iterator[Next]:
-        """Call ``function`` for every window, a few of them ahead and at the same time, and yield in order."""
+        """Call ``function`` for every window, some ahead and in parallel, and yield the joined results in order."""
 
 
 @dataclass
 class StrategyState:
-    """What a strategy keeps between rounds. It is part of the checkpoint, restored to the bit.
+    """State that a strategy keeps between rounds. It is part of the checkpoint and restored exactly.
 
     Attributes
     ----------
     vectors
         One float32 vector of the model's size for each name in ``Strategy.state_vectors``, read-only; zero at first.
     numbers
-        The strategy may change them while it aggregates; they are committed with the round.
+        Numbers that the strategy may change while it aggregates; they are committed with the round.
     """
 
     vectors: Mapping[str, Vector] = field(default_factory=dict)
@@ -78,8 +78,8 @@ class Strategy(Protocol):
     Attributes
     ----------
     update_vectors
-        How many vectors of the model's size a site sends in each update, the update itself included. SCAFFOLD, for
-        instance, needs two: the change of the weights and that of the site's control variate.
+        How many vectors of the model's size a site sends per update, including the update itself. SCAFFOLD, for
+        instance, needs two: the changes of the weights and of the site's control variate.
     state_vectors
         Names of the vectors that the server keeps between rounds, such as a momentum.
     """
@@ -88,23 +88,23 @@ class Strategy(Protocol):
     state_vectors: tuple[str, ...]
 
     def check(self, config: FederationConfig) -> None:
-        """Refuse settings of the federation that this strategy does not work with.
+        """Refuse federation settings that this strategy does not support.
 
         Raises
         ------
         ConfigError
-            With the key, and what to choose instead.
+            Names the key and what to choose instead.
         """
 
     def aggregate(self, updates: Updates, weights: Vector, state: StrategyState) -> Iterator[Next]:
-        """Yield the next model, window by window in order.
+        """Yield the next model in order, one part at a time.
 
         Parameters
         ----------
         updates
-            Of at least one site.
+            Accepted updates of at least one site.
         weights
             The model that the sites started from: float32, read-only, mapped from disk.
         state
-            As the last accepted round left it.
+            The state after the last accepted round.
         """

@@ -1,4 +1,4 @@
-"""Folding updates into one, as they arrive: memory does not grow with the number of sites."""
+"""Weighted mean of updates in memory that does not grow with the number of sites."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from common.protocol.codec import Vector
 class WeightedMean:
     """A running weighted mean of flat vectors.
 
-    Sums are kept in float64, so that the order in which sites answer changes the float32 result by less than its
-    last digit.
+    Sums are kept in float64, so the order of the vectors changes the float32 result by less than its last digit.
 
     Parameters
     ----------
     size
-        Entries of every vector.
+        Length of every vector.
     """
 
     def __init__(self, size: int) -> None:
@@ -34,7 +33,7 @@ class WeightedMean:
         self.count += 1
 
     def mean(self) -> Vector:
-        """Return the mean of what was added; there must be something."""
+        """Return the mean of the vectors; at least one must have been added."""
         if self.count == 0:
             raise ValueError("nothing was added")
         mean = np.empty(self._sum.size, np.float32)
