@@ -100,7 +100,7 @@ def test_a_person_is_asked_in_a_terminal(tmp_path: Path, typed: str, status: int
         os.close(master)
         os.close(slave)
     assert process.returncode == status, process.stderr
-    assert "Type recover to go on" in process.stdout
+    assert "Type recover to continue" in process.stdout
     assert ledger.exists() == (status == 0)
 
 

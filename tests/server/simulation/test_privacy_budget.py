@@ -81,18 +81,18 @@ class Hospitals(ClientApp):
         super().__init__()
         self.config = config
         self.folder = folder
-        self.plan = self.make_plan()
+        self.plan = self.make_plan(config)
         self.store = MemoryStore()
         self._gateway = gateway
         self._guards = {name: self._open_guard(name, limit_of_c if name == "c" else 8) for name in NAMES}
         self._apps = {name: self._open(name, data[name]) for name in NAMES}
 
     @staticmethod
-    def make_plan() -> Plan:
+    def make_plan(config: FederationConfig = CONFIG) -> Plan:
         content = tiny.plan().model_dump()
         content["labels"] = LABELS
         content["model"]["classes"] = 4
-        return with_privacy(Plan.model_validate(content), CONFIG)
+        return with_privacy(Plan.model_validate(content), config)
 
     @property
     def layout(self) -> WeightLayout:
