@@ -133,7 +133,7 @@ def test_resume_with_another_configuration_is_refused(finished: Path, tmp_path: 
     federation = tiny.write_federation(tmp_path)
     done = fedvox("server", "simulate", federation, "--out", finished, "--resume", "--set", "seed=9")
     assert done.returncode == 2
-    assert "another configuration" in done.stderr
+    assert "with a different configuration" in done.stderr
 
 
 def test_status_report_and_export(finished: Path, tmp_path: Path) -> None:

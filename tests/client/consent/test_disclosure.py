@@ -256,7 +256,7 @@ def _server_kit(kit: Path) -> None:
         (_cut_plan, "plan.json"),
         (_no_plan, "plan.json"),
         (_no_kit, "is not a kit"),
-        (_server_kit, "kit of a server"),
+        (_server_kit, "is a server kit"),
     ],
 )
 def test_a_kit_that_contradicts_itself_is_refused(tmp_path: Path, damage: Callable[[Path], None], problem: str) -> None:

@@ -15,6 +15,7 @@ from common.config.federation import FederationConfig
 from common.errors import FedvoxError
 from common.imaging.phantoms.dataset import write_phantom_dataset
 from common.plan.privacy import Spend
+from common.planning.resolve import with_privacy
 from common.privacy.accounting import epsilon_of
 from common.protocol.codec import Answer, pack, unpack_answer
 from common.protocol.messages import ErrorCode, Failure, Result, Task
@@ -152,7 +153,7 @@ def test_every_simulated_site_of_a_private_federation_trains_privately(tmp_path:
     config = federation()
     plan = tiny.plan().model_copy(update={"labels": LABELS})
     plan = plan.model_copy(update={"model": plan.model.model_copy(update={"classes": 4})})
-    sites = SimulatedSites(config, plan, partition, data, None, "cpu")
+    sites = SimulatedSites(config, with_privacy(plan, config), partition, data, None, "cpu")
     copied = SimulatedSites.__new__(SimulatedSites)
     copied.__dict__.update(sites.__getstate__())
     for site in (sites.open("a"), copied.open("b"), sites.pooled(config).open("pooled")):
