@@ -139,16 +139,18 @@ class Watching(threading.Thread):
             for name, size in now.items():
                 self.each[name] = max(self.each.get(name, 0), size)
 
-    def cpu(self) -> float:
-        """Seconds of CPU so far, of the processes that are alive."""
-        ticks = 0
+    def cpu(self) -> dict[str, float]:
+        """Seconds of CPU so far of the processes that are alive, by program."""
+        seconds: dict[str, float] = {}
         for pid in self._tree():
             try:
                 values = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+                name = _program(pid)
             except OSError:
                 continue
-            ticks += int(values[11]) + int(values[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+            spent = (int(values[11]) + int(values[12])) / os.sysconf("SC_CLK_TCK")
+            seconds[name] = seconds.get(name, 0.0) + spent
+        return seconds
 
     def _tree(self) -> Iterator[int]:
         parents = {}
@@ -167,12 +169,16 @@ class Watching(threading.Thread):
     def _statuses(self) -> Iterator[tuple[str, str]]:
         for pid in self._tree():
             try:
-                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                status = Path(f"/proc/{pid}/status").read_text()
+                name, status = _program(pid), Path(f"/proc/{pid}/status").read_text()
             except OSError:
                 continue
-            words = ("server.gateway", "flower-superlink", "flower-superexec", "flwr-serverapp", "initial_weights")
-            yield next((word for word in words if word in command), "start"), status
+            yield name, status
+
+
+def _program(pid: int) -> str:
+    command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    words = ("server.gateway", "flower-superlink", "flower-superexec", "flwr-serverapp", "initial_weights")
+    return next((word for word in words if word in command), "start")
 
 
 def federation_text(size: str, sites: list[str], port: int, rounds: int) -> str:
@@ -251,14 +257,16 @@ def measure(root: Path, size: str, count: int, rounds: int = ROUNDS) -> tuple[fl
                 marks.append(time.monotonic())
             time.sleep(0.01)
             assert time.monotonic() - marks[-1] < 900, "a round did not end"
-        cpu = watching.cpu() - cpu
+        after = watching.cpu()
+        used = {name: (after[name] - cpu.get(name, 0.0)) / (rounds - 1) / count for name in after}
         seconds = statistics.median(after - before for before, after in itertools.pairwise(marks))
         while not (run / "summary.json").exists():
             time.sleep(0.1)
             assert time.monotonic() - marks[-1] < 900, "the run did not end"
     each = ", ".join(f"{name} {size}" for name, size in sorted(watching.each.items()))
     print(f"  {seconds:.2f} s per round; server {watching.highest} MB anonymous at most ({each})", flush=True)
-    print(f"  {cpu / (rounds - 1) / count:.3f} s of CPU at the server per site and round", flush=True)
+    parts = ", ".join(f"{name} {seconds:.3f}" for name, seconds in sorted(used.items()))
+    print(f"  {sum(used.values()):.3f} s of CPU at the server per site and round ({parts})", flush=True)
     shutil.rmtree(folder)
     return seconds, watching.highest
 
