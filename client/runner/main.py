@@ -22,7 +22,7 @@ from client.runner.task_journal import TaskJournal
 from client.runner.task_loop import TaskLoop
 from client.shared_folder import SharedFolder
 from client.state_folder import StateFolder, default_ledger
-from common.config.federation import load_federation
+from common.config.federation import FederationConfig, load_federation
 from common.config.kit import read_kit
 from common.errors import ConfigError, FedvoxError
 from common.plan.plan import Plan
@@ -60,6 +60,19 @@ def main(isolation: Isolation, arguments: Sequence[str] | None = None) -> int:
     os._exit(0)
 
 
+def _read_plan(file: Path, config: FederationConfig) -> Plan:
+    plan = Plan.model_validate_json(file.read_bytes())
+    if config.privacy is not None:
+        # Late: it imports SciPy. The noise comes from the plan, and what was approved is the federation file.
+        from common.planning.resolve import check_plan
+
+        try:
+            check_plan(plan, config)
+        except ConfigError as error:
+            raise ConfigError(f"{file}: does not follow from federation.yaml ({error}); ask for a new kit") from None
+    return plan
+
+
 def _serve(options: argparse.Namespace, folder: SharedFolder, isolation: Isolation) -> None:
     state = StateFolder(options.state)
     state.make()
@@ -73,7 +86,7 @@ def _serve(options: argparse.Namespace, folder: SharedFolder, isolation: Isolati
     journal = TaskJournal(state.journal)
     site = LocalSite(
         config,
-        Plan.model_validate_json((options.kit / "plan.json").read_bytes()),
+        _read_plan(options.kit / "plan.json", config),
         SiteData(
             read_kit(options.kit, "site").site or "",
             options.data,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -55,6 +56,17 @@ def test_killed_in_training_a_private_round_is_trained_again_and_paid_once(tmp_p
         assert not site.shared.replies()
     finally:
         site.kill()
+
+
+def test_a_plan_with_less_noise_than_was_approved_is_refused(tmp_path: Path) -> None:
+    site = RunnerSite(tmp_path, 2, PRIVACY)
+    file = site.kit / "plan.json"
+    content = json.loads(file.read_text())
+    content["privacy"]["training"]["noise_multiplier"] /= 2
+    file.write_text(json.dumps(content))
+    status, text = site.end_of(site.command())
+    assert status == 2 and f"{file}: does not follow from federation.yaml" in text
+    assert "more than the budget of 20" in text and "Traceback" not in text
 
 
 def test_two_runners_on_one_folder_are_refused(tmp_path: Path) -> None:
