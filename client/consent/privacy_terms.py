@@ -24,16 +24,17 @@ NOT_COVERED = (
     "Not covered: that your hospital takes part, when it is connected, and whether a task failed and with which code.",
     "Not covered: how many patients you train on and score models on. These numbers are sent unchanged, as your "
     "hospital's public declaration.",
-    "Not covered: how long the work takes, which depends a little on how many patients a step happens to draw.",
+    "Not covered: how long the work takes, which depends a little on how many patients a step happens to draw. The "
+    "durations that are sent are rounded up to 1, 2, 5, 10, 20, ... seconds; when a reply arrives can be seen.",
     "Not covered: what the model learns about patients in general, which is its purpose.",
-)
-PLAIN_RANDOM = (
-    "Not covered: attacks on the last bits of the noise, which comes from an ordinary random generator started from a "
-    "secret of your site (privacy.secure_random is off)."
 )
 SEVERAL_SCANS = (
     "One case in the dataset folder counts as one patient, unless patients.csv there names its patient. A patient "
     "with several cases that are not joined there is protected less: with two, epsilon is about twice as large."
+)
+ON_A_GRID = (
+    "Contributions and noise are whole multiples of a public step, and the noise comes from a cryptographic generator, "
+    "so that the last digits of what is sent tell nothing more."
 )
 PAID = (
     "Your site records the cost of a round in your hospital's privacy ledger before the round begins (fedvox-client "
@@ -49,10 +50,10 @@ PRIVATE_MEANINGS = {
     "train_loss": "always empty: no loss is sent under differential privacy",
     "validation_loss": "always empty: no loss is sent under differential privacy",
     "dice": "for each label, the mean Dice over all validation patients, with noise added",
-    "seconds": "how long the task took; not protected",
-    "seconds_data": "how much of that was spent waiting for data; not protected",
-    "seconds_compute": "how much of that was spent training; not protected",
-    "seconds_evaluate": "how much of that was spent scoring; not protected",
+    "seconds": "how long the task took, rounded up to 1, 2, 5, 10, 20, ... seconds",
+    "seconds_data": "how much of that was spent waiting for data, rounded up to 1, 2, 5, 10, 20, ... seconds",
+    "seconds_compute": "how much of that was spent training, rounded up to 1, 2, 5, 10, 20, ... seconds",
+    "seconds_evaluate": "how much of that was spent scoring, rounded up to 1, 2, 5, 10, 20, ... seconds",
     "epsilon": "what this federation has cost any one patient so far, at its delta; other federations are not included",
 }
 """Meanings by field, where they differ from those without differential privacy."""
@@ -97,7 +98,7 @@ def privacy_terms(federation: FederationConfig, plan: Plan) -> dict[str, Any]:
         "training_noise": plan.privacy.training.noise_multiplier,
         "validation_noise": plan.privacy.validation.noise_multiplier if plan.privacy.validation else None,
         "details": _details(federation, privacy, plan.privacy, len(plan.labels)),
-        "not_covered": [*NOT_COVERED, *([] if privacy.secure_random else [PLAIN_RANDOM])],
+        "not_covered": list(NOT_COVERED),
         "lasting": NOT_CALLED_BACK,
     }
 
@@ -122,7 +123,7 @@ def _details(federation: FederationConfig, privacy: PrivacyConfig, plan: Privacy
         f"Noised at your site before it leaves: the model update. In each of {steps} steps, every patient takes part "
         f"with probability {privacy.sample_rate:g}; each patient's contribution is clipped to the length "
         f"{privacy.max_grad_norm:g}{adapts}, and Gaussian noise of {noise:.3g} times that length is added "
-        "to the sum."
+        f"to the sum. {ON_A_GRID}"
     )
     if plan.validation is None:
         scores = "No scores of your validation patients are sent, and no losses."

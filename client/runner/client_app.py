@@ -251,7 +251,30 @@ def _evaluate_then_train(task: Task, weights: Vector, site: Site, started: float
         seconds_evaluate=validation.seconds,
         epsilon=epsilon,
     )
+    if site.privacy is not None:
+        result = _with_coarse_seconds(result)
     return result, training.update if training else None
+
+
+def _with_coarse_seconds(result: Result) -> Result:
+    return replace(
+        result,
+        seconds=coarse(result.seconds),
+        seconds_data=coarse(result.seconds_data),
+        seconds_compute=coarse(result.seconds_compute),
+        seconds_evaluate=coarse(result.seconds_evaluate),
+    )
+
+
+def coarse(seconds: float) -> float:
+    """Round a duration up to 1, 2 or 5 times a power of ten, from 1 second on.
+
+    Under differential privacy: how long a step takes depends on how many patients it drew.
+    """
+    if seconds <= 0:
+        return 0.0
+    power = 10.0 ** max(0, math.floor(math.log10(seconds)))
+    return next(step * power for step in (1.0, 2.0, 5.0, 10.0) if seconds <= step * power)
 
 
 def _spend(task: Task, site: Site) -> float:

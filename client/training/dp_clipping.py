@@ -1,4 +1,4 @@
-"""Per-patient gradient clipping and summation, with a fixed or adaptive clipping norm."""
+"""Per-patient gradient clipping and summation in whole steps of a grid, with a fixed or adaptive clipping norm."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from client.training.dp_noise import Noise
+from client.training.dp_noise import DiscreteGaussian, steps_of
 from common.config.privacy import AdaptiveClipping
 
 LARGEST_FACTOR = 1e4
@@ -15,7 +15,11 @@ LARGEST_FACTOR = 1e4
 
 
 class ClippedSum:
-    """Sum of the patients' clipped gradients, in float32; holds one patient's gradient at a time.
+    """Sum of the patients' clipped gradients as integers; holds one patient's gradient at a time.
+
+    A patient's vector of integers is no longer than ``DEVIATION / multiplier`` steps, so that noise with a standard
+    deviation of ``DEVIATION`` steps is ``multiplier`` times the largest contribution of a patient. Integers add up
+    exactly, in whatever order: what one patient adds does not depend on the others.
 
     Every parameter's ``grad`` is a view of one flat buffer, into which backward passes accumulate.
 
@@ -23,12 +27,20 @@ class ClippedSum:
     ----------
     parameters
         The trained parameters, at least one.
+    multiplier
+        Standard deviation of the noise in units of the clipping norm.
+
+    Raises
+    ------
+    ValueError
+        The noise is too weak (``steps_of``).
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], multiplier: float) -> None:
         self.size = sum(parameter.numel() for parameter in parameters)
         self.gradient = torch.zeros(self.size, device=parameters[0].device)
-        self.sum = torch.zeros_like(self.gradient)
+        self.sum = torch.zeros_like(self.gradient, dtype=torch.int64)
+        self._reach = steps_of(multiplier)
         start = 0
         for parameter in parameters:
             # In the parameter's own memory layout, as optimizers and autograd want it.
@@ -44,9 +56,10 @@ class ClippedSum:
         self.gradient.zero_()
 
     def add_patient(self, max_norm: Tensor, loss_scale: float = 1.0) -> Tensor:
-        """Clip the patient's gradient and add it to the sum; a non-finite gradient counts as zero.
+        """Clip the patient's gradient, cut it down to whole steps and add it; a non-finite gradient counts as zero.
 
-        Nothing here synchronises with a GPU, and the work is the same for every patient.
+        Cutting towards zero never makes a vector longer. Nothing here synchronises with a GPU, and the work is the same
+        for every patient.
 
         Parameters
         ----------
@@ -60,19 +73,29 @@ class ClippedSum:
         Tensor
             Whether the patient's gradient was within ``max_norm``, a boolean scalar.
         """
-        if loss_scale != 1:
-            self.gradient.mul_(1 / loss_scale)
-        norm = torch.linalg.vector_norm(self.gradient)
-        factor = torch.where(norm.isfinite(), (max_norm / norm).clamp(max=1), 0)
+        # In double precision: the norm of many float32 squares would not be known well enough to promise a length.
+        norm = torch.linalg.vector_norm(self.gradient, dtype=torch.float64) / loss_scale
+        factor = torch.where(norm.isfinite(), self._reach / torch.maximum(norm, max_norm) / loss_scale, 0)
         self.gradient.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-        self.sum.addcmul_(self.gradient, factor)
+        self.sum += self.gradient.mul_(factor).to(torch.int64)
         within: Tensor = norm <= max_norm
         return within
 
-    def finish(self, noise: Tensor, expected: float) -> None:
-        """Write (sum + noise) / ``expected`` number of patients to the parameters' ``grad``."""
-        torch.add(self.sum, noise, out=self.gradient)
-        self.gradient.mul_(1 / expected)
+    def finish(self, noise: Tensor, max_norm: Tensor, expected: float) -> None:
+        """Write (sum + noise) / ``expected`` number of patients to the parameters' ``grad``.
+
+        Parameters
+        ----------
+        noise
+            One integer per trained parameter, with a standard deviation of ``DEVIATION``.
+        max_norm
+            The norm that ``add_patient`` was called with.
+        expected
+            Number of patients that a step draws on average.
+        """
+        self.sum += noise
+        # Only what is noised is scaled: from here on everything is post-processing.
+        self.gradient.copy_(self.sum).mul_(max_norm / (self._reach * expected))
 
 
 class ClippingNorm:
@@ -96,20 +119,22 @@ class ClippingNorm:
     def __init__(self, start: float, adaptive: AdaptiveClipping | None, device: torch.device) -> None:
         self._start = start
         self._adaptive = adaptive
-        self.value = torch.tensor(start, device=device)
-        self._halves = torch.zeros_like(self.value)
+        self.value = torch.tensor(start, dtype=torch.float64, device=device)
+        # Steps that one patient adds or subtracts: half a patient, where ``count_noise`` patients are ``DEVIATION``.
+        self._half = int(steps_of(2 * adaptive.count_noise)) if adaptive else 0
+        self._steps = torch.zeros((), dtype=torch.int64, device=device)
 
     def count(self, within: Tensor) -> None:
         """Count a patient; ``within`` is the result of ``ClippedSum.add_patient``."""
-        self._halves += within.float() - 0.5
+        self._steps += torch.where(within, self._half, -self._half)
 
-    def follow(self, noise: Noise, expected: float) -> None:
+    def follow(self, noise: DiscreteGaussian, expected: float) -> None:
         """Set the norm of the next step, from the ``expected`` number of patients."""
         adaptive = self._adaptive
         if adaptive is not None:
-            noised = self._halves + adaptive.count_noise * noise.normal(1)[0]
-            share = (0.5 + noised / expected).clamp(0, 1)
+            noised = self._steps + int(noise.draw(1)[0])
+            share = (0.5 + noised / (2 * self._half * expected)).clamp(0, 1)
             self.value = (self.value * torch.exp(-adaptive.learning_rate * (share - adaptive.target_quantile))).clamp(
                 self._start / LARGEST_FACTOR, self._start * LARGEST_FACTOR
             )
-        self._halves = torch.zeros_like(self.value)
+        self._steps.zero_()

@@ -2,9 +2,10 @@
 
 Neighbouring datasets differ by adding or removing one patient with all their scans; the number of patients is public,
 because the site declares it. A site sends the update and the Dice of its validation patients. Both are sums of one
-bounded contribution per patient, to which Gaussian noise is added once. Losses are not sent.
+bounded contribution per patient, in whole steps of a public grid, to which discrete Gaussian noise is added once.
+Losses are not sent.
 
-The duration of a round is not protected.
+The duration of a round is not protected; what is sent of it is rounded (``client.runner.client_app``).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import hashlib
 import math
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from client.training.dp_clipping import ClippedSum, ClippingNorm
-from client.training.dp_noise import KeyedNoise, Noise, SecureNoise
+from client.training.dp_noise import DiscreteGaussian, steps_of
 from client.training.dp_sampling import (
     KeySource,
     PatientSampler,
@@ -78,9 +80,10 @@ class PrivateTrainer(Trainer):
 
     A step draws patients by Poisson sampling, computes each patient's mean gradient over ``patches_per_patient``
     patches, clips it to ``max_grad_norm``, sums, adds noise once and divides by the expected number of patients.
-    Everything after the noise (``gradient_clip``, the optimizer) is post-processing and keeps the guarantee. Only one
-    patient's patches are in memory at a time, and no layer needs per-sample gradients. Adaptive clipping restarts at
-    ``max_grad_norm`` in every round, like everything else, so a site's work does not depend on earlier rounds.
+    Everything after the noise (scaling, ``gradient_clip``, the optimizer) is post-processing and keeps the guarantee.
+    Only one patient's patches are in memory at a time, and no layer needs per-sample gradients. Adaptive clipping
+    restarts at ``max_grad_norm`` in every round, like everything else, so a site's work does not depend on earlier
+    rounds.
 
     Parameters
     ----------
@@ -108,6 +111,7 @@ class PrivateTrainer(Trainer):
             raise ValueError("the plan has no privacy")
         self._spends = plan.privacy
         self._key_of = key_of
+        self._ahead = ThreadPoolExecutor(1, thread_name_prefix="noise-ahead")
         self._cutter = PatchCutter(plan.patch_size, config.augmentation, plan.mirror_axes)
         self._loss_scale = LOSS_SCALE if self._autocast is torch.float16 else 1.0
 
@@ -129,15 +133,17 @@ class PrivateTrainer(Trainer):
         if self._spends.validation is None or not cases:
             return Validation(dict.fromkeys(labels, math.nan), math.nan, 0.0)
         scans = {patient: len(found) for patient, found in scans_by_patient(cases).items()}
-        sums = np.zeros(len(labels))
+        scores = {patient: np.zeros(len(labels)) for patient in scans}
         for case, (logits, truth) in zip(cases, self._predictions(weights, cases), strict=True):
             predicted = logits.argmax(axis=0)
-            scores = np.array([dice(predicted == label, truth == label) - 0.5 for label in labels])
-            sums += scores / scans[case.owner]
-        noise = self._noise(self._key_of(seed, round_number, "validation"), torch.device("cpu"))
-        deviation = self._spends.validation.noise_multiplier * math.sqrt(len(labels)) / 2
-        sums += deviation * noise.normal(len(labels)).double().numpy()
-        means = np.clip(0.5 + sums / len(scans), 0, 1)
+            found = [dice(predicted == label, truth == label) - 0.5 for label in labels]
+            scores[case.owner] += np.array(found) / scans[case.owner]
+        # The longest vector of scores is as long as all steps; cutting towards zero makes none longer.
+        steps = 2 * steps_of(self._spends.validation.noise_multiplier) / math.sqrt(len(labels))
+        total = np.sum([(score * steps).astype(np.int64) for score in scores.values()], axis=0)
+        total += self._noise(self._key_of(seed, round_number, "validation")).draw(len(labels))
+        # Only what is noised is scaled.
+        means = np.clip(0.5 + total / (steps * len(scans)), 0, 1)
         return Validation(dict(zip(labels, means.tolist(), strict=True)), math.nan, time.perf_counter() - started)
 
     def _local_steps(
@@ -156,20 +162,22 @@ class PrivateTrainer(Trainer):
         sampler = PatientSampler(
             cases, draws, self._cutter, privacy.patches_per_patient, self.config.foreground_fraction, key
         )
-        gradients = ClippedSum(self._trained)
-        norm = ClippingNorm(privacy.max_grad_norm, privacy.adaptive_clipping, self.device)
-        noise = self._noise(key, self.device)
         multiplier = gradient_noise(self._spends.training.noise_multiplier, privacy.adaptive_clipping)
+        gradients = ClippedSum(self._trained, multiplier)
+        norm = ClippingNorm(privacy.max_grad_norm, privacy.adaptive_clipping, self.device)
+        noise = self._noise(key)
         expected = privacy.sample_rate * len(names)
 
         def step(number: int, next_batch: NextBatch) -> None:
             gradients.begin()
+            # Noise does not depend on the data, so a CPU draws it while a GPU computes.
+            drawing = self._ahead.submit(noise.draw, gradients.size)
             for _ in drawn[number]:
                 batch = next_batch()
                 gradients.begin_patient()
                 self._backward(batch.image, batch.label)
                 norm.count(gradients.add_patient(norm.value, self._loss_scale))
-            gradients.finish(noise.normal(gradients.size).mul_(multiplier * norm.value), expected)
+            gradients.finish(torch.from_numpy(drawing.result()).to(self.device), norm.value, expected)
             norm.follow(noise, expected)
             if self.config.gradient_clip > 0:
                 nn.utils.clip_grad_norm_(self._trained, self.config.gradient_clip, foreach=True)
@@ -192,8 +200,6 @@ class PrivateTrainer(Trainer):
         one_by_one = self.device.type == "cpu" and self._autocast is None and not self.config.compile
         return OneDnnConvolutions() if one_by_one and is_available() else nullcontext()
 
-    def _noise(self, key: bytes, device: torch.device) -> Noise:
-        if self._privacy.secure_random:
-            return SecureNoise(device)
-        # Derive a separate key: the draws use the secret itself.
-        return KeyedNoise(hashlib.sha256(key + b"noise").digest(), device)
+    def _noise(self, key: bytes) -> DiscreteGaussian:
+        # A separate key: the draws of patients use the secret itself.
+        return DiscreteGaussian(hashlib.sha256(key + b"noise").digest())

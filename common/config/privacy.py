@@ -50,8 +50,6 @@ class PrivacyConfig(Frozen):
         Adapts the norm to the data, starting at ``max_grad_norm``.
     validation
         ``noised``: noised means of bounded scores leave a site; ``off``: no scores leave it.
-    secure_random
-        Draw noise from the operating system's cryptographic generator (slower).
     """
 
     mode: Literal["patient"] = "patient"
@@ -62,4 +60,3 @@ class PrivacyConfig(Frozen):
     patches_per_patient: PositiveInt = 1
     adaptive_clipping: AdaptiveClipping | None = None
     validation: Annotated[Literal["noised", "off"], BeforeValidator(_off_is_a_word)] = "noised"
-    secure_random: bool = False

@@ -4,6 +4,10 @@ The accountants come from Opacus. The reported epsilon is the smaller of two upp
 (Gopi et al. 2021), which composes mechanisms with different noise, and that of Rényi accounting (Mironov et al. 2019;
 ``accountant="rdp"``). If every patient takes part in every step, the composition of Gaussian mechanisms is itself a
 Gaussian mechanism, whose epsilon is known exactly (Balle and Wang 2018).
+
+Sites add discrete noise. Rounding continuous Gaussian noise to whole steps is post-processing and costs nothing; the
+discrete Gaussian differs from that by a factor of 1 + 2**-48 in each probability, because a step is so small. With the
+sampler's own error this adds at most 2**-46 per released value to epsilon (``deploy/docs/privacy.md``).
 """
 
 from __future__ import annotations

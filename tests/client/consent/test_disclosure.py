@@ -28,8 +28,8 @@ from client.consent.privacy_terms import (
     NO_PRIVACY,
     NOT_CALLED_BACK,
     NOT_COVERED,
+    ON_A_GRID,
     PAID,
-    PLAIN_RANDOM,
     PRIVATE_MEANINGS,
     SEVERAL_SCANS,
 )
@@ -167,7 +167,7 @@ def test_the_text_says_what_privacy_there_is_and_what_not(tmp_path: Path) -> Non
     assert "epsilon 3, delta 1e-06" in text and "20.1 times as likely" in text
     assert "In each of 21 steps, every patient takes part with probability 0.25" in text
     assert f"Gaussian noise of {plan.training.noise_multiplier:.3g} times that length" in text
-    for sentence in (*NOT_COVERED, SEVERAL_SCANS, PAID, PLAIN_RANDOM, NOT_CALLED_BACK):
+    for sentence in (*NOT_COVERED, SEVERAL_SCANS, PAID, ON_A_GRID, NOT_CALLED_BACK):
         assert sentence in text
     for meaning in PRIVATE_MEANINGS.values():
         assert meaning in text
@@ -175,9 +175,9 @@ def test_the_text_says_what_privacy_there_is_and_what_not(tmp_path: Path) -> Non
 
 
 def test_the_text_follows_the_settings_of_privacy(tmp_path: Path) -> None:
-    write_kit(tmp_path, privacy=PRIVATE | {"validation": "off", "secure_random": True, "patches_per_patient": 4})
+    write_kit(tmp_path, privacy=PRIVATE | {"validation": "off", "patches_per_patient": 4})
     text = as_text(document(read_request(tmp_path)), 10_000)
-    assert "No scores of your validation patients are sent" in text and PLAIN_RANDOM not in text
+    assert "No scores of your validation patients are sent" in text
     assert "always empty: this federation sends no scores" in text
     assert "4 patches of each patient drawn" in text
 

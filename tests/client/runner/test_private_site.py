@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from client.runner.app_call import ask as ask_app
-from client.runner.client_app import Site, SiteWeights, make_client_app
+from client.runner.client_app import Site, SiteWeights, coarse, make_client_app
 from client.training.dp_trainer import PrivateTrainer, make_trainer
 from common.config.federation import FederationConfig
 from common.errors import FedvoxError
@@ -182,3 +182,30 @@ def test_a_simulated_budget_is_a_function_of_the_round() -> None:
         1e-5,
     )
     assert silent.spend("r", 4, []) == silent.spend("r", 3, [silent.plan.training])
+
+
+def test_durations_leave_on_a_coarse_grid() -> None:
+    """How long a step takes depends on how many patients were drawn."""
+    answer, _, _ = ask(Purse(1.0))
+    assert isinstance(answer, Result)
+    seconds = (answer.seconds, answer.seconds_data, answer.seconds_compute, answer.seconds_evaluate)
+    assert min(seconds) > 0
+    assert set(seconds) <= {1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "sent"),
+    [
+        (0.0, 0.0),
+        (1e-9, 1.0),
+        (1.0, 1.0),
+        (1.01, 2.0),
+        (4.2, 5.0),
+        (5.1, 10.0),
+        (10.0, 10.0),
+        (99.9, 100.0),
+        (5001, 1e4),
+    ],
+)
+def test_durations_are_rounded_up(seconds: float, sent: float) -> None:
+    assert coarse(seconds) == sent

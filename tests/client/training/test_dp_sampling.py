@@ -6,9 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binom, binomtest, chi2, chisquare, kstest
+from scipy.stats import binom, binomtest, chisquare
 
-from client.training.dp_noise import KeyedNoise, SecureNoise
 from client.training.dp_sampling import PatientSampler, draw_patients, repeatable_key, scans_by_patient
 from common.imaging.patches.sampler import PatchCutter
 from tests import tiny
@@ -106,26 +105,3 @@ def test_the_share_of_patches_on_foreground_is_exact_per_patient(fraction: float
         cutter.asked = 0
         source.batch(index)
         assert cutter.asked == fraction * count
-
-
-def test_noise_is_normal_and_never_the_same_twice() -> None:
-    device = torch.device("cpu")
-    for noise in (KeyedNoise(KEY, device), SecureNoise(device)):
-        first, second = noise.normal(100_001), noise.normal(100_001)
-        assert first.dtype == torch.float32
-        for values in (first.double().numpy(), second.double().numpy()):
-            low, high = chi2.ppf([ALARM / 2, 1 - ALARM / 2], values.size)
-            assert low < float((values**2).sum()) < high
-            assert kstest(values, "norm").pvalue > ALARM
-        # Correlation of n independent pairs is normal with deviation 1 / sqrt(n).
-        assert abs(float(np.corrcoef(first, second)[0, 1])) < 5.2 / len(first) ** 0.5
-
-
-def test_a_key_decides_the_noise_with_all_its_bits() -> None:
-    """Torch's own generator on a CPU looks at 32 bits of a seed."""
-    device = torch.device("cpu")
-    base = KeyedNoise(bytes(32), device).normal(8)
-    assert torch.equal(base, KeyedNoise(bytes(32), device).normal(8))
-    for bit in range(256):
-        key = (1 << bit).to_bytes(32, "big")
-        assert not torch.equal(base, KeyedNoise(key, device).normal(8))
