@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from client.training.dp_noise import DiscreteGaussian, steps_of
 from common.config.privacy import AdaptiveClipping
 
+# Values that are converted at a time, so that no second copy of the gradient is made in double precision or integers.
+_PART = 2**20
+
 LARGEST_FACTOR = 1e4
 """An adaptive norm changes at most by this factor, up or down, from its start."""
 
@@ -40,6 +43,7 @@ class ClippedSum:
         self.size = sum(parameter.numel() for parameter in parameters)
         self.gradient = torch.zeros(self.size, device=parameters[0].device)
         self.sum = torch.zeros_like(self.gradient, dtype=torch.int64)
+        self._parts = list(zip(torch.split(self.gradient, _PART), torch.split(self.sum, _PART), strict=True))
         self._reach = steps_of(multiplier)
         start = 0
         for parameter in parameters:
@@ -74,10 +78,11 @@ class ClippedSum:
             Whether the patient's gradient was within ``max_norm``, a boolean scalar.
         """
         # In double precision: the norm of many float32 squares would not be known well enough to promise a length.
-        norm = torch.linalg.vector_norm(self.gradient, dtype=torch.float64) / loss_scale
+        norms = [torch.linalg.vector_norm(part, dtype=torch.float64) for part, _ in self._parts]
+        norm = torch.linalg.vector_norm(torch.stack(norms)) / loss_scale
         factor = torch.where(norm.isfinite(), self._reach / torch.maximum(norm, max_norm) / loss_scale, 0)
-        self.gradient.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-        self.sum += self.gradient.mul_(factor).to(torch.int64)
+        for part, total in self._parts:
+            total += part.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0).mul_(factor).to(torch.int64)
         within: Tensor = norm <= max_norm
         return within
 
@@ -95,7 +100,8 @@ class ClippedSum:
         """
         self.sum += noise
         # Only what is noised is scaled: from here on everything is post-processing.
-        self.gradient.copy_(self.sum).mul_(max_norm / (self._reach * expected))
+        self.gradient.copy_(self.sum)
+        self.gradient.mul_(max_norm / (self._reach * expected))
 
 
 class ClippingNorm:
