@@ -7,10 +7,13 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from client.cli.options import add_kit_options, add_ledger_file
 from common.errors import FedvoxError
 from common.formatting import counted
+from common.system.cli import add_command, add_json
 
 if TYPE_CHECKING:
+    from client.consent.decisions import Decision, DecisionBook
     from client.consent.disclosure import Request
     from client.site.budget_check import Outlook
     from common.audit import AuditSummary
@@ -18,54 +21,36 @@ if TYPE_CHECKING:
 
 def add_consent_commands(commands: Any) -> None:
     """Add the commands to the result of ``ArgumentParser.add_subparsers``."""
-    review = commands.add_parser(
-        "review",
-        help="explain what a federation asks of this site",
-        epilog="example:\n  fedvox-client review --kit kit\n",
-    )
-    _add_folders(review)
+    review = add_command(commands, "review", _review, "explain what a federation asks of this site", "--kit kit")
+    add_kit_options(review)
     review.add_argument(
         "--data", type=Path, metavar="DIR", help="show the privacy cost for the patients of this dataset folder"
     )
-    review.add_argument("--ledger", type=Path, metavar="FILE", help="privacy ledger (default: $FEDVOX_LEDGER)")
-    review.add_argument("--json", action="store_true", help="print JSON")
-    review.set_defaults(command=_review)
+    add_ledger_file(review)
+    add_json(review)
 
-    approve = commands.add_parser(
-        "approve",
-        help="agree to what review shows",
-        epilog="example:\n  fedvox-client approve --kit kit --user 'Dr. Example'\n",
-    )
-    _add_folders(approve)
+    approve_example = "--kit kit --user 'Dr. Example'"
+    approve = add_command(commands, "approve", _approve, "agree to what review shows", approve_example)
+    add_kit_options(approve)
     _add_user(approve)
     approve.add_argument("--digest", metavar="SHA256", help="approve only if the kit still has this digest")
-    approve.set_defaults(command=_approve)
 
     for name, function, text in (
         ("pause", _pause, "accept no more tasks until resume"),
         ("resume", _resume, "end a pause"),
         ("withdraw", _withdraw, "revoke the approval, from the next task on"),
     ):
-        command = commands.add_parser(name, help=text, epilog=f"example:\n  fedvox-client {name} --kit kit\n")
-        _add_folders(command)
+        command = add_command(commands, name, function, text, "--kit kit")
+        add_kit_options(command)
         _add_user(command)
-        command.set_defaults(command=function)
 
-    audit = commands.add_parser(
-        "audit",
-        help="show what was sent from this site, and verify the log",
-        epilog="example:\n  fedvox-client audit --kit kit --verify\n",
+    audit = add_command(
+        commands, "audit", _audit, "show what was sent from this site, and verify the log", "--kit kit --verify"
     )
-    _add_folders(audit)
+    add_kit_options(audit)
     audit.add_argument("--verify", action="store_true", help="verify the hash chain; exit status 1 if it is broken")
     audit.add_argument("--expect", metavar="SHA256", help="with --verify: a hash noted earlier, required in the chain")
-    audit.add_argument("--json", action="store_true", help="print JSON")
-    audit.set_defaults(command=_audit)
-
-
-def _add_folders(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--kit", type=Path, required=True, metavar="DIR", help="the kit that the coordinator sent")
-    command.add_argument("--state", type=Path, metavar="DIR", help="the site's own files (default: state in the kit)")
+    add_json(audit)
 
 
 def _add_user(command: argparse.ArgumentParser) -> None:
@@ -171,11 +156,8 @@ def _approve(options: argparse.Namespace) -> int:
 
 
 def _pause(options: argparse.Namespace) -> int:
-    from client.consent.decisions import DecisionBook
-
-    decision = DecisionBook(_state(options)).pause(options.user)
-    print(f"Paused by {decision.user}, {decision.time}. No task starts until fedvox-client resume.\n{_IN_PROGRESS}")
-    return 0
+    decision = _decisions(options).pause(options.user)
+    return _tell_stop("Paused", decision, "No task starts until fedvox-client resume.")
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -194,14 +176,20 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _withdraw(options: argparse.Namespace) -> int:
+    decision = _decisions(options).withdraw(options.user)
+    return _tell_stop("Withdrawn", decision, "Only fedvox-client approve reverses that.")
+
+
+def _decisions(options: argparse.Namespace) -> DecisionBook:
     from client.consent.decisions import DecisionBook
 
-    decision = DecisionBook(_state(options)).withdraw(options.user)
-    print(f"Withdrawn by {decision.user}, {decision.time}. Only fedvox-client approve reverses that.\n{_IN_PROGRESS}")
+    return DecisionBook(_state(options))
+
+
+def _tell_stop(done: str, decision: Decision, end: str) -> int:
+    print(f"{done} by {decision.user}, {decision.time}. {end}")
+    print("A task in progress is finished and its result sent; stop fedvox-client start to prevent that.")
     return 0
-
-
-_IN_PROGRESS = "A task in progress is finished and its result sent; stop fedvox-client start to prevent that."
 
 
 def _audit(options: argparse.Namespace) -> int:

@@ -9,12 +9,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from client.cli.consent import add_consent_commands
 from client.cli.ledger import add_ledger_command
 from client.cli.network import add_network_commands
 from common.errors import DataError
-from common.system.cli import Parser, base_parser, run
+from common.system.cli import Parser, add_command, add_device, add_json, base_parser, run
+
+if TYPE_CHECKING:
+    from client.inference.predict import PredictOptions
+
+PREDICT_EXAMPLE = "--model runs/first/model --input scans --output segmentations"
+EVALUATE_EXAMPLE = "--model runs/first/model --data scans --out metrics.csv"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,38 +29,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = base_parser("fedvox-client", "Check data, decide what a hospital takes part in, use a trained model.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    check = commands.add_parser(
-        "check",
-        help="check a dataset and list every problem",
-        epilog="example:\n  fedvox-client check --data Task04_Hippocampus\n",
-    )
+    check_text = "check a dataset and list every problem"
+    check = add_command(commands, "check", _check, check_text, "--data Task04_Hippocampus")
     check.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder")
     check.add_argument("--federation", type=Path, metavar="FEDERATION.yaml", help="also check against its labels")
-    check.add_argument("--json", action="store_true", help="print JSON")
-    check.set_defaults(command=_check)
+    add_json(check)
 
-    predict = commands.add_parser(
-        "predict",
-        help="segment scans with a trained model",
-        epilog="example:\n  fedvox-client predict --model runs/first/model --input scans --output segmentations\n",
-    )
+    predict = add_command(commands, "predict", _predict, "segment scans with a trained model", PREDICT_EXAMPLE)
     _add_model_options(predict)
     predict.add_argument("--input", type=Path, required=True, metavar="FILE_OR_DIR", help="a scan, or a folder of them")
     predict.add_argument("--output", type=Path, required=True, metavar="FILE_OR_DIR", help="where the label maps go")
     predict.add_argument("--probabilities", action="store_true", help="also write the probability of every class")
     predict.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    predict.set_defaults(command=_predict)
 
-    evaluate = commands.add_parser(
-        "evaluate",
-        help="evaluate a trained model on labelled scans",
-        epilog="example:\n  fedvox-client evaluate --model runs/first/model --data scans --out metrics.csv\n",
-    )
+    evaluate_text = "evaluate a trained model on labelled scans"
+    evaluate = add_command(commands, "evaluate", _evaluate, evaluate_text, EVALUATE_EXAMPLE)
     _add_model_options(evaluate)
     evaluate.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder with labels")
     evaluate.add_argument("--out", type=Path, required=True, metavar="metrics.csv", help="one row per case and label")
     evaluate.add_argument("--overwrite", action="store_true", help="replace a file that exists")
-    evaluate.set_defaults(command=_evaluate)
     add_consent_commands(commands)
     add_ledger_command(commands)
     add_network_commands(commands)
@@ -62,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _add_model_options(parser: Parser) -> None:
     parser.add_argument("--model", type=Path, required=True, metavar="MODEL_DIR", help="model.safetensors + model.json")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
+    add_device(parser)
     parser.add_argument(
         "--precision", choices=["auto", "float32", "bfloat16", "float16"], default="auto", help="default: auto"
     )
@@ -96,13 +90,13 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from client.inference.predict import PredictOptions, predict_path
+    from client.inference.predict import predict_path
 
     report = predict_path(
         options.model,
         options.input,
         options.output,
-        PredictOptions(options.overlap, options.mirror, options.device, options.precision),
+        _predict_options(options),
         probabilities=options.probabilities,
         overwrite=options.overwrite,
         progress=_ProgressLines(),
@@ -115,19 +109,24 @@ def _predict(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from client.inference.evaluate import evaluate_dataset
-    from client.inference.predict import PredictOptions
 
     report = evaluate_dataset(
         options.model,
         options.data,
         options.out,
-        PredictOptions(options.overlap, options.mirror, options.device, options.precision),
+        _predict_options(options),
         overwrite=options.overwrite,
         progress=_ProgressLines(),
     )
     print(report.summary)
     _print_failures("evaluate", report.failures)
     return report.exit_status
+
+
+def _predict_options(options: argparse.Namespace) -> PredictOptions:
+    from client.inference.predict import PredictOptions
+
+    return PredictOptions(options.overlap, options.mirror, options.device, options.precision)
 
 
 def _print_failures(command: str, failures: Sequence[DataError]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError, FedvoxError
 from common.formatting import counted
+from common.system.cli import add_json
 
 if TYPE_CHECKING:
     from client.ledger.ledger import Ledger, Witness
@@ -37,7 +38,7 @@ def add_ledger_command(commands: Any) -> None:
     ledger.add_argument("--kit", type=Path, metavar="DIR", help="also compare it with this kit's site file and records")
     ledger.add_argument("--state", type=Path, metavar="DIR", help="the site's own files (default: state in the kit)")
     ledger.add_argument("--verify", action="store_true", help="verify the hash chain; exit status 1 if it is broken")
-    ledger.add_argument("--json", action="store_true", help="print JSON")
+    add_json(ledger)
     ledger.add_argument("--recover", action="store_true", help="set the old file aside and start a new one; asks first")
     ledger.add_argument(
         "--spent", metavar="EPSILON@DELTA", help="with --recover: what every patient has already spent, or everything"

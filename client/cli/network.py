@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from common.system.cli import add_linger, default_cache
+from client.cli.options import add_kit_options, add_ledger_file
+from common.system.cli import add_command, add_device, add_json, add_linger, default_cache
 
 if TYPE_CHECKING:
     from client.site.start import SiteOptions
@@ -15,87 +16,61 @@ if TYPE_CHECKING:
 
 def add_network_commands(commands: Any) -> None:
     """Add the commands to the result of ``ArgumentParser.add_subparsers``."""
-    request = commands.add_parser(
-        "request",
-        help="create this site's key and a certificate request",
-        epilog="example:\n  fedvox-client request --name north --out key\n",
+    request = add_command(
+        commands, "request", _request, "create this site's key and a certificate request", "--name north --out key"
     )
     request.add_argument("--name", "--site", required=True, metavar="NAME", help="the site's name in the federation")
     request.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for key and request")
-    request.set_defaults(command=_request)
 
-    preflight = commands.add_parser(
-        "preflight",
-        help="check everything that start needs",
-        epilog="example:\n  fedvox-client preflight --kit kit --data scans\n",
-    )
-    _add_site_options(preflight)
-    preflight.set_defaults(command=_preflight)
+    for name, function, text in (
+        ("preflight", _preflight, "check everything that start needs"),
+        ("start", _start, "take part in a federation, until Ctrl-C or SIGTERM"),
+    ):
+        _add_site_options(add_command(commands, name, function, text, "--kit kit --data scans"))
 
-    start = commands.add_parser(
-        "start",
-        help="take part in a federation, until Ctrl-C or SIGTERM",
-        epilog="example:\n  fedvox-client start --kit kit --data scans\n",
-    )
-    _add_site_options(start)
-    start.set_defaults(command=_start)
+    for name, function, add_options, text, example in (
+        (
+            "courier",
+            _courier,
+            add_kit_options,
+            "run the part of a site that talks to the server and sees no scans",
+            "--kit kit --state courier-state --shared shared",
+        ),
+        (
+            "runner",
+            _runner,
+            _add_site_options,
+            "run the part of a site that trains and needs no network",
+            "--kit kit --data scans --state runner-state --shared shared",
+        ),
+    ):
+        half = add_command(commands, name, function, text, example)
+        add_options(half)
+        half.add_argument(
+            "--shared",
+            type=Path,
+            required=True,
+            metavar="DIR",
+            help="folder shared by both processes, on a local disk",
+        )
+        add_linger(half)
 
-    courier = commands.add_parser(
-        "courier",
-        help="run the part of a site that talks to the server and sees no scans",
-        epilog="example:\n  fedvox-client courier --kit kit --state courier-state --shared shared\n",
-    )
-    _add_kit_options(courier)
-    _add_shared(courier)
-    add_linger(courier)
-    courier.set_defaults(command=_courier)
+    status = add_command(commands, "status", _status, "show what a site is doing now", "--kit kit")
+    add_kit_options(status)
+    add_json(status)
 
-    runner = commands.add_parser(
-        "runner",
-        help="run the part of a site that trains and needs no network",
-        epilog="example:\n  fedvox-client runner --kit kit --data scans --state runner-state --shared shared\n",
-    )
-    _add_site_options(runner)
-    _add_shared(runner)
-    add_linger(runner)
-    runner.set_defaults(command=_runner)
-
-    status = commands.add_parser(
-        "status",
-        help="show what a site is doing now",
-        epilog="example:\n  fedvox-client status --kit kit\n",
-    )
-    _add_kit_options(status)
-    status.add_argument("--json", action="store_true", help="print JSON")
-    status.set_defaults(command=_status)
-
-    health = commands.add_parser(
-        "health",
-        help="show in one line whether the processes on a state folder are healthy",
-        epilog="example:\n  fedvox-client health --state state\n",
-    )
+    health_text = "show in one line whether the processes on a state folder are healthy"
+    health = add_command(commands, "health", _health, health_text, "--state state")
     health.add_argument("--state", type=Path, required=True, metavar="DIR", help="folder of start, courier or runner")
-    health.set_defaults(command=_health)
-
-
-def _add_kit_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--kit", type=Path, required=True, metavar="DIR", help="the kit that the coordinator sent")
-    command.add_argument("--state", type=Path, metavar="DIR", help="the site's own files (default: state in the kit)")
 
 
 def _add_site_options(command: argparse.ArgumentParser) -> None:
-    _add_kit_options(command)
+    add_kit_options(command)
     command.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder with labels")
     command.add_argument("--cache", type=Path, metavar="DIR", help="preprocessed scans (default: $FEDVOX_CACHE)")
-    command.add_argument("--ledger", type=Path, metavar="FILE", help="privacy ledger (default: $FEDVOX_LEDGER)")
+    add_ledger_file(command)
     command.add_argument("--no-cache", action="store_true", help="keep preprocessed scans in memory only")
-    command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
-
-
-def _add_shared(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--shared", type=Path, required=True, metavar="DIR", help="folder shared by both processes, on a local disk"
-    )
+    add_device(command)
 
 
 def _state(options: argparse.Namespace) -> Path:

@@ -42,6 +42,40 @@ def base_parser(program: str, description: str) -> Parser:
     return parser
 
 
+def add_command(
+    commands: argparse._SubParsersAction[Any], name: str, function: Command, text: str, *examples: str
+) -> Parser:
+    """Add a command to a program.
+
+    Parameters
+    ----------
+    commands
+        The result of ``ArgumentParser.add_subparsers``.
+    name
+        The command's name.
+    function
+        Runs it and returns the exit status.
+    text
+        What it does, in a line.
+    examples
+        The arguments of each example, without the names of program and command.
+    """
+    command: Parser = commands.add_parser(name, help=text)
+    command.epilog = "".join(["example:\n", *(f"  {command.prog} {arguments}\n" for arguments in examples)])
+    command.set_defaults(command=function)
+    return command
+
+
+def add_json(command: argparse.ArgumentParser) -> None:
+    """Add ``--json``."""
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_device(command: argparse.ArgumentParser) -> None:
+    """Add ``--device``."""
+    command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
+
+
 def add_linger(command: argparse.ArgumentParser) -> None:
     """Add ``--linger``, for commands that run until they are stopped."""
     command.add_argument(

@@ -15,18 +15,17 @@ from datetime import datetime
 from pathlib import Path
 
 from common.errors import ConfigError, OutputError
-from common.system.cli import base_parser, default_cache, run
+from common.system.cli import add_command, add_device, add_json, base_parser, default_cache, run
 from common.system.files import new_folder
 from server.cli.network import add_network_commands
-from server.cli.privacy import add_privacy_commands
+from server.cli.privacy import add_privacy_commands, add_set
 from server.formatting import format_best, format_seconds, scores_are_noised
 
-SIMULATE_EXAMPLE = """\
-example:
-  fedvox-server simulate deploy/examples/phantom.yaml --out runs/first
-  fedvox-server simulate deploy/examples/hippocampus.yaml --data Task04_Hippocampus --set rounds=3
-  fedvox-server simulate deploy/examples/phantom.yaml --out runs/sweep --sweep training.learning_rate=0.001,0.002
-"""
+SIMULATE_EXAMPLES = (
+    "deploy/examples/phantom.yaml --out runs/first",
+    "deploy/examples/hippocampus.yaml --data Task04_Hippocampus --set rounds=3",
+    "deploy/examples/phantom.yaml --out runs/sweep --sweep training.learning_rate=0.001,0.002",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,17 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = base_parser("fedvox-server", "Run federations of hospitals: simulate, watch, report, export.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    simulate = commands.add_parser(
-        "simulate", help="train a federation of simulated hospitals on this machine", epilog=SIMULATE_EXAMPLE
-    )
+    simulate_text = "train a federation of simulated hospitals on this machine"
+    simulate = add_command(commands, "simulate", _simulate, simulate_text, *SIMULATE_EXAMPLES)
     simulate.add_argument("federation", type=Path, metavar="FEDERATION.yaml", help="the federation file")
     simulate.add_argument("--data", type=Path, metavar="DIR", help="dataset folder (default: the file's phantoms)")
     simulate.add_argument("--out", type=Path, metavar="RUN_DIR", help="run folder (default: runs/NAME-TIME)")
     simulate.add_argument("--engine", choices=["inline", "ray"], help="default: the federation file's")
-    simulate.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
-    simulate.add_argument(
-        "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="replace one value of the federation file"
-    )
+    add_device(simulate)
+    add_set(simulate)
     simulate.add_argument(
         "--sweep",
         action="append",
@@ -55,29 +51,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     simulate.add_argument("--resume", action="store_true", help="resume the run in --out")
     simulate.add_argument("--cache", type=Path, metavar="DIR", help="for preprocessed scans (default: $FEDVOX_CACHE)")
     simulate.add_argument("--no-cache", action="store_true", help="keep preprocessed scans in memory only")
-    simulate.set_defaults(command=_simulate)
 
-    status = commands.add_parser(
-        "status", help="show a run's progress", epilog="example:\n  fedvox-server status runs/first\n"
-    )
+    status = add_command(commands, "status", _status, "show a run's progress", "runs/first")
     status.add_argument("run", type=Path, metavar="RUN_DIR")
-    status.add_argument("--json", action="store_true", help="print JSON")
-    status.set_defaults(command=_status)
+    add_json(status)
 
-    report = commands.add_parser(
-        "report", help="rewrite a run's report.html", epilog="example:\n  fedvox-server report runs/first\n"
-    )
+    report = add_command(commands, "report", _report, "rewrite a run's report.html", "runs/first")
     report.add_argument("run", type=Path, metavar="RUN_DIR")
-    report.set_defaults(command=_report)
 
-    export = commands.add_parser(
-        "export",
-        help="copy a run's released model",
-        epilog="example:\n  fedvox-server export runs/first --out hippocampus-model\n",
+    export = add_command(
+        commands, "export", _export, "copy a run's released model", "runs/first --out hippocampus-model"
     )
     export.add_argument("run", type=Path, metavar="RUN_DIR")
     export.add_argument("--out", type=Path, required=True, metavar="MODEL_DIR", help="a folder that does not exist yet")
-    export.set_defaults(command=_export)
     add_privacy_commands(commands)
     add_network_commands(commands)
     return run(parser, arguments)

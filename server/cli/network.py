@@ -11,38 +11,22 @@ import yaml
 
 from common.config.network import format_endpoint, parse_endpoint, parse_listen
 from common.errors import ConfigError
-from common.system.cli import add_linger
+from common.system.cli import add_command, add_linger
 from server.formatting import format_best, scores_are_noised
 
 if TYPE_CHECKING:
     from server.gateway.listen import Listen
 
-PROVISION_EXAMPLE = """\
-example:
-  fedvox-server provision federation.yaml --out kits
-  fedvox-server provision federation.yaml --out kits --request north.csr
-"""
-START_EXAMPLE = """\
-example:
-  fedvox-server start --kit kits/server
-  fedvox-server start --kit kits/server --run runs/first --listen 0.0.0.0:9443
-"""
-GATEWAY_EXAMPLE = """\
-example:
-  fedvox-server gateway --kit kits/server --run runs/first --listen 0.0.0.0:9443
-"""
-HEALTH_EXAMPLE = """\
-example:
-  fedvox-server health --superlink 127.0.0.1:9095
-  fedvox-server health --gateway 127.0.0.1:9443
-"""
+PROVISION_EXAMPLES = "federation.yaml --out kits", "federation.yaml --out kits --request north.csr"
+START_EXAMPLES = "--kit kits/server", "--kit kits/server --run runs/first --listen 0.0.0.0:9443"
+GATEWAY_EXAMPLE = "--kit kits/server --run runs/first --listen 0.0.0.0:9443"
+HEALTH_EXAMPLES = "--superlink 127.0.0.1:9095", "--gateway 127.0.0.1:9443"
 
 
 def add_network_commands(commands: argparse._SubParsersAction[Any]) -> None:
     """Add ``provision``, ``revoke``, ``start``, ``gateway``, ``health`` and ``release``."""
-    provision = commands.add_parser(
-        "provision", help="make the kits of a federation's server and sites", epilog=PROVISION_EXAMPLE
-    )
+    provision_text = "make the kits of a federation's server and sites"
+    provision = add_command(commands, "provision", _provision, provision_text, *PROVISION_EXAMPLES)
     provision.add_argument(
         "federation", type=Path, metavar="FEDERATION.yaml", help="federation file with a network section"
     )
@@ -51,56 +35,44 @@ def add_network_commands(commands: argparse._SubParsersAction[Any]) -> None:
         "--request", type=Path, action="append", default=[], metavar="FILE", help="signing request of a site"
     )
     provision.add_argument("--renew", action="append", default=[], metavar="SITE", help="give a site a new key")
-    provision.set_defaults(command=_provision)
 
-    revoke = commands.add_parser(
-        "revoke", help="revoke a site's key", epilog="example:\n  fedvox-server revoke north --kits kits\n"
-    )
+    revoke = add_command(commands, "revoke", _revoke, "revoke a site's key", "north --kits kits")
     revoke.add_argument("site", metavar="SITE")
     revoke.add_argument("--kits", type=Path, required=True, metavar="KITS", help="folder of all kits")
-    revoke.set_defaults(command=_revoke)
 
-    start = commands.add_parser("start", help="run a federation with real sites", epilog=START_EXAMPLE)
+    start = add_command(commands, "start", _start, "run a federation with real sites", *START_EXAMPLES)
     start.add_argument("--kit", type=Path, required=True, metavar="DIR", help="the server's kit")
     start.add_argument("--run", type=Path, metavar="RUN_DIR", help="run folder (default: run in the kit)")
-    start.add_argument(
-        "--listen", metavar="HOST:PORT", help="address for the sites (default: the kit's port, all interfaces)"
-    )
+    _add_listen(start)
     start.add_argument("--without-gateway", action="store_true", help="do not start the gateway; it runs separately")
     start.add_argument("--health", metavar="HOST:PORT", help="address for SuperLink's gRPC health service")
     add_linger(start)
-    start.set_defaults(command=_start)
 
-    gateway = commands.add_parser(
-        "gateway",
-        help="run the gateway, the one port that sites reach, separately from start --without-gateway",
-        epilog=GATEWAY_EXAMPLE,
-    )
+    gateway_text = "run the gateway, the one port that sites reach, separately from start --without-gateway"
+    gateway = add_command(commands, "gateway", _gateway, gateway_text, GATEWAY_EXAMPLE)
     gateway.add_argument("--kit", type=Path, required=True, metavar="DIR", help="the server's kit")
     gateway.add_argument("--run", type=Path, required=True, metavar="RUN_DIR", help="run folder, shared with start")
-    gateway.add_argument(
-        "--listen", metavar="HOST:PORT", help="address for the sites (default: the kit's port, all interfaces)"
-    )
+    _add_listen(gateway)
     gateway.add_argument(
         "--tls-ended-by-proxy", action="store_true", help="speak plain HTTP to a proxy that checks certificates"
     )
     add_linger(gateway)
-    gateway.set_defaults(command=_gateway)
 
-    health = commands.add_parser("health", help="check whether SuperLink or the gateway answers", epilog=HEALTH_EXAMPLE)
+    health_text = "check whether SuperLink or the gateway answers"
+    health = add_command(commands, "health", _health, health_text, *HEALTH_EXAMPLES)
     which = health.add_mutually_exclusive_group(required=True)
     which.add_argument("--superlink", metavar="HOST:PORT", help="the address given to start --health")
     which.add_argument("--gateway", metavar="HOST:PORT", help="the gateway's address")
-    health.set_defaults(command=_health)
 
-    release = commands.add_parser(
-        "release",
-        help="take a site out of quarantine",
-        epilog="example:\n  fedvox-server release kits/server/run north\n",
-    )
+    release = add_command(commands, "release", _release, "take a site out of quarantine", "kits/server/run north")
     release.add_argument("run", type=Path, metavar="RUN_DIR")
     release.add_argument("site", metavar="SITE")
-    release.set_defaults(command=_release)
+
+
+def _add_listen(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--listen", metavar="HOST:PORT", help="address for the sites (default: the kit's port, all interfaces)"
+    )
 
 
 def _provision(options: argparse.Namespace) -> int:

@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError
-from common.system.cli import default_cache
+from common.system.cli import add_command, add_json, default_cache
 
-PLAN_EXAMPLE = """\
-example:
-  fedvox-server plan-privacy deploy/examples/phantom-private.yaml
-  fedvox-server plan-privacy federation.yaml --patients 117,37,23 --set privacy.epsilon=3 --json
-"""
+PLAN_EXAMPLES = (
+    "deploy/examples/phantom-private.yaml",
+    "federation.yaml --patients 117,37,23 --set privacy.epsilon=3 --json",
+)
 
 
 def add_privacy_commands(commands: argparse._SubParsersAction[Any]) -> None:
     """Add ``plan-privacy``."""
-    plan = commands.add_parser(
-        "plan-privacy", help="forecast noise, epsilon and signal of a private federation", epilog=PLAN_EXAMPLE
-    )
+    text = "forecast noise, epsilon and signal of a private federation"
+    plan = add_command(commands, "plan-privacy", _plan_privacy, text, *PLAN_EXAMPLES)
     plan.add_argument("federation", type=Path, metavar="FEDERATION.yaml", help="federation file with a privacy section")
     plan.add_argument(
         "--patients",
@@ -30,11 +28,15 @@ def add_privacy_commands(commands: argparse._SubParsersAction[Any]) -> None:
     )
     plan.add_argument("--data", type=Path, metavar="DIR", help="dataset folder, split among the sites as in simulate")
     plan.add_argument("--cache", type=Path, metavar="DIR", help="for data read from --data (default: $FEDVOX_CACHE)")
-    plan.add_argument("--json", action="store_true", help="print JSON")
-    plan.add_argument(
+    add_json(plan)
+    add_set(plan)
+
+
+def add_set(command: argparse.ArgumentParser) -> None:
+    """Add ``--set``."""
+    command.add_argument(
         "--set", action="append", default=[], metavar="KEY.PATH=VALUE", help="replace one value of the federation file"
     )
-    plan.set_defaults(command=_plan_privacy)
 
 
 def _plan_privacy(options: argparse.Namespace) -> int:
