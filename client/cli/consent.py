@@ -156,8 +156,7 @@ def _approve(options: argparse.Namespace) -> int:
 
 
 def _pause(options: argparse.Namespace) -> int:
-    decision = _decisions(options).pause(options.user)
-    return _tell_stop("Paused", decision, "No task starts until fedvox-client resume.")
+    return _tell_stop("Paused", _decisions(options).pause(options.user), "No task starts until fedvox-client resume.")
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -176,8 +175,9 @@ def _resume(options: argparse.Namespace) -> int:
 
 
 def _withdraw(options: argparse.Namespace) -> int:
-    decision = _decisions(options).withdraw(options.user)
-    return _tell_stop("Withdrawn", decision, "Only fedvox-client approve reverses that.")
+    return _tell_stop(
+        "Withdrawn", _decisions(options).withdraw(options.user), "Only fedvox-client approve reverses that."
+    )
 
 
 def _decisions(options: argparse.Namespace) -> DecisionBook:
