@@ -11,7 +11,7 @@ import io
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,19 @@ from server.run_store.record import CaseScore, Example, Round, RunRecord, Site, 
 _MARKS_OF_A_RUN = ("federation.yaml", "rounds.jsonl", "summary.json")
 # All errors that zipfile and NumPy raise for an archive that is damaged or made by other software.
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile, zlib.error)
+
+
+_ROUND_NUMBERS = ("seconds", "bytes_up", "bytes_down", "mean_dice", "train_loss")
+_SITE_NUMBERS = (
+    "train_loss",
+    "validation_loss",
+    "mean_dice",
+    "seconds",
+    "seconds_data",
+    "seconds_compute",
+    "seconds_evaluate",
+    "epsilon",
+)
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -130,17 +143,13 @@ def _round_from(number: int, line: Mapping[str, Any]) -> Round:
         number=number,
         phase=str(line.get("phase", "train")),
         model_round=number - 1 if model_round is None else int(model_round),
-        seconds=as_number(line.get("seconds")),
-        bytes_up=as_number(line.get("bytes_up")),
-        bytes_down=as_number(line.get("bytes_down")),
-        mean_dice=as_number(line.get("mean_dice")),
         dice=as_scores(line.get("dice")),
-        train_loss=as_number(line.get("train_loss")),
         sites={
             str(name): _site_round_from(site)
             for name, site in (sites.items() if isinstance(sites, dict) else ())
             if isinstance(site, dict)
         },
+        **_numbers(line, _ROUND_NUMBERS),
     )
 
 
@@ -151,16 +160,13 @@ def _site_round_from(site: Mapping[str, Any]) -> SiteRound:
         reason=None if reason is None else str(reason),
         examples=_as_count(site.get("examples")),
         validation_examples=_as_count(site.get("validation_examples")),
-        train_loss=as_number(site.get("train_loss")),
-        validation_loss=as_number(site.get("validation_loss")),
-        mean_dice=as_number(site.get("mean_dice")),
         dice=as_scores(site.get("dice")),
-        seconds=as_number(site.get("seconds")),
-        seconds_data=as_number(site.get("seconds_data")),
-        seconds_compute=as_number(site.get("seconds_compute")),
-        seconds_evaluate=as_number(site.get("seconds_evaluate")),
-        epsilon=as_number(site.get("epsilon")),
+        **_numbers(site, _SITE_NUMBERS),
     )
+
+
+def _numbers(line: Mapping[str, Any], keys: Sequence[str]) -> dict[str, float | None]:
+    return {key: as_number(line.get(key)) for key in keys}
 
 
 def _as_count(value: object) -> int | None:
