@@ -7,13 +7,12 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from common.errors import FedvoxError, OutputError
-from common.system.files import cannot_write, write_in_turn
-from common.system.locks import LockHeldError, is_locked, lock_file
+from common.system.files import write_in_turn
+from common.system.locks import is_locked, lock_for_one
 
 APPROVALS_FILE = "approvals.json"
 AUDIT_FILE = "audit.jsonl"
@@ -34,52 +33,41 @@ class AlreadyRunningError(FedvoxError):
     """Another process runs this site."""
 
 
-@dataclass(frozen=True)
 class StateFolder:
     """The files of a site's state folder.
 
-    Attributes
+    Parameters
     ----------
     path
         Path of the folder; by default ``state`` in the kit.
+
+    Attributes
+    ----------
+    shared
+        The folder shared by courier and runner when one process starts both.
+    journal
+        What the runner has done with each task.
+    runner
+        The runner's status.
+    contact
+        Touched by the courier when the server answers it, at most twice a second.
+    status
+        Status of the supervised processes.
+    logs
+        The logs of all processes.
+    flower_home
+        Flower's own state.
     """
 
-    path: Path
-
-    @property
-    def shared(self) -> Path:
-        """The folder shared by courier and runner when one process starts both."""
-        return self.path / "shared"
-
-    @property
-    def journal(self) -> Path:
-        """What the runner has done with each task."""
-        return self.path / "journal"
-
-    @property
-    def runner(self) -> Path:
-        """The runner's status."""
-        return self.path / "runner.json"
-
-    @property
-    def contact(self) -> Path:
-        """Touched by the courier when the server answers it, at most twice a second."""
-        return self.path / "contact"
-
-    @property
-    def status(self) -> Path:
-        """Status of the supervised processes."""
-        return self.path / "status.json"
-
-    @property
-    def logs(self) -> Path:
-        """The logs of all processes."""
-        return self.path / "logs"
-
-    @property
-    def flower_home(self) -> Path:
-        """Flower's own state."""
-        return self.path / "flwr-home"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.shared = path / "shared"
+        self.journal = path / "journal"
+        self.runner = path / "runner.json"
+        self.contact = path / "contact"
+        self.status = path / "status.json"
+        self.logs = path / "logs"
+        self.flower_home = path / "flwr-home"
 
     def make(self) -> None:
         """Create the folder, for its owner alone.
@@ -107,15 +95,9 @@ class StateFolder:
             If it cannot be written.
         """
         self.make()
-        file = self.path / "lock"
-        try:
-            # Others may read it: whoever asks for the status of a site need not be the one who runs it.
-            lock = lock_file(file, wait_seconds=0, mode=0o666)
-        except LockHeldError:
-            raise AlreadyRunningError(f"{self.path}: this site is already running; see fedvox-client status") from None
-        except OSError as error:
-            raise cannot_write(file, error) from None
-        with lock:
+        taken = AlreadyRunningError(f"{self.path}: this site is already running; see fedvox-client status")
+        # Others may read it: whoever asks for the status of a site need not be the one who runs it.
+        with lock_for_one(self.path / "lock", taken, mode=0o666):
             yield
 
     def is_locked(self) -> bool:

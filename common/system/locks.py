@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from common.errors import FedvoxError
+from common.system.files import cannot_write
 
 _PAUSE_SECONDS = 0.1
 
@@ -81,6 +82,33 @@ def lock_file(
         os.close(descriptor)
         raise
     return FileLock(descriptor)
+
+
+def lock_for_one(path: Path, taken: FedvoxError, mode: int = 0o600) -> FileLock:
+    """Lock a file for the only process of its kind, without waiting for a holder.
+
+    Parameters
+    ----------
+    path
+        What to lock.
+    taken
+        The error if another process holds the lock.
+    mode
+        Permissions of a file that is created.
+
+    Raises
+    ------
+    FedvoxError
+        ``taken``.
+    OutputError
+        If the file cannot be opened or locked.
+    """
+    try:
+        return lock_file(path, wait_seconds=0, mode=mode)
+    except LockHeldError:
+        raise taken from None
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 def is_locked(path: Path) -> bool:

@@ -27,7 +27,6 @@ must verify client certificates and name the site in every request. For nginx::
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import json
 import logging
@@ -35,7 +34,6 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,8 +51,8 @@ from common.certificates import (
     server_identity,
 )
 from common.errors import ConfigError, FedvoxError
-from common.system.files import cannot_write, write_atomically
-from common.system.locks import LockHeldError, lock_file
+from common.system.files import write_atomically
+from common.system.locks import FileLock, lock_for_one
 from server.gateway.application import Gateway
 from server.gateway.listen import Listen, check_port
 from server.gateway.quotas import Limits
@@ -196,18 +194,10 @@ def _configure_logging() -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
-@contextlib.contextmanager
-def _gateway_lock(folder: GatewayFolder) -> Iterator[None]:
+def _gateway_lock(folder: GatewayFolder) -> FileLock:
     """Lock the run's gateway folder, so that only one gateway writes there."""
-    path = folder.path / "gateway.lock"
-    try:
-        lock = lock_file(path, wait_seconds=0)
-    except LockHeldError:
-        raise FedvoxError(f"{folder.run}: another gateway serves this run; stop it first") from None
-    except OSError as error:
-        raise cannot_write(path, error) from None
-    with lock:
-        yield
+    taken = FedvoxError(f"{folder.run}: another gateway serves this run; stop it first")
+    return lock_for_one(folder.path / "gateway.lock", taken)
 
 
 def _check_private(listen: Listen) -> None:
