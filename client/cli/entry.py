@@ -18,7 +18,7 @@ from common.errors import DataError
 from common.system.cli import Parser, add_command, add_device, add_json, base_parser, run
 
 if TYPE_CHECKING:
-    from client.inference.predict import PredictOptions
+    from client.inference.predict import Predictor
 
 PREDICT_EXAMPLE = "--model runs/first/model --input scans --output segmentations"
 EVALUATE_EXAMPLE = "--model runs/first/model --data scans --out metrics.csv"
@@ -93,10 +93,9 @@ def _predict(options: argparse.Namespace) -> int:
     from client.inference.predict import predict_path
 
     report = predict_path(
-        options.model,
+        _predictor(options),
         options.input,
         options.output,
-        _predict_options(options),
         probabilities=options.probabilities,
         overwrite=options.overwrite,
         progress=_ProgressLines(),
@@ -111,22 +110,18 @@ def _evaluate(options: argparse.Namespace) -> int:
     from client.inference.evaluate import evaluate_dataset
 
     report = evaluate_dataset(
-        options.model,
-        options.data,
-        options.out,
-        _predict_options(options),
-        overwrite=options.overwrite,
-        progress=_ProgressLines(),
+        _predictor(options), options.data, options.out, overwrite=options.overwrite, progress=_ProgressLines()
     )
     print(report.summary)
     _print_failures("evaluate", report.failures)
     return report.exit_status
 
 
-def _predict_options(options: argparse.Namespace) -> PredictOptions:
-    from client.inference.predict import PredictOptions
+def _predictor(options: argparse.Namespace) -> Predictor:
+    from client.inference.predict import PredictOptions, Predictor
 
-    return PredictOptions(options.overlap, options.mirror, options.device, options.precision)
+    applied = PredictOptions(options.overlap, options.mirror, options.device, options.precision)
+    return Predictor.open(options.model, applied)
 
 
 def _print_failures(command: str, failures: Sequence[DataError]) -> None:

@@ -13,9 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from client.inference.predict import (
-    DEFAULT_OPTIONS,
     FractionProgress,
-    PredictOptions,
     Predictor,
     check_writable,
     part_of,
@@ -24,7 +22,6 @@ from common.errors import ConfigError, DataError, OutputError
 from common.imaging.datasets.dataset import Case, find_dataset
 from common.imaging.threads import CountProgress
 from common.metrics import case_metrics
-from common.models.bundle import load_bundle
 from common.system.files import write_atomically
 
 LEGEND = (
@@ -68,10 +65,9 @@ class EvaluationReport:
 
 
 def evaluate_dataset(
-    model_dir: Path,
+    predictor: Predictor,
     data: Path,
     out_csv: Path,
-    options: PredictOptions = DEFAULT_OPTIONS,
     *,
     overwrite: bool = False,
     progress: FractionProgress | None = None,
@@ -84,14 +80,12 @@ def evaluate_dataset(
 
     Parameters
     ----------
-    model_dir
-        Folder of the bundle.
+    predictor
+        The model.
     data
         Dataset folder with label maps, in one of the layouts of :mod:`common.imaging.datasets.dataset`.
     out_csv
         The file to write; its folder is created if missing.
-    options
-        How the model is applied.
     overwrite
         Replace ``out_csv`` if it exists; otherwise an existing file is an error.
     progress
@@ -99,23 +93,20 @@ def evaluate_dataset(
 
     Raises
     ------
-    BundleError
-        The bundle cannot be used.
     ConfigError
-        A setting cannot be used, or the dataset declares other labels than the model.
+        The dataset declares other labels than the model.
     DataError
         The folder is not a dataset, has no label maps, or none of its cases could be measured.
     OutputError
         The file exists or cannot be written.
     """
-    bundle = load_bundle(model_dir)
-    predictor = Predictor(bundle, options)
+    labels = predictor.plan.labels
     dataset = find_dataset(data)
     if dataset.layout == "files":
         raise DataError(data, "has no label maps to compare with; give a dataset with labelsTr/ or labels/")
-    if dataset.labels and set(dataset.labels) != set(bundle.plan.labels):
+    if dataset.labels and set(dataset.labels) != set(labels):
         raise ConfigError(
-            f"{data}: declares the labels {_named(dataset.labels)}, the model predicts {_named(bundle.plan.labels)}; "
+            f"{data}: declares the labels {_named(dataset.labels)}, the model predicts {_named(labels)}; "
             "give a dataset and a model that match"
         )
     if out_csv.is_dir():
@@ -132,8 +123,8 @@ def evaluate_dataset(
             failures.append(error)
     if not metrics:
         raise failures[0]
-    write_atomically(out_csv, _to_csv(metrics, bundle.plan.labels))
-    return EvaluationReport(metrics, bundle.plan.labels, tuple(failures))
+    write_atomically(out_csv, _to_csv(metrics, labels))
+    return EvaluationReport(metrics, labels, tuple(failures))
 
 
 def summarise(metrics: Mapping[str, CaseMetrics], labels: Mapping[int, str]) -> str:

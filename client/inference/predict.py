@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,6 +113,19 @@ class Predictor:
         )
         self._model = bundle.build_model()
 
+    @classmethod
+    def open(cls, model_dir: Path, options: PredictOptions = DEFAULT_OPTIONS) -> Self:
+        """Load the model of a bundle's folder.
+
+        Raises
+        ------
+        BundleError
+            The bundle cannot be used.
+        ConfigError
+            One of the options cannot be used here.
+        """
+        return cls(load_bundle(model_dir), options)
+
     def load(self, case: Case) -> tuple[Volume, NDArray[np.uint8] | None]:
         """Read a case: the scan, and its label map if it has one.
 
@@ -194,10 +208,9 @@ class Predictor:
 
 
 def predict_path(
-    model_dir: Path,
+    predictor: Predictor,
     input_path: Path,
     output_path: Path,
-    options: PredictOptions = DEFAULT_OPTIONS,
     *,
     probabilities: bool = False,
     overwrite: bool = False,
@@ -210,16 +223,14 @@ def predict_path(
 
     Parameters
     ----------
-    model_dir
-        Folder of the bundle.
+    predictor
+        The model.
     input_path
         A NIfTI file, or a folder of them (``CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ... are the channels of one
         scan), or a dataset folder, whose images are used.
     output_path
         For one file, a name ending in ``.nii.gz`` or ``.nii``; otherwise a folder for ``CASE.nii.gz``, created if
         missing.
-    options
-        How the model is applied.
     probabilities
         Also write ``CASE_probabilities.nii.gz``: float32, 4D, one volume per class, background first.
     overwrite
@@ -229,16 +240,11 @@ def predict_path(
 
     Raises
     ------
-    BundleError
-        The bundle cannot be used.
-    ConfigError
-        A setting cannot be used.
     DataError
         The input is missing or holds no scans.
     OutputError
         A result exists or cannot be written.
     """
-    predictor = Predictor(load_bundle(model_dir), options)
     dataset, problems = scan_dataset(input_path)
     failures = [DataError(problem.path, problem.text) for problem in problems if problem.severity == "error"]
     targets = _targets(dataset.cases, input_path, output_path, probabilities)

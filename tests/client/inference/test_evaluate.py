@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from client.inference.evaluate import _to_csv, evaluate_dataset, summarise
-from client.inference.predict import predict_path
+from client.inference.predict import Predictor, predict_path
 from common.errors import ConfigError, DataError, OutputError
 from common.imaging.io.nifti import read_label
 from common.metrics import case_metrics
@@ -33,9 +33,9 @@ def data(tmp_path: Path) -> Path:
 
 
 def test_rows_are_the_metrics_of_predicted_files_on_the_scans_own_grid(model, data, tmp_path):
-    report = evaluate_dataset(model, data, tmp_path / "deep" / "metrics.csv")
+    report = evaluate_dataset(Predictor.open(model), data, tmp_path / "deep" / "metrics.csv")
     assert report.exit_status == 0
-    predict_path(model, data / "images", tmp_path / "out")
+    predict_path(Predictor.open(model), data / "images", tmp_path / "out")
     with (tmp_path / "deep" / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["case"], row["label"], row["label_name"]) for row in rows] == [
@@ -51,10 +51,10 @@ def test_rows_are_the_metrics_of_predicted_files_on_the_scans_own_grid(model, da
 
 
 def test_a_perfect_model_scores_one(model, data, tmp_path):
-    predict_path(model, data / "images", tmp_path / "out")
+    predict_path(Predictor.open(model), data / "images", tmp_path / "out")
     for path in (tmp_path / "out").iterdir():
         path.replace(data / "labels" / path.name)
-    report = evaluate_dataset(model, data, tmp_path / "metrics.csv")
+    report = evaluate_dataset(Predictor.open(model), data, tmp_path / "metrics.csv")
     assert {labels[label]["dice"] for labels in report.metrics.values() for label in (1, 2)} == {1.0}
     assert {labels[label]["hd95_mm"] for labels in report.metrics.values() for label in (1, 2)} == {0.0}
 
@@ -86,7 +86,7 @@ def test_undefined_values_are_empty_cells(model, data, tmp_path):
     for path in (data / "labels").iterdir():
         image = nibabel.load(path)
         nibabel.save(nibabel.Nifti1Image(np.zeros(SHAPE, np.uint8), image.affine), path)
-    evaluate_dataset(model, data, tmp_path / "metrics.csv")
+    evaluate_dataset(Predictor.open(model), data, tmp_path / "metrics.csv")
     with (tmp_path / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["sensitivity"] for row in rows} == {""}
@@ -103,7 +103,7 @@ def test_a_value_that_does_not_exist_is_told_in_one_way(tmp_path):
 def test_one_unreadable_file_does_not_stop_the_others(model, data, tmp_path):
     broken = data / "labels" / "case1.nii.gz"
     broken.write_bytes(broken.read_bytes()[:100])
-    report = evaluate_dataset(model, data, tmp_path / "metrics.csv")
+    report = evaluate_dataset(Predictor.open(model), data, tmp_path / "metrics.csv")
     assert list(report.metrics) == ["case0", "case2"]
     assert report.exit_status == 1
     assert [failure.path for failure in report.failures] == [broken]
@@ -113,34 +113,34 @@ def test_nothing_is_written_when_no_case_can_be_read(model, data, tmp_path):
     for path in (data / "images").iterdir():
         path.write_bytes(b"no scan")
     with pytest.raises(DataError, match="case0"):
-        evaluate_dataset(model, data, tmp_path / "metrics.csv")
+        evaluate_dataset(Predictor.open(model), data, tmp_path / "metrics.csv")
     assert not (tmp_path / "metrics.csv").exists()
 
 
 def test_a_folder_without_label_maps_is_refused(model, data, tmp_path):
     with pytest.raises(DataError, match="no label maps"):
-        evaluate_dataset(model, data / "images", tmp_path / "metrics.csv")
+        evaluate_dataset(Predictor.open(model), data / "images", tmp_path / "metrics.csv")
 
 
 def test_labels_of_another_task_are_refused(model, data, tmp_path):
     (data / "dataset.json").write_text('{"labels": {"0": "background", "1": "liver"}}')
     with pytest.raises(ConfigError, match="declares the labels 1 liver, the model predicts 1 head, 2 tail"):
-        evaluate_dataset(model, data, tmp_path / "metrics.csv")
+        evaluate_dataset(Predictor.open(model), data, tmp_path / "metrics.csv")
 
 
 def test_a_file_that_exists_is_kept_unless_asked(model, data, tmp_path):
     out = tmp_path / "metrics.csv"
     out.write_text("precious")
     with pytest.raises(OutputError, match=r"exists.*--overwrite"):
-        evaluate_dataset(model, data, out)
+        evaluate_dataset(Predictor.open(model), data, out)
     assert out.read_text() == "precious"
-    evaluate_dataset(model, data, out, overwrite=True)
+    evaluate_dataset(Predictor.open(model), data, out, overwrite=True)
     assert out.read_text().startswith("case,label,label_name,dice")
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_any_work(model, data, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match="cannot be written"):
-        evaluate_dataset(model, data, tmp_path / "file" / "metrics.csv")
+        evaluate_dataset(Predictor.open(model), data, tmp_path / "file" / "metrics.csv")
     with pytest.raises(OutputError, match="is a folder"):
-        evaluate_dataset(model, data, tmp_path)
+        evaluate_dataset(Predictor.open(model), data, tmp_path)

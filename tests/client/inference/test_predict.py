@@ -61,7 +61,7 @@ def model(tmp_path: Path) -> Path:
 def test_labels_lie_on_the_scans_own_grid(tmp_path, spacing):
     model = make_bundle(tmp_path / "model", spacing)
     scan = make_scan(tmp_path / "scan.nii.gz")
-    report = predict_path(model, scan, tmp_path / "label.nii.gz")
+    report = predict_path(Predictor.open(model), scan, tmp_path / "label.nii.gz")
     assert report.written == (tmp_path / "label.nii.gz",)
     assert report.exit_status == 0
     label = nibabel.load(tmp_path / "label.nii.gz")
@@ -97,7 +97,7 @@ def test_orientation_on_disk_does_not_matter(tmp_path, spacing):
     scan = nibabel.load(make_scan(tmp_path / "scans" / "a.nii.gz"))
     turned = scan.as_reoriented(np.array([[2, 1], [0, -1], [1, -1]]))
     nibabel.save(turned, tmp_path / "scans" / "b.nii.gz")
-    predict_path(model, tmp_path / "scans", tmp_path / "out", PredictOptions(precision="float32"))
+    predict_path(Predictor.open(model, PredictOptions(precision="float32")), tmp_path / "scans", tmp_path / "out")
     first, second = (nibabel.as_closest_canonical(nibabel.load(tmp_path / "out" / f"{n}.nii.gz")) for n in "ab")
     np.testing.assert_allclose(first.affine, second.affine, atol=1e-4)
     np.testing.assert_array_equal(np.asarray(first.dataobj), np.asarray(second.dataobj))
@@ -105,8 +105,8 @@ def test_orientation_on_disk_does_not_matter(tmp_path, spacing):
 
 def test_probabilities_add_up_and_leave_the_labels_as_they_are(model, tmp_path):
     scan = make_scan(tmp_path / "scan.nii.gz")
-    predict_path(model, scan, tmp_path / "plain")
-    report = predict_path(model, scan, tmp_path / "both", probabilities=True)
+    predict_path(Predictor.open(model), scan, tmp_path / "plain")
+    report = predict_path(Predictor.open(model), scan, tmp_path / "both", probabilities=True)
     assert report.written == (tmp_path / "both" / "scan.nii.gz",)
     probabilities = nibabel.load(tmp_path / "both" / "scan_probabilities.nii.gz")
     assert probabilities.shape == (*SHAPE, 3)
@@ -121,9 +121,9 @@ def test_probabilities_add_up_and_leave_the_labels_as_they_are(model, tmp_path):
 
 def test_large_scores_go_to_a_file_that_is_gone_afterwards(model, tmp_path, monkeypatch):
     scan = make_scan(tmp_path / "scan.nii.gz")
-    predict_path(model, scan, tmp_path / "memory", probabilities=True)
+    predict_path(Predictor.open(model), scan, tmp_path / "memory", probabilities=True)
     monkeypatch.setattr(client.inference.predict, "SCORES_IN_MEMORY_BYTES", 100)
-    predict_path(model, scan, tmp_path / "disk", probabilities=True)
+    predict_path(Predictor.open(model), scan, tmp_path / "disk", probabilities=True)
     assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == [
         "scan.nii.gz",
         "scan_probabilities.nii.gz",
@@ -150,7 +150,7 @@ def test_one_unreadable_file_does_not_stop_the_others(model, tmp_path):
         make_scan(tmp_path / "scans" / f"case{number}.nii.gz", seed=number)
     broken = tmp_path / "scans" / "case1.nii.gz"
     broken.write_bytes(broken.read_bytes()[:300])
-    report = predict_path(model, tmp_path / "scans", tmp_path / "out")
+    report = predict_path(Predictor.open(model), tmp_path / "scans", tmp_path / "out")
     assert [path.name for path in report.written] == ["case0.nii.gz", "case2.nii.gz"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["case0.nii.gz", "case2.nii.gz"]
     assert report.exit_status == 1
@@ -161,14 +161,14 @@ def test_channels_in_files_of_their_own(tmp_path):
     model = make_bundle(tmp_path / "model", channels=2)
     for channel in range(2):
         make_scan(tmp_path / "scans" / f"case_{channel:04d}.nii.gz", seed=channel)
-    report = predict_path(model, tmp_path / "scans", tmp_path / "out")
+    report = predict_path(Predictor.open(model), tmp_path / "scans", tmp_path / "out")
     assert [path.name for path in report.written] == ["case.nii.gz"]
 
 
 def test_a_model_for_another_number_of_channels_is_refused_with_their_names(tmp_path):
     model = make_bundle(tmp_path / "model", channels=2)
     scan = make_scan(tmp_path / "scans" / "scan.nii.gz")
-    report = predict_path(model, tmp_path / "scans", tmp_path / "out")
+    report = predict_path(Predictor.open(model), tmp_path / "scans", tmp_path / "out")
     assert report.exit_status == 1
     assert report.written == ()
     assert report.failures[0].path == scan
@@ -179,19 +179,19 @@ def test_a_model_for_another_number_of_channels_is_refused_with_their_names(tmp_
 def test_a_truncated_bundle_is_refused(model, tmp_path, name):
     (model / name).write_bytes((model / name).read_bytes()[:-20])
     with pytest.raises(BundleError, match=name):
-        predict_path(model, make_scan(tmp_path / "scan.nii.gz"), tmp_path / "out")
+        predict_path(Predictor.open(model), make_scan(tmp_path / "scan.nii.gz"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_without_scans_is_refused(model, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty.*holds no cases"):
-        predict_path(model, tmp_path / "empty", tmp_path / "out")
+        predict_path(Predictor.open(model), tmp_path / "empty", tmp_path / "out")
 
 
 def test_a_missing_input_is_refused(model, tmp_path):
     with pytest.raises(DataError, match="does not exist"):
-        predict_path(model, tmp_path / "nowhere", tmp_path / "out")
+        predict_path(Predictor.open(model), tmp_path / "nowhere", tmp_path / "out")
 
 
 def test_a_result_that_exists_is_kept_unless_asked(model, tmp_path):
@@ -201,10 +201,10 @@ def test_a_result_that_exists_is_kept_unless_asked(model, tmp_path):
     kept.parent.mkdir()
     kept.write_text("precious")
     with pytest.raises(OutputError, match=r"b.nii.gz: exists.*--overwrite"):
-        predict_path(model, tmp_path / "scans", tmp_path / "out")
+        predict_path(Predictor.open(model), tmp_path / "scans", tmp_path / "out")
     assert [path.name for path in kept.parent.iterdir()] == ["b.nii.gz"]
     assert kept.read_text() == "precious"
-    predict_path(model, tmp_path / "scans", tmp_path / "out", overwrite=True)
+    predict_path(Predictor.open(model), tmp_path / "scans", tmp_path / "out", overwrite=True)
     assert nibabel.load(kept).shape == SHAPE
 
 
@@ -213,7 +213,7 @@ def test_a_scan_is_never_overwritten(model, tmp_path):
     before = scan.read_bytes()
     for output in (scan, tmp_path):
         with pytest.raises(OutputError, match="one of the scans"):
-            predict_path(model, scan, output, overwrite=True)
+            predict_path(Predictor.open(model), scan, output, overwrite=True)
     assert scan.read_bytes() == before
 
 
@@ -221,19 +221,23 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(model, tmp_
     scan = make_scan(tmp_path / "scan.nii.gz")
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match=r"cannot be written.*choose another place"):
-        predict_path(model, scan, tmp_path / "file" / "out")
+        predict_path(Predictor.open(model), scan, tmp_path / "file" / "out")
 
 
 def test_a_folder_cannot_be_predicted_into_one_file(model, tmp_path):
     make_scan(tmp_path / "scans" / "a.nii.gz")
     with pytest.raises(OutputError, match="give a folder"):
-        predict_path(model, tmp_path / "scans", tmp_path / "out.nii.gz")
+        predict_path(Predictor.open(model), tmp_path / "scans", tmp_path / "out.nii.gz")
 
 
 @pytest.mark.parametrize("overlap", [-0.1, 1.0])
 def test_overlap_out_of_range_is_refused(model, tmp_path, overlap):
     with pytest.raises(ConfigError, match="overlap"):
-        predict_path(model, make_scan(tmp_path / "scan.nii.gz"), tmp_path / "out", PredictOptions(overlap=overlap))
+        predict_path(
+            Predictor.open(model, PredictOptions(overlap=overlap)),
+            make_scan(tmp_path / "scan.nii.gz"),
+            tmp_path / "out",
+        )
 
 
 def test_mirroring_that_the_plan_forbids_is_refused(model):
@@ -248,7 +252,10 @@ def test_progress_runs_from_nothing_to_all(model, tmp_path):
         make_scan(tmp_path / "scans" / f"{name}.nii.gz")
     seen: list[tuple[float, str]] = []
     predict_path(
-        model, tmp_path / "scans", tmp_path / "out", progress=lambda fraction, name: seen.append((fraction, name))
+        Predictor.open(model),
+        tmp_path / "scans",
+        tmp_path / "out",
+        progress=lambda fraction, name: seen.append((fraction, name)),
     )
     fractions = [fraction for fraction, _ in seen]
     assert fractions == sorted(fractions)
@@ -258,7 +265,7 @@ def test_progress_runs_from_nothing_to_all(model, tmp_path):
 
 def test_real_scans_get_labels_on_their_own_grid(model, hippocampus, tmp_path):
     scan = sorted((hippocampus / "imagesTr").glob("hippocampus_*.nii.gz"))[0]
-    predict_path(model, scan, tmp_path)
+    predict_path(Predictor.open(model), scan, tmp_path)
     label = nibabel.load(tmp_path / scan.name)
     assert label.shape == nibabel.load(scan).shape
     np.testing.assert_array_equal(label.affine, nibabel.load(scan).affine)
