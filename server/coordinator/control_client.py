@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import httpx
 
@@ -50,7 +48,7 @@ class Node:
 
 
 class SuperLinkControl:
-    """A connection to SuperLink's Control API; a context manager.
+    """A connection to SuperLink's Control API, until it is closed.
 
     All methods raise ``ControlError`` if SuperLink does not answer or refuses.
 
@@ -67,14 +65,6 @@ class SuperLinkControl:
             root_certificates=None,
             interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the connection."""

@@ -7,7 +7,7 @@ import secrets
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from flwr.app import Message, Metadata
@@ -78,7 +78,7 @@ class SuperLink:
 
         wait_for(is_ready, "SuperLink", 60)
         files = {"pyproject.toml": APP.encode(), "nothing/__init__.py": b"", "nothing/app.py": b"app = None\n"}
-        with SuperLinkControl(self.port) as control:
+        with closing(SuperLinkControl(self.port)) as control:
             self.run = control.submit(build_fab_from_files(files)[0])
         token = wait_for(self._acquire, "the server task")
         self._grid = HttpGrid(f"127.0.0.1:{self.port}", True, token=token)
@@ -104,11 +104,11 @@ class SuperLink:
         """Lets a site in, under a name that no other has; its node."""
         key = load_certificate(certificate).public_key()
         pem = public_pem(key)  # type: ignore[arg-type]
-        with SuperLinkControl(self.port) as control:
+        with closing(SuperLinkControl(self.port)) as control:
             return control.register(f"site-{hashlib.sha256(pem).hexdigest()[:12]}", pem)
 
     def is_online(self, node: int) -> bool:
-        with SuperLinkControl(self.port) as control:
+        with closing(SuperLinkControl(self.port)) as control:
             return any(item.online for item in control.nodes() if item.node_id == node)
 
     def send(self, node: int, question: Hello | Task | str) -> str:
