@@ -91,7 +91,7 @@ def simulate(config: FederationConfig, options: SimulationOptions, emit: EventSi
     plan = read_plan(folder)
     partition = read_partition(folder.path / "partition.json")
     sites = SimulatedSites(config, plan, partition, data, options.cache, device, SiteEvents(emit))
-    return _Experiment(config, plan, sites, folder, engine, emit).run()
+    return _Experiment(sites, folder, engine, emit).run()
 
 
 def read_plan(folder: RunFolder) -> Plan:
@@ -138,23 +138,16 @@ def _differences(before: Any, after: Any, key: str = "") -> list[str]:
 class _Experiment:
     """A simulation whose data are ready: rounds, release and comparison with pooled training."""
 
-    def __init__(
-        self,
-        config: FederationConfig,
-        plan: Plan,
-        sites: SimulatedSites,
-        folder: RunFolder,
-        engine: Engine,
-        emit: EventSink,
-    ) -> None:
-        self._config = config
-        self._plan = plan
+    def __init__(self, sites: SimulatedSites, folder: RunFolder, engine: Engine, emit: EventSink) -> None:
+        self._config, self._plan = sites.config, sites.plan
         self._sites = sites
         self._folder = folder
         self._engine = engine
         self._emit = emit
         self._pooled: dict[str, Any] | None = None
-        self._privacy = privacy_summary(config, plan, sites.training_patients(), sites.trainer.trained_parameters)
+        self._privacy = privacy_summary(
+            self._config, self._plan, sites.training_patients(), sites.trainer.trained_parameters
+        )
 
     def run(self) -> Path:
         """Run the remaining rounds; write summary and report even if they fail."""
