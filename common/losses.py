@@ -15,6 +15,7 @@ label maps are checked when they are read.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
@@ -24,7 +25,24 @@ from torch import Tensor, nn
 LossName = Literal["dice_ce", "focal", "tversky"]
 
 
-class DiceCrossEntropy(nn.Module):
+class _WeightedLoss(nn.Module, ABC):
+    """A loss with one positive weight per class, background included, or None for equal weights."""
+
+    def __init__(self, class_weights: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", _as_weights(class_weights), persistent=False)
+
+    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
+        """Return the loss as a scalar."""
+        return self._of(_terms(logits, label))
+
+    @abstractmethod
+    def _of(self, terms: _Terms) -> Tensor:
+        """Return the loss of some terms as a scalar."""
+
+
+class DiceCrossEntropy(_WeightedLoss):
     """Mean cross-entropy plus one minus the soft Dice of the foreground classes (Milletari et al., 2016).
 
     Both terms have weight one (Isensee et al., 2021). Class weights multiply the voxels of a class in the
@@ -39,20 +57,17 @@ class DiceCrossEntropy(nn.Module):
     """
 
     def __init__(self, class_weights: Sequence[float] | None = None, smooth: float = 1.0) -> None:
-        super().__init__()
+        super().__init__(class_weights)
         self.smooth = smooth
-        self.class_weights: Tensor | None
-        self.register_buffer("class_weights", _as_weights(class_weights), persistent=False)
 
-    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Return the loss as a scalar, between 0 and about 1 + log(classes) for an untrained network."""
-        terms = _terms(logits, label)
+    def _of(self, terms: _Terms) -> Tensor:
+        """Return the loss: between 0 and about 1 + log(classes) for an untrained network."""
         cross_entropy = _voxel_mean(-(terms.log_probability * terms.truth).sum(2), terms, self.class_weights)
         dice = _tversky_index(terms, 0.5, 0.5, self.smooth / 2)
         return cross_entropy + 1 - _foreground_mean(dice, self.class_weights)
 
 
-class FocalLoss(nn.Module):
+class FocalLoss(_WeightedLoss):
     """Cross-entropy that down-weights easy voxels (Lin et al., 2017): mean of ``-(1 - p)^gamma * log(p)``.
 
     Parameters
@@ -64,21 +79,18 @@ class FocalLoss(nn.Module):
     """
 
     def __init__(self, class_weights: Sequence[float] | None = None, gamma: float = 2.0) -> None:
-        super().__init__()
+        super().__init__(class_weights)
         self.gamma = gamma
-        self.class_weights: Tensor | None
-        self.register_buffer("class_weights", _as_weights(class_weights), persistent=False)
 
-    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Return the loss as a scalar; 0 for a certain and correct prediction."""
-        terms = _terms(logits, label)
+    def _of(self, terms: _Terms) -> Tensor:
+        """Return the loss: 0 for a certain and correct prediction."""
         # For p near 1, 1 - p may round to a small negative number, whose power is NaN.
         doubt = (1 - terms.probability).clamp(min=0) ** self.gamma
         sums = -(doubt * terms.log_probability * terms.truth).sum(2)
         return _voxel_mean(sums, terms, self.class_weights)
 
 
-class TverskyLoss(nn.Module):
+class TverskyLoss(_WeightedLoss):
     """One minus the mean Tversky index of the foreground classes (Salehi et al., 2017).
 
     Parameters
@@ -101,16 +113,14 @@ class TverskyLoss(nn.Module):
         false_negatives: float = 0.7,
         smooth: float = 1.0,
     ) -> None:
-        super().__init__()
+        super().__init__(class_weights)
         self.false_positives = false_positives
         self.false_negatives = false_negatives
         self.smooth = smooth
-        self.class_weights: Tensor | None
-        self.register_buffer("class_weights", _as_weights(class_weights), persistent=False)
 
-    def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Return the loss as a scalar between 0 and 1."""
-        index = _tversky_index(_terms(logits, label), self.false_positives, self.false_negatives, self.smooth)
+    def _of(self, terms: _Terms) -> Tensor:
+        """Return the loss: between 0 and 1."""
+        index = _tversky_index(terms, self.false_positives, self.false_negatives, self.smooth)
         return 1 - _foreground_mean(index, self.class_weights)
 
 
@@ -161,7 +171,7 @@ def build_loss(name: LossName, class_weights: Sequence[float] | None, deep_super
     ValueError
         If the name is unknown or a weight is not positive.
     """
-    losses: dict[str, type[DiceCrossEntropy] | type[FocalLoss] | type[TverskyLoss]] = {
+    losses: dict[str, type[_WeightedLoss]] = {
         "dice_ce": DiceCrossEntropy,
         "focal": FocalLoss,
         "tversky": TverskyLoss,
