@@ -7,8 +7,6 @@ public step. Floating-point noise would tell the exact value behind it by its la
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal, localcontext
 
 import numpy as np
@@ -16,6 +14,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from numpy.typing import NDArray
+
+from common.imaging.threads import map_in_threads
 
 DEVIATION = 50_000_000
 """Standard deviation of the noise, in steps of the grid.
@@ -79,23 +79,13 @@ class DiscreteGaussian:
         Takes some 30 ns of processor time per value; blocks of values are drawn in as many threads as there are cores.
         """
         values = np.empty(size, np.int32)
-        starts = range(0, size, _BLOCK)
         draw, self._draws = self._draws, self._draws + 1
 
         def fill(start: int) -> None:
-            part = values[start : start + _BLOCK]
-            filled = 0
-            for accepted in _accepted(self._words(draw, start // _BLOCK), part.size):
-                taken = accepted[: part.size - filled]
-                part[filled : filled + taken.size] = taken
-                filled += taken.size
+            _fill(values[start : start + _BLOCK], self._words(draw, start // _BLOCK))
 
-        if len(starts) < 2:
-            for start in starts:
-                fill(start)
-            return values
-        with ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="noise") as threads:
-            list(threads.map(fill, starts))
+        starts = range(0, size, _BLOCK)
+        map_in_threads(fill, starts, min(len(starts), os.cpu_count() or 1))
         return values
 
     def _words(self, draw: int, block: int) -> _KeyStream:
@@ -114,14 +104,13 @@ class _KeyStream:
         return self._stream.update(bytes(size))
 
 
-def _accepted(stream: _KeyStream, wanted: int) -> Iterator[NDArray[np.int32]]:
-    """Yield accepted values until there are at least ``wanted``."""
-    found = 0
-    while found < wanted:
+def _fill(values: NDArray[np.int32], stream: _KeyStream) -> None:
+    filled = 0
+    while (wanted := values.size - filled) > 0:
         # About one candidate in 27 is rejected.
-        values = _candidates(stream, (wanted - found) * 17 // 16 + 16)
-        found += values.size
-        yield values
+        accepted = _candidates(stream, wanted * 17 // 16 + 16)[:wanted]
+        values[filled : filled + accepted.size] = accepted
+        filled += accepted.size
 
 
 def _candidates(stream: _KeyStream, count: int) -> NDArray[np.int32]:
@@ -181,7 +170,8 @@ def _limits(densities: list[Decimal], weights: list[int]) -> NDArray[np.float64]
     """
     with localcontext(prec=50):
         ratios = [density / weight for density, weight in zip(densities, weights, strict=True)]
-        return np.array([float(2**53 * ratio / max(ratios)) for ratio in ratios])
+        largest = max(ratios)
+        return np.array([float(2**53 * ratio / largest) for ratio in ratios])
 
 
 _DENSITIES = _strip_densities()

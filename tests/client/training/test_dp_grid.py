@@ -19,21 +19,17 @@ from torch import nn
 
 from client.training.dp_clipping import ClippedSum
 from client.training.dp_noise import DEVIATION, DiscreteGaussian, steps_of
-from client.training.dp_sampling import repeatable_key
 from client.training.dp_trainer import PrivateTrainer
-from common.config.federation import TrainingConfig
-from common.config.privacy import PrivacyConfig
 from common.imaging.cache.case_cache import CachedCase
 from common.metrics import dice
-from common.models.trainable import Trainable, train_only
+from common.models.trainable import Trainable
 from common.models.unet3d import build_model
-from common.plan.privacy import PrivacyPlan, Spend
 from common.protocol.codec import Vector
 from tests import tiny
+from tests.client.training.one_step import RATE, trainer
 
 CASES = [tiny.ball(f"case-{index}", index) for index in range(6)]
 NOISE = 4.0
-RATE = 0.1
 MAX_NORM = 0.25
 TRIALS = 400
 ALARM = 1e-6
@@ -45,30 +41,14 @@ Attack = Callable[[float, float], bool]
 
 def private_trainer(trainable: Trainable = "all") -> tuple[PrivateTrainer, Vector]:
     """One step of plain SGD in which all patients take part, and weights whose head is zero."""
-    config = TrainingConfig.model_validate(
-        {
-            "local_steps": 1,
-            "optimizer": "sgd",
-            "momentum": 0,
-            "weight_decay": 0,
-            "learning_rate": RATE,
-            "gradient_clip": 0,
-            "precision": "float32",
-            "augmentation": None,
-        }
-    )
-    privacy = PrivacyConfig(epsilon=8, sample_rate=1.0, max_grad_norm=MAX_NORM)
-    spends = PrivacyPlan(training=Spend("training", NOISE, 1.0, 1), validation=Spend("validation", NOISE, 1.0, 1))
-    plan = tiny.plan().model_copy(update={"privacy": spends})
+    private = trainer(NOISE, trainable=trainable, sample_rate=1.0, max_grad_norm=MAX_NORM)
     torch.manual_seed(7)
-    model = build_model(plan.model)
-    train_only(model, trainable)
+    model = build_model(private.plan.model)
     with torch.no_grad():
         for name, values in model.named_parameters():
             if name.startswith("heads."):
                 values.zero_()
-    trainer = PrivateTrainer(model, plan, config, 10**9, torch.device("cpu"), privacy, repeatable_key)
-    return trainer, trainer.layout.flatten(model.state_dict())
+    return private, private.layout.flatten(model.state_dict())
 
 
 class TestScores:

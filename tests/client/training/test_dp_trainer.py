@@ -14,57 +14,20 @@ from client.training.dp_noise import DiscreteGaussian
 from client.training.dp_sampling import PatientSampler, draw_patients, fresh_key, repeatable_key
 from client.training.dp_trainer import PrivateTrainer, make_trainer
 from client.training.trainer import Trainer
-from common.config.federation import FederationConfig, TrainingConfig
+from common.config.federation import FederationConfig
 from common.config.privacy import AdaptiveClipping, PrivacyConfig
 from common.imaging.cache.case_cache import CachedCase
 from common.imaging.patches.sampler import PatchCutter
 from common.losses import build_loss
-from common.models.trainable import train_only
 from common.models.unet3d import build_model
 from common.plan.augmentation import AugmentationPlan
-from common.plan.plan import Plan
-from common.plan.privacy import PrivacyPlan, Spend
 from common.protocol.codec import Vector
 from tests import tiny
+from tests.client.training.one_step import RATE, trainer
 
 CASES = [tiny.ball(f"case-{index}", index) for index in range(6)]
-RATE = 0.1
 ALARM = 1e-6
 """Probability with which a statistical test here fails although the code is right."""
-
-
-def trainer(
-    noise: float = 1e-8,
-    plan: Plan | None = None,
-    trainable: str = "all",
-    training: dict | None = None,
-    **privacy: object,
-) -> PrivateTrainer:
-    """Plain SGD of one step, so that the update shows what the step left in the gradients; hardly any noise."""
-    plan = plan or tiny.plan()
-    config = TrainingConfig.model_validate(
-        {
-            "local_steps": 1,
-            "optimizer": "sgd",
-            "momentum": 0,
-            "weight_decay": 0,
-            "learning_rate": RATE,
-            "gradient_clip": 0,
-            "precision": "float32",
-            "augmentation": None,
-        }
-        | (training or {})
-    )
-    protection = PrivacyConfig.model_validate({"epsilon": 1, "sample_rate": 0.7} | privacy)
-    validation = None if protection.validation == "off" else Spend("validation", noise, 1.0, 1)
-    spends = PrivacyPlan(
-        training=Spend("training", noise, protection.sample_rate, config.local_steps), validation=validation
-    )
-    plan = plan.model_copy(update={"privacy": spends})
-    torch.manual_seed(7)
-    model = build_model(plan.model)
-    train_only(model, trainable)
-    return PrivateTrainer(model, plan, config, 10**9, torch.device("cpu"), protection, repeatable_key)
 
 
 def start(private: Trainer) -> Vector:
