@@ -20,12 +20,13 @@ NOT_CALLED_BACK = (
     "What has been sent cannot be recalled. A pause or a withdrawal takes effect with the next task; what is already "
     "part of the model stays in it, and the coordinator may pass the model on."
 )
+_ROUNDED = "rounded up to 1, 2, 5, 10, 20, ... seconds"
 NOT_COVERED = (
     "Not covered: that your hospital takes part, when it is connected, and whether a task failed and with which code.",
     "Not covered: how many patients you train on and score models on. These numbers are sent unchanged, as your "
     "hospital's public declaration.",
     "Not covered: how long the work takes, which depends a little on how many patients a step happens to draw. The "
-    "durations that are sent are rounded up to 1, 2, 5, 10, 20, ... seconds; when a reply arrives can be seen.",
+    f"durations that are sent are {_ROUNDED}; when a reply arrives can be seen.",
     "Not covered: what the model learns about patients in general, which is its purpose.",
 )
 SEVERAL_SCANS = (
@@ -50,10 +51,10 @@ PRIVATE_MEANINGS = {
     "train_loss": "always empty: no loss is sent under differential privacy",
     "validation_loss": "always empty: no loss is sent under differential privacy",
     "dice": "for each label, the mean Dice over all validation patients, with noise added",
-    "seconds": "how long the task took, rounded up to 1, 2, 5, 10, 20, ... seconds",
-    "seconds_data": "how much of that was spent waiting for data, rounded up to 1, 2, 5, 10, 20, ... seconds",
-    "seconds_compute": "how much of that was spent training, rounded up to 1, 2, 5, 10, 20, ... seconds",
-    "seconds_evaluate": "how much of that was spent scoring, rounded up to 1, 2, 5, 10, 20, ... seconds",
+    "seconds": f"how long the task took, {_ROUNDED}",
+    "seconds_data": f"how much of that was spent waiting for data, {_ROUNDED}",
+    "seconds_compute": f"how much of that was spent training, {_ROUNDED}",
+    "seconds_evaluate": f"how much of that was spent scoring, {_ROUNDED}",
     "epsilon": "what this federation has cost any one patient so far, at its delta; other federations are not included",
 }
 """Meanings by field, where they differ from those without differential privacy."""

@@ -235,6 +235,7 @@ def _evaluate_then_train(task: Task, weights: Vector, site: Site, started: float
                 observer.site_step(task.round, site.name, step, steps, loss)
 
         training = trainer.train(weights, site.train_cases, task.round, site.seed, on_step)
+    told: Callable[[float], float] = float if site.privacy is None else coarse
     result = Result(
         site=site.name,
         run=task.run,
@@ -245,25 +246,13 @@ def _evaluate_then_train(task: Task, weights: Vector, site: Site, started: float
         train_loss=training.loss if training else math.nan,
         validation_loss=validation.loss,
         dice=validation.dice,
-        seconds=time.perf_counter() - started,
-        seconds_data=training.seconds_data if training else 0.0,
-        seconds_compute=training.seconds_compute if training else 0.0,
-        seconds_evaluate=validation.seconds,
+        seconds=told(time.perf_counter() - started),
+        seconds_data=told(training.seconds_data if training else 0.0),
+        seconds_compute=told(training.seconds_compute if training else 0.0),
+        seconds_evaluate=told(validation.seconds),
         epsilon=epsilon,
     )
-    if site.privacy is not None:
-        result = _with_coarse_seconds(result)
     return result, training.update if training else None
-
-
-def _with_coarse_seconds(result: Result) -> Result:
-    return replace(
-        result,
-        seconds=coarse(result.seconds),
-        seconds_data=coarse(result.seconds_data),
-        seconds_compute=coarse(result.seconds_compute),
-        seconds_evaluate=coarse(result.seconds_evaluate),
-    )
 
 
 def coarse(seconds: float) -> float:
