@@ -139,14 +139,24 @@ def read_request(kit: Path) -> Request:
     ConfigError
         A file is missing, cannot be read, or contradicts another.
     """
-    # Imported late: it loads SciPy, which not every command needs.
-    from common.planning.resolve import check_plan
-
     described = read_kit(kit, "site")
     federation = load_federation(kit / "federation.yaml")
     if described.digest != federation.digest():
         raise ConsentError(f"{kit / 'federation.yaml'}: is not the federation named in kit.yaml; ask for a new kit")
-    file = kit / "plan.json"
+    return Request(described, federation, read_plan(kit / "plan.json", federation))
+
+
+def read_plan(file: Path, federation: FederationConfig) -> Plan:
+    """Read a kit's plan and check that it follows from the federation file.
+
+    Raises
+    ------
+    ConsentError
+        The file is missing or damaged, or it does not follow.
+    """
+    # Imported late: it loads SciPy, which not every command needs.
+    from common.planning.resolve import check_plan
+
     try:
         plan = Plan.model_validate_json(file.read_bytes())
     except (OSError, ValueError):
@@ -155,7 +165,7 @@ def read_request(kit: Path) -> Request:
         check_plan(plan, federation)
     except ConfigError as error:
         raise ConsentError(f"{file}: does not follow from federation.yaml ({error}); ask for a new kit") from None
-    return Request(described, federation, plan)
+    return plan
 
 
 def document(request: Request) -> dict[str, Any]:
