@@ -28,32 +28,17 @@ def add_network_commands(commands: Any) -> None:
     ):
         _add_site_options(add_command(commands, name, function, text, "--kit kit --data scans"))
 
-    for name, function, add_options, text, example in (
-        (
-            "courier",
-            _courier,
-            add_kit_options,
-            "run the part of a site that talks to the server and sees no scans",
-            "--kit kit --state courier-state --shared shared",
-        ),
-        (
-            "runner",
-            _runner,
-            _add_site_options,
-            "run the part of a site that trains and needs no network",
-            "--kit kit --data scans --state runner-state --shared shared",
-        ),
-    ):
-        half = add_command(commands, name, function, text, example)
-        add_options(half)
-        half.add_argument(
-            "--shared",
-            type=Path,
-            required=True,
-            metavar="DIR",
-            help="folder shared by both processes, on a local disk",
-        )
-        add_linger(half)
+    courier_text = "run the part of a site that talks to the server and sees no scans"
+    courier_example = "--kit kit --state courier-state --shared shared"
+    courier = add_command(commands, "courier", _courier, courier_text, courier_example)
+    add_kit_options(courier)
+    _add_half_options(courier)
+
+    runner_text = "run the part of a site that trains and needs no network"
+    runner_example = "--kit kit --data scans --state runner-state --shared shared"
+    runner = add_command(commands, "runner", _runner, runner_text, runner_example)
+    _add_site_options(runner)
+    _add_half_options(runner)
 
     status = add_command(commands, "status", _status, "show what a site is doing now", "--kit kit")
     add_kit_options(status)
@@ -71,6 +56,13 @@ def _add_site_options(command: argparse.ArgumentParser) -> None:
     add_ledger_file(command)
     command.add_argument("--no-cache", action="store_true", help="keep preprocessed scans in memory only")
     add_device(command)
+
+
+def _add_half_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--shared", type=Path, required=True, metavar="DIR", help="folder shared by both processes, on a local disk"
+    )
+    add_linger(command)
 
 
 def _state(options: argparse.Namespace) -> Path:
