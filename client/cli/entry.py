@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 from client.cli.consent import add_consent_commands
 from client.cli.ledger import add_ledger_command
 from client.cli.network import add_network_commands
-from common.errors import DataError
+from common.errors import ConfigError, DataError
+from common.formatting import counted
 from common.system.cli import Parser, add_command, add_device, add_json, base_parser, run
 
 if TYPE_CHECKING:
     from client.inference.predict import Predictor
+    from common.imaging.datasets.case import Reading
 
 PREDICT_EXAMPLE = "--model runs/first/model --input scans --output segmentations"
 EVALUATE_EXAMPLE = "--model runs/first/model --data scans --out metrics.csv"
@@ -33,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check = add_command(commands, "check", _check, check_text, "--data Task04_Hippocampus")
     check.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder")
     check.add_argument("--federation", type=Path, metavar="FEDERATION.yaml", help="also check against its labels")
+    _add_site_file(check)
     add_json(check)
 
     predict = add_command(commands, "predict", _predict, "segment scans with a trained model", PREDICT_EXAMPLE)
@@ -62,6 +65,22 @@ def _add_model_options(parser: Parser) -> None:
     )
     parser.add_argument("--overlap", type=float, default=0.5, help="overlap of windows, 0 to 0.9 (default: 0.5)")
     parser.add_argument("--mirror", action="store_true", help="average over flips along the model's mirror axes")
+    _add_site_file(parser)
+
+
+def _add_site_file(parser: Parser) -> None:
+    parser.add_argument("--site", type=Path, metavar="site.yaml", help="the hospital's ranges of voxel sizes")
+
+
+def _reading(options: argparse.Namespace) -> Reading:
+    from client.consent.site_config import load_site_config
+    from common.imaging.datasets.case import Reading
+
+    if options.site is None:
+        return Reading()
+    if not options.site.is_file():
+        raise ConfigError(f"--site {options.site}: there is no such file")
+    return Reading(load_site_config(options.site).geometry)
 
 
 class _ProgressLines:
@@ -84,7 +103,7 @@ def _check(options: argparse.Namespace) -> int:
         from common.config.federation import load_federation
 
         labels = load_federation(options.federation).labels
-    report = check_dataset(options.data, labels)
+    report = check_dataset(options.data, labels, reading=_reading(options))
     print(report.to_json() if options.json else report.to_text())
     return 0 if report.usable else 1
 
@@ -102,7 +121,7 @@ def _predict(options: argparse.Namespace) -> int:
     )
     for path in report.written:
         print(path)
-    _print_failures("predict", report.failures)
+    _print_failures("predict", len(report.written), report.failures)
     return report.exit_status
 
 
@@ -113,20 +132,25 @@ def _evaluate(options: argparse.Namespace) -> int:
         _predictor(options), options.data, options.out, overwrite=options.overwrite, progress=_ProgressLines()
     )
     print(report.summary)
-    _print_failures("evaluate", report.failures)
+    _print_failures("evaluate", len(report.metrics), report.failures)
     return report.exit_status
 
 
 def _predictor(options: argparse.Namespace) -> Predictor:
     from client.inference.predict import PredictOptions, Predictor
 
-    applied = PredictOptions(options.overlap, options.mirror, options.device, options.precision)
+    applied = PredictOptions(options.overlap, options.mirror, options.device, options.precision, _reading(options))
     return Predictor.open(options.model, applied)
 
 
-def _print_failures(command: str, failures: Sequence[DataError]) -> None:
+def _print_failures(command: str, done: int, failures: Sequence[DataError]) -> None:
     for failure in failures:
         print(f"fedvox-client {command}: {failure}", file=sys.stderr)
+    if failures:
+        total = done + len({failure.path for failure in failures})
+        print(
+            f"fedvox-client {command}: {done} of {counted(total, 'scan')} done; see the errors above", file=sys.stderr
+        )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 from common.config.describe_errors import describe_validation_error
 from common.config.federation import FederationConfig, UniqueKeyLoader
 from common.errors import ConfigError
+from common.imaging.ranges import USUAL_RANGES, GeometryRanges
 from common.plan.base import Frozen, PositiveInt
 
 SITE_FILE = "site.yaml"
@@ -159,6 +160,8 @@ class SiteConfig(Frozen):
         See ``SitePrivacy``.
     network
         See ``SiteNetwork``.
+    geometry
+        What the geometry of a scan may be (``common.imaging.ranges``).
     paused
         No task is done while this is true (``fedvox-client pause`` does the same without editing a file).
     validation_cases
@@ -168,6 +171,7 @@ class SiteConfig(Frozen):
     limits: Limits = Limits()
     privacy: SitePrivacy = SitePrivacy()
     network: SiteNetwork = SiteNetwork()
+    geometry: GeometryRanges = USUAL_RANGES
     paused: bool = False
     validation_cases: tuple[str, ...] | None = None
 

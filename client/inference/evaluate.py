@@ -19,7 +19,8 @@ from client.inference.predict import (
     part_of,
 )
 from common.errors import ConfigError, DataError, OutputError
-from common.imaging.datasets.dataset import Case, find_dataset
+from common.imaging.datasets.case import Case, errors_of
+from common.imaging.datasets.dataset import scan_dataset
 from common.imaging.threads import CountProgress
 from common.metrics import case_metrics
 from common.system.files import write_atomically
@@ -46,7 +47,7 @@ class EvaluationReport:
     labels
         Label -> name.
     failures
-        Cases that could not be read, with the reason; they are left out of all metrics.
+        Cases that could not be used, with the reason; they are left out of all metrics.
     """
 
     metrics: Mapping[str, CaseMetrics]
@@ -75,8 +76,8 @@ def evaluate_dataset(
     """Predict every labelled case of a dataset, compare on the scan's own grid, and write a CSV file.
 
     The file has the columns case, label, label_name and one per metric of :func:`common.metrics.case_metrics`; one
-    row per case and label. An undefined value is an empty cell (see ``LEGEND``). A case that cannot be read does not
-    stop the others.
+    row per case and label. An undefined value is an empty cell (see ``LEGEND``). A case that cannot be used, for
+    whatever reason, does not stop the others.
 
     Parameters
     ----------
@@ -101,7 +102,11 @@ def evaluate_dataset(
         The file exists or cannot be written.
     """
     labels = predictor.plan.labels
-    dataset = find_dataset(data)
+    dataset, problems = scan_dataset(data)
+    errors = [problem for problem in problems if problem.severity == "error"]
+    failures = [DataError(problem.path, problem.text) for problem in errors]
+    if any(problem.case is None for problem in errors) or not dataset.cases:
+        raise failures[0]
     if dataset.layout == "files":
         raise DataError(data, "has no label maps to compare with; give a dataset with labelsTr/ or labels/")
     if dataset.labels and set(dataset.labels) != set(labels):
@@ -115,10 +120,10 @@ def evaluate_dataset(
         raise OutputError(f"{out_csv}: exists; choose another name, or replace it with --overwrite")
     check_writable(out_csv.parent)
     metrics: dict[str, CaseMetrics] = {}
-    failures: list[DataError] = []
     for index, case in enumerate(dataset.cases):
         try:
-            metrics[case.name] = _measure(predictor, case, part_of(progress, case.name, index, len(dataset.cases)))
+            with errors_of(case.images[0]):
+                metrics[case.name] = _measure(predictor, case, part_of(progress, case.name, index, len(dataset.cases)))
         except DataError as error:
             failures.append(error)
     if not metrics:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -15,8 +16,10 @@ from numpy.typing import NDArray
 
 from common.errors import ConfigError, DataError, OutputError
 from common.imaging import sliding_window
-from common.imaging.datasets.dataset import Case, load_case, scan_dataset
+from common.imaging.datasets.case import AS_STORED, Case, Reading, errors_of, load_case
+from common.imaging.datasets.dataset import scan_dataset
 from common.imaging.io.nifti import nifti_stem, write_label, write_probabilities
+from common.imaging.plausibility import header_contradictions
 from common.imaging.preprocessing import (
     Preprocessed,
     preprocess_image,
@@ -27,6 +30,7 @@ from common.imaging.threads import CountProgress
 from common.imaging.volume import Volume
 from common.models.bundle import Bundle, load_bundle
 from common.system.devices import autocast_dtype, choose_device
+from common.system.memory import MemoryLimitError, require_memory
 
 FractionProgress = Callable[[float, str], None]
 """Called with the fraction of the whole job that is done, and the name of the current case."""
@@ -70,12 +74,15 @@ class PredictOptions:
         ``auto``, ``cpu`` or ``cuda``.
     precision
         ``auto``, ``float32``, ``bfloat16`` or ``float16``.
+    reading
+        How scans are read, and what their geometry may be.
     """
 
     overlap: float = 0.5
     mirror: bool = False
     device: str = "auto"
     precision: str = "auto"
+    reading: Reading = AS_STORED
 
 
 DEFAULT_OPTIONS = PredictOptions()
@@ -111,6 +118,7 @@ class Predictor:
             device=device,
             precision=options.precision,
         )
+        self.reading = options.reading
         self._model = bundle.build_model()
 
     @classmethod
@@ -132,9 +140,15 @@ class Predictor:
         Raises
         ------
         DataError
-            The files cannot be used, or lack the channels that the model needs.
+            The files cannot be used, lack the channels that the model needs, or contradict themselves about sides or
+            voxel sizes.
         """
-        volume, label = load_case(case, self.plan.labels)
+        volume, label = load_case(replace(case, reading=self.reading), self.plan.labels)
+        if not self.reading.ranges.accept_contradictions:
+            for contradiction in header_contradictions(volume.source, self.reading.ranges):
+                if contradiction.changes_input:
+                    advice = ", or accept it: geometry.accept_contradictions in site.yaml"
+                    raise DataError(case.images[0], contradiction.text + advice)
         found, needed = len(volume.array), len(self.plan.channels)
         if found != needed:
             raise DataError(
@@ -218,8 +232,8 @@ def predict_path(
 ) -> PredictionReport:
     """Label a scan or a folder of scans.
 
-    Each label map is on its scan's own grid: same shape, same affine, integers. A scan that cannot be read does not
-    stop the others.
+    Each label map is on its scan's own grid: same shape, same affine, integers. A scan that cannot be used, for
+    whatever reason, does not stop the others.
 
     Parameters
     ----------
@@ -252,7 +266,8 @@ def predict_path(
     written: list[Path] = []
     for index, (case, paths) in enumerate(zip(dataset.cases, targets, strict=True)):
         try:
-            _predict_case(predictor, case, paths, part_of(progress, case.name, index, len(dataset.cases)))
+            with errors_of(case.images[0]):
+                _predict_case(predictor, case, paths, part_of(progress, case.name, index, len(dataset.cases)))
         except DataError as error:
             failures.append(error)
         else:
@@ -331,8 +346,9 @@ def _check_targets(targets: list[tuple[Path, ...]], cases: tuple[Case, ...], ove
 @contextmanager
 def _score_array(shape: tuple[int, ...], scratch: Path | None) -> Iterator[NDArray[np.float32]]:
     """Allocate scores in memory, or in an unnamed file in ``scratch`` that vanishes with the process."""
-    size = 4 * int(np.prod(shape))
+    size = 4 * math.prod(shape)
     if scratch is None or size <= SCORES_IN_MEMORY_BYTES:
+        require_memory(size, "the scores of the scan", "is its voxel size true? Else crop it")
         yield np.empty(shape, dtype=np.float32)
         return
     with ExitStack() as stack:
@@ -341,8 +357,8 @@ def _score_array(shape: tuple[int, ...], scratch: Path | None) -> Iterator[NDArr
             # Reserve the space now: a full disk behind a memory map would kill the process.
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
-            problem = f"no room for {size / 2**30:.1f} GB of scores of a large scan: {error.strerror or error}"
-            raise OutputError(f"{scratch}: {problem}; free some space") from error
+            problem = f"needs {size / 2**30:.1f} GB for scores in {scratch}: {error.strerror or error}"
+            raise MemoryLimitError(f"{problem}; free some space, or crop the scan") from error
         yield np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from common.errors import DataError, FedvoxError
 from common.formatting import counted
 from common.imaging.cache.entry_file import FileDigests
-from common.imaging.datasets.dataset import Case
+from common.imaging.datasets.case import Case
 from common.imaging.datasets.patients_csv import PATIENTS_FILE
 from common.imaging.threads import CountProgress, map_in_threads
 from common.protocol.messages import ErrorCode

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,8 @@ from common.config.federation import FederationConfig
 from common.errors import DataError, FedvoxError
 from common.formatting import counted
 from common.imaging.cache.case_cache import CachedCase, CaseCache
-from common.imaging.datasets.dataset import Case, find_dataset
+from common.imaging.datasets.case import AS_STORED, Case, Reading
+from common.imaging.datasets.dataset import find_dataset
 from common.imaging.datasets.patients_csv import PATIENTS_FILE
 from common.imaging.threads import CountProgress
 from common.plan.plan import Plan
@@ -60,12 +61,15 @@ class SiteData:
     validation
         Names of the validation cases, or the share of patients to validate on: drawn from the seed or, under
         differential privacy, decided by the content of each patient's scans.
+    reading
+        How the site reads its files.
     """
 
     name: str
     folder: Path
     cache: Path | None
     validation: Sequence[str] | float
+    reading: Reading = AS_STORED
 
 
 @dataclass(frozen=True)
@@ -159,7 +163,8 @@ class LocalSite:
             cases = labelled_cases(self._data.folder)
             patients = self._identify(cases)
             train, validation = split_site(config, self._data.name, cases, self._data.validation, patients)
-            prepared = self._prepare([cases[name] for name in (*train, *validation)])
+            members = [replace(cases[name], reading=self._data.reading) for name in (*train, *validation)]
+            prepared = self._prepare(members)
         except DataError as error:
             raise SiteDataError(str(error)) from error
         trainer = make_trainer(config, plan, choose_device(self._device))

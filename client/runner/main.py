@@ -26,6 +26,7 @@ from client.state_folder import StateFolder, default_ledger
 from common.config.federation import FederationConfig, load_federation
 from common.config.kit import read_kit
 from common.errors import ConfigError, FedvoxError
+from common.imaging.datasets.case import Reading
 from common.plan.plan import Plan
 from common.system.flower import check_flower_version
 from common.weights.store import FileStore
@@ -79,6 +80,7 @@ def _serve(options: argparse.Namespace, folder: SharedFolder, isolation: Isolati
     progress = TaskProgress(folder, status)
     guard = open_guard(options.state, config)
     journal = TaskJournal(state.journal)
+    own = load_site_config(options.state / SITE_FILE)
     site = LocalSite(
         config,
         _read_plan(options.kit / "plan.json", config),
@@ -86,7 +88,8 @@ def _serve(options: argparse.Namespace, folder: SharedFolder, isolation: Isolati
             read_kit(options.kit, "site").site or "",
             options.data,
             options.cache,
-            load_site_config(options.state / SITE_FILE).validation_cases or config.network.validation_fraction,
+            own.validation_cases or config.network.validation_fraction,
+            Reading(own.geometry),
         ),
         options.device,
         progress,

@@ -6,14 +6,11 @@ that does not answer now) or takes effect later (an approval) is a warning.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import os
 import shutil
 import ssl
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
@@ -24,12 +21,10 @@ from client.site import gpu_probe
 from client.site.preflight_item import Item
 from client.site.server_probe import CertificateRefusedError, Connection, HandshakeError, connect, unreachable
 from client.site.signing_request import KEY_FILE
-from client.state_folder import read_json, write_json
 from common.certificates import SITE_CERTIFICATE_FILE, CertificateError, load_certificate, site_identity
 from common.config.federation import FederationConfig
 from common.config.kit import Kit
-from common.errors import ConfigError, DataError, FedvoxError, OutputError
-from common.formatting import counted
+from common.errors import ConfigError, FedvoxError
 from common.system.flower import check_flower_version
 
 CONNECT_SECONDS = 5.0
@@ -189,43 +184,6 @@ def judge_clock(difference: float | None) -> Item:
     return Item("clock", "ok", "agrees with the server's")
 
 
-def check_data(
-    root: Path, labels: Mapping[int, str], memory: Path, progress: Callable[[int, int], None] | None = None
-) -> Item:
-    """Check every case, unless nothing has changed since the last good result.
-
-    Parameters
-    ----------
-    root
-        The dataset folder.
-    labels
-        Labels of the federation.
-    memory
-        File that stores the last good result.
-    progress
-        Called with the number of cases read and of all cases.
-    """
-    from client.data.dataset_check import check_dataset
-
-    state = _dataset_fingerprint(root, labels)
-    remembered = read_json(memory)
-    if remembered.get("state") == state:
-        return Item("data", "ok", f"{remembered.get('text')}; unchanged since it was checked")
-    try:
-        report = check_dataset(root, labels, progress)
-    except DataError as error:
-        return Item("data", "error", str(error))
-    if not report.usable:
-        first = next(problem for problem in report.problems if problem.severity == "error")
-        count = sum(problem.severity == "error" for problem in report.problems)
-        more = f" (and {count - 1} more; fedvox-client check lists them all)" if count > 1 else ""
-        return Item("data", "error", f"{first.path}: {first.text}{more}")
-    text = counted(len(report.cases), "case")
-    with contextlib.suppress(OutputError):  # the data is checked again next time; check_disk reports a full disk
-        write_json(memory, {"state": state, "text": text})
-    return Item("data", "ok", text)
-
-
 def check_disk(folders: Mapping[str, Path], needed: int = DISK_BYTES) -> Item:
     """Check the free space; a folder that does not exist yet counts as its nearest existing parent."""
     free = {what: shutil.disk_usage(_nearest_existing(folder)).free for what, folder in folders.items()}
@@ -266,15 +224,6 @@ def _check_dates(name: str, not_before: datetime | None, not_after: datetime, no
     if left < timedelta(days=RENEW_DAYS):
         return Item(name, "warning", f"expires on {not_after:%Y-%m-%d}, in {left.days} days; tell the coordinator")
     return Item(name, "ok", f"valid until {not_after:%Y-%m-%d}")
-
-
-def _dataset_fingerprint(root: Path, labels: Mapping[int, str]) -> str:
-    total = hashlib.sha256(json.dumps(sorted(labels.items())).encode())
-    for path in sorted(root.rglob("*")) if root.is_dir() else []:
-        if path.is_file():
-            info = path.stat()
-            total.update(f"{path.relative_to(root)}/{info.st_size}/{info.st_mtime_ns}\n".encode())
-    return total.hexdigest()
 
 
 def _nearest_existing(folder: Path) -> Path:

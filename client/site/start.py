@@ -72,7 +72,7 @@ def check_connection(folder: Path, kit: Kit) -> Iterator[Item]:
 
 def check_work(options: SiteOptions, kit: Kit, config: FederationConfig) -> Iterator[Item]:
     """Check what the runner needs: data, disk space, a device, an approval, privacy budget."""
-    yield preflight.check_data(options.data, config.labels or {}, options.state / "data-check.json")
+    yield _check_data(options, config)
     folders = {"site's files": options.state} | ({"cache": options.cache} if options.cache else {})
     yield preflight.check_disk(folders)
     yield preflight.check_device(options.device)
@@ -89,6 +89,19 @@ def check_work(options: SiteOptions, kit: Kit, config: FederationConfig) -> Iter
             return
         if privacy is not None:
             yield check_privacy(options.state, config, privacy, kit.site or "", options.data, options.ledger)
+
+
+def _check_data(options: SiteOptions, config: FederationConfig) -> Item:
+    # Late: reading scans needs nibabel, and a courier reads none.
+    from client.consent.site_config import SITE_FILE, load_site_config
+    from client.site.data_item import check_data
+    from common.imaging.datasets.case import Reading
+
+    try:
+        reading = Reading(load_site_config(options.state / SITE_FILE).geometry)
+    except ConfigError as error:
+        return Item("data", "error", str(error))
+    return check_data(options.data, config.labels or {}, options.state / "data-check.json", None, reading)
 
 
 def start(options: SiteOptions, say: MessageSink) -> int:

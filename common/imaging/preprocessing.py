@@ -6,6 +6,7 @@ size comes later, after normalisation, with zeros.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ from common.imaging.resampling import resample_label, resample_to_shape, resampl
 from common.imaging.volume import Volume
 from common.plan.base import Axes3, Spacing
 from common.plan.plan import IntensityPlan, PreprocessingPlan
+from common.system.memory import require_memory
 
 _BACKGROUND = 0
 
@@ -75,10 +77,13 @@ def preprocess_image(volume: Volume, plan: PreprocessingPlan) -> Preprocessed:
     ------
     ValueError
         If the volume does not have one channel per entry of ``plan.intensity``.
+    MemoryLimitError
+        If the result would not fit into memory.
     """
     if len(volume.array) != len(plan.intensity):
         raise ValueError(f"the scan has {len(volume.array)} channels, the plan expects {len(plan.intensity)}")
     geometry = plan_geometry(volume, plan)
+    _require_memory(geometry, len(volume.array))
     channels = zip(volume.array, plan.intensity, strict=True)
     normalised = np.stack([normalise_intensity(channel[geometry.crop], intensity) for channel, intensity in channels])
     image = resample_to_shape(normalised, geometry.shape, plan.image_order, geometry.nearest_axes)
@@ -193,6 +198,17 @@ def plan_geometry(volume: Volume, plan: PreprocessingPlan) -> PreprocessedGeomet
     x, y, z = (n * s / m for n, s, m in zip(cropped, spacing, shape, strict=True))
     thick = {*thick_axes(spacing, plan.anisotropy), *thick_axes(target, plan.anisotropy)}
     return PreprocessedGeometry(volume.grid, start, stop, shape, (x, y, z), tuple(sorted(thick)))
+
+
+def _require_memory(geometry: PreprocessedGeometry, channels: int) -> None:
+    """Count the normalised crop, the resampled image and the matrices between them."""
+    old, new = geometry.cropped_shape, geometry.shape
+    voxels = math.prod(old) + (math.prod(new) if new != old else 0)
+    linear = [axis for axis in range(3) if new[axis] != old[axis] and axis not in geometry.nearest_axes]
+    wanted = 4 * channels * voxels + sum(12 * new[axis] * old[axis] for axis in linear)
+    spacing = " x ".join(f"{mm:.4g}" for mm in geometry.grid.spacing)
+    what = f"the scan resampled from voxels of {spacing} mm to {' x '.join(map(str, new))} voxels"
+    require_memory(wanted, what, "is its voxel size true? Else crop it, or use a coarser preprocessing.spacing")
 
 
 def _restore_class(scores: NDArray[np.float32], geometry: PreprocessedGeometry) -> NDArray[np.float32]:

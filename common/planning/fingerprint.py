@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from common.errors import DataError
 from common.imaging.cache.case_cache import sample_voxels
 from common.imaging.cache.entry_file import Entry, FileDigests, digest_json, read_entry, write_entry
-from common.imaging.datasets.dataset import Case, load_case
+from common.imaging.datasets.case import Case, errors_of, load_case
 from common.imaging.preprocessing import nonzero_box
 from common.imaging.threads import CountProgress, map_in_threads
 from common.plan.base import Axes3, Frozen, Spacing
@@ -131,7 +131,8 @@ def _measure_once(case: Case, labels: tuple[int, ...], digests: FileDigests, fol
     key = digest_json({"fingerprint": _REVISION, "files": files, "labels": labels, "labelled": case.label is not None})
     entry = read_entry(folder, key) if folder else None
     if entry is None:
-        entry = _measure(case, labels, key)
+        with errors_of(case.images[0]):
+            entry = _measure(case, labels, key)
         if folder:
             write_entry(folder, key, entry)
     return entry

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import logging
 import os
 import signal
@@ -104,6 +105,9 @@ def run(parser: Parser, arguments: Sequence[str] | None) -> int:
     # Schedulers and service managers stop a program with SIGTERM: shut down as cleanly as on Ctrl-C. SIGTERM also
     # reaches programs that a shell started in the background, which ignore SIGINT.
     signal.signal(signal.SIGTERM, _interrupt)
+    # A file name that is not UTF-8 is shown with its bytes, as on stderr.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
     # Tracebacks are logged only with --debug; otherwise the error is printed in one line.

@@ -22,7 +22,7 @@ from common.imaging.cache.entry_file import (
     read_entry,
     write_entry,
 )
-from common.imaging.datasets.dataset import Case, load_case
+from common.imaging.datasets.case import Case, errors_of, load_case
 from common.imaging.preprocessing import preprocess_image, preprocess_label
 from common.imaging.scanner_shift import apply_scanner_shift
 from common.imaging.threads import CountProgress, map_in_threads
@@ -184,6 +184,10 @@ class CaseCache:
         return entry if stored is None else stored
 
     def _make(self, case: Case, key: str, shift: ScannerShift | None, noise_seed: int) -> Entry:
+        with errors_of(case.images[0]):
+            return self._preprocess(case, key, shift, noise_seed)
+
+    def _preprocess(self, case: Case, key: str, shift: ScannerShift | None, noise_seed: int) -> Entry:
         volume, label = load_case(case, self._labels, channels=len(self._plan.intensity))
         if label is None:
             raise DataError(case.images[0], "has no label map, and training needs one")

@@ -1,4 +1,4 @@
-"""Dataset folders and their cases, with every check that needs only one case.
+"""Dataset folders and the cases in them.
 
 Layouts:
 
@@ -13,6 +13,7 @@ All layouts except ``files`` may contain ``patients.csv`` (``common.imaging.data
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -20,15 +21,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from common.errors import DataError
+from common.imaging.datasets.case import Case, Problem, Reading
 from common.imaging.datasets.dataset_json import Declaration, read_declaration
 from common.imaging.datasets.patients_csv import PATIENTS_FILE, read_patients
-from common.imaging.geometry import Grid
-from common.imaging.io.nifti import channel_count, grid_problem, nifti_stem, read_label, read_volume
-from common.imaging.volume import Volume
+from common.imaging.io.nifti import channel_count, nifti_stem
 
 Layout = Literal["decathlon", "nnunet", "plain", "files"]
 
@@ -37,27 +34,6 @@ _LOOKED_FOR = (
     "looked for imagesTr/ and labelsTr/ (Decathlon, nnU-Net), images/ and labels/ (plain), "
     "or NIfTI files (.nii, .nii.gz) directly inside"
 )
-
-
-@dataclass(frozen=True)
-class Case:
-    """One scan's image files (one per channel, or one file with all channels) and label map.
-
-    Attributes
-    ----------
-    patient
-        Patient from the folder's ``patients.csv``; None means that the case is its own patient.
-    """
-
-    name: str
-    images: tuple[Path, ...]
-    label: Path | None
-    patient: str | None = None
-
-    @property
-    def owner(self) -> str:
-        """Identifier of the patient: equal for two cases of a dataset only if they are scans of one patient."""
-        return self.name if self.patient is None else self.patient
 
 
 @dataclass(frozen=True)
@@ -84,18 +60,9 @@ class Dataset:
     channels: tuple[str, ...]
     labels: dict[int, str]
 
-
-@dataclass(frozen=True)
-class Problem:
-    """A problem with one case or, if ``case`` is None, with the dataset.
-
-    The data is usable despite a ``warning``, but not with an ``error``.
-    """
-
-    case: str | None
-    path: Path
-    text: str
-    severity: Literal["error", "warning"] = "error"
+    def read_as(self, reading: Reading) -> Dataset:
+        """Return the dataset with cases that are read in another way."""
+        return replace(self, cases=tuple(replace(case, reading=reading) for case in self.cases))
 
 
 def find_dataset(root: Path) -> Dataset:
@@ -168,97 +135,6 @@ def with_patients(cases: Sequence[Case], patients: Mapping[str, str]) -> list[Ca
     return [replace(case, patient=patients[case.name]) for case in cases]
 
 
-def load_case(
-    case: Case, labels: Collection[int] | None, channels: int | None = None
-) -> tuple[Volume, NDArray[np.uint8] | None]:
-    """Read and validate a case.
-
-    Parameters
-    ----------
-    case
-        A case from :func:`find_dataset`.
-    labels
-        Allowed foreground values; None (or empty) allows all.
-    channels
-        Required number of channels; None allows any number.
-
-    Returns
-    -------
-    tuple[Volume, NDArray[np.uint8] | None]
-        The image, and its label map, uint8 (x, y, z) on ``Volume.grid``; None for a case without one.
-
-    Raises
-    ------
-    DataError
-        If a file cannot be read or used; reports the first problem found.
-    """
-    volume = read_volume(case.images)
-    problems = image_problems(case, volume, channels)
-    label = None
-    if case.label is not None:
-        label, grid = read_label(case.label)
-        problems += label_problems(case, volume.grid, grid, label_counts(label), labels)
-    if problems:
-        raise DataError(problems[0].path, problems[0].text)
-    return volume, label
-
-
-def image_problems(case: Case, volume: Volume, channels: int | None = None) -> list[Problem]:
-    """Find NaN or infinite voxels, constant channels, and a wrong number of channels."""
-    problems = []
-    count = volume.array.shape[0]
-    if channels is not None and count != channels:
-        problems.append(Problem(case.name, case.images[0], f"has {count} channels, expected {channels}"))
-    for channel, values in enumerate(volume.array):
-        path = case.images[channel if len(case.images) > 1 else 0]
-        which = f" in channel {channel}" if count > 1 and len(case.images) == 1 else ""
-        with np.errstate(invalid="ignore"):
-            lowest, highest = float(values.min()), float(values.max())
-        # Minimum and maximum propagate any NaN or infinity, without allocating a mask.
-        if not (np.isfinite(lowest) and np.isfinite(highest)):
-            bad = values.size - int(np.count_nonzero(np.isfinite(values)))
-            problems.append(Problem(case.name, path, f"holds {bad} voxels that are NaN or infinite{which}"))
-        elif lowest == highest:
-            problems.append(Problem(case.name, path, f"is empty: every voxel is {lowest:g}{which}"))
-    return problems
-
-
-def label_problems(
-    case: Case, image_grid: Grid, label_grid: Grid, counts: NDArray[np.int64], labels: Collection[int] | None
-) -> list[Problem]:
-    """Find a label map whose grid (RAS+) differs from its image's, and undeclared label values.
-
-    Parameters
-    ----------
-    counts
-        Number of voxels of each value, from :func:`label_counts`.
-    labels
-        Declared foreground values; None or empty allows all.
-    """
-    if case.label is None:
-        return []
-    problems = []
-    text = grid_problem(image_grid, label_grid, case.images[0])
-    if text:
-        problems.append(Problem(case.name, case.label, text))
-    undeclared = [int(value) for value in np.flatnonzero(counts) if value > 0 and value not in (labels or range(256))]
-    if undeclared:
-        found = ", ".join(str(value) for value in undeclared[:10]) + (", ..." if len(undeclared) > 10 else "")
-        declared = ", ".join(str(value) for value in sorted(labels or ()))
-        text = f"holds label values that are not declared: {found} (declared: {declared})"
-        problems.append(Problem(case.name, case.label, text))
-    return problems
-
-
-def label_counts(label: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Count the voxels of each of the 256 values; int64 (256,)."""
-    counts = np.zeros(256, dtype=np.int64)
-    # bincount widens its input to eight bytes per voxel; slabs keep that small.
-    for slab in np.array_split(label, max(1, label.size // 2**22)):
-        counts += np.bincount(slab.ravel(), minlength=256)
-    return counts
-
-
 def _paired_cases(
     image_folder: Path, label_folder: Path, declaration: Declaration, problems: list[Problem]
 ) -> tuple[Layout, list[Case]]:
@@ -295,11 +171,25 @@ def _nifti_files(folder: Path, problems: list[Problem], report_others: bool = Tr
         if stem is None or path.is_dir():
             if report_others and not path.name.startswith("."):
                 problems.append(Problem(None, path, "is not a NIfTI file (.nii, .nii.gz) and is ignored", "warning"))
+        elif text := _unusable_file(path):
+            problems.append(Problem(_readable(stem), Path(_readable(str(path))), text))
         elif stem in files:
             problems.append(Problem(stem, path, f"is a second file of this case beside {files[stem].name}: remove one"))
         else:
             files[stem] = path
     return files
+
+
+def _unusable_file(path: Path) -> str | None:
+    """Say why nothing should open this file, or why no result could be named after it."""
+    if not path.is_file():
+        return "is not a regular file: it is a pipe, a device or a broken link"
+    return None if _readable(path.name) == path.name else "its name is not UTF-8: rename it"
+
+
+def _readable(name: str) -> str:
+    """Replace the bytes of a file name that are not UTF-8, so that the name can be printed and written."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _case_images(
@@ -364,7 +254,10 @@ def _case_name(stem: str) -> str:
 def _dataset_of(root: Path, layout: Layout, cases: list[Case], declaration: Declaration) -> Dataset:
     channels = declaration.channels
     if not channels:
-        channels = tuple(f"channel_{index}" for index in range(_channels_of(cases[0]) if cases else 1))
+        # Most cases are right: the odd one is then named, wherever it is in the list.
+        counts = Counter(_channels_of(case) for case in cases)
+        usual = max(counts, key=lambda count: (counts[count], -count), default=1)
+        channels = tuple(f"channel_{index}" for index in range(usual))
     return Dataset(root, layout, tuple(sorted(cases, key=lambda case: case.name)), channels, declaration.labels)
 
 

@@ -6,13 +6,9 @@ Files that cannot be interpreted unambiguously are rejected with an error that n
 
 from __future__ import annotations
 
-import gzip
-import mmap
 import os
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +18,10 @@ from numpy.typing import NDArray
 
 from common.errors import DataError, OutputError
 from common.imaging.geometry import Grid, reorient_from_ras, reorient_to_ras
+from common.imaging.io.nifti_header import HEADER_BYTES, parse_header, shape_4d, stored_voxels
+from common.imaging.io.stored_bytes import StoredFile
 from common.imaging.volume import Source, Volume
+from common.system.memory import MemoryLimitError, require_memory
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
@@ -32,11 +31,6 @@ quaternions are off by up to some micrometres; a real mismatch is rarely below a
 
 LABEL_ROUNDING = 1e-3
 """Largest deviation from a whole number of a label that is stored as a float or scaled by a slope."""
-
-_MM_PER_UNIT = {1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI codes of metre, millimetre, micrometre; absent means mm
-_GZIP_MAGIC = b"\x1f\x8b"
-_SINGLE_FILE_MAGICS = (b"n+1", b"n+2")
-_TWO_FILE_MAGICS = (b"ni1", b"ni2")
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +77,14 @@ def read_volume(paths: Path | Sequence[Path]) -> Volume:
     files = [paths] if isinstance(paths, Path) else list(paths)
     if not files:
         raise ValueError("a volume needs at least one file")
-    stored = _read_stored(files[0])
+    stored = _read_stored(files[0], 4 * len(files))
     if len(files) == 1:
         return Volume(_to_float32(stored), stored.source.grid.to_ras(), stored.source)
     source, grid = stored.source, stored.source.grid.to_ras()
     array = np.empty((len(files), *grid.shape), dtype=np.float32)
     for channel, path in enumerate(files):
         if channel > 0:
-            stored = _read_stored(path)
+            stored = _read_stored(path, 0)
         if stored.array.shape[3] != 1:
             raise DataError(path, f"has {stored.array.shape[3]} channels, but each file of a case must have one")
         problem = grid_problem(grid, stored.source.grid.to_ras(), files[0])
@@ -113,7 +107,7 @@ def read_label(path: Path) -> tuple[NDArray[np.uint8], Grid]:
     DataError
         As for :func:`read_volume`, and if a value is not a whole number from 0 to 255.
     """
-    stored = _read_stored(path)
+    stored = _read_stored(path, 1)
     if stored.array.shape[3] != 1:
         raise DataError(path, f"a label map has one channel, this file has {stored.array.shape[3]}")
     grid = stored.source.grid.to_ras()
@@ -135,14 +129,7 @@ def channel_count(path: Path) -> int:
     DataError
         If the header cannot be read.
     """
-    try:
-        with path.open("rb") as file:
-            start = file.read(2)
-            file.seek(0)
-            data = gzip.GzipFile(fileobj=file).read(540) if start == _GZIP_MAGIC else file.read(540)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(path, f"cannot be read ({error})") from error
-    return _shape_4d(_parse_header(data, path), path)[3]
+    return shape_4d(parse_header(StoredFile(path).start(HEADER_BYTES), path), path)[3]
 
 
 def write_label(path: Path, label: NDArray[np.integer[Any]], source: Source) -> None:
@@ -212,98 +199,26 @@ def grid_problem(expected: Grid, found: Grid, expected_path: Path) -> str | None
     return None
 
 
-def _read_stored(path: Path) -> _Stored:
-    data = _file_content(path)
-    header = _parse_header(data, path)
-    shape = _shape_4d(header, path)
-    try:
-        dtype = header.get_data_dtype()
-        slope, intercept = header.get_slope_inter()
-    except (nibabel.spatialimages.HeaderDataError, KeyError) as error:
-        raise DataError(path, f"its NIfTI header is damaged (voxel type or scaling: {error})") from error
-    if dtype.kind not in "uif":
-        raise DataError(path, f"stores voxels as {dtype}; convert it to an integer or float type")
-    offset = max(int(header.get_data_offset()), header.single_vox_offset)
-    count = int(np.prod([int(size) for size in shape], dtype=object))
-    expected, found = count * dtype.itemsize, max(0, len(data) - offset)
-    if found < expected:
-        raise DataError(path, f"is truncated: it has {found} of {expected} bytes of voxels. Copy it again")
-    array = np.frombuffer(data, dtype=dtype, count=count, offset=offset).reshape(shape, order="F")
-    source = Source(_stored_grid(header, shape, path), header)
-    return _Stored(array, 1.0 if slope is None else slope, 0.0 if intercept is None else intercept, source)
-
-
-def _file_content(path: Path) -> bytes | mmap.mmap:
-    """Return the file's bytes; gzip content (whatever the file name) is decompressed and its checksum verified."""
-    try:
-        with path.open("rb") as file:
-            if file.read(2) == _GZIP_MAGIC:
-                file.seek(0)
-                return gzip.decompress(file.read())
-            if path.stat().st_size == 0:
-                raise DataError(path, "is empty. Copy it again")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(path, f"is a truncated or damaged gzip file ({error}). Copy it again") from error
-    except FileNotFoundError as error:
-        raise DataError(path, "does not exist") from error
-    except OSError as error:
-        raise DataError(path, f"cannot be read ({error.strerror or error})") from error
-
-
-def _parse_header(data: bytes | mmap.mmap, path: Path) -> Any:
-    if len(data) < 348:
-        raise DataError(path, "is not a NIfTI file, or is truncated: it is shorter than a NIfTI header")
-    size = {bytes(data[:4]), bytes(data[3::-1])}
-    is_second = (540).to_bytes(4, "little") in size and len(data) >= 540
-    header_class: Any = nibabel.Nifti2Header if is_second else nibabel.Nifti1Header
-    # Only the fixed part: extensions may contain anything and are not copied to results.
-    fixed = BytesIO(bytes(data[: 540 if is_second else 348]))
-    try:
-        header = header_class.from_fileobj(fixed, check=False)
-    except (nibabel.spatialimages.HeaderDataError, ValueError) as error:
-        raise DataError(path, f"is not a NIfTI file ({error})") from error
-    magic = bytes(header["magic"].item())[:3]
-    if magic in _TWO_FILE_MAGICS:
-        raise DataError(path, "is half of a two-file NIfTI (.hdr and .img): convert it to a single .nii or .nii.gz")
-    if magic not in _SINGLE_FILE_MAGICS:
-        raise DataError(path, "is not a NIfTI file: its header lacks the NIfTI signature")
-    # As in the NIfTI-1 standard: sizes are magnitudes, and a missing handedness factor is +1.
-    header["pixdim"][1:] = np.abs(header["pixdim"][1:])
-    if header["pixdim"][0] not in (1, -1):
-        header["pixdim"][0] = 1
-    # A code that is not in the standard does not define an orientation.
-    for code in ("qform_code", "sform_code"):
-        if not 0 <= int(header[code]) <= 5:
-            header[code] = 0
-    return header
-
-
-def _shape_4d(header: Any, path: Path) -> tuple[int, int, int, int]:
-    """Return the stored shape as (x, y, z, channels); ITK stores channels on the fifth axis, after one time point."""
-    try:
-        shape = [int(size) for size in header.get_data_shape()]
-    except (nibabel.spatialimages.HeaderDataError, ValueError) as error:
-        raise DataError(path, f"its NIfTI header is damaged ({error})") from error
-    while len(shape) > 3 and shape[-1] == 1:
-        shape.pop()
-    if len(shape) == 5 and shape[3] == 1:
-        shape.pop(3)
-    if len(shape) == 3:
-        shape.append(1)
-    if len(shape) != 4 or min(shape) < 1:
-        given = " x ".join(str(size) for size in shape)
-        raise DataError(path, f"has the shape {given}; a volume has three axes, and a fourth for channels")
-    return (shape[0], shape[1], shape[2], shape[3])
-
-
-def _stored_grid(header: Any, shape: tuple[int, int, int, int], path: Path) -> Grid:
-    try:
-        affine = np.array(header.get_best_affine(), dtype=np.float64)
-        affine[:3] *= _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
-        return Grid(shape[:3], affine)
-    except (nibabel.spatialimages.HeaderDataError, ValueError) as error:
-        raise DataError(path, f"its affine is unusable: {error}") from error
+def _read_stored(path: Path, voxel_bytes: int) -> _Stored:
+    """Read a file's voxels, of which the caller makes an array with ``voxel_bytes`` each."""
+    file = StoredFile(path)
+    voxels = stored_voxels(file.start(HEADER_BYTES), path)
+    promised = voxels.offset + voxels.size
+    if promised <= file.most_bytes():
+        try:
+            wanted = voxels.count * voxel_bytes + (promised if file.is_compressed else 0)
+            require_memory(
+                wanted, f"a volume of {' x '.join(map(str, voxels.shape[:3]))} voxels", "crop or resample it"
+            )
+        except MemoryLimitError as error:
+            raise DataError(path, str(error)) from error
+    data = file.content(promised)
+    found = max(0, len(data) - voxels.offset)
+    if found < voxels.size:
+        raise DataError(path, f"is truncated: it has {found} of {voxels.size} bytes of voxels. Copy it again")
+    array = np.frombuffer(data, dtype=voxels.dtype, count=voxels.count, offset=voxels.offset)
+    source = Source(voxels.grid(path), voxels.header)
+    return _Stored(array.reshape(voxels.shape, order="F"), voxels.slope, voxels.intercept, source)
 
 
 def _to_float32(stored: _Stored) -> NDArray[np.float32]:

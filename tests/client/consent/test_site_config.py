@@ -39,6 +39,9 @@ def test_a_file_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
+        ("geometry: {voxel_mm: [20, 0.05]}", "geometry.*smallest edge first"),
+        ("geometry: {voxel_mm: [0.05, .inf]}", "geometry.voxel_mm"),
+        ("geometry: {voxels: [1, 2]}", "did you mean voxel_mm"),
         ("limits: {max_round: 3}", "did you mean max_rounds"),
         ("limits: {max_rounds: 0}", "max_rounds"),
         ("limits: {max_rounds: many}", "max_rounds"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import nibabel
@@ -9,7 +10,9 @@ import pytest
 
 from client.data.dataset_check import check_dataset
 from common.errors import DataError
+from common.imaging.datasets.case import Reading
 from common.imaging.phantoms.dataset import write_phantom_dataset
+from common.imaging.ranges import GeometryRanges
 
 SHAPE = (6, 7, 8)
 
@@ -186,6 +189,44 @@ def test_a_dataset_of_broken_cases_only_is_reported(tmp_path) -> None:
     assert not report.usable
     assert "NOT USABLE" in report.to_text()
     json.loads(report.to_json())
+
+
+def test_names_files_that_are_no_files_and_names_that_are_no_text(dataset) -> None:
+    os.mkfifo(dataset / "images/d.nii.gz")
+    os.mkfifo(dataset / "labels/a.nii")
+    save(dataset / "labels/d.nii.gz", truth(1, 2))
+    (dataset / "images/e.nii.gz").symlink_to(dataset / "gone")
+    (dataset / "images/c.nii.gz").rename(os.fsdecode(os.fsencode(dataset) + b"/images/c\xff.nii.gz"))
+    (dataset / "labels/c.nii.gz").unlink()
+    report = check_dataset(dataset)
+    assert [case.name for case in report.cases if case.usable] == ["b"]
+    text = report.to_text()
+    text.encode("utf-8")
+    assert r"images/c\xff.nii.gz: its name is not UTF-8: rename it" in text
+    for name in ("images/d.nii.gz", "images/e.nii.gz", "labels/a.nii"):
+        assert f"error: {dataset / name}: is not a regular file" in text
+
+
+def test_names_geometry_that_cannot_be_true(dataset) -> None:
+    metres = np.diag([1000.0, 1500, 2000, 1])
+    save(dataset / "images/b.nii.gz", scan(1), metres)
+    save(dataset / "labels/b.nii.gz", truth(1, 2), metres)
+    padded = scan(2)
+    padded[0] = -2000
+    save(dataset / "images/c.nii.gz", padded)
+    report = check_dataset(dataset)
+    assert messages(report) == [("error", "b", "b.nii.gz"), ("warning", "c", "c.nii.gz")]
+    assert "has voxels of 1000 x 1500 x 2000 mm" in report.problems[0].text
+    assert "padding value -2000" in report.problems[1].text
+    wide = Reading(GeometryRanges(voxel_mm=(0.05, 5000), extent_mm=20_000))
+    assert check_dataset(dataset, reading=wide).usable
+
+
+@pytest.mark.parametrize("odd", ["a", "c"])
+def test_the_odd_case_is_named_wherever_it_stands(dataset, odd) -> None:
+    (dataset / "dataset.json").unlink()
+    save(dataset / f"images/{odd}.nii.gz", np.stack([scan(9)] * 4, axis=-1))
+    assert messages(check_dataset(dataset)) == [("error", odd, f"{odd}.nii.gz")]
 
 
 def test_phantoms_pass(tmp_path) -> None:

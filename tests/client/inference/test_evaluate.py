@@ -13,7 +13,7 @@ from client.inference.predict import Predictor, predict_path
 from common.errors import ConfigError, DataError, OutputError
 from common.imaging.io.nifti import read_label
 from common.metrics import case_metrics
-from tests.client.inference.test_predict import SHAPE, make_bundle, make_scan
+from tests.client.inference.test_predict import SHAPE, impossible_scans, make_bundle, make_scan
 
 
 @pytest.fixture
@@ -107,6 +107,16 @@ def test_one_unreadable_file_does_not_stop_the_others(model, data, tmp_path):
     assert list(report.metrics) == ["case0", "case2"]
     assert report.exit_status == 1
     assert [failure.path for failure in report.failures] == [broken]
+
+
+def test_scans_that_cannot_be_true_do_not_stop_the_others(model, data, tmp_path):
+    bad = impossible_scans(data / "images")
+    for path in bad[1:]:
+        image = nibabel.load(path)
+        nibabel.Nifti1Image(np.ones(SHAPE, np.uint8), None, image.header).to_filename(data / "labels" / path.name)
+    report = evaluate_dataset(Predictor.open(model), data, tmp_path / "metrics.csv")
+    assert list(report.metrics) == ["case0", "case1", "case2"]
+    assert (report.exit_status, [failure.path for failure in report.failures]) == (1, bad)
 
 
 def test_nothing_is_written_when_no_case_can_be_read(model, data, tmp_path):

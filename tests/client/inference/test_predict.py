@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import nibabel
@@ -10,8 +11,10 @@ import torch
 import client.inference.predict
 from client.inference.predict import PredictOptions, Predictor, predict_path
 from common.errors import BundleError, ConfigError, DataError, OutputError
+from common.imaging.datasets.case import Reading
 from common.imaging.io.nifti import read_volume
 from common.imaging.preprocessing import preprocess_image, restore_prediction
+from common.imaging.ranges import GeometryRanges
 from common.models.bundle import load_bundle
 from common.models.unet3d import build_model
 from common.plan.plan import ModelPlan, Plan, PreprocessingPlan
@@ -155,6 +158,42 @@ def test_one_unreadable_file_does_not_stop_the_others(model, tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["case0.nii.gz", "case2.nii.gz"]
     assert report.exit_status == 1
     assert [failure.path for failure in report.failures] == [broken]
+
+
+def impossible_scans(folder: Path) -> list[Path]:
+    """One of each kind, none of which can be segmented."""
+    metres = make_scan(folder / "b.nii.gz", affine=np.diag([1000.0, 1500, 2000, 1]))
+    flipped = nibabel.load(make_scan(folder / "c.nii.gz"))
+    flipped.set_qform(np.diag([1.2, 1, 1.5, 1]), code=1)
+    flipped.set_sform(OBLIQUE, code=1)
+    flipped.to_filename(folder / "c.nii.gz")
+    os.mkfifo(folder / "d.nii.gz")
+    return [folder / "d.nii.gz", metres, folder / "c.nii.gz"]
+
+
+def test_scans_that_cannot_be_true_do_not_stop_the_others(model, tmp_path):
+    scans = tmp_path / "scans"
+    for name in "ae":
+        make_scan(scans / f"{name}.nii.gz")
+    bad = impossible_scans(scans)
+    report = predict_path(Predictor.open(model), scans, tmp_path / "out")
+    assert [path.name for path in report.written] == ["a.nii.gz", "e.nii.gz"]
+    assert report.exit_status == 1
+    assert [failure.path for failure in report.failures] == bad
+    for failure, text in zip(report.failures, ["regular file", "1000 x 1500 x 2000 mm", "left and right"], strict=True):
+        assert text in str(failure)
+    accepted = PredictOptions(reading=Reading(GeometryRanges(accept_contradictions=True)))
+    assert predict_path(Predictor.open(model, accepted), scans / "c.nii.gz", tmp_path / "used").exit_status == 0
+
+
+def test_a_scan_that_would_be_resampled_to_terabytes_is_refused_alone(model, tmp_path):
+    make_scan(tmp_path / "scans" / "a.nii.gz")
+    huge = make_scan(tmp_path / "scans" / "b.nii.gz", affine=np.diag([1000.0, 1500, 2000, 1]))
+    wide = PredictOptions(reading=Reading(GeometryRanges(voxel_mm=(0.05, 5000), extent_mm=1e6)))
+    report = predict_path(Predictor.open(model, wide), tmp_path / "scans", tmp_path / "out")
+    assert [path.name for path in report.written] == ["a.nii.gz"]
+    assert [failure.path for failure in report.failures] == [huge]
+    assert "to 14000 x 22500 x 14667 voxels will not fit: 18,4" in str(report.failures[0])
 
 
 def test_channels_in_files_of_their_own(tmp_path):

@@ -21,7 +21,7 @@ from client.ledger.patient_identity import (
     split_by_patient,
 )
 from common.errors import DataError
-from common.imaging.datasets.dataset import Case
+from common.imaging.datasets.case import Case
 
 
 def case(folder: Path, name: str, *contents: bytes) -> Case:

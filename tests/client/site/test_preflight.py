@@ -13,9 +13,9 @@ import pytest
 
 from client.shared_folder import SharedFolder
 from client.site import gpu_probe, preflight
+from client.site.data_item import check_data
 from client.site.preflight import (
     check_authority,
-    check_data,
     check_device,
     check_disk,
     check_federation,
@@ -29,7 +29,9 @@ from client.site.preflight import (
 from client.site.preflight_item import Item
 from common.config.federation import FederationConfig
 from common.config.kit import Kit
+from common.imaging.datasets.case import Reading
 from common.imaging.phantoms.dataset import write_phantom_dataset
+from common.imaging.ranges import GeometryRanges
 from common.system.supervisor import free_port
 from server.provisioning.certificate_authority import Authority
 from tests import tiny
@@ -412,6 +414,18 @@ def test_good_data_are_read_once_and_again_when_they_change(scans: Path, tmp_pat
     image.write_bytes(image.read_bytes()[:100])
     broken = check()
     assert broken.severity == "error" and image.name in broken.text
+
+
+def test_what_start_would_refuse_is_an_error_and_doubts_are_told_every_time(scans: Path, tmp_path: Path) -> None:
+    folder, memory = tmp_path / "scans", tmp_path / "memory.json"
+    shutil.copytree(scans, folder)
+    (folder / "imagesTr/notes.txt").write_text("free text")
+    for _ in range(2):
+        item = check_data(folder, LABELS, memory)
+        assert (item.severity, "notes.txt: is not a NIfTI file" in item.text) == ("warning", True)
+    narrow = Reading(GeometryRanges(voxel_mm=(0.05, 0.5)))
+    item = check_data(folder, LABELS, memory, reading=narrow)
+    assert (item.severity, "geometry.voxel_mm in site.yaml" in item.text) == ("error", True), "other ranges, read again"
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:

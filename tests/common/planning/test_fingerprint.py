@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from common.config.federation import ModelConfig
 from common.errors import ConfigError, DataError
 from common.imaging.cache.case_cache import CaseCache
-from common.imaging.datasets.dataset import Case, find_dataset
+from common.imaging.datasets.case import Case
+from common.imaging.datasets.dataset import find_dataset
 from common.plan.plan import IntensityPlan
 from common.planning.fingerprint import ChannelIntensities, Fingerprint, fingerprint_dataset
 from common.planning.planner import (

@@ -17,7 +17,8 @@ from common.errors import DataError, OutputError
 from common.imaging.cache import entry_file as entries_module
 from common.imaging.cache.case_cache import FOREGROUND_SAMPLES, CaseCache, sample_voxels
 from common.imaging.cache.entry_file import DIGESTS_NAME, ENTRY_SUFFIX, FileDigests
-from common.imaging.datasets.dataset import Case, find_dataset, load_case
+from common.imaging.datasets.case import Case, load_case
+from common.imaging.datasets.dataset import find_dataset
 from common.imaging.preprocessing import preprocess_image, preprocess_label
 from common.plan.plan import IntensityPlan, PreprocessingPlan
 from common.plan.scanner_shift import ScannerShift

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from common.errors import DataError
-from common.imaging.datasets.dataset import Case, find_dataset, label_counts, load_case, scan_dataset
+from common.imaging.datasets.case import Case, label_counts, load_case
+from common.imaging.datasets.dataset import find_dataset, scan_dataset
 
 SHAPE = (4, 5, 6)
 

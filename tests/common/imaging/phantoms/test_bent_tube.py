@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from common.imaging.datasets.dataset import find_dataset, load_case
+from common.imaging.datasets.case import load_case
+from common.imaging.datasets.dataset import find_dataset
 from common.imaging.phantoms.bent_tube import BENT_TUBE_LABELS, draw_bent_tube
 from common.imaging.phantoms.dataset import write_phantom_dataset
 

@@ -8,7 +8,8 @@ import pytest
 from scipy import ndimage
 
 from common.errors import OutputError
-from common.imaging.datasets.dataset import find_dataset, load_case
+from common.imaging.datasets.case import load_case
+from common.imaging.datasets.dataset import find_dataset
 from common.imaging.phantoms.dataset import PHANTOM_LABELS, draw_phantom, phantom_sites, write_phantom_dataset
 
 

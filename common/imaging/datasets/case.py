@@ -1,0 +1,194 @@
+"""One case of a dataset, and every check that needs only its files."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import DataError
+from common.imaging.geometry import Grid
+from common.imaging.io.nifti import grid_problem, read_label, read_volume
+from common.imaging.plausibility import range_problem
+from common.imaging.ranges import USUAL_RANGES, GeometryRanges
+from common.imaging.volume import Volume
+from common.system.memory import MemoryLimitError
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a site reads its files.
+
+    Attributes
+    ----------
+    ranges
+        What their geometry may be.
+    """
+
+    ranges: GeometryRanges = USUAL_RANGES
+
+
+AS_STORED = Reading()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan's image files (one per channel, or one file with all channels) and label map.
+
+    Attributes
+    ----------
+    patient
+        Patient from the folder's ``patients.csv``; None means that the case is its own patient.
+    reading
+        How its files are read.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    label: Path | None
+    patient: str | None = None
+    reading: Reading = AS_STORED
+
+    @property
+    def owner(self) -> str:
+        """Identifier of the patient: equal for two cases of a dataset only if they are scans of one patient."""
+        return self.name if self.patient is None else self.patient
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem with one case or, if ``case`` is None, with the dataset.
+
+    The data is usable despite a ``warning``, but not with an ``error``.
+    """
+
+    case: str | None
+    path: Path
+    text: str
+    severity: Literal["error", "warning"] = "error"
+
+
+def load_case(
+    case: Case, labels: Collection[int] | None, channels: int | None = None
+) -> tuple[Volume, NDArray[np.uint8] | None]:
+    """Read and validate a case.
+
+    Parameters
+    ----------
+    case
+        A case from :func:`find_dataset`.
+    labels
+        Allowed foreground values; None (or empty) allows all.
+    channels
+        Required number of channels; None allows any number.
+
+    Returns
+    -------
+    tuple[Volume, NDArray[np.uint8] | None]
+        The image, and its label map, uint8 (x, y, z) on ``Volume.grid``; None for a case without one.
+
+    Raises
+    ------
+    DataError
+        If a file cannot be read or used; reports the first problem found.
+    """
+    with errors_of(case.images[0]):
+        volume = read_volume(case.images)
+        problems = image_problems(case, volume, channels)
+        label = None
+        if case.label is not None:
+            label, grid = read_label(case.label)
+            problems += label_problems(case, volume.grid, grid, label_counts(label), labels)
+    if problems:
+        raise DataError(problems[0].path, problems[0].text)
+    return volume, label
+
+
+@contextmanager
+def errors_of(path: Path) -> Iterator[None]:
+    """Convert whatever goes wrong with one scan to an error of that scan, so that the others can go on.
+
+    Raises
+    ------
+    DataError
+        Names the file. Errors of the configuration, of results that cannot be written and of the program stay as they
+        are.
+    """
+    try:
+        yield
+    except MemoryLimitError as error:
+        raise DataError(path, str(error)) from error
+    except MemoryError as error:
+        raise DataError(path, "does not fit into memory; crop or resample it, or use a machine with more") from error
+    except OSError as error:
+        raise DataError(path, f"cannot be read ({error.strerror or error})") from error
+    except (ValueError, ArithmeticError) as error:
+        raise DataError(path, f"cannot be processed ({error})") from error
+    except RuntimeError as error:
+        # PyTorch reports in this way that an allocation failed, on CPUs and GPUs.
+        if "memory" not in str(error):
+            raise
+        raise DataError(path, "does not fit into memory; crop or resample it, or use a machine with more") from error
+
+
+def image_problems(case: Case, volume: Volume, channels: int | None = None) -> list[Problem]:
+    """Find impossible sizes, NaN or infinite voxels, constant channels, and a wrong number of channels."""
+    problems = []
+    count = volume.array.shape[0]
+    if text := range_problem(volume.grid, case.reading.ranges):
+        problems.append(Problem(case.name, case.images[0], text))
+    if channels is not None and count != channels:
+        problems.append(Problem(case.name, case.images[0], f"has {count} channels, expected {channels}"))
+    for channel, values in enumerate(volume.array):
+        path = case.images[channel if len(case.images) > 1 else 0]
+        which = f" in channel {channel}" if count > 1 and len(case.images) == 1 else ""
+        with np.errstate(invalid="ignore"):
+            lowest, highest = float(values.min()), float(values.max())
+        # Minimum and maximum propagate any NaN or infinity, without allocating a mask.
+        if not (np.isfinite(lowest) and np.isfinite(highest)):
+            bad = values.size - int(np.count_nonzero(np.isfinite(values)))
+            problems.append(Problem(case.name, path, f"holds {bad} voxels that are NaN or infinite{which}"))
+        elif lowest == highest:
+            problems.append(Problem(case.name, path, f"is empty: every voxel is {lowest:g}{which}"))
+    return problems
+
+
+def label_problems(
+    case: Case, image_grid: Grid, label_grid: Grid, counts: NDArray[np.int64], labels: Collection[int] | None
+) -> list[Problem]:
+    """Find a label map whose grid (RAS+) differs from its image's, and undeclared label values.
+
+    Parameters
+    ----------
+    counts
+        Number of voxels of each value, from :func:`label_counts`.
+    labels
+        Declared foreground values; None or empty allows all.
+    """
+    if case.label is None:
+        return []
+    problems = []
+    text = grid_problem(image_grid, label_grid, case.images[0])
+    if text:
+        problems.append(Problem(case.name, case.label, text))
+    undeclared = [int(value) for value in np.flatnonzero(counts) if value > 0 and value not in (labels or range(256))]
+    if undeclared:
+        found = ", ".join(str(value) for value in undeclared[:10]) + (", ..." if len(undeclared) > 10 else "")
+        declared = ", ".join(str(value) for value in sorted(labels or ()))
+        text = f"holds label values that are not declared: {found} (declared: {declared})"
+        problems.append(Problem(case.name, case.label, text))
+    return problems
+
+
+def label_counts(label: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Count the voxels of each of the 256 values; int64 (256,)."""
+    counts = np.zeros(256, dtype=np.int64)
+    # bincount widens its input to eight bytes per voxel; slabs keep that small.
+    for slab in np.array_split(label, max(1, label.size // 2**22)):
+        counts += np.bincount(slab.ravel(), minlength=256)
+    return counts
