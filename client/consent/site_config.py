@@ -12,11 +12,11 @@ from datetime import time
 from pathlib import Path
 from typing import Annotated, Self
 
-import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from common.config.describe_errors import describe_validation_error
-from common.config.federation import FederationConfig, UniqueKeyLoader
+from common.config.federation import FederationConfig
+from common.config.yaml_file import read_yaml
 from common.errors import ConfigError
 from common.imaging.ranges import USUAL_RANGES, GeometryRanges
 from common.plan.base import Frozen, PositiveInt
@@ -104,10 +104,7 @@ class SitePrivacy(Frozen):
 
 
 def _written_time(value: object) -> object:
-    # YAML reads an unquoted 20:00 as the integer 20 * 60 + 0.
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 24 * 60:
-        return f"{value // 60:02}:{value % 60:02}"
-    return value
+    return f"0{value}" if isinstance(value, str) and value[1:2] == ":" else value
 
 
 def _check_time(text: str) -> str:
@@ -192,15 +189,9 @@ def load_site_config(path: Path) -> SiteConfig:
         The file cannot be read, is not YAML, or has a wrong key, type or range.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=UniqueKeyLoader)  # noqa: S506 -- a SafeLoader
+        content = read_yaml(path)
     except FileNotFoundError:
         return SiteConfig()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    except (yaml.YAMLError, TypeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if content is None:
         return SiteConfig()
     if not isinstance(content, dict):

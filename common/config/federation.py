@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from common.config.describe_errors import describe_validation_error
 from common.config.initial_model import resolve_initial_model
 from common.config.network import NetworkConfig
 from common.config.privacy import PrivacyConfig
+from common.config.yaml_file import dump_yaml, parse_yaml, read_yaml
 from common.errors import ConfigError
 from common.plan.augmentation import AugmentationPlan
 from common.plan.base import Frozen, Kernel, PositiveInt, Spacing, Stride
 from common.plan.plan import IntensityPlan
 from common.plan.scanner_shift import ScannerShift
 
+_ANCHORS = re.compile(r"x(-.*)?")
+"""Keys that only hold values for anchors (``x-small: &small {batch_size: 1}``), as in Compose files."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -306,29 +309,13 @@ class FederationConfig(Frozen):
 
     def resolved(self) -> str:
         """Return the configuration as YAML with every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.model_dump(mode="json"))
 
     def digest(self) -> str:
         """Return the SHA-256 of everything that affects the result: equal digests mean equal federations."""
         # The initial model's hash identifies it, not its path.
         content = self.model_dump(mode="json", exclude={"description": True, "initial_model": True})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-class UniqueKeyLoader(yaml.SafeLoader):
-    """Refuses duplicate keys, which the YAML specification forbids but PyYAML accepts."""
-
-
-def _mapping_of_unique_keys(loader: UniqueKeyLoader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
-    for position, key in enumerate(keys):
-        if key in keys[:position]:
-            line = node.value[position][0].start_mark.line + 1
-            raise ConfigError(f"line {line}: duplicate key {key!r}; keep one of them")
-    return {key: loader.construct_object(value, deep=True) for key, (_, value) in zip(keys, node.value, strict=True)}
-
-
-UniqueKeyLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_of_unique_keys)
 
 
 def load_federation(path: Path, overrides: Sequence[str] = ()) -> FederationConfig:
@@ -347,21 +334,14 @@ def load_federation(path: Path, overrides: Sequence[str] = ()) -> FederationConf
         If the file cannot be read, is not YAML, or a key, type or range is wrong.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        content = read_yaml(path)
     except FileNotFoundError:
         raise ConfigError(
             f"{path}: no such file; give the path of a federation file (examples: deploy/examples)"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None
-    try:
-        content = yaml.load(text, Loader=UniqueKeyLoader)  # noqa: S506 -- a SafeLoader that refuses duplicate keys
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: must be a mapping of keys such as name, rounds, training")
+    content = {key: value for key, value in content.items() if not _ANCHORS.fullmatch(str(key))}
     for override in overrides:
         _apply_override(content, override)
     # Paths on the command line are relative to the working directory, paths in the file to the file.
@@ -378,19 +358,22 @@ def _apply_override(content: dict[Any, Any], override: str) -> None:
     keys = key_path.strip().split(".")
     if not equals or not all(keys):
         raise ConfigError(f"--set {override}: write it as key.path=value, for example training.local_steps=20")
-    try:
-        value = yaml.load(text, Loader=UniqueKeyLoader)  # noqa: S506 -- a SafeLoader that refuses duplicate keys
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: the value is not valid YAML") from None
+    value = parse_yaml(text, f"--set {override}")
     place = content
-    for key in keys[:-1]:
+    for name in keys[:-1]:
+        key = _existing(place, name)
         below = place.get(key)
         if below is None:
             below = place[key] = {}
         if not isinstance(below, dict):
             raise ConfigError(f"--set {override}: {key} is a single value and has no keys below it")
         place = below
-    place[keys[-1]] = value
+    place[_existing(place, keys[-1])] = value
+
+
+def _existing(place: Mapping[Any, Any], name: str) -> Any:
+    """Return the key that reads as ``name``, such as 1 for ``1``, or ``name`` itself."""
+    return next((key for key in place if str(key) == name), name)
 
 
 def as_json(model: BaseModel | Mapping[str, Any]) -> str:

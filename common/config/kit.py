@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-import yaml
 from pydantic import ValidationError, model_validator
 
 from common.config.network import Address, FederationName, Port, SiteName, format_endpoint
+from common.config.yaml_file import read_yaml
 from common.errors import ConfigError
 from common.plan.base import Frozen
 from common.weights.digest import Digest
@@ -71,15 +71,13 @@ def read_kit(folder: Path, role: Literal["server", "site"] | None = None) -> Kit
     """
     file = folder / KIT_FILE
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = read_yaml(file)
         _check_format(folder, content)
         kit = Kit.model_validate(content)
     except FileNotFoundError:
         raise ConfigError(
             f"{folder}: is not a kit (it has no {KIT_FILE}); give the folder that fedvox-server provision wrote"
         ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: cannot be read: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"]) or "(whole file)"

@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from common.config.network import format_endpoint, parse_endpoint, parse_listen
+from common.config.yaml_file import read_yaml
 from common.errors import ConfigError
 from common.system.cli import add_command, add_linger
 from server.formatting import format_best, scores_are_noised
@@ -112,7 +111,7 @@ def _start(options: argparse.Namespace) -> int:
             ) from None
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     if summary["best_mean_dice"] is not None:
-        federation = yaml.safe_load((run / "federation.yaml").read_text(encoding="utf-8"))
+        federation = read_yaml(run / "federation.yaml")
         print(format_best(summary["best_mean_dice"], summary["best_round"], scores_are_noised(federation)))
     print(f"model:  {run / 'model'}\nreport: {report}")
     return 0

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from common.certificates import (
@@ -34,6 +33,7 @@ from common.certificates import (
 from common.config.federation import FederationConfig
 from common.config.kit import KIT_FILE, Kit
 from common.config.network import NetworkConfig
+from common.config.yaml_file import dump_yaml
 from common.errors import ConfigError, OutputError
 from common.plan.plan import Plan
 from common.planning.resolve import plan_from_config
@@ -369,4 +369,4 @@ def _kit(config: FederationConfig, role: Literal["server", "site"], site: str | 
         port=network.port,
         site=site,
     )
-    return yaml.safe_dump(kit.model_dump(mode="json", exclude_none=True), sort_keys=False).encode()
+    return dump_yaml(kit.model_dump(mode="json", exclude_none=True)).encode()

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from pydantic import ValidationError
 
-from common.errors import FedvoxError
+from common.config.yaml_file import parse_yaml
+from common.errors import ConfigError, FedvoxError
 from common.plan.plan import Plan
 from server.run_store.record import CaseScore, Example, Round, RunRecord, Site, SiteRound, as_number, as_scores
 
@@ -58,7 +58,7 @@ def read_run(folder: Path) -> RunRecord:
         )
     run = RunRecord(folder)
     run.configuration_text = _read_text(run, "federation.yaml")
-    run.configuration = _parse_mapping(run, "federation.yaml", run.configuration_text, yaml.safe_load)
+    run.configuration = _parse_mapping(run, "federation.yaml", run.configuration_text, _parse_yaml)
     run.summary = _parse_mapping(run, "summary.json", _read_text(run, "summary.json"), json.loads)
     run.plan = _read_plan(run)
     run.rounds = _read_rounds(run)
@@ -81,12 +81,16 @@ def _read_text(run: RunRecord, name: str) -> str:
         return ""
 
 
+def _parse_yaml(text: str) -> Any:
+    return parse_yaml(text, "federation.yaml")
+
+
 def _parse_mapping(run: RunRecord, name: str, text: str, parse: Callable[[str], Any]) -> Mapping[str, Any]:
     if not text.strip():
         return {}
     try:
         content = parse(text)
-    except (ValueError, yaml.YAMLError):
+    except (ValueError, RecursionError, ConfigError):
         content = None
     if isinstance(content, dict):
         return content

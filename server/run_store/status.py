@@ -6,8 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import yaml
-
+from common.config.yaml_file import read_yaml
 from common.formatting import counted
 from server.formatting import format_best, scores_are_noised
 from server.run_store.folder import RunFolder
@@ -61,7 +60,7 @@ class RunStatus:
 
 def describe_run(folder: RunFolder) -> RunStatus:
     """Return the status of a run folder; values that do not exist yet are left empty."""
-    config = yaml.safe_load((folder.path / "federation.yaml").read_text(encoding="utf-8"))
+    config = read_yaml(folder.path / "federation.yaml")
     state = folder.load_state()
     rounds = folder.read_rounds()
     summary = folder.path / "summary.json"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from flwr.serverapp import ServerApp
 
 from common.config.federation import FederationConfig, as_json
+from common.config.yaml_file import parse_yaml
 from common.errors import ConfigError, FedvoxError
 from common.imaging.cache.case_cache import CachedCase
 from common.plan.plan import Plan
@@ -112,7 +112,7 @@ def _open_folder(config: FederationConfig, options: SimulationOptions) -> RunFol
     folder = RunFolder.open(options.out)
     written = (folder.path / "federation.yaml").read_text(encoding="utf-8")
     if written != config.resolved():
-        differing = ", ".join(_differences(yaml.safe_load(written), config.model_dump(mode="json"))[:5])
+        differing = ", ".join(_differences(parse_yaml(written, "federation.yaml"), config.model_dump(mode="json"))[:5])
         raise ConfigError(
             f"{options.out / 'federation.yaml'}: was written with a different configuration ({differing}); "
             "resume with the same file and --set values, or start a new run"

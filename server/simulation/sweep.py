@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from common.config.federation import FederationConfig, as_json
+from common.config.yaml_file import dump_yaml, parse_yaml
 from common.errors import ConfigError, FedvoxError, OutputError
 from common.system.files import write_atomically
 from server.progress.events import EventSink, Notice
@@ -55,10 +54,7 @@ def parse_sweep(item: str) -> Sweep:
     key, equals, text = (part.strip() for part in item.partition("="))
     if not equals or not all(key.split(".")):
         raise ConfigError(f"--sweep {item}: write it as key.path=value,value, for example privacy.epsilon=1,3,8,inf")
-    try:
-        values = yaml.safe_load(f"[{text}]")
-    except yaml.YAMLError:
-        raise ConfigError(f"--sweep {item}: the values are not valid YAML") from None
+    values = parse_yaml(f"[{text}]", f"--sweep {item}")
     if not isinstance(values, list) or not values:
         raise ConfigError(f"--sweep {item}: has no values; write them separated by commas: {key}=1,3,8")
     found: list[SweepValue] = []
@@ -97,7 +93,7 @@ def _sweep_value(key: str, value: object, taken: set[str]) -> SweepValue:
 def _text(value: object) -> str:
     if isinstance(value, str):
         return value
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+    return dump_yaml(value, in_a_line=True)
 
 
 def sweep_configurations(
