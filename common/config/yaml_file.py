@@ -2,7 +2,8 @@
 
 YAML 1.1 reads ``017`` as 15, ``1:30`` as 90, ``2024-01-01`` as a date and ``1e-3`` as text. Here, as in YAML 1.2,
 numbers are decimal, and whatever is no number, boolean or null is text. ``yes``, ``no``, ``on`` and ``off`` stay
-booleans, as in YAML 1.1. Merge keys (``<<``) are supported: a mapping's own keys win, then the first of several merged mappings.
+booleans, as in YAML 1.1. Merge keys (``<<``) are supported: a mapping's own keys win, then the first of several merged
+mappings.
 """
 
 from __future__ import annotations

@@ -100,6 +100,17 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         load_federation(tmp_path / "nothing.yaml")
 
 
+def test_anchors_have_a_place_of_their_own(tmp_path: Path) -> None:
+    text = "x: &t {local_steps: 7, batch_size: 3}\nx-more: [1]\n" + MINIMAL + "training: {<<: *t, batch_size: 1}\n"
+    config = load_federation(write(tmp_path, text))
+    assert (config.training.local_steps, config.training.batch_size) == (7, 1)
+
+
+def test_an_override_finds_a_key_that_is_a_number(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "labels: {1: anterior, 2: posterior}\n")
+    assert load_federation(path, ["labels.1=front"]).labels == {1: "front", 2: "posterior"}
+
+
 def test_overrides_replace_single_values(tmp_path: Path) -> None:
     path = write(tmp_path, MINIMAL)
     config = load_federation(path, ["rounds=5", "training.learning_rate=0.1", "early_stop.patience=2"])

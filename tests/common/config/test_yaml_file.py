@@ -59,7 +59,7 @@ def test_not_a_number_is_read_as_such() -> None:
         "one: &o {a: 1}\ntwo: &t {a: 2, b: 3}\nown: {<<: [*o, *t]}",
         "one: &o {a: 1}\ntwo: &t {<<: *o, b: 3}\nown:\n  <<: *t\n  b: 4",
         "list: &l [1, 2]\nsame: *l",
-        "{a: [1, {b: null}], c: >\n  folded\n  text\n}",
+        "a: [1, {b: null}]\nc: >\n  folded\n  text\nd: |\n  kept\n",
     ],
 )
 def test_merges_and_aliases_read_as_in_pyyaml(text: str) -> None:
@@ -126,25 +126,12 @@ def test_a_file_of_bytes_is_refused(tmp_path: Path) -> None:
         read_yaml(tmp_path)
 
 
-AWKWARD: dict[str, Any] = {
-    word: word
-    for word in (
-        "1e-3",
-        "017",
-        "1:30",
-        "yes",
-        "null",
-        "~",
-        "",
-        "<<",
-        "2024-01-01",
-        ".inf",
-        "a: b",
-        "*a",
-        "&a",
-        "\x1b[1m",
-    )
-} | {"numbers": [1, -1.5, 1e-05, 1e300, float("inf")], "nested": {"a": [], "b": {}}, "flags": [True, False, None]}
+WORDS = ["1e-3", "017", "1:30", "yes", "null", "~", "", "<<", "2024-01-01", ".inf", "a: b", "*a", "&a", "!a", "\x1b[1m"]
+AWKWARD: dict[str, Any] = {word: word for word in WORDS} | {
+    "numbers": [1, -1.5, 1e-05, 1e300, float("inf")],
+    "nested": {"a": [], "b": {}},
+    "flags": [True, False, None],
+}
 
 
 @pytest.mark.parametrize("in_a_line", [False, True])
