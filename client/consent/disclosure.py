@@ -20,6 +20,7 @@ from client.consent.privacy_terms import privacy_terms, private_meanings
 from common.config.federation import FederationConfig, load_federation
 from common.config.kit import Kit, read_kit
 from common.config.privacy import PrivacyConfig
+from common.config.strategy import SITES_OVER_A_NETWORK
 from common.errors import ConfigError
 from common.formatting import counted
 from common.plan.plan import Plan
@@ -297,8 +298,23 @@ def _work(work: Mapping[str, Any], privacy: Mapping[str, Any] | None) -> list[st
         f"{counted(work['rounds'], 'round')}{ending}. In each round, your site scores the model on its validation "
         f"patients and trains {_trained(work['trainable'])} for {counted(work['local_steps'], 'step')} with {batch} "
         f"({work['optimizer']}, loss {work['loss']}). A final task only scores the finished model.",
-        f"A round counts if {counted(work['min_sites'], 'site')} or more answer with an update{least}.",
+        f"A round counts if {counted(work['min_sites'], 'site')} or more answer with an update{least}."
+        f"{_consequence(work['min_sites'])}",
     ]
+
+
+def _consequence(min_sites: int) -> str:
+    if min_sites >= SITES_OVER_A_NETWORK:
+        return ""
+    if min_sites == 1:
+        return (
+            " A round may count with your update alone: every other site can then read it off the next model. With two "
+            "updates, the other site only has to subtract its own."
+        )
+    return (
+        " A round may count with two updates: the other site can then work out yours from the next model and its own, "
+        "and when the two disagree nobody can tell which of them is wrong."
+    )
 
 
 def _trained(trainable: str) -> str:

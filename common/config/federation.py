@@ -19,6 +19,7 @@ from common.config.describe_errors import describe_validation_error
 from common.config.initial_model import resolve_initial_model
 from common.config.network import NetworkConfig
 from common.config.privacy import PrivacyConfig
+from common.config.strategy import Fraction, StrategyConfig, check_least_sites, with_least_sites
 from common.config.yaml_file import dump_yaml, parse_yaml, read_yaml
 from common.errors import ConfigError
 from common.plan.augmentation import AugmentationPlan
@@ -28,7 +29,6 @@ from common.plan.scanner_shift import ScannerShift
 
 _ANCHORS = re.compile(r"x(-.*)?")
 """Keys that only hold values for anchors (``x-small: &small {batch_size: 1}``), as in Compose files."""
-Fraction = Annotated[float, Field(ge=0, le=1)]
 OpenFraction = Annotated[float, Field(gt=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
@@ -118,24 +118,6 @@ class EarlyStop(Frozen):
 
     patience: PositiveInt = 5
     min_delta: NonNegativeFloat = 0.001
-
-
-class StrategyConfig(Frozen):
-    """How updates are aggregated; ``fedavg`` weights sites by their number of training patients.
-
-    Attributes
-    ----------
-    min_sites, min_fraction
-        Fewest accepted updates, as a number and as a share of the participating sites; a round with fewer fails and
-        leaves the model unchanged.
-    max_failed_rounds
-        Number of consecutive failed rounds that ends the run.
-    """
-
-    name: Literal["fedavg"] = "fedavg"
-    min_sites: PositiveInt = 1
-    min_fraction: Fraction = 0.0
-    max_failed_rounds: PositiveInt = 3
 
 
 class TransportConfig(Frozen):
@@ -297,6 +279,22 @@ class FederationConfig(Frozen):
     def _initial_model_is_known_by_its_hash(self) -> Self:
         if self.initial_model is not None and self.initial_model_sha256 is None:
             raise ValueError("initial_model needs initial_model_sha256: the SHA-256 of its model.safetensors")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_sites_are_a_choice(cls, content: Any) -> Any:
+        return with_least_sites(content) if isinstance(content, dict) else content
+
+    @model_validator(mode="after")
+    def _strategy_fits_the_sites(self) -> Self:
+        if self.network is None:
+            return self
+        check_least_sites(self.strategy.min_sites, len(self.network.sites))
+        counts = self.strategy.weights
+        if isinstance(counts, dict) and (differing := set(counts) ^ set(self.network.sites)):
+            names = ", ".join(sorted(differing))
+            raise ValueError(f"strategy.weights must name every site of network.sites and no other; see {names}")
         return self
 
     @model_validator(mode="after")

@@ -45,6 +45,7 @@ class Refusal(StrEnum):
     NOT_FINITE = "not-finite"
     NORM_OUTLIER = "norm-outlier"
     NORM_DISPUTED = "norm-disputed"
+    PATIENTS_CHANGED = "patients-changed"
 
 
 @dataclass(frozen=True)

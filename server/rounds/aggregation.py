@@ -47,6 +47,8 @@ class StoredUpdates:
     ----------
     results
         Site -> its reply, in the order in which windows yield the updates.
+    weights
+        Site -> how much its update counts.
     contents
         Site -> the bytes of its update: one vector of the model's size, or several one after another.
     size
@@ -56,9 +58,15 @@ class StoredUpdates:
     """
 
     def __init__(
-        self, results: Mapping[str, Result], contents: Mapping[str, Content], size: int, encoding: Encoding
+        self,
+        results: Mapping[str, Result],
+        weights: Mapping[str, float],
+        contents: Mapping[str, Content],
+        size: int,
+        encoding: Encoding,
     ) -> None:
         self.results = results
+        self.weights = weights
         self._contents = {site: contents[site] for site in results}
         self._size = size
         self._encoding = encoding

@@ -129,6 +129,8 @@ class Ask:
         Flower's message type and group.
     task
         Name of the task; empty if the node need not hold it (a hello).
+    steps
+        Training steps of the task; a site that claims to be further is not believed.
     """
 
     node: int
@@ -136,6 +138,7 @@ class Ask:
     kind: str
     group: str
     task: str = ""
+    steps: int = 0
 
 
 @dataclass
@@ -295,10 +298,11 @@ class Exchange:
         if holds != waiting.held:
             # A site that lost its task, perhaps after hours, gets as long to take it again.
             waiting.held, waiting.last_progress = holds, time.monotonic()
-        if heartbeat.task == waiting.ask.task and heartbeat.task and heartbeat.step > waiting.step:
+        believable = heartbeat.step <= waiting.ask.steps
+        if believable and heartbeat.task == waiting.ask.task and heartbeat.task and heartbeat.step > waiting.step:
             waiting.step, waiting.last_progress = heartbeat.step, time.monotonic()
             if seen is not None and heartbeat.step:
-                seen(waiting.ask.node, heartbeat.step, heartbeat.steps)
+                seen(waiting.ask.node, heartbeat.step, waiting.ask.steps)
 
     def _redeliver(self, waiting: _Waiting, beat: tuple[float, Heartbeat] | None) -> None:
         """Redeliver a task that the site had time to receive but does not hold."""

@@ -1,4 +1,6 @@
-"""Quarantine: a site whose replies are refused three times in a row takes no part until the coordinator releases it.
+"""Quarantine: a site takes no part until the coordinator releases it.
+
+It gets there when its replies are refused three times in a row, or when its declared number of patients changes.
 
 Only the round loop writes ``state.json``. A release is therefore a note in the run folder, which the loop reads before
 its next round; it works whether or not the federation is running.
@@ -10,7 +12,7 @@ import hashlib
 from collections.abc import Mapping
 
 from common.errors import FedvoxError
-from common.protocol.codec import Refusal
+from common.protocol.codec import Refusal, SiteInfo
 from common.system.files import write_atomically
 from server.run_store.folder import RunFolder, RunState
 
@@ -46,6 +48,7 @@ def read_releases(folder: RunFolder, state: RunState) -> list[str]:
         site = note.read_text(encoding="utf-8")
         if state.quarantine.pop(site, None) is not None:
             state.refusals.pop(site, None)
+            state.declared.pop(site, None)
             released.append(site)
     if released:
         folder.commit(state)
@@ -54,6 +57,21 @@ def read_releases(folder: RunFolder, state: RunState) -> list[str]:
     for site in released:
         folder.event("site_released", site=site)
     return released
+
+
+def same_patients(folder: RunFolder, state: RunState, info: SiteInfo) -> bool:
+    """Return whether a site declares the numbers of patients that it declared first; quarantine it if not.
+
+    The state is committed at once: only a person can release the site, and the run may be waiting for it.
+    """
+    numbers = info.train_examples, info.validation_examples
+    if state.declared.setdefault(info.site, numbers) == numbers:
+        return True
+    if info.site not in state.quarantine:
+        state.quarantine[info.site] = Refusal.PATIENTS_CHANGED
+        folder.commit(state)
+        folder.event("site_quarantined", site=info.site, reason=Refusal.PATIENTS_CHANGED)
+    return False
 
 
 def count_refusals(folder: RunFolder, state: RunState, refused: Mapping[str, Refusal | None]) -> list[str]:

@@ -11,8 +11,9 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from common.errors import ProtocolError
-from common.protocol.codec import HELLO, ErrorCode, Hello, SiteInfo, from_record, pack, unpack_answer
+from common.protocol.codec import HELLO, ErrorCode, Hello, Refusal, SiteInfo, from_record, pack, unpack_answer
 from server.rounds.exchange import Ask, Exchange, FederationError, NoReply, Patience
+from server.rounds.quarantine import same_patients
 from server.run_store.folder import RunFolder, RunState
 
 HELLO_SECONDS = 60.0  # a busy site does not fetch its hello, so it gets a new one until it does
@@ -246,6 +247,8 @@ class Roster:
             return "wrong-site"
         if info.site in {other.site for other in self.present.values()}:
             return "name-in-use"
+        if not same_patients(self._folder, self._state, info):
+            return Refusal.PATIENTS_CHANGED
         self.present[node] = info
         self._folder.event("site_ready", site=info.site, train=info.train_examples, validation=info.validation_examples)
         return None
@@ -262,6 +265,7 @@ class Roster:
                 raise FederationError(f"a site cannot take part: {code}; see the site's log")
             info = unpack_answer(from_record(reply.content))
             assert isinstance(info, SiteInfo)  # noqa: S101 -- it comes from our own app in this process
+            same_patients(self._folder, self._state, info)
             self.present[node] = info
 
         self._exchange.gather(self._exchange.send(self._hellos(nodes)), take)

@@ -132,7 +132,7 @@ class Round:
 
     def accepted_updates(self) -> Updates:
         """Return the accepted updates for a strategy."""
-        return self.updates.accepted(self.accepted)
+        return self.updates.accepted(self.accepted, self._terms.config.strategy.weights)
 
     def summary(self) -> dict[str, Any]:
         """Return the round's line in ``rounds.jsonl``."""
@@ -156,7 +156,8 @@ class Round:
         by_site = {asked[node].site: task for node, task in tasks.items()}
         self._transfer.open_tasks(by_site, self._reader.bytes if self.task.train else 0)
         kind = MessageType.TRAIN if self.task.train else MessageType.EVALUATE
-        asks = [Ask(node, pack(task), kind, str(task.round), task.name) for node, task in tasks.items()]
+        steps = self._terms.config.training.local_steps if self.task.train else 0
+        asks = [Ask(node, pack(task), kind, str(task.round), task.name, steps) for node, task in tasks.items()]
         self.bytes_down = len(asks) * model.bytes
         return exchange.send(asks)
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from common.system.files import OWN_FILE, write_atomically
 from common.weights.encoding import Encoding
 from server.rounds.admission import AcceptedUpdate
 from server.rounds.aggregation import StoredUpdates
+from server.rounds.strategies.site_weights import site_weights
 from server.rounds.weight_transfer import WeightTransfer
 
 
@@ -89,11 +90,12 @@ class UpdateStore:
         self._note_path(site).unlink(missing_ok=True)
         self._transfer.drop_update(site, update.result.update or "")
 
-    def accepted(self, sites: Sequence[str]) -> StoredUpdates:
-        """Return these sites' updates, in this order, for a strategy."""
+    def accepted(self, sites: Sequence[str], rule: str | Mapping[str, int]) -> StoredUpdates:
+        """Return these sites' updates, in this order and weighted by ``strategy.weights``, for a strategy."""
         results = {site: self.updates[site].result for site in sites}
         contents = {site: self._transfer.update(site, result.update or "") for site, result in results.items()}
-        return StoredUpdates(results, contents, self._size, self._encoding)
+        weights = site_weights(rule, {site: result.examples for site, result in results.items()})
+        return StoredUpdates(results, weights, contents, self._size, self._encoding)
 
     def close(self) -> None:
         """Remove all updates after the round is committed."""

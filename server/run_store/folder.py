@@ -59,6 +59,8 @@ class RunState(BaseModel):
         Site -> why its last reply was refused.
     quarantine
         Site -> why it is in quarantine.
+    declared
+        Site -> the numbers of training and validation patients that it declared first.
     strategy_round
         The round after which the strategy's vectors were written; 0 before the first.
     strategy_numbers
@@ -88,6 +90,7 @@ class RunState(BaseModel):
     refusals: dict[str, int] = Field(default_factory=dict)
     refused_last: dict[str, Refusal] = Field(default_factory=dict)
     quarantine: dict[str, Refusal] = Field(default_factory=dict)
+    declared: dict[str, tuple[int, int]] = Field(default_factory=dict)
     strategy_round: int = 0
     strategy_numbers: dict[str, float] = Field(default_factory=dict)
 

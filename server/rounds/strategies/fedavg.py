@@ -13,7 +13,7 @@ from server.rounds.strategies.weighted_mean import WeightedMean
 
 
 class FedAvg:
-    """Adds the mean of the updates, weighted by training patients."""
+    """Adds the mean of the updates, weighted as ``strategy.weights`` says."""
 
     update_vectors = 1
     state_vectors: tuple[str, ...] = ()
@@ -29,7 +29,7 @@ class FedAvg:
         def add_mean(window: Window) -> Next:
             mean = WeightedMean(window.size)
             for site, (update,) in window.updates():
-                mean.add(update, updates.results[site].examples)
+                mean.add(update, updates.weights[site])
             change = mean.mean()
             return Next(np.add(weights[window.where], change, out=change))
 

@@ -52,6 +52,9 @@ class Updates(Protocol):
     results: Mapping[str, Result]
     """Site -> the numbers of its reply, in the order in which windows yield the updates."""
 
+    weights: Mapping[str, float]
+    """Site -> how much its update counts (``strategy.weights``)."""
+
     def map(self, function: Callable[[Window], Next]) -> Iterator[Next]:
         """Call ``function`` for every window, some ahead and in parallel, and yield the joined results in order."""
 

@@ -264,3 +264,14 @@ def test_a_kit_that_contradicts_itself_is_refused(tmp_path: Path, damage: Callab
     damage(tmp_path)
     with pytest.raises(ConfigError, match=problem):
         read_request(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("min_sites", "consequence"),
+    [(1, "with your update alone"), (2, "can then work out yours from the next model"), (3, None)],
+)
+def test_few_sites_are_named_with_their_consequence(tmp_path: Path, min_sites: int, consequence: str | None) -> None:
+    write_kit(tmp_path, strategy={"min_sites": min_sites})
+    text = " ".join(as_text(document(read_request(tmp_path))).split())
+    assert (consequence or f"A round counts if {min_sites} sites or more answer with an update.") in text
+    assert ("work out" in text or "read it off" in text) == (min_sites < 3)

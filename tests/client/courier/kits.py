@@ -15,6 +15,7 @@ rounds: 3
 seed: 1
 labels: {{1: ball}}
 channels: [t1]
+strategy: {{min_sites: 2}}
 network: {{address: {address}, port: {port}, sites: [north, south], heartbeat_seconds: 1}}
 """
 

@@ -31,6 +31,7 @@ labels: {PHANTOM_LABELS}
 preprocessing: {{spacing: keep}}
 model: {{channels: [8, 16], groups: 4, patch_size: [16, 16, 16]}}
 training: {{local_steps: STEPS, precision: float32, augmentation: null}}
+strategy: {{min_sites: 1}}
 network: {{address: 127.0.0.1, port: 9443, sites: [north]}}
 """
 

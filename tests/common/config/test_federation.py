@@ -68,6 +68,9 @@ def test_examples_exist() -> None:
         ("simulation: {partition: {method: iid, sites: 0}}", "simulation.partition.sites"),
         ("simulation: {partition: {method: scanner, sites: 2, shifts: [{gamma: 1}]}}", "shifts has 1 entries"),
         ("early_stop: {patience: 0}", "early_stop.patience"),
+        ("strategy: {weights: capped}", "strategy.weights:"),
+        ("strategy: {weights: capped:0}", "strategy.weights:"),
+        ("strategy: {weights: {north: 0}}", "strategy.weights.north"),
     ],
 )
 def test_a_mistake_is_named_with_its_key(tmp_path: Path, change: str, complaint: str) -> None:
@@ -147,3 +150,28 @@ def test_configuration_cannot_be_changed_in_place(tmp_path: Path) -> None:
     config: FederationConfig = load_federation(write(tmp_path, MINIMAL))
     with pytest.raises(ValueError, match="frozen"):
         config.rounds = 4  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("counts", [{"north": 3}, {"north": 3, "south": 4, "east": 5}])
+def test_numbers_of_patients_must_be_given_for_every_site_and_no_other(counts: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"strategy\.weights must name every site"):
+        FederationConfig.model_validate(network(2) | {"strategy": {"weights": counts, "min_sites": 2}})
+
+
+def network(sites: int) -> dict[str, object]:
+    names = ["north", "south", "east", "west"][:sites]
+    return {"name": "a", "rounds": 1, "network": {"address": "localhost", "sites": names}}
+
+
+def test_over_a_network_a_round_needs_three_sites_unless_the_file_says_otherwise() -> None:
+    assert FederationConfig.model_validate(network(4)).strategy.min_sites == 3
+    with_fraction = FederationConfig.model_validate(network(4) | {"strategy": {"min_fraction": 0.5}})
+    assert (with_fraction.strategy.min_sites, with_fraction.strategy.min_fraction) == (3, 0.5)
+    assert FederationConfig.model_validate(network(2) | {"strategy": {"min_sites": 1}}).strategy.min_sites == 1
+    assert FederationConfig.model_validate({"name": "a", "rounds": 1}).strategy.min_sites == 1
+
+
+@pytest.mark.parametrize("content", [network(2), network(1), network(2) | {"strategy": {"min_sites": 3}}])
+def test_more_updates_than_there_are_sites_are_refused(content: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"strategy\.min_sites is 3 and network\.sites names"):
+        FederationConfig.model_validate(content)

@@ -34,6 +34,7 @@ def network(sites: tuple[str, ...] = ("north", "south"), **values: object) -> Fe
         {
             "name": values.pop("name", "liver"),
             "rounds": 2,
+            "strategy": {"min_sites": 1},
             "labels": {1: "liver"},
             "channels": ["CT"],
             "preprocessing": {"spacing": "keep"},

@@ -14,6 +14,7 @@ from flwr.app import Message, MessageType, RecordDict
 
 from common.protocol.codec import Task, Vector
 from common.weights.store import FileStore
+from server.rounds.quarantine import read_releases, release
 from server.rounds.round_loop import FederationError, Patience
 from server.rounds.weight_transfer import StoreTransfer
 from server.run_store.folder import RunFolder
@@ -179,6 +180,27 @@ def test_a_site_that_comes_late_joins_the_next_round(folder: RunFolder) -> None:
     assert found[:2] == [None, None]
     assert found[-2:] == ["ok", "ok"]
     assert "site_ready" in events(folder)
+
+
+def test_a_site_that_returns_with_other_patients_waits_for_a_person(folder: RunFolder) -> None:
+    """Site c declares a million patients after round 1: it takes no part until released, and then counts anew."""
+    sites = list(THREE)
+
+    def online(node: int) -> bool:
+        if node == 3 and len(folder.read_rounds()) == 1:
+            sites[2] = site("c", 10**6, 0.8)
+            return False
+        return True
+
+    network = FakeNetwork(folder, sites, online=online)
+    run_network(tiny.federation(rounds=5), network, LAYOUT, CALM)
+    state = folder.load_state()
+    assert state is not None
+    assert [len(item) for item in statuses(folder)] == [3, 2, 2, 2, 2, 2]
+    assert state.quarantine == {"c": "patients-changed"}
+    release(folder, "c")
+    assert read_releases(folder, state) == ["c"]
+    assert set(state.declared) == {"a", "b"}
 
 
 def test_the_start_waits_for_all_sites_within_reason(folder: RunFolder) -> None:

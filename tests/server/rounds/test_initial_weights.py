@@ -34,6 +34,7 @@ labels: {1: ball}
 channels: [t1]
 preprocessing: {spacing: [1, 1, 1]}
 model: {channels: [8, 16], groups: 4, patch_size: [16, 16, 16]}
+strategy: {min_sites: 2}
 network: {address: localhost, port: 9443, sites: [north, south], validation_fraction: 0.25}
 """
 

@@ -23,11 +23,16 @@ from tests import tiny
 from tests.server.fake_sites import LAYOUT, SharedApp, Silent, app_of, broken, honest, run, site
 
 
-def test_weights_are_averaged_by_training_patients(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("weights", "counted"),
+    [("patients", (30, 10)), ("capped:2", (20, 10)), ("uniform", (1, 1)), ({"a": 1, "b": 4}, (1, 4))],
+)
+def test_updates_count_as_the_file_says(tmp_path: Path, weights: object, counted: tuple[int, int]) -> None:
     folder = RunFolder.create(tmp_path / "run")
-    answers = [("a", 30, honest("a", 30, 1.0)), ("b", 10, honest("b", 10, 5.0))]
-    run(tiny.federation(rounds=2), app_of(answers), LAYOUT, 2, folder)
-    np.testing.assert_allclose(folder.load_checkpoint(2, LAYOUT), np.full(4, 2 * (30 * 1 + 10 * 5) / 40), rtol=1e-6)
+    answers = [("a", 30, honest("a", 30, 1.0)), ("b", 10, honest("b", 10, 1.2))]
+    run(tiny.federation(rounds=2, strategy={"weights": weights}), app_of(answers), LAYOUT, 2, folder)
+    mean = np.average([1.0, 1.2], weights=counted)
+    np.testing.assert_allclose(folder.load_checkpoint(2, LAYOUT), np.full(4, 2 * mean), rtol=1e-5)
 
 
 def test_updates_that_are_equal_to_each_other_and_to_the_model_are_each_counted(tmp_path: Path) -> None:

@@ -215,9 +215,20 @@ def test_a_site_that_prepares_its_scans_is_waited_for(folder: RunFolder) -> None
 def test_however_slowly_a_site_goes_on_it_has_no_more_than_some_deadlines(folder: RunFolder) -> None:
     network = Walking(folder, last=10**9, pause=0.0)
     patience = replace(PATIENCE, deadline_seconds=0.1)
-    run_network(ONE_ROUND, network, LAYOUT, patience)
+    config = tiny.federation(rounds=1, strategy=TWO_OF_THREE, training={"local_steps": 10**9})
+    run_network(config, network, LAYOUT, patience)
     assert outcomes(folder, "c")[0] == ("missing", "deadline")
     assert folder.read_rounds()[0]["seconds"] > MOST_DEADLINES * patience.deadline_seconds
+
+
+def test_steps_beyond_those_of_the_task_move_no_deadline(folder: RunFolder) -> None:
+    """It claims step after step of 10^12, of a task of 40."""
+    network, observer = Walking(folder, last=10**12, pause=0.0), Silent()
+    patience = replace(PATIENCE, deadline_seconds=0.5)
+    run_network(ONE_ROUND, network, LAYOUT, patience, observer)
+    assert outcomes(folder, "c")[0] == ("missing", "deadline")
+    assert max(step for _, step in observer.steps) <= 40
+    assert folder.read_rounds()[0]["seconds"] < MOST_DEADLINES * patience.deadline_seconds / 2
 
 
 def test_steps_of_another_task_move_nothing(folder: RunFolder) -> None:

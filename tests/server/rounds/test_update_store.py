@@ -55,7 +55,7 @@ def mean(store: UpdateStore, weights: dict[str, float]) -> Iterator[np.ndarray]:
             found.add(update, weights[site])
         return Next(found.mean())
 
-    return (part.weights for part in store.accepted(list(weights)).map(of_window))
+    return (part.weights for part in store.accepted(list(weights), "uniform").map(of_window))
 
 
 class Updates:

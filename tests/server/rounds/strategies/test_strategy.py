@@ -45,7 +45,7 @@ class Momentum:
             means = [WeightedMean(window.size) for _ in range(2)]
             for site, vectors in window.updates():
                 for mean, values in zip(means, vectors, strict=True):
-                    mean.add(values, updates.results[site].examples)
+                    mean.add(values, updates.weights[site])
             update, second = (mean.mean() for mean in means)
             momentum = np.float32(0.5) * state.vectors["momentum"][window.where] + update + second
             return Next(weights[window.where] + momentum, {"momentum": momentum})
@@ -63,7 +63,8 @@ def stored(vectors: Mapping[str, list[Vector]], encoding: Encoding) -> tuple[Sto
     size = len(next(iter(vectors.values()))[0])
     decoded = {site: [vector_of(part, size, encoding) for part in several] for site, several in parts.items()}
     contents = {site: np.concatenate(several) for site, several in parts.items()}
-    return StoredUpdates(results, contents, size, encoding), decoded
+    weights = {site: float(result.examples) for site, result in results.items()}
+    return StoredUpdates(results, weights, contents, size, encoding), decoded
 
 
 def drawn(size: int, sites: str, vectors: int) -> dict[str, list[Vector]]:

@@ -1,0 +1,64 @@
+"""The ``strategy`` section of a federation file: how updates become the next model, and how many a round needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from common.plan.base import Frozen, PositiveInt
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+WeightRule = Annotated[str, Field(pattern=r"^(patients|uniform|capped:[1-9][0-9]*(\.[0-9]+)?)$")]
+
+
+SITES_OVER_A_NETWORK = 3
+"""With fewer, a site can work out what another one sent, and nobody can tell which of two sites is wrong."""
+
+
+class StrategyConfig(Frozen):
+    """How updates are aggregated.
+
+    Attributes
+    ----------
+    weights
+        How much each site's update counts: ``patients`` by its declared number of training patients, ``capped:2`` the
+        same, but at most twice the median of the other sites' numbers, ``uniform`` all alike; or a number for every
+        site, which overrides what sites declare.
+    min_sites, min_fraction
+        Fewest accepted updates, as a number and as a share of the participating sites; a round with fewer fails and
+        leaves the model unchanged. Over a network, ``min_sites`` is ``SITES_OVER_A_NETWORK`` unless the file says
+        otherwise.
+    max_failed_rounds
+        Number of consecutive failed rounds that ends the run.
+    """
+
+    name: Literal["fedavg"] = "fedavg"
+    weights: WeightRule | dict[str, PositiveInt] = "capped:2"
+    min_sites: PositiveInt = 1
+    min_fraction: Fraction = 0.0
+    max_failed_rounds: PositiveInt = 3
+
+
+def with_least_sites(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in the default of ``min_sites`` for a federation over a network; leave what the file says."""
+    strategy = content.get("strategy")
+    if content.get("network") is None or not isinstance(strategy, dict | None) or "min_sites" in (strategy or {}):
+        return dict(content)
+    return {**content, "strategy": {**(strategy or {}), "min_sites": SITES_OVER_A_NETWORK}}
+
+
+def check_least_sites(min_sites: int, sites: int) -> None:
+    """Refuse a number of updates that the sites of ``network.sites`` can never send.
+
+    Raises
+    ------
+    ValueError
+        Names the key and what to write.
+    """
+    if min_sites > sites:
+        raise ValueError(
+            f"strategy.min_sites is {min_sites} and network.sites names {sites}; add sites, or write fewer in the file "
+            "and know what it means: with two sites, each can work out the other's update from the next model"
+        )
