@@ -88,6 +88,7 @@ def _review(options: argparse.Namespace) -> int:
             "paused": decisions.paused.model_dump() if decisions.paused else None,
             "withdrawn": decisions.withdrawn.model_dump() if decisions.withdrawn else None,
             "privacy": found.as_values() if found else None,
+            "patient_from_name": site.patient_from_name,
         }
         print(as_json(content), end="")
         return 0
@@ -95,6 +96,8 @@ def _review(options: argparse.Namespace) -> int:
     print()
     for violation in violations:
         print(f"Outside your site's limits: {violation}.")
+    if site.patient_from_name is not None:
+        print(f"Patients are named by the site file's rule, where there is no patients.csv: {site.patient_from_name}")
     if found:
         whose = "The patients in " + str(options.data) if options.data else "Patients who have not taken part before"
         print(f"{whose}: {found}.")
@@ -123,12 +126,12 @@ def _outlook(options: argparse.Namespace, state: Path, request: Request) -> Outl
     from client.state_folder import default_ledger
 
     site = load_site_config(state / SITE_FILE)
+    ledger = Ledger(options.ledger or default_ledger(), Witness(state))
     people = NEW_PATIENTS
     if options.data is not None:
         # A read-only command stores nothing.
-        people = find_people(request.federation, site, request.kit.site or "", options.data, None)
-    account = Ledger(options.ledger or default_ledger(), Witness(state)).read()
-    return outlook(request.federation, privacy, site.privacy, account, people)
+        people = find_people(request.federation, site, request.kit.site or "", options.data, None, ledger)
+    return outlook(request.federation, privacy, site.privacy, ledger.read(), people)
 
 
 def _approve(options: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from common.formatting import counted
 from common.system.cli import add_json
 
 if TYPE_CHECKING:
+    from client.consent.site_config import SiteConfig
     from client.ledger.ledger import Ledger, Witness
 
 _CONFIRMATION = "recover"
@@ -68,9 +69,10 @@ def _ledger(options: argparse.Namespace) -> int:
         raise LedgerError(
             f"{ledger.path}: there is no ledger: nothing was spent under this account, or --ledger is missing"
         )
-    site = load_site_config(state / SITE_FILE).privacy if state else None
-    folder = _folder(options.data) if options.data else None
-    content = {"ledger": str(ledger.path)} | view(account, limit_of(account, site), folder)
+    site = load_site_config(state / SITE_FILE) if state else None
+    folder = _folder(options.data, ledger, site) if options.data else None
+    limit = limit_of(account, site.privacy if site else None)
+    content = {"ledger": str(ledger.path)} | view(account, limit, folder)
     if options.json:
         verified = {"entries": proof.entries, "head": proof.head} if proof and options.verify else None
         print(as_json(content | {"verified": verified}), end="")
@@ -129,9 +131,11 @@ def _ask() -> None:
         raise NotConfirmedError("nothing was changed")
 
 
-def _folder(data: Path) -> Any:
+def _folder(data: Path, ledger: Ledger, site: SiteConfig | None) -> Any:
+    from client.ledger.identifiers import Identifiers
     from client.ledger.patient_identity import PatientIndex
     from client.ledger.statement import Folder
+    from common.imaging.datasets.case import AS_STORED, Reading
     from common.imaging.datasets.dataset import find_dataset
 
     def progress(done: int, cases: int) -> None:
@@ -140,5 +144,7 @@ def _folder(data: Path) -> Any:
 
     # Include cases without a label map: they may have been patients of another dataset. Store nothing: a read-only
     # command leaves no trace.
-    cases = find_dataset(data).cases
-    return Folder(str(data), list(PatientIndex(None).identify(cases, progress).values()))
+    reading = Reading(site.geometry, site.patient_rule) if site else AS_STORED
+    cases = find_dataset(data).read_as(reading).cases
+    index = PatientIndex(None, Identifiers(ledger, may_make=False).mark)
+    return Folder(str(data), list(index.identify(cases, progress).values()))

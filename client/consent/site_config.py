@@ -18,6 +18,7 @@ from common.config.describe_errors import describe_validation_error
 from common.config.federation import FederationConfig
 from common.config.yaml_file import read_yaml
 from common.errors import ConfigError
+from common.imaging.datasets.name_rule import compile_rule
 from common.imaging.ranges import USUAL_RANGES, GeometryRanges
 from common.plan.base import Frozen, PositiveInt
 
@@ -113,6 +114,11 @@ def _check_time(text: str) -> str:
     return text
 
 
+def _check_rule(text: str) -> str:
+    compile_rule(text)
+    return text
+
+
 TimeOfDay = Annotated[str, BeforeValidator(_written_time), AfterValidator(_check_time)]
 
 
@@ -163,6 +169,9 @@ class SiteConfig(Frozen):
         No task is done while this is true (``fedvox-client pause`` does the same without editing a file).
     validation_cases
         Names of the cases used to score models and never trained on; null draws them.
+    patient_from_name
+        Regular expression that finds the patient in a case's name (``common.imaging.datasets.name_rule``); used where
+        the dataset folder has no ``patients.csv``.
     """
 
     limits: Limits = Limits()
@@ -171,6 +180,12 @@ class SiteConfig(Frozen):
     geometry: GeometryRanges = USUAL_RANGES
     paused: bool = False
     validation_cases: tuple[str, ...] | None = None
+    patient_from_name: Annotated[str, AfterValidator(_check_rule)] | None = None
+
+    @property
+    def patient_rule(self) -> re.Pattern[str] | None:
+        """``patient_from_name``, compiled."""
+        return None if self.patient_from_name is None else compile_rule(self.patient_from_name)
 
     @model_validator(mode="after")
     def _cases_once(self) -> Self:

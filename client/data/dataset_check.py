@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from client.data.dataset_report import CaseReport, DatasetReport
 from common.errors import DataError
+from common.imaging.coarse_print import coarse_prints
 from common.imaging.datasets.case import (
     AS_STORED,
     Case,
@@ -52,7 +53,8 @@ def check_dataset(
     Raises
     ------
     DataError
-        There is nothing to check: the folder is missing, empty or in no known layout.
+        There is nothing to check: the folder is missing, empty or in no known layout, or the rule for patients does
+        not fit the name of a case.
     """
     dataset, problems = scan_dataset(root)
     dataset = dataset.read_as(reading)
@@ -95,6 +97,7 @@ class _Found:
     orientation: str | None = None
     intensity: tuple[tuple[float, float], ...] = ()
     digest: bytes | None = None
+    prints: tuple[str, ...] = ()
     counts: NDArray[np.int64] | None = None
     voxel_ml: float = 0.0
 
@@ -121,6 +124,7 @@ def _read_case_image(found: _Found, channels: int) -> None:
     found.grid, found.orientation = volume.grid, volume.source.orientation
     found.intensity = tuple((float(values.min()), float(values.max())) for values in volume.array)
     found.digest = hashlib.blake2b(volume.array.data, digest_size=16).digest()
+    found.prints = coarse_prints(volume.array)
     found.problems += image_problems(case, volume, channels)
     doubts = [item.text for item in header_contradictions(volume.source, case.reading.ranges)]
     if not volume.source.orientation_declared:
@@ -155,10 +159,19 @@ def _unreadable(case: Case, error: DataError) -> list[Problem]:
 def _twins(found: Sequence[_Found]) -> list[Problem]:
     problems = []
     first_with: dict[bytes, Case] = {}
+    first_like: dict[str, Case] = {}
     for item in found:
         if item.digest is None:
             continue
         twin = first_with.setdefault(item.digest, item.case)
+        like = [first_like.setdefault(one, item.case) for one in item.prints]
+        others = [case for case in like if case.owner != item.case.owner]
+        if others and twin.name == item.case.name:
+            text = (
+                f"has nearly the same voxels as case {others[0].name}: if both are scans of one patient, remove one or "
+                f"name the patient in {PATIENTS_FILE}"
+            )
+            problems.append(Problem(item.case.name, item.case.images[0], text, "warning"))
         if twin.name != item.case.name:
             text = f"has the same voxels as case {twin.name}: remove one"
             if twin.owner != item.case.owner:

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from client.ledger.patient_identity import Patient
+from client.ledger.patient_identity import MARK, Patient
 from common.plan.base import Frozen, PositiveInt
 from common.plan.privacy import Purpose, Spend
 from common.privacy.accounting import epsilon_of
@@ -30,7 +30,7 @@ class DatasetEntry(Frozen):
     """A set of patients and its digest (``patient_identity``), recorded before anything is spent on it."""
 
     dataset: Digest
-    patients: tuple[Annotated[tuple[Digest, ...], Field(min_length=1)], ...]
+    patients: tuple[Annotated[tuple[Annotated[str, Field(pattern=MARK)], ...], Field(min_length=1)], ...]
 
 
 class SpendLine(Frozen):
@@ -158,7 +158,7 @@ class Account:
     def memberships(self, patients: Iterable[Patient]) -> dict[Patient, frozenset[str]]:
         """Return the datasets that each patient was part of.
 
-        Patients who share an image count as one, also if they share it only through a third.
+        Patients who share a mark count as one, also if they share it only through a third.
         """
         patients = list(patients)
         groups = _Groups()
@@ -283,13 +283,13 @@ def _epsilon(history: PatientHistory, delta: float) -> float:
 
 
 class _Groups:
-    """Groups of image files that belong to the same patient, directly or through others (union-find)."""
+    """Groups of marks that belong to the same patient, directly or through others (union-find)."""
 
     def __init__(self) -> None:
         self._above: dict[str, str] = {}
 
     def of(self, digest: str) -> str:
-        """Return the file that represents the whole group."""
+        """Return the mark that represents the whole group."""
         root = digest
         while (above := self._above.get(root, root)) != root:
             root = above
@@ -298,7 +298,7 @@ class _Groups:
         return root
 
     def join(self, patient: Patient) -> None:
-        """Merge the groups of all of a patient's files."""
+        """Merge the groups of all of a patient's marks."""
         root = self.of(patient[0])
         for digest in patient[1:]:
             self._above[self.of(digest)] = root

@@ -1,8 +1,12 @@
-"""Patients identified by the content of their scans, even if files are renamed, moved or copied.
+"""Patients as the ledger knows them: by an identifier where the site has one, and by their scans.
 
-A patient is the set of SHA-256 digests of the image files of all their cases: one case, unless the folder's table of
-patients (``common.imaging.datasets.patients_csv``) joins several. Label maps do not count. Files that end in ``.gz``
-are hashed unpacked, so compressing one again does not make a new patient. Any change to a voxel or a header does.
+A patient is a set of marks, and patients who share one are the same:
+
+* ``id:``, a hash of the identifier that ``patients.csv`` or the site file's rule gives (``client.ledger.identifiers``);
+* the SHA-256 of each image file of all their cases, unpacked if its name ends in ``.gz``, so that it stays the same if
+  files are renamed, moved, copied or compressed again. Label maps do not count;
+* ``near:``, coarse prints of each image (``common.imaging.coarse_print``), which it keeps if a voxel or the header is
+  changed, or if it is converted to other numbers.
 """
 
 from __future__ import annotations
@@ -11,21 +15,26 @@ import gzip
 import hashlib
 import os
 import zlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from common.errors import DataError, FedvoxError
 from common.formatting import counted
 from common.imaging.cache.entry_file import FileDigests
-from common.imaging.datasets.case import Case
+from common.imaging.coarse_print import coarse_prints
+from common.imaging.datasets.case import Case, errors_of
 from common.imaging.datasets.patients_csv import PATIENTS_FILE
+from common.imaging.io.nifti import read_volume
 from common.imaging.threads import CountProgress, map_in_threads
 from common.protocol.messages import ErrorCode
 
 Patient = tuple[str, ...]
-"""SHA-256 of each image file, sorted."""
+"""A patient's marks, sorted."""
+MARK = r"^(id:[0-9a-f]{8}:[0-9a-f]{64}|[0-9a-f]{64}|near:[0-9a-f]{16})$"
+"""Pattern of a mark."""
 
 DIGESTS_FILE = "patients.fedvox-json"
+PRINTS_FILE = "prints.fedvox-json"
 MOST_WORKERS = 4
 
 
@@ -42,10 +51,15 @@ class PatientIndex:
     ----------
     folder
         Folder of the cached digests, normally the site's state folder; None caches nothing.
+    mark
+        Returns the mark of a patient's identifier (``client.ledger.identifiers``), None if there is none. By default
+        patients are known by their scans alone.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, mark: Callable[[str], str | None] | None = None) -> None:
         self._digests = FileDigests(folder, DIGESTS_FILE, sha256_of_content)
+        self._prints = FileDigests(folder, PRINTS_FILE, _prints_of)
+        self._mark = mark
 
     def identify(self, cases: Sequence[Case], progress: CountProgress | None = None) -> dict[str, Patient]:
         """Return the patient of every case, by case name.
@@ -63,16 +77,19 @@ class PatientIndex:
             A file cannot be read.
         PatientsError
             Cases of two patients share an image: one patient would contribute as two.
+        LedgerError
+            There are identifiers, but the ledger's secret cannot be used.
         """
         workers = min(MOST_WORKERS, os.cpu_count() or 1)
         try:
             scans = map_in_threads(self._identify, cases, workers, progress)
         finally:
             self._digests.save()
+            self._prints.save()
         first_with: dict[str, Case] = {}
-        images: dict[str, set[str]] = {}
+        marks: dict[str, set[str]] = {}
         for case, scan in zip(cases, scans, strict=True):
-            for digest in scan:
+            for digest in filter(is_scan, scan):
                 other = first_with.setdefault(digest, case)
                 if other.owner != case.owner:
                     raise PatientsError(
@@ -80,11 +97,47 @@ class PatientIndex:
                         f"say in {PATIENTS_FILE} that both are of one patient: a patient who counts twice is "
                         "protected half as well"
                     )
-            images.setdefault(case.owner, set()).update(scan)
-        return {case.name: tuple(sorted(images[case.owner])) for case in cases}
+            marks.setdefault(case.owner, set()).update(scan)
+        for patient in {case.patient for case in cases if case.patient is not None}:
+            if self._mark is not None and (mark := self._mark(patient)) is not None:
+                marks[patient].add(mark)
+        return {case.name: tuple(sorted(marks[case.owner])) for case in cases}
 
-    def _identify(self, case: Case) -> tuple[str, ...]:
-        return tuple(sorted(self._digests.digest(path) for path in case.images))
+    def _identify(self, case: Case) -> list[str]:
+        found = [self._digests.digest(path) for path in case.images]
+        return found + [f"{_NEAR}{one}" for path in case.images for one in self._prints.digest(path).split()]
+
+
+_IDENTIFIER, _NEAR = "id:", "near:"
+
+
+def identifier_mark(secret: str, digest: str) -> str:
+    """Return the mark of an identifier: the name of the secret (8 digits) and the hash under it (64)."""
+    return f"{_IDENTIFIER}{secret}:{digest}"
+
+
+def identifier_of(patient: Patient) -> str | None:
+    """Return the mark of a patient's identifier; None if only their scans are known."""
+    return next((mark for mark in patient if mark.startswith(_IDENTIFIER)), None)
+
+
+def secret_of(patient: Patient) -> str | None:
+    """Return the name of the secret that hashed a patient's identifier; None without an identifier."""
+    mark = identifier_of(patient)
+    return None if mark is None else mark.split(":")[1]
+
+
+def is_scan(mark: str) -> bool:
+    """Return whether a mark is the digest of a scan."""
+    return ":" not in mark
+
+
+def _prints_of(path: Path) -> str:
+    try:
+        with errors_of(path):
+            return " ".join(coarse_prints(read_volume(path).array))
+    except DataError:
+        return ""  # whoever prepares the scans reports it
 
 
 def sha256_of_content(path: Path) -> str:
@@ -113,7 +166,7 @@ def dataset_of(patients: Iterable[Patient]) -> str:
 
 
 def split_by_patient(patients: Mapping[str, Patient], fraction: float) -> tuple[list[str], list[str]]:
-    """Assign each patient to training or validation by their own digest alone.
+    """Assign each patient to training or validation by their own identifier or, without one, their own scans.
 
     Adding or removing a patient therefore moves no other to the other side, in any run of any federation with the same
     ``fraction``. One exception: if a side would be empty, the patient nearest to it moves there.
@@ -151,7 +204,8 @@ def split_by_patient(patients: Mapping[str, Patient], fraction: float) -> tuple[
     )
 
 
-def _place(patient: Collection[str]) -> float:
+def _place(patient: Patient) -> float:
     """Return a number in [0, 1) that depends on the patient alone."""
-    digest = hashlib.sha256(f"validation {' '.join(patient)}".encode()).digest()
+    known = identifier_of(patient) or " ".join(filter(is_scan, patient))
+    digest = hashlib.sha256(f"validation {known}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -10,7 +10,8 @@ from typing import Any
 
 from client.consent.site_config import SitePrivacy
 from client.ledger.account import Account, SpendLine, TimedRound
-from client.ledger.patient_identity import Patient
+from client.ledger.patient_identity import Patient, identifier_of
+from client.ledger.recognition import WITHOUT_IDENTIFIERS, recognise
 from common.formatting import counted
 from common.privacy.accounting import epsilon_of
 
@@ -18,8 +19,9 @@ TITLE = "PRIVACY SPENT BY THIS HOSPITAL'S PATIENTS"
 HOW_TO_READ = (
     "Epsilon bounds how much anyone can learn about any one patient from what left the building; smaller means "
     "stronger protection. Several uses of the same patient count together: the total is computed from all of them, and "
-    "is less than their sum. A dataset is a set of patients identified by the content of their scans, whatever the "
-    "files and folders are called. Every round is recorded before it begins, so a failed round counts as well."
+    "is less than their sum. A dataset is a set of patients. Each is known by a hash of their identifier, where your "
+    "site has one, and by the content of their scans, whatever the files and folders are called. Every round is "
+    "recorded before it begins, so a failed round counts as well."
 )
 _USES = {"training": "trained on", "validation": "scored on"}
 
@@ -65,6 +67,7 @@ def view(account: Account, limit: SitePrivacy, folder: Folder | None = None) -> 
             "folder": folder.name,
             "patients": len(memberships),
             "known": sum(bool(datasets) for datasets in memberships.values()),
+            "recognised": vars(found := recognise(account, folder.patients)) | {"text": str(found)},
             "groups": [
                 {"epsilon": _finite(epsilon), "patients": count}
                 for epsilon, count in account.epsilons({"training": folder.patients}, limit.delta)
@@ -88,13 +91,19 @@ def as_text(content: Mapping[str, Any], width: int = 100) -> str:
             f"In {data['folder']}: {counted(data['patients'], 'patient')}, {data['known']} of them in this ledger "
             f"({', '.join(groups)}). {_told(data, limit)}"
         )
+        if told := data["recognised"]["text"]:
+            text += f" {told[0].upper()}{told[1:]}."
         parts.append(_wrapped(text, width))
     if not content["datasets"]:
         since = " since then" if content["recoveries"] else ""
         parts.append(f"Nothing was spent{since}." if data is None else f"Nothing was spent on these patients{since}.")
     for dataset in content["datasets"]:
-        head = f"Dataset {dataset['dataset'][:12]}: {counted(dataset['patients'], 'patient')}. {_told(dataset, limit)}"
+        named = f"{dataset['identified']} of them have an identifier. " if dataset["identified"] else ""
+        size = f"{counted(dataset['patients'], 'patient')}. {named}"
+        head = f"Dataset {dataset['dataset'][:12]}: {size}{_told(dataset, limit)}"
         parts.append("\n".join([_wrapped(head, width), *_table(dataset["uses"])]))
+    if any(item["identified"] < item["patients"] for item in content["datasets"]):
+        parts.append(_wrapped(WITHOUT_IDENTIFIERS, width))
     parts.append(_wrapped(HOW_TO_READ, width))
     return "\n\n".join(parts)
 
@@ -118,7 +127,8 @@ def _epsilon_text(epsilon: float | None) -> str:
 
 def _dataset(account: Account, dataset: str, limit: SitePrivacy) -> dict[str, Any]:
     patients = account.datasets[dataset]
-    values = {"dataset": dataset, "patients": len(patients)} | _balance(account, patients, limit)
+    values: dict[str, Any] = {"dataset": dataset, "patients": len(patients)} | _balance(account, patients, limit)
+    values["identified"] = sum(identifier_of(patient) is not None for patient in patients)
     return values | {"uses": _uses(account.rounds, dataset, limit.delta)}
 
 

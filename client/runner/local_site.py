@@ -1,17 +1,18 @@
 """Opens a hospital's data folder as the ``Site`` that its client app works for.
 
-Under differential privacy, patients are identified by the content of their scans (``client.ledger.patient_identity``),
-each assigned to training or validation independently of the others, and paid for in the hospital's ledger. The number
-of patients on each side is public: the site declares it, and it sets the site's weight. With or without privacy, all
-scans of one patient, according to the folder's ``patients.csv``, are on the same side.
+Under differential privacy, patients are identified as in ``client.ledger.patient_identity``, each assigned to training
+or validation independently of the others, and paid for in the hospital's ledger. The number of patients on each side
+is public: the site declares it, and it sets the site's weight. With or without privacy, all scans of one patient,
+according to the folder's ``patients.csv`` or the site file's rule, are on the same side.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,10 @@ from flwr.app import Context
 from client.consent.site_config import SITE_FILE
 from client.ledger.account import People
 from client.ledger.budget import LedgerBudget
+from client.ledger.identifiers import Identifiers
 from client.ledger.ledger import Ledger, LedgerError
 from client.ledger.patient_identity import Patient, PatientIndex, PatientsError, split_by_patient
+from client.ledger.recognition import recognise
 from client.runner.client_app import Observer, Site
 from client.training.dp_trainer import make_trainer
 from common.config.federation import FederationConfig
@@ -36,6 +39,8 @@ from common.plan.plan import Plan
 from common.protocol.messages import ErrorCode
 from common.seeds import seed_of
 from common.system.devices import choose_device
+
+log = logging.getLogger("fedvox.client")
 
 MOST_WORKERS = 4
 
@@ -60,7 +65,7 @@ class SiteData:
         Folder for preprocessed scans; None keeps them in memory.
     validation
         Names of the validation cases, or the share of patients to validate on: drawn from the seed or, under
-        differential privacy, decided by the content of each patient's scans.
+        differential privacy, decided by each patient's identifier or scans.
     reading
         How the site reads its files.
     """
@@ -160,11 +165,10 @@ class LocalSite:
     def _opened(self) -> Site:
         config, plan = self._config, self._plan
         try:
-            cases = labelled_cases(self._data.folder)
+            cases = labelled_cases(self._data.folder, self._data.reading)
             patients = self._identify(cases)
             train, validation = split_site(config, self._data.name, cases, self._data.validation, patients)
-            members = [replace(cases[name], reading=self._data.reading) for name in (*train, *validation)]
-            prepared = self._prepare(members)
+            prepared = self._prepare([cases[name] for name in (*train, *validation)])
         except DataError as error:
             raise SiteDataError(str(error)) from error
         trainer = make_trainer(config, plan, choose_device(self._device))
@@ -185,14 +189,17 @@ class LocalSite:
     def _identify(self, cases: Mapping[str, Case]) -> dict[str, Patient] | None:
         if self._config.privacy is None:
             return None
-        return PatientIndex(self._access.state).identify(list(cases.values()))
+        ledger = self._access.ledger
+        mark = None if ledger is None else Identifiers(ledger, may_make=True).mark
+        return PatientIndex(self._access.state, mark).identify(list(cases.values()))
 
     def _budget(self, people: People) -> LedgerBudget:
         ledger, state = self._access.ledger, self._access.state
         if ledger is None or state is None:
             raise LedgerError("the federation is differentially private, but there is no ledger; give one (--ledger)")
         # Report an unusable ledger now, not only when a round must be paid for.
-        ledger.read()
+        found = recognise(ledger.read(), [*people["training"], *people["validation"]])
+        log.log(logging.WARNING if found.needs_a_look else logging.INFO, "patients: %s", found)
         return LedgerBudget(ledger, self._config, people, state / SITE_FILE, self._access.attempt)
 
     def _prepare(self, cases: Sequence[Case]) -> list[CachedCase]:
@@ -200,7 +207,7 @@ class LocalSite:
         return cache.prepare(cases, workers=min(MOST_WORKERS, os.cpu_count() or 1), progress=self._progress)
 
 
-def labelled_cases(data: Path) -> dict[str, Case]:
+def labelled_cases(data: Path, reading: Reading) -> dict[str, Case]:
     """Return the labelled cases of a dataset folder, by name.
 
     Raises
@@ -208,7 +215,7 @@ def labelled_cases(data: Path) -> dict[str, Case]:
     DataError
         The folder cannot be used.
     """
-    return {case.name: case for case in find_dataset(data).cases if case.label is not None}
+    return {case.name: case for case in find_dataset(data).read_as(reading).cases if case.label is not None}
 
 
 def split_site(

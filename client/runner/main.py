@@ -89,7 +89,7 @@ def _serve(options: argparse.Namespace, folder: SharedFolder, isolation: Isolati
             options.data,
             options.cache,
             own.validation_cases or config.network.validation_fraction,
-            Reading(own.geometry),
+            Reading(own.geometry, own.patient_rule),
         ),
         options.device,
         progress,

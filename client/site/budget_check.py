@@ -9,13 +9,16 @@ from typing import Any
 
 from client.consent.site_config import SITE_FILE, SiteConfig, SitePrivacy, load_site_config
 from client.ledger.account import Account, People
+from client.ledger.identifiers import Identifiers
 from client.ledger.ledger import Ledger, LedgerError, Witness
 from client.ledger.patient_identity import Patient, PatientIndex, PatientsError
+from client.ledger.recognition import recognise
 from client.runner.local_site import SiteDataError, labelled_cases, people_of, split_site
 from client.site.preflight_item import Item
 from common.config.federation import FederationConfig
 from common.errors import ConfigError, DataError
 from common.formatting import counted
+from common.imaging.datasets.case import Reading
 from common.plan.privacy import PrivacyPlan, Spend
 
 _EXAMPLE_PATIENTS: dict[str, Patient] = {"one": ("0" * 64,), "other": ("f" * 64,)}
@@ -90,16 +93,20 @@ def outlook(
     return Outlook(spent, after, config.rounds, left, limit)
 
 
-def find_people(config: FederationConfig, site: SiteConfig, name: str, data: Path, state: Path | None) -> People:
+def find_people(
+    config: FederationConfig, site: SiteConfig, name: str, data: Path, state: Path | None, ledger: Ledger
+) -> People:
     """Return the patients of a dataset folder, split for training and validation as in ``LocalSite``.
 
     Raises
     ------
     DataError, PatientsError, SiteDataError
         If the folder cannot be used.
+    LedgerError
+        The ledger's secret cannot be used.
     """
-    cases = labelled_cases(data)
-    patients = PatientIndex(state).identify(list(cases.values()))
+    cases = labelled_cases(data, Reading(site.geometry, site.patient_rule))
+    patients = PatientIndex(state, Identifiers(ledger, may_make=False).mark).identify(list(cases.values()))
     fraction = config.network.validation_fraction if config.network else 0.2
     train, validation = split_site(config, name, cases, site.validation_cases or fraction, patients)
     return people_of(patients, train, validation)
@@ -127,10 +134,14 @@ def check_privacy(
     """
     try:
         site = load_site_config(state / SITE_FILE)
-        account = Ledger(ledger, Witness(state)).read()
-        found = outlook(config, privacy, site.privacy, account, find_people(config, site, name, data, state))
+        opened = Ledger(ledger, Witness(state))
+        account = opened.read()
+        people = find_people(config, site, name, data, state, opened)
+        found = outlook(config, privacy, site.privacy, account, people)
     except (LedgerError, ConfigError) as error:
         return Item("privacy", "error", str(error))
     except (DataError, PatientsError, SiteDataError) as error:
         return Item("privacy", "error", f"the patients cannot be told apart: {error}")
-    return Item("privacy", "ok" if found.fits else "warning", str(found))
+    known = recognise(account, [*people["training"], *people["validation"]])
+    text = f"{found}; {known}" if str(known) else str(found)
+    return Item("privacy", "ok" if found.fits and not known.needs_a_look else "warning", text)

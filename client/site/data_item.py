@@ -40,7 +40,8 @@ def check_data(
     reading
         How the site reads its files.
     """
-    state = _dataset_fingerprint(root, [sorted(labels.items()), reading.ranges.model_dump(mode="json")])
+    rule = reading.patient_rule.pattern if reading.patient_rule else None
+    state = _dataset_fingerprint(root, [sorted(labels.items()), reading.ranges.model_dump(mode="json"), rule])
     remembered = read_json(memory)
     if remembered.get("state") == state:
         severity: Severity = "warning" if remembered.get("severity") == "warning" else "ok"

@@ -98,9 +98,10 @@ def _check_data(options: SiteOptions, config: FederationConfig) -> Item:
     from common.imaging.datasets.case import Reading
 
     try:
-        reading = Reading(load_site_config(options.state / SITE_FILE).geometry)
+        own = load_site_config(options.state / SITE_FILE)
     except ConfigError as error:
         return Item("data", "error", str(error))
+    reading = Reading(own.geometry, own.patient_rule)
     return check_data(options.data, config.labels or {}, options.state / "data-check.json", None, reading)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,9 +29,12 @@ class Reading:
     ----------
     ranges
         What their geometry may be.
+    patient_rule
+        Finds the patient in the name of a case, where there is no ``patients.csv`` (``name_rule``).
     """
 
     ranges: GeometryRanges = USUAL_RANGES
+    patient_rule: re.Pattern[str] | None = None
 
 
 AS_STORED = Reading()
@@ -43,7 +47,7 @@ class Case:
     Attributes
     ----------
     patient
-        Patient from the folder's ``patients.csv``; None means that the case is its own patient.
+        Patient from the folder's ``patients.csv`` or the site's rule; None means that the case is its own patient.
     reading
         How its files are read.
     """

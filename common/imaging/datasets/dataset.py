@@ -24,6 +24,7 @@ from typing import Literal
 from common.errors import DataError
 from common.imaging.datasets.case import Case, Problem, Reading
 from common.imaging.datasets.dataset_json import Declaration, read_declaration
+from common.imaging.datasets.name_rule import patients_by_name
 from common.imaging.datasets.patients_csv import PATIENTS_FILE, read_patients
 from common.imaging.io.nifti import channel_count, nifti_stem
 
@@ -61,8 +62,18 @@ class Dataset:
     labels: dict[int, str]
 
     def read_as(self, reading: Reading) -> Dataset:
-        """Return the dataset with cases that are read in another way."""
-        return replace(self, cases=tuple(replace(case, reading=reading) for case in self.cases))
+        """Return the dataset with cases that are read in another way.
+
+        Raises
+        ------
+        DataError
+            The rule for patients, which is used without ``patients.csv``, does not fit the name of a case.
+        """
+        cases = [replace(case, reading=reading) for case in self.cases]
+        if reading.patient_rule is not None and all(case.patient is None for case in cases):
+            names = [case.name for case in cases]
+            cases = with_patients(cases, patients_by_name(names, reading.patient_rule, self.root))
+        return replace(self, cases=tuple(cases))
 
 
 def find_dataset(root: Path) -> Dataset:

@@ -163,7 +163,7 @@ def test_the_check_before_the_start(scans: Path, tmp_path: Path) -> None:
     item = check_privacy(state, *planned(config), "north", scans, ledger)
     assert (item.name, item.severity) == ("privacy", "ok"), item
     assert not ledger.exists(), "looking writes nothing"
-    people = find_people(config, SiteConfig(), "north", scans, None)
+    people = find_people(config, SiteConfig(), "north", scans, None, Ledger(ledger))
     assert config.privacy is not None
     paid = calibrate(config.privacy, 6, 5).costs(3, 4)
     LedgerBudget(Ledger(ledger, Witness(state)), config, people, SiteConfig()).spend("r", 1, paid)
@@ -188,4 +188,6 @@ def test_patients_that_cannot_be_told_apart_are_an_error(scans: Path, tmp_path: 
     item = check_privacy(tmp_path, *planned(federation()), "north", scans, tmp_path / "ledger.jsonl")
     assert item.severity == "error" and "nobody" in item.text
     with pytest.raises(SiteDataError):
-        find_people(federation(), SiteConfig(validation_cases=("nobody",)), "north", scans, None)
+        find_people(
+            federation(), SiteConfig(validation_cases=("nobody",)), "north", scans, None, Ledger(tmp_path / "l")
+        )

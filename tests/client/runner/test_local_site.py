@@ -11,9 +11,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from client.ledger.ledger import Ledger, LedgerError, Witness
-from client.ledger.patient_identity import PatientsError
+from client.ledger.patient_identity import PatientsError, is_scan
 from client.runner.local_site import LedgerAccess, LocalSite, SiteData, SiteDataError, split_by_names, split_cases
 from common.config.federation import load_federation
+from common.imaging.datasets.case import Reading
+from common.imaging.datasets.name_rule import compile_rule
 from common.imaging.phantoms.dataset import write_phantom_dataset
 from common.plan.plan import Plan
 from common.planning.resolve import with_privacy
@@ -220,7 +222,26 @@ def test_scans_of_one_patient_are_one_patient(data: Path, plan: Plan, tmp_path: 
     site.budget.spend("r", 1, [site.privacy.training, site.privacy.validation])
     account = Ledger(tmp_path / "ledger.jsonl").read()
     assert sorted(map(len, account.datasets.values())) == sorted(map(len, sides))
-    assert sum(len(patient) for members in account.datasets.values() for patient in members) == 6, "all images"
+    marks = [mark for members in account.datasets.values() for patient in members for mark in patient]
+    assert sum(map(is_scan, marks)) == 6, "all images"
+    assert sum(mark.startswith("id:") for mark in marks) == len(set(patients))
+
+
+def test_a_rule_in_place_of_a_table_joins_scans_of_one_patient(data: Path, plan: Plan, tmp_path: Path) -> None:
+    names = sorted(file.name.removesuffix(".nii.gz") for file in (data / "imagesTr").glob("*.nii.gz"))
+    scans = tmp_path / "scans"
+    shutil.copytree(data, scans)
+    (scans / "dataset.json").unlink()
+    for name, new in zip(names, ("sub-1_a", "sub-1_b", "sub-2_a", "sub-2_b", "sub-3", "sub-4"), strict=True):
+        for kind in ("imagesTr", "labelsTr"):
+            (scans / kind / f"{name}.nii.gz").rename(scans / kind / f"{new}.nii.gz")
+    rule = compile_rule("sub-(?P<patient>[0-9]+)(?:_.*)?")
+    config = load_federation(tiny.write_federation(tmp_path))
+    site = LocalSite(
+        config, plan, SiteData("north", scans, tmp_path / "cache", 0.34, Reading(patient_rule=rule)), "cpu"
+    ).open()
+    sides = [{case.owner for case in cases} for cases in (site.train_cases, site.validation_cases)]
+    assert not sides[0] & sides[1] and sides[0] | sides[1] == {"1", "2", "3", "4"}
 
 
 def test_scans_of_one_patient_are_on_one_side_without_privacy_too(data: Path, plan: Plan, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
 
 from client.shared_folder import SharedFolder
@@ -30,6 +32,7 @@ from client.site.preflight_item import Item
 from common.config.federation import FederationConfig
 from common.config.kit import Kit
 from common.imaging.datasets.case import Reading
+from common.imaging.datasets.name_rule import compile_rule
 from common.imaging.phantoms.dataset import write_phantom_dataset
 from common.imaging.ranges import GeometryRanges
 from common.system.supervisor import free_port
@@ -426,6 +429,24 @@ def test_what_start_would_refuse_is_an_error_and_doubts_are_told_every_time(scan
     narrow = Reading(GeometryRanges(voxel_mm=(0.05, 0.5)))
     item = check_data(folder, LABELS, memory, reading=narrow)
     assert (item.severity, "geometry.voxel_mm in site.yaml" in item.text) == ("error", True), "other ranges, read again"
+
+
+def test_nearly_equal_scans_of_two_patients_are_a_warning(scans: Path, tmp_path: Path) -> None:
+    folder, memory = tmp_path / "scans", tmp_path / "memory.json"
+    shutil.copytree(scans, folder)
+    (folder / "dataset.json").unlink()
+    for kind in ("imagesTr", "labelsTr"):
+        shutil.copy(min((folder / kind).glob("*.nii.gz")), folder / kind / "again.nii.gz")
+    scan = nibabel.load(folder / "imagesTr" / "again.nii.gz")
+    array = np.asarray(scan.dataobj).copy()
+    array[3, 3, 3] += 1
+    nibabel.Nifti1Image(array, scan.affine).to_filename(folder / "imagesTr" / "again.nii.gz")
+    for _ in range(2):
+        item = check_data(folder, LABELS, memory)
+        assert item.severity == "warning" and "has nearly the same voxels as case again" in item.text
+    assert "unchanged" in item.text
+    rule = compile_rule(".*(?P<patient>[an])[^an]*")  # "again" and "phantom_..." end with the same patient
+    assert check_data(folder, LABELS, memory, reading=Reading(patient_rule=rule)).severity == "ok"
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
