@@ -11,8 +11,17 @@ SIMULATION = "server/simulation/"
 MODULES = [path for package in FORBIDDEN for path in sorted((REPOSITORY / package).rglob("*.py"))]
 ROOMS = {
     "server": (
-        *("cli", "simulation", "coordinator", "gateway", "provisioning", "rounds", "rounds/strategies", "reporting"),
-        *("progress", "release", "privacy", "run_store"),
+        *(
+            "cli",
+            "simulation",
+            "coordinator",
+            "gateway",
+            "provisioning",
+            "rounds",
+            "rounds/judgement",
+            "rounds/strategies",
+        ),
+        *("reporting", "progress", "release", "privacy", "run_store"),
     ),
     "client": ("cli", "site", "courier", "runner", "ledger", "consent", "training", "inference", "data"),
     "common": (

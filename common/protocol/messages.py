@@ -46,6 +46,10 @@ class Refusal(StrEnum):
     NORM_OUTLIER = "norm-outlier"
     NORM_DISPUTED = "norm-disputed"
     PATIENTS_CHANGED = "patients-changed"
+    ZERO_UPDATE = "zero-update"
+    REPEATED_UPDATE = "repeated-update"
+    OPPOSED = "opposed"
+    DIRECTION_DISPUTED = "direction-disputed"
 
 
 @dataclass(frozen=True)

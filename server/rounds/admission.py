@@ -4,15 +4,14 @@ A reply passes three checks. ``admit`` compares its numbers with the task and wi
 ``UpdateReader`` reads the update part by part: its length and digest must match and all values must be finite.
 ``judge_norms`` compares the norms of a round's updates once all are known; only then are updates aggregated.
 
-Limits: an update within the norm bound may point in any direction. A minority of sites can move the model as far as
-honest sites of their weight can, and no check of single updates detects it. The remedy is robust aggregation or fewer,
-more trusted sites. The server also cannot verify that a site has the patients it declared.
+What passes here may still be too long or point the wrong way: see ``server.rounds.judgement``. The server cannot verify
+that a site has the patients it declared, so ``strategy.weights`` caps how much they count.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -196,12 +195,15 @@ class UpdateReader:
         Encoding of the vectors.
     vectors
         Number of vectors per update.
+    earlier
+        Digests of all updates that counted in earlier rounds of the run.
     """
 
     transfer: WeightTransfer
     size: int
     encoding: Encoding
     vectors: int = 1
+    earlier: Collection[str] = frozenset()
 
     @property
     def bytes(self) -> int:
@@ -221,7 +223,7 @@ class UpdateReader:
         Raises
         ------
         RefusedError, ProtocolError
-            See ``measure``.
+            See ``measure``; also if the update is zero, or one of an earlier round: neither is work.
         MissingWeightsError
             If the update has not arrived.
         """
@@ -229,6 +231,10 @@ class UpdateReader:
         content = self.transfer.update(result.site, digest)
         try:
             norm = measure(content, digest, self.size, self.encoding, self.vectors)
+            if norm == 0:
+                raise RefusedError(Refusal.ZERO_UPDATE)
+            if digest in self.earlier:
+                raise RefusedError(Refusal.REPEATED_UPDATE)
         except (RefusedError, ProtocolError):
             self.transfer.drop_update(result.site, digest)
             raise

@@ -12,7 +12,7 @@ import numpy as np
 from common.protocol.codec import Result, Vector
 from common.weights.encoding import Encoding, Piece, pieces_of, read_window, vector_bytes, windows_of
 from common.weights.store import Content
-from server.rounds.strategies.strategy import Next, Window
+from server.rounds.strategies.strategy import Next, T, Window
 
 AHEAD = 3
 """Number of pieces computed ahead."""
@@ -25,6 +25,7 @@ class StoredWindow:
     where: slice
     _stretches: list[tuple[int, int]]
     _contents: Mapping[str, Content]
+    _scales: Mapping[str, float]
     _vector_bytes: int
     _encoding: Encoding
 
@@ -37,7 +38,9 @@ class StoredWindow:
         """Yield each site with its vectors."""
         for site, content in self._contents.items():
             parts = np.split(content, range(self._vector_bytes, content.size, self._vector_bytes))
-            yield site, tuple(read_window(part, self._stretches, self.size, self._encoding) for part in parts)
+            vectors = (read_window(part, self._stretches, self.size, self._encoding) for part in parts)
+            scale = np.float32(self._scales.get(site, 1.0))
+            yield site, tuple(vectors) if scale == 1 else tuple(vector * scale for vector in vectors)
 
 
 class StoredUpdates:
@@ -55,6 +58,8 @@ class StoredUpdates:
         Number of values per vector.
     encoding
         Encoding of the vectors.
+    scales
+        Site -> factor for its vectors, 1 by default.
     """
 
     def __init__(
@@ -64,12 +69,14 @@ class StoredUpdates:
         contents: Mapping[str, Content],
         size: int,
         encoding: Encoding,
+        scales: Mapping[str, float] | None = None,
     ) -> None:
         self.results = results
         self.weights = weights
         self._contents = {site: contents[site] for site in results}
         self._size = size
         self._encoding = encoding
+        self._scales = scales or {}
 
     def map(self, function: Callable[[Window], Next]) -> Iterator[Next]:
         """Call ``function`` for every window, and yield the results joined into pieces of the vector.
@@ -82,7 +89,15 @@ class StoredUpdates:
             state = {name: np.concatenate([part.state[name] for part in done]) for name in done[0].state}
             return Next(np.concatenate([part.weights for part in done]), state)
 
-        ahead: deque[Future[Next]] = deque()
+        return self._ahead(work)
+
+    def each(self, function: Callable[[Window], T]) -> Iterator[T]:
+        """Call ``function`` for every window, and yield the results in order; computed ahead as in ``map``."""
+        for results in self._ahead(lambda piece: [function(window) for window in self._windows(piece)]):
+            yield from results
+
+    def _ahead(self, work: Callable[[Piece], T]) -> Iterator[T]:
+        ahead: deque[Future[T]] = deque()
         with ThreadPoolExecutor(2) as pool:
             for piece in pieces_of(self._size, self._encoding):
                 ahead.append(pool.submit(work, piece))
@@ -94,4 +109,4 @@ class StoredUpdates:
     def _windows(self, piece: Piece) -> Iterator[StoredWindow]:
         one = vector_bytes(self._size, self._encoding)
         for where, stretches in windows_of(piece, self._encoding):
-            yield StoredWindow(where, stretches, self._contents, one, self._encoding)
+            yield StoredWindow(where, stretches, self._contents, self._scales, one, self._encoding)

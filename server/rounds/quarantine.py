@@ -1,6 +1,7 @@
 """Quarantine: a site takes no part until the coordinator releases it.
 
-It gets there when its replies are refused three times in a row, or when its declared number of patients changes.
+It gets there when its replies are refused, or its updates oppose the others', in three of its last five rounds, or when
+its declared number of patients changes.
 
 Only the round loop writes ``state.json``. A release is therefore a note in the run folder, which the loop reads before
 its next round; it works whether or not the federation is running.
@@ -14,9 +15,9 @@ from collections.abc import Mapping
 from common.errors import FedvoxError
 from common.protocol.codec import Refusal, SiteInfo
 from common.system.files import write_atomically
+from server.rounds.judgement.conduct import blame_of, is_enough, with_round
+from server.rounds.judgement.directions import Directions
 from server.run_store.folder import RunFolder, RunState
-
-REFUSALS_IN_A_ROW = 3
 
 
 class QuarantineError(FedvoxError):
@@ -47,7 +48,8 @@ def read_releases(folder: RunFolder, state: RunState) -> list[str]:
     for note in notes:
         site = note.read_text(encoding="utf-8")
         if state.quarantine.pop(site, None) is not None:
-            state.refusals.pop(site, None)
+            state.conduct.pop(site, None)
+            state.alarms.pop(f"quarantine {site}", None)
             state.declared.pop(site, None)
             released.append(site)
     if released:
@@ -74,11 +76,20 @@ def same_patients(folder: RunFolder, state: RunState, info: SiteInfo) -> bool:
     return False
 
 
-def count_refusals(folder: RunFolder, state: RunState, refused: Mapping[str, Refusal | None]) -> list[str]:
-    """Record a round's outcome: site -> why its reply was refused, None if it was accepted.
+def record_conduct(
+    folder: RunFolder, state: RunState, refused: Mapping[str, Refusal | None], directions: Directions
+) -> list[str]:
+    """Record a round's outcome, and quarantine the sites that were refused or opposed the others too often.
 
-    A missing reply changes nothing. Both sites of a dispute are told, but it does not count against them: one of them
-    may be honest.
+    A missing reply changes nothing. Sites in a dispute are told if they were refused, but it does not count against
+    them: any of them may be honest.
+
+    Parameters
+    ----------
+    refused
+        Site -> why its reply was refused, None if it was accepted.
+    directions
+        How the accepted updates point.
 
     Returns
     -------
@@ -88,17 +99,15 @@ def count_refusals(folder: RunFolder, state: RunState, refused: Mapping[str, Ref
     newly_quarantined = []
     for site, reason in refused.items():
         if reason is None:
-            state.refusals.pop(site, None)
             state.refused_last.pop(site, None)
-            continue
-        state.refused_last[site] = reason
-        if reason is Refusal.NORM_DISPUTED:
-            continue
-        state.refusals[site] = state.refusals.get(site, 0) + 1
-        if state.refusals[site] >= REFUSALS_IN_A_ROW and site not in state.quarantine:
-            state.quarantine[site] = reason
+        else:
+            state.refused_last[site] = reason
+        blame = reason or blame_of(site, directions)
+        state.conduct[site] = with_round(state.conduct.get(site, []), blame)
+        if blame is not None and is_enough(state.conduct[site]) and site not in state.quarantine:
+            state.quarantine[site] = blame
             newly_quarantined.append(site)
-            folder.event("site_quarantined", site=site, reason=reason)
+            folder.event("site_quarantined", site=site, reason=blame)
     return newly_quarantined
 
 

@@ -93,6 +93,13 @@ class Roster:
         """All sites that are present and not quarantined."""
         return {node: info for node, info in self.present.items() if info.site not in self._state.quarantine}
 
+    @property
+    def _held(self) -> str:
+        """The sites in quarantine with their reasons, as the end of a sentence; empty if there are none."""
+        quarantine = sorted(self._state.quarantine.items())
+        listed = ", ".join(f"{site} ({reason})" for site, reason in quarantine)
+        return f" (in quarantine: {listed}; fedvox-server release lets a site back in)" if quarantine else ""
+
     def active(self, round_number: int, quorum: int) -> dict[int, SiteInfo]:
         """Return the sites to ask in a round.
 
@@ -139,11 +146,10 @@ class Roster:
         last_reported = -1
         while (here := len(self.free)) < quorum:
             if self._patience is None:
-                quarantined = ", ".join(sorted(self._state.quarantine))
-                raise FederationError(f"too few sites: {here} left, {quorum} needed (in quarantine: {quarantined})")
+                raise FederationError(f"too few sites: {here} left, {quorum} needed{self._held}")
             if here != last_reported:
                 last_reported = here
-                say(f"waiting for sites: {here} are ready, {quorum} are needed")
+                say(f"waiting for sites: {here} are ready, {quorum} are needed{self._held}")
                 self._folder.event("waiting_for_quorum", present=here, needed=quorum)
             time.sleep(0.1)
             self.look()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flwr.app import Message, MessageType
@@ -23,7 +23,11 @@ from common.weights.store import MissingWeightsError
 from server.progress.events import EventSink, SiteDone, SiteStep
 from server.rounds import round_log
 from server.rounds.admission import RefusedError, UpdateReader, admit, judge_norms
+from server.rounds.aggregation import StoredUpdates
 from server.rounds.exchange import Ask, Exchange, NoReply
+from server.rounds.judgement.conduct import is_enough, with_round
+from server.rounds.judgement.directions import Directions, compare_directions
+from server.rounds.judgement.lengths import scales
 from server.rounds.roster import Roster, cannot_pay, error_name, is_gone, says_no
 from server.rounds.strategies.strategy import Updates
 from server.rounds.terms import Terms
@@ -78,10 +82,12 @@ class Round:
         self._size = terms.layout.size
         self._transfer = transfer
         self._emit = emit
-        self._reader = UpdateReader(transfer, self._size, task.upload, vectors)
+        self._reader = UpdateReader(transfer, self._size, task.upload, vectors, round_log.digests(folder.read_rounds()))
         self._started = time.perf_counter()
         self.lines: dict[str, dict[str, Any]] = {}
         self.refusals: dict[str, Refusal | None] = {}
+        self.directions = Directions()
+        self.scales: dict[str, float] = {}
         self.bytes_up = 0
         self.bytes_down = 0
         self.updates = UpdateStore(folder.path / UPDATES, task.run, task.round, self._size, task.upload, transfer)
@@ -132,7 +138,10 @@ class Round:
 
     def accepted_updates(self) -> Updates:
         """Return the accepted updates for a strategy."""
-        return self.updates.accepted(self.accepted, self._terms.config.strategy.weights)
+        return self._stored(self.accepted, self.scales)
+
+    def _stored(self, sites: Sequence[str], scales: Mapping[str, float]) -> StoredUpdates:
+        return self.updates.accepted(sites, self._terms.config.strategy.weights, scales)
 
     def summary(self) -> dict[str, Any]:
         """Return the round's line in ``rounds.jsonl``."""
@@ -205,12 +214,22 @@ class Round:
         return round_log.accepted(result, sha256)
 
     def _judge(self, weights_norm: float) -> None:
-        """Refuse updates with outlying norms, now that all norms are known."""
+        """Judge all updates together: refuse outlying norms, compare directions, and scale down the longest."""
         norms = {site: update.norm for site, update in self.updates.updates.items()}
         infos = {info.site: info for info in self._sites.values()}
         for site, reason in judge_norms(norms, self._state.norms, weights_norm, self._size).items():
             self.updates.drop(site)
             self._record(site, self._refuse(reason, infos[site]))
+        norms = {site: self.updates.updates[site].norm for site in self.accepted}
+        self.directions = compare_directions(self._stored(self.accepted, {}), norms)
+        for site in sorted(self.directions.opposed):
+            if is_enough(with_round(self._state.conduct.get(site, []), Refusal.OPPOSED)):
+                self.updates.drop(site)
+                self._record(site, self._refuse(Refusal.OPPOSED, infos[site]))
+        self.scales = scales({site: norms[site] for site in self.accepted})
+        for site, norm in norms.items():
+            cosine = self.directions.cosines.get(site)
+            self.lines[site] |= {"length": norm, "scale": self.scales.get(site), "cosine": cosine}
 
     def _refuse(self, reason: Refusal, info: SiteInfo) -> dict[str, Any]:
         self.refusals[info.site] = reason

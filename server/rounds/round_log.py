@@ -27,7 +27,16 @@ def accepted(result: Result, sha256: str | None) -> dict[str, Any]:
         "seconds_evaluate": round(result.seconds_evaluate, 3),
         "epsilon": _known(result.epsilon),
         "sha256": sha256,
+        "length": None,
+        "scale": None,
+        "cosine": None,
     }
+
+
+def digests(rounds: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """Return the SHA-256 of every update that counted in these rounds."""
+    sites = [site for line in rounds if line["phase"] == "train" for site in line["sites"].values()]
+    return frozenset(site["sha256"] for site in sites if site["sha256"] is not None)
 
 
 def contributors(rounds: Iterable[Mapping[str, Any]], last: int) -> list[str]:

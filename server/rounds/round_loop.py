@@ -11,7 +11,7 @@ is checked. After any crash the loop resumes from the last finished round.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from flwr.app import Context, Message
@@ -23,7 +23,8 @@ from common.weights.encoding import pieces_of
 from server.progress.events import EventSink, Notice, RoundDone, RoundStarted
 from server.rounds import round_log
 from server.rounds.exchange import Exchange, FederationError, MessageMaker, Patience, Signals
-from server.rounds.quarantine import count_refusals, read_releases
+from server.rounds.judgement.alarms import alarms_of_round
+from server.rounds.quarantine import read_releases, record_conduct
 from server.rounds.roster import Names, Roster
 from server.rounds.round import Round
 from server.rounds.strategies.registry import make_strategy
@@ -230,9 +231,16 @@ class RoundLoop:
             self._emit,
         )
         current.run(exchange, roster, sites, model)
-        for site in count_refusals(self._folder, state, current.refusals):
-            self._say(f"{site} is in quarantine: refused three times in a row; run fedvox-server release to lift it")
+        record_conduct(self._folder, state, current.refusals, current.directions)
+        self._raise_alarms(state, alarms_of_round(state, current.scales))
         return current
+
+    def _raise_alarms(self, state: RunState, alarms: Mapping[str, str]) -> None:
+        for key, text in alarms.items():
+            if state.alarms.get(key) != text:
+                state.alarms[key] = text
+                self._folder.event("alarm", about=key, text=text)
+                self._say(f"ALARM: {text}")
 
     def _record_scores(self, finished: Round, state: RunState) -> float | None:
         """Return the sent model's mean validation Dice over sites, and update the best round.

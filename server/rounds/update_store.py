@@ -90,12 +90,24 @@ class UpdateStore:
         self._note_path(site).unlink(missing_ok=True)
         self._transfer.drop_update(site, update.result.update or "")
 
-    def accepted(self, sites: Sequence[str], rule: str | Mapping[str, int]) -> StoredUpdates:
-        """Return these sites' updates, in this order and weighted by ``strategy.weights``, for a strategy."""
+    def accepted(
+        self, sites: Sequence[str], rule: str | Mapping[str, int], scales: Mapping[str, float] | None = None
+    ) -> StoredUpdates:
+        """Return these sites' updates, in this order, for a strategy.
+
+        Parameters
+        ----------
+        sites
+            Names of sites with an accepted update.
+        rule
+            ``strategy.weights`` of the federation file.
+        scales
+            Site -> factor for its update, 1 by default.
+        """
         results = {site: self.updates[site].result for site in sites}
         contents = {site: self._transfer.update(site, result.update or "") for site, result in results.items()}
         weights = site_weights(rule, {site: result.examples for site, result in results.items()})
-        return StoredUpdates(results, weights, contents, self._size, self._encoding)
+        return StoredUpdates(results, weights, contents, self._size, self._encoding, scales)
 
     def close(self) -> None:
         """Remove all updates after the round is committed."""

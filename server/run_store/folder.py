@@ -53,14 +53,16 @@ class RunState(BaseModel):
         Rounds in a row with too few updates.
     norms
         Site -> L2 norm of its last accepted update.
-    refusals
-        Site -> consecutive refused replies.
+    conduct
+        Site -> what it was blamed for in each of its last rounds, None for nothing.
     refused_last
         Site -> why its last reply was refused.
     quarantine
         Site -> why it is in quarantine.
     declared
         Site -> the numbers of training and validation patients that it declared first.
+    alarms
+        What a person should look at: key -> sentence, in the order of their first appearance.
     strategy_round
         The round after which the strategy's vectors were written; 0 before the first.
     strategy_numbers
@@ -87,10 +89,11 @@ class RunState(BaseModel):
     bytes_up: int = 0
     bytes_down: int = 0
     norms: dict[str, float] = Field(default_factory=dict)
-    refusals: dict[str, int] = Field(default_factory=dict)
+    conduct: dict[str, list[Refusal | None]] = Field(default_factory=dict)
     refused_last: dict[str, Refusal] = Field(default_factory=dict)
     quarantine: dict[str, Refusal] = Field(default_factory=dict)
     declared: dict[str, tuple[int, int]] = Field(default_factory=dict)
+    alarms: dict[str, str] = Field(default_factory=dict)
     strategy_round: int = 0
     strategy_numbers: dict[str, float] = Field(default_factory=dict)
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from common.config.federation import FederationConfig
 from common.protocol.codec import Result, Vector
+
+T = TypeVar("T")
 
 
 class Window(Protocol):
@@ -27,7 +29,10 @@ class Window(Protocol):
         """Return the number of weights it covers."""
 
     def updates(self) -> Iterator[tuple[str, tuple[Vector, ...]]]:
-        """Yield each site with its vectors, float32 of ``size``: first the update, then any others."""
+        """Yield each site with its vectors, float32 of ``size``: first the update, then any others.
+
+        An update that was longer than the others' is scaled down already.
+        """
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,9 @@ class Updates(Protocol):
 
     def map(self, function: Callable[[Window], Next]) -> Iterator[Next]:
         """Call ``function`` for every window, some ahead and in parallel, and yield the joined results in order."""
+
+    def each(self, function: Callable[[Window], T]) -> Iterator[T]:
+        """Call ``function`` for every window, some ahead and in parallel, and yield the results in order."""
 
 
 @dataclass

@@ -84,7 +84,7 @@ def test_a_network_changes_nothing_when_all_are_well(tmp_path: Path, folder: Run
 )
 def test_at_the_end_nothing_is_open_and_no_update_is_left(folder: RunFolder, transport: dict[str, str]) -> None:
     network = FakeNetwork(folder, THREE)
-    run_network(tiny.federation(rounds=2, transport=transport), network, LAYOUT, CALM)
+    run_network(tiny.federation(rounds=1, transport=transport), network, LAYOUT, CALM)
     assert set(outcomes(folder, "c")) == {("ok", None)}
     gateway = network.gateway
     assert [gateway.open_tasks(name) for name in "abc"] == [[]] * 3

@@ -1,11 +1,12 @@
-"""Three refusals in a row, and the way back."""
+"""Three refusals in five rounds, and the way back."""
 
 from pathlib import Path
 
 import pytest
 
 from common.protocol.codec import Refusal
-from server.rounds.quarantine import QuarantineError, count_refusals, read_releases, release
+from server.rounds.judgement.directions import Directions
+from server.rounds.quarantine import QuarantineError, read_releases, record_conduct, release
 from server.run_store.folder import RunFolder, RunState
 
 BAD = Refusal.NOT_FINITE
@@ -25,32 +26,33 @@ def state() -> RunState:
     [
         ([BAD, BAD], False),
         ([BAD, BAD, BAD], True),
-        ([BAD, BAD, None, BAD, BAD], False),
+        ([BAD, BAD, None, None, BAD], True),
+        ([BAD, BAD, None, None, None, BAD, BAD], False),
         ([BAD, BAD, "no reply", BAD], True),
         ([Refusal.NORM_DISPUTED] * 5, False),
     ],
 )
-def test_three_in_a_row(folder: RunFolder, rounds: list[Refusal | str | None], held: bool) -> None:
+def test_three_of_five(folder: RunFolder, rounds: list[Refusal | str | None], held: bool) -> None:
     now = state()
     for reason in rounds:
         outcome = {} if reason == "no reply" else {"a": reason, "b": None}
-        count_refusals(folder, now, outcome)  # type: ignore[arg-type]
+        record_conduct(folder, now, outcome, Directions())  # type: ignore[arg-type]
     assert ("a" in now.quarantine) == held
     assert "b" not in now.quarantine
 
 
 def test_a_site_is_told_once(folder: RunFolder) -> None:
     now = state()
-    count_refusals(folder, now, {"a": BAD})
+    record_conduct(folder, now, {"a": BAD}, Directions())
     assert now.refused_last == {"a": BAD}
-    count_refusals(folder, now, {"a": None})
+    record_conduct(folder, now, {"a": None}, Directions())
     assert now.refused_last == {}
 
 
 def quarantined(folder: RunFolder) -> RunState:
     now = state()
     for _ in range(3):
-        count_refusals(folder, now, {"ä/../b": BAD})
+        record_conduct(folder, now, {"ä/../b": BAD}, Directions())
     folder.commit(now)
     return now
 
@@ -65,7 +67,7 @@ def test_released_while_it_runs_and_not_before_the_loop_has_read_it(folder: RunF
     assert after is not None
     assert after.quarantine == {}
     assert read_releases(folder, now) == []
-    count_refusals(folder, now, {"ä/../b": BAD})
+    record_conduct(folder, now, {"ä/../b": BAD}, Directions())
     assert now.quarantine == {}, "it starts again from nothing"
 
 

@@ -311,10 +311,10 @@ def test_rewind_keeps_the_last_line_of_a_finished_run(tmp_path: Path) -> None:
 
 def test_what_the_gate_knows_returns(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run")
-    folder.commit(
-        state(norms={"a": 2.5}, refusals={"a": 1}, refused_last={"a": "norm-outlier"}, quarantine={"b": "protocol"})
-    )
+    known = {"norms": {"a": 2.5}, "refused_last": {"a": "norm-outlier"}, "quarantine": {"b": "protocol"}}
+    folder.commit(state(**known, conduct={"a": ["norm-outlier", None]}))
     loaded = folder.load_state()
     assert loaded is not None
     assert loaded.refused_last == {"a": Refusal.NORM_OUTLIER}
-    assert (loaded.norms, loaded.refusals, loaded.quarantine) == ({"a": 2.5}, {"a": 1}, {"b": Refusal.PROTOCOL})
+    assert (loaded.norms, loaded.quarantine) == ({"a": 2.5}, {"b": Refusal.PROTOCOL})
+    assert loaded.conduct == {"a": [Refusal.NORM_OUTLIER, None]}

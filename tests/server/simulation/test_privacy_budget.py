@@ -184,7 +184,7 @@ def test_a_site_whose_budget_runs_out_stops_and_the_others_finish(data: dict[str
     assert column(lines, "c", "reason") == [None, None, *["privacy-budget"] * 3, None]
     state = folder.load_state()
     assert state is not None and state.finished and state.accepted_rounds == ROUNDS
-    assert state.quarantine == {} and state.refusals == {}
+    assert state.quarantine == {} and not any(map(any, state.conduct.values()))
     spent = column(lines, "a", "epsilon")
     assert spent == sorted(spent) and spent[-1] <= 6 and spent[1] < spent[2]
     assert column(lines, "c", "epsilon")[:3] == [*spent[:2], None]

@@ -53,7 +53,9 @@ class Momentum:
         return updates.map(step)
 
 
-def stored(vectors: Mapping[str, list[Vector]], encoding: Encoding) -> tuple[StoredUpdates, dict[str, list[Vector]]]:
+def stored(
+    vectors: Mapping[str, list[Vector]], encoding: Encoding, scales: Mapping[str, float] | None = None
+) -> tuple[StoredUpdates, dict[str, list[Vector]]]:
     """Updates as they lie in the store, and what they hold after encoding."""
     results = {site: replace(GOOD, site=site, examples=index + 1) for index, site in enumerate(vectors)}
     parts = {
@@ -64,7 +66,7 @@ def stored(vectors: Mapping[str, list[Vector]], encoding: Encoding) -> tuple[Sto
     decoded = {site: [vector_of(part, size, encoding) for part in several] for site, several in parts.items()}
     contents = {site: np.concatenate(several) for site, several in parts.items()}
     weights = {site: float(result.examples) for site, result in results.items()}
-    return StoredUpdates(results, weights, contents, size, encoding), decoded
+    return StoredUpdates(results, weights, contents, size, encoding, scales), decoded
 
 
 def drawn(size: int, sites: str, vectors: int) -> dict[str, list[Vector]]:

@@ -1,0 +1,53 @@
+"""What a person should look at, in one sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from common.protocol.codec import Refusal
+from server.rounds.judgement.conduct import BAD_ROUNDS, ROUNDS, is_dispute
+from server.run_store.folder import RunState
+
+OFTEN = f"in {BAD_ROUNDS} of its last {ROUNDS} rounds"
+_REASONS: Mapping[Refusal, str] = {
+    Refusal.OPPOSED: f"its updates pushed against those of the other sites {OFTEN}",
+    Refusal.PATIENTS_CHANGED: "it declares another number of patients than at first",
+    Refusal.ZERO_UPDATE: f"its replies were refused {OFTEN}, the last one because its update was zero",
+    Refusal.REPEATED_UPDATE: f"its replies were refused {OFTEN}, the last one because it sent an earlier update again",
+}
+
+
+def alarms_of_round(state: RunState, scales: Mapping[str, float]) -> dict[str, str]:
+    """Return the alarms after a round, by a key that stays the same while the cause does.
+
+    Parameters
+    ----------
+    state
+        State of the run, with the conduct of this round.
+    scales
+        Site -> factor by which its update of this round was scaled.
+    """
+    alarms = {f"quarantine {site}": _quarantined(site, reason) for site, reason in sorted(state.quarantine.items())}
+    disputing = [site for site in sorted(state.conduct) if is_dispute(state.conduct[site])]
+    if disputing:
+        names = _listed(disputing)
+        alarms[f"dispute {names}"] = (
+            f"the updates of {names} disagree in {BAD_ROUNDS} of the last {ROUNDS} rounds, and no majority tells which "
+            "of them is wrong; look at all of them, and end the run or leave a site out"
+        )
+    if len(scales) == 2 and min(scales.values()) < 1:
+        longer, shorter = sorted(scales, key=scales.__getitem__)
+        alarms[f"length {longer}"] = (
+            f"the update of {longer} is much longer than that of {shorter} and is scaled down to it; with two sites "
+            "nobody can tell which of them is wrong"
+        )
+    return alarms
+
+
+def _quarantined(site: str, reason: Refusal) -> str:
+    cause = _REASONS.get(reason, f"its replies were refused {OFTEN}, the last one for {reason}")
+    return f"{site} is in quarantine: {cause}; run fedvox-server release to let it back in"
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
