@@ -14,13 +14,13 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
-from common.config.describe_errors import describe_validation_error
 from common.config.federation import FederationConfig
 from common.config.yaml_file import read_yaml
 from common.errors import ConfigError
 from common.imaging.datasets.name_rule import compile_rule
 from common.imaging.ranges import USUAL_RANGES, GeometryRanges
-from common.plan.base import Frozen, PositiveInt
+from common.plan.base import Frozen, PositiveInt, Real, Switch
+from common.plan.describe_errors import describe_validation_error
 
 SITE_FILE = "site.yaml"
 _TIME = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
@@ -52,7 +52,7 @@ class Limits(Frozen):
     federations: tuple[str, ...] | None = None
     labels: tuple[str, ...] | None = None
     channels: tuple[str, ...] | None = None
-    automatic_approval: bool = False
+    automatic_approval: Switch = False
 
     @model_validator(mode="after")
     def _automatic_needs_bounds(self) -> Self:
@@ -93,9 +93,9 @@ class SitePrivacy(Frozen):
         The delta at which ``max_epsilon`` applies, whatever a federation's own delta.
     """
 
-    required: bool = False
-    max_epsilon: Annotated[float, Field(gt=0, le=1000)] | None = None
-    delta: Annotated[float, Field(gt=0, lt=0.01)] = 1e-5
+    required: Switch = False
+    max_epsilon: Annotated[Real, Field(gt=0, le=1000)] | None = None
+    delta: Annotated[Real, Field(gt=0, lt=0.01)] = 1e-5
 
     def violations(self, federation: FederationConfig) -> list[str]:
         """List the reasons to refuse a federation before anything is spent, one sentence each."""
@@ -134,7 +134,7 @@ class SiteNetwork(Frozen):
         midnight. Any time if omitted. Small messages are never delayed.
     """
 
-    max_megabits: Annotated[float, Field(ge=0.1, le=1_000_000)] | None = None
+    max_megabits: Annotated[Real, Field(ge=0.1, le=1_000_000)] | None = None
     large_files_between: tuple[TimeOfDay, TimeOfDay] | None = None
 
     @model_validator(mode="after")
@@ -178,7 +178,7 @@ class SiteConfig(Frozen):
     privacy: SitePrivacy = SitePrivacy()
     network: SiteNetwork = SiteNetwork()
     geometry: GeometryRanges = USUAL_RANGES
-    paused: bool = False
+    paused: Switch = False
     validation_cases: tuple[str, ...] | None = None
     patient_from_name: Annotated[str, AfterValidator(_check_rule)] | None = None
 

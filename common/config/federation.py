@@ -15,23 +15,43 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from common.config.describe_errors import describe_validation_error
 from common.config.initial_model import resolve_initial_model
-from common.config.network import NetworkConfig
+from common.config.network import FederationName, NetworkConfig
 from common.config.privacy import PrivacyConfig
-from common.config.strategy import Fraction, StrategyConfig, check_least_sites, with_least_sites
+from common.config.simulation import SimulationConfig
+from common.config.strategy import StrategyConfig, check_least_sites, with_least_sites
 from common.config.yaml_file import dump_yaml, parse_yaml, read_yaml
 from common.errors import ConfigError
+from common.formatting import counted
 from common.plan.augmentation import AugmentationPlan
-from common.plan.base import Frozen, Kernel, PositiveInt, Spacing, Stride
+from common.plan.base import (
+    MOST_STAGES,
+    Axis,
+    Blocks,
+    Fraction,
+    Frozen,
+    Kernel,
+    Labels,
+    Name,
+    NonNegativeFloat,
+    PatchSize,
+    PositiveFloat,
+    PositiveInt,
+    Real,
+    SplineOrder,
+    Stride,
+    Switch,
+    TargetSpacing,
+    Whole,
+    Width,
+    check_patch_voxels,
+)
+from common.plan.describe_errors import describe_validation_error
 from common.plan.plan import IntensityPlan
-from common.plan.scanner_shift import ScannerShift
+from common.weights.digest import Digest
 
 _ANCHORS = re.compile(r"x(-.*)?")
 """Keys that only hold values for anchors (``x-small: &small {batch_size: 1}``), as in Compose files."""
-OpenFraction = Annotated[float, Field(gt=0, lt=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
 
 
 class PreprocessingConfig(Frozen):
@@ -45,27 +65,33 @@ class PreprocessingConfig(Frozen):
         ``auto``, one entry for all channels, or one entry per channel.
     """
 
-    spacing: Literal["auto", "keep"] | Spacing = "auto"
-    intensity: Literal["auto"] | tuple[IntensityPlan, ...] = "auto"
-    image_order: Literal[1, 3] = 3
+    spacing: Literal["auto", "keep"] | TargetSpacing = "auto"
+    intensity: Literal["auto"] | Annotated[tuple[IntensityPlan, ...], Field(min_length=1)] = "auto"
+    image_order: SplineOrder = 3
     label_mode: Literal["nearest", "linear"] = "linear"
-    anisotropy: float = Field(default=3.0, gt=1)
+    anisotropy: Annotated[Real, Field(gt=1, le=1000)] = 3.0
     crop: Literal["nonzero", "none"] = "nonzero"
 
 
 class ModelConfig(Frozen):
     """Requested network; ``auto`` is resolved from spacing and volume size."""
 
-    channels: tuple[PositiveInt, ...] = (16, 32, 64, 128)
-    patch_size: Literal["auto"] | tuple[PositiveInt, PositiveInt, PositiveInt] = "auto"
+    channels: Annotated[tuple[Width, ...], Field(min_length=2, max_length=MOST_STAGES)] = (16, 32, 64, 128)
+    patch_size: Literal["auto"] | PatchSize = "auto"
     strides: Literal["auto"] | tuple[Stride, ...] = "auto"
     kernels: Literal["auto"] | tuple[Kernel, ...] = "auto"
-    blocks: PositiveInt | tuple[PositiveInt, ...] = 2
-    decoder_blocks: PositiveInt = 2
-    residual: bool = False
-    groups: PositiveInt = 8
-    deep_supervision: bool = False
-    mirror_axes: tuple[Literal[0, 1, 2], ...] = ()
+    blocks: Blocks | tuple[Blocks, ...] = 2
+    decoder_blocks: Blocks = 2
+    residual: Switch = False
+    groups: Width = 8
+    deep_supervision: Switch = False
+    mirror_axes: tuple[Axis, ...] = ()
+
+    @model_validator(mode="after")
+    def _patch_fits(self) -> Self:
+        if self.patch_size != "auto":
+            check_patch_voxels(self.patch_size)
+        return self
 
 
 class TrainingConfig(Frozen):
@@ -97,19 +123,19 @@ class TrainingConfig(Frozen):
 
     trainable: Literal["all", "head", "norms", "head_and_norms", "decoder"] = "all"
     local_steps: PositiveInt = 40
-    batch_size: PositiveInt = 2
+    batch_size: Annotated[PositiveInt, Field(le=4096)] = 2
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: PositiveFloat = 2e-3
     poly_power: NonNegativeFloat = 0.9
     weight_decay: NonNegativeFloat = 1e-2
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: Annotated[Fraction, Field(lt=1)] = 0.9
     gradient_clip: NonNegativeFloat = 12.0
     loss: Literal["dice_ce", "focal", "tversky"] = "dice_ce"
-    class_weights: tuple[PositiveFloat, ...] | None = None
+    class_weights: Annotated[tuple[PositiveFloat, ...], Field(min_length=2)] | None = None
     foreground_fraction: Fraction = 0.5
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    compile: bool = False
-    workers: Annotated[int, Field(ge=1, le=32)] = 1
+    compile: Switch = False
+    workers: Annotated[PositiveInt, Field(le=32)] = 1
     augmentation: AugmentationPlan | None = AugmentationPlan()
 
 
@@ -125,117 +151,6 @@ class TransportConfig(Frozen):
 
     upload: Literal["float32", "bfloat16", "int8"] = "float32"
     download: Literal["float32", "bfloat16"] = "float32"
-
-
-class ColumnPartition(Frozen):
-    """One site per value of a CSV column; the file is in the dataset folder."""
-
-    method: Literal["column"]
-    file: str
-    column: str
-    case_column: str = "case"
-    validation_fraction: OpenFraction = 0.2
-
-
-class IidPartition(Frozen):
-    """Equal random shares."""
-
-    method: Literal["iid"]
-    sites: PositiveInt
-    validation_fraction: OpenFraction = 0.2
-
-
-class QuantityPartition(Frozen):
-    """Unequal shares whose sizes come from a Dirichlet distribution; smaller ``alpha`` means more unequal."""
-
-    method: Literal["quantity"]
-    sites: PositiveInt
-    alpha: PositiveFloat = 0.5
-    minimum: Annotated[int, Field(ge=2)] = 5
-    validation_fraction: OpenFraction = 0.2
-
-
-class LabelPartition(Frozen):
-    """Label skew: cases are binned by foreground volume, and each bin is split by a Dirichlet draw."""
-
-    method: Literal["label"]
-    sites: PositiveInt
-    alpha: PositiveFloat = 0.5
-    bins: Annotated[int, Field(ge=2)] = 4
-    minimum: Annotated[int, Field(ge=2)] = 5
-    validation_fraction: OpenFraction = 0.2
-
-
-class ScannerPartition(Frozen):
-    """Equal shares; each site's images are changed to imitate a different scanner.
-
-    ``shifts`` has one entry per site; by default they are drawn from the seed with the given ``strength``.
-    """
-
-    method: Literal["scanner"]
-    sites: PositiveInt
-    strength: Annotated[float, Field(gt=0, le=3)] = 1.0
-    shifts: tuple[ScannerShift, ...] | None = None
-    validation_fraction: OpenFraction = 0.2
-
-    @model_validator(mode="after")
-    def _one_shift_per_site(self) -> Self:
-        if self.shifts is not None and len(self.shifts) != self.sites:
-            raise ValueError(f"shifts has {len(self.shifts)} entries, sites is {self.sites}")
-        return self
-
-
-Partition = Annotated[
-    ColumnPartition | IidPartition | QuantityPartition | LabelPartition | ScannerPartition,
-    Field(discriminator="method"),
-]
-
-
-class PatientTable(Frozen):
-    """A CSV file in the dataset folder that says which cases are scans of the same patient.
-
-    By default ``patients.csv`` is used if it exists (``common.imaging.datasets.patients_csv``).
-    """
-
-    file: str
-    column: str = "patient"
-    case_column: str = "case"
-
-
-class PhantomConfig(Frozen):
-    """Synthetic volumes, used when no real data is given; they are marked PHANTOM wherever they appear.
-
-    Attributes
-    ----------
-    anatomy
-        ``body`` is an abdomen with three labels, for demonstrations. ``bent_tube`` is a synthetic hippocampus, a tube
-        of about 40 mm in two parts (1 anterior, 2 posterior), for pretraining.
-    shape
-        Voxels of a case at ``spacing_mm``; the sites' own voxel sizes vary around it.
-    """
-
-    anatomy: Literal["body", "bent_tube"] = "body"
-    cases_per_site: tuple[Annotated[int, Field(ge=2)], ...] = (14, 12, 10, 8)
-    shape: tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]] = (
-        40,
-        48,
-        40,
-    )
-    spacing_mm: Annotated[float, Field(ge=0.2, le=5)] = 2.0
-    seed: Annotated[int, Field(ge=0)] = 0
-
-
-class SimulationConfig(Frozen):
-    """Settings for simulations only.
-
-    ``pooled`` also trains one model on the pooled data for comparison (as many steps as all sites together).
-    """
-
-    partition: Partition
-    patients: PatientTable | None = None
-    engine: Literal["inline", "ray"] = "inline"
-    pooled: bool = False
-    phantom: PhantomConfig | None = None
 
 
 class FederationConfig(Frozen):
@@ -256,20 +171,20 @@ class FederationConfig(Frozen):
         SHA-256 of its weights file; filled in when the file is read, because the digest covers it.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    name: FederationName
     description: str = ""
-    labels: dict[PositiveInt, str] | None = None
-    channels: tuple[str, ...] | None = None
+    labels: Labels | None = None
+    channels: Annotated[tuple[Name, ...], Field(min_length=1, max_length=64)] | None = None
     modality: Literal["CT", "MR", "other"] = "MR"
     rounds: PositiveInt
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 0
     strategy: StrategyConfig = StrategyConfig()
     early_stop: EarlyStop | None = None
     preprocessing: PreprocessingConfig = PreprocessingConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     initial_model: Annotated[str, Field(min_length=1)] | None = None
-    initial_model_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    initial_model_sha256: Digest | None = None
     transport: TransportConfig = TransportConfig()
     privacy: PrivacyConfig | None = None
     network: NetworkConfig | None = None
@@ -305,6 +220,12 @@ class FederationConfig(Frozen):
             raise ValueError("early_stop needs scores, and privacy.validation is off; remove one of them")
         return self
 
+    @model_validator(mode="after")
+    def _one_weight_per_class(self) -> Self:
+        if self.labels is not None:
+            check_class_weights(self.training.class_weights, len(self.labels))
+        return self
+
     def resolved(self) -> str:
         """Return the configuration as YAML with every default written out."""
         return dump_yaml(self.model_dump(mode="json"))
@@ -314,6 +235,21 @@ class FederationConfig(Frozen):
         # The initial model's hash identifies it, not its path.
         content = self.model_dump(mode="json", exclude={"description": True, "initial_model": True})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def check_class_weights(weights: Sequence[float] | None, labels: int) -> None:
+    """Check that there is one weight for the background and one for each label.
+
+    Raises
+    ------
+    ValueError
+        There are more or fewer.
+    """
+    if weights is not None and len(weights) != labels + 1:
+        raise ValueError(
+            f"training.class_weights has {counted(len(weights), 'entry', 'entries')}, but there are "
+            f"{counted(labels, 'label')} and the background; write {labels + 1}"
+        )
 
 
 def load_federation(path: Path, overrides: Sequence[str] = ()) -> FederationConfig:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import BeforeValidator, ValidationError, model_validator
 
 from common.config.network import Address, FederationName, Port, SiteName, format_endpoint
 from common.config.yaml_file import read_yaml
 from common.errors import ConfigError
-from common.plan.base import Frozen
+from common.plan.base import Frozen, whole_number
+from common.plan.describe_errors import describe_validation_error
 from common.weights.digest import Digest
 
 KIT_FILE = "kit.yaml"
@@ -34,7 +35,7 @@ class Kit(Frozen):
         Name of the site that the kit is for; None in the server's kit.
     """
 
-    format: Literal[2] = KIT_FORMAT
+    format: Annotated[Literal[2], BeforeValidator(whole_number)] = KIT_FORMAT
     role: Literal["server", "site"]
     federation: FederationName
     digest: Digest
@@ -79,9 +80,8 @@ def read_kit(folder: Path, role: Literal["server", "site"] | None = None) -> Kit
             f"{folder}: is not a kit (it has no {KIT_FILE}); give the folder that fedvox-server provision wrote"
         ) from None
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"]) or "(whole file)"
-        raise ConfigError(f"{file}: {key}: {first['msg']}; ask the coordinator for a new kit") from None
+        problem = describe_validation_error(error, Kit, str(file)).partition("\n")[0]
+        raise ConfigError(f"{problem}; ask the coordinator for a new kit") from None
     if role is not None and kit.role != role:
         command = "fedvox-client start" if kit.role == "site" else "fedvox-server start"
         raise ConfigError(f"{folder}: is a {kit.role} kit; use it with {command}")

@@ -13,7 +13,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from common.errors import ConfigError
-from common.plan.base import Frozen
+from common.plan.base import Frozen, OpenFraction, PositiveFloat, Whole
 
 _HOST_LABEL = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
@@ -37,17 +37,30 @@ def _check_address(address: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_check_address)]
-Port = Annotated[int, Field(ge=1, le=65535)]
-SiteName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
-FederationName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-
-
+Port = Annotated[Whole, Field(ge=1, le=65535)]
 _SITE_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_FEDERATION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def is_site_name(name: str) -> bool:
     """Return whether a text is a valid site name; such names are safe as file names."""
     return _SITE_NAME.fullmatch(name) is not None
+
+
+def _check_site_name(name: str) -> str:
+    if not is_site_name(name):
+        raise ValueError("must be a name of lower-case letters, digits and hyphens, at most 63, such as north-2")
+    return name
+
+
+def _check_federation_name(name: str) -> str:
+    if not _FEDERATION_NAME.fullmatch(name):
+        raise ValueError("must be a name of letters, digits, dots, hyphens and underscores, at most 64, as in liver-1")
+    return name
+
+
+SiteName = Annotated[str, AfterValidator(_check_site_name)]
+FederationName = Annotated[str, AfterValidator(_check_federation_name)]
 
 
 class NetworkConfig(Frozen):
@@ -78,11 +91,11 @@ class NetworkConfig(Frozen):
     port: Port = 9443
     other_addresses: tuple[Address, ...] = ()
     sites: Annotated[tuple[SiteName, ...], Field(min_length=1)]
-    certificate_days: Annotated[int, Field(ge=1, le=3650)] = 365
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    round_deadline_seconds: Annotated[float, Field(gt=0)] = 3600.0
-    heartbeat_seconds: Annotated[float, Field(gt=0)] = 30.0
-    silence_deadline_seconds: Annotated[float, Field(gt=0)] = 600.0
+    certificate_days: Annotated[Whole, Field(ge=1, le=3650)] = 365
+    validation_fraction: OpenFraction = 0.2
+    round_deadline_seconds: PositiveFloat = 3600.0
+    heartbeat_seconds: PositiveFloat = 30.0
+    silence_deadline_seconds: PositiveFloat = 600.0
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from common.plan.base import Frozen, PositiveInt
+from common.plan.base import Frozen, OpenFraction, PositiveFloat, PositiveInt, Real
 
 
 def _off_is_a_word(value: object) -> object:
@@ -28,9 +28,9 @@ class AdaptiveClipping(Frozen):
         budget.
     """
 
-    target_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 0.2
-    count_noise: Annotated[float, Field(gt=0)] = 10.0
+    target_quantile: OpenFraction = 0.5
+    learning_rate: Annotated[Real, Field(gt=0, le=1)] = 0.2
+    count_noise: PositiveFloat = 10.0
 
 
 class PrivacyConfig(Frozen):
@@ -53,10 +53,10 @@ class PrivacyConfig(Frozen):
     """
 
     mode: Literal["patient"] = "patient"
-    epsilon: Annotated[float, Field(gt=0, le=100)]
-    delta: Annotated[float, Field(gt=0, lt=0.01)] = 1e-5
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+    epsilon: Annotated[Real, Field(gt=0, le=100)]
+    delta: Annotated[Real, Field(gt=0, lt=0.01)] = 1e-5
+    max_grad_norm: PositiveFloat = 1.0
+    sample_rate: Annotated[Real, Field(gt=0, le=1)] = 0.1
     patches_per_patient: PositiveInt = 1
     adaptive_clipping: AdaptiveClipping | None = None
     validation: Annotated[Literal["noised", "off"], BeforeValidator(_off_is_a_word)] = "noised"

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from common.plan.base import Frozen, PositiveInt
+from common.plan.base import Fraction, Frozen, PositiveInt
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-WeightRule = Annotated[str, Field(pattern=r"^(patients|uniform|capped:[1-9][0-9]*(\.[0-9]+)?)$")]
-
-
+_WEIGHT_RULE = re.compile(r"patients|uniform|capped:[1-9][0-9]{0,8}(\.[0-9]{1,9})?")
 SITES_OVER_A_NETWORK = 3
 """With fewer, a site can work out what another one sent, and nobody can tell which of two sites is wrong."""
+
+
+def _check_weight_rule(rule: str) -> str:
+    if not _WEIGHT_RULE.fullmatch(rule):
+        raise ValueError("must be patients, uniform, a cap such as capped:2, or a number for every site")
+    return rule
+
+
+WeightRule = Annotated[str, AfterValidator(_check_weight_rule)]
 
 
 class StrategyConfig(Frozen):
@@ -35,7 +42,7 @@ class StrategyConfig(Frozen):
     """
 
     name: Literal["fedavg"] = "fedavg"
-    weights: WeightRule | dict[str, PositiveInt] = "capped:2"
+    weights: WeightRule | Annotated[dict[str, PositiveInt], Field(min_length=1)] = "capped:2"
     min_sites: PositiveInt = 1
     min_fraction: Fraction = 0.0
     max_failed_rounds: PositiveInt = 3

@@ -6,9 +6,9 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from common.plan.base import Frozen
+from common.plan.base import Frozen, PositiveFloat, Real, Switch
 
-Length = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Length = Annotated[PositiveFloat, Field(le=1e6)]
 
 
 class GeometryRanges(Frozen):
@@ -28,8 +28,8 @@ class GeometryRanges(Frozen):
 
     voxel_mm: tuple[Length, Length] = (0.05, 20.0)
     extent_mm: Length = 2500.0
-    contradiction_degrees: Annotated[float, Field(ge=0, le=180)] = 5.0
-    accept_contradictions: bool = False
+    contradiction_degrees: Annotated[Real, Field(ge=0, le=180)] = 5.0
+    accept_contradictions: Switch = False
 
     @model_validator(mode="after")
     def _smallest_first(self) -> Self:

@@ -29,6 +29,7 @@ from common.models.bundle_file import (
     BundleDescription,
 )
 from common.models.unet3d import build_model
+from common.plan.describe_errors import describe_validation_error
 from common.plan.plan import ModelPlan, Plan
 
 
@@ -101,7 +102,7 @@ def load_bundle(folder: Path) -> Bundle:
 def _parse_description(path: Path) -> BundleDescription:
     try:
         content = json.loads(_read(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: is not complete JSON ({error}); copy the bundle again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise BundleError(f'{path}: is not a Fedvox model description (no "format": "{FORMAT}")')
@@ -113,9 +114,7 @@ def _parse_description(path: Path) -> BundleDescription:
     try:
         return BundleDescription.model_validate(content)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "top level"
-        raise BundleError(f"{path}: {key}: {first['msg']}") from error
+        raise BundleError(describe_validation_error(error, BundleDescription, str(path))) from error
 
 
 def _read(path: Path) -> bytes:

@@ -6,15 +6,17 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from common.errors import BundleError, OutputError
+from common.plan.base import Frozen, Whole
 from common.plan.plan import Plan
 from common.system.files import write_atomically
+from common.weights.digest import Digest
 from common.weights.safetensors_file import float32_header
 
 WEIGHTS_FILE = "model.safetensors"
@@ -24,23 +26,19 @@ FORMAT_VERSION = 1
 AT_A_TIME = 2**20
 
 
-class WeightsDescription(BaseModel):
+class WeightsDescription(Frozen):
     """Size, SHA-256 and parameter count of the weights file."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    bytes: int = Field(ge=1)
-    parameters: int = Field(ge=1)
+    sha256: Digest
+    bytes: Annotated[Whole, Field(ge=1, le=2**50)]
+    parameters: Annotated[Whole, Field(ge=1, le=2**48)]
 
 
-class BundleDescription(BaseModel):
+class BundleDescription(Frozen):
     """Content of ``model.json``."""
 
-    model_config = ConfigDict(extra="forbid")
-
     format: Literal["fedvox-bundle"]
-    format_version: int
+    format_version: Annotated[Whole, Field(ge=1, le=1000)]
     weights: WeightsDescription
     plan: Plan
     provenance: dict[str, Any]

@@ -6,10 +6,11 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from common.plan.base import Frozen
+from common.plan.base import Fraction, Frozen, NonNegativeFloat, PositiveFloat, Real
 
-Probability = Annotated[float, Field(ge=0, le=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+_Factor = Annotated[Real, Field(ge=0.01, le=100)]
+_Sigma = Annotated[PositiveFloat, Field(le=100)]
+_Share = Annotated[Real, Field(ge=0.01, le=1)]
 
 
 class AugmentationPlan(Frozen):
@@ -48,19 +49,19 @@ class AugmentationPlan(Frozen):
         Range of the lower resolution as a fraction of the full one.
     """
 
-    mirror: Probability = 0.5
-    rotation: Probability = 0.2
-    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 20.0
-    scaling: Probability = 0.2
-    scale: tuple[PositiveFloat, PositiveFloat] = (0.8, 1.25)
-    gamma: Probability = 0.2
-    gamma_exponent: tuple[PositiveFloat, PositiveFloat] = (0.7, 1.5)
-    noise: Probability = 0.15
-    noise_std: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.0, 0.2)
-    blur: Probability = 0.1
-    blur_sigma: tuple[PositiveFloat, PositiveFloat] = (0.5, 1.0)
-    low_resolution: Probability = 0.1
-    low_resolution_factor: tuple[PositiveFloat, Annotated[float, Field(gt=0, le=1)]] = (0.5, 1.0)
+    mirror: Fraction = 0.5
+    rotation: Fraction = 0.2
+    rotation_degrees: Annotated[Real, Field(ge=0, le=180)] = 20.0
+    scaling: Fraction = 0.2
+    scale: tuple[_Factor, _Factor] = (0.8, 1.25)
+    gamma: Fraction = 0.2
+    gamma_exponent: tuple[_Factor, _Factor] = (0.7, 1.5)
+    noise: Fraction = 0.15
+    noise_std: tuple[NonNegativeFloat, NonNegativeFloat] = (0.0, 0.2)
+    blur: Fraction = 0.1
+    blur_sigma: tuple[_Sigma, _Sigma] = (0.5, 1.0)
+    low_resolution: Fraction = 0.1
+    low_resolution_factor: tuple[_Share, _Share] = (0.5, 1.0)
 
     @model_validator(mode="after")
     def _check_ranges(self) -> AugmentationPlan:

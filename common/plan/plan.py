@@ -10,7 +10,26 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from common.plan.base import Axes3, Frozen, Kernel, PositiveInt, Spacing, Stride
+from common.plan.base import (
+    MOST_STAGES,
+    Axes3,
+    Axis,
+    Blocks,
+    Frozen,
+    Intensity,
+    Kernel,
+    Labels,
+    Name,
+    PatchSize,
+    Real,
+    SplineOrder,
+    Stride,
+    Switch,
+    TargetSpacing,
+    Whole,
+    Width,
+    check_patch_voxels,
+)
 from common.plan.privacy import PrivacyPlan
 
 
@@ -28,11 +47,11 @@ class IntensityPlan(Frozen):
     """
 
     clip: Literal["window", "percentile", "none"] = "percentile"
-    lower: float = 0.5
-    upper: float = 99.5
+    lower: Intensity = 0.5
+    upper: Intensity = 99.5
     normalise: Literal["volume", "given", "none"] = "volume"
-    mean: float = 0.0
-    std: float = Field(default=1.0, gt=0)
+    mean: Intensity = 0.0
+    std: Annotated[Intensity, Field(gt=0)] = 1.0
 
     @model_validator(mode="after")
     def _check_bounds(self) -> IntensityPlan:
@@ -63,11 +82,11 @@ class PreprocessingPlan(Frozen):
         ``nonzero`` crops to the box in which any channel differs from zero (before normalisation).
     """
 
-    spacing: Spacing | None = None
-    intensity: tuple[IntensityPlan, ...] = (IntensityPlan(),)
-    image_order: Literal[1, 3] = 3
+    spacing: TargetSpacing | None = None
+    intensity: Annotated[tuple[IntensityPlan, ...], Field(min_length=1)] = (IntensityPlan(),)
+    image_order: SplineOrder = 3
     label_mode: Literal["nearest", "linear"] = "linear"
-    anisotropy: float = Field(default=3.0, gt=1)
+    anisotropy: Annotated[Real, Field(gt=1, le=1000)] = 3.0
     crop: Literal["nonzero", "none"] = "nonzero"
 
 
@@ -86,16 +105,16 @@ class ModelPlan(Frozen):
         Groups of every GroupNorm; must divide all channel counts.
     """
 
-    in_channels: PositiveInt = 1
-    classes: Annotated[int, Field(ge=2)] = 2
-    channels: tuple[PositiveInt, ...] = (16, 32, 64, 128)
+    in_channels: Annotated[Whole, Field(ge=1, le=64)] = 1
+    classes: Annotated[Whole, Field(ge=2, le=1024)] = 2
+    channels: Annotated[tuple[Width, ...], Field(max_length=MOST_STAGES)] = (16, 32, 64, 128)
     strides: tuple[Stride, ...] = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
     kernels: tuple[Kernel, ...] = ((3, 3, 3),) * 4
-    blocks: tuple[PositiveInt, ...] = (2, 2, 2, 2)
-    decoder_blocks: PositiveInt = 2
-    residual: bool = False
-    groups: PositiveInt = 8
-    deep_supervision: bool = False
+    blocks: tuple[Blocks, ...] = (2, 2, 2, 2)
+    decoder_blocks: Blocks = 2
+    residual: Switch = False
+    groups: Width = 8
+    deep_supervision: Switch = False
 
     @model_validator(mode="after")
     def _check_stages(self) -> ModelPlan:
@@ -136,12 +155,12 @@ class Plan(Frozen):
         Noise of a differentially private federation; None without privacy.
     """
 
-    channels: tuple[str, ...]
-    labels: dict[int, str]
+    channels: Annotated[tuple[Name, ...], Field(min_length=1)]
+    labels: Labels
     preprocessing: PreprocessingPlan
     model: ModelPlan
-    patch_size: tuple[PositiveInt, PositiveInt, PositiveInt]
-    mirror_axes: tuple[Literal[0, 1, 2], ...] = ()
+    patch_size: PatchSize
+    mirror_axes: tuple[Axis, ...] = ()
     privacy: PrivacyPlan | None = None
 
     @model_validator(mode="after")
@@ -158,6 +177,7 @@ class Plan(Frozen):
             )
         if len(self.preprocessing.intensity) != len(self.channels):
             raise ValueError("preprocessing.intensity needs one entry per channel")
+        check_patch_voxels(self.patch_size)
         for size, divisor in zip(self.patch_size, self.model.divisors, strict=True):
             if size % divisor:
                 raise ValueError(f"patch_size {self.patch_size} must be a multiple of {self.model.divisors}")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Annotated, Literal
 
-from common.plan.base import Frozen
+from pydantic import Field
+
+from common.plan.base import Frozen, Real, Whole
 
 Purpose = Literal["training", "validation"]
 
@@ -29,9 +31,9 @@ class Spend:
     """
 
     purpose: Purpose
-    noise_multiplier: float
-    sample_rate: float
-    steps: int
+    noise_multiplier: Annotated[Real, Field(gt=0, le=1e12)]
+    sample_rate: Annotated[Real, Field(gt=0, le=1)]
+    steps: Annotated[Whole, Field(ge=1, le=10**12)]
 
 
 class PrivacyPlan(Frozen):

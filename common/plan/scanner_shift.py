@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field
 
-from common.plan.base import Frozen
+from common.plan.base import Fraction, Frozen, Intensity, PositiveFloat
 
 
 class ScannerShift(Frozen):
@@ -27,9 +29,9 @@ class ScannerShift(Frozen):
         Stored = scale * intensity + offset.
     """
 
-    gamma: float = Field(default=1.0, gt=0, le=10)
-    bias_field: float = Field(default=0.0, ge=0, lt=1)
-    noise: float = Field(default=0.0, ge=0, le=1)
-    resolution_mm: float | None = Field(default=None, gt=0)
-    scale: float = Field(default=1.0, gt=0)
-    offset: float = Field(default=0.0, allow_inf_nan=False)
+    gamma: Annotated[PositiveFloat, Field(le=10)] = 1.0
+    bias_field: Annotated[Fraction, Field(lt=1)] = 0.0
+    noise: Fraction = 0.0
+    resolution_mm: Annotated[PositiveFloat, Field(le=1000)] | None = None
+    scale: PositiveFloat = 1.0
+    offset: Intensity = 0.0

@@ -15,6 +15,7 @@ from common.config.federation import ModelConfig
 from common.errors import ConfigError
 from common.imaging.resampling import thick_axes
 from common.plan.base import Axes3, Kernel, Spacing, Stride
+from common.plan.describe_errors import describe_validation_error
 from common.plan.plan import IntensityPlan, ModelPlan, Plan, PreprocessingPlan
 from common.planning.fingerprint import ChannelIntensities, Fingerprint
 
@@ -124,8 +125,7 @@ def plan_network(
             deep_supervision=network.deep_supervision,
         )
     except ValidationError as error:
-        problems = "; ".join(item["msg"].removeprefix("Value error, ") for item in error.errors())
-        raise ConfigError(f"model: {problems}") from None
+        raise ConfigError(describe_validation_error(error, ModelPlan, "model")) from None
 
 
 def _plan_intensity(channel: ChannelIntensities, modality: Literal["CT", "MR"]) -> IntensityPlan:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from pydantic import ValidationError
 
-from common.config.describe_errors import describe_validation_error
 from common.config.federation import FederationConfig
 from common.errors import ConfigError
 from common.plan.base import Spacing
+from common.plan.describe_errors import describe_validation_error
 from common.plan.plan import IntensityPlan, Plan, PreprocessingPlan
 from common.planning.fingerprint import Fingerprint
 from common.planning.planner import make_plan, plan_network, plan_stages

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.config.federation import FederationConfig, PhantomConfig, as_json
+from common.config.federation import FederationConfig, as_json, check_class_weights
+from common.config.simulation import PhantomConfig
 from common.errors import ConfigError
 from common.formatting import counted
 from common.imaging.cache.case_cache import CaseCache
@@ -134,6 +135,10 @@ def _labels_of(config: FederationConfig, dataset: Dataset) -> dict[int, str]:
         raise ConfigError(f"labels: is missing, and {dataset.root} declares none; add labels: {{1: name, ...}}")
     if sorted(labels) != list(range(1, len(labels) + 1)):
         raise ConfigError(f"labels: must be 1, 2, 3, ... without gaps, not {', '.join(map(str, sorted(labels)))}")
+    try:
+        check_class_weights(config.training.class_weights, len(labels))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     unlabelled = [case for case in dataset.cases if case.label is None]
     if unlabelled:
         raise ConfigError(

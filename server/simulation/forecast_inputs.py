@@ -8,14 +8,8 @@ from pathlib import Path
 
 import torch
 
-from common.config.federation import (
-    ColumnPartition,
-    FederationConfig,
-    IidPartition,
-    PhantomConfig,
-    QuantityPartition,
-    ScannerPartition,
-)
+from common.config.federation import FederationConfig
+from common.config.simulation import ColumnPartition, IidPartition, PhantomConfig, QuantityPartition, ScannerPartition
 from common.errors import ConfigError
 from common.formatting import counted
 from common.imaging.phantoms.dataset import phantom_labels, phantom_sites

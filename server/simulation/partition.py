@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError, model_validator
 
-from common.config.describe_errors import describe_validation_error
-from common.config.federation import (
+from common.config.simulation import (
     ColumnPartition,
     IidPartition,
     LabelPartition,
@@ -26,6 +25,7 @@ from common.errors import ConfigError, DataError
 from common.formatting import counted
 from common.imaging.datasets.patients_csv import read_column
 from common.plan.base import Frozen
+from common.plan.describe_errors import describe_validation_error
 from common.plan.scanner_shift import ScannerShift
 
 Groups = dict[str, list[str]]

@@ -51,9 +51,9 @@ def test_examples_exist() -> None:
     [
         ("roundz: 3", "roundz: unknown key; did you mean rounds?"),
         ("training: {lerning_rate: 0.1}", "training.lerning_rate: unknown key; did you mean learning_rate?"),
-        ("training: {batch_size: 0}", "training.batch_size: input should be greater than or equal to 1 (got 0)"),
-        ("training: {batch_size: two}", "training.batch_size: input should be a valid integer"),
-        ("training: {optimizer: adam}", "training.optimizer: input should be 'adamw' or 'sgd' (got 'adam')"),
+        ("training: {batch_size: 0}", "training.batch_size: must be at least 1 (got 0)"),
+        ("training: {batch_size: two}", "training.batch_size: must be a whole number"),
+        ("training: {optimizer: adam}", "training.optimizer: must be 'adamw' or 'sgd' (got 'adam')"),
         ("training: 7", "training:"),
         ("seed: -1", "seed:"),
         ("labels: {0: background}", "labels.0"),
@@ -129,7 +129,7 @@ def test_overrides_replace_single_values(tmp_path: Path) -> None:
         ("=3", "key.path=value"),
         ("rounds.first=3", "rounds is a single value"),
         ("rounds=[", "not valid YAML"),
-        ("rounds=many", "rounds: input should be a valid integer"),
+        ("rounds=many", "rounds: must be a whole number"),
         ("round=3", "did you mean rounds?"),
     ],
 )

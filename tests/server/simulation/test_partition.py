@@ -7,14 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.config.federation import (
+from common.config.federation import as_json
+from common.config.simulation import (
     ColumnPartition,
     IidPartition,
     LabelPartition,
     Partition,
     QuantityPartition,
     ScannerPartition,
-    as_json,
 )
 from common.errors import ConfigError
 from common.plan.scanner_shift import ScannerShift

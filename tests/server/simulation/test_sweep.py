@@ -96,7 +96,7 @@ def test_what_is_no_sweep(item: str, complaint: str) -> None:
     [
         ("privacy.epsilom=1,2", "privacy.epsilom: unknown key; did you mean epsilon?"),
         ("nowhere.at_all=1,2", "nowhere: unknown key"),
-        ("rounds=1,0", "rounds: input should be greater than or equal to 1 (got 0)"),
+        ("rounds=1,0", "rounds: must be at least 1 (got 0)"),
         ("privacy.delta=inf,1.0e-5", "privacy.delta"),
     ],
 )

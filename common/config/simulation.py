@@ -1,0 +1,126 @@
+"""The ``simulation`` section of a federation file: where simulated sites' cases come from."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from common.plan.base import Frozen, OpenFraction, PositiveFloat, PositiveInt, Real, Switch, Whole
+from common.plan.scanner_shift import ScannerShift
+
+
+class ColumnPartition(Frozen):
+    """One site per value of a CSV column; the file is in the dataset folder."""
+
+    method: Literal["column"]
+    file: str
+    column: str
+    case_column: str = "case"
+    validation_fraction: OpenFraction = 0.2
+
+
+class IidPartition(Frozen):
+    """Equal random shares."""
+
+    method: Literal["iid"]
+    sites: PositiveInt
+    validation_fraction: OpenFraction = 0.2
+
+
+class QuantityPartition(Frozen):
+    """Unequal shares whose sizes come from a Dirichlet distribution; smaller ``alpha`` means more unequal."""
+
+    method: Literal["quantity"]
+    sites: PositiveInt
+    alpha: Annotated[Real, Field(ge=0.001, le=1e6)] = 0.5
+    minimum: Annotated[PositiveInt, Field(ge=2)] = 5
+    validation_fraction: OpenFraction = 0.2
+
+
+class LabelPartition(Frozen):
+    """Label skew: cases are binned by foreground volume, and each bin is split by a Dirichlet draw."""
+
+    method: Literal["label"]
+    sites: PositiveInt
+    alpha: Annotated[Real, Field(ge=0.001, le=1e6)] = 0.5
+    bins: Annotated[PositiveInt, Field(ge=2)] = 4
+    minimum: Annotated[PositiveInt, Field(ge=2)] = 5
+    validation_fraction: OpenFraction = 0.2
+
+
+class ScannerPartition(Frozen):
+    """Equal shares; each site's images are changed to imitate a different scanner.
+
+    ``shifts`` has one entry per site; by default they are drawn from the seed with the given ``strength``.
+    """
+
+    method: Literal["scanner"]
+    sites: PositiveInt
+    strength: Annotated[PositiveFloat, Field(le=3)] = 1.0
+    shifts: tuple[ScannerShift, ...] | None = None
+    validation_fraction: OpenFraction = 0.2
+
+    @model_validator(mode="after")
+    def _one_shift_per_site(self) -> Self:
+        if self.shifts is not None and len(self.shifts) != self.sites:
+            raise ValueError(f"shifts has {len(self.shifts)} entries, sites is {self.sites}")
+        return self
+
+
+Partition = Annotated[
+    ColumnPartition | IidPartition | QuantityPartition | LabelPartition | ScannerPartition,
+    Field(discriminator="method"),
+]
+
+
+class PatientTable(Frozen):
+    """A CSV file in the dataset folder that says which cases are scans of the same patient.
+
+    By default ``patients.csv`` is used if it exists (``common.imaging.datasets.patients_csv``).
+    """
+
+    file: str
+    column: str = "patient"
+    case_column: str = "case"
+
+
+_PhantomCases = Annotated[Whole, Field(ge=2, le=10_000)]
+_PhantomEdge = Annotated[Whole, Field(ge=16, le=1024)]
+
+
+class PhantomConfig(Frozen):
+    """Synthetic volumes, used when no real data is given; they are marked PHANTOM wherever they appear.
+
+    Attributes
+    ----------
+    anatomy
+        ``body`` is an abdomen with three labels, for demonstrations. ``bent_tube`` is a synthetic hippocampus, a tube
+        of about 40 mm in two parts (1 anterior, 2 posterior), for pretraining.
+    shape
+        Voxels of a case at ``spacing_mm``; the sites' own voxel sizes vary around it.
+    """
+
+    anatomy: Literal["body", "bent_tube"] = "body"
+    cases_per_site: Annotated[tuple[Annotated[Whole, Field(ge=2, le=10_000)], ...], Field(min_length=1)] = (
+        14,
+        12,
+        10,
+        8,
+    )
+    shape: tuple[_PhantomEdge, _PhantomEdge, _PhantomEdge] = (40, 48, 40)
+    spacing_mm: Annotated[Real, Field(ge=0.2, le=5)] = 2.0
+    seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 0
+
+
+class SimulationConfig(Frozen):
+    """Settings for simulations only.
+
+    ``pooled`` also trains one model on the pooled data for comparison (as many steps as all sites together).
+    """
+
+    partition: Partition
+    patients: PatientTable | None = None
+    engine: Literal["inline", "ray"] = "inline"
+    pooled: Switch = False
+    phantom: PhantomConfig | None = None
