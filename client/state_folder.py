@@ -29,6 +29,11 @@ def default_ledger() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "fedvox" / "ledger.jsonl"
 
 
+def default_consent() -> Path:
+    """Return the file of the hospital's own key, beside its ``default_ledger`` and outside every kit."""
+    return default_ledger().with_name("consent.json")
+
+
 class AlreadyRunningError(FedvoxError):
     """Another process runs this site."""
 

@@ -21,7 +21,7 @@ import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +34,7 @@ from common.system.locks import FileLock, lock_file
 START = "0" * 64
 OWN_KEYS = frozenset({"n", "time", "event", "previous", "hash"})
 _REMEDY = "free space or restore its permissions; nothing is sent that cannot be logged"
+_GONE = "is gone, and its .head file says that there was one"
 _ENDING = re.compile(rb',"hash":"([0-9a-f]{64})"}\n\Z')
 
 
@@ -110,10 +111,19 @@ class AuditLog:
     """Appends to the log at ``path``; its folder must exist.
 
     Each object verifies the whole chain before its first entry, and afterwards only what others have appended since.
+
+    Parameters
+    ----------
+    path
+        The log.
+    events
+        Events whose entries ``kept`` returns.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, events: Collection[str] = ()) -> None:
         self.path = path
+        self._events = frozenset(events)
+        self._kept: list[Entry] = []
         self._chain = _Chain()
         self._file: tuple[int, int] | None = None
         self._threads = threading.Lock()
@@ -151,17 +161,36 @@ class AuditLog:
         except OutputError as error:
             raise AuditError(self.path, f"cannot be written: {error}; {_REMEDY}") from None
 
+    def kept(self) -> list[Entry]:
+        """Return all entries so far of the ``events``, verified; empty if there is no log and never was.
+
+        Raises
+        ------
+        AuditError
+            If the log is broken, cannot be read, or is gone.
+        """
+        try:
+            with self._threads, _lock_to_read(self.path) as descriptor:
+                self._catch_up(descriptor)
+                return list(self._kept)
+        except FileNotFoundError:
+            if head_of(self.path).exists():
+                raise AuditError(self.path, _GONE) from None
+            return []
+        except OSError as error:
+            raise AuditError(self.path, f"cannot be read: {error.strerror or error}") from None
+
     def _catch_up(self, descriptor: int) -> None:
         status = os.fstat(descriptor)
         identity = (status.st_dev, status.st_ino)
         if identity != self._file or status.st_size < self._chain.offset:
-            self._file, self._chain = identity, _Chain()
+            self._file, self._chain, self._kept = identity, _Chain(), []
         chain = _Chain(**vars(self._chain))
         with open(descriptor, "rb", closefd=False) as stream:
-            for _ in _walk(self.path, stream, chain):
-                pass
+            found = [entry for entry in _walk(self.path, stream, chain) if entry.event in self._events]
         _compare_with_head(self.path, chain)
         self._chain = chain
+        self._kept += found
 
     def _write(self, descriptor: int, event: str, details: dict[str, Any]) -> Entry:
         chain = self._chain
@@ -180,7 +209,10 @@ class AuditLog:
                 os.ftruncate(descriptor, chain.offset)
             raise
         self._chain = _Chain(chain.n + 1, own, chain.hash, chain.offset + len(line))
-        return Entry(chain.n + 1, time, event, details, chain.hash, own)
+        entry = Entry(chain.n + 1, time, event, details, chain.hash, own)
+        if event in self._events:
+            self._kept.append(entry)
+        return entry
 
 
 def verify(path: Path, see: Callable[[Entry], object] | None = None) -> AuditSummary:
@@ -210,8 +242,7 @@ def verify(path: Path, see: Callable[[Entry], object] | None = None) -> AuditSum
                     see(entry)
             _compare_with_head(path, chain)
     except FileNotFoundError:
-        gone = "is gone, and its .head file says that there was one" if head_of(path).exists() else "there is no log"
-        raise AuditError(path, gone) from None
+        raise AuditError(path, _GONE if head_of(path).exists() else "there is no log") from None
     except OSError as error:
         raise AuditError(path, f"cannot be read: {error.strerror or error}") from None
     return AuditSummary(chain.n, chain.hash, first, last, dict(events), frozenset(hashes), len(chain.torn))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,13 @@ def _real_data(name: str) -> Path:
 def _log_of_its_own() -> None:
     """Commands that were called within this process by an earlier test have set how much is logged."""
     logging.getLogger("fedvox").setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
+def _hospital_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the ledger, or the hospital's key beside it, of whoever runs the tests."""
+    folder = tmp_path_factory.getbasetemp() / "hospitals" / secrets.token_hex(8)
+    monkeypatch.setenv("FEDVOX_LEDGER", str(folder / "ledger.jsonl"))
 
 
 @pytest.fixture(scope="session")

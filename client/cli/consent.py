@@ -66,24 +66,31 @@ def _state(options: argparse.Namespace) -> Path:
 
 
 def _review(options: argparse.Namespace) -> int:
-    from client.consent.decisions import DecisionBook
     from client.consent.disclosure import as_text, document, read_request
+    from client.consent.policy import Policy, PolicyError
     from client.consent.site_config import SITE_FILE, load_site_config
+    from client.state_folder import default_consent
     from common.config.federation import as_json
 
     state = _state(options)
     request = read_request(options.kit)
     content = document(request)
     site = load_site_config(state / SITE_FILE)
-    limits = site.limits
-    violations = [*limits.violations(request.federation), *site.privacy.violations(request.federation)]
+    violations = [*site.limits.violations(request.federation), *site.privacy.violations(request.federation)]
     found = _outlook(options, state, request)
-    decisions = DecisionBook(state).read()
-    approval = decisions.approval(content["digest"], automatic=False)
+    decisions = _decisions(options).read()
+    policy = Policy(options.kit, state, default_consent())
+    is_automatic = policy.is_automatic(site) and not violations
+    approval, changed = None, None
+    try:
+        approval = policy.approval(decisions, site)
+    except PolicyError as error:
+        changed = str(error)
     if options.json:
         content["site_decisions"] = {
-            "approved": approval.model_dump() if approval else None,
-            "automatic": limits.automatic_approval and not violations,
+            "approved": approval.model_dump() if approval and not approval.automatic else None,
+            "changed": changed,
+            "automatic": is_automatic,
             "outside_limits": violations,
             "paused": decisions.paused.model_dump() if decisions.paused else None,
             "withdrawn": decisions.withdrawn.model_dump() if decisions.withdrawn else None,
@@ -103,9 +110,11 @@ def _review(options: argparse.Namespace) -> int:
         print(f"{whose}: {found}.")
     if decisions.withdrawn:
         print(f"Withdrawn by {decisions.withdrawn.user}, {decisions.withdrawn.time}.")
-    elif approval:
+    elif changed:
+        print(f"NO TASK IS ACCEPTED: {changed}.")
+    elif approval and not approval.automatic:
         print(f"Approved by {approval.user}, {approval.time}.")
-    elif limits.automatic_approval and not violations:
+    elif is_automatic:
         print("Within the limits of your site file, which approves it automatically.")
     else:
         print(f"Not approved. To agree: fedvox-client approve --kit {options.kit} --digest {content['digest']}")
@@ -135,9 +144,9 @@ def _outlook(options: argparse.Namespace, state: Path, request: Request) -> Outl
 
 
 def _approve(options: argparse.Namespace) -> int:
-    from client.consent.decisions import DecisionBook
     from client.consent.disclosure import ConsentError, read_request
     from client.consent.site_config import SITE_FILE, load_site_config
+    from client.consent.terms import HospitalLimits, terms_of
 
     state = _state(options)
     request: Request = read_request(options.kit)
@@ -150,8 +159,8 @@ def _approve(options: argparse.Namespace) -> int:
         *site.privacy.violations(request.federation),
     ]:
         raise ConsentError(f"{state / SITE_FILE}: does not allow this federation: {'; '.join(violations)}")
-    book = DecisionBook(state)
-    approval = book.approve(request.federation.name, digest, options.user)
+    book = _decisions(options)
+    approval = book.approve(request.federation.name, terms_of(options.kit), HospitalLimits.of(site), options.user)
     print(f"Approved {approval.federation} by {approval.user}, {approval.time}.\nDigest: {digest}")
     if book.read().paused:
         print(f"The site is paused; to resume: fedvox-client resume --kit {options.kit}")
@@ -163,11 +172,10 @@ def _pause(options: argparse.Namespace) -> int:
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from client.consent.decisions import DecisionBook
     from client.consent.site_config import SITE_FILE, load_site_config
 
     state = _state(options)
-    book = DecisionBook(state)
+    book = _decisions(options)
     decision = book.resume(options.user)
     print(f"Resumed by {decision.user}, {decision.time}.")
     if book.read().withdrawn:
@@ -185,8 +193,9 @@ def _withdraw(options: argparse.Namespace) -> int:
 
 def _decisions(options: argparse.Namespace) -> DecisionBook:
     from client.consent.decisions import DecisionBook
+    from client.state_folder import default_consent
 
-    return DecisionBook(_state(options))
+    return DecisionBook(_state(options), default_consent())
 
 
 def _tell_stop(done: str, decision: Decision, end: str) -> int:
@@ -204,7 +213,7 @@ def _audit(options: argparse.Namespace) -> int:
     state = _state(options)
     if options.expect is not None and not options.verify:
         raise AuditUsageError("--expect: add --verify")
-    proof = _prove(state, options.expect) if options.verify else None
+    proof = _prove(state, _decisions(options), options.expect) if options.verify else None
     content = summary(departures(read_entries(state / AUDIT_FILE)))
     if options.json:
         verified = {"entries": proof.entries, "head": proof.head, "events": proof.events} if proof else None
@@ -228,8 +237,7 @@ class AuditUsageError(FedvoxError):
     exit_status = 2
 
 
-def _prove(state: Path, expected: str | None) -> AuditSummary:
-    from client.consent.decisions import DecisionBook
+def _prove(state: Path, decisions: DecisionBook, expected: str | None) -> AuditSummary:
     from client.state_folder import AUDIT_FILE
     from common.audit import AuditError, verify
 
@@ -239,7 +247,7 @@ def _prove(state: Path, expected: str | None) -> AuditSummary:
         raise AuditError(
             log, f"has no entry with the hash {expected}: the log was replaced, or the hash is from another log"
         )
-    for approval in DecisionBook(state).read().approvals:
+    for approval in decisions.read().approvals:
         if approval.audit not in proof.hashes:
             raise AuditError(
                 log, f"lacks the approval of {approval.time}, which approvals.json has: the log was replaced"

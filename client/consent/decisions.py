@@ -1,8 +1,13 @@
-"""The hospital's decisions: approvals, pauses and withdrawals, in one file that is always replaced as a whole."""
+"""The hospital's decisions: approvals, pauses and withdrawals, in one file that is always replaced as a whole.
+
+The file is sealed with the hospital's own key (``hospital_key``). One that somebody else wrote counts for nothing.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hmac
+import json
 import os
 import pwd
 from collections.abc import Callable, Iterator
@@ -13,7 +18,8 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 import common
-from client.consent.disclosure import digest_of_fields
+from client.consent.hospital_key import HospitalKey, HospitalKeyError
+from client.consent.terms import HospitalLimits, KitTerms
 from client.state_folder import APPROVALS_FILE, AUDIT_FILE
 from common.audit import AuditLog
 from common.config.federation import as_json
@@ -21,6 +27,9 @@ from common.errors import FedvoxError, OutputError
 from common.plan.base import Frozen
 from common.system.files import write_atomically
 from common.system.locks import lock_file
+
+APPROVED_EVENT, AUTOMATIC_EVENT, WITHDRAWN_EVENT = "approved", "approved_automatically", "withdrawn"
+_AGAIN = "move it away, review the federation and approve it again"
 
 
 class DecisionsError(FedvoxError):
@@ -48,10 +57,12 @@ class Approval(Decision):
 
     Attributes
     ----------
-    digest
-        Digest of the federation's configuration.
-    fields
-        Digest of the list of what leaves the site.
+    federation
+        Its name.
+    kit
+        What the kit was when it was approved.
+    hospital
+        The hospital's own limits at that time.
     version
         Version of Fedvox.
     automatic
@@ -61,8 +72,8 @@ class Approval(Decision):
     """
 
     federation: str
-    digest: str
-    fields: str
+    kit: KitTerms
+    hospital: HospitalLimits
     version: str
     automatic: bool
     audit: str
@@ -71,18 +82,25 @@ class Approval(Decision):
 class Decisions(Frozen):
     """All decisions in force; ``paused`` and ``withdrawn`` are None unless they apply."""
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     approvals: tuple[Approval, ...] = ()
     paused: Decision | None = None
     withdrawn: Decision | None = None
 
-    def approval(self, digest: str, *, automatic: bool) -> Approval | None:
-        """Return a federation's latest approval that covers what the installed version sends; None without one."""
+    def approval(self, kit: KitTerms, *, automatic: bool) -> Approval | None:
+        """Return the latest approval of a kit's federation that covers what this version sends; None without one."""
         for approval in reversed(self.approvals):
-            found = (approval.digest, approval.fields, approval.automatic)
-            if found == (digest, digest_of_fields(), automatic):
+            found = (approval.kit.federation, approval.kit.fields, approval.automatic)
+            if found == (kit.federation, kit.fields, automatic):
                 return approval
         return None
+
+
+class _Sealed(Frozen):
+    """What the file holds; ``seal`` is the HMAC of ``decisions``."""
+
+    decisions: Decisions
+    seal: str
 
 
 class DecisionBook:
@@ -92,10 +110,13 @@ class DecisionBook:
     ----------
     state
         The site's state folder; created if missing.
+    consent
+        File of the hospital's own key, made with the first decision.
     """
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, consent: Path) -> None:
         self._state = state
+        self._key = HospitalKey(consent)
         self._file = state / APPROVALS_FILE
         self._audit = AuditLog(state / AUDIT_FILE)
 
@@ -105,24 +126,34 @@ class DecisionBook:
         Raises
         ------
         DecisionsError
-            The file is damaged or cannot be read.
+            The file is damaged, cannot be read, or was not written at this hospital.
         """
         try:
-            return Decisions.model_validate_json(self._file.read_bytes())
+            content = self._file.read_bytes()
+            sealed = _Sealed.model_validate_json(content)
         except FileNotFoundError:
             return Decisions()
         except (OSError, ValidationError):
+            problem = "is damaged, cannot be read or comes from an earlier version"
+            raise DecisionsError(f"{self._file}: {problem}; {_AGAIN}") from None
+        try:
+            seal = self._key.seal(_sealed_content(sealed.decisions))
+        except HospitalKeyError as error:
+            raise DecisionsError(f"{self._file}: does not count: {error}; put it back, or: {_AGAIN}") from None
+        if not hmac.compare_digest(seal, sealed.seal):
             raise DecisionsError(
-                f"{self._file}: is damaged or cannot be read; move it away and approve again"
-            ) from None
+                f"{self._file}: was not written at this hospital: its seal does not fit the key in {self._key.file}; "
+                f"refuse a kit that came with it; else: {_AGAIN}"
+            )
+        return sealed.decisions
 
-    def approve(self, federation: str, digest: str, user: str | None = None) -> Approval:
+    def approve(self, federation: str, kit: KitTerms, hospital: HospitalLimits, user: str | None = None) -> Approval:
         """Record a person's approval of a federation; ends a withdrawal."""
-        return self._approve(federation, digest, user, automatic=False)
+        return self._approve(federation, kit, hospital, user, automatic=False)
 
-    def approve_automatically(self, federation: str, digest: str) -> Approval:
-        """Record the approval by the site file's limits, once however often this is called."""
-        return self._approve(federation, digest, None, automatic=True)
+    def approve_automatically(self, federation: str, kit: KitTerms, hospital: HospitalLimits) -> Approval:
+        """Record the approval by the site file's limits, once however often this is called with them."""
+        return self._approve(federation, kit, hospital, None, automatic=True)
 
     def pause(self, user: str | None = None) -> Decision:
         """Pause the site from the next task on."""
@@ -136,26 +167,31 @@ class DecisionBook:
         """Withdraw every approval; only ``approve`` ends this, automatic approval does not."""
         changes: dict[str, Any] = {"approvals": ()}
         return self._decide(
-            "withdrawn", user, lambda now, decision: now.model_copy(update=changes | {"withdrawn": decision})
+            WITHDRAWN_EVENT, user, lambda now, decision: now.model_copy(update=changes | {"withdrawn": decision})
         )
 
-    def _approve(self, federation: str, digest: str, user: str | None, *, automatic: bool) -> Approval:
+    def _approve(
+        self, federation: str, kit: KitTerms, hospital: HospitalLimits, user: str | None, *, automatic: bool
+    ) -> Approval:
         with self._locked():
             decisions = self.read()
-            if automatic and (known := decisions.approval(digest, automatic=True)):
+            known = decisions.approval(kit, automatic=True) if automatic else None
+            if known is not None and (known.kit, known.hospital) == (kit, hospital):
                 return known
-            values = decision_of(user).model_dump() | {
+            decision = decision_of(user)
+            about = {
                 "federation": federation,
-                "digest": digest,
-                "fields": digest_of_fields(),
+                "kit": kit.model_dump(mode="json"),
+                "hospital": hospital.model_dump(mode="json"),
                 "version": common.__version__,
                 "automatic": automatic,
             }
             # Log first: an approval that is not recorded does not hold.
-            event = "approved_automatically" if automatic else "approved"
-            logged = {f"at_{name}" if name == "time" else name: value for name, value in values.items()}
-            entry = self._audit.append(event, **logged)
-            approval = Approval.model_validate(values | {"audit": entry.hash})
+            event = AUTOMATIC_EVENT if automatic else APPROVED_EVENT
+            who = {"at_time": decision.time, "user": decision.user, "account": decision.account}
+            entry = self._audit.append(event, **who, digest=kit.federation, **about)
+            own = {"kit": kit, "hospital": hospital, "audit": entry.hash}
+            approval = Approval.model_validate(decision.model_dump() | about | own)
             changes: dict[str, Any] = {"approvals": (*decisions.approvals, approval)}
             if not automatic:
                 changes["withdrawn"] = None
@@ -171,7 +207,9 @@ class DecisionBook:
             return decision
 
     def _write(self, decisions: Decisions) -> None:
-        write_atomically(self._file, as_json(decisions))
+        self._key.make()
+        sealed = _Sealed(decisions=decisions, seal=self._key.seal(_sealed_content(decisions)))
+        write_atomically(self._file, as_json(sealed))
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -192,3 +230,8 @@ def decision_of(user: str | None) -> Decision:
     except KeyError:
         account = f"uid {os.getuid()}"
     return Decision(time=datetime.now(UTC).isoformat(timespec="seconds"), user=user or account, account=account)
+
+
+def _sealed_content(decisions: Decisions) -> bytes:
+    content = json.dumps(decisions.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return f"fedvox decisions\n{content}".encode()

@@ -6,18 +6,28 @@ be read or is in doubt, the task is refused.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from client.consent.decisions import DecisionBook, DecisionsError
+from client.consent.decisions import (
+    APPROVED_EVENT,
+    AUTOMATIC_EVENT,
+    WITHDRAWN_EVENT,
+    Approval,
+    DecisionBook,
+    Decisions,
+)
 from client.consent.disclosure import fields_that_leave
 from client.consent.site_config import SITE_FILE, SiteConfig, load_site_config
-from client.state_folder import AUDIT_FILE
+from client.consent.terms import HospitalLimits, terms_of
+from client.state_folder import APPROVALS_FILE, AUDIT_FILE
 from common.audit import AuditError, AuditLog
-from common.config.federation import FederationConfig
-from common.errors import ConfigError, FedvoxError, OutputError, ProtocolError
+from common.config.federation import load_federation
+from common.errors import FedvoxError, ProtocolError
 from common.protocol.codec import Answer, unpack_answer, unpack_question
 from common.protocol.manifest import manifest_of
 from common.protocol.messages import ErrorCode, Failure, Result, Task
@@ -37,24 +47,35 @@ class HeldBackError(PolicyError):
     """A reply holds something that may not leave; retrying does not help."""
 
 
+class NotAsApprovedError(PolicyError):
+    """What a person approved is not what is there now; only a person can decide what holds."""
+
+
 class Policy:
-    """Decides whether this hospital accepts a task.
+    """Decides whether this hospital accepts a task. Every start and every task is checked here.
 
     Parameters
     ----------
+    kit
+        The site's kit, read again at every check; tasks of any other federation are refused.
     state
-        The site's state folder.
-    config
-        The federation of the site's own kit; tasks of any other are refused.
-    site
-        What the hospital allows; a path is a site file that is read again at every check.
+        The site's state folder, with its site file and decisions, which are read again at every check.
+    consent
+        File of the hospital's own key.
+
+    Raises
+    ------
+    ConfigError, CertificateError
+        A file of the kit is missing or cannot be read.
     """
 
-    def __init__(self, state: Path, config: FederationConfig, site: SiteConfig | Path) -> None:
-        self._config = config
-        self._digest = config.digest()
-        self._site = site
-        self._book = DecisionBook(state)
+    def __init__(self, kit: Path, state: Path, consent: Path) -> None:
+        self._kit = kit
+        self._state = state
+        self._config = load_federation(kit / "federation.yaml")
+        self._terms = terms_of(kit)
+        self._book = DecisionBook(state, consent)
+        self.audit = AuditLog(state / AUDIT_FILE, (APPROVED_EVENT, AUTOMATIC_EVENT, WITHDRAWN_EVENT))
 
     def check(self, digest: str) -> None:
         """Return if the site may now do a task of the federation with this digest.
@@ -64,11 +85,65 @@ class Policy:
         PolicyError
             It may not.
         """
-        try:
-            decisions = self._book.read()
-            site = load_site_config(self._site) if isinstance(self._site, Path) else self._site
-        except (DecisionsError, ConfigError) as error:
-            raise PolicyError(ErrorCode.REFUSED_BY_SITE, str(error)) from None
+        with _refused():
+            decisions, site = self._book.read(), load_site_config(self._state / SITE_FILE)
+        self._check_stops(decisions, site)
+        if digest != self._terms.federation:
+            raise PolicyError(
+                ErrorCode.NOT_APPROVED,
+                f"the server runs federation {digest[:12]}, but this kit is for {self._terms.federation[:12]}",
+            )
+        if violations := site.privacy.violations(self._config):
+            raise PolicyError(ErrorCode.PRIVACY_REQUIRED, "; ".join(violations))
+        if violations := site.limits.violations(self._config):
+            raise PolicyError(ErrorCode.OUTSIDE_LIMITS, f"outside the site file's limits: {'; '.join(violations)}")
+        with _refused():
+            now = terms_of(self._kit)
+        if now != self._terms:
+            raise NotAsApprovedError(ErrorCode.NOT_APPROVED, f"{self._kit}: was changed while the site ran; restart it")
+        if self.approval(decisions, site) is None:
+            self._approve_automatically(site)
+
+    def approval(self, decisions: Decisions, site: SiteConfig) -> Approval | None:
+        """Return the approval that covers kit and limits as they are now; None if there is none of this federation.
+
+        Raises
+        ------
+        PolicyError
+            The federation was approved, but not as it is now.
+        """
+        found = decisions.approval(self._terms, automatic=False) or decisions.approval(self._terms, automatic=True)
+        if found is None:
+            return None
+        by = f"approved by {found.user}, {found.time}"
+        if changed := self._terms.differences(found.kit):
+            raise NotAsApprovedError(
+                ErrorCode.NOT_APPROVED,
+                f"{self._kit}: {', '.join(changed)}: not as {by}; ask the coordinator why, review and approve again",
+            )
+        self._check_recorded(found)
+        if found.automatic:
+            # The site file itself approves, so its limits of today are recorded anew where they changed.
+            return found if found.hospital == HospitalLimits.of(site) and self.is_automatic(site) else None
+        if weaker := HospitalLimits.of(site).weaker_than(found.hospital):
+            raise NotAsApprovedError(
+                ErrorCode.NOT_APPROVED,
+                f"{self._state / SITE_FILE}: {', '.join(weaker)}: weaker than when {by}, or gone; put the limits back, "
+                "or review and approve again",
+            )
+        return found
+
+    def is_automatic(self, site: SiteConfig) -> bool:
+        """Return whether the site file approves by itself; one that may have come with the kit does not."""
+        return site.limits.automatic_approval and not self._is_in_kit()
+
+    def _is_in_kit(self) -> bool:
+        # Both: a kit may bring a link too.
+        places = ((self._state.absolute(), self._kit.absolute()), (self._state.resolve(), self._kit.resolve()))
+        return any(state.is_relative_to(kit) for state, kit in places)
+
+    @staticmethod
+    def _check_stops(decisions: Decisions, site: SiteConfig) -> None:
         if decisions.withdrawn is not None:
             raise PolicyError(
                 ErrorCode.WITHDRAWN, f"withdrawn by {decisions.withdrawn.user}; fedvox-client approve ends it"
@@ -77,25 +152,48 @@ class Policy:
             raise PolicyError(ErrorCode.PAUSED, f"paused by {decisions.paused.user}; fedvox-client resume ends it")
         if site.paused:
             raise PolicyError(ErrorCode.PAUSED, "paused in the site file; set paused: false to go on")
-        if digest != self._digest:
-            raise PolicyError(
-                ErrorCode.NOT_APPROVED,
-                f"the server runs federation {digest[:12]}, but this kit is for {self._digest[:12]}",
-            )
-        if violations := site.privacy.violations(self._config):
-            raise PolicyError(ErrorCode.PRIVACY_REQUIRED, "; ".join(violations))
-        if violations := site.limits.violations(self._config):
-            raise PolicyError(ErrorCode.OUTSIDE_LIMITS, f"outside the site file's limits: {'; '.join(violations)}")
-        if decisions.approval(digest, automatic=False) is None:
-            self._approve_automatically(digest, site)
 
-    def _approve_automatically(self, digest: str, site: SiteConfig) -> None:
+    def _check_recorded(self, approval: Approval) -> None:
+        """Check that the audit log has the approval, and no withdrawal after it."""
+        with _refused():
+            entries = self.audit.kept()
+        after = False
+        for entry in entries:
+            after = after or entry.hash == approval.audit
+            if after and entry.event == WITHDRAWN_EVENT:
+                raise NotAsApprovedError(
+                    ErrorCode.WITHDRAWN,
+                    f"{self._state / APPROVALS_FILE}: is older than the withdrawal in {AUDIT_FILE}; approve again",
+                )
+        if not after:
+            raise NotAsApprovedError(
+                ErrorCode.REFUSED_BY_SITE,
+                f"{self._state / AUDIT_FILE}: lacks the approval of {approval.time}, which {APPROVALS_FILE} has: it "
+                "was replaced or removed, with what it proves; restore it from a backup, or review and approve again",
+            )
+
+    def _approve_automatically(self, site: SiteConfig) -> None:
         if not site.limits.automatic_approval:
             raise PolicyError(ErrorCode.NOT_APPROVED, "not approved; run fedvox-client review, then approve")
-        try:
-            self._book.approve_automatically(self._config.name, digest)
-        except (AuditError, OutputError, DecisionsError) as error:
-            raise PolicyError(ErrorCode.REFUSED_BY_SITE, str(error)) from None
+        if not self.is_automatic(site):
+            raise PolicyError(
+                ErrorCode.NOT_APPROVED,
+                f"{self._state / SITE_FILE}: limits.automatic_approval does not count inside the kit, with which the "
+                "file may have come; use a --state elsewhere, or run fedvox-client review, then approve",
+            )
+        with _refused():
+            self._book.approve_automatically(self._config.name, self._terms, HospitalLimits.of(site))
+
+
+@contextlib.contextmanager
+def _refused() -> Iterator[None]:
+    """Refuse the task if something that must be read or written cannot be."""
+    try:
+        yield
+    except PolicyError:
+        raise
+    except FedvoxError as error:
+        raise NotAsApprovedError(ErrorCode.REFUSED_BY_SITE, str(error)) from None
 
 
 class TaskGuard:
@@ -172,9 +270,10 @@ class TaskGuard:
             raise PolicyError(ErrorCode.REFUSED_BY_SITE, str(error)) from None
 
 
-def open_guard(state: Path, config: FederationConfig) -> TaskGuard:
-    """Make the guard of a site from the site file, decisions and audit log in its state folder."""
-    return TaskGuard(Policy(state, config, state / SITE_FILE), AuditLog(state / AUDIT_FILE))
+def open_guard(kit: Path, state: Path, consent: Path) -> TaskGuard:
+    """Make the guard of a site from its kit, the files in its state folder, and the hospital's own key."""
+    policy = Policy(kit, state, consent)
+    return TaskGuard(policy, policy.audit)
 
 
 def _round_of(question: str) -> dict[str, Any]:

@@ -22,12 +22,11 @@ from client.runner.progress import RunnerStatus, TaskProgress
 from client.runner.task_journal import TaskJournal
 from client.runner.task_loop import TaskLoop
 from client.shared_folder import SharedFolder
-from client.state_folder import StateFolder, default_ledger
-from common.config.federation import FederationConfig, load_federation
+from client.state_folder import StateFolder, default_consent, default_ledger
+from common.config.federation import load_federation
 from common.config.kit import read_kit
 from common.errors import ConfigError, FedvoxError
 from common.imaging.datasets.case import Reading
-from common.plan.plan import Plan
 from common.system.flower import check_flower_version
 from common.weights.store import FileStore
 
@@ -62,13 +61,6 @@ def main(isolation: Isolation, arguments: Sequence[str] | None = None) -> int:
     os._exit(0)
 
 
-def _read_plan(file: Path, config: FederationConfig) -> Plan:
-    if config.privacy is None:
-        return Plan.model_validate_json(file.read_bytes())
-    # The noise comes from the plan, and what was approved is the federation file.
-    return read_plan(file, config)
-
-
 def _serve(options: argparse.Namespace, folder: SharedFolder, isolation: Isolation) -> None:
     state = StateFolder(options.state)
     state.make()
@@ -78,12 +70,12 @@ def _serve(options: argparse.Namespace, folder: SharedFolder, isolation: Isolati
     status = RunnerStatus(state.runner)
     status.say(state="preparing data", network=str(isolation), isolated=isolation.is_isolated)
     progress = TaskProgress(folder, status)
-    guard = open_guard(options.state, config)
+    guard = open_guard(options.kit, options.state, default_consent())
     journal = TaskJournal(state.journal)
     own = load_site_config(options.state / SITE_FILE)
     site = LocalSite(
         config,
-        _read_plan(options.kit / "plan.json", config),
+        read_plan(options.kit / "plan.json", config),
         SiteData(
             read_kit(options.kit, "site").site or "",
             options.data,

@@ -22,7 +22,7 @@ from client.site.preflight_item import Item
 from client.site.server_probe import CertificateRefusedError, Connection, HandshakeError, connect, unreachable
 from client.site.signing_request import KEY_FILE
 from common.certificates import SITE_CERTIFICATE_FILE, CertificateError, load_certificate, site_identity
-from common.config.federation import FederationConfig
+from common.config.federation import FederationConfig, load_federation
 from common.config.kit import Kit
 from common.errors import ConfigError, FedvoxError
 from common.system.flower import check_flower_version
@@ -203,13 +203,15 @@ def check_device(name: str) -> Item:
     return Item("device", *gpu_probe.ask(name))
 
 
-def check_approval(state: Path, config: FederationConfig) -> Item:
-    """Check whether the site would accept a task now."""
-    from client.consent.policy import Policy, PolicyError
-    from client.consent.site_config import SITE_FILE
+def check_approval(kit: Path, state: Path, consent: Path) -> Item:
+    """Check whether the site would accept a task now; what only a person can put right is an error."""
+    from client.consent.policy import NotAsApprovedError, Policy, PolicyError
 
     try:
-        Policy(state, config, state / SITE_FILE).check(config.digest())
+        policy = Policy(kit, state, consent)
+        policy.check(load_federation(kit / "federation.yaml").digest())
+    except NotAsApprovedError as error:
+        return Item("approval", "error", f"no task will be accepted: {error}")
     except PolicyError as error:
         return Item("approval", "warning", f"no task will be accepted: {error}")
     return Item("approval", "ok", "tasks of this federation will be accepted")

@@ -14,10 +14,10 @@ from client.runner.isolation import can_isolate
 from client.site import preflight
 from client.site.preflight_item import Item
 from client.site.supervision import MessageSink, Upkeep, require_preflight
-from client.state_folder import StateFolder, default_ledger
+from client.state_folder import StateFolder, default_consent, default_ledger
 from common.config.federation import FederationConfig, load_federation
 from common.config.kit import Kit, read_kit
-from common.errors import ConfigError
+from common.errors import ConfigError, FedvoxError
 from common.system.flower import flower_environment
 from common.system.supervisor import Child
 
@@ -76,19 +76,19 @@ def check_work(options: SiteOptions, kit: Kit, config: FederationConfig) -> Iter
     folders = {"site's files": options.state} | ({"cache": options.cache} if options.cache else {})
     yield preflight.check_disk(folders)
     yield preflight.check_device(options.device)
-    yield preflight.check_approval(options.state, config)
-    if config.privacy is not None:
-        # Late: it imports PyTorch, which takes seconds.
-        from client.consent.disclosure import read_request
+    # Late: it imports SciPy or PyTorch, which take seconds.
+    from client.consent.disclosure import read_request
+
+    try:
+        privacy = read_request(options.kit).plan.privacy
+        yield preflight.check_approval(options.kit, options.state, default_consent())
+    except FedvoxError as error:
+        yield Item("plan", "error", str(error))
+        return
+    if privacy is not None:
         from client.site.budget_check import check_privacy
 
-        try:
-            privacy = read_request(options.kit).plan.privacy
-        except ConfigError as error:
-            yield Item("privacy", "error", str(error))
-            return
-        if privacy is not None:
-            yield check_privacy(options.state, config, privacy, kit.site or "", options.data, options.ledger)
+        yield check_privacy(options.state, config, privacy, kit.site or "", options.data, options.ledger)
 
 
 def _check_data(options: SiteOptions, config: FederationConfig) -> Item:

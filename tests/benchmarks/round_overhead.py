@@ -218,6 +218,7 @@ def ours(folder: Path, size: str, encoding: str) -> list[float]:
     config = load_federation(federation_file(folder, size, encoding))
     kits = folder / "kits"
     provision(config, kits)
+    os.environ["FEDVOX_LEDGER"] = str(folder / "ledger.jsonl")
     rounds = kits / "server/run/rounds.jsonl"
     ends: list[float] = []
 

@@ -12,6 +12,7 @@ Last line: ``site_memory: RUNNER_HIGHEST RUNNER_REST COURIER_MB``, the runner's 
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -47,6 +48,7 @@ def measure(folder: Path, size: str, rounds: int) -> tuple[Watching, Watching, i
     megabytes = weight_layout(plan_from_config(config)).size * 4 // 2**20
     run = kits / "server/run"
     kit = kits / "sites" / SITE
+    os.environ["FEDVOX_LEDGER"] = str(folder / "ledger.jsonl")
     with programs(folder) as running:
         running.start("server", [sys.executable, "-m", "server.cli", "start", "--kit", str(kits / "server")])
         subprocess.run(

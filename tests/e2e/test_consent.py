@@ -12,6 +12,7 @@ import pytest
 
 from client.consent.policy import Policy, PolicyError
 from client.consent.site_config import SITE_FILE
+from client.state_folder import default_consent
 from common.audit import AuditLog, read_entries
 from common.config.federation import FederationConfig
 from common.protocol.messages import ErrorCode
@@ -37,7 +38,7 @@ def federation(kit: Path) -> FederationConfig:
 def answer(kit: Path, federation: FederationConfig) -> ErrorCode | None:
     """What a task gets at the site now."""
     try:
-        Policy(kit / "state", federation, kit / "state" / SITE_FILE).check(federation.digest())
+        Policy(kit, kit / "state", default_consent()).check(federation.digest())
     except PolicyError as error:
         return error.code
     return None
@@ -90,7 +91,7 @@ def test_from_review_to_withdrawal(kit: Path, federation: FederationConfig) -> N
 
 def test_the_account_cannot_be_made_up(kit: Path) -> None:
     done("approve", "--kit", kit, USER="someone", LOGNAME="someone", LNAME="someone", USERNAME="someone")
-    approval = json.loads((kit / "state" / "approvals.json").read_text())["approvals"][0]
+    approval = json.loads((kit / "state" / "approvals.json").read_text())["decisions"]["approvals"][0]
     assert "someone" not in (approval["user"], approval["account"])
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.network_federation import CLIENT, ENVIRONMENT, NICE, Federation, federation, wait_for
+from tests.e2e.network_federation import CLIENT, NICE, Federation, federation, wait_for
 
 pytestmark = pytest.mark.network
 
@@ -30,7 +30,7 @@ def command(made: Federation, site: str, name: str, *options: str) -> subprocess
     kit = ["--kit", str(made.kits / "sites" / site)]
     return subprocess.run(
         [*NICE, *CLIENT, name, *kit, *options],
-        env=ENVIRONMENT,
+        env=made.environment,
         capture_output=True,
         text=True,
         timeout=120,

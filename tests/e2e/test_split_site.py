@@ -14,7 +14,6 @@ from client.state_folder import StateFolder, site_status
 from common.system.supervisor import free_port
 from tests.e2e.network_federation import (
     CLIENT,
-    ENVIRONMENT,
     NICE,
     SERVER,
     Federation,
@@ -61,7 +60,7 @@ class Halves:
 
     def run(self, command: list[str]) -> tuple[int, str]:
         done = subprocess.run(
-            [*NICE, *command], env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
+            [*NICE, *command], env=self.made.environment, capture_output=True, text=True, timeout=120, check=False
         )
         return done.returncode, done.stdout + done.stderr
 

@@ -42,7 +42,7 @@ from common.privacy.calibration import calibrate
 from common.protocol.codec import Answer, Question, WeightLayout
 from common.protocol.messages import ErrorCode, Failure, Heartbeat, Result, SiteInfo
 from common.weights.encoding import encoded_bytes
-from tests import tiny
+from tests import kits, tiny
 
 VALUES: dict[str, object] = {
     "description": "A study of balls.",
@@ -58,12 +58,7 @@ VALUES: dict[str, object] = {
 def write_kit(folder: Path, **values: object) -> FederationConfig:
     """The files of a site's kit that say what it wants."""
     federation = tiny.federation(**(VALUES | values))
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "federation.yaml").write_text(federation.resolved(), encoding="utf-8")
-    (folder / "plan.json").write_text(as_json(plan_from_config(federation)), encoding="utf-8")
-    kit = {"format": 2, "role": "site", "federation": "tiny", "digest": federation.digest()}
-    kit |= {"address": "coordinator.example", "port": 9443, "site": "north"}
-    (folder / "kit.yaml").write_text(json.dumps(kit), encoding="utf-8")
+    kits.write_kit(folder, federation, plan_from_config(federation))
     return federation
 
 

@@ -11,21 +11,24 @@ from pathlib import Path
 import pytest
 from flwr.app import Context
 
-import client.consent.decisions
 import client.consent.policy
-from client.consent.decisions import DecisionBook
+import client.consent.terms
+from client.consent.decisions import DecisionBook, DecisionsError
 from client.consent.disclosure import fields_that_leave
-from client.consent.policy import HeldBackError, Policy, PolicyError, TaskGuard, open_guard
-from client.consent.site_config import SITE_FILE, Limits, SiteConfig
+from client.consent.policy import HeldBackError, NotAsApprovedError, Policy, PolicyError, TaskGuard, open_guard
+from client.consent.site_config import SITE_FILE
 from client.runner.app_call import ask
 from client.runner.client_app import Site, SiteWeights, make_client_app
 from client.state_folder import APPROVALS_FILE, AUDIT_FILE
 from common.audit import Entry, read_entries, verify
+from common.certificates import AUTHORITY_FILE
+from common.config.federation import FederationConfig
 from common.protocol.codec import Answer, Question, pack, unpack_answer
 from common.protocol.manifest import manifest_of
 from common.protocol.messages import ErrorCode, Failure, Hello, Result, SiteInfo, Task
 from common.weights.store import MemoryStore
-from tests import tiny
+from server.provisioning.certificate_authority import Authority
+from tests import kits, tiny
 
 FEDERATION = tiny.federation(labels={1: "ball"}, channels=("t1",))
 DIGEST = FEDERATION.digest()
@@ -39,6 +42,32 @@ def state(tmp_path: Path) -> Path:
     return tmp_path / "state"
 
 
+@pytest.fixture(autouse=True)
+def kit(state: Path) -> Path:
+    return kits.write_kit(kit_of(state), FEDERATION, tiny.plan())
+
+
+def kit_of(state: Path) -> Path:
+    return state.with_name("kit")
+
+
+def consent_of(state: Path) -> Path:
+    """The hospital's key."""
+    return state.with_name("hospital") / "consent.json"
+
+
+def book_of(state: Path) -> DecisionBook:
+    return DecisionBook(state, consent_of(state))
+
+
+def agree(state: Path) -> None:
+    kits.approve(kit_of(state), state, consent_of(state))
+
+
+def policy_of(state: Path) -> Policy:
+    return Policy(kit_of(state), state, consent_of(state))
+
+
 def refusal(policy: Policy | TaskGuard, digest: str = DIGEST) -> ErrorCode | None:
     try:
         policy.check(digest)
@@ -47,25 +76,35 @@ def refusal(policy: Policy | TaskGuard, digest: str = DIGEST) -> ErrorCode | Non
     return None
 
 
+def reason(state: Path, digest: str = DIGEST) -> str:
+    """Why a start or a task is refused until a person has looked."""
+    with pytest.raises(NotAsApprovedError) as refused:
+        policy_of(state).check(digest)
+    return str(refused.value)
+
+
 def test_nothing_is_done_before_a_person_approved(state: Path) -> None:
-    policy = Policy(state, FEDERATION, SiteConfig())
+    policy = policy_of(state)
     assert refusal(policy) is ErrorCode.NOT_APPROVED
-    DecisionBook(state).approve("tiny", DIGEST, "Dr. A")
+    agree(state)
     assert refusal(policy) is None
 
 
-def test_only_the_approved_federation_is_done(state: Path) -> None:
-    DecisionBook(state).approve("tiny", DIGEST)
+def test_only_the_approved_federation_is_done(state: Path, kit: Path) -> None:
+    agree(state)
     other = tiny.federation(rounds=4, labels={1: "ball"}, channels=("t1",))
-    assert refusal(Policy(state, FEDERATION, SiteConfig()), other.digest()) is ErrorCode.NOT_APPROVED
-    assert refusal(Policy(state, FEDERATION, SiteConfig()), "") is ErrorCode.NOT_APPROVED
+    policy = policy_of(state)
+    assert refusal(policy, other.digest()) is ErrorCode.NOT_APPROVED
+    assert refusal(policy, "") is ErrorCode.NOT_APPROVED
     # The coordinator put another federation file into the kit after the approval.
-    assert refusal(Policy(state, other, SiteConfig()), other.digest()) is ErrorCode.NOT_APPROVED
+    kits.write_kit(kit, other, tiny.plan())
+    assert refusal(policy_of(state), other.digest()) is ErrorCode.NOT_APPROVED
+    assert refusal(policy, DIGEST) is ErrorCode.NOT_APPROVED, "also while the site runs"
 
 
 def test_decisions_hold_from_the_next_task_on(state: Path) -> None:
-    book, policy = DecisionBook(state), Policy(state, FEDERATION, SiteConfig())
-    book.approve("tiny", DIGEST)
+    book, policy = book_of(state), policy_of(state)
+    agree(state)
     book.pause("Dr. A")
     assert refusal(policy) is ErrorCode.PAUSED
     book.resume("Dr. A")
@@ -74,21 +113,20 @@ def test_decisions_hold_from_the_next_task_on(state: Path) -> None:
     assert refusal(policy) is ErrorCode.WITHDRAWN
     book.resume("Dr. A")
     assert refusal(policy) is ErrorCode.WITHDRAWN
-    book.approve("tiny", DIGEST)
+    agree(state)
     assert refusal(policy) is None
 
 
 def test_approving_does_not_end_a_pause(state: Path) -> None:
-    book = DecisionBook(state)
-    book.pause()
-    book.approve("tiny", DIGEST)
-    assert refusal(Policy(state, FEDERATION, SiteConfig())) is ErrorCode.PAUSED
+    book_of(state).pause()
+    agree(state)
+    assert refusal(policy_of(state)) is ErrorCode.PAUSED
 
 
 def test_the_site_file_is_read_anew(state: Path) -> None:
-    DecisionBook(state).approve("tiny", DIGEST)
+    agree(state)
     file = state / SITE_FILE
-    policy = Policy(state, FEDERATION, file)
+    policy = policy_of(state)
     assert refusal(policy) is None
     file.write_text("paused: true\n")
     assert refusal(policy) is ErrorCode.PAUSED
@@ -100,22 +138,23 @@ def test_the_site_file_is_read_anew(state: Path) -> None:
     assert refusal(policy) is None
 
 
-def test_privacy_that_the_site_file_requires_is_asked_for_at_every_task(state: Path) -> None:
-    DecisionBook(state).approve("tiny", DIGEST)
+def test_privacy_that_the_site_file_requires_is_asked_for_at_every_task(state: Path, kit: Path) -> None:
+    agree(state)
     file = state / SITE_FILE
-    policy = Policy(state, FEDERATION, file)
+    policy = policy_of(state)
     file.write_text("privacy: {required: false}\n")
     assert refusal(policy) is None
     file.write_text(f"privacy: {{required: true}}\n{AUTOMATIC}")
     assert refusal(policy) is ErrorCode.PRIVACY_REQUIRED
     private = tiny.federation(labels={1: "ball"}, channels=("t1",), privacy={"epsilon": 8})
-    assert refusal(Policy(state, private, file), private.digest()) is None
+    kits.write_kit(kit, private, tiny.plan())
+    assert refusal(policy_of(state), private.digest()) is None
 
 
 def test_limits_approve_automatically_and_only_while_they_stand(state: Path) -> None:
     state.mkdir()
     file = state / SITE_FILE
-    policy = Policy(state, FEDERATION, file)
+    policy = policy_of(state)
     file.write_text(AUTOMATIC)
     for _ in range(3):
         assert refusal(policy) is None
@@ -126,44 +165,204 @@ def test_limits_approve_automatically_and_only_while_they_stand(state: Path) -> 
     assert refusal(policy) is ErrorCode.NOT_APPROVED
 
 
+def test_a_site_file_that_may_have_come_with_the_kit_approves_nothing(kit: Path, state: Path) -> None:
+    for inside in (kit / "state", kit / "link"):
+        if inside.name == "link":
+            inside.symlink_to(state)
+        inside.resolve().mkdir()
+        (inside / SITE_FILE).write_text(AUTOMATIC)
+        with pytest.raises(PolicyError, match="does not count inside the kit"):
+            Policy(kit, inside, consent_of(state)).check(DIGEST)
+    # The same file in a folder that the hospital chose.
+    assert refusal(policy_of(state)) is None
+
+
 def test_limits_do_not_undo_a_withdrawal(state: Path) -> None:
-    limits = Limits(automatic_approval=True, federations=("tiny",), max_rounds=3, max_local_steps=40)
-    policy = Policy(state, FEDERATION, SiteConfig(limits=limits))
+    state.mkdir()
+    (state / SITE_FILE).write_text(AUTOMATIC)
+    policy = policy_of(state)
     assert refusal(policy) is None
-    DecisionBook(state).withdraw()
+    book_of(state).withdraw()
     assert refusal(policy) is ErrorCode.WITHDRAWN
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 2}', '{"format": 1, "approved": true}'])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 2}', '{"format": 1, "approvals": []}'])
 def test_a_damaged_decision_file_approves_nothing(state: Path, content: str) -> None:
     state.mkdir()
     (state / APPROVALS_FILE).write_text(content)
     (state / SITE_FILE).write_text(AUTOMATIC)
-    assert refusal(Policy(state, FEDERATION, state / SITE_FILE)) is ErrorCode.REFUSED_BY_SITE
+    assert refusal(policy_of(state)) is ErrorCode.REFUSED_BY_SITE
+
+
+def test_a_kit_that_brings_decisions_takes_part_nowhere(kit: Path, state: Path, tmp_path: Path) -> None:
+    # Somebody approves it elsewhere, with a key of their own, and sends the kit with its state.
+    brought = kit / "state"
+    kits.approve(kit, brought, tmp_path / "coordinator" / "consent.json")
+    with pytest.raises(NotAsApprovedError, match=r"approvals.json: does not count: .*consent.json: is missing"):
+        Policy(kit, brought, consent_of(state)).check(DIGEST)
+    agree(state)  # this hospital has a key
+    with pytest.raises(NotAsApprovedError, match="was not written at this hospital"):
+        Policy(kit, brought, consent_of(state)).check(DIGEST)
+    with pytest.raises(DecisionsError, match="was not written at this hospital"):
+        kits.approve(kit, brought, consent_of(state))
+
+
+def test_one_changed_byte_of_the_decisions_breaks_the_seal(state: Path) -> None:
+    agree(state)
+    file = state / APPROVALS_FILE
+    whole = file.read_text()
+    for before, after in (("Dr. A", "Dr. B"), ('"automatic": false', '"automatic": true'), ('"north"', '"south"')):
+        assert before in whole
+        file.write_text(whole.replace(before, after))
+        assert "its seal does not fit the key" in reason(state)
+    file.write_text(whole)
+    assert refusal(policy_of(state)) is None
+    assert consent_of(state).stat().st_mode & 0o777 == 0o600
+
+
+def test_without_the_key_nothing_counts_as_approved(state: Path) -> None:
+    agree(state)
+    key = consent_of(state).read_text()
+    consent_of(state).unlink()
+    assert "is missing" in reason(state)
+    consent_of(state).write_text("{")
+    assert "is damaged" in reason(state)
+    consent_of(state).write_text(key)
+    assert refusal(policy_of(state)) is None
+
+
+@pytest.mark.parametrize("privacy", [None, {"epsilon": 8}])
+def test_a_plan_that_was_changed_after_the_approval_is_refused(
+    state: Path, kit: Path, privacy: dict[str, int] | None
+) -> None:
+    config = tiny.federation(labels={1: "ball"}, channels=("t1",), privacy=privacy)
+    kits.write_kit(kit, config, tiny.plan())
+    agree(state)
+    running = policy_of(state)
+    assert refusal(running, config.digest()) is None
+    smaller = tiny.plan().model_copy(update={"patch_size": (8, 8, 8)})
+    kits.write_kit(kit, config, smaller)
+    assert "plan.json: not as approved by Dr. A" in reason(state, config.digest())
+    assert refusal(running, config.digest()) is ErrorCode.NOT_APPROVED
+    agree(state)
+    assert refusal(policy_of(state), config.digest()) is None
+    assert refusal(running, config.digest()) is ErrorCode.NOT_APPROVED, "it still has the old plan in memory"
+    (kit / "plan.json").unlink()
+    assert refusal(running, config.digest()) is ErrorCode.REFUSED_BY_SITE
+
+
+def test_another_site_or_authority_is_refused(state: Path, kit: Path) -> None:
+    write_authority(kit)
+    agree(state)
+    before = (kit / AUTHORITY_FILE).read_bytes()
+    write_authority(kit)
+    assert "ca.crt: not as approved" in reason(state)
+    (kit / AUTHORITY_FILE).unlink()
+    assert "ca.crt: not as approved" in reason(state)
+    (kit / AUTHORITY_FILE).write_bytes(before)
+    assert refusal(policy_of(state)) is None
+    kits.write_kit(kit, FEDERATION, tiny.plan(), "south")
+    assert "site in kit.yaml: not as approved" in reason(state)
+
+
+def write_authority(kit: Path) -> None:
+    (kit / AUTHORITY_FILE).write_bytes(Authority.create("tiny").pem)
+
+
+APPROVED_LIMITS = """
+limits: {max_rounds: 3, max_local_steps: 60, federations: [tiny], labels: [ball], channels: [t1]}
+privacy: {required: true, max_epsilon: 8, delta: 1.0e-5}
+"""
+WEAKER = [
+    ("max_rounds: 3, ", "", "limits.max_rounds"),
+    ("max_rounds: 3", "max_rounds: 4", "limits.max_rounds"),
+    ("max_local_steps: 60, ", "", "limits.max_local_steps"),
+    ("federations: [tiny], ", "", "limits.federations"),
+    ("[ball]", "[ball, box]", "limits.labels"),
+    (", channels: [t1]", "", "limits.channels"),
+    ("max_epsilon: 8", "max_epsilon: 9", "privacy.max_epsilon"),
+    ("max_epsilon: 8, ", "", "privacy.max_epsilon"),
+    ("delta: 1.0e-5", "delta: 1.0e-4", "privacy.delta"),
+    ("required: true", "required: false", "privacy.required"),
+]
+
+
+@pytest.fixture
+def private(state: Path, kit: Path) -> FederationConfig:
+    """A federation that was approved under limits."""
+    config = tiny.federation(labels={1: "ball"}, channels=("t1",), privacy={"epsilon": 8})
+    kits.write_kit(kit, config, tiny.plan())
+    state.mkdir()
+    (state / SITE_FILE).write_text(APPROVED_LIMITS)
+    agree(state)
+    assert refusal(policy_of(state), config.digest()) is None
+    return config
+
+
+@pytest.mark.parametrize(("before", "after", "key"), WEAKER)
+def test_weaker_limits_want_a_new_approval(
+    state: Path, private: FederationConfig, before: str, after: str, key: str
+) -> None:
+    assert before in APPROVED_LIMITS
+    (state / SITE_FILE).write_text(APPROVED_LIMITS.replace(before, after))
+    assert f"{state / SITE_FILE}: {key}: weaker than when approved by Dr. A" in reason(state, private.digest())
+    agree(state)
+    assert refusal(policy_of(state), private.digest()) is None
+
+
+def test_a_site_file_that_vanished_is_noticed(state: Path, private: FederationConfig) -> None:
+    (state / SITE_FILE).unlink()
+    assert "limits.max_rounds, " in reason(state, private.digest())
+
+
+def test_stricter_limits_want_no_new_approval(state: Path, private: FederationConfig) -> None:
+    stricter = APPROVED_LIMITS.replace("local_steps: 60", "local_steps: 50").replace("epsilon: 8", "epsilon: 2")
+    (state / SITE_FILE).write_text(stricter.replace("1.0e-5", "1.0e-6"))
+    assert refusal(policy_of(state), private.digest()) is None
+
+
+def test_an_approval_whose_log_is_gone_does_not_hold(state: Path) -> None:
+    agree(state)
+    for name in (AUDIT_FILE, f"{AUDIT_FILE}.head"):
+        (state / name).unlink()
+    assert f"{state / AUDIT_FILE}: lacks the approval" in reason(state)
+    agree(state)
+    assert refusal(policy_of(state)) is None
+
+
+def test_older_decisions_do_not_undo_a_withdrawal(state: Path) -> None:
+    agree(state)
+    older = (state / APPROVALS_FILE).read_bytes()
+    running = policy_of(state)
+    book_of(state).withdraw()
+    (state / APPROVALS_FILE).write_bytes(older)
+    assert "is older than the withdrawal" in reason(state)
+    assert refusal(running) is ErrorCode.WITHDRAWN
+    agree(state)
+    assert refusal(running) is None
 
 
 def test_an_approval_does_not_cover_a_version_that_sends_more(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as earlier:
-        earlier.setattr(client.consent.decisions, "digest_of_fields", lambda: "0" * 64)
-        DecisionBook(state).approve("tiny", DIGEST)
-        assert refusal(Policy(state, FEDERATION, SiteConfig())) is None
-    assert refusal(Policy(state, FEDERATION, SiteConfig())) is ErrorCode.NOT_APPROVED
+        earlier.setattr(client.consent.terms, "digest_of_fields", lambda: "0" * 64)
+        agree(state)
+        assert refusal(policy_of(state)) is None
+    assert refusal(policy_of(state)) is ErrorCode.NOT_APPROVED
 
 
 def test_an_approval_that_cannot_be_written_down_does_not_hold(state: Path) -> None:
     (state / AUDIT_FILE).mkdir(parents=True)
     (state / SITE_FILE).write_text(AUTOMATIC)
-    assert refusal(Policy(state, FEDERATION, state / SITE_FILE)) is ErrorCode.REFUSED_BY_SITE
+    assert refusal(policy_of(state)) is ErrorCode.REFUSED_BY_SITE
     assert not (state / APPROVALS_FILE).exists()
 
 
 def test_stopping_works_without_a_log(state: Path) -> None:
-    book = DecisionBook(state)
-    book.approve("tiny", DIGEST)
+    agree(state)
     (state / AUDIT_FILE).write_text("broken\n")
     with pytest.raises(Exception, match="not an entry"):
-        book.withdraw()
-    assert refusal(Policy(state, FEDERATION, SiteConfig())) is ErrorCode.WITHDRAWN
+        book_of(state).withdraw()
+    assert refusal(policy_of(state)) is ErrorCode.WITHDRAWN
 
 
 def task(round_number: int = 2, train: bool = True) -> Task:
@@ -176,14 +375,14 @@ def sent(state: Path) -> list[Entry]:
 
 @pytest.fixture
 def guard(state: Path) -> TaskGuard:
-    DecisionBook(state).approve("tiny", DIGEST)
-    return open_guard(state, FEDERATION)
+    agree(state)
+    return open_guard(kit_of(state), state, consent_of(state))
 
 
 def test_tasks_are_written_down_either_way(state: Path, guard: TaskGuard) -> None:
     assert refusal(guard) is None
     assert refusal(guard, "f" * 10_000) is ErrorCode.NOT_APPROVED
-    DecisionBook(state).pause()
+    book_of(state).pause()
     assert refusal(guard) is ErrorCode.PAUSED
     entries = [entry for entry in read_entries(state / AUDIT_FILE) if entry.event.startswith("task")]
     assert [(entry.event, entry.details.get("code")) for entry in entries] == [
@@ -285,13 +484,13 @@ def _run(guard: TaskGuard, open_site: Callable[[Context], Site]) -> Answer:
 def test_the_client_app_asks_first(state: Path, guard: TaskGuard) -> None:
     site = tiny.site("a", 1, DIGEST)
     assert isinstance(_run(guard, lambda context: site), SiteInfo)
-    DecisionBook(state).withdraw()
+    book_of(state).withdraw()
     assert _run(guard, _never) == Failure(ErrorCode.WITHDRAWN, "PolicyError")
 
 
 def test_without_a_log_no_work_is_done_and_nothing_leaves(state: Path, guard: TaskGuard) -> None:
     (state / AUDIT_FILE).write_text("broken\n")
-    assert _run(guard, _never) == Failure(ErrorCode.REFUSED_BY_SITE, "PolicyError")
+    assert _run(guard, _never) == Failure(ErrorCode.REFUSED_BY_SITE, "NotAsApprovedError")
     with pytest.raises(PolicyError, match="not an entry") as error:
         guard.record("train", pack(task()), pack(RESULT), 400)
     assert not isinstance(error.value, HeldBackError), "once the log is whole again it may leave"

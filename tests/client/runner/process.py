@@ -51,6 +51,7 @@ class RunnerProcess:
         self.folder = folder
         self.state, self.shared = StateFolder(folder / "state"), SharedFolder(folder / "shared")
         self.ledger, self.log = folder / "ledger.jsonl", folder / "runner.log"
+        self.kit, self.consent = folder / "kit", folder / "consent.json"
         self.process: Process | None = None
 
     # The process
@@ -58,7 +59,12 @@ class RunnerProcess:
     def run(self, command: Sequence[str]) -> None:
         """Starts a runner."""
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(list(command), env=ENVIRONMENT, stdout=log, stderr=log)
+            self.process = subprocess.Popen(list(command), env=self.environment, stdout=log, stderr=log)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """With a ledger, and the hospital's key beside it, that are this site's alone."""
+        return ENVIRONMENT | {"FEDVOX_LEDGER": str(self.ledger)}
 
     @property
     def status(self) -> dict[str, Any]:
@@ -99,7 +105,9 @@ class RunnerProcess:
 
     def end_of(self, command: Sequence[str]) -> tuple[int, str]:
         """Exit status and output of a runner that is to end by itself."""
-        done = subprocess.run(list(command), env=ENVIRONMENT, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            list(command), env=self.environment, capture_output=True, text=True, timeout=60, check=False
+        )
         return done.returncode, done.stdout + done.stderr
 
     def text(self) -> str:

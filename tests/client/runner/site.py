@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client.consent.decisions import DecisionBook
 from common.config.federation import FederationConfig, as_json, load_federation
 from common.imaging.phantoms.dataset import PHANTOM_LABELS, write_phantom_dataset
 from common.models.unet3d import build_model
@@ -19,6 +18,7 @@ from common.planning.resolve import plan_from_config
 from common.protocol.messages import Hello, Task
 from common.weights.store import FileStore
 from tests.client.runner.process import RunnerProcess
+from tests.kits import approve
 
 RUN = "a-run"
 PRIVACY = "privacy: {epsilon: 20, sample_rate: 0.5}\n"
@@ -47,7 +47,7 @@ class RunnerSite(RunnerProcess):
 
     def __init__(self, folder: Path, steps: int = 2, more: str = "") -> None:
         super().__init__(folder)
-        self.kit, self.data = folder / "kit", folder / "data"
+        self.data = folder / "data"
         self.kit.mkdir(parents=True)
         file = self.kit / "federation.yaml"
         file.write_text(FEDERATION.replace("STEPS", str(steps)) + more, encoding="utf-8")
@@ -60,7 +60,7 @@ class RunnerSite(RunnerProcess):
         write_phantom_dataset(self.data, [3], seed=7, shape=(32, 32, 32))
         self.state.make()
         self.shared.make()
-        DecisionBook(self.state.path).approve(self.config.name, self.config.digest(), "Dr. A")
+        approve(self.kit, self.state.path, self.consent)
 
     @cached_property
     def parameters(self) -> int:

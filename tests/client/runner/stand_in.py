@@ -20,7 +20,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from client.consent.decisions import DecisionBook
 from client.consent.policy import open_guard
 from client.consent.site_config import SITE_FILE
 from client.ledger.budget import LedgerBudget
@@ -40,6 +39,7 @@ from common.weights.encoding import Vector
 from common.weights.store import FileStore
 from tests import tiny
 from tests.client.runner.process import RunnerProcess
+from tests.kits import approve, write_kit
 
 FORKS = multiprocessing.get_context("forkserver")
 SIZE = 1000
@@ -115,7 +115,12 @@ class StandIn(RunnerProcess):
         """Makes the folders and agrees to the federation."""
         self.state.make()
         self.shared.make()
-        DecisionBook(self.state.path).approve(self.config.name, self.config.digest(), "Dr. A")
+        write_kit(self.kit, self.config, tiny.plan())
+        self.approve()
+
+    def approve(self) -> None:
+        """Agrees to the federation."""
+        approve(self.kit, self.state.path, self.consent)
 
     def task(self, round_number: int = 1, run: str = "a-run", train: bool = True) -> Task:
         """A task whose weights are in the inbox; not yet given to the runner."""
@@ -140,7 +145,7 @@ class StandIn(RunnerProcess):
         status = RunnerStatus(self.state.runner)
         progress = TaskProgress(self.shared, status)
         journal = TaskJournal(self.state.journal)
-        guard = open_guard(self.state.path, self.config)
+        guard = open_guard(self.kit, self.state.path, self.consent)
         plan = PrivacyPlan(training=TRAINING, validation=VALIDATION)
 
         def note(round_number: int) -> None:

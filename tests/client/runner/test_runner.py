@@ -69,6 +69,16 @@ def test_a_plan_with_less_noise_than_was_approved_is_refused(tmp_path: Path) -> 
     assert "more than the budget of 20" in text and "Traceback" not in text
 
 
+def test_a_plan_that_does_not_follow_is_refused_without_privacy_too(tmp_path: Path) -> None:
+    site = RunnerSite(tmp_path)
+    file = site.kit / "plan.json"
+    content = json.loads(file.read_text())
+    content["patch_size"] = [8, 8, 8]
+    file.write_text(json.dumps(content))
+    status, text = site.end_of(site.command())
+    assert status == 2 and f"{file}: does not follow from federation.yaml" in text and "Traceback" not in text
+
+
 def test_two_runners_on_one_folder_are_refused(tmp_path: Path) -> None:
     site = started(tmp_path)
     try:

@@ -187,7 +187,7 @@ def test_weights_that_are_missing_or_changed_are_not_worked_with_and_cost_nothin
 
 
 def test_a_task_that_was_refused_may_be_done_later(site: StandIn) -> None:
-    book = DecisionBook(site.state.path)
+    book = DecisionBook(site.state.path, site.consent)
     book.pause()
     site.start()
     task = site.task()
@@ -201,10 +201,10 @@ def test_an_answer_is_not_sent_again_after_a_withdrawal(site: StandIn) -> None:
     site.start()
     task = site.task()
     first = site.take(site.give(task))
-    DecisionBook(site.state.path).withdraw()
+    DecisionBook(site.state.path, site.consent).withdraw()
     assert site.failure(site.give(task)) == ("WITHDRAWN", "PolicyError")
     site.take(task.name)
-    DecisionBook(site.state.path).approve(CONFIG.name, CONFIG.digest())
+    site.approve()
     assert site.take(site.give(task)) == first
 
 

@@ -13,6 +13,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from client.consent.decisions import DecisionBook
 from client.shared_folder import SharedFolder
 from client.site import gpu_probe, preflight
 from client.site.data_item import check_data
@@ -37,7 +38,7 @@ from common.imaging.phantoms.dataset import write_phantom_dataset
 from common.imaging.ranges import GeometryRanges
 from common.system.supervisor import free_port
 from server.provisioning.certificate_authority import Authority
-from tests import tiny
+from tests import kits, tiny
 from tests.connect_proxy import connect_proxy
 from tests.mutual_tls import granian, https_server, server_context, write_server, write_site
 
@@ -507,14 +508,23 @@ def test_a_gpu_whose_look_crashes_is_an_error(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_federation_that_nobody_approved_is_a_warning(tmp_path: Path) -> None:
-    from client.consent.decisions import DecisionBook
+    kit = kits.write_kit(tmp_path / "kit", tiny.federation(), tiny.plan())
+    state, consent = tmp_path / "state", tmp_path / "consent.json"
+    assert preflight.check_approval(kit, state, consent).severity == "warning"
+    kits.approve(kit, state, consent)
+    assert preflight.check_approval(kit, state, consent).severity == "ok"
+    DecisionBook(state, consent).pause("Dr. Example")
+    assert "paused" in preflight.check_approval(kit, state, consent).text
 
-    config = tiny.federation()
-    assert preflight.check_approval(tmp_path, config).severity == "warning"
-    DecisionBook(tmp_path).approve(config.name, config.digest(), "Dr. Example")
-    assert preflight.check_approval(tmp_path, config).severity == "ok"
-    DecisionBook(tmp_path).pause("Dr. Example")
-    assert "paused" in preflight.check_approval(tmp_path, config).text
+
+def test_a_kit_that_is_not_the_approved_one_is_an_error(tmp_path: Path) -> None:
+    kit = kits.write_kit(tmp_path / "kit", tiny.federation(), tiny.plan())
+    state, consent = tmp_path / "state", tmp_path / "consent.json"
+    kits.approve(kit, state, consent)
+    plan = kit / "plan.json"
+    plan.write_text(plan.read_text().replace("16", "32", 1))
+    found = preflight.check_approval(kit, state, consent)
+    assert found.severity == "error" and "plan.json: not as approved by Dr. A" in found.text
 
 
 def test_version() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from client.state_folder import site_status
-from tests.client.runner.process import ENVIRONMENT, wait_for
+from tests.client.runner.process import wait_for
 from tests.client.runner.site import RunnerSite
 
 CLIENT = [sys.executable, "-m", "client.cli"]
@@ -36,7 +36,7 @@ def is_alive(pid: int) -> bool:
 
 
 def test_it_says_when_it_is_ready_and_takes_its_runner_along(site: RunnerSite) -> None:
-    starter = subprocess.Popen(command(site), env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    starter = subprocess.Popen(command(site), env=site.environment, stdout=subprocess.PIPE, text=True)
     try:
         assert starter.stdout is not None
         lines = []
@@ -56,7 +56,10 @@ def test_it_says_when_it_is_ready_and_takes_its_runner_along(site: RunnerSite) -
             (["health"], "healthy"),
         ):
             shown = subprocess.run(
-                [*CLIENT, *options, "--state", str(site.state.path)], env=ENVIRONMENT, capture_output=True, text=True
+                [*CLIENT, *options, "--state", str(site.state.path)],
+                env=site.environment,
+                capture_output=True,
+                text=True,
             )
             assert shown.returncode == 0 and text in shown.stdout
         starter.kill()
@@ -67,7 +70,7 @@ def test_it_says_when_it_is_ready_and_takes_its_runner_along(site: RunnerSite) -
 
 
 def test_sigterm_ends_both(site: RunnerSite) -> None:
-    starter = subprocess.Popen(command(site), env=ENVIRONMENT, stdout=subprocess.DEVNULL)
+    starter = subprocess.Popen(command(site), env=site.environment, stdout=subprocess.DEVNULL)
     try:
         wait_for(lambda: site_status(site.state).get("runner", {}).get("state") == "waiting", "a runner that waits")
         runner = site_status(site.state)["runner"]["pid"]
@@ -83,7 +86,7 @@ def test_a_shared_folder_that_cannot_be_used_stops_the_start(site: RunnerSite) -
     (site.folder / "file").touch()
     options = command(site)
     options[options.index(str(site.shared.path))] = str(site.folder / "file" / "shared")
-    done = subprocess.run(options, env=ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run(options, env=site.environment, capture_output=True, text=True)
     assert done.returncode == 1
     assert "cannot be made" in done.stdout and "fix first: shared" in done.stderr
 
@@ -94,7 +97,7 @@ def test_status_for_machines_says_whether_it_is_isolated(site: RunnerSite) -> No
         site.state.status.write_text(json.dumps({"role": "runner", "processes": {"runner": {"pid": 1}}}))
         done = subprocess.run(
             [*CLIENT, "status", "--json", "--kit", str(site.kit), "--state", str(site.state.path)],
-            env=ENVIRONMENT,
+            env=site.environment,
             capture_output=True,
             text=True,
         )

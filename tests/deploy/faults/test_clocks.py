@@ -37,7 +37,7 @@ def off_by(seconds: float) -> list[str]:
 def test_a_site_is_told_of_its_clock_before_it_starts(waiting: Federation, seconds: int, severity: str) -> None:
     kit = waiting.kits / "sites/east"
     command = [*NICE, *off_by(seconds), *CLIENT, "preflight", "--kit", str(kit), "--data", str(waiting.data("east"))]
-    environment = ENVIRONMENT | {"FEDVOX_CACHE": str(waiting.folder / "cache")}
+    environment = waiting.environment | {"FEDVOX_CACHE": str(waiting.folder / "cache")}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     lines = [line for line in done.stdout.splitlines() if line.split()[1:2] == ["clock:"]]
     assert len(lines) == 1, done.stdout + done.stderr
@@ -51,7 +51,7 @@ def test_a_clock_from_before_the_federation_began_is_an_error(waiting: Federatio
     kit = waiting.kits / "sites/east"
     command = [*NICE, *off_by(-TEN_MINUTES), *CLIENT, "preflight", "--kit", str(kit), "--no-cache"]
     command += ["--data", str(waiting.data("east"))]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=waiting.environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 1
     assert "is this clock right?" in done.stdout or "behind the server's" in done.stdout
 

@@ -11,7 +11,6 @@ import pytest
 from tests.deploy.faults.conftest import Disk
 from tests.e2e.network_federation import (
     CLIENT,
-    ENVIRONMENT,
     NICE,
     Federation,
     assert_same_model,
@@ -37,7 +36,7 @@ def test_a_site_with_little_room_does_not_start(tmp_path: Path, disk: Mount) -> 
         kit = made.kits / "sites/east"
         disk(kit / "state").shrink(64 * 2**20)
         command = [*NICE, *CLIENT, "preflight", "--kit", str(kit), "--data", str(made.data("east")), "--no-cache"]
-        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
+        done = subprocess.run(command, env=made.environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS)
         assert done.returncode == 1
         [line] = [line for line in done.stdout.splitlines() if line.split()[1:2] == ["disk:"]]
         assert line.startswith("error")

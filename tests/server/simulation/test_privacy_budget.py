@@ -13,7 +13,6 @@ import pytest
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from client.consent.decisions import DecisionBook
 from client.consent.policy import TaskGuard, open_guard
 from client.consent.site_config import SITE_FILE
 from client.ledger.account import Account
@@ -40,6 +39,7 @@ from server.run_store.folder import RunFolder
 from server.run_store.gateway_folder import GatewayFolder
 from server.simulation.inline_grid import InlineGrid
 from tests import tiny
+from tests.kits import approve, write_kit
 from tests.server.fake_sites import FakeNetwork, GatewayWeights, begin, nodes, run_network, run_over, site
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -113,9 +113,10 @@ class Hospitals(ClientApp):
 
     def _open_guard(self, name: str, limit: float) -> TaskGuard:
         state = self.state(name)
-        DecisionBook(state).approve(self.config.name, self.config.digest(), "Dr. Example")
+        kit, consent = write_kit(state.parent / "kit", self.config, self.plan, name), state.parent / "consent.json"
+        approve(kit, state, consent)
         (state / SITE_FILE).write_text(f"privacy: {{required: true, max_epsilon: {limit}}}\n")
-        return open_guard(state, self.config)
+        return open_guard(kit, state, consent)
 
     def _open(self, name: str, data: Path) -> ClientApp:
         state = self.state(name)

@@ -1,0 +1,30 @@
+"""A site's kit without keys, and a person who approves it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from client.consent.decisions import Approval, DecisionBook
+from client.consent.site_config import SITE_FILE, load_site_config
+from client.consent.terms import HospitalLimits, terms_of
+from common.config.federation import FederationConfig, as_json
+from common.plan.plan import Plan
+
+
+def write_kit(folder: Path, config: FederationConfig, plan: Plan, site: str = "north") -> Path:
+    """Writes the files of a kit that say what it wants."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "federation.yaml").write_text(config.resolved(), encoding="utf-8")
+    (folder / "plan.json").write_text(as_json(plan), encoding="utf-8")
+    kit = {"format": 2, "role": "site", "federation": config.name, "digest": config.digest()}
+    kit |= {"address": "coordinator.example", "port": 9443, "site": site}
+    (folder / "kit.yaml").write_text(json.dumps(kit), encoding="utf-8")
+    return folder
+
+
+def approve(kit: Path, state: Path, consent: Path, user: str = "Dr. A") -> Approval:
+    """As ``fedvox-client approve``."""
+    limits = HospitalLimits.of(load_site_config(state / SITE_FILE))
+    name = json.loads((kit / "kit.yaml").read_text(encoding="utf-8"))["federation"]
+    return DecisionBook(state, consent).approve(name, terms_of(kit), limits, user)
