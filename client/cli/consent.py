@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from client.cli.options import add_kit_options, add_ledger_file
+from client.cli.options import add_kit_options, add_ledger_file, positive_int
 from common.errors import FedvoxError
 from common.formatting import counted
 from common.system.cli import add_command, add_json
@@ -33,6 +33,9 @@ def add_consent_commands(commands: Any) -> None:
     approve = add_command(commands, "approve", _approve, "agree to what review shows", approve_example)
     add_kit_options(approve)
     _add_user(approve)
+    approve.add_argument(
+        "--more-rounds", type=positive_int, metavar="N", help="allow N rounds more than were approved so far"
+    )
     approve.add_argument("--digest", metavar="SHA256", help="approve only if the kit still has this digest")
 
     for name, function, text in (
@@ -113,7 +116,8 @@ def _review(options: argparse.Namespace) -> int:
     elif changed:
         print(f"NO TASK IS ACCEPTED: {changed}.")
     elif approval and not approval.automatic:
-        print(f"Approved by {approval.user}, {approval.time}.")
+        used = policy.contract().summary(request.federation.rounds)
+        print(f"Approved by {approval.user}, {approval.time}; {used}.")
     elif is_automatic:
         print("Within the limits of your site file, which approves it automatically.")
     else:
@@ -162,9 +166,29 @@ def _approve(options: argparse.Namespace) -> int:
     book = _decisions(options)
     approval = book.approve(request.federation.name, terms_of(options.kit), HospitalLimits.of(site), options.user)
     print(f"Approved {approval.federation} by {approval.user}, {approval.time}.\nDigest: {digest}")
+    if options.more_rounds is not None:
+        print(_allow_more(book, request, options))
     if book.read().paused:
         print(f"The site is paused; to resume: fedvox-client resume --kit {options.kit}")
     return 0
+
+
+def _allow_more(book: DecisionBook, request: Request, options: argparse.Namespace) -> str:
+    """Allow more rounds, and return in words what that means."""
+    from client.consent.terms import terms_of
+    from common.privacy.accounting import epsilon_of
+
+    federation, privacy = request.federation, request.plan.privacy
+    contract = book.allow_more(terms_of(options.kit), options.more_rounds, options.user)
+    allowed = federation.rounds + contract.more_rounds
+    text = f"{counted(allowed, 'round')} in all: {contract.summary(federation.rounds)}."
+    if privacy is None or federation.privacy is None:
+        return text
+    epsilon = epsilon_of(privacy.costs(allowed, allowed + 1), federation.privacy.delta)
+    return (
+        f"{text}\nWith all of them this federation costs a patient up to epsilon {epsilon:.2f} at delta "
+        f"{federation.privacy.delta:g}, instead of {federation.privacy.epsilon:g}."
+    )
 
 
 def _pause(options: argparse.Namespace) -> int:

@@ -15,3 +15,16 @@ def add_kit_options(command: argparse.ArgumentParser) -> None:
 def add_ledger_file(command: argparse.ArgumentParser) -> None:
     """Add ``--ledger``."""
     command.add_argument("--ledger", type=Path, metavar="FILE", help="privacy ledger (default: $FEDVOX_LEDGER)")
+
+
+def positive_int(text: str) -> int:
+    """Return the whole number from 1 on that an option gives.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        The text is none.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: give a whole number from 1 on")
+    return int(text)

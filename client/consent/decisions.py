@@ -1,6 +1,6 @@
 """The hospital's decisions: approvals, pauses and withdrawals, in one file that is always replaced as a whole.
 
-The file is sealed with the hospital's own key (``hospital_key``). One that somebody else wrote counts for nothing.
+The file is sealed with the hospital's own key (``hospital_file``). One that somebody else wrote counts for nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 import common
-from client.consent.hospital_key import HospitalKey, HospitalKeyError
+from client.consent.contract import Contract
+from client.consent.hospital_file import HospitalFile, HospitalFileError
 from client.consent.terms import HospitalLimits, KitTerms
 from client.state_folder import APPROVALS_FILE, AUDIT_FILE
 from common.audit import AuditLog
@@ -111,12 +112,12 @@ class DecisionBook:
     state
         The site's state folder; created if missing.
     consent
-        File of the hospital's own key, made with the first decision.
+        The hospital's own file (``hospital_file``), made with the first decision.
     """
 
     def __init__(self, state: Path, consent: Path) -> None:
         self._state = state
-        self._key = HospitalKey(consent)
+        self._hospital = HospitalFile(consent)
         self._file = state / APPROVALS_FILE
         self._audit = AuditLog(state / AUDIT_FILE)
 
@@ -137,13 +138,13 @@ class DecisionBook:
             problem = "is damaged, cannot be read or comes from an earlier version"
             raise DecisionsError(f"{self._file}: {problem}; {_AGAIN}") from None
         try:
-            seal = self._key.seal(_sealed_content(sealed.decisions))
-        except HospitalKeyError as error:
+            seal = self._hospital.seal(_sealed_content(sealed.decisions))
+        except HospitalFileError as error:
             raise DecisionsError(f"{self._file}: does not count: {error}; put it back, or: {_AGAIN}") from None
         if not hmac.compare_digest(seal, sealed.seal):
             raise DecisionsError(
-                f"{self._file}: was not written at this hospital: its seal does not fit the key in {self._key.file}; "
-                f"refuse a kit that came with it; else: {_AGAIN}"
+                f"{self._file}: was not written at this hospital: its seal does not fit the key in "
+                f"{self._hospital.path}; refuse a kit that came with it; else: {_AGAIN}"
             )
         return sealed.decisions
 
@@ -154,6 +155,15 @@ class DecisionBook:
     def approve_automatically(self, federation: str, kit: KitTerms, hospital: HospitalLimits) -> Approval:
         """Record the approval by the site file's limits, once however often this is called with them."""
         return self._approve(federation, kit, hospital, None, automatic=True)
+
+    def allow_more(self, kit: KitTerms, rounds: int, user: str | None = None) -> Contract:
+        """Record that a person allows ``rounds`` more rounds of an approved federation."""
+        with self._locked():
+            decision = decision_of(user)
+            # Log first, as for an approval.
+            who = {"at_time": decision.time, "user": decision.user, "account": decision.account}
+            self._audit.append("more_rounds_allowed", **who, digest=kit.federation, site=kit.site, rounds=rounds)
+            return self._hospital.change(kit.federation, kit.site, lambda contract: contract.with_more(rounds))
 
     def pause(self, user: str | None = None) -> Decision:
         """Pause the site from the next task on."""
@@ -207,8 +217,8 @@ class DecisionBook:
             return decision
 
     def _write(self, decisions: Decisions) -> None:
-        self._key.make()
-        sealed = _Sealed(decisions=decisions, seal=self._key.seal(_sealed_content(decisions)))
+        self._hospital.make_key()
+        sealed = _Sealed(decisions=decisions, seal=self._hospital.seal(_sealed_content(decisions)))
         write_atomically(self._file, as_json(sealed))
 
     @contextlib.contextmanager

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+import logging
+import secrets
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from client.consent.contract import Begun, Contract, UsedUpError
 from client.consent.decisions import (
     APPROVED_EVENT,
     AUTOMATIC_EVENT,
@@ -22,6 +25,7 @@ from client.consent.decisions import (
     Decisions,
 )
 from client.consent.disclosure import fields_that_leave
+from client.consent.hospital_file import HospitalFile
 from client.consent.site_config import SITE_FILE, SiteConfig, load_site_config
 from client.consent.terms import HospitalLimits, terms_of
 from client.state_folder import APPROVALS_FILE, AUDIT_FILE
@@ -31,6 +35,8 @@ from common.errors import FedvoxError, ProtocolError
 from common.protocol.codec import Answer, unpack_answer, unpack_question
 from common.protocol.manifest import manifest_of
 from common.protocol.messages import ErrorCode, Failure, Result, Task
+
+log = logging.getLogger("fedvox.client")
 
 MAX_TEXT = 200
 
@@ -61,7 +67,7 @@ class Policy:
     state
         The site's state folder, with its site file and decisions, which are read again at every check.
     consent
-        File of the hospital's own key.
+        The hospital's own file (``hospital_file``).
 
     Raises
     ------
@@ -75,6 +81,7 @@ class Policy:
         self._config = load_federation(kit / "federation.yaml")
         self._terms = terms_of(kit)
         self._book = DecisionBook(state, consent)
+        self._hospital = HospitalFile(consent)
         self.audit = AuditLog(state / AUDIT_FILE, (APPROVED_EVENT, AUTOMATIC_EVENT, WITHDRAWN_EVENT))
 
     def check(self, digest: str) -> None:
@@ -132,6 +139,47 @@ class Policy:
                 "or review and approve again",
             )
         return found
+
+    def begin(self, task: Task, attempt: str) -> Begun:
+        """Count a task against its approval, before any work.
+
+        Parameters
+        ----------
+        task
+            The task; ``check`` has allowed it.
+        attempt
+            Name of the attempt, which counts once; empty for one that is always counted.
+
+        Raises
+        ------
+        PolicyError
+            The approval is used up, or the count cannot be written.
+        """
+        work = Begun(attempt=attempt or secrets.token_hex(16), train=task.train)
+        with _refused():
+            try:
+                self._change(lambda contract: contract.with_begun(work, self._config.rounds))
+            except UsedUpError as error:
+                raise PolicyError(ErrorCode.APPROVAL_USED_UP, str(error)) from None
+        return work
+
+    def give_back(self, work: Begun) -> None:
+        """Take work out of the count that failed before anything was paid or sent."""
+        with _refused():
+            self._change(lambda contract: contract.without(work, self._config.rounds))
+
+    def contract(self) -> Contract:
+        """Return what was begun of this federation.
+
+        Raises
+        ------
+        HospitalFileError
+            The hospital's file is missing or damaged.
+        """
+        return self._hospital.contract(self._terms.federation, self._terms.site)
+
+    def _change(self, change: Callable[[Contract], Contract]) -> None:
+        self._hospital.change(self._terms.federation, self._terms.site, change)
 
     def is_automatic(self, site: SiteConfig) -> bool:
         """Return whether the site file approves by itself; one that may have come with the kit does not."""
@@ -205,11 +253,14 @@ class TaskGuard:
         This hospital's policy.
     audit
         Log of tasks and replies, normally ``audit.jsonl`` in the site's state folder.
+    attempt
+        Returns the name of the current attempt, as for ``client.ledger.budget``; empty without one.
     """
 
-    def __init__(self, policy: Policy, audit: AuditLog) -> None:
+    def __init__(self, policy: Policy, audit: AuditLog, attempt: Callable[[], str] = str) -> None:
         self._policy = policy
         self._audit = audit
+        self._attempt = attempt
 
     def check(self, digest: str) -> None:
         """Return if the task may be done; record the decision either way.
@@ -225,6 +276,39 @@ class TaskGuard:
             self._log("task_refused", digest=digest[:MAX_TEXT], code=_code_word(error.code))
             raise
         self._log("task_accepted", digest=digest)
+
+    def begin(self, task: Task) -> Callable[[], None]:
+        """Count a task against its approval, before any work.
+
+        Returns
+        -------
+        Callable[[], None]
+            Takes it out of the count; for work that failed before anything was paid or sent.
+
+        Raises
+        ------
+        PolicyError
+            The approval is used up, or the count cannot be written.
+        """
+        about = {"run": task.run[:MAX_TEXT], "round": task.round, "train": task.train}
+        try:
+            work = self._policy.begin(task, self._attempt())
+        except PolicyError as error:
+            self._log("task_refused", **about, code=_code_word(error.code))
+            raise
+
+        def give_back() -> None:
+            try:
+                self._policy.give_back(work)
+            except PolicyError as error:
+                log.error("the failed task stays counted: %s", error)
+
+        try:
+            self._log("task_counted", **about, attempt=work.attempt)
+        except PolicyError:
+            give_back()
+            raise
+        return give_back
 
     def record(self, kind: str, question: str, answer: str, update_bytes: int = 0) -> None:
         """Record exactly what an answer holds; an exception keeps it from leaving.
@@ -270,10 +354,10 @@ class TaskGuard:
             raise PolicyError(ErrorCode.REFUSED_BY_SITE, str(error)) from None
 
 
-def open_guard(kit: Path, state: Path, consent: Path) -> TaskGuard:
-    """Make the guard of a site from its kit, the files in its state folder, and the hospital's own key."""
+def open_guard(kit: Path, state: Path, consent: Path, attempt: Callable[[], str] = str) -> TaskGuard:
+    """Make the guard of a site from its kit, its state folder, the hospital's own file, and the current attempt."""
     policy = Policy(kit, state, consent)
-    return TaskGuard(policy, policy.audit)
+    return TaskGuard(policy, policy.audit, attempt)
 
 
 def _round_of(question: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import flwr
+import numpy as np
 import torch
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
@@ -59,6 +60,13 @@ class Guard(Protocol):
 
     def check(self, digest: str) -> None:
         """Raise a FedvoxError with a ``code`` unless the site currently takes part in this federation."""
+
+    def begin(self, task: Task) -> Callable[[], None]:
+        """Count a task against what was approved, before any work.
+
+        Raises a FedvoxError with a ``code`` if it is too much. Returns what takes the task out of the count, for work
+        that failed before anything was paid or sent.
+        """
 
 
 @dataclass(frozen=True)
@@ -157,7 +165,7 @@ def make_client_app(open_site: OpenSite, weights: SiteWeights, guard: Guard | No
             question = unpack_question(from_record(message.content))
             if guard is not None:
                 guard.check(question.digest)
-            found = _answer(question, open_site(context), weights)
+            found = _answer(question, open_site(context), weights, guard)
         except Exception as error:  # only an error code and a class name may leave the site
             return _failure(error, message)
         return Message(to_record(pack(found)), reply_to=message)
@@ -168,10 +176,10 @@ def make_client_app(open_site: OpenSite, weights: SiteWeights, guard: Guard | No
     return app
 
 
-def _answer(question: Question, site: Site, weights: SiteWeights) -> Answer:
+def _answer(question: Question, site: Site, weights: SiteWeights, guard: Guard | None) -> Answer:
     if question.digest != site.digest:
         raise WrongFederationError("the server runs a different federation file from the one this site agreed to")
-    return _declaration(site) if isinstance(question, Hello) else _work(question, site, weights)
+    return _declaration(site) if isinstance(question, Hello) else _work(question, site, weights, guard)
 
 
 def _failure(error: Exception, message: Message) -> Message:
@@ -208,24 +216,41 @@ def _declaration(site: Site) -> SiteInfo:
     )
 
 
-def _work(task: Task, site: Site, weights: SiteWeights) -> Result:
+def _work(task: Task, site: Site, weights: SiteWeights, guard: Guard | None) -> Result:
     started = time.perf_counter()
     if task.refused_last is not None:
         log.warning("round %d: the server did not count the last reply: %s", task.round, task.refused_last)
     model = vector_of(weights.inbox.get(task.model), site.trainer.layout.size, task.download)
-    result, update = _evaluate_then_train(task, model, site, started)
+    # Looked at before anything is counted or paid.
+    if not (np.isfinite(model.min()) and np.isfinite(model.max())):
+        raise ProtocolError("the model's weights are not all finite")
+    give_back = guard.begin(task) if guard is not None else _nothing
+    is_paid = False
+    try:
+        epsilon = _spend(task, site)
+        is_paid = site.privacy is not None
+        result, update = _evaluate_then_train(task, model, site, started, epsilon)
+    except Exception:
+        if not is_paid:
+            give_back()
+        raise
     if update is None:
         return result
     pieces = site.feedback.encode(update, task.upload)
     return replace(result, update=weights.outbox.put(data for _, data in pieces))
 
 
-def _evaluate_then_train(task: Task, weights: Vector, site: Site, started: float) -> tuple[Result, Vector | None]:
+def _nothing() -> None:
+    """Give nothing back: in a simulation nothing is counted."""
+
+
+def _evaluate_then_train(
+    task: Task, weights: Vector, site: Site, started: float, epsilon: float
+) -> tuple[Result, Vector | None]:
     trainer, observer = site.trainer, site.observer
     steps = trainer.config.local_steps if task.train else 0
     if observer is not None:
         observer.site_started(task.round, site.name, steps)
-    epsilon = _spend(task, site)
     validation = trainer.validate(weights, site.validation_cases, task.round, site.seed)
     training = None
     if task.train:

@@ -70,8 +70,8 @@ def _serve(options: argparse.Namespace, folder: SharedFolder, isolation: Isolati
     status = RunnerStatus(state.runner)
     status.say(state="preparing data", network=str(isolation), isolated=isolation.is_isolated)
     progress = TaskProgress(folder, status)
-    guard = open_guard(options.kit, options.state, default_consent())
     journal = TaskJournal(state.journal)
+    guard = open_guard(options.kit, options.state, default_consent(), journal.attempt)
     own = load_site_config(options.state / SITE_FILE)
     site = LocalSite(
         config,

@@ -205,16 +205,21 @@ def check_device(name: str) -> Item:
 
 def check_approval(kit: Path, state: Path, consent: Path) -> Item:
     """Check whether the site would accept a task now; what only a person can put right is an error."""
+    from client.consent.contract import ALLOWS_MORE
     from client.consent.policy import NotAsApprovedError, Policy, PolicyError
 
     try:
         policy = Policy(kit, state, consent)
-        policy.check(load_federation(kit / "federation.yaml").digest())
+        config = load_federation(kit / "federation.yaml")
+        policy.check(config.digest())
     except NotAsApprovedError as error:
         return Item("approval", "error", f"no task will be accepted: {error}")
     except PolicyError as error:
         return Item("approval", "warning", f"no task will be accepted: {error}")
-    return Item("approval", "ok", "tasks of this federation will be accepted")
+    contract, rounds = policy.contract(), config.rounds
+    if contract.is_used_up(rounds):
+        return Item("approval", "warning", f"no training will be accepted: {contract.summary(rounds)}; {ALLOWS_MORE}")
+    return Item("approval", "ok", f"tasks of this federation will be accepted; {contract.summary(rounds)}")
 
 
 def _check_dates(name: str, not_before: datetime | None, not_after: datetime, now: datetime) -> Item:

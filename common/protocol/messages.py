@@ -28,6 +28,7 @@ class ErrorCode(IntEnum):
     PRIVACY_BUDGET = 1015
     PRIVACY_REQUIRED = 1016
     LEDGER = 1017
+    APPROVAL_USED_UP = 1020
 
 
 class Refusal(StrEnum):

@@ -30,9 +30,10 @@ SITE_SAYS_NO = {
     ErrorCode.PRIVACY_REQUIRED,
     ErrorCode.PRIVACY_BUDGET,
     ErrorCode.LEDGER,
+    ErrorCode.APPROVAL_USED_UP,
 }
 # A site answers this only when asked to train, and its answer is unlikely to change in the next round.
-CANNOT_PAY = {ErrorCode.PRIVACY_BUDGET, ErrorCode.LEDGER}
+CANNOT_PAY = {ErrorCode.PRIVACY_BUDGET, ErrorCode.LEDGER, ErrorCode.APPROVAL_USED_UP}
 Names = Callable[[int], str | None]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from client.consent.decisions import DecisionBook, DecisionsError
 from client.consent.disclosure import fields_that_leave
 from client.consent.policy import HeldBackError, NotAsApprovedError, Policy, PolicyError, TaskGuard, open_guard
 from client.consent.site_config import SITE_FILE
+from client.consent.terms import terms_of
 from client.runner.app_call import ask
 from client.runner.client_app import Site, SiteWeights, make_client_app
 from client.state_folder import APPROVALS_FILE, AUDIT_FILE
@@ -391,6 +393,47 @@ def test_tasks_are_written_down_either_way(state: Path, guard: TaskGuard) -> Non
         ("task_refused", "paused"),
     ]
     assert len(entries[1].details["digest"]) == 200
+
+
+def begun(guard: TaskGuard, run: str, round_number: int, train: bool = True) -> ErrorCode | None:
+    try:
+        guard.begin(Task(run, DIGEST, round_number, 3, train, MODEL))
+    except PolicyError as error:
+        return error.code
+    return None
+
+
+def test_a_server_that_repeats_rounds_under_new_names_gets_no_more_than_was_approved(
+    state: Path, guard: TaskGuard
+) -> None:
+    assert [begun(guard, f"run-{number}", 1) for number in range(5)] == [None] * 3 + [ErrorCode.APPROVAL_USED_UP] * 2
+    assert begun(guard, "another", 4, train=False) is None
+    assert begun(guard, "another", 4, train=False) is ErrorCode.APPROVAL_USED_UP
+    events = [entry.event for entry in read_entries(state / AUDIT_FILE)]
+    assert events.count("task_counted") == 4 and events.count("task_refused") == 3
+
+
+def test_neither_a_new_state_folder_nor_a_new_approval_starts_the_count_again(state: Path, guard: TaskGuard) -> None:
+    for number in range(3):
+        assert begun(guard, "run", number) is None
+    shutil.rmtree(state)
+    agree(state)
+    again = open_guard(kit_of(state), state, consent_of(state))
+    assert refusal(again) is None
+    assert begun(again, "run", 1) is ErrorCode.APPROVAL_USED_UP
+    contract = book_of(state).allow_more(terms_of(kit_of(state)), 1, "Dr. B")
+    assert contract.summary(3) == "3 of 4 trainings used, 1 of them allowed later"
+    assert [begun(again, "run", number) for number in (1, 2)] == [None, ErrorCode.APPROVAL_USED_UP]
+    [allowed] = [entry for entry in read_entries(state / AUDIT_FILE) if entry.event == "more_rounds_allowed"]
+    assert (allowed.details["user"], allowed.details["rounds"]) == ("Dr. B", 1)
+
+
+def test_a_count_that_cannot_be_logged_is_given_back(state: Path, guard: TaskGuard) -> None:
+    whole = (state / AUDIT_FILE).read_bytes()
+    (state / AUDIT_FILE).write_text("broken\n")
+    assert begun(guard, "run", 1) is ErrorCode.REFUSED_BY_SITE
+    (state / AUDIT_FILE).write_bytes(whole)
+    assert [begun(guard, "run", number) for number in range(4)] == [None] * 3 + [ErrorCode.APPROVAL_USED_UP]
 
 
 def test_what_leaves_is_written_down_exactly(state: Path, guard: TaskGuard) -> None:

@@ -145,7 +145,7 @@ class StandIn(RunnerProcess):
         status = RunnerStatus(self.state.runner)
         progress = TaskProgress(self.shared, status)
         journal = TaskJournal(self.state.journal)
-        guard = open_guard(self.kit, self.state.path, self.consent)
+        guard = open_guard(self.kit, self.state.path, self.consent, journal.attempt)
         plan = PrivacyPlan(training=TRAINING, validation=VALIDATION)
 
         def note(round_number: int) -> None:

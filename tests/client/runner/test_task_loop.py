@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from client.consent.decisions import DecisionBook
+from client.consent.hospital_file import HospitalFile
 from client.consent.site_config import SITE_FILE
 from client.runner.task_journal import KEPT
 from client.state_folder import AUDIT_FILE
 from common.protocol.codec import pack, unpack_answer
 from common.protocol.messages import Hello, Result, SiteInfo
 from common.weights.store import FileStore, digest_of
-from tests.client.runner.stand_in import CONFIG, StandIn
+from tests.client.runner.stand_in import CONFIG, SIZE, StandIn
 
 LONG = 100_000
 
@@ -184,6 +187,50 @@ def test_weights_that_are_missing_or_changed_are_not_worked_with_and_cost_nothin
     short = FileStore(site.shared.inbox).put([b"\0" * 8])
     assert site.failure(site.give(replace(site.task(3), model=short))) == ("BAD_TASK", "ProtocolError")
     assert site.trained() == [] and site.paid() == []
+
+
+def test_rounds_repeated_under_new_names_are_done_as_often_as_was_approved(site: StandIn) -> None:
+    """Also by another runner, whose state is new: the count is the hospital's, not the kit's."""
+    site.start()
+    tasks = [site.task(1, f"run-{number}") for number in range(CONFIG.rounds)]
+    for task in tasks[:-1]:
+        site.take(site.give(task))
+    site.take(site.give(tasks[0]))  # the same task again gets the same answer, and does not count
+    site.kill()
+    shutil.rmtree(site.state.path)
+    site.make()
+    site.start()
+    assert isinstance(site.answer(site.give(tasks[-1])), Result)
+    site.take(tasks[-1].name)
+    refused = site.task(1, "one-more")
+    assert site.failure(site.give(refused)) == ("APPROVAL_USED_UP", "PolicyError")
+    assert len(site.trained()) == CONFIG.rounds
+
+
+def test_work_that_goes_on_after_a_kill_counts_once(site: StandIn) -> None:
+    site.start(steps=LONG)
+    task = site.task()
+    site.give(task)
+    for _ in range(2):
+        site.wait_for_step()
+        site.kill()
+        site.start(steps=LONG)
+    site.wait_for_step()
+    site.kill()
+    contract = HospitalFile(site.consent).contract(CONFIG.digest(), "north")
+    assert contract.summary(CONFIG.rounds) == "1 of 9 trainings used"
+
+
+def test_weights_that_are_not_numbers_cost_nothing(site: StandIn) -> None:
+    site.start()
+    for value in (np.nan, np.inf, -np.inf):
+        weights = np.zeros(SIZE, "<f4")
+        weights[-1] = value
+        task = replace(site.task(), model=FileStore(site.shared.inbox).put([weights]))
+        assert site.failure(site.give(task)) == ("BAD_TASK", "ProtocolError")
+        site.take(task.name)
+    assert (site.trained(), site.paid()) == ([], [])
+    assert not HospitalFile(site.consent).contract(CONFIG.digest(), "north").begun
 
 
 def test_a_task_that_was_refused_may_be_done_later(site: StandIn) -> None:
