@@ -87,6 +87,7 @@ def _request(options: argparse.Namespace) -> int:
     files = make_request(options.name, options.out)
     print(f"{files.key}: stays here; later copy it into the kit")
     print(f"{files.request}: send this to the coordinator")
+    print(f"fingerprint {files.fingerprint}: if the coordinator asks which key is yours, compare it by telephone")
     return 0
 
 

@@ -6,6 +6,8 @@ which goes on after a crash counts once, and an answer that is sent again is not
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from common.errors import FedvoxError
 from common.formatting import counted
 from common.plan.base import Frozen
@@ -50,6 +52,11 @@ class Contract(Frozen):
     def is_used_up(self, rounds: int) -> bool:
         """Whether an approval of ``rounds`` rounds covers no further training."""
         return self._trainings >= rounds + self.more_rounds
+
+    def with_known(self, works: Iterable[Begun]) -> Contract:
+        """Return the contract with work that is known from elsewhere, such as the audit log."""
+        missing = tuple(work for work in works if work not in self.begun)
+        return self.model_copy(update={"begun": (*self.begun, *missing)})
 
     def with_begun(self, work: Begun, rounds: int) -> Contract:
         """Return the contract with one more attempt; the same one counts once.

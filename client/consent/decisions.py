@@ -30,6 +30,8 @@ from common.system.files import write_atomically
 from common.system.locks import lock_file
 
 APPROVED_EVENT, AUTOMATIC_EVENT, WITHDRAWN_EVENT = "approved", "approved_automatically", "withdrawn"
+DECISION_EVENTS = (APPROVED_EVENT, AUTOMATIC_EVENT, WITHDRAWN_EVENT)
+"""What decides whether an approval in the file holds."""
 _AGAIN = "move it away, review the federation and approve it again"
 
 

@@ -298,6 +298,8 @@ def _work(work: Mapping[str, Any], privacy: Mapping[str, Any] | None) -> list[st
         f"{counted(work['rounds'], 'round')}{ending}. In each round, your site scores the model on its validation "
         f"patients and trains {_trained(work['trainable'])} for {counted(work['local_steps'], 'step')} with {batch} "
         f"({work['optimizer']}, loss {work['loss']}). A final task only scores the finished model.",
+        f"Your approval covers that and no more: {counted(work['rounds'], 'training')} and "
+        f"{counted(work['rounds'] + 1, 'scoring')}, whatever the server calls its runs. You can allow more later.",
         f"A round counts if {counted(work['min_sites'], 'site')} or more answer with an update{least}."
         f"{_consequence(work['min_sites'])}",
     ]

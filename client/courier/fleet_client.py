@@ -68,6 +68,8 @@ class FleetNode:
             NodeAuthHttpInterceptor(key, key.public_key()),
             _SignedRequests(access),
         ]
+        self._sender = _Sender(access)
+        interceptors.append(self._sender)
         self._client = FleetHttpClient(f"https://{access.address}", interceptors=interceptors, verify=access.context)
 
     @property
@@ -163,6 +165,7 @@ class FleetNode:
 
     def close(self) -> None:
         """Close all connections."""
+        self._sender.close()
         self._client.close()
 
     def _current_node(self) -> Node:
@@ -188,7 +191,8 @@ class FleetNode:
                 word = one_line(error.response.content[:LARGEST_WORD_BYTES])
                 if 400 <= status < 500:
                     raise RefusedError(what, status, word) from None
-                raise LineError(f"{what}: the server answers {status}") from None
+                followed = ", a redirect, which no site follows" if error.response.has_redirect_location else ""
+                raise LineError(f"{what}: the server answers {status}{followed}") from None
             except ValueError as error:
                 if isinstance(error, OSError):  # an invalid certificate raises an error that is both
                     raise
@@ -211,3 +215,35 @@ class _SignedRequests:
         response = call_next(context)
         self._access.note(response.status_code)
         return response
+
+
+class _Sender:
+    """Sends each call itself, in place of Flower's client, which follows redirects to wherever they lead.
+
+    It speaks to the server of the kit alone, through the proxy of ``Access`` if there is one. The environment names no
+    other proxy, certificate or password.
+    """
+
+    def __init__(self, access: Access) -> None:
+        proxy = access.address.proxy
+        self._http = httpx.Client(
+            verify=access.context, proxy=proxy.url if proxy else None, trust_env=False, follow_redirects=False
+        )
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        """Return the response to a call; of a refusal only as much as is shown."""
+        del call_next
+        response = self._http.send(context.request, stream=True)
+        try:
+            if response.is_success:
+                response.read()
+                return response
+            word = next(response.iter_raw(LARGEST_WORD_BYTES), b"")
+        finally:
+            response.close()
+        headers = {"location": response.headers["location"]} if response.has_redirect_location else {}
+        return httpx.Response(response.status_code, headers=headers, content=word, request=response.request)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()

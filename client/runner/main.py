@@ -11,7 +11,7 @@ from pathlib import Path
 from flwr.app import Context
 
 from client.consent.disclosure import read_plan
-from client.consent.policy import open_guard
+from client.consent.guard import open_guard
 from client.consent.site_config import SITE_FILE, load_site_config
 from client.ledger.ledger import Ledger, Witness
 from client.runner.app_call import ReceivedWeights

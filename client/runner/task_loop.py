@@ -15,7 +15,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from types import FrameType
 
-from client.consent.policy import HeldBackError, PolicyError, TaskGuard
+from client.consent.guard import HeldBackError, TaskGuard
+from client.consent.policy import PolicyError
 from client.runner.app_call import App, ask, failure, kind_of
 from client.runner.memory import return_freed_memory
 from client.runner.progress import RunnerStatus, SupersededError, TaskProgress

@@ -36,6 +36,8 @@ class Outlook:
         Epsilon at ``limit.delta`` so far, and after the whole federation.
     rounds_left
         How many of the ``rounds`` the site's limit allows.
+    approved
+        Epsilon and delta of the federation alone, which an approval covers.
     """
 
     spent: float
@@ -43,6 +45,7 @@ class Outlook:
     rounds: int
     rounds_left: int
     limit: SitePrivacy
+    approved: tuple[float, float]
 
     @property
     def fits(self) -> bool:
@@ -66,7 +69,11 @@ class Outlook:
             f"at delta {self.limit.delta:g}"
         )
         if self.limit.max_epsilon is None:
-            return f"{whole}; the site file sets no limit (privacy.max_epsilon)"
+            epsilon, delta = self.approved
+            return (
+                f"{whole}; the site file sets no limit over all federations (privacy.max_epsilon), so that only "
+                f"what is approved for each limits it: epsilon {epsilon:g} at delta {delta:g} for this one"
+            )
         if self.fits:
             return f"{whole}; the limit is {self.limit.max_epsilon:g}"
         return (
@@ -90,7 +97,8 @@ def outlook(
         left = 0
     elif limit.max_epsilon is not None and after > limit.max_epsilon:
         left = account.rounds_left(people, limit.delta, limit.max_epsilon, costs, config.rounds)
-    return Outlook(spent, after, config.rounds, left, limit)
+    approved = (config.privacy.epsilon, config.privacy.delta) if config.privacy else (math.inf, limit.delta)
+    return Outlook(spent, after, config.rounds, left, limit, approved)
 
 
 def find_people(
@@ -144,4 +152,5 @@ def check_privacy(
         return Item("privacy", "error", f"the patients cannot be told apart: {error}")
     known = recognise(account, [*people["training"], *people["validation"]])
     text = f"{found}; {known}" if str(known) else str(found)
-    return Item("privacy", "ok" if found.fits and not known.needs_a_look else "warning", text)
+    is_good = found.fits and site.privacy.max_epsilon is not None and not known.needs_a_look
+    return Item("privacy", "ok" if is_good else "warning", text)

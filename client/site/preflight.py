@@ -167,6 +167,11 @@ def _check_access(found: Connection) -> Item:
         }
         text = reasons.get(found.word, "the server does not accept this site's key; ask the coordinator for a new kit")
         return Item("access", "error", text)
+    if 300 <= found.status < 400:
+        text = (
+            "the server redirects to another place, which no site follows; ask IT and the coordinator what answers here"
+        )
+        return Item("access", "warning", text)
     if found.status == 0 or found.status >= 500:
         return Item("access", "warning", "the server is not ready; the site keeps trying")
     return Item("access", "ok", "the server accepts this site")

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import NameOID
 from pydantic import TypeAdapter, ValidationError
 
-from common.certificates import SITE_KEY_FILE, new_key, private_pem
+from common.certificates import SITE_KEY_FILE, CertificateError, key_fingerprint, load_key, new_key, private_pem
 from common.config.network import SiteName
 from common.errors import ConfigError, OutputError
 from common.system.files import write_atomically
@@ -25,10 +25,17 @@ KEY_FILE = SITE_KEY_FILE
 
 @dataclass(frozen=True)
 class SiteRequest:
-    """The files written: the private key, which stays, and the request for the coordinator."""
+    """The files written: the private key, which stays, and the request for the coordinator.
+
+    Attributes
+    ----------
+    fingerprint
+        The ``fingerprint`` of the key, to compare with what the coordinator received.
+    """
 
     key: Path
     request: Path
+    fingerprint: str
 
 
 def make_request(site: str, out: Path) -> SiteRequest:
@@ -55,7 +62,7 @@ def make_request(site: str, out: Path) -> SiteRequest:
     key = new_key()
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, site)])
     request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA384())
-    files = SiteRequest(out / KEY_FILE, out / f"{site}.csr")
+    files = SiteRequest(out / KEY_FILE, out / f"{site}.csr", key_fingerprint(key.public_key()))
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -70,7 +77,8 @@ def _write_new_secret(path: Path, content: bytes) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         raise OutputError(
-            f"{path}: a key already exists and is never replaced; move it away or choose another folder"
+            f"{path}: a key already exists ({_described(path)}) and is never replaced; move it away or choose another "
+            "folder"
         ) from None
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
@@ -78,3 +86,10 @@ def _write_new_secret(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _described(key: Path) -> str:
+    try:
+        return f"fingerprint {key_fingerprint(load_key(key).public_key())}"
+    except CertificateError:
+        return "damaged"

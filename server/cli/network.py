@@ -33,6 +33,9 @@ def add_network_commands(commands: argparse._SubParsersAction[Any]) -> None:
     provision.add_argument(
         "--request", type=Path, action="append", default=[], metavar="FILE", help="signing request of a site"
     )
+    provision.add_argument(
+        "--replace", action="append", default=[], metavar="SITE", help="let a request replace this site's key"
+    )
     provision.add_argument("--renew", action="append", default=[], metavar="SITE", help="give a site a new key")
 
     revoke = add_command(commands, "revoke", _revoke, "revoke a site's key", "north --kits kits")
@@ -78,7 +81,8 @@ def _provision(options: argparse.Namespace) -> int:
     from common.config.federation import load_federation
     from server.provisioning.kits import provision
 
-    report = provision(load_federation(options.federation), options.out, options.request, options.renew)
+    config = load_federation(options.federation)
+    report = provision(config, options.out, options.request, options.renew, options.replace)
     print(report.as_text())
     return 0
 

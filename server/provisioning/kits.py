@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -63,7 +63,11 @@ class ProvisionReport:
 
 
 def provision(
-    config: FederationConfig, out: Path, requests: Sequence[Path] = (), renew: Sequence[str] = ()
+    config: FederationConfig,
+    out: Path,
+    requests: Sequence[Path] = (),
+    renew: Sequence[str] = (),
+    replace: Collection[str] = (),
 ) -> ProvisionReport:
     """Make or update a federation's kits.
 
@@ -77,11 +81,13 @@ def provision(
         Signing requests of sites that make their own keys.
     renew
         Sites that get a new key; the old one is revoked.
+    replace
+        Sites whose key a request may replace; the old one is revoked.
 
     Raises
     ------
     ConfigError
-        The federation file is incomplete, or does not list a site.
+        The federation file is incomplete, or does not list a site, or a request would replace a site's key.
     AuthorityError
         A key, certificate or request cannot be used.
     OutputError
@@ -101,6 +107,7 @@ def provision(
             "federation.yaml": _as_in_kits(config).resolved().encode(),
             "plan.json": (plan.model_dump_json(indent=2) + "\n").encode(),
         }
+        _check_replacements(register, own_keys, replace)
         register = register.with_listed(network.sites)
         for name in network.sites:
             register, made = _ensure_certificate(
@@ -229,6 +236,7 @@ def _ensure_certificate(
     """Issue or renew a site's certificate as needed; return the register, and the key if one was made here."""
     known = register.sites.get(name)
     if own_key is not None:
+        # Again, because two requests of one call may bring the same key.
         _check_own_key(register, name, key_fingerprint(own_key))
         if known is None or known.key != key_fingerprint(own_key):
             certificate = authority.issue_to_site(name, own_key, network.certificate_days)
@@ -247,6 +255,21 @@ def _ensure_certificate(
     )
     certificate = authority.issue_to_site(name, key_of(old), network.certificate_days)
     return register.with_certificate(name, certificate, known.made_by), None
+
+
+def _check_replacements(
+    register: Register, own_keys: Mapping[str, ec.EllipticCurvePublicKey], replace: Collection[str]
+) -> None:
+    """Let no request replace a key that is in use, unless a person has compared both."""
+    for name, own_key in own_keys.items():
+        known, key = register.sites.get(name), key_fingerprint(own_key)
+        _check_own_key(register, name, key)
+        if known is None or known.revoked is not None or known.key == key or name in replace:
+            continue
+        raise ConfigError(
+            f"{name}: has the key {known.key} since {known.added[:10]} (made by the {known.made_by}), and the request "
+            f"brings {key}; ask the site which is theirs (fedvox-client request shows it), then add --replace {name}"
+        )
 
 
 def _check_own_key(register: Register, name: str, key: str) -> None:

@@ -28,7 +28,7 @@ from flwr.app import Context, Message
 from numpy.typing import NDArray
 
 from client.cli import entry
-from client.consent.policy import TaskGuard
+from client.consent.guard import TaskGuard
 from client.runner import main as runner
 from client.runner.app_call import App
 from client.runner.client_app import Site, SiteWeights, make_client_app

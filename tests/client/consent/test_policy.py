@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 from flwr.app import Context
 
-import client.consent.policy
+import client.consent.guard
 import client.consent.terms
 from client.consent.decisions import DecisionBook, DecisionsError
 from client.consent.disclosure import fields_that_leave
-from client.consent.policy import HeldBackError, NotAsApprovedError, Policy, PolicyError, TaskGuard, open_guard
+from client.consent.guard import HeldBackError, TaskGuard, open_guard
+from client.consent.policy import NotAsApprovedError, Policy, PolicyError
 from client.consent.site_config import SITE_FILE
 from client.consent.terms import terms_of
 from client.runner.app_call import ask
@@ -428,6 +429,16 @@ def test_neither_a_new_state_folder_nor_a_new_approval_starts_the_count_again(st
     assert (allowed.details["user"], allowed.details["rounds"]) == ("Dr. B", 1)
 
 
+def test_an_older_copy_of_the_count_forgets_nothing_that_the_log_has(state: Path, guard: TaskGuard) -> None:
+    older = consent_of(state).read_bytes()
+    guard.begin(Task("run", DIGEST, 1, 3, True, MODEL))()  # failed, and is given back in the log too
+    for number in range(2):
+        assert begun(guard, "run", number) is None
+    consent_of(state).write_bytes(older)
+    again = open_guard(kit_of(state), state, consent_of(state))
+    assert [begun(again, "run", number) for number in range(2)] == [None, ErrorCode.APPROVAL_USED_UP]
+
+
 def test_a_count_that_cannot_be_logged_is_given_back(state: Path, guard: TaskGuard) -> None:
     whole = (state / AUDIT_FILE).read_bytes()
     (state / AUDIT_FILE).write_text("broken\n")
@@ -501,7 +512,7 @@ def test_a_field_that_the_consent_document_does_not_show_does_not_leave(
     state: Path, guard: TaskGuard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shown = [field for field in fields_that_leave() if field.name != "seconds"]
-    monkeypatch.setattr(client.consent.policy, "fields_that_leave", lambda: shown)
+    monkeypatch.setattr(client.consent.guard, "fields_that_leave", lambda: shown)
     with pytest.raises(HeldBackError, match="on no list: seconds"):
         guard.record("train", pack(task()), pack(RESULT), 400)
 
@@ -533,7 +544,7 @@ def test_the_client_app_asks_first(state: Path, guard: TaskGuard) -> None:
 
 def test_without_a_log_no_work_is_done_and_nothing_leaves(state: Path, guard: TaskGuard) -> None:
     (state / AUDIT_FILE).write_text("broken\n")
-    assert _run(guard, _never) == Failure(ErrorCode.REFUSED_BY_SITE, "NotAsApprovedError")
+    assert _run(guard, _never) == Failure(ErrorCode.REFUSED_BY_SITE, "PolicyError")
     with pytest.raises(PolicyError, match="not an entry") as error:
         guard.record("train", pack(task()), pack(RESULT), 400)
     assert not isinstance(error.value, HeldBackError), "once the log is whole again it may leave"

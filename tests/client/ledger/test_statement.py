@@ -146,7 +146,8 @@ def test_a_site_serves_as_many_rounds_as_it_was_told(tmp_path: Path) -> None:
 
 def test_without_a_limit_everything_fits() -> None:
     found = outlook(*planned(federation(50)), SitePrivacy(), Account(), NEW_PATIENTS)
-    assert found.fits and "sets no limit" in str(found)
+    assert found.fits and "sets no limit over all federations" in str(found)
+    assert "epsilon 50 at delta 1e-05 for this one" in str(found)
 
 
 @pytest.fixture(scope="module")

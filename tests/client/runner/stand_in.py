@@ -20,7 +20,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from client.consent.policy import open_guard
+from client.consent.guard import open_guard
 from client.consent.site_config import SITE_FILE
 from client.ledger.budget import LedgerBudget
 from client.ledger.ledger import Ledger, Witness

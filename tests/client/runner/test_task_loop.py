@@ -14,6 +14,7 @@ import pytest
 from client.consent.decisions import DecisionBook
 from client.consent.hospital_file import HospitalFile
 from client.consent.site_config import SITE_FILE
+from client.consent.terms import terms_of
 from client.runner.task_journal import KEPT
 from client.state_folder import AUDIT_FILE
 from common.protocol.codec import pack, unpack_answer
@@ -90,6 +91,7 @@ def test_updates_stay_until_the_next_task_and_as_long_as_an_answer_waits_for_the
 
 
 def test_old_records_are_removed(site: StandIn) -> None:
+    DecisionBook(site.state.path, site.consent).allow_more(terms_of(site.kit), CONFIG.rounds)
     site.start(steps=1)
     names = [site.give(site.task(number, run)) for run in ("a", "b") for number in range(1, 10) if site_answers(site)]
     site.reply(names[-1])

@@ -331,6 +331,11 @@ def test_the_kit(site: Path, authority: Authority, tmp_path: Path) -> None:
     key.chmod(0o644)
     item = check_kit(site, good, config)
     assert item.severity == "error" and "chmod 600" in item.text
+    whole = key.read_bytes()
+    for damaged in (b"", whole[:100], whole.replace(b"PRIVATE", b"PUBLIC"), b"\0" * len(whole)):
+        key.write_bytes(damaged)
+        found = check_kit(site, good, config)
+        assert found.severity == "error" and str(key) in found.text
     shutil.copy(write_site(tmp_path / "other", authority) / "site.key", key)
     assert "do not belong together" in check_kit(site, good, config).text
     key.unlink()

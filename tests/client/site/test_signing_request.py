@@ -41,7 +41,7 @@ def test_a_request_for_another_name_with_the_same_signature_is_refused(tmp_path:
 def test_a_key_is_never_replaced(tmp_path: Path) -> None:
     files = make_request("north", tmp_path)
     before = files.key.read_bytes()
-    with pytest.raises(OutputError, match="a key already exists"):
+    with pytest.raises(OutputError, match=rf"a key already exists \(fingerprint {files.fingerprint}\)"):
         make_request("north", tmp_path)
     assert files.key.read_bytes() == before
 

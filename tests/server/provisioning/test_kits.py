@@ -327,10 +327,26 @@ def test_a_sites_own_key_replaces_the_one_made_for_it(tmp_path: Path) -> None:
     provision(network(), kits)
     made = serial(kits, "north")
     files = make_request("north", tmp_path / "north")
-    provision(network(), kits, [files.request])
+    provision(network(), kits, [files.request], replace=["north"])
     assert not (kits / "sites/north/site.key").exists()
     assert revoked_serials(kits) == {made}
     assert public_key_of(kits / "server/sites/north.crt") == public_pem(load_key(files.key).public_key())
+
+
+def test_a_second_request_shows_both_keys_and_wants_a_yes(tmp_path: Path) -> None:
+    kits = tmp_path / "kits"
+    first, second = (make_request("north", tmp_path / name) for name in ("first", "second"))
+    provision(network(), kits, [first.request])
+    before = (kits / "authority/sites.json").read_bytes()
+    with pytest.raises(ConfigError, match="add --replace north") as refused:
+        provision(network(), kits, [second.request])
+    assert first.fingerprint in str(refused.value) and second.fingerprint in str(refused.value)
+    with pytest.raises(ConfigError, match="add --replace north"):
+        provision(network(), kits, [second.request], replace=["south"])
+    assert (kits / "authority/sites.json").read_bytes() == before
+    assert provision(network(), kits, [first.request]).sites["north"] == "unchanged", "the same key again is no other"
+    provision(network(), kits, [second.request], replace=["north"])
+    assert read_register(kits).sites["north"].key == second.fingerprint
 
 
 def test_bad_requests_are_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
-from client.consent.policy import TaskGuard, open_guard
+from client.consent.guard import TaskGuard, open_guard
 from client.consent.site_config import SITE_FILE
 from client.ledger.account import Account
 from client.ledger.ledger import Ledger, Witness

@@ -1,0 +1,172 @@
+"""Stands between server and site: every task is checked and counted, and every reply recorded before it leaves."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from client.consent.disclosure import fields_that_leave
+from client.consent.policy import COUNTED_EVENT, GIVEN_BACK_EVENT, Policy, PolicyError
+from common.audit import AuditError, AuditLog
+from common.errors import ProtocolError
+from common.protocol.codec import Answer, unpack_answer, unpack_question
+from common.protocol.manifest import manifest_of
+from common.protocol.messages import ErrorCode, Failure, Result, Task
+
+log = logging.getLogger("fedvox.client")
+
+MAX_TEXT = 200
+
+
+class HeldBackError(PolicyError):
+    """A reply holds something that may not leave; retrying does not help."""
+
+
+class TaskGuard:
+    """Stands between server and site: checks the policy before a task, and records what leaves after it.
+
+    Parameters
+    ----------
+    policy
+        This hospital's policy.
+    audit
+        Log of tasks and replies, normally ``audit.jsonl`` in the site's state folder.
+    attempt
+        Returns the name of the current attempt, as for ``client.ledger.budget``; empty without one.
+    """
+
+    def __init__(self, policy: Policy, audit: AuditLog, attempt: Callable[[], str] = str) -> None:
+        self._policy = policy
+        self._audit = audit
+        self._attempt = attempt
+
+    def check(self, digest: str) -> None:
+        """Return if the task may be done; record the decision either way.
+
+        Raises
+        ------
+        PolicyError
+            It may not, or the decision could not be recorded.
+        """
+        try:
+            self._policy.check(digest)
+        except PolicyError as error:
+            self._log("task_refused", digest=digest[:MAX_TEXT], code=_code_word(error.code))
+            raise
+        self._log("task_accepted", digest=digest)
+
+    def begin(self, task: Task) -> Callable[[], None]:
+        """Count a task against its approval, before any work.
+
+        Returns
+        -------
+        Callable[[], None]
+            Takes it out of the count; for work that failed before anything was paid or sent.
+
+        Raises
+        ------
+        PolicyError
+            The approval is used up, or the count cannot be written.
+        """
+        about = {"run": task.run[:MAX_TEXT], "round": task.round, "train": task.train}
+        try:
+            work = self._policy.begin(task, self._attempt())
+        except PolicyError as error:
+            self._log("task_refused", **about, code=_code_word(error.code))
+            raise
+
+        def give_back() -> None:
+            try:
+                self._policy.give_back(work)
+                self._log(GIVEN_BACK_EVENT, **self._policy.about(work))
+            except PolicyError as error:
+                log.error("the failed task stays counted: %s", error)
+
+        try:
+            self._log(COUNTED_EVENT, **about, **self._policy.about(work))
+        except PolicyError:
+            give_back()
+            raise
+        return give_back
+
+    def record(self, kind: str, question: str, answer: str, update_bytes: int = 0) -> None:
+        """Record exactly what an answer holds; an exception keeps it from leaving.
+
+        Parameters
+        ----------
+        kind
+            Kind of work: ``hello``, ``train`` or ``evaluate``.
+        question
+            The server's message, as received.
+        answer
+            The answer, as it will be sent.
+        update_bytes
+            Size of the update sent with it; 0 without one.
+
+        Raises
+        ------
+        HeldBackError
+            The answer holds something that may not leave.
+        PolicyError
+            The log cannot be written.
+        """
+        about: dict[str, Any] = {"kind": kind, **_round_of(question)}
+        try:
+            content = _listed(answer)
+        except ProtocolError as error:
+            self._log("held_back", **about, reason=str(error)[:MAX_TEXT])
+            raise HeldBackError(ErrorCode.REFUSED_BY_SITE, f"held back, on no list: {error}") from None
+        update = content.update if isinstance(content, Result) else None
+        if (update is None) != (update_bytes == 0):
+            self._log("held_back", **about, reason="an update without its digest, or a digest without its update")
+            raise HeldBackError(ErrorCode.REFUSED_BY_SITE, "the answer does not match its update")
+        if isinstance(content, Failure):
+            self._log("sent", **about, bytes=0, error=_code_word(content.code), reason=content.reason)
+            return
+        manifest = manifest_of(answer, update_bytes)
+        self._log("sent", **about, **manifest, epsilon=manifest["fields"].get("epsilon"))
+
+    def _log(self, event: str, **details: Any) -> None:
+        try:
+            self._audit.append(event, **details)
+        except AuditError as error:
+            raise PolicyError(ErrorCode.REFUSED_BY_SITE, str(error)) from None
+
+
+def open_guard(kit: Path, state: Path, consent: Path, attempt: Callable[[], str] = str) -> TaskGuard:
+    """Make the guard of a site from its kit, its state folder, the hospital's own file, and the current attempt."""
+    policy = Policy(kit, state, consent)
+    return TaskGuard(policy, policy.audit, attempt)
+
+
+def _round_of(question: str) -> dict[str, Any]:
+    """Return run and round as the server named them; empty if it did not."""
+    try:
+        asked = unpack_question(question)
+    except ProtocolError:
+        return {}
+    return {"run": asked.run} | ({"round": asked.round} if isinstance(asked, Task) else {})
+
+
+def _listed(answer: str) -> Answer:
+    """Decode an answer that holds only what the consent document lists.
+
+    Raises
+    ------
+    ProtocolError
+        It holds anything else, or a value of the wrong type.
+    """
+    content = unpack_answer(answer)
+    listed = {field.name for field in fields_that_leave() if field.message == type(content).__name__}
+    names = set(json.loads(answer)) - {"format", "kind"}
+    if strangers := (names | {field.name for field in fields(content)}) - listed:
+        raise ProtocolError(", ".join(sorted(strangers)))
+    return content
+
+
+def _code_word(code: ErrorCode) -> str:
+    return code.name.lower().replace("_", "-")
