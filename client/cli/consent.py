@@ -13,7 +13,7 @@ from common.formatting import counted
 from common.system.cli import add_command, add_json
 
 if TYPE_CHECKING:
-    from client.consent.decisions import Decision, DecisionBook
+    from client.consent.decisions import Decision, DecisionBook, Decisions
     from client.consent.disclosure import Request
     from client.site.budget_check import Outlook
     from common.audit import AuditSummary
@@ -83,7 +83,7 @@ def _review(options: argparse.Namespace) -> int:
     found = _outlook(options, state, request)
     decisions = _decisions(options).read()
     policy = Policy(options.kit, state, default_consent())
-    is_automatic = policy.is_automatic(site) and not violations
+    is_automatic = policy.is_automatic(site) and not violations and decisions.withdrawn is None
     approval, changed = None, None
     try:
         approval = policy.approval(decisions, site)
@@ -111,20 +111,23 @@ def _review(options: argparse.Namespace) -> int:
     if found:
         whose = "The patients in " + str(options.data) if options.data else "Patients who have not taken part before"
         print(f"{whose}: {found}.")
-    if decisions.withdrawn:
-        print(f"Withdrawn by {decisions.withdrawn.user}, {decisions.withdrawn.time}.")
-    elif changed:
+    if changed and not decisions.withdrawn:
         print(f"NO TASK IS ACCEPTED: {changed}.")
     elif approval and not approval.automatic:
         used = policy.contract().summary(request.federation.rounds)
         print(f"Approved by {approval.user}, {approval.time}; {used}.")
     elif is_automatic:
         print("Within the limits of your site file, which approves it automatically.")
-    else:
+    elif not decisions.withdrawn:
         print(f"Not approved. To agree: fedvox-client approve --kit {options.kit} --digest {content['digest']}")
-    if decisions.paused:
-        print(f"Paused by {decisions.paused.user}, {decisions.paused.time}.")
+    _tell_stops(decisions)
     return 0
+
+
+def _tell_stops(decisions: Decisions) -> None:
+    for done, decision in (("Withdrawn", decisions.withdrawn), ("Paused", decisions.paused)):
+        if decision is not None:
+            print(f"{done} by {decision.user}, {decision.time}.")
 
 
 def _outlook(options: argparse.Namespace, state: Path, request: Request) -> Outlook | None:
