@@ -2,8 +2,8 @@
 
 ``python -m tests.client.runner.kill_points FOLDER`` is the courier of a runner that an audit hook kills just before its
 operation of a certain number: it gives a task, gives it again after the answer, and gives the next task. Whatever was
-killed, both times the answer is the same, nothing is trained once its answer is known, each round is paid for once,
-and the audit log has every answer. Prints ``killed N times``.
+killed, both times the answer is the same, nothing is trained once its answer is known, each round is paid for and
+counted once, and the audit log has every answer. Prints ``killed N times``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from client.consent.hospital_file import HospitalFile
 from client.ledger.ledger import Ledger, Witness
 from client.runner.task_journal import TaskJournal
 from client.state_folder import AUDIT_FILE
@@ -125,6 +126,8 @@ def survive(site: StandIn, operation: int) -> int:
     courier.end()
     paid = Counter(item.entry.round for item in Ledger(site.ledger, Witness(site.state.path)).read().rounds)
     assert paid == {1: 1, 2: 1}, f"paid: {paid}"
+    contract = HospitalFile(site.consent).contract(site.config.digest(), "north")
+    assert len(contract.begun) == 2, f"counted: {contract.begun}"
     trained = Counter(site.trained())
     assert sum(trained.values()) <= 2 + courier.kills, f"trained: {trained}"
     log = site.state.path / AUDIT_FILE
