@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from common.system.cli import add_command, add_json
 if TYPE_CHECKING:
     from client.consent.decisions import Decision, DecisionBook, Decisions
     from client.consent.disclosure import Request
+    from client.consent.site_config import SiteConfig
     from client.site.budget_check import Outlook
     from common.audit import AuditSummary
 
@@ -99,6 +101,8 @@ def _review(options: argparse.Namespace) -> int:
             "withdrawn": decisions.withdrawn.model_dump() if decisions.withdrawn else None,
             "privacy": found.as_values() if found else None,
             "patient_from_name": site.patient_from_name,
+            "labels_map": site.labels_map,
+            "channels_map": site.channels_map,
         }
         print(as_json(content), end="")
         return 0
@@ -106,8 +110,8 @@ def _review(options: argparse.Namespace) -> int:
     print()
     for violation in violations:
         print(f"Outside your site's limits: {violation}.")
-    if site.patient_from_name is not None:
-        print(f"Patients are named by the site file's rule, where there is no patients.csv: {site.patient_from_name}")
+    for line in _data_terms(site):
+        print(line)
     if found:
         whose = "The patients in " + str(options.data) if options.data else "Patients who have not taken part before"
         print(f"{whose}: {found}.")
@@ -128,6 +132,15 @@ def _tell_stops(decisions: Decisions) -> None:
     for done, decision in (("Withdrawn", decisions.withdrawn), ("Paused", decisions.paused)):
         if decision is not None:
             print(f"{done} by {decision.user}, {decision.time}.")
+
+
+def _data_terms(site: SiteConfig) -> Iterator[str]:
+    """Say how the site file changes what is read from the hospital's data."""
+    if site.patient_from_name is not None:
+        yield f"Patients are named by the site file's rule, where there is no patients.csv: {site.patient_from_name}"
+    for what, names in (("label", site.labels_map), ("channel", site.channels_map)):
+        for name, target in names.items():
+            yield f"Your site file maps the {what} {name!r} of your data to {target!r} of the federation."
 
 
 def _outlook(options: argparse.Namespace, state: Path, request: Request) -> Outlook | None:

@@ -20,7 +20,7 @@ from common.system.cli import Parser, add_command, add_device, add_json, base_pa
 
 if TYPE_CHECKING:
     from client.inference.predict import Predictor
-    from common.imaging.datasets.case import Reading
+    from common.imaging.datasets.comparison import SiteTerms
 
 PREDICT_EXAMPLE = "--model runs/first/model --input scans --output segmentations"
 EVALUATE_EXAMPLE = "--model runs/first/model --data scans --out metrics.csv"
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check_text = "check a dataset and list every problem"
     check = add_command(commands, "check", _check, check_text, "--data Task04_Hippocampus")
     check.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder")
-    check.add_argument("--federation", type=Path, metavar="FEDERATION.yaml", help="also check against its labels")
+    check.add_argument("--federation", type=Path, metavar="FEDERATION.yaml", help="also check against what it wants")
     _add_site_file(check)
     add_json(check)
 
@@ -69,18 +69,20 @@ def _add_model_options(parser: Parser) -> None:
 
 
 def _add_site_file(parser: Parser) -> None:
-    parser.add_argument("--site", type=Path, metavar="site.yaml", help="the hospital's ranges of voxel sizes")
+    parser.add_argument(
+        "--site", type=Path, metavar="site.yaml", help="the hospital's ranges of voxel sizes, and maps of names"
+    )
 
 
-def _reading(options: argparse.Namespace) -> Reading:
+def _terms(options: argparse.Namespace) -> SiteTerms:
     from client.consent.site_config import load_site_config
-    from common.imaging.datasets.case import Reading
+    from common.imaging.datasets.comparison import OWN_TERMS
 
     if options.site is None:
-        return Reading()
+        return OWN_TERMS
     if not options.site.is_file():
         raise ConfigError(f"--site {options.site}: there is no such file")
-    return Reading(load_site_config(options.site).geometry)
+    return load_site_config(options.site).data_terms
 
 
 class _ProgressLines:
@@ -97,13 +99,15 @@ class _ProgressLines:
 
 def _check(options: argparse.Namespace) -> int:
     from client.data.dataset_check import check_dataset
+    from common.imaging.datasets.comparison import ANYTHING, Wanted
 
-    labels = None
+    wanted = ANYTHING
     if options.federation is not None:
         from common.config.federation import load_federation
 
-        labels = load_federation(options.federation).labels
-    report = check_dataset(options.data, labels, reading=_reading(options))
+        config = load_federation(options.federation)
+        wanted = Wanted(config.labels, config.channels, config.modality)
+    report = check_dataset(options.data, wanted, terms=_terms(options))
     print(report.to_json() if options.json else report.to_text())
     return 0 if report.usable else 1
 
@@ -132,6 +136,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         _predictor(options), options.data, options.out, overwrite=options.overwrite, progress=_ProgressLines()
     )
     print(report.summary)
+    for warning in report.warnings:
+        print(f"fedvox-client evaluate: warning: {warning}", file=sys.stderr)
     _print_failures("evaluate", len(report.metrics), report.failures)
     return report.exit_status
 
@@ -139,7 +145,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _predictor(options: argparse.Namespace) -> Predictor:
     from client.inference.predict import PredictOptions, Predictor
 
-    applied = PredictOptions(options.overlap, options.mirror, options.device, options.precision, _reading(options))
+    applied = PredictOptions(options.overlap, options.mirror, options.device, options.precision, _terms(options))
     return Predictor.open(options.model, applied)
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection
 from datetime import time
 from pathlib import Path
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
@@ -21,6 +21,9 @@ from common.imaging.datasets.name_rule import compile_rule
 from common.imaging.ranges import USUAL_RANGES, GeometryRanges
 from common.plan.base import Frozen, PositiveInt, Real, Switch
 from common.plan.describe_errors import describe_validation_error
+
+if TYPE_CHECKING:
+    from common.imaging.datasets.comparison import SiteTerms
 
 SITE_FILE = "site.yaml"
 _TIME = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
@@ -165,6 +168,9 @@ class SiteConfig(Frozen):
         See ``SiteNetwork``.
     geometry
         What the geometry of a scan may be (``common.imaging.ranges``).
+    labels_map, channels_map
+        Name in the hospital's dataset -> name in the federation, of labels and of channels that differ; a label may
+        become ``background``.
     paused
         No task is done while this is true (``fedvox-client pause`` does the same without editing a file).
     validation_cases
@@ -178,6 +184,8 @@ class SiteConfig(Frozen):
     privacy: SitePrivacy = SitePrivacy()
     network: SiteNetwork = SiteNetwork()
     geometry: GeometryRanges = USUAL_RANGES
+    labels_map: dict[str, str] = Field(default_factory=dict)
+    channels_map: dict[str, str] = Field(default_factory=dict)
     paused: Switch = False
     validation_cases: tuple[str, ...] | None = None
     patient_from_name: Annotated[str, AfterValidator(_check_rule)] | None = None
@@ -186,6 +194,14 @@ class SiteConfig(Frozen):
     def patient_rule(self) -> re.Pattern[str] | None:
         """``patient_from_name``, compiled."""
         return None if self.patient_from_name is None else compile_rule(self.patient_from_name)
+
+    @property
+    def data_terms(self) -> SiteTerms:
+        """What this file says about the hospital's data."""
+        # Late: the half without scans reads this file too, and needs no imaging.
+        from common.imaging.datasets.comparison import SiteTerms
+
+        return SiteTerms(self.geometry, self.labels_map, self.channels_map, self.patient_rule)
 
     @model_validator(mode="after")
     def _cases_once(self) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,27 +15,30 @@ from client.data.dataset_report import CaseReport, DatasetReport
 from common.errors import DataError
 from common.imaging.coarse_print import coarse_prints
 from common.imaging.datasets.case import (
-    AS_STORED,
     Case,
     Problem,
-    Reading,
     errors_of,
     image_problems,
     label_counts,
     label_problems,
+    read_image,
+    read_mapped_label,
 )
+from common.imaging.datasets.comparison import ANYTHING, OWN_TERMS, SiteTerms, Wanted, compare
 from common.imaging.datasets.dataset import scan_dataset
 from common.imaging.datasets.patients_csv import PATIENTS_FILE
 from common.imaging.geometry import Grid
-from common.imaging.io.nifti import read_label, read_volume
+from common.imaging.io.nifti import read_volume
 from common.imaging.plausibility import header_contradictions, padding_problem
+from common.imaging.preprocessing import require_room
+from common.plan.plan import PreprocessingPlan
 
 
 def check_dataset(
     root: Path,
-    labels: Mapping[int, str] | None = None,
+    wanted: Wanted = ANYTHING,
     progress: Callable[[int, int], None] | None = None,
-    reading: Reading = AS_STORED,
+    terms: SiteTerms = OWN_TERMS,
 ) -> DatasetReport:
     """Read every case once and collect every problem.
 
@@ -43,12 +46,12 @@ def check_dataset(
     ----------
     root
         The dataset folder.
-    labels
-        The federation's foreground labels; None uses those that the dataset itself declares.
+    wanted
+        What the federation wants; without labels, those that the dataset itself declares are used.
     progress
         Called with cases read and cases in all.
-    reading
-        How the site reads its files.
+    terms
+        What the hospital's site file says about its data.
 
     Raises
     ------
@@ -57,14 +60,15 @@ def check_dataset(
         not fit the name of a case.
     """
     dataset, problems = scan_dataset(root)
-    dataset = dataset.read_as(reading)
-    declared = dict(labels if labels is not None else dataset.labels)
+    dataset, differences = compare(dataset, wanted, terms)
+    problems += differences
+    declared = dict(wanted.labels if wanted.labels is not None else dataset.labels)
     if dataset.layout == "files":
         text = "holds images without label maps: good for predict, not for training"
-        problems.append(Problem(None, dataset.root, text, "warning" if labels is None else "error"))
+        problems.append(Problem(None, dataset.root, text, "warning" if wanted.labels is None else "error"))
     found = []
     for done, case in enumerate(dataset.cases, start=1):
-        found.append(_read_case(case, declared, len(dataset.channels)))
+        found.append(_read_case(case, declared, len(wanted.channels or dataset.channels), wanted.preprocessing))
         problems += found[-1].problems
         if progress is not None:
             progress(done, len(dataset.cases))
@@ -102,11 +106,11 @@ class _Found:
     voxel_ml: float = 0.0
 
 
-def _read_case(case: Case, labels: Collection[int], channels: int) -> _Found:
+def _read_case(case: Case, labels: Collection[int], channels: int, preprocessing: PreprocessingPlan | None) -> _Found:
     found = _Found(case)
     try:
         with errors_of(case.images[0]):
-            _read_case_image(found, channels)
+            _read_case_image(found, channels, preprocessing)
     except DataError as error:
         found.problems += _unreadable(case, error)
     if case.label is not None:
@@ -118,9 +122,9 @@ def _read_case(case: Case, labels: Collection[int], channels: int) -> _Found:
     return found
 
 
-def _read_case_image(found: _Found, channels: int) -> None:
+def _read_case_image(found: _Found, channels: int, preprocessing: PreprocessingPlan | None) -> None:
     case = found.case
-    volume = read_volume(case.images)
+    volume = read_image(case)
     found.grid, found.orientation = volume.grid, volume.source.orientation
     found.intensity = tuple((float(values.min()), float(values.max())) for values in volume.array)
     found.digest = hashlib.blake2b(volume.array.data, digest_size=16).digest()
@@ -133,10 +137,12 @@ def _read_case_image(found: _Found, channels: int) -> None:
         if math.isfinite(lowest) and math.isfinite(highest) and (text := padding_problem(values, lowest, highest)):
             doubts.append(text)
     found.problems += [Problem(case.name, case.images[0], text, "warning") for text in doubts]
+    if preprocessing is not None:
+        require_room(volume, preprocessing)
 
 
 def _read_case_label(found: _Found, path: Path, labels: Collection[int]) -> None:
-    label, grid = read_label(path)
+    label, grid = read_mapped_label(path, found.case.reading)
     found.counts, found.voxel_ml = label_counts(label), grid.voxel_volume_ml
     # Without a readable image there is no grid to compare with, but the label values can still be checked.
     found.problems += label_problems(found.case, found.grid or grid, grid, found.counts, labels)

@@ -20,6 +20,7 @@ from client.inference.predict import (
 )
 from common.errors import ConfigError, DataError, OutputError
 from common.imaging.datasets.case import Case, errors_of
+from common.imaging.datasets.comparison import Wanted, compare
 from common.imaging.datasets.dataset import scan_dataset
 from common.imaging.threads import CountProgress
 from common.metrics import case_metrics
@@ -48,11 +49,14 @@ class EvaluationReport:
         Label -> name.
     failures
         Cases that could not be used, with the reason; they are left out of all metrics.
+    warnings
+        Differences between the dataset and the model that may be only of words.
     """
 
     metrics: Mapping[str, CaseMetrics]
     labels: Mapping[int, str]
     failures: tuple[DataError, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def exit_status(self) -> int:
@@ -103,6 +107,8 @@ def evaluate_dataset(
     """
     labels = predictor.plan.labels
     dataset, problems = scan_dataset(data)
+    dataset, differences = compare(dataset, Wanted.by(predictor.plan), predictor.terms)
+    problems += differences
     errors = [problem for problem in problems if problem.severity == "error"]
     failures = [DataError(problem.path, problem.text) for problem in errors]
     if any(problem.case is None for problem in errors) or not dataset.cases:
@@ -112,7 +118,7 @@ def evaluate_dataset(
     if dataset.labels and set(dataset.labels) != set(labels):
         raise ConfigError(
             f"{data}: declares the labels {_named(dataset.labels)}, the model predicts {_named(labels)}; "
-            "give a dataset and a model that match"
+            "give a dataset and a model that match, or map labels by name: labels_map in site.yaml"
         )
     if out_csv.is_dir():
         raise OutputError(f"{out_csv}: is a folder; name a file, such as metrics.csv")
@@ -129,7 +135,8 @@ def evaluate_dataset(
     if not metrics:
         raise failures[0]
     write_atomically(out_csv, _to_csv(metrics, labels))
-    return EvaluationReport(metrics, labels, tuple(failures))
+    warnings = tuple(f"{item.path}: {item.text}" for item in differences if item.severity == "warning")
+    return EvaluationReport(metrics, labels, tuple(failures), warnings)
 
 
 def summarise(metrics: Mapping[str, CaseMetrics], labels: Mapping[int, str]) -> str:

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from common.errors import ConfigError, DataError, OutputError
 from common.imaging import sliding_window
-from common.imaging.datasets.case import AS_STORED, Case, Reading, errors_of, load_case
+from common.imaging.datasets.case import Case, Reading, errors_of, load_case
+from common.imaging.datasets.comparison import OWN_TERMS, SiteTerms
 from common.imaging.datasets.dataset import scan_dataset
 from common.imaging.io.nifti import nifti_stem, write_label, write_probabilities
 from common.imaging.plausibility import header_contradictions
@@ -74,15 +75,15 @@ class PredictOptions:
         ``auto``, ``cpu`` or ``cuda``.
     precision
         ``auto``, ``float32``, ``bfloat16`` or ``float16``.
-    reading
-        How scans are read, and what their geometry may be.
+    terms
+        What the hospital's site file says about its data.
     """
 
     overlap: float = 0.5
     mirror: bool = False
     device: str = "auto"
     precision: str = "auto"
-    reading: Reading = AS_STORED
+    terms: SiteTerms = OWN_TERMS
 
 
 DEFAULT_OPTIONS = PredictOptions()
@@ -118,7 +119,7 @@ class Predictor:
             device=device,
             precision=options.precision,
         )
-        self.reading = options.reading
+        self.terms = options.terms
         self._model = bundle.build_model()
 
     @classmethod
@@ -143,9 +144,10 @@ class Predictor:
             The files cannot be used, lack the channels that the model needs, or contradict themselves about sides or
             voxel sizes.
         """
-        volume, label = load_case(replace(case, reading=self.reading), self.plan.labels)
-        if not self.reading.ranges.accept_contradictions:
-            for contradiction in header_contradictions(volume.source, self.reading.ranges):
+        volume, label = load_case(case, self.plan.labels)
+        ranges = case.reading.ranges
+        if not ranges.accept_contradictions:
+            for contradiction in header_contradictions(volume.source, ranges):
                 if contradiction.changes_input:
                     advice = ", or accept it: geometry.accept_contradictions in site.yaml"
                     raise DataError(case.images[0], contradiction.text + advice)
@@ -260,7 +262,10 @@ def predict_path(
         A result exists or cannot be written.
     """
     dataset, problems = scan_dataset(input_path)
-    failures = [DataError(problem.path, problem.text) for problem in problems if problem.severity == "error"]
+    dataset = dataset.read_as(Reading(predictor.terms.ranges))
+    # What a dataset declares about its label maps does not matter here.
+    errors = [problem for problem in problems if problem.severity == "error" and problem.path.name != "dataset.json"]
+    failures = [DataError(problem.path, problem.text) for problem in errors]
     targets = _targets(dataset.cases, input_path, output_path, probabilities)
     _check_targets(targets, dataset.cases, overwrite)
     written: list[Path] = []
@@ -278,7 +283,7 @@ def predict_path(
 def _predict_case(predictor: Predictor, case: Case, paths: tuple[Path, ...], progress: CountProgress) -> None:
     """Write the label map to the first path and, if there is a second, the probabilities to it."""
     progress(0, 1)
-    volume, _ = predictor.load(Case(case.name, case.images, None))
+    volume, _ = predictor.load(replace(case, label=None))
     if len(paths) == 1:
         label = predictor.predict(volume, paths[0].parent, progress)
     else:

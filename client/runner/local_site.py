@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from flwr.app import Context
 
 from client.consent.site_config import SITE_FILE
@@ -23,32 +22,24 @@ from client.ledger.account import People
 from client.ledger.budget import LedgerBudget
 from client.ledger.identifiers import Identifiers
 from client.ledger.ledger import Ledger, LedgerError
-from client.ledger.patient_identity import Patient, PatientIndex, PatientsError, split_by_patient
+from client.ledger.patient_identity import Patient, PatientIndex
 from client.ledger.recognition import recognise
 from client.runner.client_app import Observer, Site
+from client.runner.site_split import SiteDataError, labelled_cases, split_site
 from client.training.dp_trainer import make_trainer
 from common.config.federation import FederationConfig
-from common.errors import DataError, FedvoxError
-from common.formatting import counted
+from common.errors import DataError
 from common.imaging.cache.case_cache import CachedCase, CaseCache
-from common.imaging.datasets.case import AS_STORED, Case, Reading
-from common.imaging.datasets.dataset import find_dataset
-from common.imaging.datasets.patients_csv import PATIENTS_FILE
+from common.imaging.datasets.case import Case
+from common.imaging.datasets.comparison import OWN_TERMS, SiteTerms, Wanted
 from common.imaging.threads import CountProgress
 from common.plan.plan import Plan
-from common.protocol.messages import ErrorCode
 from common.seeds import seed_of
 from common.system.devices import choose_device
 
 log = logging.getLogger("fedvox.client")
 
 MOST_WORKERS = 4
-
-
-class SiteDataError(FedvoxError):
-    """The site's data cannot be used; the server learns only the code."""
-
-    code = ErrorCode.NO_DATA
 
 
 @dataclass(frozen=True)
@@ -66,15 +57,15 @@ class SiteData:
     validation
         Names of the validation cases, or the share of patients to validate on: drawn from the seed or, under
         differential privacy, decided by each patient's identifier or scans.
-    reading
-        How the site reads its files.
+    terms
+        What the hospital's site file says about its data.
     """
 
     name: str
     folder: Path
     cache: Path | None
     validation: Sequence[str] | float
-    reading: Reading = AS_STORED
+    terms: SiteTerms = OWN_TERMS
 
 
 @dataclass(frozen=True)
@@ -165,7 +156,7 @@ class LocalSite:
     def _opened(self) -> Site:
         config, plan = self._config, self._plan
         try:
-            cases = labelled_cases(self._data.folder, self._data.reading)
+            cases = labelled_cases(self._data.folder, Wanted.by(plan, config.modality), self._data.terms)
             patients = self._identify(cases)
             train, validation = split_site(config, self._data.name, cases, self._data.validation, patients)
             prepared = self._prepare([cases[name] for name in (*train, *validation)])
@@ -207,124 +198,9 @@ class LocalSite:
         return cache.prepare(cases, workers=min(MOST_WORKERS, os.cpu_count() or 1), progress=self._progress)
 
 
-def labelled_cases(data: Path, reading: Reading) -> dict[str, Case]:
-    """Return the labelled cases of a dataset folder, by name.
-
-    Raises
-    ------
-    DataError
-        The folder cannot be used.
-    """
-    return {case.name: case for case in find_dataset(data).read_as(reading).cases if case.label is not None}
-
-
-def split_site(
-    config: FederationConfig,
-    site: str,
-    cases: Mapping[str, Case],
-    validation: Sequence[str] | float,
-    patients: Mapping[str, Patient] | None,
-) -> tuple[list[str], list[str]]:
-    """Split a site's cases into training and validation cases, each sorted.
-
-    Parameters
-    ----------
-    config
-        The federation.
-    site
-        Name of the site.
-    cases
-        All cases, by name.
-    validation
-        Names of the validation cases, or the share of patients to validate on.
-    patients
-        Patients by case name under differential privacy; None without it.
-
-    Raises
-    ------
-    SiteDataError
-        A side would be empty, a named case does not exist, or a patient would be on both sides.
-    """
-    owners = {name: case.owner for name, case in cases.items()}
-    if not isinstance(validation, float):
-        return split_by_names(owners, validation)
-    if patients is None:
-        return split_cases(owners, validation, seed_of(config.seed, site))
-    try:
-        return split_by_patient(patients, validation)
-    except PatientsError as error:
-        raise SiteDataError(str(error)) from None
-
-
 def people_of(patients: Mapping[str, Patient], train: Sequence[str], validation: Sequence[str]) -> People:
     """Return the training and the validation patients, each once, from the names of their cases."""
     return {
         "training": list(dict.fromkeys(patients[name] for name in train)),
         "validation": list(dict.fromkeys(patients[name] for name in validation)),
     }
-
-
-def split_cases(owners: Mapping[str, str], fraction: float, seed: int) -> tuple[list[str], list[str]]:
-    """Draw the validation patients, and split the cases accordingly.
-
-    Parameters
-    ----------
-    owners
-        Case name -> patient; their order does not matter.
-    fraction
-        Share of all patients to validate on, rounded down, but at least one patient and never all.
-    seed
-        Seed of the draw.
-
-    Returns
-    -------
-    tuple[list[str], list[str]]
-        Names to train on and names to validate on, each sorted.
-
-    Raises
-    ------
-    SiteDataError
-        There are fewer than two patients.
-    """
-    patients = sorted(set(owners.values()))
-    if len(patients) < 2:
-        raise SiteDataError(
-            f"{counted(len(patients), 'patient')} with label maps: at least two are needed, one to train on and "
-            "one to score models on"
-        )
-    shuffled = [str(patient) for patient in np.random.default_rng(seed).permutation(patients)]
-    scored = set(shuffled[: min(max(1, int(fraction * len(shuffled))), len(shuffled) - 1)])
-    return (
-        sorted(name for name, patient in owners.items() if patient not in scored),
-        sorted(name for name, patient in owners.items() if patient in scored),
-    )
-
-
-def split_by_names(owners: Mapping[str, str], validation: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split the cases as the hospital's site file asks, each list sorted.
-
-    Parameters
-    ----------
-    owners
-        Case name -> patient.
-    validation
-        Names of the validation cases.
-
-    Raises
-    ------
-    SiteDataError
-        A named case does not exist, a patient would be on both sides, or no case would be left to train on.
-    """
-    if missing := sorted(set(validation) - set(owners)):
-        raise SiteDataError(f"site.yaml: validation_cases: the data has no labelled case {missing[0]}")
-    scored = {owners[name]: name for name in validation}
-    train = sorted(set(owners) - set(validation))
-    for name in train:
-        if owners[name] in scored:
-            raise SiteDataError(
-                f"site.yaml: validation_cases: names {scored[owners[name]]} but not {name} of the same "
-                f"patient ({PATIENTS_FILE}); name both or neither"
-            )
-    if not train:
-        raise SiteDataError("site.yaml: validation_cases: names every case; leave at least one to train on")
-    return train, sorted(validation)

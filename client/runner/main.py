@@ -26,7 +26,6 @@ from client.state_folder import StateFolder, default_consent, default_ledger
 from common.config.federation import load_federation
 from common.config.kit import read_kit
 from common.errors import ConfigError, FedvoxError
-from common.imaging.datasets.case import Reading
 from common.system.flower import check_flower_version
 from common.weights.store import FileStore
 
@@ -81,7 +80,7 @@ def _serve(options: argparse.Namespace, folder: SharedFolder, isolation: Isolati
             options.data,
             options.cache,
             own.validation_cases or config.network.validation_fraction,
-            Reading(own.geometry, own.patient_rule),
+            own.data_terms,
         ),
         options.device,
         progress,

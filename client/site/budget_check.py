@@ -13,12 +13,12 @@ from client.ledger.identifiers import Identifiers
 from client.ledger.ledger import Ledger, LedgerError, Witness
 from client.ledger.patient_identity import Patient, PatientIndex, PatientsError
 from client.ledger.recognition import recognise
-from client.runner.local_site import SiteDataError, labelled_cases, people_of, split_site
+from client.runner.local_site import people_of
+from client.runner.site_split import SiteDataError, labelled_cases, split_site
 from client.site.preflight_item import Item
 from common.config.federation import FederationConfig
 from common.errors import ConfigError, DataError
 from common.formatting import counted
-from common.imaging.datasets.case import Reading
 from common.plan.privacy import PrivacyPlan, Spend
 
 _EXAMPLE_PATIENTS: dict[str, Patient] = {"one": ("0" * 64,), "other": ("f" * 64,)}
@@ -113,7 +113,7 @@ def find_people(
     LedgerError
         The ledger's secret cannot be used.
     """
-    cases = labelled_cases(data, Reading(site.geometry, site.patient_rule))
+    cases = labelled_cases(data, terms=site.data_terms)
     patients = PatientIndex(state, Identifiers(ledger, may_make=False).mark).identify(list(cases.values()))
     fraction = config.network.validation_fraction if config.network else 0.2
     train, validation = split_site(config, name, cases, site.validation_cases or fraction, patients)

@@ -5,53 +5,64 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from client.data.dataset_check import check_dataset
+from client.data.dataset_report import DatasetReport
+from client.runner.site_split import labelled_cases
 from client.site.gpu_probe import Severity
 from client.site.preflight_item import Item
 from client.state_folder import read_json, write_json
 from common.errors import DataError, OutputError
 from common.formatting import counted
-from common.imaging.datasets.case import AS_STORED, Reading
+from common.imaging.cache.case_cache import CaseCache
+from common.imaging.datasets.comparison import OWN_TERMS, SiteTerms, Wanted
+from common.plan.base import Frozen
 
 
 def check_data(
     root: Path,
-    labels: Mapping[int, str],
+    wanted: Wanted,
     memory: Path,
     progress: Callable[[int, int], None] | None = None,
-    reading: Reading = AS_STORED,
+    terms: SiteTerms = OWN_TERMS,
 ) -> Item:
-    """Check every case, unless nothing has changed since the last good result.
+    """Check every case, and preprocess the largest, unless nothing has changed since the last good result.
 
     Parameters
     ----------
     root
         The dataset folder.
-    labels
-        Labels of the federation.
+    wanted
+        What the federation wants of it.
     memory
         File that stores the last good result.
     progress
         Called with the number of cases read and of all cases.
-    reading
-        How the site reads its files.
+    terms
+        What the hospital's site file says about its data.
     """
-    rule = reading.patient_rule.pattern if reading.patient_rule else None
-    state = _dataset_fingerprint(root, [sorted(labels.items()), reading.ranges.model_dump(mode="json"), rule])
+    state = _dataset_fingerprint(root, [_plain(wanted), _plain(terms)])
     remembered = read_json(memory)
     if remembered.get("state") == state:
         severity: Severity = "warning" if remembered.get("severity") == "warning" else "ok"
         return Item("data", severity, f"{remembered.get('text')}; unchanged since it was checked")
     try:
-        report = check_dataset(root, labels, progress, reading)
+        report = check_dataset(root, wanted, progress, terms)
+        if report.usable:
+            _preprocess_largest(report, wanted, terms)
     except DataError as error:
         return Item("data", "error", str(error))
     if not report.usable:
-        first = next(problem for problem in report.problems if problem.severity == "error")
+        first = next((problem for problem in report.problems if problem.severity == "error"), None)
+        if first is None:
+            return Item("data", "error", f"{root}: there is no complete case")
         count = sum(problem.severity == "error" for problem in report.problems)
         more = f" (and {count - 1} more; fedvox-client check lists them all)" if count > 1 else ""
         return Item("data", "error", f"{first.path}: {first.text}{more}")
@@ -65,8 +76,24 @@ def check_data(
     return Item("data", severity, text)
 
 
+def _preprocess_largest(report: DatasetReport, wanted: Wanted, terms: SiteTerms) -> None:
+    """Do with one case what start does with all of them."""
+    if wanted.preprocessing is None:
+        return
+    largest = max(report.cases, key=lambda case: math.prod(case.shape or (0,)))
+    case = labelled_cases(report.root, wanted, terms).get(largest.name)
+    if case is not None:
+        CaseCache(None, wanted.preprocessing, wanted.labels or ()).get(case)
+
+
+def _plain(value: Wanted | SiteTerms) -> dict[str, Any]:
+    parts = {field.name: getattr(value, field.name) for field in fields(value)}
+    plain = {name: part.model_dump(mode="json") if isinstance(part, Frozen) else part for name, part in parts.items()}
+    return {name: part.pattern if isinstance(part, re.Pattern) else part for name, part in plain.items()}
+
+
 def _dataset_fingerprint(root: Path, asked: object) -> str:
-    total = hashlib.sha256(json.dumps(asked).encode())
+    total = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
     for path in sorted(root.rglob("*")) if root.is_dir() else []:
         if path.is_file():
             info = path.stat()

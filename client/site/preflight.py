@@ -25,7 +25,9 @@ from common.certificates import SITE_CERTIFICATE_FILE, CertificateError, load_ce
 from common.config.federation import FederationConfig, load_federation
 from common.config.kit import Kit
 from common.errors import ConfigError, FedvoxError
+from common.plan.plan import Plan
 from common.system.flower import check_flower_version
+from common.system.memory import MemoryLimitError, require_memory
 
 CONNECT_SECONDS = 5.0
 CLOCK_AHEAD_SECONDS = 4.0
@@ -199,10 +201,28 @@ def check_disk(folders: Mapping[str, Path], needed: int = DISK_BYTES) -> Item:
     return Item("disk", "ok", f"{min(free.values()) / 2**30:.0f} GiB free")
 
 
+def check_memory(plan: Plan, config: FederationConfig, device: str) -> Item:
+    """Check that a training step fits into memory, if the CPU will do it."""
+    from common.models.memory import TRAINING_ADVICE, training_bytes
+
+    if not _only_cpu(device):
+        return Item("memory", "ok", "the GPU's is asked when training starts")
+    wanted = training_bytes(plan.model, plan.patch_size, 1 if config.privacy else config.training.batch_size)
+    try:
+        require_memory(wanted, "a training step", TRAINING_ADVICE)
+    except MemoryLimitError as error:
+        return Item("memory", "error", str(error))
+    return Item("memory", "ok", f"a training step takes at least {wanted / 1e9:.1f} GB")
+
+
+def _only_cpu(device: str) -> bool:
+    is_there = any(Path(file).exists() for file in _GPU_DEVICES)
+    return device == "cpu" or (device == "auto" and not is_there)
+
+
 def check_device(name: str) -> Item:
     """Check the device that will train."""
-    is_there = any(Path(device).exists() for device in _GPU_DEVICES)
-    if name == "cpu" or (name == "auto" and not is_there):
+    if _only_cpu(name):
         # Answered without PyTorch, which takes seconds to import.
         return Item("device", "ok", f"no GPU is used; {gpu_probe.without_gpu()}")
     return Item("device", *gpu_probe.ask(name))

@@ -17,7 +17,7 @@ from client.site.supervision import MessageSink, Upkeep, require_preflight
 from client.state_folder import StateFolder, default_consent, default_ledger
 from common.config.federation import FederationConfig, load_federation
 from common.config.kit import Kit, read_kit
-from common.errors import ConfigError, FedvoxError
+from common.errors import ConfigError, DataError, FedvoxError
 from common.system.flower import flower_environment
 from common.system.supervisor import Child
 
@@ -72,7 +72,7 @@ def check_connection(folder: Path, kit: Kit) -> Iterator[Item]:
 
 def check_work(options: SiteOptions, kit: Kit, config: FederationConfig) -> Iterator[Item]:
     """Check what the runner needs: data, disk space, a device, an approval, privacy budget."""
-    yield _check_data(options, config)
+    yield from _check_data(options, kit, config)
     folders = {"site's files": options.state} | ({"cache": options.cache} if options.cache else {})
     yield preflight.check_disk(folders)
     yield preflight.check_device(options.device)
@@ -91,18 +91,31 @@ def check_work(options: SiteOptions, kit: Kit, config: FederationConfig) -> Iter
         yield check_privacy(options.state, config, privacy, kit.site or "", options.data, options.ledger)
 
 
-def _check_data(options: SiteOptions, config: FederationConfig) -> Item:
+def _check_data(options: SiteOptions, kit: Kit, config: FederationConfig) -> Iterator[Item]:
+    """Check that the plan can be carried out: its data, the split into training and validation, and its memory."""
     # Late: reading scans needs nibabel, and a courier reads none.
+    from client.consent.disclosure import read_plan
     from client.consent.site_config import SITE_FILE, load_site_config
+    from client.runner.site_split import SiteDataError, labelled_cases, split_site
     from client.site.data_item import check_data
-    from common.imaging.datasets.case import Reading
+    from common.imaging.datasets.comparison import Wanted
 
     try:
-        own = load_site_config(options.state / SITE_FILE)
+        site, plan = load_site_config(options.state / SITE_FILE), read_plan(options.kit / "plan.json", config)
     except ConfigError as error:
-        return Item("data", "error", str(error))
-    reading = Reading(own.geometry, own.patient_rule)
-    return check_data(options.data, config.labels or {}, options.state / "data-check.json", None, reading)
+        yield Item("data", "error", str(error))
+        return
+    wanted = Wanted.by(plan, config.modality)
+    item = check_data(options.data, wanted, options.state / "data-check.json", None, site.data_terms)
+    if item.severity != "error" and config.privacy is None and config.network is not None:
+        held_out = site.validation_cases or config.network.validation_fraction
+        try:
+            cases = labelled_cases(options.data, wanted, site.data_terms)
+            split_site(config, kit.site or "", cases, held_out, None)
+        except (DataError, SiteDataError) as error:
+            item = Item("data", "error", str(error))
+    yield item
+    yield preflight.check_memory(plan, config, options.device)
 
 
 def start(options: SiteOptions, say: MessageSink) -> int:

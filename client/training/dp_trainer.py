@@ -39,12 +39,14 @@ from common.errors import ConfigError
 from common.imaging.cache.case_cache import CachedCase
 from common.imaging.patches.sampler import PatchCutter
 from common.metrics import dice
+from common.models.memory import TRAINING_ADVICE, training_bytes
 from common.models.trainable import train_only
 from common.models.unet3d import build_model
 from common.plan.plan import Plan
 from common.plan.privacy import PrivacyPlan
 from common.privacy.calibration import gradient_noise
 from common.protocol.codec import Vector
+from common.system.memory import require_memory
 
 LOSS_SCALE = 1024.0
 """Loss scale for float16; constant, because an adaptive scale would leak information about individual patients."""
@@ -63,7 +65,17 @@ def make_trainer(config: FederationConfig, plan: Plan, device: torch.device, rep
         Device to compute on.
     repeatable
         Draw patients and noise from seeds, for simulations; at a hospital they must be unpredictable.
+
+    Raises
+    ------
+    ConfigError
+        If only one of plan and federation file is private.
+    MemoryLimitError
+        If a training step on the CPU cannot fit into its memory.
     """
+    if device.type == "cpu":
+        batch = 1 if config.privacy is not None else config.training.batch_size
+        require_memory(training_bytes(plan.model, plan.patch_size, batch), "a training step", TRAINING_ADVICE)
     model = build_model(plan.model)
     train_only(model, config.training.trainable)
     total_steps = config.rounds * config.training.local_steps

@@ -90,6 +90,17 @@ def preprocess_image(volume: Volume, plan: PreprocessingPlan) -> Preprocessed:
     return Preprocessed(image, geometry)
 
 
+def require_room(volume: Volume, plan: PreprocessingPlan) -> None:
+    """Check, without preprocessing, that the preprocessed volume would fit into memory.
+
+    Raises
+    ------
+    MemoryLimitError
+        If it would not.
+    """
+    _require_memory(plan_geometry(volume, plan), len(volume.array))
+
+
 def preprocess_label(
     label: NDArray[np.uint8], geometry: PreprocessedGeometry, plan: PreprocessingPlan
 ) -> NDArray[np.uint8]:

@@ -12,8 +12,8 @@ _FROM_THIS_SIZE = 64 * 2**20
 """Smaller amounts are not compared: reading the figures takes longer than a small scan's voxels."""
 
 
-class MemoryLimitError(FedvoxError):
-    """Something needs more memory than is free."""
+class MemoryLimitError(FedvoxError, MemoryError):
+    """Something needs more memory than is free; said before it is allocated."""
 
 
 def require_memory(wanted: int, what: str, advice: str) -> None:

@@ -11,9 +11,10 @@ import numpy as np
 
 from common.config.federation import FederationConfig, as_json, check_class_weights
 from common.config.simulation import PhantomConfig
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
 from common.formatting import counted
 from common.imaging.cache.case_cache import CaseCache
+from common.imaging.datasets.comparison import Wanted, compare
 from common.imaging.datasets.dataset import Dataset, find_dataset, with_patients
 from common.imaging.datasets.patients_csv import read_patients
 from common.imaging.phantoms.dataset import write_phantom_dataset
@@ -108,6 +109,11 @@ def examine(
     if config.simulation is None:
         raise ConfigError("simulation: is missing")
     dataset = find_simulated_dataset(config, data)
+    _, problems = compare(dataset, Wanted(config.labels, config.channels, config.modality))
+    for problem in problems:
+        if problem.severity == "error":
+            raise DataError(problem.path, problem.text)
+        emit(Notice(f"{problem.path}: {problem.text}"))
     labels = _labels_of(config, dataset)
     workers = os.cpu_count() or 1
 

@@ -165,6 +165,8 @@ class CaseCache:
             "labels": self._labels,
             "plan": self._plan.model_dump(mode="json"),
         }
+        if case.reading.changes:
+            settings["reading"] = case.reading.changes
         if shift is not None:
             settings |= {"shift": shift.model_dump(mode="json"), "shift_seed": shift_seed}
         key = digest_json(settings)

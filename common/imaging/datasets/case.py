@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +31,22 @@ class Reading:
         What their geometry may be.
     patient_rule
         Finds the patient in the name of a case, where there is no ``patients.csv`` (``name_rule``).
+    label_values
+        Stored value and value after reading, of each label that changes.
+    channel_order
+        Stored channels in the order wanted; empty for all as stored.
     """
 
     ranges: GeometryRanges = USUAL_RANGES
     patient_rule: re.Pattern[str] | None = None
+    label_values: tuple[tuple[int, int], ...] = ()
+    channel_order: tuple[int, ...] = ()
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What it changes in the arrays, for the keys of caches; empty if nothing."""
+        found = {"label_values": self.label_values, "channel_order": self.channel_order}
+        return {name: value for name, value in found.items() if value}
 
 
 AS_STORED = Reading()
@@ -102,15 +114,45 @@ def load_case(
         If a file cannot be read or used; reports the first problem found.
     """
     with errors_of(case.images[0]):
-        volume = read_volume(case.images)
+        volume = read_image(case)
         problems = image_problems(case, volume, channels)
         label = None
         if case.label is not None:
-            label, grid = read_label(case.label)
+            label, grid = read_mapped_label(case.label, case.reading)
             problems += label_problems(case, volume.grid, grid, label_counts(label), labels)
     if problems:
         raise DataError(problems[0].path, problems[0].text)
     return volume, label
+
+
+def read_image(case: Case) -> Volume:
+    """Read a case's image with its channels in the wanted order.
+
+    Raises
+    ------
+    DataError
+        As for ``read_volume``, and if a wanted channel is missing.
+    """
+    order = case.reading.channel_order
+    if order and len(case.images) > max(order):
+        return read_volume([case.images[channel] for channel in order])
+    volume = read_volume(case.images)
+    if not order:
+        return volume
+    if max(order) >= len(volume.array):
+        raise DataError(case.images[0], f"has {len(volume.array)} channels, and channels_map needs number {max(order)}")
+    return replace(volume, array=np.ascontiguousarray(volume.array[list(order)]))
+
+
+def read_mapped_label(path: Path, reading: Reading) -> tuple[NDArray[np.uint8], Grid]:
+    """Read a label map as ``read_label`` does, with the values that are wanted."""
+    label, grid = read_label(path)
+    if reading.label_values:
+        table = np.arange(256, dtype=np.uint8)
+        for stored, value in reading.label_values:
+            table[stored] = value
+        label = table[label]
+    return label, grid
 
 
 @contextmanager

@@ -18,10 +18,11 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from common.errors import DataError
+from common.formatting import counted
 from common.imaging.datasets.case import Case, Problem, Reading
 from common.imaging.datasets.dataset_json import Declaration, read_declaration
 from common.imaging.datasets.name_rule import patients_by_name
@@ -75,6 +76,10 @@ class Dataset:
             cases = with_patients(cases, patients_by_name(names, reading.patient_rule, self.root))
         return replace(self, cases=tuple(cases))
 
+    def declared_as(self, channels: tuple[str, ...], labels: dict[int, str]) -> Dataset:
+        """Return the dataset with other channels and labels."""
+        return replace(self, channels=channels, labels=labels)
+
 
 def find_dataset(root: Path) -> Dataset:
     """Find the cases of a dataset folder; no voxels are read.
@@ -112,6 +117,7 @@ def scan_dataset(root: Path) -> tuple[Dataset, list[Problem]]:
     except DataError as error:
         problems.append(Problem(None, error.path, error.problem))
         declaration = Declaration()
+    problems += [Problem(None, root / "dataset.json", text, "warning") for text in declaration.doubts]
     layout: Layout = "files"
     if (root / "imagesTr").is_dir():
         layout, cases = _paired_cases(root / "imagesTr", root / "labelsTr", declaration, problems)
@@ -120,6 +126,10 @@ def scan_dataset(root: Path) -> tuple[Dataset, list[Problem]]:
     else:
         images = _nifti_files(root, problems, report_others=False)
         cases = [Case(name, files, None) for name, files in _case_images(images, (), declaration, problems).items()]
+    listed = len(cases) if declaration.training is None else len(declaration.training)
+    if layout != "files" and declaration.cases not in (None, listed):
+        text = f"numTraining is {declaration.cases}, and there are {counted(listed, 'case')}"
+        problems.append(Problem(None, root / "dataset.json", text, "warning"))
     if not cases and not any(problem.severity == "error" for problem in problems):
         raise DataError(root, f"holds no cases: {_LOOKED_FOR}.{_hint(root)}")
     if layout != "files" and (root / PATIENTS_FILE).exists():
@@ -157,7 +167,7 @@ def _paired_cases(
         problems.append(Problem(None, label_folder, "does not exist; it must hold one label map per case"))
     grouped = _case_images(images, labels, declaration, problems)
     if declaration.training is not None:
-        grouped = _listed_cases(grouped, image_folder, declaration.training, problems)
+        grouped = _listed_cases(grouped, (image_folder, label_folder), declaration.training, problems)
     cases = []
     for name, files in grouped.items():
         if name in labels:
@@ -235,19 +245,27 @@ def _case_images(
 
 
 def _listed_cases(
-    grouped: dict[str, tuple[Path, ...]], folder: Path, training: Sequence[str], problems: list[Problem]
+    grouped: dict[str, tuple[Path, ...]],
+    folders: tuple[Path, Path],
+    training: Sequence[tuple[str, str | None]],
+    problems: list[Problem],
 ) -> dict[str, tuple[Path, ...]]:
-    """Compare the folder with the training list of ``dataset.json``."""
+    """Compare the folders of images and label maps with the training list of ``dataset.json``."""
     listed: dict[str, tuple[Path, ...]] = {}
     reported = {problem.case for problem in problems}
-    for entry in training:
-        path = folder.parent / entry
+    root = folders[0].parent
+    for image, label in training:
+        path = root / image
         stem = nifti_stem(path) or path.name
         name = stem if stem in grouped else _case_name(stem)
         if name in listed:
-            problems.append(Problem(name, folder.parent / "dataset.json", f"lists {name} twice in training"))
+            problems.append(Problem(name, root / "dataset.json", f"lists {name} twice in training"))
         elif name in grouped:
             listed[name] = grouped[name]
+            for kind, entry, folder in (("image", image, folders[0]), ("label", label, folders[1])):
+                text = f"training names the {kind} {entry} of {name}, and {folder.name}/ is read: correct one of them"
+                if entry is not None and not _leads_to(entry, folder, name):
+                    problems.append(Problem(name, root / "dataset.json", text))
         elif not {name, stem} & reported:
             problems.append(Problem(stem, path, "is listed in dataset.json but does not exist"))
     for name, files in grouped.items():
@@ -255,6 +273,13 @@ def _listed_cases(
             text = "is not in the training list of dataset.json and is ignored"
             problems.append(Problem(name, files[0], text, "warning"))
     return listed
+
+
+def _leads_to(entry: str, folder: Path, case: str) -> bool:
+    """Return whether a path of the training list means a file of this case in this folder."""
+    path = PurePosixPath(entry)
+    name = nifti_stem(Path(path.name)) or path.name
+    return path.parent.name in ("", folder.name) and case in (name, _case_name(name))
 
 
 def _case_name(stem: str) -> str:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common.errors import DataError
+
+_WHOLE = re.compile(r"[+-]?[0-9]{1,9}")
+_NOTHING = ("", "background", "bg", "none", "null", "0", "clear label", "unlabeled", "unlabelled", "exterior")
 
 
 @dataclass(frozen=True)
@@ -22,15 +26,22 @@ class Declaration:
     labels
         Foreground value -> name.
     training
-        Image paths of the training list as written; None if there is no list.
+        Image and label path of each entry of the training list, with slashes; the label is None where it is not named.
+        None if there is no list.
     numbered_channels
         Whether the format implies nnU-Net's ``CASE_0000`` image names.
+    cases
+        Number of training cases that it names; None if it does not.
+    doubts
+        What is odd and does not change what is read.
     """
 
     channels: tuple[str, ...] = ()
     labels: dict[int, str] = field(default_factory=dict)
-    training: tuple[str, ...] | None = None
+    training: tuple[tuple[str, str | None], ...] | None = None
     numbered_channels: bool = False
+    cases: int | None = None
+    doubts: tuple[str, ...] = ()
 
 
 def read_declaration(path: Path) -> Declaration:
@@ -43,21 +54,48 @@ def read_declaration(path: Path) -> Declaration:
     """
     if not path.exists():
         return Declaration()
+    if not path.is_file():
+        raise DataError(path, "is not a regular file")
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_unique(path))
+    except RecursionError:
+        raise DataError(path, "is not readable as JSON (nested too deeply)") from None
     except (OSError, ValueError) as error:
         raise DataError(path, f"is not readable as JSON ({error})") from error
     if not isinstance(content, dict):
         raise DataError(path, "must hold a JSON object with channels and labels")
-    ending = content.get("file_ending", ".nii.gz")
-    if ending not in (".nii.gz", ".nii"):
-        raise DataError(path, f"file_ending {ending!r} is not supported: convert the images to .nii.gz")
+    labels, doubts = _labels(path, content.get("labels"))
     return Declaration(
         channels=_channels(path, content),
-        labels=_labels(path, content.get("labels")),
+        labels=labels,
         training=_training(path, content.get("training")),
         numbered_channels="channel_names" in content,
+        cases=content["numTraining"] if _is_whole(content.get("numTraining")) else None,
+        doubts=(*_doubts_of_ending(path, content), *doubts),
     )
+
+
+def _unique(path: Path) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """Return what makes a dictionary of a JSON object's pairs: the last of two equal keys would win without a word."""
+
+    def make(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise DataError(path, f"key {twice!r} is declared twice; keep one of them")
+        return found
+
+    return make
+
+
+def _doubts_of_ending(path: Path, content: Mapping[str, Any]) -> list[str]:
+    ending = content.get("file_ending", ".nii.gz")
+    if ending in (".nii.gz", ".nii"):
+        return []
+    if ending in ("nii.gz", "nii"):
+        return [f"file_ending {ending!r} is read as '.{ending}'; write the dot"]
+    raise DataError(path, f"file_ending {ending!r} is not supported: convert the images to .nii.gz")
 
 
 def _channels(path: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
@@ -72,10 +110,10 @@ def _channels(path: Path, content: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(names[str(index)]) for index in range(len(names)))
 
 
-def _labels(path: Path, content: Any) -> dict[int, str]:
-    """Parse foreground labels, written as value -> name (Decathlon) or name -> value (nnU-Net)."""
+def _labels(path: Path, content: Any) -> tuple[dict[int, str], list[str]]:
+    """Parse foreground labels, value -> name (Decathlon) or name -> value (nnU-Net), and doubts about them."""
     if content is None:
-        return {}
+        return {}, []
     if not isinstance(content, dict):
         raise DataError(path, f'labels must be written as in {{"0": "background", "1": "tumour"}}, not {content!r}')
     labels: dict[int, str] = {}
@@ -88,23 +126,50 @@ def _labels(path: Path, content: Any) -> dict[int, str]:
             raise DataError(path, f"label {name!r} has the value {value!r}; values are whole numbers from 0 to 255")
         if int(value) in labels:
             raise DataError(path, f"label value {value} is declared twice")
-        labels[int(value)] = str(name)
+        labels[int(value)] = str(name).strip()
+    doubts = _check_names(path, labels)
     labels.pop(0, None)
-    return dict(sorted(labels.items()))
+    return dict(sorted(labels.items())), doubts
 
 
-def _training(path: Path, content: Any) -> tuple[str, ...] | None:
+def _check_names(path: Path, labels: Mapping[int, str]) -> list[str]:
+    """Refuse names whose values Fedvox would take for something else; return doubts."""
+    first: dict[str, int] = {}
+    for value, name in labels.items():
+        word = name.casefold()
+        if word in first:
+            raise DataError(path, f"labels {first[word]} and {value} are both named {name!r}; give each its own name")
+        first[word] = value
+        if value > 0 and word == "background":
+            raise DataError(path, f"background has the value {value}; it must be 0 in the label maps")
+        if value > 0 and word == "ignore":
+            text = "marks voxels without annotation, which cannot be left out of training: annotate or remove them"
+            raise DataError(path, f"label {value} ('ignore') {text}")
+    if labels.get(0, "").casefold() not in _NOTHING:
+        return [f"label 0 is named {labels[0]!r}, and is read as background"]
+    return []
+
+
+def _training(path: Path, content: Any) -> tuple[tuple[str, str | None], ...] | None:
     if content is None:
         return None
-    entries = content if isinstance(content, list) else [None]
-    images = [entry.get("image") if isinstance(entry, dict) else entry for entry in entries]
-    names = tuple(image for image in images if isinstance(image, str))
-    if len(names) < len(images):
-        raise DataError(path, 'training must be a list of {"image": ..., "label": ...}')
-    return names
+    if content == []:
+        raise DataError(path, "its training list is empty; list the cases, or remove the list")
+    found = []
+    for entry in content if isinstance(content, list) else [None]:
+        image, label = (entry.get("image"), entry.get("label")) if isinstance(entry, dict) else (entry, None)
+        if not isinstance(image, str) or not isinstance(label, str | None):
+            raise DataError(path, 'training must be a list of {"image": ..., "label": ...}')
+        found.append((_with_slashes(image), None if label is None else _with_slashes(label)))
+    return tuple(found)
+
+
+def _with_slashes(path: str) -> str:
+    """Return a path as Windows or another system writes it, with slashes."""
+    return path.replace("\\", "/")
 
 
 def _is_whole(value: Any) -> bool:
     if isinstance(value, bool):
         return False
-    return isinstance(value, int) or (isinstance(value, str) and value.strip().lstrip("+-").isdecimal())
+    return isinstance(value, int) or (isinstance(value, str) and _WHOLE.fullmatch(value.strip()) is not None)

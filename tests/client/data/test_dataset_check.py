@@ -10,7 +10,7 @@ import pytest
 
 from client.data.dataset_check import check_dataset
 from common.errors import DataError
-from common.imaging.datasets.case import Reading
+from common.imaging.datasets.comparison import SiteTerms, Wanted
 from common.imaging.phantoms.dataset import write_phantom_dataset
 from common.imaging.ranges import GeometryRanges
 
@@ -134,14 +134,14 @@ def test_a_broken_channel_file_is_named(tmp_path) -> None:
 
 
 def test_the_federations_labels_come_before_the_datasets_own(dataset) -> None:
-    assert check_dataset(dataset, {1: "organ", 2: "tumour"}).labels == {1: "organ", 2: "tumour"}
-    report = check_dataset(dataset, {1: "organ"})
+    assert check_dataset(dataset, Wanted({1: "organ", 2: "tumour"})).labels == {1: "organ", 2: "tumour"}
+    report = check_dataset(dataset, Wanted({1: "left"}))
     assert not report.usable
-    assert [problem.case for problem in report.problems] == ["a", "b", "c"]
+    assert [problem.case for problem in report.problems] == [None, "a", "b", "c"]
 
 
 def test_warns_about_a_label_that_no_case_has(dataset) -> None:
-    report = check_dataset(dataset, {1: "left", 2: "right", 3: "vessel"})
+    report = check_dataset(dataset, Wanted({1: "left", 2: "right", 3: "vessel"}))
     assert report.usable
     assert messages(report) == [("warning", None, dataset.name)]
     assert "label 3 (vessel) is declared, but no case has it" in report.to_text()
@@ -175,7 +175,7 @@ def test_without_declared_labels_it_reports_those_found(dataset) -> None:
 def test_images_without_labels_are_good_for_prediction_only(tmp_path) -> None:
     save(tmp_path / "a.nii.gz", scan(0))
     assert [problem.severity for problem in check_dataset(tmp_path).problems] == ["warning"]
-    assert not check_dataset(tmp_path, {1: "organ"}).usable
+    assert not check_dataset(tmp_path, Wanted({1: "organ"})).usable
 
 
 def test_nothing_to_check_is_an_error(tmp_path) -> None:
@@ -218,8 +218,8 @@ def test_names_geometry_that_cannot_be_true(dataset) -> None:
     assert messages(report) == [("error", "b", "b.nii.gz"), ("warning", "c", "c.nii.gz")]
     assert "has voxels of 1000 x 1500 x 2000 mm" in report.problems[0].text
     assert "padding value -2000" in report.problems[1].text
-    wide = Reading(GeometryRanges(voxel_mm=(0.05, 5000), extent_mm=20_000))
-    assert check_dataset(dataset, reading=wide).usable
+    wide = SiteTerms(GeometryRanges(voxel_mm=(0.05, 5000), extent_mm=20_000))
+    assert check_dataset(dataset, terms=wide).usable
 
 
 @pytest.mark.parametrize("odd", ["a", "c"])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 
 from client.inference.evaluate import _to_csv, evaluate_dataset, summarise
-from client.inference.predict import Predictor, predict_path
+from client.inference.predict import PredictOptions, Predictor, predict_path
 from common.errors import ConfigError, DataError, OutputError
+from common.imaging.datasets.comparison import SiteTerms
 from common.imaging.io.nifti import read_label
 from common.metrics import case_metrics
 from tests.client.inference.test_predict import SHAPE, impossible_scans, make_bundle, make_scan
@@ -132,10 +134,40 @@ def test_a_folder_without_label_maps_is_refused(model, data, tmp_path):
         evaluate_dataset(Predictor.open(model), data / "images", tmp_path / "metrics.csv")
 
 
-def test_labels_of_another_task_are_refused(model, data, tmp_path):
-    (data / "dataset.json").write_text('{"labels": {"0": "background", "1": "liver"}}')
-    with pytest.raises(ConfigError, match="declares the labels 1 liver, the model predicts 1 head, 2 tail"):
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        ({"1": "liver"}, "declares the labels 1 liver, the model predicts 1 head, 2 tail"),
+        ({"1": "tail", "2": "head"}, "label 1 is 'tail' here, and 'head' in the federation"),
+        ({"1": "head"}, "declares the labels 1 head, the model predicts 1 head, 2 tail"),
+    ],
+)
+def test_labels_of_another_task_are_refused(model, data, tmp_path, labels, text):
+    (data / "dataset.json").write_text(json.dumps({"labels": {"0": "background"} | labels}))
+    with pytest.raises((DataError, ConfigError), match=text):
         evaluate_dataset(Predictor.open(model), data, tmp_path / "metrics.csv")
+
+
+def test_other_names_of_labels_are_told(model, data, tmp_path):
+    (data / "dataset.json").write_text('{"labels": {"1": "Kopf", "2": "tail"}}')
+    report = evaluate_dataset(Predictor.open(model), data, tmp_path / "metrics.csv")
+    assert report.exit_status == 0
+    assert [text.split(": ", 1)[1] for text in report.warnings] == [
+        "label 1 is 'Kopf' here, and 'head' in the federation: are they the same? If not, map them by name: "
+        "labels_map in site.yaml"
+    ]
+
+
+def test_labels_that_the_hospital_maps_are_compared_by_name(model, data, tmp_path):
+    plain = evaluate_dataset(Predictor.open(model), data, tmp_path / "plain.csv")
+    (data / "dataset.json").write_text('{"labels": {"1": "Schwanz", "2": "head"}}')
+    for path in (data / "labels").iterdir():
+        image = nibabel.load(path)
+        other = np.array([0, 2, 1], np.uint8)[np.asarray(image.dataobj)]
+        nibabel.save(nibabel.Nifti1Image(other, image.affine), path)
+    mapped = PredictOptions(terms=SiteTerms(labels_map={"Schwanz": "tail", "head": "head"}))
+    report = evaluate_dataset(Predictor.open(model, mapped), data, tmp_path / "mapped.csv")
+    assert report.metrics == plain.metrics
 
 
 def test_a_file_that_exists_is_kept_unless_asked(model, data, tmp_path):

@@ -11,7 +11,7 @@ import torch
 import client.inference.predict
 from client.inference.predict import PredictOptions, Predictor, predict_path
 from common.errors import BundleError, ConfigError, DataError, OutputError
-from common.imaging.datasets.case import Reading
+from common.imaging.datasets.comparison import SiteTerms
 from common.imaging.io.nifti import read_volume
 from common.imaging.preprocessing import preprocess_image, restore_prediction
 from common.imaging.ranges import GeometryRanges
@@ -182,14 +182,14 @@ def test_scans_that_cannot_be_true_do_not_stop_the_others(model, tmp_path):
     assert [failure.path for failure in report.failures] == bad
     for failure, text in zip(report.failures, ["regular file", "1000 x 1500 x 2000 mm", "left and right"], strict=True):
         assert text in str(failure)
-    accepted = PredictOptions(reading=Reading(GeometryRanges(accept_contradictions=True)))
+    accepted = PredictOptions(terms=SiteTerms(GeometryRanges(accept_contradictions=True)))
     assert predict_path(Predictor.open(model, accepted), scans / "c.nii.gz", tmp_path / "used").exit_status == 0
 
 
 def test_a_scan_that_would_be_resampled_to_terabytes_is_refused_alone(model, tmp_path):
     make_scan(tmp_path / "scans" / "a.nii.gz")
     huge = make_scan(tmp_path / "scans" / "b.nii.gz", affine=np.diag([1000.0, 1500, 2000, 1]))
-    wide = PredictOptions(reading=Reading(GeometryRanges(voxel_mm=(0.05, 5000), extent_mm=1e6)))
+    wide = PredictOptions(terms=SiteTerms(GeometryRanges(voxel_mm=(0.05, 5000), extent_mm=1e6)))
     report = predict_path(Predictor.open(model, wide), tmp_path / "scans", tmp_path / "out")
     assert [path.name for path in report.written] == ["a.nii.gz"]
     assert [failure.path for failure in report.failures] == [huge]

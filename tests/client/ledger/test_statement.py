@@ -14,7 +14,7 @@ from client.ledger.account import Account
 from client.ledger.budget import LedgerBudget
 from client.ledger.ledger import Ledger, Witness
 from client.ledger.statement import HOW_TO_READ, Folder, as_text, limit_of, view
-from client.runner.local_site import SiteDataError
+from client.runner.site_split import SiteDataError
 from client.site.budget_check import NEW_PATIENTS, check_privacy, find_people, outlook
 from common.config.federation import FederationConfig, as_json
 from common.imaging.phantoms.dataset import write_phantom_dataset

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from client.ledger.ledger import Ledger, LedgerError, Witness
 from client.ledger.patient_identity import PatientsError, is_scan
-from client.runner.local_site import LedgerAccess, LocalSite, SiteData, SiteDataError, split_by_names, split_cases
+from client.runner.local_site import LedgerAccess, LocalSite, SiteData
+from client.runner.site_split import SiteDataError, split_by_names, split_cases
 from common.config.federation import load_federation
-from common.imaging.datasets.case import Reading
+from common.imaging.datasets.comparison import SiteTerms
 from common.imaging.datasets.name_rule import compile_rule
 from common.imaging.phantoms.dataset import write_phantom_dataset
 from common.plan.plan import Plan
@@ -238,7 +239,7 @@ def test_a_rule_in_place_of_a_table_joins_scans_of_one_patient(data: Path, plan:
     rule = compile_rule("sub-(?P<patient>[0-9]+)(?:_.*)?")
     config = load_federation(tiny.write_federation(tmp_path))
     site = LocalSite(
-        config, plan, SiteData("north", scans, tmp_path / "cache", 0.34, Reading(patient_rule=rule)), "cpu"
+        config, plan, SiteData("north", scans, tmp_path / "cache", 0.34, SiteTerms(patient_rule=rule)), "cpu"
     ).open()
     sides = [{case.owner for case in cases} for cases in (site.train_cases, site.validation_cases)]
     assert not sides[0] & sides[1] and sides[0] | sides[1] == {"1", "2", "3", "4"}

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -32,17 +33,19 @@ from client.site.preflight import (
 from client.site.preflight_item import Item
 from common.config.federation import FederationConfig
 from common.config.kit import Kit
-from common.imaging.datasets.case import Reading
+from common.imaging.datasets.comparison import SiteTerms, Wanted
 from common.imaging.datasets.name_rule import compile_rule
 from common.imaging.phantoms.dataset import write_phantom_dataset
 from common.imaging.ranges import GeometryRanges
+from common.plan.plan import PreprocessingPlan
 from common.system.supervisor import free_port
 from server.provisioning.certificate_authority import Authority
 from tests import kits, tiny
 from tests.connect_proxy import connect_proxy
 from tests.mutual_tls import granian, https_server, server_context, write_server, write_site
 
-LABELS = {1: "body", 2: "core", 3: "vessel"}
+LABELS = {1: "organ", 2: "core", 3: "node"}
+WANTED = Wanted(LABELS, ("synthetic",), "MR", PreprocessingPlan(spacing=(2.0, 2.0, 2.0)))
 NOW = datetime.now(UTC)
 
 
@@ -413,12 +416,12 @@ def test_good_data_are_read_once_and_again_when_they_change(scans: Path, tmp_pat
     reads: list[int] = []
 
     def check() -> Item:
-        return check_data(folder, LABELS, memory, lambda done, cases: reads.append(done))
+        return check_data(folder, WANTED, memory, lambda done, cases: reads.append(done))
 
     assert check().severity == "ok" and len(reads) == 3
     again = check()
     assert again.severity == "ok" and "unchanged" in again.text and len(reads) == 3
-    assert check_data(folder, {1: "body"}, memory).severity == "error", "other labels are another question"
+    assert check_data(folder, Wanted({1: "organ"}), memory).severity == "error", "other labels are another question"
     image = next((folder / "imagesTr").glob("*.nii.gz"))
     image.write_bytes(image.read_bytes()[:100])
     broken = check()
@@ -430,10 +433,10 @@ def test_what_start_would_refuse_is_an_error_and_doubts_are_told_every_time(scan
     shutil.copytree(scans, folder)
     (folder / "imagesTr/notes.txt").write_text("free text")
     for _ in range(2):
-        item = check_data(folder, LABELS, memory)
+        item = check_data(folder, WANTED, memory)
         assert (item.severity, "notes.txt: is not a NIfTI file" in item.text) == ("warning", True)
-    narrow = Reading(GeometryRanges(voxel_mm=(0.05, 0.5)))
-    item = check_data(folder, LABELS, memory, reading=narrow)
+    narrow = SiteTerms(GeometryRanges(voxel_mm=(0.05, 0.5)))
+    item = check_data(folder, WANTED, memory, terms=narrow)
     assert (item.severity, "geometry.voxel_mm in site.yaml" in item.text) == ("error", True), "other ranges, read again"
 
 
@@ -448,15 +451,37 @@ def test_nearly_equal_scans_of_two_patients_are_a_warning(scans: Path, tmp_path:
     array[3, 3, 3] += 1
     nibabel.Nifti1Image(array, scan.affine).to_filename(folder / "imagesTr" / "again.nii.gz")
     for _ in range(2):
-        item = check_data(folder, LABELS, memory)
+        item = check_data(folder, WANTED, memory)
         assert item.severity == "warning" and "has nearly the same voxels as case again" in item.text
     assert "unchanged" in item.text
     rule = compile_rule(".*(?P<patient>[an])[^an]*")  # "again" and "phantom_..." end with the same patient
-    assert check_data(folder, LABELS, memory, reading=Reading(patient_rule=rule)).severity == "ok"
+    assert check_data(folder, WANTED, memory, terms=SiteTerms(patient_rule=rule)).severity == "ok"
+
+
+def test_ok_means_that_the_plan_can_be_carried_out(scans: Path, tmp_path: Path) -> None:
+    memory = tmp_path / "memory.json"
+    two = replace(WANTED, channels=("T1", "T2"))
+    assert "1 channels here (synthetic), 2 in the federation (T1, T2)" in check_data(scans, two, memory).text
+    fine = replace(WANTED, preprocessing=PreprocessingPlan(spacing=(0.001, 0.001, 0.001)))
+    item = check_data(scans, fine, memory)
+    assert (item.severity, "voxels will not fit: " in item.text) == ("error", True)
+    swapped = replace(WANTED, labels={1: "core", 2: "organ", 3: "node"})
+    item = check_data(scans, swapped, memory)
+    assert (item.severity, "label 1 is 'organ' here, and 'core' in the federation" in item.text) == ("error", True)
+    mapped = check_data(scans, swapped, memory, terms=SiteTerms(labels_map={"organ": "organ", "core": "core"}))
+    assert mapped.severity == "ok"
+
+
+def test_a_training_step_that_cannot_fit_is_an_error() -> None:
+    config, plan = tiny.federation(), tiny.plan()
+    assert preflight.check_memory(plan, config, "cpu").severity == "ok"
+    item = preflight.check_memory(plan.model_copy(update={"patch_size": (4096, 4096, 4096)}), config, "cpu")
+    assert item.severity == "error"
+    assert "a training step will not fit: " in item.text and "lower model.patch_size" in item.text
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    assert check_data(tmp_path / "nowhere", LABELS, tmp_path / "memory.json").severity == "error"
+    assert check_data(tmp_path / "nowhere", WANTED, tmp_path / "memory.json").severity == "error"
 
 
 def test_disk_space(tmp_path: Path) -> None:

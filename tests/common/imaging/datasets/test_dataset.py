@@ -39,6 +39,10 @@ def make(root: Path, images: dict[str, list[str]], declaration: dict | None = No
     return root
 
 
+def entry(name: str, labels: str = "labelsTr", images: str = "imagesTr", label: str = "") -> dict[str, str]:
+    return {"image": f"./{images}/{name}.nii.gz", "label": f"./{labels}/{label or name}.nii.gz"}
+
+
 def decathlon(**changes) -> dict:
     return {
         "modality": {"0": "MRI"},
@@ -166,6 +170,12 @@ def test_refuses_cases_that_are_not_complete(tmp_path, folders, text) -> None:
     ("changes", "text"),
     [
         ({"labels": {"1": "a", "01": "b"}}, "declared twice"),
+        ({"labels": {"1": "a", "2": " A"}}, "labels 1 and 2 are both named 'A'"),
+        ({"labels": {"background": 1, "tumour": 2}}, "background has the value 1; it must be 0"),
+        ({"labels": {"0": "background", "1": "a", "2": "ignore"}}, r"label 2 \('ignore'\) marks voxels without"),
+        ({"labels": {"background": 0, "a": 1, "ignore": 2}}, r"label 2 \('ignore'\)"),
+        ({"labels": {"+-1": "a"}}, "whole numbers from 0 to 255"),
+        ({"labels": {"9" * 5000: "a"}}, "whole numbers from 0 to 255"),
         ({"labels": {"tumour": [1, 2]}}, "region of several values"),
         ({"labels": {"tumour": 1.5}}, "whole numbers from 0 to 255"),
         ({"labels": {"tumour": 300}}, "whole numbers from 0 to 255"),
@@ -174,6 +184,14 @@ def test_refuses_cases_that_are_not_complete(tmp_path, folders, text) -> None:
         ({"file_ending": ".png"}, "convert the images"),
         ({"training": [{"label": "x"}]}, "training must be a list"),
         ({"training": 7}, "training must be a list"),
+        ({"training": []}, "its training list is empty"),
+        ({"training": [{"image": "imagesTr/a.nii.gz", "label": 1}]}, "training must be a list"),
+        (
+            {"training": [entry("a"), entry("b", "labelsTr2")]},
+            "names the label ./labelsTr2/b.nii.gz of b, and labelsTr/",
+        ),
+        ({"training": [entry("a"), entry("b", label="a")]}, "names the label ./labelsTr/a.nii.gz of b"),
+        ({"training": [entry("a"), entry("b", images="C:\\\\scans")]}, "names the image ./C://scans/b.nii.gz of b"),
         ({"training": [{"image": "./imagesTr/a.nii.gz"}] * 2}, "lists a twice"),
         ({"training": [{"image": f"imagesTr/{name}.nii.gz"} for name in "abc"]}, r"c\.nii\.gz: is listed .* not exist"),
         ({"channel_names": {"0": "T1"}}, r"a\.nii\.gz: has no channel number"),
@@ -191,6 +209,44 @@ def test_refuses_a_declaration_that_is_not_json(tmp_path) -> None:
         (root / "dataset.json").write_text(content)
         with pytest.raises(DataError, match=r"dataset\.json.*JSON"):
             find_dataset(root)
+
+
+def test_keys_that_are_written_twice_are_refused(tmp_path) -> None:
+    root = make(tmp_path, {"images": ["a.nii"], "labels": ["a.nii"]})
+    for content in ('{"labels": {"1": "a", "1": "b"}}', '{"labels": {"1": "a"}, "labels": {"1": "b"}}'):
+        (root / "dataset.json").write_text(content)
+        with pytest.raises(DataError, match=r"dataset\.json: key '\w+' is declared twice"):
+            find_dataset(root)
+    (root / "dataset.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match="nested too deeply"):
+        find_dataset(root)
+
+
+def test_paths_may_be_written_as_windows_does(tmp_path) -> None:
+    files = ["a.nii.gz", "b.nii.gz"]
+    training = [
+        {"image": f"{root}imagesTr\\{name}", "label": f"{root}labelsTr\\{name}"}
+        for root, name in zip((".\\", "C:\\data\\"), files, strict=True)
+    ]
+    root = make(tmp_path, {"imagesTr": files, "labelsTr": files}, decathlon(training=training))
+    assert [case.name for case in find_dataset(root).cases] == ["a", "b"]
+
+
+def test_what_changes_nothing_is_a_warning(tmp_path) -> None:
+    names = ["a_0000.nii.gz", "b_0000.nii.gz"]
+    content = {
+        "channel_names": {"0": "T1"},
+        "labels": {"outside": 0, "tumour": 1},
+        "file_ending": "nii.gz",
+        "numTraining": 7,
+    }
+    root = make(tmp_path, {"imagesTr": names, "labelsTr": ["a.nii.gz", "b.nii.gz"]}, content)
+    _, problems = scan_dataset(root)
+    assert [(problem.severity, problem.text) for problem in problems] == [
+        ("warning", "file_ending 'nii.gz' is read as '.nii.gz'; write the dot"),
+        ("warning", "label 0 is named 'outside', and is read as background"),
+        ("warning", "numTraining is 7, and there are 2 cases"),
+    ]
 
 
 def test_scan_goes_on_and_names_every_problem(tmp_path) -> None:

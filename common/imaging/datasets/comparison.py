@@ -1,0 +1,255 @@
+"""Compares what a dataset declares with what a federation, or a model, wants of it.
+
+What changes the meaning of a voxel is an error: a structure's value, a channel's place, a modality. A difference that
+may be only one of words is a warning. Nothing is matched by a guess: a hospital maps structures and channels by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from common.imaging.datasets.case import Problem, Reading
+from common.imaging.datasets.dataset import Dataset
+from common.imaging.ranges import USUAL_RANGES, GeometryRanges
+from common.plan.plan import Plan, PreprocessingPlan
+
+BACKGROUND = "background"
+
+_SEQUENCES = (
+    frozenset({"ct", "cbct"}),
+    frozenset({"pet"}),
+    frozenset({"t1", "t1w", "mprage", "t1n"}),
+    frozenset({"t1c", "t1ce", "t1gd"}),
+    frozenset({"t2", "t2w"}),
+    frozenset({"flair", "t2f"}),
+    frozenset({"adc"}),
+    frozenset({"dwi"}),
+    frozenset({"pd", "pdw"}),
+)
+"""Names of one kind of image each; two of different kinds are never the same channel."""
+_OPPOSITES = frozenset(
+    frozenset(pair)
+    for pair in (
+        *(("left", "right"), ("l", "r"), ("anterior", "posterior"), ("superior", "inferior"), ("upper", "lower")),
+        *(("medial", "lateral"), ("proximal", "distal"), ("inner", "outer")),
+    )
+)
+_MR_WORDS = frozenset({"mr", "mri"}).union(*_SEQUENCES[2:])
+_CT_WORDS = _SEQUENCES[0]
+_GENERIC = re.compile(r"(channel|label|class|image|mri?|modality)?[ _-]*\d*")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted of a dataset; None where anything will do.
+
+    Attributes
+    ----------
+    labels
+        Foreground value -> name.
+    channels
+        Names of the channels, in order.
+    modality
+        As in the federation file: ``CT``, ``MR`` or ``other``.
+    preprocessing
+        How cases will be preprocessed.
+    """
+
+    labels: Mapping[int, str] | None = None
+    channels: tuple[str, ...] | None = None
+    modality: str | None = None
+    preprocessing: PreprocessingPlan | None = None
+
+    @classmethod
+    def by(cls, plan: Plan, modality: str | None = None) -> Wanted:
+        """Return what a plan wants."""
+        return cls(plan.labels, plan.channels, modality, plan.preprocessing)
+
+
+ANYTHING = Wanted()
+
+
+@dataclass(frozen=True)
+class SiteTerms:
+    """What a hospital's site file says about its data.
+
+    Attributes
+    ----------
+    ranges
+        What the geometry of its scans may be.
+    labels_map, channels_map
+        Name in the dataset -> name in the federation; a label may become ``background``.
+    patient_rule
+        As in ``Reading``.
+    """
+
+    ranges: GeometryRanges = USUAL_RANGES
+    labels_map: Mapping[str, str] = field(default_factory=dict)
+    channels_map: Mapping[str, str] = field(default_factory=dict)
+    patient_rule: re.Pattern[str] | None = None
+
+
+OWN_TERMS = SiteTerms()
+
+
+def compare(dataset: Dataset, wanted: Wanted, terms: SiteTerms = OWN_TERMS) -> tuple[Dataset, list[Problem]]:
+    """Return the dataset as it must be read to give what is wanted, and what contradicts it."""
+    place = dataset.root / "dataset.json" if dataset.root.is_dir() else dataset.root
+    findings = _Findings(place)
+    values, labels = _map_labels(dataset, wanted.labels, terms.labels_map, findings)
+    order, channels = _map_channels(dataset, wanted.channels, terms.channels_map, findings)
+    if wanted.modality is not None:
+        _compare_modality(channels, wanted.modality, findings)
+    read = dataset.read_as(Reading(terms.ranges, terms.patient_rule, values, order))
+    return read.declared_as(channels, labels), findings.problems
+
+
+class _Findings:
+    """Collects problems of the declaration."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self.problems: list[Problem] = []
+
+    def error(self, text: str) -> None:
+        self.problems.append(Problem(None, self._place, text))
+
+    def warning(self, text: str) -> None:
+        self.problems.append(Problem(None, self._place, text, "warning"))
+
+    def check_map(self, key: str, given: Mapping[str, str], names: Collection[str], targets: Collection[str]) -> None:
+        for name, target in given.items():
+            if not _index(name, names):
+                self.error(f"site.yaml: {key} names {name!r}, and the dataset declares {_listed(names)}")
+            if not _index(target, targets):
+                self.error(f"site.yaml: {key} leads to {target!r}, and the federation has {_listed(targets)}")
+
+
+def _map_labels(
+    dataset: Dataset, wanted: Mapping[int, str] | None, given: Mapping[str, str], findings: _Findings
+) -> tuple[tuple[tuple[int, int], ...], dict[int, str]]:
+    """Return stored and wanted value of each mapped label, and the labels that the mapped dataset declares."""
+    declared = dict(dataset.labels)
+    if wanted is None:
+        return (), declared
+    # Without a declaration a label's name is its value.
+    declared = declared or {int(name): name for name in given if name.isdecimal() and len(name) <= 3}
+    names = dict(wanted) | {0: BACKGROUND}
+    findings.check_map("labels_map", given, list(declared.values()), list(names.values()))
+    by_word = {_word(name): value for value, name in names.items()}
+    mapping = {_word(name): by_word.get(_word(target)) for name, target in given.items()}
+    values, result = [], {}
+    for value, name in declared.items():
+        target = mapping.get(_word(name))
+        if target is None:
+            _compare_label(value, name, declared, wanted, findings)
+            target = value
+        if target != value:
+            values.append((value, target))
+        if target:
+            result[target] = name if mapping.get(_word(name)) is None else wanted[target]
+    stays = {value for value, name in declared.items() if mapping.get(_word(name)) is None}
+    for value, target in values:
+        if target in stays:
+            findings.error(f"site.yaml: labels_map gives label {value} the value {target}, which another label has")
+    return tuple(values), result
+
+
+def _compare_label(
+    value: int, name: str, declared: Mapping[int, str], wanted: Mapping[int, str], findings: _Findings
+) -> None:
+    by_word = {_word(other): number for number, other in wanted.items()}
+    advice = "map them by name: labels_map in site.yaml"
+    other, there = by_word.get(_word(name)), wanted.get(value, "nothing")
+    if other == value:
+        return
+    text = f"label {value} is {name!r} here, and {there!r} in the federation"
+    if other is not None:
+        findings.error(f"{text}, where {name!r} has the value {other}; {advice}")
+    elif value not in wanted:
+        findings.warning(f"label {value} ({name}) is not in the federation; {advice}, or to {BACKGROUND}")
+    elif _index(there, declared.values()) or _opposed(name, there):
+        findings.error(f"{text}; if they are the same, {advice}")
+    elif not _is_generic(name) and not _is_generic(there):
+        findings.warning(f"{text}: are they the same? If not, {advice}")
+
+
+def _map_channels(
+    dataset: Dataset, wanted: tuple[str, ...] | None, given: Mapping[str, str], findings: _Findings
+) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    """Return the stored channels in the wanted order, empty if as stored, and their names."""
+    found = dataset.channels
+    if wanted is None:
+        return (), found
+    findings.check_map("channels_map", given, found, wanted)
+    mapped = {_word(name): target for name, target in given.items()}
+    names = tuple(mapped.get(_word(name), name) for name in found)
+    advice = "map them by name: channels_map in site.yaml"
+    words, targets = [_word(name) for name in names], [_word(name) for name in wanted]
+    if given and set(targets) <= set(words):
+        order = tuple(words.index(target) for target in targets)
+        return (() if order == tuple(range(len(found))) else order), wanted
+    if len(found) != len(wanted):
+        findings.error(
+            f"{len(found)} channels here ({', '.join(found)}), {len(wanted)} in the federation ({', '.join(wanted)}); "
+            f"if all of them are here, {advice}"
+        )
+        return (), found
+    for place, (name, target) in enumerate(zip(names, wanted, strict=True)):
+        if _word(name) == _word(target):
+            continue
+        text = f"channel {place} is {name!r} here, and {target!r} in the federation"
+        moved = _word(name) in targets or _word(target) in words
+        if moved or (_kinds(name) and _kinds(target) and not _kinds(name) & _kinds(target)):
+            findings.error(f"{text}; if all of them are here, {advice}")
+        elif not _related(name, target):
+            findings.warning(f"{text}: are they the same?")
+    return (), found
+
+
+def _compare_modality(channels: Iterable[str], modality: str, findings: _Findings) -> None:
+    words = set().union(*(_tokens(name) for name in channels))
+    if modality == "CT" and words & _MR_WORDS and not words & _CT_WORDS:
+        text = "is CT, which means Hounsfield units; give other data, or correct modality"
+        findings.error(f"declares {', '.join(channels)}, and the federation's modality {text}")
+    elif modality == "MR" and words & _CT_WORDS:
+        findings.warning(f"declares {', '.join(channels)}, and the federation's modality is MR: is modality: CT meant?")
+
+
+def _word(name: str) -> str:
+    return re.sub(r"[\W_]+", " ", name).strip().casefold()
+
+
+def _tokens(name: str) -> set[str]:
+    return set(_word(name).split())
+
+
+def _index(name: str, names: Iterable[str]) -> bool:
+    return _word(name) in {_word(other) for other in names}
+
+
+def _kinds(name: str) -> set[frozenset[str]]:
+    return {kind for kind in _SEQUENCES if kind & _tokens(name)}
+
+
+def _is_generic(name: str) -> bool:
+    return _GENERIC.fullmatch(_word(name)) is not None
+
+
+def _opposed(name: str, other: str) -> bool:
+    """Return whether two names differ in nothing but a direction."""
+    one, two = _tokens(name), _tokens(other)
+    return frozenset(one ^ two) in _OPPOSITES and len(one) == len(two)
+
+
+def _related(name: str, other: str) -> bool:
+    """Return whether two names may mean the same: one says nothing, or has all words of the other."""
+    one, two = _tokens(name), _tokens(other)
+    return _is_generic(name) or _is_generic(other) or one <= two or two <= one
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "nothing"
