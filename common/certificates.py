@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
-from common.errors import FedvoxError
+from common.errors import RESTART_CANNOT_HELP, FedvoxError
 
 AUTHORITY_FILE = "ca.crt"
 REVOCATIONS_FILE = "ca.crl"
@@ -34,6 +34,8 @@ _PROVISION = "run fedvox-server provision again"
 
 class CertificateError(FedvoxError):
     """A key or a certificate cannot be used."""
+
+    exit_status = RESTART_CANNOT_HELP
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+RESTART_CANNOT_HELP = 2
+"""Exit status of a program that would end in the same way again until somebody changes something."""
+
 
 class FedvoxError(Exception):
     """Base of all errors that the command-line programs print as plain text."""
@@ -18,7 +21,29 @@ class FedvoxError(Exception):
 class ConfigError(FedvoxError):
     """A federation file, a site file or a command-line value cannot be used."""
 
-    exit_status = 2
+    exit_status = RESTART_CANNOT_HELP
+
+
+class DamagedFileError(FedvoxError):
+    """A file that Fedvox wrote is not as it was written, or is missing.
+
+    Attributes
+    ----------
+    path
+        The file.
+    problem
+        What is wrong with it.
+    remedy
+        What to do.
+    """
+
+    exit_status = RESTART_CANNOT_HELP
+
+    def __init__(self, path: Path, problem: str, remedy: str) -> None:
+        self.path = path
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(f"{path}: {problem}; {remedy}")
 
 
 class DataError(FedvoxError):

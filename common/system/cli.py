@@ -94,7 +94,8 @@ def run(parser: Parser, arguments: Sequence[str] | None) -> int:
     Returns
     -------
     int
-        0 for success, 2 for wrong usage or configuration, 130 if interrupted (SIGINT or SIGTERM), 1 for other errors.
+        0 for success, 130 if interrupted (SIGINT or SIGTERM), 2 for what would fail again in the same way (wrong usage
+        or configuration, a damaged file), 1 for other errors.
     """
     # Before flwr is imported: these variables are read at import time.
     os.environ["FLWR_TELEMETRY_ENABLED"] = "0"

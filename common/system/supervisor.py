@@ -19,15 +19,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from common.errors import FedvoxError
+from common.errors import RESTART_CANNOT_HELP, FedvoxError
 from common.system.files import cannot_write
 
 FIRST_DELAY_SECONDS = 1.0
 LONGEST_DELAY_SECONDS = 30.0
 HEALTHY_AFTER_SECONDS = 60.0
 LARGEST_LOG_BYTES = 16 * 2**20
+MOST_FAILURES = 10
+"""Ends with the same exit status, one soon after the other, after which a child is given up."""
+MOST_HOPELESS_FAILURES = 3
+"""The same for ``RESTART_CANNOT_HELP``: more than one, because files may be in the middle of being replaced."""
 _POLL_SECONDS = 0.05
 _PR_SET_PDEATHSIG = 1
+
+
+class GaveUpError(FedvoxError):
+    """A child keeps ending for a cause that does not change.
+
+    Attributes
+    ----------
+    exit_status
+        ``RESTART_CANNOT_HELP`` if the child ended with it.
+    """
+
+    def __init__(self, child: Child, status: int, times: int) -> None:
+        self.exit_status = status if status == RESTART_CANNOT_HELP else FedvoxError.exit_status
+        super().__init__(
+            f"{child.name} ended {times} times with status {status}: {_last_line(child.log)}; "
+            f"remove the cause, see {child.log}, and start again"
+        )
 
 
 @dataclass(frozen=True)
@@ -47,6 +68,8 @@ class Child:
         as ready.
     after
         Names of children that must have been ready once before this one is started for the first time.
+    gives_up
+        Whether to give up a child that keeps ending for the same cause.
     on_parent_death
         Signal that the kernel sends when this process dies. SIGKILL cannot be ignored; SIGTERM suits programs that
         pass it on to their own children (nginx).
@@ -58,6 +81,7 @@ class Child:
     log: Path
     ready: Callable[[], bool] | None = None
     after: tuple[str, ...] = ()
+    gives_up: bool = False
     on_parent_death: signal.Signals = signal.SIGKILL
 
 
@@ -73,6 +97,7 @@ class _Kept:
     ready: bool = False
     was_ready: bool = False
     restarts: int = 0
+    same_ends: int = 0
     exit_status: int | None = None
     stopped: bool = False
     since: float = field(default_factory=time.time)
@@ -123,6 +148,8 @@ class Supervisor:
         ------
         FedvoxError
             If a program cannot be executed (it is not installed).
+        GaveUpError
+            If a child with ``gives_up`` keeps ending for the same cause.
         """
         for kept in self._kept.values():
             if kept.stopped:
@@ -204,14 +231,27 @@ class Supervisor:
     def _bury(self, kept: _Kept) -> None:
         if kept.process is None:
             return
-        kept.exit_status = _end(kept.process)
+        before, kept.exit_status = kept.exit_status, _end(kept.process)
         kept.process, kept.ready = None, False
         now = time.monotonic()
+        self._give_up_if_hopeless(kept, kept.exit_status, before, now - kept.started)
         kept.delay = next_delay(kept.delay, now - kept.started)
         kept.start_at = now + kept.delay
         kept.restarts += 1
         kept.since = time.time()
         self._on_event(kept.child.name, f"{_in_words(kept.exit_status)}; starting again in {kept.delay:g} s")
+
+    def _give_up_if_hopeless(self, kept: _Kept, status: int, before: int | None, lived: float) -> None:
+        """Count ends with the same status; a signal, or a long life, is another cause."""
+        if status <= 0 or lived >= HEALTHY_AFTER_SECONDS:
+            kept.same_ends = 0
+            return
+        kept.same_ends = kept.same_ends + 1 if status == before else 1
+        most = MOST_HOPELESS_FAILURES if status == RESTART_CANNOT_HELP else MOST_FAILURES
+        if kept.child.gives_up and kept.same_ends >= most:
+            kept.stopped = True
+            self._on_event(kept.child.name, f"{_in_words(status)}; given up")
+            raise GaveUpError(kept.child, status, kept.same_ends)
 
 
 def put_aside_if_large(log: Path) -> None:
@@ -243,6 +283,15 @@ def _opened_log(path: Path) -> BinaryIO:
         return path.open("ab")
     except OSError as error:
         raise cannot_write(path, error) from None
+
+
+def _last_line(log: Path) -> str:
+    """Return the last line of a log, which of a program of ours that failed is its error."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "its log cannot be read"
+    return next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
 
 
 def _state_of(kept: _Kept) -> str:

@@ -16,17 +16,18 @@ from flwr.serverapp import Grid, ServerApp
 
 from common.audit import AuditLog
 from common.config.federation import FederationConfig, load_federation
-from common.errors import FedvoxError
+from common.errors import RESTART_CANNOT_HELP, FedvoxError
 from common.plan.plan import Plan
+from server.coordinator.round_audit import AUDIT_FILE, audited, check_run
 from server.progress.event_stream import EventWriter
-from server.progress.events import Event, EventSink, Notice, RoundDone, RoundStarted
+from server.progress.events import EventSink, Notice
 from server.release.model import save_released_model
-from server.release.summary import write_summary
+from server.release.summary import write_reason, write_summary
 from server.rounds.round_log import contributors
 from server.rounds.round_loop import FederationError, Link, Patience, RoundLoop
 from server.rounds.terms import Terms
 from server.rounds.weight_transfer import GatewaySignals, GatewayTransfer
-from server.run_store.folder import RunFolder
+from server.run_store.folder import FEDERATION_FILE, PLAN_FILE, RunFolder
 from server.run_store.gateway_folder import GatewayFolder
 from server.run_store.locks import APP_LOG, RUN_VARIABLE, only_app, registered_names
 
@@ -58,49 +59,39 @@ def _log_to(file: Path) -> None:
 def run_federation(grid: Grid, folder: RunFolder) -> None:
     """Run the rest of a federation, release its model, and write its summary.
 
-    A federation that cannot continue is stopped, with the reason in its summary. Any other error is raised, and the
-    caller tries again.
+    A federation that cannot continue is stopped, with the reason in its summary; so is one that another server app
+    could not help either. Any other error is raised, and the caller tries again.
     """
-    config = load_federation(folder.path / "federation.yaml")
-    plan = Plan.model_validate_json((folder.path / "plan.json").read_bytes())
-    emit = audited(EventWriter(folder.path), AuditLog(folder.path / "audit.jsonl"))
+    emit = audited(EventWriter(folder.path), AuditLog(folder.path / AUDIT_FILE), folder)
     try:
+        config = load_federation(folder.path / FEDERATION_FILE)
+        check_run(folder, lambda text: emit(Notice(text)))
+        plan = folder.plan()
         _run_rounds(grid, folder, config, plan, emit)
-    except FederationError as error:
-        emit(Notice(str(error)))
-        write_summary(folder, config, plan, "stopped", str(error))
-        return
+        _release(folder, config, plan)
+        write_summary(folder, config, plan, "finished", None)
     except FedvoxError as error:
         emit(Notice(str(error)))
-        raise
-    _release(folder, config, plan)
-    write_summary(folder, config, plan, "finished", None)
+        if not isinstance(error, FederationError) and error.exit_status != RESTART_CANNOT_HELP:
+            raise
+        log.error("%s", error)
+        _stop(folder, str(error))
 
 
-def audited(emit: EventSink, audit: AuditLog) -> EventSink:
-    """Return a sink that writes each round's start and results to the audit log before it passes them on."""
-
-    def emit_audited(event: Event) -> None:
-        match event:
-            case RoundStarted(number, phase):
-                audit.append("round_started", round=number, phase=phase)
-            case RoundDone(line):
-                about_site = ("status", "reason", "examples", "epsilon", "sha256")
-                sites = {name: {key: site[key] for key in about_site} for name, site in line["sites"].items()}
-                counts = {key: line[key] for key in ("round", "phase", "bytes_up", "bytes_down")}
-                audit.append("round_done", **counts, sites=sites)
-            case _:
-                pass
-        emit(event)
-
-    return emit_audited
+def _stop(folder: RunFolder, reason: str) -> None:
+    """Write the summary of a run that cannot go on, as far as its files allow."""
+    try:
+        config, plan = load_federation(folder.path / FEDERATION_FILE), folder.plan()
+        write_summary(folder, config, plan, "stopped", reason)
+    except FedvoxError:
+        write_reason(folder, reason)
 
 
 def _run_rounds(grid: Grid, folder: RunFolder, config: FederationConfig, plan: Plan, emit: EventSink) -> None:
     state = folder.load_state()
     layout = folder.layout(0 if state is None else state.round)
     if state is None:
-        folder.begin(config.digest(), "network")
+        folder.begin(config.digest(), "network", (PLAN_FILE,))
     elif not state.finished:
         folder.event("resumed", round=state.round)
         emit(Notice(f"resuming after round {state.round} of {config.rounds}"))
@@ -135,4 +126,4 @@ def _release(folder: RunFolder, config: FederationConfig, plan: Plan) -> None:
     weights = folder.path / "model" / "model.safetensors"
     with weights.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    AuditLog(folder.path / "audit.jsonl").append("model_released", round=number, sites=sites, sha256=digest)
+    AuditLog(folder.path / AUDIT_FILE).append("model_released", round=number, sites=sites, sha256=digest)

@@ -16,13 +16,13 @@ from pathlib import Path
 from common.audit import AuditLog
 from common.config.federation import FederationConfig
 from common.config.kit import Kit, read_kit
-from common.errors import FedvoxError
-from common.plan.plan import Plan
+from common.errors import DamagedFileError, FedvoxError
 from common.system.flower import check_flower_version
 from common.system.supervisor import Child, Supervisor, free_port
 from server.coordinator.app_bundle import build_bundle
 from server.coordinator.control_client import ControlError, SuperLinkControl
 from server.coordinator.node_registry import Registration
+from server.coordinator.round_audit import AUDIT_FILE, check_run
 from server.coordinator.run_watchdog import FlowerRun, outcome_of
 from server.coordinator.startup import (
     check_certificate,
@@ -97,7 +97,10 @@ def start(options: StartOptions, emit: EventSink) -> Path:
     listen = options.listen or default_listen(kit)
     make_run_folder(options.run)
     with only_start(options.run):
+        # An app that outlived a killed server would go on writing.
+        kill_app(options.run)
         folder = take_over_run(options.run, options.kit, config)
+        check_run(folder, lambda text: emit(Notice(text)))
         if outcome_of(options.run) == "finished":
             emit(Notice(f"{options.run} is finished; nothing is left to do"))
             return write_report(options.run)
@@ -135,7 +138,7 @@ class _Server:
         self._folder = folder
         self._emit = emit
         self._port = port
-        self._audit = AuditLog(run / "audit.jsonl")
+        self._audit = AuditLog(run / AUDIT_FILE)
         self._registration = Registration(kit_folder, run, self._audit, self._say)
         self._flower_run = FlowerRun(run, build_bundle(config), self._audit, self._say)
         self._events = EventReader(run, only_new=True)
@@ -151,8 +154,6 @@ class _Server:
         sites = sorted(network.sites) if network else []
         self._emit(RunStarted(self._config.name, self._config.rounds, tuple(sites)))
         self._audit.append("server_started", endpoint=self._kit.endpoint, digest=self._kit.digest)
-        # Kill an app that outlived a killed server.
-        kill_app(self._folder.path)
         reason = None
         try:
             self._supervisor.start()
@@ -209,8 +210,7 @@ class _Server:
         if outcome is None:
             # From here on, nothing else writes to the run folder.
             kill_app(self._folder.path)
-            plan = Plan.model_validate_json((self._folder.path / "plan.json").read_bytes())
-            write_summary(self._folder, self._config, plan, "stopped" if reason else "interrupted", reason)
+            self._write_summary("stopped" if reason else "interrupted", reason)
         if self._control is not None:
             self._control.close()  # SuperLink waits for open connections before it exits
         self._supervisor.stop()
@@ -218,6 +218,12 @@ class _Server:
             forget_messages(self._folder.path)
         self._audit.append("server_stopped", outcome=outcome or ("stopped" if reason else "interrupted"))
         self._write_status(running=False)
+
+    def _write_summary(self, status: str, reason: str | None) -> None:
+        try:
+            write_summary(self._folder, self._config, self._folder.plan(), status, reason)
+        except DamagedFileError as error:
+            self._say(str(error))
 
     def _raise_if_stopped(self) -> None:
         if self._flower_run.outcome == "stopped":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
 import shutil
@@ -15,12 +16,12 @@ import server
 from common.certificates import SERVER_CERTIFICATE_FILE, check_dates, load_certificate, server_identity
 from common.config.federation import FederationConfig, load_federation
 from common.config.kit import Kit
-from common.errors import ConfigError, FedvoxError, OutputError
+from common.errors import ConfigError, DamagedFileError, FedvoxError, OutputError
 from common.system.files import PRIVATE, write_atomically
 from common.system.flower import flower_environment
 from common.system.supervisor import Child, answers
 from server.gateway.listen import Listen
-from server.run_store.folder import RunFolder
+from server.run_store.folder import FEDERATION_FILE, PLAN_FILE, RunFolder
 from server.run_store.gateway_folder import GatewayFolder
 from server.run_store.locks import DATABASE, RUN_VARIABLE, UPDATES
 
@@ -102,16 +103,24 @@ def take_over_run(run: Path, kit_folder: Path, config: FederationConfig) -> RunF
     ------
     ConfigError
         The folder belongs to another federation.
+    DamagedFileError
+        Its state, or the kit's plan, is damaged.
     """
     folder = RunFolder(run)
     state = folder.load_state()
+    plan = (kit_folder / PLAN_FILE).read_text(encoding="utf-8")
     if state is not None and state.digest != config.digest():
         raise ConfigError(
             f"{run}: was started with a different federation.yaml than the kit's; give another --run to start a new run"
         )
-    folder.write_text("plan.json", (kit_folder / "plan.json").read_text(encoding="utf-8"))
-    # Last, because this file makes it a run folder. Rewritten, because sites and addresses may have changed.
-    folder.write_text("federation.yaml", config.resolved())
+    if state is not None and state.digests.get(PLAN_FILE) != hashlib.sha256(plan.encode()).hexdigest():
+        raise DamagedFileError(
+            kit_folder / PLAN_FILE, f"is not the plan that {run} was started with", "restore it, or give another --run"
+        )
+    # Rewritten, which also mends them, and because sites and addresses may have changed. The federation file is last,
+    # because it makes this a run folder.
+    folder.write_text(PLAN_FILE, plan)
+    folder.write_text(FEDERATION_FILE, config.resolved())
     return folder
 
 
@@ -169,8 +178,22 @@ def flower_processes(run: Path, port: int, health: str = "") -> list[Child]:
     ]
     logs = run / "logs"
     return [
-        Child("superlink", _with_full_path(superlink), environment, logs / "superlink.log", lambda: answers(port)),
-        Child("superexec", _with_full_path(superexec), environment, logs / "superexec.log", after=("superlink",)),
+        Child(
+            name="superlink",
+            command=_with_full_path(superlink),
+            env=environment,
+            log=logs / "superlink.log",
+            ready=lambda: answers(port),
+            gives_up=True,
+        ),
+        Child(
+            name="superexec",
+            command=_with_full_path(superexec),
+            env=environment,
+            log=logs / "superexec.log",
+            after=("superlink",),
+            gives_up=True,
+        ),
     ]
 
 
@@ -193,6 +216,7 @@ def gateway_process(run: Path, kit: Path, listen: Listen) -> Child:
         _environment(run),
         run / "logs" / "gateway.log",
         lambda: answers(listen.port, _loopback_of(listen.host)),
+        gives_up=True,
     )
 
 

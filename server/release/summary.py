@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
 import common
 from common.config.federation import FederationConfig, as_json
+from common.errors import DamagedFileError
 from common.plan.plan import Plan
 from server.privacy.forecast import privacy_summary
-from server.run_store.folder import RunError, RunFolder, RunState, now
+from server.run_store.damage import SUMMARY_FILE, note_results
+from server.run_store.folder import RunFolder, RunState, now
 
 
 def write_summary(folder: RunFolder, config: FederationConfig, plan: Plan, status: str, reason: str | None) -> None:
@@ -38,7 +41,19 @@ def write_summary(folder: RunFolder, config: FederationConfig, plan: Plan, statu
         "parameters": _parameters(folder, state),
         "pooled": None,
     }
-    folder.write_text("summary.json", as_json(summary_of(folder, state, config, plan, status) | about))
+    save_summary(folder, state, summary_of(folder, state, config, plan, status) | about)
+
+
+def write_reason(folder: RunFolder, reason: str) -> None:
+    """Write a summary that says only why the run stopped, for a run whose files do not allow more."""
+    folder.write_text(SUMMARY_FILE, as_json({"name": folder.path.name, "status": "stopped", "reason": reason}))
+
+
+def save_summary(folder: RunFolder, state: RunState, summary: Mapping[str, Any]) -> None:
+    """Write ``summary.json``; the state of a finished run then names it and the other results by their digests."""
+    folder.write_text(SUMMARY_FILE, as_json(summary))
+    if summary["status"] == "finished":
+        note_results(folder, state)
 
 
 def summary_of(folder: RunFolder, state: RunState, config: FederationConfig, plan: Plan, status: str) -> dict[str, Any]:
@@ -76,5 +91,5 @@ def summary_of(folder: RunFolder, state: RunState, config: FederationConfig, pla
 def _parameters(folder: RunFolder, state: RunState) -> int | None:
     try:
         return folder.layout(state.round).size
-    except RunError:
+    except DamagedFileError:
         return None

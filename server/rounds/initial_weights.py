@@ -119,7 +119,7 @@ def draw(run: Path) -> None:
     """
     folder = RunFolder.open(run)
     config = load_federation(folder.path / "federation.yaml")
-    plan = Plan.model_validate_json((folder.path / "plan.json").read_bytes())
+    plan = folder.plan()
     state = folder.load_state()
     if state is not None:
         folder.map_checkpoint(state.round, weight_layout(plan))

@@ -31,6 +31,7 @@ from server.rounds.strategies.registry import make_strategy
 from server.rounds.strategies.strategy import StrategyState
 from server.rounds.terms import Terms
 from server.rounds.weight_transfer import Published, WeightTransfer
+from server.run_store.damage import check_files
 from server.run_store.folder import RunFolder, RunState
 from server.run_store.strategy_vectors import map_strategy_vector, strategy_vectors
 
@@ -107,11 +108,15 @@ class RoundLoop:
         Raises
         ------
         FederationError
-            Too few sites, or too many failed rounds in a row.
+            Too few sites, too many failed rounds in a row, or weights that are not finite.
+        DamagedFileError
+            A file that the run rests on is damaged.
         """
         state = self._folder.load_state()
         if state is None:
             raise FederationError(f"{self._folder.path}: has no state.json; start a new run")
+        for text in check_files(self._folder, state):
+            self._say(text)
         self._folder.rewind(state)
         if state.finished:
             return
@@ -133,7 +138,14 @@ class RoundLoop:
     def _publish(self, round_number: int, parts: Iterable[Vector]) -> Published:
         """Publish weights whose checkpoint exists, or will once ``parts`` is consumed."""
         checkpoint, offset = self._folder.checkpoint_values(round_number, self._layout)
-        return self._link.transfer.publish(parts, checkpoint, offset)
+        model = self._link.transfer.publish(parts, checkpoint, offset)
+        if not math.isfinite(model.norm):
+            raise FederationError(
+                f"the weights after round {round_number} have NaN or infinite values; look at the sites' losses in "
+                f"{self._folder.path / 'rounds.jsonl'}, and start a new run, for example with a lower "
+                "training.learning_rate"
+            )
+        return model
 
     def _task(self, state: RunState, model: Published, train: bool) -> Task:
         return Task(

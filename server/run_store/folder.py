@@ -6,101 +6,35 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from common.errors import FedvoxError, OutputError
-from common.protocol.codec import Refusal, Vector, WeightLayout
-from common.system.files import write_atomically
+from common.errors import DamagedFileError, OutputError
+from common.plan.plan import Plan
+from common.protocol.codec import Vector, WeightLayout
+from common.system.files import OWN_FILE, write_atomically
+from common.system.state_file import CHANGED, MISSING, digest_of_file, read_sealed, write_sealed
 from common.weights.safetensors_file import float32_header, read_shapes
-from common.weights.store import MissingWeightsError, map_file, open_to_overwrite, write_all
+from common.weights.store import MissingWeightsError, map_file
+from server.run_store.state import RunError, RunState
+from server.run_store.weight_file import SPARE, WeightFile
 
-_SPARE = ".spare.part"
-FLUSH_BYTES = 8 * 2**20
-
-
-class RunError(FedvoxError):
-    """The run folder cannot be used as requested."""
-
-
-class RunState(BaseModel):
-    """Everything that the round loop needs to resume, besides the weights.
-
-    Attributes
-    ----------
-    round
-        Number of finished training rounds; their result is checkpoint ``round``.
-    best_round, best_mean_dice
-        The checkpoint with the best mean validation Dice over sites so far; with noise on the scores, the last one
-        that is not clearly worse.
-    highest_mean_dice
-        Highest of all checkpoints; differs from ``best_mean_dice`` only with noise.
-    rounds_without_gain
-        Scored checkpoints since the last gain of more than the early stop's ``min_delta``.
-    accepted_rounds
-        Finished rounds that changed the model.
-    failed_rounds
-        Rounds in a row with too few updates.
-    norms
-        Site -> L2 norm of its last accepted update.
-    conduct
-        Site -> what it was blamed for in each of its last rounds, None for nothing.
-    refused_last
-        Site -> why its last reply was refused.
-    quarantine
-        Site -> why it is in quarantine.
-    declared
-        Site -> the numbers of training and validation patients that it declared first.
-    alarms
-        What a person should look at: key -> sentence, in the order of their first appearance.
-    strategy_round
-        The round after which the strategy's vectors were written; 0 before the first.
-    strategy_numbers
-        Numbers that the strategy keeps.
-    """
-
-    model_config = ConfigDict(extra="forbid")
-
-    format: int = 1
-    run: str
-    digest: str
-    started: str
-    round: int = 0
-    best_round: int | None = None
-    best_mean_dice: float | None = None
-    highest_mean_dice: float | None = None
-    final_mean_dice: float | None = None
-    rounds_without_gain: int = 0
-    accepted_rounds: int = 0
-    failed_rounds: int = 0
-    stopped_early: bool = False
-    finished: bool = False
-    seconds: float = 0.0
-    bytes_up: int = 0
-    bytes_down: int = 0
-    norms: dict[str, float] = Field(default_factory=dict)
-    conduct: dict[str, list[Refusal | None]] = Field(default_factory=dict)
-    refused_last: dict[str, Refusal] = Field(default_factory=dict)
-    quarantine: dict[str, Refusal] = Field(default_factory=dict)
-    declared: dict[str, tuple[int, int]] = Field(default_factory=dict)
-    alarms: dict[str, str] = Field(default_factory=dict)
-    strategy_round: int = 0
-    strategy_numbers: dict[str, float] = Field(default_factory=dict)
-
-    @property
-    def released_round(self) -> int:
-        """Round after which the model is the one to release."""
-        return self.round if self.best_round is None else self.best_round
+RESTORE = "restore it from a backup, or start a new run in another folder"
+"""What to do about a damaged file that the run cannot go on without."""
+FEDERATION_FILE = "federation.yaml"
+PLAN_FILE = "plan.json"
+PARTITION_FILE = "partition.json"
+ROUNDS_FILE = "rounds.jsonl"
+STATE_FILE = "state.json"
 
 
 def now() -> str:
@@ -115,10 +49,18 @@ class RunFolder:
     ----------
     path
         An existing folder, from ``create`` or ``open``.
+
+    Attributes
+    ----------
+    round_digests
+        SHA-256 of line, state and checkpoint of the round that was committed last.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.round_digests: dict[str, str] = {}
+        self._written: dict[str, str] = {}
+        self._seal = ""
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
@@ -146,7 +88,7 @@ class RunFolder:
         RunError
             There is no run folder at ``path``.
         """
-        if not (path / "federation.yaml").is_file():
+        if not (path / FEDERATION_FILE).is_file():
             raise RunError(f"{path}: is not a run folder (it has no federation.yaml); give the folder of a run")
         return cls(path)
 
@@ -159,18 +101,33 @@ class RunFolder:
 
         Raises
         ------
-        RunError
-            The file is damaged.
+        DamagedFileError
+            The file is damaged, or missing although the run has begun.
         """
-        file = self.path / "state.json"
+        file = self.path / STATE_FILE
         if not file.exists():
+            if trace := self._trace_of_rounds():
+                raise DamagedFileError(file, f"{MISSING}, although the run has begun ({trace})", RESTORE)
             return None
+        content, seal = read_sealed(file, RESTORE)
         try:
-            return RunState.model_validate_json(file.read_bytes())
-        except (ValidationError, OSError):
-            raise RunError(f"{file}: is damaged; restore it from a backup, or start a new run") from None
+            state = RunState.model_validate(content)
+        except ValidationError:
+            raise DamagedFileError(file, "was written by another version of Fedvox", RESTORE) from None
+        self._seal = seal
+        return state
 
-    def begin(self, digest: str, engine: str) -> None:
+    def _trace_of_rounds(self) -> str | None:
+        """Return the name of something that a run has only after its first state."""
+        lines = self.path / ROUNDS_FILE
+        if lines.exists() and lines.stat().st_size:
+            return lines.name
+        later = {path.name for path in (self.path / "checkpoints").glob("round_*")} - {self.checkpoint_path(0).name}
+        if later:
+            return min(later)
+        return "model" if (self.path / "model").exists() else None
+
+    def begin(self, digest: str, engine: str, files: Sequence[str] = ()) -> None:
         """Commit the first state of a new run, whose checkpoint 0 already exists.
 
         Parameters
@@ -179,44 +136,127 @@ class RunFolder:
             Digest of the federation's configuration.
         engine
             What the run's sites run on, for ``events.jsonl``.
+        files
+            Names of the files that the run rests on, besides its checkpoints.
         """
         state = RunState(run=secrets.token_hex(8), digest=digest, started=now())
+        for path in (self.checkpoint_path(0), *(self.path / name for name in files)):
+            self.note(path, digest_of_file(path))
         self.commit(state)
         self.event("started", run=state.run, engine=engine)
 
+    def note(self, path: Path, digest: str) -> None:
+        """Let the next state name a file of the run folder by its SHA-256."""
+        self._written[path.relative_to(self.path).as_posix()] = digest
+
     def commit(self, state: RunState) -> None:
-        """Commit ``state``, from which the run resumes after a crash."""
-        write_atomically(self.path / "state.json", state.model_dump_json(indent=2) + "\n")
+        """Commit ``state``, from which the run resumes after a crash, with the digests of the files it rests on.
+
+        Raises
+        ------
+        DamagedFileError
+            ``rounds.jsonl`` was changed since the last time.
+        """
+        named = state.digests | self._written
+        state.digests = {name: digest for name, digest in sorted(named.items()) if _rests_on(state, name)}
+        self._written.clear()
+        before = self._finished_lines(state)
+        lines = self._read_lines()
+        line, state.rounds_bytes = lines[len(before) :], len(lines)
+        state.digests[ROUNDS_FILE] = hashlib.sha256(lines).hexdigest()
+        state.round_state = "" if line else state.round_state or self._seal
+        self._seal = write_sealed(self.path / STATE_FILE, state.model_dump(mode="json"))
+        if line:
+            self.round_digests = self._digests_of(state, line)
+
+    def digests_of_last_round(self, state: RunState) -> dict[str, str]:
+        """Return ``round_digests`` of the last round of a state that was loaded from this folder."""
+        return self._digests_of(state, self._finished_lines(state).splitlines(keepends=True)[-1])
+
+    def _digests_of(self, state: RunState, line: bytes) -> dict[str, str]:
+        checkpoint = self.checkpoint_path(state.round).relative_to(self.path).as_posix()
+        return {
+            "line": hashlib.sha256(line).hexdigest(),
+            "state": state.round_state or self._seal,
+            "checkpoint": state.digests.get(checkpoint, ""),
+        }
 
     def rewind(self, state: RunState) -> None:
         """Drop uncommitted leftovers of a crash: lines and checkpoints of later rounds, and partial files.
 
         Safe to call at any time before the next round, and for a finished run.
+
+        Raises
+        ------
+        DamagedFileError
+            A line of a finished round was changed or is missing.
         """
-        rounds = state.round + 1 if state.finished else state.round
-        lines = self.read_rounds()
-        kept = [line for line in lines if line["round"] <= rounds]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
-        file = self.path / "rounds.jsonl"
-        if file.exists() and file.read_text(encoding="utf-8") != text:
-            write_atomically(file, text)
+        finished = self._finished_lines(state)
+        if self._read_lines() != finished:
+            write_atomically(self.path / ROUNDS_FILE, finished, remedy=OWN_FILE)
         best = {state.best_round} if state.best_round is not None else set()
         self.keep_checkpoints({state.round, *best}, state.strategy_round)
         for partial in [*self.path.glob(".*.part"), *(self.path / "checkpoints").glob(".*.part")]:
             partial.unlink(missing_ok=True)
 
     def read_rounds(self) -> list[dict[str, Any]]:
-        """Return the lines of ``rounds.jsonl`` up to the first incomplete one."""
-        file = self.path / "rounds.jsonl"
-        if not file.exists():
-            return []
+        """Return the lines of ``rounds.jsonl``, without one that a crash cut off.
+
+        Raises
+        ------
+        DamagedFileError
+            A line cannot be read.
+        """
         lines = []
-        for text in file.read_text(encoding="utf-8").splitlines():
+        for number, text in enumerate(self._read_lines().splitlines(keepends=True), start=1):
             try:
                 lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                break
+            except ValueError:
+                if text.endswith(b"\n"):
+                    raise DamagedFileError(
+                        self.path / ROUNDS_FILE, f"line {number} was changed or cut", RESTORE
+                    ) from None
         return lines
+
+    def _read_lines(self) -> bytes:
+        file = self.path / ROUNDS_FILE
+        try:
+            return file.read_bytes() if file.exists() else b""
+        except OSError as error:
+            raise DamagedFileError(file, f"cannot be read: {error.strerror or error}", RESTORE) from None
+
+    def _finished_lines(self, state: RunState) -> bytes:
+        """Return the lines of all rounds that the state counts as finished."""
+        lines = self._read_lines()[: state.rounds_bytes]
+        if hashlib.sha256(lines).hexdigest() != state.digests.get(ROUNDS_FILE, hashlib.sha256().hexdigest()):
+            raise DamagedFileError(self.path / ROUNDS_FILE, CHANGED, RESTORE)
+        return lines
+
+    def check_lines(self, state: RunState) -> None:
+        """Check that ``rounds.jsonl`` begins with the lines of the finished rounds.
+
+        Raises
+        ------
+        DamagedFileError
+            It does not.
+        """
+        self._finished_lines(state)
+
+    def plan(self) -> Plan:
+        """Return the plan of the run.
+
+        Raises
+        ------
+        DamagedFileError
+            ``plan.json`` is missing or damaged.
+        """
+        file = self.path / PLAN_FILE
+        try:
+            return Plan.model_validate_json(file.read_bytes())
+        except FileNotFoundError:
+            raise DamagedFileError(file, MISSING, RESTORE) from None
+        except (OSError, ValidationError):
+            raise DamagedFileError(file, "cannot be read as a plan", RESTORE) from None
 
     def append_round(self, line: Mapping[str, Any]) -> None:
         """Add a line to ``rounds.jsonl``."""
@@ -243,31 +283,17 @@ class RunFolder:
     def write_checkpoint(self, round_number: int, parts: Iterable[Vector], layout: WeightLayout) -> Iterator[Vector]:
         """Write the global weights after a round, as safetensors, and yield each of ``parts`` as it passes through.
 
-        The file appears, flushed to disk, once the last part is read. It overwrites an obsolete checkpoint, because
-        allocating new pages for a file costs ten times as much as writing them.
+        The file appears, flushed to disk, once the last part is read.
         """
-        path, header = self.checkpoint_path(round_number), _header(round_number, layout)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
-        written = 0
+        path = self.checkpoint_path(round_number)
+        file = WeightFile(path, layout.size, _header(round_number, layout))
         try:
-            # Write and flush while the caller processes the parts, so that the final flush is short.
-            with open_to_overwrite(temporary, path.with_name(_SPARE)) as file, ThreadPoolExecutor(1) as writer:
-                writing = writer.submit(_write_through, file, np.frombuffer(header, np.uint8))
-                for part in parts:
-                    writing.result()
-                    writing = writer.submit(_write_through, file, np.ascontiguousarray(part, "<f4").view(np.uint8))
-                    written += part.size
-                    yield part
-                writing.result()
-                if written != layout.size:
-                    raise RunError(f"{written} weights do not fit the plan's model, which has {layout.size}")
-                file.truncate(file.tell())
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written: {error.strerror or error}; free space") from None
+            for part in parts:
+                file.add(part)
+                yield part
+            self.note(path, file.finish())
         finally:
-            temporary.unlink(missing_ok=True)
+            file.close()
 
     def save_checkpoint(self, round_number: int, weights: Vector, layout: WeightLayout) -> None:
         """Write the global weights after a round, as safetensors."""
@@ -279,14 +305,14 @@ class RunFolder:
 
         Raises
         ------
-        RunError
+        DamagedFileError
             The file is missing or damaged.
         """
         file = self.checkpoint_path(round_number)
         try:
             return WeightLayout(read_shapes(file))
         except (OSError, ValueError):
-            raise RunError(f"{file}: is missing or damaged; restore it from a backup, or start a new run") from None
+            raise DamagedFileError(file, "is missing or damaged", RESTORE) from None
 
     def checkpoint_values(self, round_number: int, layout: WeightLayout) -> tuple[Path, int]:
         """Return a round's checkpoint file, and the byte offset of its weights as one float32 vector."""
@@ -297,7 +323,7 @@ class RunFolder:
 
         Raises
         ------
-        RunError
+        DamagedFileError
             The file is missing, damaged or of another model.
         """
         file, header = self.checkpoint_path(round_number), _header(round_number, layout)
@@ -308,9 +334,9 @@ class RunFolder:
         except (OSError, MissingWeightsError):
             content, found = np.empty(0, np.uint8), b""
         if not found or content.size != 4 * layout.size:
-            raise RunError(f"{file}: is missing or damaged; restore it from a backup, or start a new run")
+            raise DamagedFileError(file, "is missing or damaged", RESTORE)
         if found != header:
-            raise RunError(f"{file}: holds another model than plan.json describes; start a new run")
+            raise DamagedFileError(file, "holds another model than plan.json describes", RESTORE)
         return content.view("<f4").astype(np.float32, copy=False)
 
     def load_checkpoint(self, round_number: int, layout: WeightLayout) -> Vector:
@@ -324,7 +350,7 @@ class RunFolder:
         kept = {self.checkpoint_path(number) for number in rounds}
         for file in (self.path / "checkpoints").glob("round_*.safetensors"):
             if file not in kept:
-                file.replace(file.with_name(_SPARE))
+                file.replace(file.with_name(SPARE))
         for file in (self.path / "checkpoints").glob("strategy_*.f32"):
             if not file.name.startswith(f"strategy_{strategy_round:04d}_"):
                 file.unlink()
@@ -334,12 +360,18 @@ class RunFolder:
         return self.path / "checkpoints" / f"strategy_{round_number:04d}_{name}.f32"
 
 
-def _write_through(file: BinaryIO, content: NDArray[np.uint8]) -> None:
-    write_all(file, content)
-    if file.tell() // FLUSH_BYTES > (file.tell() - content.size) // FLUSH_BYTES:
-        os.fdatasync(file.fileno())
+def _rests_on(state: RunState, name: str) -> bool:
+    """Return whether a state needs a file; it does not need checkpoints and vectors of most other rounds."""
+    folder, _, file = name.rpartition("/")
+    if folder != "checkpoints":
+        return True
+    needed = {f"round_{number:04d}." for number in (state.round, state.best_round) if number is not None}
+    return file.startswith((*needed, f"strategy_{state.strategy_round:04d}_"))
 
 
 def _header(round_number: int, layout: WeightLayout) -> bytes:
     """Return a checkpoint's header; the vector follows it, in the order of the layout."""
     return float32_header(layout.shapes, {"round": str(round_number)})
+
+
+__all__ = ["RESTORE", "RunError", "RunFolder", "RunState", "now"]

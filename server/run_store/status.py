@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from common.config.yaml_file import read_yaml
+from common.config.yaml_file import parse_yaml
+from common.errors import ConfigError, DamagedFileError
 from common.formatting import counted
 from server.formatting import format_best, scores_are_noised
-from server.run_store.folder import RunFolder
+from server.run_store.damage import SUMMARY_FILE
+from server.run_store.folder import FEDERATION_FILE, RunFolder
 from server.run_store.live_status import NetworkStatus, read_network_status
 
 
@@ -59,12 +63,20 @@ class RunStatus:
 
 
 def describe_run(folder: RunFolder) -> RunStatus:
-    """Return the status of a run folder; values that do not exist yet are left empty."""
-    config = read_yaml(folder.path / "federation.yaml")
+    """Return the status of a run folder; values that do not exist yet are left empty.
+
+    Raises
+    ------
+    DamagedFileError
+        A file that it reads is damaged.
+    """
+    config = _read_mapping(folder.path / "federation.yaml", lambda text: parse_yaml(text, FEDERATION_FILE))
     state = folder.load_state()
+    if state is not None:
+        folder.check_lines(state)
     rounds = folder.read_rounds()
-    summary = folder.path / "summary.json"
-    status = json.loads(summary.read_text(encoding="utf-8"))["status"] if summary.exists() else "unfinished"
+    summary = folder.path / SUMMARY_FILE
+    status = str(_read_mapping(summary, json.loads)["status"]) if summary.exists() else "unfinished"
     network = read_network_status(folder.path)
     if network is not None and status == "unfinished":
         status = "running" if network.running else "not running"
@@ -85,3 +97,15 @@ def describe_run(folder: RunFolder) -> RunStatus:
         noised=scores_are_noised(config),
         network=network,
     )
+
+
+def _read_mapping(file: Path, parse: Callable[[str], Any]) -> Mapping[str, Any]:
+    """Read a JSON or YAML file as far as the status needs it: a mapping with the keys that it always has."""
+    try:
+        content = parse(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, ConfigError):
+        content = None
+    needed = {"name", "status"} if file.name == SUMMARY_FILE else {"name", "rounds"}
+    if not isinstance(content, dict) or not needed <= set(content):
+        raise DamagedFileError(file, "cannot be read", "resume the run, which checks its files and says what to do")
+    return content

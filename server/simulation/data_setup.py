@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from common.config.federation import FederationConfig, as_json, check_class_weights
-from common.config.simulation import PhantomConfig
 from common.errors import ConfigError, DataError
 from common.formatting import counted
 from common.imaging.cache.case_cache import CaseCache
@@ -22,15 +21,18 @@ from common.plan.plan import Plan
 from common.planning.fingerprint import Fingerprint, fingerprint_dataset
 from common.planning.resolve import resolve_plan
 from common.seeds import seed_of
+from common.system.state_file import CHANGED, MISSING, digest_of_file, put_aside
 from server.progress.events import EventSink, Notice, Stage
-from server.run_store.folder import RunFolder
+from server.run_store.folder import PARTITION_FILE, PLAN_FILE, RunFolder
 from server.simulation.partition import SitePartition, make_partition
 
 PHANTOMS = "phantoms"
+PHANTOM_DIGESTS = "phantoms.sha256"
+"""For ``sha256sum --check``."""
 
 
 def find_or_make_data(config: FederationConfig, data: Path | None, folder: RunFolder, emit: EventSink) -> Path:
-    """Return the given dataset folder, or make phantoms in the run folder.
+    """Return the given dataset folder, or make phantoms in the run folder, anew if a file of theirs was changed.
 
     Raises
     ------
@@ -45,18 +47,39 @@ def find_or_make_data(config: FederationConfig, data: Path | None, folder: RunFo
             "--data: is missing; give the folder of a dataset (with imagesTr/ and labelsTr/, or images/ and labels/), "
             "or add simulation.phantom: {} to the federation file to use synthetic volumes"
         )
-    root = folder.path / PHANTOMS
-    if not (root / "sites.csv").exists():
-        count = sum(phantom.cases_per_site)
-        emit(Notice(f"no data given: making {counted(count, 'phantom')} (synthetic volumes, not patients)"))
-        _make_phantoms(root, phantom)
-    return root
-
-
-def _make_phantoms(root: Path, phantom: PhantomConfig) -> None:
+    root, count = folder.path / PHANTOMS, counted(sum(phantom.cases_per_site), "phantom")
+    if not root.exists():
+        emit(Notice(f"no data given: making {count} (synthetic volumes, not patients)"))
+    elif (problem := _damage_of(folder, root)) is not None:
+        aside = put_aside(root)
+        emit(Notice(f"{problem}; making {count} anew{f', the old ones are now {aside.name}' if aside else ''}"))
+    else:
+        return root
     write_phantom_dataset(
         root, phantom.cases_per_site, phantom.seed, phantom.shape, phantom.anatomy, phantom.spacing_mm
     )
+    folder.write_text(
+        PHANTOM_DIGESTS, "".join(f"{digest}  {name}\n" for name, digest in _digests(folder, root).items())
+    )
+    return root
+
+
+def _digests(folder: RunFolder, root: Path) -> dict[str, str]:
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    return {path.relative_to(folder.path).as_posix(): digest_of_file(path) for path in files}
+
+
+def _damage_of(folder: RunFolder, root: Path) -> str | None:
+    """Return a sentence about the first file of the phantoms that is not as it was written; None if all are."""
+    listed = folder.path / PHANTOM_DIGESTS
+    try:
+        lines = [line.split("  ", 1) for line in listed.read_text(encoding="utf-8").splitlines()]
+        written = {name: digest for digest, name in lines}
+    except (OSError, ValueError):
+        return f"{listed}: {MISSING} or cannot be read"
+    found = _digests(folder, root)
+    different = [name for name in sorted({*written, *found}) if written.get(name) != found.get(name)]
+    return f"{folder.path / different[0]}: {CHANGED}" if different else None
 
 
 def plan_and_partition(
@@ -73,8 +96,8 @@ def plan_and_partition(
     """
     dataset, plan, partition = examine(config, data, cache, emit)
     _fill_cache(config, dataset, plan, partition, cache, emit)
-    folder.write_text("plan.json", as_json(plan))
-    folder.write_text("partition.json", as_json(partition))
+    folder.write_text(PLAN_FILE, as_json(plan))
+    folder.write_text(PARTITION_FILE, as_json(partition))
 
 
 def find_simulated_dataset(config: FederationConfig, data: Path) -> Dataset:

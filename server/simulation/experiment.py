@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from flwr.serverapp import ServerApp
 
-from common.config.federation import FederationConfig, as_json
+from common.config.federation import FederationConfig
 from common.config.yaml_file import parse_yaml
-from common.errors import ConfigError, FedvoxError
+from common.errors import ConfigError, DamagedFileError, FedvoxError
 from common.imaging.cache.case_cache import CachedCase
-from common.plan.plan import Plan
 from common.system.devices import choose_device
+from common.system.state_file import CHANGED, MISSING, check_digest, put_aside
 from server.privacy.forecast import privacy_summary
 from server.privacy.forecast_text import verdict_text
 from server.progress.events import EventSink, Notice, RunStarted, Stage
 from server.release import validation
 from server.release.model import save_released_model
-from server.release.summary import summary_of
+from server.release.summary import save_summary, summary_of
 from server.reporting.report import write_report
 from server.rounds.initial_weights import first_weights, weight_layout
 from server.rounds.round_loop import Link, RoundLoop, make_server_app
 from server.rounds.terms import Terms
-from server.run_store.folder import RunFolder, RunState
+from server.run_store.damage import SUMMARY_FILE, check_files
+from server.run_store.folder import FEDERATION_FILE, PARTITION_FILE, PLAN_FILE, STATE_FILE, RunFolder, RunState
 from server.simulation.data_setup import find_or_make_data, plan_and_partition
 from server.simulation.engines import require_ray, run_inline, run_on_ray
 from server.simulation.partition import read_partition
@@ -81,43 +83,79 @@ def simulate(config: FederationConfig, options: SimulationOptions, emit: EventSi
     if engine == "ray":
         require_ray()
     device = choose_device(options.device).type
-    folder = _open_folder(config, options)
+    folder = _open_folder(config, options, emit)
     data = find_or_make_data(config, options.data, folder, emit)
-    if not (folder.path / "partition.json").exists():
+    if not _has_plan(folder, emit):
         plan_and_partition(config, data, folder, options.cache, emit)
-    if _is_finished(folder):
+    if _is_finished(folder, emit):
         emit(Notice(f"{folder.path} is finished; nothing is left to do"))
         return write_report(folder.path)
-    plan = read_plan(folder)
-    partition = read_partition(folder.path / "partition.json")
+    plan = folder.plan()
+    partition = read_partition(folder.path / PARTITION_FILE)
     sites = SimulatedSites(config, plan, partition, data, options.cache, device, SiteEvents(emit))
     return _Experiment(sites, folder, engine, emit).run()
 
 
-def read_plan(folder: RunFolder) -> Plan:
-    """Read the plan of a run."""
-    return Plan.model_validate_json((folder.path / "plan.json").read_bytes())
+def _has_plan(folder: RunFolder, emit: EventSink) -> bool:
+    """Return whether plan and partition are there; damaged ones are put aside, because the data give the same again."""
+    state = folder.load_state()
+    digests = {} if state is None else state.digests
+    for name in {PLAN_FILE, PARTITION_FILE} & set(digests):
+        file = folder.path / name
+        try:
+            check_digest(file, digests[name], "")
+        except DamagedFileError as error:
+            put_aside(file)
+            emit(Notice(f"{file}: {error.problem}; it is made again from the data"))
+    return all((folder.path / name).exists() for name in (PLAN_FILE, PARTITION_FILE))
 
 
-def _is_finished(folder: RunFolder) -> bool:
-    summary = folder.path / "summary.json"
-    return summary.exists() and json.loads(summary.read_text(encoding="utf-8"))["status"] == "finished"
+def _is_finished(folder: RunFolder, emit: EventSink) -> bool:
+    """Return whether there is nothing left to do; damaged results are made again."""
+    state = folder.load_state()
+    for text in check_files(folder, state) if state is not None else ():
+        emit(Notice(text))
+    summary = folder.path / SUMMARY_FILE
+    return summary.exists() and state is not None and SUMMARY_FILE in state.digests
 
 
-def _open_folder(config: FederationConfig, options: SimulationOptions) -> RunFolder:
-    if not (options.resume and (options.out / "federation.yaml").exists()):
+def _open_folder(config: FederationConfig, options: SimulationOptions, emit: EventSink) -> RunFolder:
+    begun = (options.out / FEDERATION_FILE).exists() or (options.out / STATE_FILE).exists()
+    if not (options.resume and begun):
         folder = RunFolder.create(options.out)
-        folder.write_text("federation.yaml", config.resolved())
+        folder.write_text(FEDERATION_FILE, config.resolved())
         return folder
-    folder = RunFolder.open(options.out)
-    written = (folder.path / "federation.yaml").read_text(encoding="utf-8")
-    if written != config.resolved():
-        differing = ", ".join(_differences(parse_yaml(written, "federation.yaml"), config.model_dump(mode="json"))[:5])
-        raise ConfigError(
-            f"{options.out / 'federation.yaml'}: was written with a different configuration ({differing}); "
-            "resume with the same file and --set values, or start a new run"
-        )
+    folder = RunFolder(options.out)
+    _check_configuration(folder, config, emit)
     return folder
+
+
+def _check_configuration(folder: RunFolder, config: FederationConfig, emit: EventSink) -> None:
+    """Refuse to resume a run with another configuration, and write a damaged file anew."""
+    file = folder.path / FEDERATION_FILE
+    try:
+        written = file.read_bytes()
+    except FileNotFoundError:
+        written = b""
+    if written == config.resolved().encode():
+        return
+    state = folder.load_state()
+    if (
+        state is not None
+        and state.digests.get(FEDERATION_FILE) == hashlib.sha256(config.resolved().encode()).hexdigest()
+    ):
+        put_aside(file)
+        folder.write_text(FEDERATION_FILE, config.resolved())
+        emit(Notice(f"{file}: {CHANGED if written else MISSING}; it is written anew"))
+        return
+    try:
+        differing = ", ".join(_differences(parse_yaml(written.decode(), file.name), config.model_dump(mode="json"))[:5])
+    except (ValueError, ConfigError):
+        differing = "it cannot be read"
+    raise ConfigError(
+        f"{file}: was written with a different configuration ({differing}); "
+        "resume with the same file and --set values, or start a new run"
+    )
 
 
 def _differences(before: Any, after: Any, key: str = "") -> list[str]:
@@ -156,7 +194,7 @@ class _Experiment:
             self._emit(Notice(f"{verdict_text(self._privacy)}; see fedvox-server plan-privacy"))
         status = "stopped"
         try:
-            self._run_rounds(self._sites, self._folder, self._engine)
+            self._run_rounds(self._sites, self._folder, self._engine, (FEDERATION_FILE, PLAN_FILE, PARTITION_FILE))
             self._release()
             if self._config.simulation is not None and self._config.simulation.pooled:
                 self._pooled = self._run_pooled()
@@ -169,13 +207,13 @@ class _Experiment:
             report = write_report(self._folder.path)
         return report
 
-    def _run_rounds(self, sites: SimulatedSites, folder: RunFolder, engine: Engine) -> None:
+    def _run_rounds(self, sites: SimulatedSites, folder: RunFolder, engine: Engine, files: Sequence[str]) -> None:
         layout = weight_layout(self._plan)
         state = folder.load_state()
         if state is None:
             weights, _ = first_weights(self._config, self._plan)
             folder.save_checkpoint(0, weights, layout)
-            folder.begin(sites.config.digest(), engine)
+            folder.begin(sites.config.digest(), engine, files)
         elif state.finished:
             return
         else:
@@ -215,14 +253,14 @@ class _Experiment:
         training = self._config.training
         steps = training.local_steps * len(self._sites.names)
         config = self._config.model_copy(update={"training": training.model_copy(update={"local_steps": steps})})
-        if (pooled_folder / "federation.yaml").exists():
+        if (pooled_folder / FEDERATION_FILE).exists():
             folder = RunFolder.open(pooled_folder)
         else:
             folder = RunFolder.create(pooled_folder)
-            folder.write_text("federation.yaml", config.resolved())
+            folder.write_text(FEDERATION_FILE, config.resolved())
         self._emit(Notice("training one model on the pooled data, for comparison"))
         self._emit(RunStarted(f"{config.name}, pooled", config.rounds, ("pooled",)))
-        self._run_rounds(self._sites.pooled(config), folder, "inline")
+        self._run_rounds(self._sites.pooled(config), folder, "inline", (FEDERATION_FILE,))
         state = self._finished_state(folder)
         best = state.released_round
         model = validation.load_model(folder, self._plan, best)
@@ -253,4 +291,4 @@ class _Experiment:
             "privacy": self._privacy,
         }
         summary = summary_of(self._folder, state, self._config, self._plan, status) | about
-        self._folder.write_text("summary.json", as_json(summary))
+        save_summary(self._folder, state, summary)

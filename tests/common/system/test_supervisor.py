@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 from common.errors import FedvoxError
-from common.system.supervisor import LONGEST_DELAY_SECONDS, Child, Supervisor, answers, free_port, next_delay
+from common.system.supervisor import (
+    LONGEST_DELAY_SECONDS,
+    Child,
+    GaveUpError,
+    Supervisor,
+    answers,
+    free_port,
+    next_delay,
+)
 
 FOREVER = "import signal, sys; print('up', flush=True); signal.pause()"
 STUBBORN = (
@@ -179,6 +187,29 @@ time.sleep(60)
         assert runs(pid)
         parent.kill()
     wait_until_gone(pid)
+
+
+DAMAGED = "import sys; print('site.key: is damaged', file=sys.stderr); sys.exit({status})"
+
+
+def test_gives_up_a_child_whose_cause_does_not_change_and_says_it(bench: Bench) -> None:
+    supervisor = bench.supervise(bench.child("gateway", DAMAGED.format(status=2), gives_up=True))
+    with pytest.raises(
+        GaveUpError, match=r"gateway ended 3 times with status 2: site\.key: is damaged; .*log"
+    ) as error:
+        bench.until(lambda: False)
+    assert error.value.exit_status == 2
+    assert supervisor.states()["gateway"]["state"] == "stopped"
+    supervisor.poll()
+    assert [event for _, event in bench.events].count("started again") == 2
+
+
+@pytest.mark.parametrize("options", [{"gives_up": False, "status": 2}, {"gives_up": True, "status": 1}])
+def test_goes_on_with_others(bench: Bench, options: dict[str, int]) -> None:
+    child = bench.child("runner", DAMAGED.format(status=options["status"]), gives_up=bool(options["gives_up"]))
+    supervisor = bench.supervise(child)
+    bench.until(lambda: supervisor.states()["runner"]["restarts"] == 3)
+    assert supervisor.states()["runner"]["state"] == "restarting"
 
 
 def test_refuses_a_program_that_is_not_there(bench: Bench) -> None:

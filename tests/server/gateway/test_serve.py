@@ -48,6 +48,14 @@ def test_what_is_wrong_is_said_in_a_line(made: Lab) -> None:
     )
 
 
+def test_what_a_restart_cannot_help_has_an_exit_status_of_its_own(made: Lab) -> None:
+    (made.kit / "server.key").write_text("-----BEGIN PRIVATE KEY-----\n")
+    done = subprocess.run(made.command(), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "server.key" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_port_that_another_gateway_has(gateway: Lab, made: Lab) -> None:
     made.port = gateway.port
     assert f"cannot listen on 127.0.0.1:{made.port}" in fails(made), "though Granian itself would share it"

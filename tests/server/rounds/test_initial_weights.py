@@ -14,7 +14,7 @@ import yaml
 
 from common.config.federation import FederationConfig, load_federation
 from common.config.kit import read_kit
-from common.errors import BundleError, ConfigError, FedvoxError
+from common.errors import BundleError, ConfigError, DamagedFileError, FedvoxError
 from common.models.bundle import load_bundle
 from common.models.unet3d import build_model
 from common.plan.plan import Plan
@@ -22,7 +22,7 @@ from common.planning.resolve import plan_from_config
 from server.coordinator.startup import draw_first_weights, read_federation
 from server.provisioning.kits import provision
 from server.rounds.initial_weights import first_weights, initial_weights, weight_layout, write_initial_weights
-from server.run_store.folder import RunError, RunFolder, RunState
+from server.run_store.folder import RunFolder, RunState
 from tests import tiny
 from tests.tiny import save_bundle
 
@@ -197,7 +197,7 @@ def test_drawn_in_files_they_are_the_same(tmp_path: Path) -> None:
 def test_a_damaged_checkpoint_has_no_layout(tmp_path: Path, content: bytes) -> None:
     folder = RunFolder.create(tmp_path / "run")
     folder.checkpoint_path(0).write_bytes(content)
-    with pytest.raises(RunError, match=r"round_0000\.safetensors: is missing or damaged"):
+    with pytest.raises(DamagedFileError, match=r"round_0000\.safetensors: is missing or damaged"):
         folder.layout(0)
 
 

@@ -12,7 +12,7 @@ import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import OutputError
+from common.errors import DamagedFileError, OutputError
 from common.protocol.codec import Refusal, WeightLayout
 from server.run_store.folder import RunError, RunFolder, RunState
 
@@ -33,14 +33,16 @@ def test_checkpoint_returns_bit_for_bit(tmp_path: Path) -> None:
 def test_state_returns(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run")
     assert folder.load_state() is None
-    folder.commit(state(round=4, best_round=2, best_mean_dice=0.5))
-    assert folder.load_state() == state(round=4, best_round=2, best_mean_dice=0.5)
+    now = state(round=4, best_round=2, best_mean_dice=0.5)
+    folder.commit(now)
+    assert folder.load_state() == now
 
 
 def test_every_run_begins_with_a_name_of_its_own(tmp_path: Path) -> None:
     began = []
     for name in ("one", "two"):
         folder = RunFolder.create(tmp_path / name)
+        folder.save_checkpoint(0, WEIGHTS, LAYOUT)
         folder.begin("digest", "inline")
         found = folder.load_state()
         assert found is not None
@@ -53,11 +55,15 @@ def test_every_run_begins_with_a_name_of_its_own(tmp_path: Path) -> None:
 
 def test_rewind_drops_what_was_not_committed(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run")
+    now = state()
     for number in (1, 2, 3):
         folder.append_round({"round": number})
+        if number <= 2:
+            now.round = number
+            folder.commit(now)
     with (tmp_path / "run" / "rounds.jsonl").open("a") as stream:
         stream.write('{"round": 4, "si')
-    folder.rewind(state(round=2))
+    folder.rewind(now)
     assert folder.read_rounds() == [{"round": 1}, {"round": 2}]
     folder.append_round({"round": 3})
     assert [line["round"] for line in folder.read_rounds()] == [1, 2, 3]
@@ -77,14 +83,14 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path, cut: int) -> None:
     folder.save_checkpoint(1, WEIGHTS, LAYOUT)
     file = folder.checkpoint_path(1)
     file.write_bytes(file.read_bytes()[:cut])
-    with pytest.raises(RunError, match="round_0001"):
+    with pytest.raises(DamagedFileError, match="round_0001"):
         folder.load_checkpoint(1, LAYOUT)
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run")
     folder.save_checkpoint(1, WEIGHTS, LAYOUT)
-    with pytest.raises(RunError, match="another model"):
+    with pytest.raises(DamagedFileError, match="another model"):
         folder.load_checkpoint(1, WeightLayout({"a.weight": (3, 2), "b": (4,)}))
 
 
@@ -92,7 +98,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_a_damaged_state_is_refused(tmp_path: Path, content: str) -> None:
     folder = RunFolder.create(tmp_path / "run")
     (tmp_path / "run" / "state.json").write_text(content)
-    with pytest.raises(RunError, match=r"state\.json"):
+    with pytest.raises(DamagedFileError, match=r"state\.json"):
         folder.load_state()
 
 
@@ -165,7 +171,7 @@ def test_it_appears_when_the_last_weights_have_passed_and_no_sooner(tmp_path: Pa
     passing = folder.write_checkpoint(3, parts_of(WEIGHTS, 4), LAYOUT)
     for _ in range(2):
         next(passing)
-        with pytest.raises(RunError, match="missing"):
+        with pytest.raises(DamagedFileError, match="missing"):
             folder.map_checkpoint(3, LAYOUT)
     with pytest.raises(StopIteration):
         next(passing)
@@ -274,7 +280,7 @@ def test_what_is_no_checkpoint_of_this_model_is_refused(tmp_path: Path, change: 
     file = folder.checkpoint_path(1)
     file.write_bytes(change(file.read_bytes()))
     for read in (folder.map_checkpoint, folder.load_checkpoint):
-        with pytest.raises(RunError, match="round_0001"):
+        with pytest.raises(DamagedFileError, match="round_0001"):
             read(1, LAYOUT)
 
 
@@ -282,7 +288,7 @@ def test_a_checkpoint_of_another_round_is_refused(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run")
     folder.save_checkpoint(1, WEIGHTS, LAYOUT)
     folder.checkpoint_path(1).rename(folder.checkpoint_path(2))
-    with pytest.raises(RunError, match="round_0002"):
+    with pytest.raises(DamagedFileError, match="round_0002"):
         folder.map_checkpoint(2, LAYOUT)
 
 
@@ -305,7 +311,9 @@ def test_rewind_keeps_the_last_line_of_a_finished_run(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "run")
     for number in (1, 2, 3):
         folder.append_round({"round": number})
-    folder.rewind(state(round=2, finished=True))
+    now = state(round=2, finished=True)
+    folder.commit(now)
+    folder.rewind(now)
     assert [line["round"] for line in folder.read_rounds()] == [1, 2, 3]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from common.config.federation import FederationConfig
-from common.errors import ConfigError
+from common.errors import ConfigError, DamagedFileError
 from common.protocol.codec import Result, Task, Vector
 from common.weights.encoding import VALUES_PER_PIECE, WINDOW, Encoding, encode_vector, vector_of
 from server.progress.events import Event, SiteDone
@@ -19,7 +19,7 @@ from server.rounds.strategies.fedavg import FedAvg
 from server.rounds.strategies.registry import STRATEGIES, make_strategy
 from server.rounds.strategies.strategy import Next, StrategyState, Updates, Window
 from server.rounds.strategies.weighted_mean import WeightedMean
-from server.run_store.folder import RunError, RunFolder
+from server.run_store.folder import RunFolder
 from server.run_store.strategy_vectors import map_strategy_vector
 from tests import tiny
 from tests.server.fake_sites import LAYOUT, Answer, Silent, app_of, honest, run
@@ -200,5 +200,5 @@ def test_a_damaged_state_is_named(tmp_path: Path, damage: Callable[[Path], objec
     with pytest.raises(Killed):
         run(tiny.federation(rounds=3), app_of(SITES), LAYOUT, 2, folder, KilledAt(2))
     damage(folder.strategy_vector_path(1, "momentum"))
-    with pytest.raises(RunError, match=r"strategy_0001_momentum\.f32: is missing or damaged"):
+    with pytest.raises(DamagedFileError, match=r"strategy_0001_momentum\.f32: is missing or damaged"):
         run(tiny.federation(rounds=3), app_of(SITES), LAYOUT, 2, folder)

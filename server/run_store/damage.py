@@ -1,0 +1,81 @@
+"""Checks the files that a run rests on against the digests in its state, before the run is resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common.errors import DamagedFileError
+from common.system.state_file import check_digest, digest_of_file, put_aside
+from server.run_store.folder import RESTORE, ROUNDS_FILE, RunFolder, RunState
+
+SUMMARY_FILE = "summary.json"
+_RESULTS = ("model/*.json", "model/*.safetensors", "validation.csv", "examples/*.npz", SUMMARY_FILE)
+
+
+def check_files(folder: RunFolder, state: RunState) -> list[str]:
+    """Check every file that the state names by its digest.
+
+    Two kinds of files are put aside (renamed to ``NAME.damaged``) instead of stopping the run. Results are made again:
+    their summary goes too, without which a run does not count as finished. The best checkpoint is not needed to go on;
+    the best round is sought anew among the rounds that follow.
+
+    Returns
+    -------
+    list[str]
+        A sentence for each file that was put aside.
+
+    Raises
+    ------
+    DamagedFileError
+        The run cannot go on without the file.
+    """
+    folder.check_lines(state)
+    damaged = {}
+    for name, digest in state.digests.items():
+        if name == ROUNDS_FILE:
+            continue
+        try:
+            check_digest(folder.path / name, digest, RESTORE)
+        except DamagedFileError as error:
+            if not _is_result(name) and not _is_only_the_best(folder, state, name):
+                raise
+            damaged[name] = error
+    told = []
+    for name, found in damaged.items():
+        what = _do_without(folder, state, name, {*filter(_is_result, damaged)})
+        aside = put_aside(found.path)
+        told.append(f"{found.path}: {found.problem}; {what}{f'; it is now {aside.name}' if aside else ''}")
+    if damaged:
+        folder.commit(state)
+    for text in told:
+        folder.event("damaged_file", what=text)
+    return told
+
+
+def note_results(folder: RunFolder, state: RunState) -> None:
+    """Commit the state of a finished run with the digests of its results."""
+    for path in (path for pattern in _RESULTS for path in folder.path.glob(pattern)):
+        folder.note(path, digest_of_file(path))
+    folder.commit(state)
+
+
+def _is_result(name: str) -> bool:
+    return any(Path(name).match(pattern) for pattern in _RESULTS)
+
+
+def _is_only_the_best(folder: RunFolder, state: RunState, name: str) -> bool:
+    best = state.best_round
+    return best is not None and best != state.round and folder.path / name == folder.checkpoint_path(best)
+
+
+def _do_without(folder: RunFolder, state: RunState, name: str, results: set[str]) -> str:
+    """Change the state to one that does not rest on a file, and say what that means."""
+    del state.digests[name]
+    if _is_result(name):
+        (folder.path / SUMMARY_FILE).unlink(missing_ok=True)
+        state.digests.pop(SUMMARY_FILE, None)
+        return "it is made again"
+    if SUMMARY_FILE in state.digests and not results:
+        return "the model was released from it before, and is as it was"
+    state.best_round = state.best_mean_dice = state.highest_mean_dice = None
+    return "the model that it held is lost, and the best round is sought anew"

@@ -1,0 +1,99 @@
+"""``state.json``: what the round loop needs to resume, and the digests of the files that it rests on."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from common.errors import FedvoxError
+from common.protocol.codec import Refusal
+
+
+class RunError(FedvoxError):
+    """The run folder cannot be used as requested."""
+
+
+class RunState(BaseModel):
+    """Everything that the round loop needs to resume, besides the weights.
+
+    Attributes
+    ----------
+    round
+        Number of finished training rounds; their result is checkpoint ``round``.
+    best_round, best_mean_dice
+        The checkpoint with the best mean validation Dice over sites so far; with noise on the scores, the last one
+        that is not clearly worse.
+    highest_mean_dice
+        Highest of all checkpoints; differs from ``best_mean_dice`` only with noise.
+    rounds_without_gain
+        Scored checkpoints since the last gain of more than the early stop's ``min_delta``.
+    accepted_rounds
+        Finished rounds that changed the model.
+    failed_rounds
+        Rounds in a row with too few updates.
+    norms
+        Site -> L2 norm of its last accepted update.
+    conduct
+        Site -> what it was blamed for in each of its last rounds, None for nothing.
+    refused_last
+        Site -> why its last reply was refused.
+    quarantine
+        Site -> why it is in quarantine.
+    declared
+        Site -> the numbers of training and validation patients that it declared first.
+    alarms
+        What a person should look at: key -> sentence, in the order of their first appearance.
+    strategy_round
+        The round after which the strategy's vectors were written; 0 before the first.
+    strategy_numbers
+        Numbers that the strategy keeps.
+    digests
+        SHA-256 of every file of the run folder that the state rests on, by its path in the folder; of
+        ``rounds.jsonl``, that of its first ``rounds_bytes`` bytes.
+    rounds_bytes
+        Size of ``rounds.jsonl`` after the last finished round.
+    round_state
+        SHA-256 of the state that ended the last finished round; empty if that is this one.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal[2] = 2
+    run: str
+    digest: str
+    started: str
+    round: int = 0
+    best_round: int | None = None
+    best_mean_dice: float | None = None
+    highest_mean_dice: float | None = None
+    final_mean_dice: float | None = None
+    rounds_without_gain: int = 0
+    accepted_rounds: int = 0
+    failed_rounds: int = 0
+    stopped_early: bool = False
+    finished: bool = False
+    seconds: float = 0.0
+    bytes_up: int = 0
+    bytes_down: int = 0
+    norms: dict[str, float] = Field(default_factory=dict)
+    conduct: dict[str, list[Refusal | None]] = Field(default_factory=dict)
+    refused_last: dict[str, Refusal] = Field(default_factory=dict)
+    quarantine: dict[str, Refusal] = Field(default_factory=dict)
+    declared: dict[str, tuple[int, int]] = Field(default_factory=dict)
+    alarms: dict[str, str] = Field(default_factory=dict)
+    strategy_round: int = 0
+    strategy_numbers: dict[str, float] = Field(default_factory=dict)
+    digests: dict[str, str] = Field(default_factory=dict)
+    rounds_bytes: int = 0
+    round_state: str = ""
+
+    @property
+    def released_round(self) -> int:
+        """Round after which the model is the one to release."""
+        return self.round if self.best_round is None else self.best_round
+
+    @property
+    def lines(self) -> int:
+        """Number of finished rounds with the final evaluation: of the lines of ``rounds.jsonl``."""
+        return self.round + self.finished
