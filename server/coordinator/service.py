@@ -31,6 +31,7 @@ from server.coordinator.startup import (
     forget_messages,
     gateway_process,
     make_run_folder,
+    put_damaged_database_aside,
     read_federation,
     take_over_run,
 )
@@ -101,6 +102,7 @@ def start(options: StartOptions, emit: EventSink) -> Path:
         kill_app(options.run)
         folder = take_over_run(options.run, options.kit, config)
         check_run(folder, lambda text: emit(Notice(text)))
+        put_damaged_database_aside(options.run, lambda text: emit(Notice(text)))
         if outcome_of(options.run) == "finished":
             emit(Notice(f"{options.run} is finished; nothing is left to do"))
             return write_report(options.run)

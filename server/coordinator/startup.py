@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +21,7 @@ from common.config.kit import Kit
 from common.errors import ConfigError, DamagedFileError, FedvoxError, OutputError
 from common.system.files import PRIVATE, write_atomically
 from common.system.flower import flower_environment
+from common.system.state_file import put_aside
 from common.system.supervisor import Child, answers
 from server.gateway.listen import Listen
 from server.run_store.folder import FEDERATION_FILE, PLAN_FILE, RunFolder
@@ -146,6 +149,31 @@ def forget_messages(run: Path) -> None:
     shutil.rmtree(run / UPDATES, ignore_errors=True)
     for file in run.glob(f"{DATABASE}*"):
         file.unlink(missing_ok=True)
+
+
+def put_damaged_database_aside(run: Path, say: Callable[[str], None]) -> None:
+    """Let SuperLink begin with an empty database if the one of the run is damaged; what it held is sent again.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    say
+        Called with a sentence if it is damaged.
+    """
+    file = run / DATABASE
+    if not file.exists():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(file)) as database:
+            [problem] = database.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.DatabaseError as error:
+        problem = str(error)
+    if problem != "ok":
+        aside = put_aside(file)
+        for rest in run.glob(f"{DATABASE}-*"):
+            rest.unlink(missing_ok=True)
+        say(f"{file}: is damaged ({problem}); it is made anew, and sites register again (the old one: {aside})")
 
 
 def flower_processes(run: Path, port: int, health: str = "") -> list[Child]:

@@ -40,10 +40,11 @@ def check_files(folder: RunFolder, state: RunState) -> list[str]:
             if not _is_result(name) and not _is_only_the_best(folder, state, name):
                 raise
             damaged[name] = error
+    asides = {name: put_aside(found.path) for name, found in damaged.items()}
     told = []
     for name, found in damaged.items():
         what = _do_without(folder, state, name, {*filter(_is_result, damaged)})
-        aside = put_aside(found.path)
+        aside = asides[name]
         told.append(f"{found.path}: {found.problem}; {what}{f'; it is now {aside.name}' if aside else ''}")
     if damaged:
         folder.commit(state)
@@ -70,7 +71,7 @@ def _is_only_the_best(folder: RunFolder, state: RunState, name: str) -> bool:
 
 def _do_without(folder: RunFolder, state: RunState, name: str, results: set[str]) -> str:
     """Change the state to one that does not rest on a file, and say what that means."""
-    del state.digests[name]
+    state.digests.pop(name, None)
     if _is_result(name):
         (folder.path / SUMMARY_FILE).unlink(missing_ok=True)
         state.digests.pop(SUMMARY_FILE, None)

@@ -28,9 +28,7 @@ def test_every_changed_byte_and_every_cut_is_named(tmp_path: Path) -> None:
     write_sealed(file, CONTENT)
     whole = file.read_bytes()
     damaged = [whole[:size] for size in range(len(whole))]
-    damaged += [
-        whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :] for at in range(len(whole)) for bit in (1, 16, 128)
-    ]
+    damaged += [whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :] for at in range(len(whole))]
     damaged += [whole + b" ", b"[1, 2]", b"{}", b'{"round": 1}', b"[" * 10_000]
     for content in damaged:
         file.write_bytes(content)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from server.coordinator.startup import (
     forget_messages,
     gateway_process,
     make_run_folder,
+    put_damaged_database_aside,
 )
 from server.run_store.gateway_folder import GatewayFolder
 from server.run_store.locks import DATABASE, RUN_VARIABLE, UPDATES
@@ -71,3 +74,20 @@ def test_no_secret_stands_on_a_command_line_and_superlink_is_reached_from_here_a
     assert "192.0.2.1:9443" in gateway.command
     assert flower_processes(run, 39_123)[0].command == said
     assert (run / "secret").read_text() != secret, "every start has its own"
+
+
+@pytest.mark.parametrize("damage", [None, 0, 20, 4096])
+def test_a_damaged_database_is_put_aside_and_a_whole_one_is_not(tmp_path: Path, damage: int | None) -> None:
+    file, told = tmp_path / DATABASE, []
+    put_damaged_database_aside(tmp_path, told.append)
+    with contextlib.closing(sqlite3.connect(file)) as database:
+        database.execute("CREATE TABLE node (name TEXT)")
+        database.executemany("INSERT INTO node VALUES (?)", [("north" * 100,)] * 100)
+        database.commit()
+    content = bytearray(file.read_bytes())
+    if damage is not None:
+        content[damage : damage + 3000] = b"\x07" * 3000
+        file.write_bytes(content)
+    put_damaged_database_aside(tmp_path, told.append)
+    assert file.exists() == (damage is None) == (not told)
+    assert damage is None or (tmp_path / f"{DATABASE}.damaged").read_bytes() == content
