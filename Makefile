@@ -31,7 +31,7 @@ endif
 test: $(INSTALLED) test-fast test-network
 
 test-fast: $(INSTALLED)
-	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder -q -m 'not network and not deploy' $(ARGS)
+	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder -q -m 'not network and not deploy and not long' $(ARGS)
 
 # Real servers and sites on the loopback interface: one after another, for they share the cores. What fails gets a second
 # attempt, which tells a machine that was busy from a defect.
@@ -39,7 +39,8 @@ NETWORK_TESTS := $(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -q
 test-network: $(INSTALLED)
 	$(NETWORK_TESTS) -m 'network and not long' $(ARGS) || $(NETWORK_TESTS) -m 'network and not long' --last-failed $(ARGS)
 
-# The rest of them: every process killed at eight points of a round, a firewall closed for a minute.
+# The rest of them: every process killed at eight points of a round, seventy random kills in one run, a firewall closed for a
+# minute; and every damage to every file of a run folder.
 test-long: $(INSTALLED)
 	$(NETWORK_TESTS) -m long $(ARGS)
 

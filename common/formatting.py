@@ -1,4 +1,4 @@
-"""Number formatting for the command-line programs."""
+"""Formatting of numbers and texts for people."""
 
 from __future__ import annotations
 
@@ -12,3 +12,29 @@ def fixed(value: float, digits: int, signed: bool = False) -> str:
     """Format a number with ``digits`` decimal places and a typographic minus; zero after rounding has no sign."""
     text = f"{value:{'+' if signed else ''}.{digits}f}"
     return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
+
+
+def visible(text: str, keep: str = "") -> str:
+    r"""Write every control character of a text as an escape such as ``\x1b``, and so everything else that is no sign.
+
+    For whatever somebody else can name. A terminal would obey such characters, and a line break would forge a line.
+
+    Parameters
+    ----------
+    text
+        The text.
+    keep
+        Characters to leave as they are, such as the line breaks of a text of several lines.
+    """
+    return "".join(
+        character if character.isprintable() or character in keep else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def csv_text(text: str) -> str:
+    """Return a text for a cell of a CSV file that no spreadsheet takes for a formula.
+
+    A cell that begins with one of ``= + - @``, a tab or a carriage return gets an apostrophe in front.
+    """
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from client.cli.options import add_kit_options, add_ledger_file, positive_int
 from common.errors import FedvoxError
-from common.formatting import counted
+from common.formatting import counted, visible
 from common.system.cli import add_command, add_json
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def _audit(options: argparse.Namespace) -> int:
         verified = {"entries": proof.entries, "head": proof.head, "events": proof.events} if proof else None
         print(as_json({"log": str(state / AUDIT_FILE), "verified": verified, **content}), end="")
         return 0
-    print(as_text(content))
+    print(visible(as_text(content), keep="\n"))
     print()
     if proof is None:
         print("The chain was not checked: add --verify.")

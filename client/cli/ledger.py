@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError, FedvoxError
-from common.formatting import counted
+from common.formatting import counted, visible
 from common.system.cli import add_json
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _ledger(options: argparse.Namespace) -> int:
         verified = {"entries": proof.entries, "head": proof.head} if proof and options.verify else None
         print(as_json(content | {"verified": verified}), end="")
         return 0
-    print(as_text(content, shutil.get_terminal_size((100, 24)).columns))
+    print(visible(as_text(content, shutil.get_terminal_size((100, 24)).columns), keep="\n"))
     if proof is not None and options.verify:
         witnessed = "it matches this site's records" if state else "add --kit to compare it with the site's records"
         print(

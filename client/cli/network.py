@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from client.cli.options import add_kit_options, add_ledger_file
+from common.formatting import visible
 from common.system.cli import add_command, add_device, add_json, add_linger, default_cache
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def _status(options: argparse.Namespace) -> int:
         contact = status["last_contact"]
         seen = "no contact yet" if contact is None else f"last contact {contact:.0f} s ago"
         print(f"server {kit.endpoint}: {'connected' if status['connected'] else 'NOT connected'}, {seen}")
-    print(f"runner: {_what_runner_does(status['runner'])}")
+    print(visible(f"runner: {_what_runner_does(status['runner'])}"))
     if "network" in status["runner"]:
         print(f"runner: {status['runner']['network']}")
     for name, process in status["processes"].items():

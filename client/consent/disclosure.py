@@ -22,7 +22,7 @@ from common.config.kit import Kit, read_kit
 from common.config.privacy import PrivacyConfig
 from common.config.strategy import SITES_OVER_A_NETWORK
 from common.errors import ConfigError
-from common.formatting import counted
+from common.formatting import counted, visible
 from common.plan.plan import Plan
 from common.protocol.messages import ErrorCode, Failure, Heartbeat, Result, SiteInfo
 from common.weights.encoding import pieces_of
@@ -269,7 +269,7 @@ def as_text(content: Mapping[str, Any], width: int = 100) -> str:
         ),
         f"Digest: {content['digest']}",
     ]
-    return _printable("\n\n".join(parts))
+    return visible("\n\n".join(parts), keep="\n")
 
 
 def _learned(data: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
@@ -331,11 +331,6 @@ def _weights(plan: Plan) -> int:
 
     with torch.device("meta"):
         return sum(tensor.numel() for tensor in build_model(plan.model).state_dict().values())
-
-
-def _printable(text: str) -> str:
-    """Replace terminal control characters: parts of the text come from the coordinator."""
-    return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def _by(values: Sequence[float]) -> str:

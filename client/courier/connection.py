@@ -19,6 +19,7 @@ from client.courier.proxy import Address, open_socket
 from client.courier.transfers.files import BUFFER_BYTES
 from common.certificates import AUTHORITY_FILE, SITE_CERTIFICATE_FILE, SITE_KEY_FILE
 from common.errors import ConfigError
+from common.formatting import visible
 from common.identity import sign
 
 SILENCE_SECONDS = 60.0
@@ -235,8 +236,7 @@ class Connection:
 
 def one_line(content: bytes) -> str:
     """Return the server's reason for a refusal as one printable line."""
-    text = content.decode("ascii", "replace")
-    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    return visible(" ".join(content.decode("ascii", "replace").split()))
 
 
 class _Https(http.client.HTTPSConnection):

@@ -11,6 +11,7 @@ from pathlib import Path
 from client.state_folder import StateFolder
 from common.system.cli import add_linger, base_parser, run
 from common.system.flower import check_flower_version
+from common.system.logs import log_to_stderr
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +35,7 @@ def run_courier(options: argparse.Namespace) -> int:
     FedvoxError
         If it cannot start, or one of its threads has failed for good.
     """
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    log_to_stderr(logging.INFO)
     logging.getLogger("fedvox").setLevel(logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     check_flower_version()

@@ -19,6 +19,7 @@ from client.inference.predict import (
     part_of,
 )
 from common.errors import ConfigError, DataError, OutputError
+from common.formatting import csv_text
 from common.imaging.datasets.case import Case, errors_of
 from common.imaging.datasets.comparison import Wanted, compare
 from common.imaging.datasets.dataset import scan_dataset
@@ -178,9 +179,8 @@ def _to_csv(metrics: Mapping[str, CaseMetrics], labels: Mapping[int, str]) -> st
     for case, by_label in metrics.items():
         for label, label_name in labels.items():
             values = [by_label[label][name] for name in names]
-            writer.writerow(
-                [case, label, label_name, *(f"{value:.6g}" if math.isfinite(value) else "" for value in values)]
-            )
+            shown = [f"{value:.6g}" if math.isfinite(value) else "" for value in values]
+            writer.writerow([csv_text(case), label, csv_text(label_name), *shown])
     return text.getvalue()
 
 

@@ -27,6 +27,7 @@ from common.config.federation import load_federation
 from common.config.kit import read_kit
 from common.errors import ConfigError, FedvoxError
 from common.system.flower import check_flower_version
+from common.system.logs import log_to_stderr
 from common.weights.store import FileStore
 
 log = logging.getLogger("fedvox.runner")
@@ -43,7 +44,7 @@ def main(isolation: Isolation, arguments: Sequence[str] | None = None) -> int:
         Command-line arguments; None takes this process's.
     """
     options = _options(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    log_to_stderr(logging.INFO)
     log.log(logging.INFO if isolation.is_isolated else logging.WARNING, "the runner %s", isolation)
     try:
         check_flower_version()

@@ -39,6 +39,8 @@ MAX_MESSAGE_BYTES = 32 * 1024
 """Largest size of a message as JSON; a result with ``MAX_LABELS`` labels fits."""
 RECORD, FIELD = "fedvox", "json"
 _TASK_NAME = re.compile(r"[0-9a-f]{32}")
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""As names of federations are."""
 _CLASS_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -280,11 +282,12 @@ def _task_names(value: Any, name: str) -> tuple[str, ...]:
 
 _sha256 = _matching(SHA256, "a SHA-256 in hexadecimal digits")
 _task = _matching(_TASK_NAME, "the name of a task")
+_run = _matching(_RUN_NAME, "the name of a run: letters, digits, dots, dashes and underscores")
 _class_name = _matching(_CLASS_NAME, "the name of an exception class")
 
-_HELLO: Mapping[str, Reader] = {"run": _text, "digest": _text}
+_HELLO: Mapping[str, Reader] = {"run": _run, "digest": _text}
 _TASK: Mapping[str, Reader] = {
-    "run": _text,
+    "run": _run,
     "digest": _text,
     "round": _count,
     "rounds": _count,
@@ -307,7 +310,7 @@ _INFO: Mapping[str, Reader] = {
 }
 _RESULT: Mapping[str, Reader] = {
     "site": _text,
-    "run": _text,
+    "run": _run,
     "round": _count,
     "examples": _count,
     "validation_examples": _count,

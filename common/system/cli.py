@@ -16,10 +16,13 @@ from typing import Any, NoReturn
 
 import common
 from common.errors import FedvoxError
+from common.formatting import visible
+from common.system.logs import log_to_stderr
 
 INTERRUPTED = 130
 """Exit status that shells report for a program ended by SIGINT."""
 LONGEST_LINGER_SECONDS = 3600.0
+PRIVATE_UMASK, STRANGERS = 0o077, 0o007
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -110,7 +113,9 @@ def run(parser: Parser, arguments: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(name)s: %(message)s")
+    if not getattr(options, "for_others", False):
+        _keep_files_private()
+    log_to_stderr(logging.WARNING, "%(name)s: %(message)s")
     # Tracebacks are logged only with --debug; otherwise the error is printed in one line.
     logging.getLogger("fedvox").setLevel(logging.DEBUG if options.debug else logging.CRITICAL)
     command: Command | None = getattr(options, "command", None)
@@ -128,7 +133,7 @@ def run(parser: Parser, arguments: Sequence[str] | None) -> int:
         if options.debug:
             raise
         # The exception's text, if any, tells the user how to resume.
-        print(f"{parser.prog}: {str(error) or 'interrupted'}", file=sys.stderr)
+        print(visible(f"{parser.prog}: {str(error) or 'interrupted'}", keep="\n"), file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of stdout is gone (for example a closed pager): discard the rest of the output.
@@ -142,10 +147,20 @@ def run(parser: Parser, arguments: Sequence[str] | None) -> int:
         return 1
 
 
+def _keep_files_private() -> None:
+    """Let new files be their owner's alone, unless the umask already keeps all others but the group from them.
+
+    With 0007 the two halves of a site, each under an account of its own, share a folder by their group.
+    """
+    before = os.umask(PRIVATE_UMASK)
+    if before & STRANGERS == STRANGERS:
+        os.umask(before)
+
+
 def _tell(text: str, options: argparse.Namespace) -> None:
     """Print the error and linger; a signal ends the wait without hiding the error."""
     with contextlib.suppress(KeyboardInterrupt):
-        print(text, file=sys.stderr, flush=True)
+        print(visible(text, keep="\n"), file=sys.stderr, flush=True)
         time.sleep(min(max(0.0, getattr(options, "linger", 0.0)), LONGEST_LINGER_SECONDS))
 
 

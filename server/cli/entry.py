@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from common.errors import ConfigError, OutputError
+from common.formatting import visible
 from common.system.cli import add_command, add_device, add_json, base_parser, default_cache, run
 from common.system.files import new_folder
 from server.cli.network import add_network_commands
@@ -148,7 +149,7 @@ def _status(options: argparse.Namespace) -> int:
     from server.run_store.status import describe_run
 
     status = describe_run(RunFolder.open(options.run))
-    print(json.dumps(status.as_dict(), indent=2) if options.json else status.as_text())
+    print(json.dumps(status.as_dict(), indent=2) if options.json else visible(status.as_text(), keep="\n"))
     return 0
 
 

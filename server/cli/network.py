@@ -26,6 +26,8 @@ def add_network_commands(commands: argparse._SubParsersAction[Any]) -> None:
     """Add ``provision``, ``revoke``, ``start``, ``gateway``, ``health`` and ``release``."""
     provision_text = "make the kits of a federation's server and sites"
     provision = add_command(commands, "provision", _provision, provision_text, *PROVISION_EXAMPLES)
+    # A kit goes to a hospital, where other accounts read it; keys in it are their owner's alone all the same.
+    provision.set_defaults(for_others=True)
     provision.add_argument(
         "federation", type=Path, metavar="FEDERATION.yaml", help="federation file with a network section"
     )

@@ -18,6 +18,7 @@ from common.audit import AuditLog
 from common.config.federation import FederationConfig, load_federation
 from common.errors import RESTART_CANNOT_HELP, FedvoxError
 from common.plan.plan import Plan
+from common.system.logs import LogFormatter
 from server.coordinator.round_audit import AUDIT_FILE, audited, check_run
 from server.progress.event_stream import EventWriter
 from server.progress.events import EventSink, Notice
@@ -51,7 +52,7 @@ def main(grid: Grid, context: Context) -> None:
 def _log_to(file: Path) -> None:
     """Write this process's log to a file, because Flower does not show its output."""
     handler = logging.FileHandler(file, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(LogFormatter())
     log.addHandler(handler)
     log.setLevel(logging.INFO)
 

@@ -9,7 +9,7 @@ shares the run folder and the loopback interface.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,6 +149,7 @@ class _Server:
         self._control: SuperLinkControl | None = None
         self._checked = self._synced = self._status_written = float("-inf")
         self._last_error = ""
+        self._refused: Mapping[str, Mapping[str, int]] = {}
 
     def run(self) -> Path:
         """Run until the federation ends; write a summary and a report in any case."""
@@ -237,6 +238,8 @@ class _Server:
             self._say(f"{name}: {what}")
 
     def _write_status(self, *, running: bool) -> None:
+        # After the end the gateway's folder is gone.
+        self._refused = GatewayFolder(self._folder.path).refused() or self._refused
         sites = {}
         for name in sorted({*self._registration.online, *(self._config.network.sites if self._config.network else ())}):
             step, steps = self._progress.steps.get(name, (None, None))
@@ -254,6 +257,7 @@ class _Server:
                 processes=self._supervisor.states(),
                 sites=sites,
                 submissions=self._flower_run.submissions,
+                refused=self._refused,
             ),
         )
 

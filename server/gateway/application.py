@@ -30,7 +30,7 @@ from server.gateway.identity import CLIENT_NAME_HEADER, Signatures, Site, Sites,
 from server.gateway.quotas import Limits, OpenRequest, Quotas
 from server.gateway.refusals import NOBODY, Refusals, RefusedError
 from server.gateway.uploads import Uploads
-from server.run_store.gateway_folder import GatewayFolder
+from server.run_store.gateway_folder import REFUSED_FILE, GatewayFolder
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -93,7 +93,7 @@ class Gateway:
         self._signatures = Signatures(self._sites, limits.signed_texts, are_names_given=port is None)
         self._connections = None if port is None else Connections(port, limits)
         self._quotas = Quotas(limits)
-        self._refusals = Refusals(self._folder.path / "refused.json")
+        self._refusals = Refusals(self._folder.path / REFUSED_FILE)
         self._threads = ThreadPoolExecutor(THREADS, "disk")
         self._downloads = Downloads(self._folder, limits.transfer_bytes)
         self._uploads = Uploads(self._folder, self._quotas, self._threads)

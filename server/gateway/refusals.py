@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from common.errors import OutputError
+from common.formatting import visible
 from common.system.files import write_atomically
 
 NOBODY = "(unknown)"
@@ -68,8 +69,7 @@ class Refusals:
             self._suppressed += 1
             return
         self._lines += 1
-        # Method and path are untrusted: ascii() escapes line breaks.
-        what = f"{ascii(method)[1:-1]} {ascii(path)[1:-1]}"[:_LARGEST_PATH]
+        what = visible(f"{method} {path}")[:_LARGEST_PATH]
         log.warning("%s: %s refused: %s (%d)", site, what, refusal.reason, refusal.status)
 
     def save(self) -> None:

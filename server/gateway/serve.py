@@ -53,6 +53,7 @@ from common.certificates import (
 from common.errors import ConfigError, FedvoxError
 from common.system.files import write_atomically
 from common.system.locks import FileLock, lock_for_one
+from common.system.logs import log_to_stderr
 from server.gateway.application import Gateway
 from server.gateway.listen import Listen, check_port
 from server.gateway.quotas import Limits
@@ -189,7 +190,7 @@ async def _run(server: Server, gateway: Gateway, listen: str) -> None:
 
 
 def _configure_logging() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    log_to_stderr(logging.INFO)
     logging.getLogger("fedvox").setLevel(logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
 

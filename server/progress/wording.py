@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+from common.formatting import visible
 from server.formatting import NOTHING, format_seconds
 
 
@@ -32,8 +33,8 @@ class RoundTimes:
 
 
 def one_line(text: str) -> str:
-    """Replace non-printable characters, such as line breaks, with spaces."""
-    return "".join(character if character.isprintable() else " " for character in text)
+    """Return a text as one line, with its control characters made visible."""
+    return visible(" ".join(text.splitlines()))
 
 
 def number_text(value: object) -> str:

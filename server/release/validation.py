@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from common.formatting import csv_text
 from common.imaging.cache.case_cache import CachedCase
 from common.imaging.sliding_window import WindowOptions, sliding_window
 from common.metrics import case_metrics
@@ -77,7 +78,7 @@ def write_validation_table(folder: RunFolder, plan: Plan, scored: Sequence[Score
         for label, name in plan.labels.items():
             values = [item.metrics[label].get(metric, math.nan) for metric in METRICS]
             shown = ["" if not math.isfinite(value) else f"{value:.5f}" for value in values]
-            writer.writerow([item.site, item.case.name, label, name, *shown])
+            writer.writerow([csv_text(item.site), csv_text(item.case.name), label, csv_text(name), *shown])
     folder.write_text("validation.csv", text.getvalue())
 
 

@@ -34,6 +34,7 @@ from common.protocol.messages import Heartbeat
 from common.system.files import OWN_FILE, cannot_write, write_atomically
 from common.weights.digest import is_sha256
 
+REFUSED_FILE = "refused.json"
 _MESSAGE = re.compile(r"[0-9a-f]{64}")
 
 
@@ -203,6 +204,15 @@ class GatewayFolder:
         """Forget a message and its reply; later uploads for it are refused."""
         for folder in ("messages", "replies"):
             self._message(folder, message).unlink(missing_ok=True)
+
+    def refused(self) -> dict[str, dict[str, int]]:
+        """Return how many requests the gateway refused: site -> reason -> count."""
+        content = _read(self.path / REFUSED_FILE)
+        return {
+            site: {reason: count for reason, count in reasons.items() if isinstance(count, int)}
+            for site, reasons in content.items()
+            if isinstance(reasons, dict)
+        }
 
     def remove(self) -> None:
         """Remove everything after the run, because the folder holds sites' updates."""

@@ -35,6 +35,9 @@ class NetworkStatus:
         Name -> whether connected, and progress in this round.
     submissions
         Number of times that the server app was started.
+    refused
+        Site -> reason -> number of its requests that the gateway refused; ``(unknown)`` stands for senders that it
+        does not know.
     """
 
     running: bool
@@ -44,11 +47,17 @@ class NetworkStatus:
     processes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     sites: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     submissions: int = 0
+    refused: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def as_lines(self) -> list[str]:
         """Return the status as human-readable lines."""
+        refused = [
+            f"  {site}: {', '.join(f'{count} x {reason}' for reason, count in sorted(reasons.items()))}"
+            for site, reasons in sorted(self.refused.items())
+        ]
+        refused = ["requests that the gateway refused:", *refused] if refused else []
         if not self.running:
-            return [f"the server is not running (last update {self.written}: {self.doing})"]
+            return [f"the server is not running (last update {self.written}: {self.doing})", *refused]
         lines = [f"the server is running at {self.endpoint}: {self.doing} ({self.written})"]
         for name, process in self.processes.items():
             restarts = f", restarted {process['restarts']} times" if process.get("restarts") else ""
@@ -60,7 +69,7 @@ class NetworkStatus:
             if site.get("status"):
                 parts.append(f"this round: {site['status']}")
             lines.append(f"  {name}: {', '.join(parts)}")
-        return lines
+        return lines + refused
 
 
 def write_network_status(run: Path, status: NetworkStatus) -> None:

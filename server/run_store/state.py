@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -60,7 +60,7 @@ class RunState(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     format: Literal[2] = 2
-    run: str
+    run: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     digest: str
     started: str
     round: int = 0

@@ -1,8 +1,11 @@
-"""Numbers as people read them."""
+"""Numbers and texts as people read them."""
+
+import csv
+import io
 
 import pytest
 
-from common.formatting import counted, fixed
+from common.formatting import counted, csv_text, fixed, visible
 
 
 def test_one_is_not_many() -> None:
@@ -29,3 +32,27 @@ def test_one_is_not_many() -> None:
 )
 def test_zero_has_no_sign(value: float, signed: bool, text: str) -> None:
     assert fixed(value, 3, signed) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Köln 3\N{MULTIPLICATION SIGN}", "Köln 3\N{MULTIPLICATION SIGN}"),
+        ("\x1b[2Jgone", r"\x1b[2Jgone"),
+        ("a\nfedvox: all is well\r", r"a\nfedvox: all is well\r"),
+        ("\x9b31m\x7f\x00\t", r"\x9b31m\x7f\x00\t"),
+        ("left\N{RIGHT-TO-LEFT OVERRIDE}thgir", r"left\u202ethgir"),
+        ("\ud800", r"\ud800"),
+    ],
+)
+def test_a_terminal_obeys_nothing_that_is_named(text: str, shown: str) -> None:
+    assert visible(text) == shown
+    assert visible(text, keep="\n") == shown.replace(r"\n", "\n")
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
+def test_no_cell_is_a_formula(name: str) -> None:
+    text = io.StringIO()
+    csv.writer(text).writerow([csv_text(name), csv_text(f"a{name}")])
+    [cells] = csv.reader(io.StringIO(text.getvalue(), newline=""))
+    assert cells == [f"'{name}", f"a{name}"]

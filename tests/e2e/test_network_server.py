@@ -158,6 +158,7 @@ def test_a_revoked_site_is_shut_out_at_once_and_sigterm_ends_everything(tmp_path
         revoke(made.kits, "east")
         wait_for(lambda: "east: key revoked" in made.log("server"), 30, "the end of a site")
         wait_for(lambda: made.refused_requests(), 60, "a refusal of the revoked site")
+        wait_for(lambda: made.status()["network"]["refused"], 30, "the refusal in the status")
         assert "east" not in json.loads((made.run / "nodes.json").read_text()).values()
         wait_for((made.run / "state.json").exists, 60, "a run that has begun")
         server.send_signal(signal.SIGTERM)

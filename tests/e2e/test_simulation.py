@@ -77,6 +77,14 @@ def test_the_run_folder_holds_what_the_contract_says(finished: Path) -> None:
     assert "PHANTOM" in (finished / "report.html").read_text().upper()
 
 
+def test_run_and_cache_are_their_owners_alone(finished: Path) -> None:
+    for folder in (finished, finished.parent / "cache"):
+        paths = [folder, *folder.rglob("*")]
+        assert len(paths) > 4
+        assert {path.stat().st_mode & 0o777 for path in paths if path.is_dir()} == {0o700}
+        assert {path.stat().st_mode & 0o777 for path in paths if path.is_file()} == {0o600}
+
+
 def test_no_patient_is_in_two_places(finished: Path) -> None:
     sites = json.loads((finished / "partition.json").read_text())["sites"]
     cases = [case for site in sites.values() for part in ("train", "validation") for case in site[part]]

@@ -88,11 +88,12 @@ digits = st.text("0123456789abcdef", min_size=64, max_size=64)
 names = st.text("0123456789abcdef", min_size=32, max_size=32)
 encodings = st.sampled_from(get_args(Encoding))
 dice = st.dictionaries(st.integers(0, 9_999_999_999), st.floats(0, 1) | st.just(math.nan), max_size=MAX_LABELS)
-hellos = st.builds(Hello, text, text)
+runs = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
+hellos = st.builds(Hello, runs, text)
 tasks = st.integers(1, MAX_STEPS - 1).flatmap(
     lambda rounds: st.builds(
         Task,
-        text,
+        runs,
         text,
         st.integers(1, rounds + 1),
         st.just(rounds),
@@ -108,7 +109,7 @@ infos = st.builds(
 )
 results = st.builds(
     Result,
-    *(text, text, count, count, count, count, number, number, dice, number, number, number, number, number),
+    *(text, runs, count, count, count, count, number, number, dice, number, number, number, number, number),
     st.none() | digits,
 )
 failures = st.builds(Failure, st.sampled_from(ErrorCode), st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,99}", fullmatch=True))
@@ -398,10 +399,17 @@ def test_an_infinite_number_is_not_sent(field: str, value: float) -> None:
         pack(replace(RESULT, **{field: value}))
 
 
+@pytest.mark.parametrize("run", ["", "a" * 65, "two words", "-x", "\x1b[2J", "a\n", "ä", "../a"])
+def test_a_run_has_a_name_that_is_safe_to_print(run: str) -> None:
+    for message in (Hello(run, "d1"), replace(TASK, run=run), replace(RESULT, run=run)):
+        with pytest.raises(ProtocolError, match="run must be the name of a run"):
+            read(message, pack(message))
+
+
 def test_the_largest_message_fits() -> None:
     longest = "\U0001f600" * MAX_TEXT
     largest = replace(
-        RESULT, site=longest, run=longest, dice={10**9 + label: 1 / 3 + label / 1e9 for label in range(MAX_LABELS)}
+        RESULT, site=longest, run="r" * 64, dice={10**9 + label: 1 / 3 + label / 1e9 for label in range(MAX_LABELS)}
     )
     assert read(largest, pack(largest)) == largest
     assert len(pack(largest)) < MAX_MESSAGE_BYTES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -40,3 +41,46 @@ def test_a_command_ends_with_its_error_after_it_has_lingered(tmp_path: Path) -> 
         told = time.monotonic()
         assert process.wait(60) in (1, 2)
         assert time.monotonic() - told > 0.4
+
+
+FILES = """
+import argparse, os, sys
+from pathlib import Path
+from common.system.cli import base_parser, run
+os.umask(int(sys.argv[1], 8))
+def make(options: argparse.Namespace) -> int:
+    Path("folder").mkdir()
+    Path("folder/file").write_text("")
+    return 0
+parser = base_parser("program", "")
+parser.set_defaults(command=make, for_others=bool(sys.argv[2:]))
+sys.exit(run(parser, []))
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folder", "file"),
+    [
+        (["022"], 0o700, 0o600),
+        (["0"], 0o700, 0o600),
+        (["027"], 0o750, 0o640),
+        (["07"], 0o770, 0o660),
+        (["022", "for others"], 0o755, 0o644),
+    ],
+)
+def test_files_are_their_owners_alone_unless_the_umask_gives_them_to_a_group(
+    tmp_path: Path, arguments: list[str], folder: int, file: int
+) -> None:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
+    subprocess.run([sys.executable, "-c", FILES, *arguments], cwd=tmp_path, env=environment, check=True)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("folder", "folder/file")]
+    assert modes == [folder, file]
+
+
+def test_an_error_reaches_the_terminal_without_control_characters() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "server.cli", "report", "\x1b[2Jrun"], capture_output=True, check=False
+    )
+    assert done.returncode == 1
+    assert rb"\x1b[2Jrun: does not exist" in done.stderr
+    assert b"\x1b" not in done.stderr

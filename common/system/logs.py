@@ -1,0 +1,28 @@
+"""Logs of our processes: one format, in which nothing that somebody else can name forges a line."""
+
+from __future__ import annotations
+
+import logging
+
+from common.formatting import visible
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class LogFormatter(logging.Formatter):
+    """Formats a record with its control characters made visible; a traceback keeps its lines."""
+
+    def __init__(self, pattern: str = LOG_FORMAT) -> None:
+        super().__init__(pattern)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format the record."""
+        line = logging.makeLogRecord(vars(record) | {"msg": visible(record.getMessage()), "args": ()})
+        return visible(super().format(line), keep="\n")
+
+
+def log_to_stderr(level: int, pattern: str = LOG_FORMAT) -> None:
+    """Let all loggers of this process write to stderr, from a level on."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter(pattern))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
