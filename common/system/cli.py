@@ -113,8 +113,7 @@ def run(parser: Parser, arguments: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     options = parser.parse_args(arguments)
-    if not getattr(options, "for_others", False):
-        _keep_files_private()
+    _keep_files_private(options)
     log_to_stderr(logging.WARNING, "%(name)s: %(message)s")
     # Tracebacks are logged only with --debug; otherwise the error is printed in one line.
     logging.getLogger("fedvox").setLevel(logging.DEBUG if options.debug else logging.CRITICAL)
@@ -147,13 +146,14 @@ def run(parser: Parser, arguments: Sequence[str] | None) -> int:
         return 1
 
 
-def _keep_files_private() -> None:
+def _keep_files_private(options: argparse.Namespace) -> None:
     """Let new files be their owner's alone, unless the umask already keeps all others but the group from them.
 
-    With 0007 the two halves of a site, each under an account of its own, share a folder by their group.
+    With 0007 the two halves of a site, each under an account of its own, share a folder by their group. A command with
+    the default ``for_others`` makes files for others.
     """
     before = os.umask(PRIVATE_UMASK)
-    if before & STRANGERS == STRANGERS:
+    if before & STRANGERS == STRANGERS or getattr(options, "for_others", False):
         os.umask(before)
 
 
