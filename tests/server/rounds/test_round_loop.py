@@ -20,7 +20,7 @@ from server.rounds.round_loop import FederationError
 from server.run_store.folder import RunFolder
 from server.simulation.inline_grid import InlineGrid
 from tests import tiny
-from tests.server.fake_sites import LAYOUT, SharedApp, Silent, app_of, broken, honest, run, site
+from tests.server.fake_sites import LAYOUT, SharedApp, Silent, app_of, begin, broken, honest, run, site
 
 
 @pytest.mark.parametrize(
@@ -313,3 +313,15 @@ def test_a_failure_at_a_site_leaves_only_a_code_and_a_class_name() -> None:
     [reply] = grid.send_and_receive([grid.message(to_record(pack(Hello("r", "d"))), 1, "query.hello")])
     assert reply.has_error()
     assert (reply.error.code, reply.error.reason) == (1000, "FileNotFoundError")
+
+
+def test_a_run_whose_weights_are_not_finite_ends_before_the_round_is_committed(tmp_path: Path) -> None:
+    """Each update is finite, and so is the model; their sum is not."""
+    folder, config = RunFolder.create(tmp_path / "run"), tiny.federation(rounds=3)
+    begin(config, LAYOUT, folder, 3e38)
+    for _ in range(2):
+        with pytest.raises(FederationError, match=r"weights after round 1 have NaN or infinite values.*rounds\.jsonl"):
+            run(config, app_of([site(name, 10, 3e38) for name in "ab"]), LAYOUT, 2, folder)
+        state = folder.load_state()
+        assert state is not None
+        assert (state.round, state.finished) == (0, False)
