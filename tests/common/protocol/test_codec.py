@@ -195,9 +195,8 @@ COUNTS = [3]
 NUMBERS = [3, -1, 0.5, None, 10**30]
 # Results of rounds that the server did not ask for, and the like, are left to server.admission.
 ALLOWED: dict[type, dict[str, list[Any]]] = {
-    Hello: {"run": TEXTS, "digest": TEXTS},
+    Hello: {"digest": TEXTS},
     Task: {
-        "run": TEXTS,
         "digest": TEXTS,
         "round": COUNTS,
         "rounds": COUNTS,
@@ -209,7 +208,7 @@ ALLOWED: dict[type, dict[str, list[Any]]] = {
         **dict.fromkeys(("train_examples", "validation_examples"), COUNTS),
     },
     Result: {
-        **dict.fromkeys(("site", "run"), TEXTS),
+        "site": TEXTS,
         **dict.fromkeys(("round", "examples", "validation_examples", "steps"), COUNTS),
         **dict.fromkeys(("train_loss", "validation_loss", "epsilon"), NUMBERS),
         **dict.fromkeys(("seconds", "seconds_data", "seconds_compute", "seconds_evaluate"), NUMBERS),
