@@ -16,6 +16,7 @@ NO_PRIVACY = (
     "scans, and it may be possible to learn something about individual patients from it. The operator of the server "
     "can see your hospital's own update."
 )
+USUAL_DELTA = 1e-3
 NOT_CALLED_BACK = (
     "What has been sent cannot be recalled. A pause or a withdrawal takes effect with the next task; what is already "
     "part of the model stays in it, and the coordinator may pass the model on."
@@ -112,7 +113,16 @@ def _promise(privacy: PrivacyConfig) -> str:
         "the whole federation. What anyone, including the server, can learn about one patient from everything your "
         f"site sends is bounded: no outcome becomes more than {times} times as likely because this "
         f"patient is among yours (exp(epsilon)), except with probability {privacy.delta:g} (delta). "
-        "A smaller epsilon means stronger protection."
+        "A smaller epsilon means stronger protection." + _delta_text(privacy.delta)
+    )
+
+
+def _delta_text(delta: float) -> str:
+    if delta <= USUAL_DELTA:
+        return ""
+    return (
+        f" WARNING: delta {delta:g} is large. To a hospital with more than {math.floor(1 / delta):,} patients here it "
+        "promises little: publishing one of them whole would keep the promise. Ask for a smaller privacy.delta."
     )
 
 

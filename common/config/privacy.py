@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
+from common.formatting import counted
 from common.plan.base import Frozen, OpenFraction, PositiveFloat, PositiveInt, Real
 
 
@@ -31,6 +32,19 @@ class AdaptiveClipping(Frozen):
     target_quantile: OpenFraction = 0.5
     learning_rate: Annotated[Real, Field(gt=0, le=1)] = 0.2
     count_noise: PositiveFloat = 10.0
+
+
+def delta_warning(delta: float, patients: int) -> str | None:
+    """Return a warning if ``delta`` is so large that the promise means little for a site of ``patients``.
+
+    A method that publishes one random patient's data whole keeps to any epsilon at a delta of 1 / ``patients``.
+    """
+    if patients < 1 or delta * patients <= 1:
+        return None
+    return (
+        f"delta {delta:g} is more than 1/{patients}, for a site with {counted(patients, 'patient')}: publishing one of "
+        f"them whole would keep this promise; write a privacy.delta well below {1 / patients:.1g}"
+    )
 
 
 class PrivacyConfig(Frozen):

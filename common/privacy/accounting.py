@@ -28,7 +28,9 @@ from common.plan.privacy import Spend
 Accountant = Literal["prv", "rdp"]
 
 EPSILON_ERROR = 0.002
-"""Largest relative error of the reported epsilon, by the PRV accountant's own estimate."""
+"""Largest relative error of the reported epsilon, by the PRV accountant's own estimate, unless epsilon is tiny."""
+MOST_POINTS = 2**20
+"""Largest grid of the PRV accountant; a tiny epsilon is bounded with a larger relative error instead."""
 
 
 # Opacus' own orders and larger ones. Only small orders may be fractional: Opacus' series loses all digits beyond them.
@@ -88,6 +90,16 @@ def _renyi_epsilon(history: StepCounts, delta: float) -> float:
     return float(rdp.get_privacy_spent(orders=_ORDERS, rdp=curve, delta=delta)[0])
 
 
+def least_epsilon(delta: float) -> float:
+    """Return the epsilon at ``delta`` that Rényi accounting states without any loss of privacy.
+
+    The conversion of a Rényi divergence to epsilon (Balle et al. 2020, theorem 21) costs this much at the
+    largest order.
+    """
+    order = float(_ORDERS[-1])
+    return max(0.0, -(math.log(delta) + math.log(order)) / (order - 1) + math.log1p(-1 / order))
+
+
 def _prv_epsilon(history: StepCounts, delta: float, error: float) -> float:
     """Return the PRV accountant's upper bound; infinite if its arithmetic fails.
 
@@ -102,8 +114,10 @@ def _prv_epsilon(history: StepCounts, delta: float, error: float) -> float:
         _renyi_epsilon(history, delta_error / 4),
         *(_renyi_epsilon(((multiplier, rate, 1),), delta_error / (8 * sum(counts))) for multiplier, rate, _ in history),
     )
+    errors_in_mesh = math.sqrt(sum(counts) * math.log(12 / delta_error) / 2)
+    error = max(error, 2 * (reach + 3) * errors_in_mesh / MOST_POINTS)
     try:
-        mesh = error / math.sqrt(sum(counts) * math.log(12 / delta_error) / 2)
+        mesh = error / errors_in_mesh
         domain = prv.Domain.create_aligned(-reach - 3, reach + 3, mesh)
         losses = [
             prv.discretize(

@@ -9,10 +9,26 @@ from functools import lru_cache
 from common.config.privacy import AdaptiveClipping, PrivacyConfig
 from common.errors import ConfigError
 from common.plan.privacy import PrivacyPlan, Spend
-from common.privacy.accounting import Accountant, epsilon_of
+from common.privacy.accounting import Accountant, epsilon_of, least_epsilon
 
 NOISE_TOLERANCE = 1.001
 """Largest ratio of the calibrated noise to the smallest noise that meets the budget."""
+
+
+def check_epsilon(epsilon: float, delta: float) -> None:
+    """Check that an epsilon is not so small that no noise reaches it.
+
+    Raises
+    ------
+    ConfigError
+        Names the smallest epsilon that a file may ask for.
+    """
+    least = 2 * least_epsilon(delta)
+    if epsilon < least:
+        raise ConfigError(
+            f"privacy.epsilon: {epsilon:g} is out of reach at delta {delta:g}, however large the noise; write at least "
+            f"{math.ceil(1000 * least) / 1000:g}"
+        )
 
 
 def calibrate(config: PrivacyConfig, rounds: int, local_steps: int) -> PrivacyPlan:
@@ -63,7 +79,15 @@ def check_calibration(plan: PrivacyPlan, config: PrivacyConfig, rounds: int, loc
 
 @lru_cache(maxsize=128)
 def noise_for(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
-    """Find the smallest noise multiplier, to 0.1 %, that keeps ``steps`` steps within ``epsilon`` at ``delta``."""
+    """Find the smallest noise multiplier, to 0.1 %, that keeps ``steps`` steps within ``epsilon`` at ``delta``.
+
+    Raises
+    ------
+    ConfigError
+        See ``check_epsilon``.
+    """
+    if sample_rate < 1:
+        check_epsilon(epsilon, delta)
 
     def spent(multiplier: float, accountant: Accountant = "prv") -> float:
         return epsilon_of([Spend("training", multiplier, sample_rate, steps)], delta, accountant)

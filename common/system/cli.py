@@ -112,7 +112,9 @@ def run(parser: Parser, arguments: Sequence[str] | None) -> int:
     # A file name that is not UTF-8 is shown with its bytes, as on stderr.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    options = parser.parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    _refuse_empty(parser, given)
+    options = parser.parse_args(given)
     _keep_files_private(options)
     log_to_stderr(logging.WARNING, "%(name)s: %(message)s")
     # Tracebacks are logged only with --debug; otherwise the error is printed in one line.
@@ -132,7 +134,7 @@ def run(parser: Parser, arguments: Sequence[str] | None) -> int:
         if options.debug:
             raise
         # The exception's text, if any, tells the user how to resume.
-        print(visible(f"{parser.prog}: {str(error) or 'interrupted'}", keep="\n"), file=sys.stderr)
+        print(visible(f"{parser.prog}: {str(error).strip() or 'interrupted'}", keep="\n"), file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of stdout is gone (for example a closed pager): discard the rest of the output.
@@ -141,9 +143,32 @@ def run(parser: Parser, arguments: Sequence[str] | None) -> int:
     except Exception as error:  # a bug: report it as one
         if options.debug:
             raise
-        text = f"{parser.prog}: internal error, {type(error).__name__}: {error}"
-        _tell(f"{text}\nRun again with --debug to see more.", options)
-        return 1
+        return _tell_of_a_bug(parser.prog, error, options)
+
+
+def _tell_of_a_bug(program: str, error: Exception, options: argparse.Namespace) -> int:
+    if _was_interrupted(error):
+        print(f"{program}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    text = f"{program}: internal error, {type(error).__name__}: {error}"
+    _tell(f"{text}\nRun again with --debug to see more.", options)
+    return 1
+
+
+def _refuse_empty(parser: Parser, arguments: Sequence[str]) -> None:
+    """Refuse an empty argument: as a path it would mean the working directory."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        option, equals, value = argument.partition("=")
+        if not argument or (option.startswith("--") and equals and not value):
+            name = option or (before if before.startswith("-") else "an argument")
+            parser.error(f"{name}: is empty; is a shell variable not set?")
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Return whether a library turned a KeyboardInterrupt into an error of its own."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _keep_files_private(options: argparse.Namespace) -> None:

@@ -43,6 +43,10 @@ def _plan_privacy(options: argparse.Namespace) -> int:
     from common.config.federation import load_federation
 
     config = load_federation(options.federation, options.set)
+    if config.privacy is not None:
+        from common.privacy.calibration import check_epsilon
+
+        check_epsilon(config.privacy.epsilon, config.privacy.delta)
     counts = None if options.patients is None else _counts(options.patients)
     # Imported late, so that a mistake in the file is reported before PyTorch loads.
     from server.privacy.forecast import forecast_privacy

@@ -25,6 +25,9 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from common.config.federation import FederationConfig
 from common.config.privacy import PrivacyConfig
 from common.errors import ConfigError
@@ -58,6 +61,7 @@ _ORDERS = [
     128.0,
     256.0,
     512.0,
+    1024.0,
 ]
 
 Verdict = Literal["drowned", "doubtful", "promising"]
@@ -326,6 +330,14 @@ def _alternatives(
     return settings
 
 
+@lru_cache(maxsize=2048)
+def _renyi_curve(sample_rate: float, multiplier: float) -> NDArray[np.float64]:
+    """Return the Rényi divergence of one step at each of ``_ORDERS``; settings that differ in steps share it."""
+    from opacus.accountants.analysis import rdp
+
+    return np.asarray(rdp.compute_rdp(q=sample_rate, noise_multiplier=multiplier, steps=1, orders=_ORDERS), np.float64)
+
+
 @lru_cache(maxsize=512)
 def renyi_noise(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
     """Return the noise multiplier, to 0.5 %, at which ``steps`` steps spend ``epsilon`` by Rényi accounting.
@@ -335,7 +347,7 @@ def renyi_noise(epsilon: float, delta: float, sample_rate: float, steps: int) ->
     from opacus.accountants.analysis import rdp
 
     def spent(multiplier: float) -> float:
-        curve = rdp.compute_rdp(q=sample_rate, noise_multiplier=multiplier, steps=steps, orders=_ORDERS)
+        curve = steps * _renyi_curve(sample_rate, multiplier)
         return float(rdp.get_privacy_spent(orders=_ORDERS, rdp=curve, delta=delta)[0])
 
     low, high = 0.1, 1.0

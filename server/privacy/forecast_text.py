@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from common.config.privacy import delta_warning
 from common.formatting import counted
 from server.formatting import NOTHING
 from server.privacy.forecast import PrivacyForecast, Setting, Verdict, drowned_below, promising_from
@@ -52,11 +53,17 @@ def describe(forecast: PrivacyForecast) -> str:
         f"best:               {_setting_text(forecast.best)}",
         f"best at this cost:  {_setting_text(forecast.best_affordable)}",
         f"verdict: {_WORDS[forecast.verdict]}",
+        *_warnings(forecast),
         f"(start from {'a model' if forecast.from_model else 'random weights'}: below "
         f"{drowned_below(forecast.from_model):g} drowned, from {promising_from(forecast.from_model):g} worth trying. "
         "These thresholds come from a few runs and may not hold for other data)",
     ]
     return "\n".join(lines)
+
+
+def _warnings(forecast: PrivacyForecast) -> list[str]:
+    warning = delta_warning(forecast.delta, max(forecast.patients.values(), default=0))
+    return [] if warning is None else [f"WARNING: {warning}"]
 
 
 def _validation_text(multiplier: float | None) -> str:

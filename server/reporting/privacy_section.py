@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from common.config.privacy import delta_warning
 from common.formatting import counted
 from server.privacy.forecast_text import verdict_text
 from server.reporting.figures import MEAN_STYLE, Curve, Panel, draw_panels, site_style
@@ -34,6 +35,9 @@ def privacy_section(run: RunRecord) -> dict[str, Any] | None:
         ("Noise multiplier", _noise_text(as_number(noise.get("training_noise")), "the sum of gradients in a step")),
         ("Validation scores", _validation_text(privacy, as_number(noise.get("validation_noise")))),
     ]
+    most = max((part.examples or 0 for line in run.rounds for part in line.sites.values()), default=0)
+    if delta is not None and (warning := delta_warning(delta, most)):
+        facts.append(("Warning", warning))
     if expected := verdict_text(noise):
         facts.append(("Expected", f"{expected[0].upper()}{expected[1:]}"))
     return {

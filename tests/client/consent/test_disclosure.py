@@ -169,6 +169,12 @@ def test_the_text_says_what_privacy_there_is_and_what_not(tmp_path: Path) -> Non
     assert "one patch of each patient drawn (25 % of your patients on average)" in text
 
 
+def test_a_large_delta_is_warned_of(tmp_path: Path) -> None:
+    write_kit(tmp_path, privacy=PRIVATE | {"delta": 0.009})
+    text = as_text(document(read_request(tmp_path)), 10_000)
+    assert "WARNING: delta 0.009 is large. To a hospital with more than 111 patients" in text
+
+
 def test_the_text_follows_the_settings_of_privacy(tmp_path: Path) -> None:
     write_kit(tmp_path, privacy=PRIVATE | {"validation": "off", "patches_per_patient": 4})
     text = as_text(document(read_request(tmp_path)), 10_000)

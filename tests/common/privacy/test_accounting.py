@@ -16,8 +16,8 @@ from common.config.federation import FederationConfig
 from common.config.privacy import AdaptiveClipping, PrivacyConfig
 from common.errors import ConfigError
 from common.plan.privacy import Spend
-from common.privacy.accounting import _renyi_curve, epsilon_of
-from common.privacy.calibration import calibrate, gradient_noise, noise_for
+from common.privacy.accounting import _renyi_curve, epsilon_of, least_epsilon
+from common.privacy.calibration import calibrate, check_epsilon, gradient_noise, noise_for
 
 DELTAS = (1e-5, 1e-6)
 # Each: what is composed, as (noise multiplier, sample rate, steps).
@@ -182,3 +182,26 @@ def test_the_deviation_of_the_mean_score_is_that_of_many_draws() -> None:
     assert means.std() == pytest.approx(plan.score_deviation(patients), rel=0.02)
     assert calibrate(PrivacyConfig(epsilon=3, validation="off"), 4, 2).score_deviation(patients) == 0
     assert plan.score_deviation([]) == 0
+
+
+@pytest.mark.parametrize("delta", [1e-3, 1e-5, 1e-12])
+def test_the_least_epsilon_is_what_opacus_states_for_no_loss_at_all(delta: float) -> None:
+    stated = RDPAccountant()
+    stated.history = [(1e9, 1e-9, 1)]
+    assert least_epsilon(delta) == pytest.approx(max(0, stated.get_epsilon(delta, [1024.0])), rel=1e-6, abs=1e-12)
+
+
+def test_an_epsilon_that_no_noise_reaches_is_refused_with_the_least_that_can_be_had() -> None:
+    with pytest.raises(ConfigError, match=r"^privacy\.epsilon: 0\.001 is out of reach at .*at least 0\.008$"):
+        noise_for(1e-3, 1e-5, 0.1, 600)
+    check_epsilon(0.008, 1e-5)
+
+
+def test_a_tiny_epsilon_is_kept_to() -> None:
+    noise = noise_for(0.02, 1e-5, 0.1, 100)
+    spent = epsilon_of([Spend("training", noise, 0.1, 100)], 1e-5)
+    assert 0.015 < spent <= 0.02
+    # The bound holds by an accountant of its own as well.
+    other = PLDAccountant()
+    other.compose(dp_event.PoissonSampledDpEvent(0.1, dp_event.GaussianDpEvent(noise)), 100)
+    assert other.get_epsilon(1e-5) <= 0.0201

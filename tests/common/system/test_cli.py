@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from common.system.cli import add_command, base_parser, run
+
 COMMANDS: dict[str, Callable[[Path], list[str]]] = {
     "client": lambda none: ["client.cli", "runner", f"--kit={none}", f"--data={none}", f"--shared={none}"],
     "server": lambda none: ["server.cli", "gateway", f"--kit={none}", f"--run={none}", "--listen=127.0.0.1:1"],
@@ -84,3 +86,46 @@ def test_an_error_reaches_the_terminal_without_control_characters() -> None:
     assert done.returncode == 1
     assert rb"\x1b[2Jrun: does not exist" in done.stderr
     assert b"\x1b" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["predict", "--output", ""], "--output"),
+        (["predict", "--input="], "--input"),
+        (["check", "--data", "", "--json"], "--data"),
+        ([""], "an argument"),
+        (["status", ""], "an argument"),
+    ],
+)
+def test_an_empty_argument_is_refused(arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(base_parser("program", "For tests."), arguments)
+    assert caught.value.code == 2
+    assert f"program: {named}: is empty; is a shell variable not set?" in capsys.readouterr().err
+
+
+def _interrupted(problem: BaseException) -> int:
+    def command(options: object) -> int:
+        raise problem
+
+    parser = base_parser("program", "For tests.")
+    add_command(parser.add_subparsers(), "work", command, "For tests.")
+    return run(parser, ["work"])
+
+
+def _wrapped() -> BaseException:
+    error = RuntimeError("failed inside a library")
+    error.__context__ = KeyboardInterrupt()
+    return error
+
+
+@pytest.mark.parametrize("problem", [KeyboardInterrupt(), KeyboardInterrupt(" "), _wrapped()], ids=repr)
+def test_an_interruption_is_said(problem: BaseException, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _interrupted(problem) == 130
+    assert capsys.readouterr().err == "program: interrupted\n"
+
+
+def test_an_interruption_says_how_to_resume(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _interrupted(KeyboardInterrupt("interrupted; resume with --resume")) == 130
+    assert capsys.readouterr().err == "program: interrupted; resume with --resume\n"

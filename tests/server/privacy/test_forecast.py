@@ -138,6 +138,14 @@ def test_the_verdict_in_words() -> None:
     assert "worth trying" in describe(many)
 
 
+def test_a_delta_above_one_patient_is_warned_of() -> None:
+    patients = {"north": 1000, "south": 5000}
+    assert "WARNING: delta 0.009 is more than 1/5000" in describe(
+        forecast_privacy(private(delta=0.009), patients, 9, 9)
+    )
+    assert "WARNING" not in describe(forecast_privacy(private(), patients, 9, 9))
+
+
 def test_no_scores_no_noise_on_them() -> None:
     forecast = forecast_privacy(private(validation="off"), {"north": 30}, 5000, 1000)
     assert forecast.validation_noise is None

@@ -59,6 +59,10 @@ def test_the_section_says_what_was_promised_and_spent(tmp_path: Path) -> None:
     assert page.open == []
 
 
+def test_a_large_delta_is_warned_of(tmp_path: Path) -> None:
+    assert "is more than 1/" in Page(write_report(private_run(tmp_path, delta=0.5))).text
+
+
 def test_dice_stands_against_what_its_model_had_cost(tmp_path: Path) -> None:
     run = read_run(private_run(tmp_path))
     *sites, mean = _dice_by_epsilon(run)
