@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from common.formatting import counted
 from common.protocol.codec import Result, SiteInfo
 
 
@@ -43,6 +45,17 @@ def contributors(rounds: Iterable[Mapping[str, Any]], last: int) -> list[str]:
     """Return the names of the sites with an accepted update up to round ``last``."""
     trained = [line for line in rounds if line["phase"] == "train" and line["round"] <= last]
     return sorted({name for line in trained for name, site in line["sites"].items() if site["status"] == "ok"})
+
+
+def reasons(rounds: Sequence[Mapping[str, Any]]) -> str:
+    """Return why sites did not count in the last recorded round: ``non-finite-loss at 3 of 3 sites, round 1``."""
+    if not rounds:
+        return "no round was recorded"
+    last = rounds[-1]
+    codes = Counter(site["reason"] for site in last["sites"].values() if site["reason"])
+    total = counted(len(last["sites"]), "site")
+    found = [f"{code} at {count} of {total}" for code, count in codes.most_common()]
+    return ", ".join([*(found or ["too few sites took part"]), f"round {last['round']}"])
 
 
 def not_counted(status: str, reason: str, info: SiteInfo, labels: Collection[int]) -> dict[str, Any]:

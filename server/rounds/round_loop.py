@@ -128,7 +128,10 @@ class RoundLoop:
         while state.round < self._config.rounds and not state.stopped_early:
             model = self._train_round(exchange, roster, state, model)
         if state.accepted_rounds == 0:
-            raise FederationError(f"no round reached the quorum of {self.quorum} usable updates; there is no model")
+            raise FederationError(
+                f"no round reached the quorum of {counted(self.quorum, 'usable update')}; there is no model: "
+                + round_log.reasons(self._folder.read_rounds())
+            )
         self._final_evaluation(exchange, roster, state, model)
 
     def _parts(self, weights: Vector) -> Iterator[Vector]:
@@ -183,7 +186,8 @@ class RoundLoop:
         if state.failed_rounds >= self._config.strategy.max_failed_rounds:
             raise FederationError(
                 f"{counted(state.failed_rounds, 'round')} in a row had too few usable updates (strategy.min_sites, "
-                f"min_fraction); see the sites' reasons in {self._folder.path / 'rounds.jsonl'}"
+                f"min_fraction): {round_log.reasons(self._folder.read_rounds())}; see all in "
+                f"{self._folder.path / 'rounds.jsonl'}"
             )
         return following
 
