@@ -266,6 +266,18 @@ def read_entries(path: Path) -> list[Entry]:
     return [_parse(path, line, number) for number, line in enumerate(lines, start=1)]
 
 
+def head_hash(path: Path) -> str | None:
+    """Return the hash of a log's last entry, or of the one before it after a crash; None without a log.
+
+    Raises
+    ------
+    AuditError
+        If the ``.head`` file is damaged or cannot be read.
+    """
+    n, own = _read_head(path)
+    return own if n else None
+
+
 def head_of(path: Path) -> Path:
     """Return the path of the file that holds the number and hash of the log's last entry."""
     return path.with_name(f"{path.name}.head")

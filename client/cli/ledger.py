@@ -15,6 +15,7 @@ from common.system.cli import add_json
 if TYPE_CHECKING:
     from client.consent.site_config import SiteConfig
     from client.ledger.ledger import Ledger, Witness
+    from client.ledger.rollback import Claim
 
 _CONFIRMATION = "recover"
 
@@ -44,6 +45,12 @@ def add_ledger_command(commands: Any) -> None:
     ledger.add_argument(
         "--spent", metavar="EPSILON@DELTA", help="with --recover: what every patient has already spent, or everything"
     )
+    ledger.add_argument(
+        "--keep",
+        action="store_true",
+        help="with --recover: keep the ledger as it is, although the server has seen more: it is wrong, or only the "
+        "audit log was set back",
+    )
     ledger.add_argument("--reason", metavar="TEXT", help="with --recover: what happened; kept in the ledger")
     ledger.add_argument("--user", metavar="NAME", help="with --recover: who decides (default: the account)")
     ledger.add_argument("--yes", action="store_true", help="with --recover: do not ask")
@@ -53,6 +60,7 @@ def add_ledger_command(commands: Any) -> None:
 def _ledger(options: argparse.Namespace) -> int:
     from client.consent.site_config import SITE_FILE, load_site_config
     from client.ledger.ledger import Ledger, LedgerError, Witness
+    from client.ledger.rollback import pending_claim
     from client.ledger.statement import as_text, limit_of, view
     from client.state_folder import default_ledger
     from common.config.federation import as_json
@@ -62,7 +70,7 @@ def _ledger(options: argparse.Namespace) -> int:
     ledger = Ledger(options.ledger or default_ledger(), witness)
     if options.recover:
         return _recover(options, ledger, witness, state)
-    if given := [name for name in ("spent", "reason", "user", "yes") if getattr(options, name)]:
+    if given := [name for name in ("spent", "keep", "reason", "user", "yes") if getattr(options, name)]:
         raise ConfigError(f"--{given[0]}: is for --recover; add --recover, or leave out --{given[0]}")
     account, proof = ledger.prove()
     if proof is None and options.verify:
@@ -73,10 +81,14 @@ def _ledger(options: argparse.Namespace) -> int:
     folder = _folder(options.data, ledger, site) if options.data else None
     limit = limit_of(account, site.privacy if site else None)
     content = {"ledger": str(ledger.path)} | view(account, limit, folder)
+    stopped = pending_claim(state, ledger) if state else None
+    content["rolled_back"] = stopped[0].model_dump(mode="json") if stopped else None
     if options.json:
         verified = {"entries": proof.entries, "head": proof.head} if proof and options.verify else None
         print(as_json(content | {"verified": verified}), end="")
         return 0
+    if stopped:
+        print(f"STOPPED until a person has looked: {_told(*stopped)}\n")
     print(visible(as_text(content, shutil.get_terminal_size((100, 24)).columns), keep="\n"))
     if proof is not None and options.verify:
         witnessed = "it matches this site's records" if state else "add --kit to compare it with the site's records"
@@ -94,16 +106,23 @@ class NotConfirmedError(FedvoxError):
 
 def _recover(options: argparse.Namespace, ledger: Ledger, witness: Witness | None, state: Path | None) -> int:
     from client.ledger.recovery import parse_spent, plan_recovery, recover
+    from client.ledger.rollback import pending_claim, settle
     from client.state_folder import StateFolder
 
-    if options.spent is None or options.reason is None:
-        raise ConfigError("--recover: needs --spent EPSILON@DELTA (or --spent everything) and --reason TEXT")
-    spent = parse_spent(options.spent)
+    if options.reason is None or (options.spent is None) is not options.keep:
+        raise ConfigError(
+            "--recover: needs --reason TEXT and either --spent EPSILON@DELTA, --spent everything or --keep"
+        )
     if state is not None and not state.is_dir():
         raise ConfigError(f"{state}: is not a folder; give the state folder of the site (--state), or leave --kit out")
     if state is not None and StateFolder(state).is_locked():
         raise ConfigError(f"{state}: this site is running; stop it first (fedvox-client status)")
-    plan = plan_recovery(ledger, witness, spent)
+    stopped = pending_claim(state, ledger) if state else None
+    if options.keep:
+        return _keep(options, ledger, state, stopped)
+    spent = parse_spent(options.spent)
+    claim = stopped[0] if stopped else None
+    plan = plan_recovery(ledger, witness, spent, claim)
     before = f"epsilon {plan.known:.3g}" if plan.known else "nothing"
     print(
         f"{plan.problem}\n\n"
@@ -113,7 +132,9 @@ def _recover(options: argparse.Namespace, ledger: Ledger, witness: Witness | Non
     )
     if not options.yes:
         _ask()
-    entry = recover(ledger, witness, spent, options.reason, options.user)
+    entry = recover(ledger, witness, spent, options.reason, options.user, claim)
+    if state is not None and claim is not None:
+        settle(state, claim, options.reason, options.user, is_kept=False)
     kept = f" The old file is {ledger.path.with_name(entry.set_aside)}." if entry.set_aside else ""
     print(f"\nRecovered {ledger.path} by {entry.user}.{kept}")
     if state is None:
@@ -121,6 +142,33 @@ def _recover(options: argparse.Namespace, ledger: Ledger, witness: Witness | Non
             "Sites that used the old ledger refuse this one until each is recovered too: the same command with --kit."
         )
     return 0
+
+
+def _keep(
+    options: argparse.Namespace, ledger: Ledger, state: Path | None, stopped: tuple[Claim, list[str]] | None
+) -> int:
+    """Let a site go on with its files as they are, although the server has seen more."""
+    from client.ledger.rollback import settle
+
+    if state is None:
+        raise ConfigError("--keep: needs the site (--kit or --state)")
+    if not options.reason.strip():
+        raise ConfigError("--reason: is empty; say why the files are right as they are (it is kept permanently)")
+    if stopped is None:
+        raise ConfigError(f"{ledger.path}: the server has seen nothing that is missing here; there is nothing to keep")
+    print(
+        f"{_told(*stopped)}\n\nNothing is changed, and only what the ledger holds counts as spent. Keep it if nothing "
+        "was restored from an old copy, or the audit log alone. This decision stays in the audit log permanently."
+    )
+    if not options.yes:
+        _ask()
+    settle(state, stopped[0], options.reason.strip(), options.user, is_kept=True)
+    print(f"\nKept {ledger.path}; the site goes on.")
+    return 0
+
+
+def _told(claim: Claim, lacking: list[str]) -> str:
+    return f"The server says that this site reported {claim}. Older than that: {', '.join(lacking)}."
 
 
 def _ask() -> None:

@@ -27,6 +27,11 @@ from common.plan.plan import Plan
 from common.protocol.messages import ErrorCode, Failure, Heartbeat, Result, SiteInfo
 from common.weights.encoding import pieces_of
 
+_HEADS = {
+    "ledger_head": "hash of the last entry that your site wrote to the privacy ledger; empty without one. The server "
+    "hands it back, so that your site notices if an older copy of the ledger was put in its place",
+    "audit_head": "hash of the last entry in your site's log of what left, for the same purpose",
+}
 MEANINGS: Mapping[type, Mapping[str, str]] = {
     SiteInfo: {
         "site": "the name that your hospital has in this federation",
@@ -38,6 +43,7 @@ MEANINGS: Mapping[type, Mapping[str, str]] = {
         "python": "version of Python at your site",
         "device": "type of processor used: cpu or cuda",
         "precision": "number format of the computation: float32, bfloat16 or float16",
+        **_HEADS,
     },
     Heartbeat: {
         "tasks": "names of the tasks that your site has received but not yet answered",
@@ -61,6 +67,7 @@ MEANINGS: Mapping[type, Mapping[str, str]] = {
         "seconds_evaluate": "how much of that was spent scoring",
         "epsilon": "privacy cost so far (epsilon); empty without differential privacy",
         "update": "SHA-256 of the model update file, which is sent with this message; empty without training",
+        **_HEADS,
     },
     Failure: {
         "code": "number of one of the error codes below",

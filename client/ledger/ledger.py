@@ -217,6 +217,11 @@ class Ledger:
             _compare(self.path, entries, note)
         return account_of(self.path, entries), summary
 
+    def hashes(self) -> frozenset[str]:
+        """Return the hashes of all entries; raises as ``read``."""
+        proof = self.prove()[1]
+        return proof.hashes if proof is not None else frozenset()
+
     def spend(self, people: People, decide: Callable[[Account], RoundEntry | None]) -> RoundEntry | None:
         """Append one round, unless ``decide`` raises; the ledger stays locked from reading to writing.
 

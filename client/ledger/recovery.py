@@ -17,6 +17,7 @@ from pathlib import Path
 from client.consent.decisions import decision_of
 from client.ledger.account import Account, RecoveryEntry
 from client.ledger.ledger import RECOVERY, Ledger, LedgerError, Witness, account_of
+from client.ledger.rollback import Claim
 from common.audit import AuditError, AuditLog, Entry, head_of, read_entries, verify
 from common.errors import ConfigError
 from common.privacy.accounting import epsilon_of
@@ -79,8 +80,20 @@ def parse_spent(text: str) -> Spent:
     return Spent(*found)
 
 
-def plan_recovery(ledger: Ledger, witness: Witness | None, spent: Spent) -> Plan:
+def plan_recovery(ledger: Ledger, witness: Witness | None, spent: Spent, claim: Claim | None = None) -> Plan:
     """Check whether a ledger needs recovery and whether ``spent`` is enough; change nothing.
+
+    Parameters
+    ----------
+    ledger
+        The refused ledger.
+    witness
+        The site's witness.
+    spent
+        What every patient is assumed to have spent before.
+    claim
+        What the server says that the site reported, and its files lack; None if they lack nothing. Its epsilon is the
+        least that was spent.
 
     Raises
     ------
@@ -91,25 +104,35 @@ def plan_recovery(ledger: Ledger, witness: Witness | None, spent: Spent) -> Plan
         The site's own notes cannot be read.
     """
     try:
-        if ledger.prove()[1] is not None:
+        is_intact = ledger.prove()[1] is not None
+        if is_intact and claim is None:
             raise ConfigError(f"{ledger.path}: is intact and this site's own; there is nothing to recover")
-        problem = f"{ledger.path}: is missing"
+        problem = (
+            f"{ledger.path}: is older than the server says: {claim}" if is_intact else f"{ledger.path}: is missing"
+        )
     except LedgerError as error:
         problem = str(error)
     if (elsewhere := _whole_elsewhere(ledger.path, witness)) is not None:
         raise ConfigError(f"{elsewhere}: is this site's ledger and is intact; give it (--ledger {elsewhere})")
     goes_on = _was_recovered(ledger.path)
     known = _known(None if goes_on else ledger.path, witness, spent.delta)
+    if claim is not None and claim.epsilon is not None:
+        known = max(known, claim.epsilon)
     if spent.epsilon is not None and spent.epsilon < known:
         said = f"epsilon {known:.3g} at delta {spent.delta:g}" if math.isfinite(known) else "more than a number can say"
-        raise ConfigError(
-            f"--spent: is less than what the site's notes and the old file prove ({said}); give at least as much, "
-            f"or {EVERYTHING}"
-        )
+        who = "the site's notes and the old file prove" if claim is None else "the site's files and the server say"
+        raise ConfigError(f"--spent: is less than what {who} ({said}); give at least as much, or {EVERYTHING}")
     return Plan(problem, known if math.isfinite(known) else 0.0, goes_on)
 
 
-def recover(ledger: Ledger, witness: Witness | None, spent: Spent, reason: str, user: str | None) -> RecoveryEntry:
+def recover(
+    ledger: Ledger,
+    witness: Witness | None,
+    spent: Spent,
+    reason: str,
+    user: str | None,
+    claim: Claim | None = None,
+) -> RecoveryEntry:
     """Start a new chain, or add to one that another site has started, and make it the site's ledger.
 
     Parameters
@@ -124,6 +147,8 @@ def recover(ledger: Ledger, witness: Witness | None, spent: Spent, reason: str, 
         Reason in the person's words.
     user
         The person's name; None uses the account's.
+    claim
+        As in ``plan_recovery``.
 
     Raises
     ------
@@ -135,7 +160,7 @@ def recover(ledger: Ledger, witness: Witness | None, spent: Spent, reason: str, 
     if not reason.strip():
         raise ConfigError("--reason: is empty; say what happened to the ledger (it is kept permanently)")
     with ledger.locked():
-        plan = plan_recovery(ledger, witness, spent)
+        plan = plan_recovery(ledger, witness, spent, claim)
         who = decision_of(user)
         entry = RecoveryEntry(
             user=who.user,

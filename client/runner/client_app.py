@@ -69,6 +69,16 @@ class Guard(Protocol):
         """
 
 
+class Continuity(Protocol):
+    """Notices a site whose records were set back, as ``client.ledger.rollback`` does."""
+
+    def check(self, question: Question) -> None:
+        """Raise a FedvoxError with a ``code`` if the site's records lack what the server says they held."""
+
+    def stamp(self, answer: Answer) -> Answer:
+        """Return the answer with what the site's records hold now."""
+
+
 @dataclass(frozen=True)
 class SiteWeights:
     """Where a site reads the weights that a task names, and where it writes its update."""
@@ -146,7 +156,9 @@ class WrongFederationError(ProtocolError):
     """The server runs a different configuration from the one this site agreed to."""
 
 
-def make_client_app(open_site: OpenSite, weights: SiteWeights, guard: Guard | None = None) -> ClientApp:
+def make_client_app(
+    open_site: OpenSite, weights: SiteWeights, guard: Guard | None = None, continuity: Continuity | None = None
+) -> ClientApp:
     """Make a ClientApp that answers for the site that ``open_site`` returns for Flower's context.
 
     Parameters
@@ -157,6 +169,8 @@ def make_client_app(open_site: OpenSite, weights: SiteWeights, guard: Guard | No
         Stores of the weights and updates that messages name.
     guard
         A hospital's guard; a simulation has none.
+    continuity
+        Compares a hospital's records with the server's; a simulation has none.
     """
     app = ClientApp()
 
@@ -165,7 +179,11 @@ def make_client_app(open_site: OpenSite, weights: SiteWeights, guard: Guard | No
             question = unpack_question(from_record(message.content))
             if guard is not None:
                 guard.check(question.digest)
+            if continuity is not None:
+                continuity.check(question)
             found = _answer(question, open_site(context), weights, guard)
+            if continuity is not None:
+                found = continuity.stamp(found)
         except Exception as error:  # only an error code and a class name may leave the site
             return _failure(error, message)
         return Message(to_record(pack(found)), reply_to=message)

@@ -14,6 +14,7 @@ from client.consent.disclosure import read_plan
 from client.consent.guard import open_guard
 from client.consent.site_config import SITE_FILE, load_site_config
 from client.ledger.ledger import Ledger, Witness
+from client.ledger.rollback import RollbackGuard
 from client.runner.app_call import ReceivedWeights
 from client.runner.client_app import Site, SiteWeights, make_client_app
 from client.runner.isolation import Isolation
@@ -73,6 +74,8 @@ def _serve(options: argparse.Namespace, folder: SharedFolder, isolation: Isolati
     journal = TaskJournal(state.journal)
     guard = open_guard(options.kit, options.state, default_consent(), journal.attempt)
     own = load_site_config(options.state / SITE_FILE)
+    ledger = Ledger(options.ledger or default_ledger(), Witness(options.state))
+    continuity = RollbackGuard(options.state, ledger, config.privacy.delta if config.privacy else None)
     site = LocalSite(
         config,
         read_plan(options.kit / "plan.json", config),
@@ -86,9 +89,7 @@ def _serve(options: argparse.Namespace, folder: SharedFolder, isolation: Isolati
         options.device,
         progress,
         status.prepared,
-        LedgerAccess(
-            options.state, Ledger(options.ledger or default_ledger(), Witness(options.state)), journal.attempt
-        ),
+        LedgerAccess(options.state, ledger, journal.attempt),
     )
 
     def open_site(context: Context | None = None) -> Site:
@@ -109,7 +110,8 @@ def _serve(options: argparse.Namespace, folder: SharedFolder, isolation: Isolati
             log.error("the data cannot be used: %s", error)
 
     weights = SiteWeights(ReceivedWeights(folder.inbox), FileStore(folder.outbox))
-    TaskLoop(folder, journal, make_client_app(open_site, weights, guard), guard, progress, status).serve(prepare)
+    app = make_client_app(open_site, weights, guard, continuity)
+    TaskLoop(folder, journal, app, guard, progress, status).serve(prepare)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -282,6 +282,7 @@ class TaskLoop:
         assert record.reply is not None and asked.question is not None  # noqa: S101 -- _look has checked both
         try:
             self._guard.check(asked.question.digest)
+            unpack_answer(record.reply)  # an earlier version may have written it
             if record.update is not None:
                 self._outbox.verified(record.update)
         except PolicyError as error:

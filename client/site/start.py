@@ -15,6 +15,7 @@ from client.site import preflight
 from client.site.preflight_item import Item
 from client.site.supervision import MessageSink, Upkeep, require_preflight
 from client.state_folder import StateFolder, default_consent, default_ledger
+from common.audit import AuditError
 from common.config.federation import FederationConfig, load_federation
 from common.config.kit import Kit, read_kit
 from common.errors import ConfigError, DataError, FedvoxError
@@ -85,6 +86,7 @@ def check_work(options: SiteOptions, kit: Kit, config: FederationConfig) -> Iter
     except FedvoxError as error:
         yield Item("plan", "error", str(error))
         return
+    yield from _check_rollback(options)
     if privacy is not None:
         from client.site.budget_check import check_privacy
 
@@ -116,6 +118,29 @@ def _check_data(options: SiteOptions, kit: Kit, config: FederationConfig) -> Ite
             item = Item("data", "error", str(error))
     yield item
     yield preflight.check_memory(plan, config, options.device)
+
+
+def _check_rollback(options: SiteOptions) -> Iterator[Item]:
+    """Say that the site was set back to older files, if the server has noticed."""
+    from client.ledger.rollback import pending_claim, recorded_claim
+
+    try:
+        if recorded_claim(options.state) is None:
+            return
+        # Late: the ledger's accountant takes seconds to import.
+        from client.ledger.ledger import Ledger, Witness
+
+        stopped = pending_claim(options.state, Ledger(options.ledger, Witness(options.state)))
+    except AuditError as error:
+        yield Item("records", "error", str(error))
+        return
+    if stopped is not None:
+        claim, lacking = stopped
+        text = (
+            f"{' and '.join(lacking)}: older than what this site has reported to the server ({claim}); put the newest "
+            "files back, or have a person decide: fedvox-client ledger --recover --help"
+        )
+        yield Item("records", "error", text)
 
 
 def start(options: SiteOptions, say: MessageSink) -> int:

@@ -28,7 +28,7 @@ from common.weights.digest import SHA256
 from common.weights.encoding import Encoding, Vector
 from common.weights.layout import WeightLayout
 
-FORMAT = 3
+FORMAT = 4
 HELLO = "hello"
 MAX_LABELS = 256
 MAX_PATIENTS = 1_000_000
@@ -227,6 +227,13 @@ def _number(value: Any, name: str) -> float:
     return float(value)
 
 
+def _epsilon(value: Any, name: str) -> float:
+    epsilon = _number(value, name)
+    if epsilon < 0:
+        raise ProtocolError(f"{name} must not be negative")
+    return epsilon
+
+
 def _encoding(value: Any, name: str) -> Encoding:
     encoding: Encoding
     for encoding in get_args(Encoding):
@@ -285,7 +292,13 @@ _task = _matching(_TASK_NAME, "the name of a task")
 _run = _matching(_RUN_NAME, "the name of a run: letters, digits, dots, dashes and underscores")
 _class_name = _matching(_CLASS_NAME, "the name of an exception class")
 
-_HELLO: Mapping[str, Reader] = {"run": _run, "digest": _text}
+_HEADS: Mapping[str, Reader] = {"ledger_head": _optional(_sha256), "audit_head": _optional(_sha256)}
+_SEEN: Mapping[str, Reader] = {
+    "epsilon_seen": _epsilon,
+    "ledger_seen": _optional(_sha256),
+    "audit_seen": _optional(_sha256),
+}
+_HELLO: Mapping[str, Reader] = {"run": _run, "digest": _text, **_SEEN}
 _TASK: Mapping[str, Reader] = {
     "run": _run,
     "digest": _text,
@@ -296,6 +309,7 @@ _TASK: Mapping[str, Reader] = {
     "download": _weights_encoding,
     "upload": _encoding,
     "refused_last": _optional(_refusal),
+    **_SEEN,
 }
 _INFO: Mapping[str, Reader] = {
     "site": _text,
@@ -307,6 +321,7 @@ _INFO: Mapping[str, Reader] = {
     "python": _text,
     "device": _text,
     "precision": _text,
+    **_HEADS,
 }
 _RESULT: Mapping[str, Reader] = {
     "site": _text,
@@ -324,6 +339,7 @@ _RESULT: Mapping[str, Reader] = {
     "seconds_evaluate": _number,
     "epsilon": _number,
     "update": _optional(_sha256),
+    **_HEADS,
 }
 _FAILURE: Mapping[str, Reader] = {"code": _error_code, "reason": _class_name}
 _HEARTBEAT: Mapping[str, Reader] = {

@@ -29,6 +29,7 @@ class ErrorCode(IntEnum):
     PRIVACY_REQUIRED = 1016
     LEDGER = 1017
     APPROVAL_USED_UP = 1020
+    ROLLED_BACK = 1021
 
 
 class Refusal(StrEnum):
@@ -63,10 +64,16 @@ class Hello:
         Random ID of the run.
     digest
         Digest of the federation's configuration.
+    epsilon_seen, ledger_seen, audit_seen
+        ``epsilon``, ``ledger_head`` and ``audit_head`` as this site reported them last; NaN and None if it has not. A
+        site whose ledger or audit log lacks them was set back (``client.ledger.rollback``).
     """
 
     run: str
     digest: str
+    epsilon_seen: float = math.nan
+    ledger_seen: str | None = None
+    audit_seen: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,8 @@ class Task:
         Encoding that the update must have.
     refused_last
         Why this site's last reply was rejected; None if it was accepted.
+    epsilon_seen, ledger_seen, audit_seen
+        As in ``Hello``.
     """
 
     run: str
@@ -100,6 +109,9 @@ class Task:
     download: Encoding = "float32"
     upload: Encoding = "float32"
     refused_last: Refusal | None = None
+    epsilon_seen: float = math.nan
+    ledger_seen: str | None = None
+    audit_seen: str | None = None
 
     @property
     def name(self) -> str:
@@ -142,7 +154,14 @@ class Failure:
 
 @dataclass(frozen=True)
 class SiteInfo:
-    """What a site declares once before the first round."""
+    """What a site declares before the first round, and after it or the server restarts.
+
+    Attributes
+    ----------
+    ledger_head, audit_head
+        Hashes of the last entry that the site wrote to its privacy ledger, and of the last in its audit log; None
+        without one, and in simulations.
+    """
 
     site: str
     train_examples: int
@@ -153,6 +172,8 @@ class SiteInfo:
     python: str
     device: str
     precision: str
+    ledger_head: str | None = None
+    audit_head: str | None = None
 
 
 @dataclass(frozen=True)
@@ -178,6 +199,8 @@ class Result:
         ``seconds_evaluate`` are its parts.
     epsilon
         Epsilon spent so far; NaN without differential privacy.
+    ledger_head, audit_head
+        As in ``SiteInfo``.
     """
 
     site: str
@@ -195,6 +218,8 @@ class Result:
     seconds_evaluate: float
     epsilon: float = math.nan
     update: str | None = None
+    ledger_head: str | None = None
+    audit_head: str | None = None
 
     @property
     def mean_dice(self) -> float:

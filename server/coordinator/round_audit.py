@@ -14,7 +14,7 @@ from server.run_store.folder import STATE_FILE, RunFolder, RunState
 
 AUDIT_FILE = "audit.jsonl"
 _DONE = "round_done"
-_ABOUT_SITE = ("status", "reason", "examples", "epsilon", "sha256")
+_ABOUT_SITE = ("status", "reason", "examples", "epsilon", "sha256", "ledger_head", "audit_head")
 _ABOUT_ROUND = ("round", "phase", "bytes_up", "bytes_down")
 _BOTH = "restore the whole run folder from one backup, or start a new run in another folder"
 
@@ -94,5 +94,5 @@ def _finished_rounds(path: Path) -> list[Entry]:
 
 
 def _entry_of(line: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:
-    sites = {name: {key: site[key] for key in _ABOUT_SITE} for name, site in line["sites"].items()}
+    sites = {name: {key: site.get(key) for key in _ABOUT_SITE} for name, site in line["sites"].items()}
     return {key: line[key] for key in _ABOUT_ROUND} | {"sites": sites} | dict(digests)

@@ -31,6 +31,7 @@ SITE_SAYS_NO = {
     ErrorCode.PRIVACY_BUDGET,
     ErrorCode.LEDGER,
     ErrorCode.APPROVAL_USED_UP,
+    ErrorCode.ROLLED_BACK,
 }
 # A site answers this only when asked to train, and its answer is unlikely to change in the next round.
 CANNOT_PAY = {ErrorCode.PRIVACY_BUDGET, ErrorCode.LEDGER, ErrorCode.APPROVAL_USED_UP}
@@ -218,8 +219,12 @@ class Roster:
             self._greeted[identity], self._greeted_at[identity] = ask.node, now
 
     def _hellos(self, nodes: Iterable[int]) -> list[Ask]:
-        text = pack(Hello(self._state.run, self._state.digest))
-        return [Ask(node, text, f"{MessageType.QUERY}.{HELLO}", "0") for node in nodes]
+        return [Ask(node, pack(self._hello(node)), f"{MessageType.QUERY}.{HELLO}", "0") for node in nodes]
+
+    def _hello(self, node: int) -> Hello:
+        site = None if self._names is None else self._names(node)
+        seen = {} if site is None else self._folder.reports.last(site).as_seen()
+        return Hello(self._state.run, self._state.digest, **seen)
 
     def _forget(self, identities: Collection[str]) -> None:
         self._exchange.forget(identities)
@@ -257,7 +262,10 @@ class Roster:
         if not same_patients(self._folder, self._state, info):
             return Refusal.PATIENTS_CHANGED
         self.present[node] = info
-        self._folder.event("site_ready", site=info.site, train=info.train_examples, validation=info.validation_examples)
+        self._folder.reports.note(info)
+        sizes = {"train": info.train_examples, "validation": info.validation_examples}
+        heads = {"ledger_head": info.ledger_head, "audit_head": info.audit_head}
+        self._folder.event("site_ready", site=info.site, **sizes, **heads)
         return None
 
     def _gather_simulated(self) -> None:

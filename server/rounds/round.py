@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from flwr.app import Message, MessageType
@@ -159,7 +160,9 @@ class Round:
     def _send(self, exchange: Exchange, asked: Mapping[int, SiteInfo], model: Published) -> dict[str, Ask]:
         refused_last = self._state.refused_last
         tasks = {
-            node: Task(**vars(self.task) | {"refused_last": refused_last.get(info.site)})
+            node: replace(
+                self.task, refused_last=refused_last.get(info.site), **self._folder.reports.last(info.site).as_seen()
+            )
             for node, info in asked.items()
         }
         by_site = {asked[node].site: task for node, task in tasks.items()}
@@ -192,10 +195,7 @@ class Round:
         if reply.has_error():
             return round_log.not_counted("failed", error_name(reply), info, self._labels)
         try:
-            text = from_record(reply.content)
-            result = unpack_answer(text)
-            if not isinstance(result, Result):
-                raise ProtocolError("not a reply to a task")
+            text, result = self._unpack(reply, info)
             config = self._terms.config
             admit(result, self.task, info, self._labels, config.training.local_steps, config.privacy)
             # The hash in the site's sent log: of the update or, without one, of the whole reply.
@@ -212,6 +212,16 @@ class Round:
             return self._refuse(error.code, info)
         self.refusals[info.site] = None
         return round_log.accepted(result, sha256)
+
+    def _unpack(self, reply: Message, info: SiteInfo) -> tuple[str, Result]:
+        """Return a reply's text and content, and note what its site reports, even if the reply will not count."""
+        text = from_record(reply.content)
+        result = unpack_answer(text)
+        if not isinstance(result, Result):
+            raise ProtocolError("not a reply to a task")
+        if result.site == info.site:
+            self._folder.reports.note(result)
+        return text, result
 
     def _judge(self, weights_norm: float) -> None:
         """Judge all updates together: refuse outlying norms, compare directions, and scale down the longest."""

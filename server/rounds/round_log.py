@@ -32,6 +32,8 @@ def accepted(result: Result, sha256: str | None) -> dict[str, Any]:
         "length": None,
         "scale": None,
         "cosine": None,
+        "ledger_head": result.ledger_head,
+        "audit_head": result.audit_head,
     }
 
 

@@ -25,6 +25,7 @@ from common.system.files import OWN_FILE, write_atomically
 from common.system.state_file import CHANGED, MISSING, digest_of_file, read_sealed, write_sealed
 from common.weights.safetensors_file import float32_header, read_shapes
 from common.weights.store import MissingWeightsError, map_file
+from server.run_store.site_reports import SiteReports
 from server.run_store.state import RunError, RunState
 from server.run_store.weight_file import SPARE, WeightFile
 
@@ -54,6 +55,8 @@ class RunFolder:
     ----------
     round_digests
         SHA-256 of line, state and checkpoint of the round that was committed last.
+    reports
+        What sites have reported of their ledgers and audit logs.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,6 +64,7 @@ class RunFolder:
         self.round_digests: dict[str, str] = {}
         self._written: dict[str, str] = {}
         self._seal = ""
+        self.reports = SiteReports(path)
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:

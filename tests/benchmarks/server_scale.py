@@ -99,7 +99,6 @@ class Answering(threading.Thread):
         if task.train and not (folder.outbox / self._digest).exists():
             os.link(self._update, folder.outbox / self._digest)
         loss = 0.5 if task.train else math.nan
-        numbers = {"seconds": 0.0, "seconds_data": 0.0, "seconds_compute": 0.0, "seconds_evaluate": 0.0}
         return Result(
             site,
             task.run,
@@ -110,7 +109,10 @@ class Answering(threading.Thread):
             loss,
             0.5,
             {1: 0.5},
-            **numbers,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
             update=self._digest if task.train else None,
         )
 

@@ -49,9 +49,10 @@ from common.weights.digest import is_sha256
 
 MODEL = "0123456789abcdef" * 4
 NAME = MODEL[:32]
-HELLO = Hello("r1", "d1")
+HELLO = Hello("r1", "d1", 1.5, MODEL, MODEL[::-1])
 TASK = Task(run="r1", digest="d1", round=2, rounds=5, train=True, model=MODEL, refused_last=Refusal.NOT_FINITE)
-INFO = SiteInfo("a", 8, 2, "0.1.0", "1.42.0", "2.13.0", "3.11.7", "cpu", "bfloat16")
+TASK = replace(TASK, epsilon_seen=1.5, ledger_seen=MODEL, audit_seen=MODEL[::-1])
+INFO = SiteInfo("a", 8, 2, "0.1.0", "1.42.0", "2.13.0", "3.11.7", "cpu", "bfloat16", MODEL, MODEL[::-1])
 RESULT = Result(
     site="a",
     run="r1",
@@ -68,6 +69,8 @@ RESULT = Result(
     seconds_evaluate=0.4,
     epsilon=1.5,
     update=MODEL,
+    ledger_head=MODEL,
+    audit_head=MODEL[::-1],
 )
 FAILURE = Failure(ErrorCode.NO_DATA, "DataError")
 BEAT = Heartbeat((NAME,), NAME, 3, 40)
@@ -89,7 +92,9 @@ names = st.text("0123456789abcdef", min_size=32, max_size=32)
 encodings = st.sampled_from(get_args(Encoding))
 dice = st.dictionaries(st.integers(0, 9_999_999_999), st.floats(0, 1) | st.just(math.nan), max_size=MAX_LABELS)
 runs = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", fullmatch=True)
-hellos = st.builds(Hello, runs, text)
+heads = st.none() | digits
+seen = (st.floats(0, allow_infinity=False) | st.just(math.nan), heads, heads)
+hellos = st.builds(Hello, runs, text, *seen)
 tasks = st.integers(1, MAX_STEPS - 1).flatmap(
     lambda rounds: st.builds(
         Task,
@@ -102,15 +107,18 @@ tasks = st.integers(1, MAX_STEPS - 1).flatmap(
         st.sampled_from(["float32", "bfloat16"]),
         encodings,
         st.none() | st.sampled_from(Refusal),
+        *seen,
     )
 )
 infos = st.builds(
-    SiteInfo, text, st.integers(1, MAX_PATIENTS), st.integers(0, MAX_PATIENTS), text, text, text, text, text, text
+    SiteInfo,
+    *(text, st.integers(1, MAX_PATIENTS), st.integers(0, MAX_PATIENTS), text, text, text, text, text, text),
+    *(heads, heads),
 )
 results = st.builds(
     Result,
     *(text, runs, count, count, count, count, number, number, dice, number, number, number, number, number),
-    st.none() | digits,
+    *(heads, heads, heads),
 )
 failures = st.builds(Failure, st.sampled_from(ErrorCode), st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,99}", fullmatch=True))
 beats = st.lists(names, max_size=MAX_TASKS).flatmap(
@@ -153,9 +161,13 @@ def test_what_may_leave_a_site_is_this_list() -> None:
     """Whoever adds to it adds to what a hospital agreed to: the consent's text and the audit log must follow."""
     numbers = {"train_loss", "validation_loss", "seconds", "seconds_data", "seconds_compute", "seconds_evaluate"}
     counts = {"round", "examples", "validation_examples", "steps"}
-    assert set(content(RESULT)) - {"format", "kind"} == numbers | counts | {"site", "run", "dice", "epsilon", "update"}
+    heads_named = {"ledger_head", "audit_head"}
+    assert set(content(RESULT)) - {"format", "kind"} == (
+        numbers | counts | {"site", "run", "dice", "epsilon", "update"} | heads_named
+    )
     versions = {"fedvox", "flwr", "torch", "python", "device", "precision"}
-    assert set(content(INFO)) - {"format", "kind"} == versions | {"site", "train_examples", "validation_examples"}
+    sizes = {"train_examples", "validation_examples"}
+    assert set(content(INFO)) - {"format", "kind"} == versions | sizes | {"site"} | heads_named
     assert set(content(FAILURE)) - {"format", "kind"} == {"code", "reason"}
     assert set(content(BEAT)) - {"format", "kind"} == {"tasks", "task", "step", "steps"}
 
@@ -194,18 +206,26 @@ TEXTS = ["free text", ""]
 COUNTS = [3]
 NUMBERS = [3, -1, 0.5, None, 10**30]
 # Results of rounds that the server did not ask for, and the like, are left to server.admission.
+HEADS: dict[str, list[Any]] = {"ledger_head": [None], "audit_head": [None]}
+SEEN: dict[str, list[Any]] = {
+    "epsilon_seen": [value for value in NUMBERS if value != -1],
+    "ledger_seen": [None],
+    "audit_seen": [None],
+}
 ALLOWED: dict[type, dict[str, list[Any]]] = {
-    Hello: {"digest": TEXTS},
+    Hello: {"digest": TEXTS, **SEEN},
     Task: {
         "digest": TEXTS,
         "round": COUNTS,
         "rounds": COUNTS,
         "train": [True],
         "refused_last": [None],
+        **SEEN,
     },
     SiteInfo: {
         **dict.fromkeys(("site", "fedvox", "flwr", "torch", "python", "device", "precision"), TEXTS),
         **dict.fromkeys(("train_examples", "validation_examples"), COUNTS),
+        **HEADS,
     },
     Result: {
         "site": TEXTS,
@@ -214,6 +234,7 @@ ALLOWED: dict[type, dict[str, list[Any]]] = {
         **dict.fromkeys(("seconds", "seconds_data", "seconds_compute", "seconds_evaluate"), NUMBERS),
         "dice": [{}],
         "update": [None],
+        **HEADS,
     },
     Failure: {},
     Heartbeat: {"task": [""], "step": COUNTS, "steps": COUNTS},
@@ -273,6 +294,14 @@ def test_a_field_takes_its_own_type_alone(message: Any) -> None:
         (RESULT, "dice", [0.5]),
         (RESULT, "update", MODEL[:-1] + "g"),
         (RESULT, "update", ""),
+        (RESULT, "ledger_head", MODEL[:-1]),
+        (RESULT, "audit_head", MODEL.upper()),
+        (INFO, "ledger_head", MODEL + "0"),
+        (INFO, "audit_head", "at 2026-01-01"),
+        (HELLO, "audit_seen", MODEL[1:]),
+        (TASK, "ledger_seen", "../" + MODEL[3:]),
+        (TASK, "epsilon_seen", -0.5),
+        (HELLO, "epsilon_seen", "8"),
         (FAILURE, "code", 0),
         (FAILURE, "code", 999),
         (FAILURE, "code", float(ErrorCode.NO_DATA)),
@@ -336,7 +365,7 @@ NO_MESSAGES: dict[str, str | bytes] = {
     "unknown kind": json.dumps(content(RESULT) | {"kind": "results"}),
     "kind of a list": json.dumps(content(RESULT) | {"kind": ["result"]}),
     "not UTF-8": pack(RESULT).encode().replace(b'"a"', b'"\xff"'),
-    "deep": '{"kind":"result","format":3,"dice":' + "[" * 10_000 + "]" * 10_000 + "}",
+    "deep": f'{{"kind":"result","format":{FORMAT},"dice":' + "[" * 10_000 + "]" * 10_000 + "}",
     "deep objects": '{"a":' * 5_000 + "1" + "}" * 5_000,
     "long": pack(RESULT)[:-1] + " " * MAX_MESSAGE_BYTES + "}",
     "a number of many digits": pack(RESULT).replace('"round":2', f'"round":{"9" * 6000}'),

@@ -19,7 +19,10 @@ from server.progress.events import Event, Notice, RoundDone, RoundStarted, SiteD
 from server.run_store.folder import RunFolder, RunState
 from tests import tiny
 
-SITE = {"status": "ok", "reason": None, "examples": 10, "epsilon": 1.5, "sha256": "ab" * 32}
+SITE = {"status": "ok", "reason": None, "examples": 10, "epsilon": 1.5, "sha256": "ab" * 32} | {
+    "ledger_head": "cd" * 32,
+    "audit_head": "ef" * 32,
+}
 LAYOUT = WeightLayout({"w": (4,)})
 
 

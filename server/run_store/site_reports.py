@@ -1,0 +1,96 @@
+"""The last entries of its ledger and audit log that each site has reported, to be handed back to it.
+
+The file outlives restarts of the server, within one run. What sites report is only repeated to the same site, which
+compares it with its own files (``client.ledger.rollback``).
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from common.errors import DamagedFileError
+from common.plan.base import Frozen
+from common.protocol.messages import Result, SiteInfo
+from common.system.state_file import CHANGED, read_sealed, write_sealed
+from common.weights.digest import Digest
+
+FILE = "site-reports.json"
+
+
+class SiteReport(Frozen):
+    """What one site reported last; ``epsilon`` is None until it has sent a result of a private federation."""
+
+    epsilon: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    ledger: Digest | None = None
+    audit: Digest | None = None
+
+    def as_seen(self) -> dict[str, Any]:
+        """Return the fields of a ``Hello`` or ``Task``."""
+        epsilon = math.nan if self.epsilon is None else self.epsilon
+        return {"epsilon_seen": epsilon, "ledger_seen": self.ledger, "audit_seen": self.audit}
+
+
+_SITES = TypeAdapter(dict[str, SiteReport])
+_REMEDY = (
+    "restore it from a backup, or remove it: sites whose ledgers were set back to older copies are then not noticed "
+    "until they have reported again"
+)
+
+
+class SiteReports:
+    """The reports of a run's sites; used by one process at a time.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self._file = run / FILE
+        self._known: dict[str, SiteReport] | None = None
+
+    def last(self, site: str) -> SiteReport:
+        """Return a site's last report; empty if there is none.
+
+        Raises
+        ------
+        DamagedFileError
+            The file is damaged.
+        """
+        return self._read().get(site, SiteReport())
+
+    def note(self, answer: SiteInfo | Result) -> None:
+        """Note what a site has reported, and write it to disk; nothing if it reports nothing, as in simulations.
+
+        Raises
+        ------
+        DamagedFileError
+            The file is damaged.
+        OutputError
+            It cannot be written.
+        """
+        if answer.ledger_head is None and answer.audit_head is None:
+            return
+        before = self.last(answer.site)
+        epsilon = answer.epsilon if isinstance(answer, Result) else math.nan
+        known = before.epsilon if not (math.isfinite(epsilon) and epsilon >= 0) else epsilon
+        report = SiteReport(epsilon=known, ledger=answer.ledger_head, audit=answer.audit_head)
+        if report != before:
+            self._read()[answer.site] = report
+            write_sealed(
+                self._file, {site: item.model_dump(mode="json") for site, item in sorted(self._read().items())}
+            )
+
+    def _read(self) -> dict[str, SiteReport]:
+        if self._known is None:
+            content = read_sealed(self._file, _REMEDY)[0] if self._file.exists() else {}
+            try:
+                self._known = _SITES.validate_python(content)
+            except ValidationError:
+                raise DamagedFileError(self._file, CHANGED, _REMEDY) from None
+        return self._known
