@@ -53,3 +53,12 @@ def _hospital_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
 def hippocampus() -> Path:
     """The real Decathlon hippocampus dataset (Task04_Hippocampus)."""
     return _real_data("Task04_Hippocampus")
+
+
+@pytest.fixture(scope="session")
+def known_faults() -> Path:
+    """Inputs with faults that users of other tools reported, a folder each, beside the real data."""
+    folder = Path(os.environ.get("FEDVOX_TEST_CASES", _real_data_root().parent / "cases"))
+    if not folder.is_dir():
+        pytest.skip("the inputs with known faults are missing: set FEDVOX_TEST_CASES to their folder")
+    return folder

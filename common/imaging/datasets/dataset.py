@@ -191,7 +191,7 @@ def _nifti_files(folder: Path, problems: list[Problem], report_others: bool = Tr
         stem = nifti_stem(path)
         if stem is None or path.is_dir():
             if report_others and not path.name.startswith("."):
-                problems.append(Problem(None, path, "is not a NIfTI file (.nii, .nii.gz) and is ignored", "warning"))
+                problems.append(Problem(None, path, _why_ignored(path), "warning"))
         elif text := _unusable_file(path):
             problems.append(Problem(_readable(stem), Path(_readable(str(path))), text))
         elif stem in files:
@@ -199,6 +199,12 @@ def _nifti_files(folder: Path, problems: list[Problem], report_others: bool = Tr
         else:
             files[stem] = path
     return files
+
+
+def _why_ignored(path: Path) -> str:
+    if path.suffix.lower() in (".hdr", ".img"):
+        return "is half of a two-file NIfTI (.hdr and .img) and is ignored: convert it to a single .nii or .nii.gz"
+    return "is not a NIfTI file (.nii, .nii.gz) and is ignored"
 
 
 def _unusable_file(path: Path) -> str | None:

@@ -287,7 +287,8 @@ def _result_header(header: Any, dtype: np.dtype[Any]) -> Any:
     result.set_data_dtype(dtype)
     result.set_slope_inter(1, 0)
     result.set_intent("none")
-    for field in ("descrip", "aux_file"):
+    # Free text may hold identifiers; NIfTI-2 has no db_name.
+    for field in {"descrip", "aux_file", "db_name"} & set(result.keys()):
         result[field] = b""
     for field in ("cal_min", "cal_max"):
         result[field] = 0

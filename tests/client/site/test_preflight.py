@@ -462,7 +462,7 @@ def test_ok_means_that_the_plan_can_be_carried_out(scans: Path, tmp_path: Path) 
     memory = tmp_path / "memory.json"
     two = replace(WANTED, channels=("T1", "T2"))
     assert "1 channels here (synthetic), 2 in the federation (T1, T2)" in check_data(scans, two, memory).text
-    fine = replace(WANTED, preprocessing=PreprocessingPlan(spacing=(0.001, 0.001, 0.001)))
+    fine = replace(WANTED, preprocessing=PreprocessingPlan(spacing=(0.01, 0.01, 0.01)))
     item = check_data(scans, fine, memory)
     assert (item.severity, "voxels will not fit: " in item.text) == ("error", True)
     swapped = replace(WANTED, labels={1: "core", 2: "organ", 3: "node"})
