@@ -179,9 +179,12 @@ def _approve(options: argparse.Namespace) -> int:
         *site.privacy.violations(request.federation),
     ]:
         raise ConsentError(f"{state / SITE_FILE}: does not allow this federation: {'; '.join(violations)}")
-    book = _decisions(options)
-    approval = book.approve(request.federation.name, terms_of(options.kit), HospitalLimits.of(site), options.user)
+    book, terms, limits = _decisions(options), terms_of(options.kit), HospitalLimits.of(site)
+    before = book.read().approval(terms, automatic=False)
+    approval = book.approve(request.federation.name, terms, limits, options.user)
     print(f"Approved {approval.federation} by {approval.user}, {approval.time}.\nDigest: {digest}")
+    if before is not None and (weaker := limits.weaker_than(before.hospital)):
+        print(f"Your own limits ({state / SITE_FILE}) are weaker than at the last approval: {', '.join(weaker)}")
     if options.more_rounds is not None:
         print(_allow_more(book, request, options))
     if book.read().paused:
@@ -192,7 +195,7 @@ def _approve(options: argparse.Namespace) -> int:
 def _allow_more(book: DecisionBook, request: Request, options: argparse.Namespace) -> str:
     """Allow more rounds, and return in words what that means."""
     from client.consent.terms import terms_of
-    from common.privacy.accounting import epsilon_of
+    from common.privacy.accounting import largest_epsilon
 
     federation, privacy = request.federation, request.plan.privacy
     contract = book.allow_more(terms_of(options.kit), options.more_rounds, options.user)
@@ -200,7 +203,7 @@ def _allow_more(book: DecisionBook, request: Request, options: argparse.Namespac
     text = f"{counted(allowed, 'round')} in all: {contract.summary(federation.rounds)}."
     if privacy is None or federation.privacy is None:
         return text
-    epsilon = epsilon_of(privacy.costs(allowed, allowed + 1), federation.privacy.delta)
+    epsilon = largest_epsilon(privacy.costs(allowed, allowed + 1), federation.privacy.delta)
     return (
         f"{text}\nWith all of them this federation costs a patient up to epsilon {epsilon:.2f} at delta "
         f"{federation.privacy.delta:g}, instead of {federation.privacy.epsilon:g}."

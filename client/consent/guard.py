@@ -93,6 +93,16 @@ class TaskGuard:
             raise
         return give_back
 
+    def more_rounds(self) -> int:
+        """Return how many rounds a person allowed beyond the federation's own.
+
+        Raises
+        ------
+        PolicyError
+            That cannot be read.
+        """
+        return self._policy.contract().more_rounds
+
     def record(self, kind: str, question: str, answer: str, update_bytes: int = 0) -> None:
         """Record exactly what an answer holds; an exception keeps it from leaving.
 

@@ -161,10 +161,11 @@ class Policy:
 
         Raises
         ------
-        HospitalFileError
+        PolicyError
             The hospital's file is missing or damaged.
         """
-        return self._hospital.contract(self._terms.federation, self._terms.site)
+        with _refused():
+            return self._hospital.contract(self._terms.federation, self._terms.site)
 
     def about(self, work: Begun) -> dict[str, Any]:
         """Return what the audit log says of counted work."""

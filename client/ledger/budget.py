@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from client.consent.contract import ALLOWS_MORE
 from client.consent.policy import PolicyError
 from client.consent.site_config import SiteConfig, SitePrivacy, load_site_config
 from client.ledger.account import Account, People, RoundEntry, SpendLine
@@ -36,6 +38,8 @@ class LedgerBudget:
     attempt
         Returns the name of the current attempt, whose answer has not left; empty without one. What the attempt paid
         before a crash is not paid again.
+    approved
+        Returns the largest epsilon, at the federation's delta, that this federation may cost any patient.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class LedgerBudget:
         people: People,
         site: SiteConfig | Path,
         attempt: Callable[[], str] = str,
+        approved: Callable[[], float] = lambda: math.inf,
     ) -> None:
         if config.privacy is None:
             raise ValueError("a federation without privacy spends none")
@@ -56,6 +61,7 @@ class LedgerBudget:
         self._datasets = {purpose: dataset_of(patients) for purpose, patients in people.items()}
         self._site = site
         self._attempt = attempt
+        self._approved = approved
 
     def spend(self, run: str, round: int, spends: Sequence[Spend]) -> float:
         """Record the cost of a round, if any, and wait until it is on disk.
@@ -93,6 +99,7 @@ class LedgerBudget:
             if paid:
                 log.info("round %d: already paid for by an interrupted attempt, of which nothing left the site", round)
                 return None
+            self._check_approved(account, upcoming)
             return RoundEntry(
                 federation=self._config.name,
                 digest=self._digest,
@@ -115,6 +122,19 @@ class LedgerBudget:
             (item.entry.attempt, item.entry.digest, item.entry.run, item.entry.round, item.entry.spends) == wanted
             for item in account.rounds
         )
+
+    def _check_approved(self, account: Account, upcoming: Sequence[Spend]) -> None:
+        """Check that the federation costs no patient more than was approved, also where its count was lost."""
+        # What a recovery declares as spent was not necessarily spent on this federation.
+        recorded = replace(account, recoveries=())
+        epsilon = recorded.epsilon(self._people, self._delta, upcoming, self._digest)
+        most = self._approved()
+        if epsilon > most:
+            raise PolicyError(
+                ErrorCode.APPROVAL_USED_UP,
+                f"this round would bring what the federation costs a patient to epsilon {epsilon:.2f} at delta "
+                f"{self._delta:g}, and {most:.2f} is approved; {ALLOWS_MORE}",
+            )
 
     def _within_limit(self, account: Account, used: People, upcoming: Sequence[Spend]) -> tuple[SitePrivacy, float]:
         """Return the site's limit, and the epsilon of the patients used, which is within it."""

@@ -9,6 +9,7 @@ according to the folder's ``patients.csv`` or the site file's rule, are on the s
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ from common.imaging.datasets.case import Case
 from common.imaging.datasets.comparison import OWN_TERMS, SiteTerms, Wanted
 from common.imaging.threads import CountProgress
 from common.plan.plan import Plan
+from common.privacy.accounting import largest_epsilon
 from common.seeds import seed_of
 from common.system.devices import choose_device
 
@@ -80,11 +82,14 @@ class LedgerAccess:
         The hospital's ledger.
     attempt
         As for ``LedgerBudget``.
+    more_rounds
+        Returns how many rounds a person allowed beyond the federation's own.
     """
 
     state: Path | None = None
     ledger: Ledger | None = None
     attempt: Callable[[], str] = str
+    more_rounds: Callable[[], int] = int
 
 
 NO_LEDGER = LedgerAccess()
@@ -191,7 +196,18 @@ class LocalSite:
         # Report an unusable ledger now, not only when a round must be paid for.
         found = recognise(ledger.read(), [*people["training"], *people["validation"]])
         log.log(logging.WARNING if found.needs_a_look else logging.INFO, "patients: %s", found)
-        return LedgerBudget(ledger, self._config, people, state / SITE_FILE, self._access.attempt)
+        return LedgerBudget(
+            ledger, self._config, people, state / SITE_FILE, self._access.attempt, self._approved_epsilon
+        )
+
+    def _approved_epsilon(self) -> float:
+        more, privacy = self._access.more_rounds(), self._config.privacy
+        if privacy is None or self._plan.privacy is None:
+            return math.inf
+        if not more:
+            return privacy.epsilon
+        rounds = self._config.rounds + more
+        return max(privacy.epsilon, largest_epsilon(self._plan.privacy.costs(rounds, rounds + 1), privacy.delta))
 
     def _prepare(self, cases: Sequence[Case]) -> list[CachedCase]:
         cache = CaseCache(self._data.cache, self._plan.preprocessing, self._plan.labels)

@@ -89,7 +89,7 @@ def _serve(options: argparse.Namespace, folder: SharedFolder, isolation: Isolati
         options.device,
         progress,
         status.prepared,
-        LedgerAccess(options.state, ledger, journal.attempt),
+        LedgerAccess(options.state, ledger, journal.attempt, guard.more_rounds),
     )
 
     def open_site(context: Context | None = None) -> Site:

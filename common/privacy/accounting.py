@@ -54,6 +54,12 @@ def epsilon_of(spends: Sequence[Spend], delta: float, accountant: Accountant = "
     return max(0.0, _composed(tuple(sorted((*key, count) for key, count in steps.items() if count)), delta, accountant))
 
 
+def largest_epsilon(spends: Sequence[Spend], delta: float) -> float:
+    """Return the epsilon at ``delta`` of the patients who lose most, if each is used for one purpose; 0 for none."""
+    purposes = {spend.purpose for spend in spends}
+    return max((epsilon_of([one for one in spends if one.purpose == each], delta) for each in purposes), default=0.0)
+
+
 @lru_cache(maxsize=512)
 def _composed(history: StepCounts, delta: float, accountant: Accountant) -> float:
     if not history:

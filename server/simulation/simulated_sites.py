@@ -18,7 +18,7 @@ from common.imaging.cache.case_cache import CachedCase, CaseCache
 from common.plan.plan import Plan
 from common.plan.privacy import PrivacyPlan, Spend
 from common.planning.resolve import with_privacy
-from common.privacy.accounting import epsilon_of
+from common.privacy.accounting import largest_epsilon
 from common.seeds import seed_of
 from common.system.devices import choose_device
 from server.progress.events import EventSink, SiteStarted, SiteStep
@@ -49,7 +49,7 @@ class SimulatedBudget:
         del run
         trains = any(spend.purpose == "training" for spend in spends)
         costs = self.plan.costs(round if trains else round - 1, round)
-        return max((epsilon_of([spend], self.delta) for spend in costs), default=0.0)
+        return largest_epsilon(costs, self.delta)
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,26 @@ def test_a_server_hears_of_its_own_federation_and_the_limit_counts_all(path: Pat
     assert refused.value.code is ErrorCode.PRIVACY_BUDGET
 
 
+def test_no_federation_costs_a_patient_more_than_was_approved(path: Path) -> None:
+    """Also where the count of its rounds was lost: the ledger itself knows."""
+
+    def approved(attempt: str = "", name: str = "first") -> LedgerBudget:
+        people = {"training": patients("a"), "validation": patients("v")}
+        most = of(TRAINING, TRAINING)
+        return LedgerBudget(Ledger(path), federation(name), people, site(), lambda: attempt, lambda: most)  # type: ignore[arg-type]
+
+    approved().spend("r", 1, ROUND)
+    assert approved("one").spend("other run", 1, ROUND) == of(TRAINING, TRAINING)
+    before = path.read_bytes()
+    for run, number in (("r", 2), ("third run", 1)):
+        with pytest.raises(PolicyError, match=f"and {of(TRAINING, TRAINING):.2f} is approved") as no:
+            approved().spend(run, number, ROUND)
+        assert no.value.code is ErrorCode.APPROVAL_USED_UP
+    assert approved("one").spend("other run", 1, ROUND) == of(TRAINING, TRAINING), "taken up again after a crash"
+    assert path.read_bytes() == before
+    assert approved(name="second").spend("r", 1, ROUND) == of(TRAINING)
+
+
 def test_one_more_patient_does_not_reset_the_budget(path: Path) -> None:
     budget(path, patients("a", "b")).spend("r", 1, ROUND)
     larger = budget(path, patients("a", "b", "new"))

@@ -16,7 +16,7 @@ from common.config.federation import FederationConfig
 from common.config.privacy import AdaptiveClipping, PrivacyConfig
 from common.errors import ConfigError
 from common.plan.privacy import Spend
-from common.privacy.accounting import _renyi_curve, epsilon_of, least_epsilon
+from common.privacy.accounting import _renyi_curve, epsilon_of, largest_epsilon, least_epsilon
 from common.privacy.calibration import calibrate, check_epsilon, gradient_noise, noise_for
 
 DELTAS = (1e-5, 1e-6)
@@ -84,6 +84,13 @@ def test_rounds_and_runs_compose_as_one_long_round() -> None:
     both = epsilon_of([*rounds, other_run], 1e-5)
     assert max(epsilon_of(rounds, 1e-5), epsilon_of([other_run], 1e-5)) < both
     assert both == epsilon_of([other_run, *rounds], 1e-5)
+
+
+def test_patients_of_different_purposes_are_not_added_up() -> None:
+    trained, scored = Spend("training", 1.0, 0.1, 20), Spend("validation", 5.0, 1.0, 3)
+    assert largest_epsilon([trained, scored], 1e-5) == max(epsilon_of([trained], 1e-5), epsilon_of([scored], 1e-5))
+    assert largest_epsilon([trained, trained], 1e-5) == epsilon_of([trained, trained], 1e-5)
+    assert largest_epsilon([], 1e-5) == 0
 
 
 def test_nothing_spent_is_zero() -> None:
