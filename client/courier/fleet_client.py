@@ -36,6 +36,7 @@ from client.flower import (
 )
 from client.shared_folder import put_file
 from common.certificates import public_pem
+from common.system.direct_calls import DirectCalls
 
 HEARTBEAT_SECONDS = 25.0
 """Interval of Flower's heartbeat; Flower considers a node online for twice ``_INTERVAL_SECONDS``."""
@@ -63,13 +64,14 @@ class FleetNode:
         self._lock = threading.Lock()
         self._node = Node()
         key = access.key
+        proxy = access.address.proxy
+        self._calls = DirectCalls(access.context, proxy.url if proxy else None)
         interceptors: list[ProtobufClientInterceptor] = [
             RuntimeVersionHttpInterceptor(component_name="SuperNode"),
             NodeAuthHttpInterceptor(key, key.public_key()),
             _SignedRequests(access),
+            _Direct(self._calls),
         ]
-        self._sender = _Sender(access)
-        interceptors.append(self._sender)
         self._client = FleetHttpClient(f"https://{access.address}", interceptors=interceptors, verify=access.context)
 
     @property
@@ -165,7 +167,7 @@ class FleetNode:
 
     def close(self) -> None:
         """Close all connections."""
-        self._sender.close()
+        self._calls.close()
         self._client.close()
 
     def _current_node(self) -> Node:
@@ -217,33 +219,13 @@ class _SignedRequests:
         return response
 
 
-class _Sender:
-    """Sends each call itself, in place of Flower's client, which follows redirects to wherever they lead.
+class _Direct:
+    """Sends each call to the kit's server, through the proxy of ``Access`` if there is one, and to nobody else."""
 
-    It speaks to the server of the kit alone, through the proxy of ``Access`` if there is one. The environment names no
-    other proxy, certificate or password.
-    """
-
-    def __init__(self, access: Access) -> None:
-        proxy = access.address.proxy
-        self._http = httpx.Client(
-            verify=access.context, proxy=proxy.url if proxy else None, trust_env=False, follow_redirects=False
-        )
+    def __init__(self, calls: DirectCalls) -> None:
+        self._calls = calls
 
     def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
-        """Return the response to a call; of a refusal only as much as is shown."""
+        """Return the response to a call, in place of Flower's client."""
         del call_next
-        response = self._http.send(context.request, stream=True)
-        try:
-            if response.is_success:
-                response.read()
-                return response
-            word = next(response.iter_raw(LARGEST_WORD_BYTES), b"")
-        finally:
-            response.close()
-        headers = {"location": response.headers["location"]} if response.has_redirect_location else {}
-        return httpx.Response(response.status_code, headers=headers, content=word, request=response.request)
-
-    def close(self) -> None:
-        """Close all connections."""
-        self._http.close()
+        return self._calls.send(context.request)

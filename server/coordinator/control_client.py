@@ -9,12 +9,15 @@ from dataclasses import dataclass
 import httpx
 
 from common.errors import FedvoxError
+from common.system.direct_calls import DirectCalls
 from server.flower import (
     ControlHttpClient,
     Fab,
     ListNodesRequest,
     ListRunsRequest,
     NodeStatus,
+    ProtobufCall,
+    ProtobufRequestContext,
     RegisterNodeRequest,
     RuntimeVersionHttpInterceptor,
     StartRunRequest,
@@ -59,15 +62,17 @@ class SuperLinkControl:
     """
 
     def __init__(self, port: int) -> None:
+        self._calls = DirectCalls()
         self._client = ControlHttpClient.from_server_address(
             server_address=f"127.0.0.1:{port}",
             insecure=True,  # on the loopback interface
             root_certificates=None,
-            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI"), _Direct(self._calls)],
         )
 
     def close(self) -> None:
         """Close the connection."""
+        self._calls.close()
         self._client.close()
 
     def nodes(self) -> list[Node]:
@@ -140,6 +145,18 @@ class SuperLinkControl:
         for run_id in runs:
             if not self.is_over(run_id):
                 self.stop(run_id)
+
+
+class _Direct:
+    """Sends each call to SuperLink on the loopback interface, and nowhere else."""
+
+    def __init__(self, calls: DirectCalls) -> None:
+        self._calls = calls
+
+    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
+        """Return the response to a call, in place of Flower's client."""
+        del call_next
+        return self._calls.send(context.request)
 
 
 def _failed(what: str, error: httpx.HTTPError) -> ControlError:
