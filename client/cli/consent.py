@@ -183,6 +183,7 @@ def _approve(options: argparse.Namespace) -> int:
     before = book.read().approval(terms, automatic=False)
     approval = book.approve(request.federation.name, terms, limits, options.user)
     print(f"Approved {approval.federation} by {approval.user}, {approval.time}.\nDigest: {digest}")
+    print(f"Your own limits, which are part of this ({state / SITE_FILE}): {limits}")
     if before is not None and (weaker := limits.weaker_than(before.hospital)):
         print(f"Your own limits ({state / SITE_FILE}) are weaker than at the last approval: {', '.join(weaker)}")
     if options.more_rounds is not None:

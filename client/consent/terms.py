@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +84,16 @@ class HospitalLimits(Frozen):
     def of(cls, site: SiteConfig) -> HospitalLimits:
         """Return the limits of a site file."""
         return cls(limits=site.limits, privacy=site.privacy)
+
+    def __str__(self) -> str:
+        """Return all keys that are set, with their values, or ``none``."""
+        parts = (("limits", self.limits), ("privacy", self.privacy))
+        found = [
+            f"{part}.{key}: {json.dumps(value)}"
+            for part, values in parts
+            for key, value in values.model_dump(mode="json", exclude_defaults=True).items()
+        ]
+        return ", ".join(found) or "none"
 
     def weaker_than(self, approved: HospitalLimits) -> list[str]:
         """List the keys that allow more than they did, or are gone; stricter ones are not listed."""
