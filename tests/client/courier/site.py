@@ -144,7 +144,7 @@ def site(folder: Path, gateway: StandIn, link: SuperLink) -> Iterator[StandInSit
 
 def task(model: str, train: bool = True) -> Task:
     """A task that no other test has."""
-    return Task(f"run {next(_rounds)}", "0" * 64, 1, 3, train, model)
+    return Task(f"run-{next(_rounds)}", "0" * 64, 1, 3, train, model)
 
 
 def info() -> SiteInfo:

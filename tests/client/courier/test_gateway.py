@@ -116,7 +116,7 @@ def finish(federation: Federation, question: Task, identity: str, update: bytes)
 
 
 def test_a_hello(federation: Federation) -> None:
-    question = Hello("a run", "0" * 64)
+    question = Hello("a-run", "0" * 64)
     identity = federation.ask(question)
     assert federation.site.wait_task(identity[:32]) == pack(question).encode()
     text = federation.site.answer(identity[:32], info())

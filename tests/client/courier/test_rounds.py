@@ -80,7 +80,7 @@ def test_a_round(north: StandInSite, gateway: StandIn, link: SuperLink) -> None:
 
 
 def test_a_hello_needs_no_weights(north: StandInSite, gateway: StandIn, link: SuperLink) -> None:
-    question = Hello("a run", "0" * 64)
+    question = Hello("a-run", "0" * 64)
     identity = north.ask(question)
     name = identity[:32]
     assert north.wait_task(name) == pack(question).encode()
