@@ -162,11 +162,14 @@ def _report(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     from common.models.bundle import load_bundle
+    from server.run_store.damage import check_model
     from server.run_store.folder import RunError, RunFolder
 
-    source = RunFolder.open(options.run).path / "model"
+    folder = RunFolder.open(options.run)
+    source = folder.path / "model"
     if not source.is_dir():
         raise RunError(f"{source}: there is no released model yet; finish the run first (simulate --resume)")
+    check_model(folder)
     load_bundle(source)
     if options.out.exists():
         raise OutputError(f"{options.out}: already exists; choose another --out")

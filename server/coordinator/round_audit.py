@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from common.audit import AuditLog, Entry, head_of, verify
+from common.audit import AuditError, AuditLog, Entry, head_of, verify
 from common.errors import DamagedFileError
 from server.progress.events import Event, EventSink, RoundDone, RoundStarted
 from server.run_store.damage import check_files
@@ -54,8 +54,6 @@ def check_run(folder: RunFolder, say: Callable[[str], None]) -> RunState | None:
     ------
     DamagedFileError
         A file is damaged, missing, or older than the others.
-    AuditError
-        The log was changed or cut.
     """
     state = folder.load_state()
     path = folder.path / AUDIT_FILE
@@ -89,7 +87,10 @@ def _finished_rounds(path: Path) -> list[Entry]:
             done.append(entry)
 
     if path.exists() or head_of(path).exists():
-        verify(path, see)
+        try:
+            verify(path, see)
+        except AuditError as error:
+            raise DamagedFileError(path, f"is not as it was written ({error})", _BOTH) from None
     return done
 
 

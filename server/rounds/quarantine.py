@@ -46,7 +46,7 @@ def read_releases(folder: RunFolder, state: RunState) -> list[str]:
     notes = sorted((folder.path / "releases").glob("*.txt"))
     released = []
     for note in notes:
-        site = note.read_text(encoding="utf-8")
+        site = note.read_text(encoding="utf-8", errors="replace")
         if state.quarantine.pop(site, None) is not None:
             state.conduct.pop(site, None)
             state.alarms.pop(f"quarantine {site}", None)

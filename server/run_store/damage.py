@@ -29,17 +29,10 @@ def check_files(folder: RunFolder, state: RunState) -> list[str]:
     DamagedFileError
         The run cannot go on without the file.
     """
-    folder.check_lines(state)
-    damaged = {}
-    for name, digest in state.digests.items():
-        if name == ROUNDS_FILE:
-            continue
-        try:
-            check_digest(folder.path / name, digest, RESTORE)
-        except DamagedFileError as error:
-            if not _is_result(name) and not _is_only_the_best(folder, state, name):
-                raise
-            damaged[name] = error
+    damaged = _damage(folder, state)
+    for name, found in damaged.items():
+        if not _is_result(name) and not _is_only_the_best(folder, state, name):
+            raise found
     asides = {name: put_aside(found.path) for name, found in damaged.items()}
     told = []
     for name, found in damaged.items():
@@ -53,11 +46,48 @@ def check_files(folder: RunFolder, state: RunState) -> list[str]:
     return told
 
 
+def find_damage(folder: RunFolder) -> list[str]:
+    """Return a sentence for each damaged file, named within the folder, and leave them as they are."""
+    try:
+        state = folder.load_state()
+        found = [] if state is None else list(_damage(folder, state).values())
+    except DamagedFileError as error:
+        found = [error]
+    return [f"{error.path.relative_to(folder.path)}: {error.problem}." for error in found]
+
+
+def check_model(folder: RunFolder) -> None:
+    """Check that the released model is the one of this run, as it was released.
+
+    Raises
+    ------
+    DamagedFileError
+        It is another one, or the state that says which it is is damaged.
+    """
+    state = folder.load_state()
+    for name, digest in ({} if state is None else state.digests).items():
+        if name.startswith("model/"):
+            check_digest(folder.path / name, digest, "resume the run, which makes it again")
+
+
 def note_results(folder: RunFolder, state: RunState) -> None:
     """Commit the state of a finished run with the digests of its results."""
     for path in (path for pattern in _RESULTS for path in folder.path.glob(pattern)):
         folder.note(path, digest_of_file(path))
     folder.commit(state)
+
+
+def _damage(folder: RunFolder, state: RunState) -> dict[str, DamagedFileError]:
+    damaged = {}
+    for name, digest in state.digests.items():
+        try:
+            if name == ROUNDS_FILE:
+                folder.check_lines(state)
+            else:
+                check_digest(folder.path / name, digest, RESTORE)
+        except DamagedFileError as error:
+            damaged[name] = error
+    return damaged
 
 
 def _is_result(name: str) -> bool:

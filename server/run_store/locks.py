@@ -88,9 +88,9 @@ def registered_names(run: Path) -> Mapping[int, str]:
     """Return Flower node -> the site that registered its key, as ``start`` last wrote it."""
     try:
         content = json.loads((run / NODES_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return {int(node): str(name) for node, name in content.items()}
+    except (OSError, ValueError, AttributeError):  # missing or damaged; ``start`` writes it again within seconds
         return {}
-    return {int(node): str(name) for node, name in content.items()}
 
 
 def _belongs_to(pid: int, run: Path) -> bool:

@@ -21,6 +21,8 @@ from pydantic import ValidationError
 from common.config.yaml_file import parse_yaml
 from common.errors import ConfigError, FedvoxError
 from common.plan.plan import Plan
+from server.run_store.damage import find_damage
+from server.run_store.folder import RunFolder
 from server.run_store.record import CaseScore, Example, Round, RunRecord, Site, SiteRound, as_number, as_scores
 
 _MARKS_OF_A_RUN = ("federation.yaml", "rounds.jsonl", "summary.json")
@@ -57,6 +59,7 @@ def read_run(folder: Path) -> RunRecord:
             "give the folder that a simulation or a federation wrote"
         )
     run = RunRecord(folder)
+    run.notes += find_damage(RunFolder(folder))
     run.configuration_text = _read_text(run, "federation.yaml")
     run.configuration = _parse_mapping(run, "federation.yaml", run.configuration_text, _parse_yaml)
     run.summary = _parse_mapping(run, "summary.json", _read_text(run, "summary.json"), json.loads)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.plan.plan import ModelPlan, Plan, PreprocessingPlan
+from server.run_store.folder import RunFolder, RunState
 
 LABELS = {1: "anterior", 2: "posterior"}
 SITES = {"raw-low": (117, 29), "uint8": (37, 9), "raw-high": (23, 5)}
@@ -88,6 +89,7 @@ def write_run_folder(folder: Path, rounds: int = 10, sites: Sequence[str] = tupl
     _write_summary(folder, rounds, lines)
     _write_validation(folder, sites)
     folder.joinpath("examples").mkdir()
+    RunFolder(folder).commit(RunState(run="r", digest="d", started="now", round=rounds, finished=True))
     return folder
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.audit import AuditError, AuditLog, head_of, read_entries
+from common.audit import AuditLog, head_of, read_entries
 from common.errors import DamagedFileError
 from common.protocol.codec import WeightLayout
 from common.system.state_file import digest_of_file
@@ -172,11 +172,11 @@ def test_an_audit_log_without_its_head_or_without_itself_is_named(tmp_path: Path
     folder, _ = run_of(tmp_path / "run", 3)
     kept = head_of(audit_of(folder)).read_bytes()
     head_of(audit_of(folder)).unlink()
-    with pytest.raises(AuditError, match="audit"):
+    with pytest.raises(DamagedFileError, match="audit"):
         check_run(folder, pytest.fail)
     head_of(audit_of(folder)).write_bytes(kept)
     audit_of(folder).unlink()
-    with pytest.raises(AuditError, match="audit"):
+    with pytest.raises(DamagedFileError, match="audit"):
         check_run(folder, pytest.fail)
 
 

@@ -273,6 +273,16 @@ def test_damaged_files_become_notes(tmp_path: Path) -> None:
     assert page.row("uint8")[1:3] == ["37", "9"]  # from the rounds, as the partition cannot be read
 
 
+def test_a_number_that_was_changed_becomes_a_note(tmp_path: Path) -> None:
+    folder = write_run_folder(tmp_path / "run", rounds=3)
+    assert "was changed" not in report(folder).text
+    text = (folder / "rounds.jsonl").read_text()
+    (folder / "rounds.jsonl").write_text(text.replace("0", "1", 1))
+    assert "rounds.jsonl: was changed or cut" in report(folder).text
+    (folder / "state.json").unlink()
+    assert "state.json: is missing, although the run has begun (rounds.jsonl)" in report(folder).text
+
+
 def test_not_a_number_counts_as_unknown(tmp_path: Path) -> None:
     folder = write_run_folder(tmp_path / "run", rounds=3)
     text = (folder / "rounds.jsonl").read_text()

@@ -16,7 +16,7 @@ from common.config.federation import FederationConfig, load_federation
 from common.errors import DamagedFileError
 from common.protocol.codec import WeightLayout
 from server.progress.events import Event, Notice, RoundDone
-from server.run_store.damage import check_files
+from server.run_store.damage import check_files, check_model, find_damage
 from server.run_store.folder import RunFolder, RunState
 from server.simulation.experiment import SimulationOptions, simulate
 from tests import tiny
@@ -218,6 +218,17 @@ def test_an_older_state_is_like_a_crash(runs: Runs, tmp_path: Path, run: str) ->
     damaged(runs, run, tmp_path / "run", ("state.json", of_an_older_copy))
     shutil.copy(runs.folder / "older/checkpoints/round_0001.safetensors", tmp_path / "run/checkpoints")
     check(runs, tmp_path / "run", [], NOTHING)
+
+
+def test_the_model_of_another_run_is_not_this_runs_however_whole_it_is(runs: Runs, tmp_path: Path) -> None:
+    shutil.copytree(runs.folder / "finished", tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    check_model(folder)
+    assert find_damage(folder) == []
+    shutil.copytree(runs.folder / "other" / "model", folder.path / "model", dirs_exist_ok=True)
+    with pytest.raises(DamagedFileError, match=r"model\.(json|safetensors): was changed.*; resume the run"):
+        check_model(folder)
+    assert [text.split(":")[0] for text in find_damage(folder)] == ["model/model.json", "model/model.safetensors"]
 
 
 LAYOUT = WeightLayout({"w": (4,)})
