@@ -93,6 +93,11 @@ class Storm:
         return None
 
 
+def is_held(made: Federation, round_number: int) -> bool:
+    assert made.processes["server"].poll() is None, made.log("server")[-2000:]
+    return made.held_in(HELD) == round_number
+
+
 def run_through(made: Federation, seed: int) -> Storm:
     """Runs a federation to its end, with the same number of acts in every round, at least."""
     made.hold(HELD)
@@ -102,7 +107,7 @@ def run_through(made: Federation, seed: int) -> Storm:
         release = int(np.random.default_rng([seed, number]).integers(ACTS_A_ROUND))
         for index in range(ACTS_A_ROUND):
             if index == release:
-                wait_for(lambda number=number: made.held_in(HELD) == number, PATIENCE_SECONDS, f"{storm.acts}")
+                wait_for(lambda number=number: is_held(made, number), PATIENCE_SECONDS, f"round {number}, {storm.acts}")
                 made.hold(HELD, *range(number + 1, ROUNDS + 2))
             storm.act()
     made.finish(PATIENCE_SECONDS)
