@@ -4,8 +4,8 @@
 Gaussian noise and divides by the expected number of patients q n (Abadi et al. 2016). The signal is the mean of the
 clipped gradients; its norm is at most C. The noise has standard deviation m C in each of the d trained parameters,
 where m is the noise multiplier, and hence a norm of about m C sqrt(d) / (q n). The server averages the sites, weighted
-by their n patients. Over T steps, S sites and N patients in total, the signal grows coherently to at most T C and the
-noise with the square root of T. Hence
+by their n patients, or as ``strategy.weights`` says. Over T steps, S sites and N patients in total, the signal grows
+coherently to at most T C and the noise with the square root of T. Hence, with patients as weights,
 
     signal / noise <= sqrt(T) q N / (m sqrt(d S)).
 
@@ -23,7 +23,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,7 @@ from common.plan.plan import Plan
 from common.plan.privacy import Spend
 from common.privacy.accounting import epsilon_of
 from common.privacy.calibration import calibrate
+from server.site_weights import site_weights
 
 # Thresholds of the signal-to-noise ratio, from a few runs of a small network (deploy/docs/privacy.md). They are
 # provisional and may not hold for other data. A ratio of 3.6 was ample for a model pretrained on similar scans; a ratio
@@ -144,14 +145,19 @@ class PrivacyForecast:
 
 
 def signal_to_noise(
-    patients: Sequence[int], sample_rate: float, noise_multiplier: float, steps: int, parameters: int
+    patients: Sequence[int],
+    sample_rate: float,
+    noise_multiplier: float,
+    steps: int,
+    parameters: int,
+    weights: Sequence[float] | None = None,
 ) -> float:
     """Return an upper bound on the ratio of signal norm to noise norm in the averaged update of ``steps`` steps.
 
     Parameters
     ----------
     patients
-        Number of patients of each site, which is the weight of its update.
+        Number of patients of each site.
     sample_rate
         Probability with which a patient takes part in a step.
     noise_multiplier
@@ -160,11 +166,17 @@ def signal_to_noise(
         Steps of each site.
     parameters
         Number of trained parameters.
+    weights
+        Weight of each site's update; by default its patients.
     """
-    total = sum(patients)
-    # Per site: weight n/N times noise m sqrt(d)/(q n). The sites' noise is independent, so the squares add up.
+    weights = patients if weights is None else weights
+    total = sum(weights)
+    # Per site: weight w/W times noise m sqrt(d)/(q n). The sites' noise is independent, so the squares add up.
     noise = math.sqrt(
-        sum((n / total * noise_multiplier * math.sqrt(parameters) / (sample_rate * n)) ** 2 for n in patients)
+        sum(
+            (weight / total * noise_multiplier * math.sqrt(parameters) / (sample_rate * n)) ** 2
+            for weight, n in zip(weights, patients, strict=True)
+        )
     )
     return steps / (math.sqrt(steps) * noise)
 
@@ -210,12 +222,12 @@ def _forecast(
     trained_parameters: int,
     progress: Callable[[int, int], None] | None,
 ) -> PrivacyForecast:
-    counts = list(patients.values())
+    sites = _Sites.of(config, patients)
     steps = config.rounds * config.training.local_steps
     plan = calibrate(privacy, config.rounds, config.training.local_steps)
     whole = [Spend("training", plan.training.noise_multiplier, privacy.sample_rate, steps)]
-    planned = _setting(counts, privacy.sample_rate, plan.training.noise_multiplier, steps, trained_parameters)
-    alternatives = tuple(_alternatives(privacy, counts, steps, trained_parameters, progress))
+    planned = _setting(sites, privacy.sample_rate, plan.training.noise_multiplier, steps, trained_parameters)
+    alternatives = tuple(_alternatives(privacy, sites, steps, trained_parameters, progress))
     affordable = [setting for setting in alternatives if setting.gradients <= planned.gradients]
     return PrivacyForecast(
         patients=dict(patients),
@@ -269,7 +281,8 @@ def privacy_summary(
     }
     if patients is not None:
         steps = config.rounds * config.training.local_steps
-        ratio = signal_to_noise(patients, config.privacy.sample_rate, noise, steps, trained_parameters)
+        sites = _Sites.of(config, {str(index): count for index, count in enumerate(patients)})
+        ratio = sites.signal_to_noise(config.privacy.sample_rate, noise, steps, trained_parameters)
         from_model = config.initial_model is not None
         found |= {
             "signal_to_noise": ratio,
@@ -296,9 +309,28 @@ def promising_from(from_model: bool) -> float:
     return PROMISING_FROM_MODEL if from_model else PROMISING_FROM_NOTHING
 
 
-def _setting(patients: Sequence[int], rate: float, multiplier: float, steps: int, parameters: int) -> Setting:
-    ratio = signal_to_noise(patients, rate, multiplier, steps, parameters)
-    return Setting(rate, steps, multiplier, ratio, round(rate * sum(patients) * steps))
+@dataclass(frozen=True)
+class _Sites:
+    """The patients of each site, and how much its update counts."""
+
+    patients: Sequence[int]
+    weights: Sequence[float]
+
+    @classmethod
+    def of(cls, config: FederationConfig, patients: Mapping[str, int]) -> Self:
+        """Weigh sites as the federation does; numbers by name say nothing about sites that have no name yet."""
+        rule = config.strategy.weights
+        named = isinstance(rule, str) or set(patients) <= set(rule)
+        return cls(list(patients.values()), list(site_weights(rule if named else "capped:2", patients).values()))
+
+    def signal_to_noise(self, rate: float, multiplier: float, steps: int, parameters: int) -> float:
+        """Return ``signal_to_noise`` of these sites."""
+        return signal_to_noise(self.patients, rate, multiplier, steps, parameters, self.weights)
+
+
+def _setting(sites: _Sites, rate: float, multiplier: float, steps: int, parameters: int) -> Setting:
+    ratio = sites.signal_to_noise(rate, multiplier, steps, parameters)
+    return Setting(rate, steps, multiplier, ratio, round(rate * sum(sites.patients) * steps))
 
 
 def _best(settings: Sequence[Setting]) -> Setting:
@@ -313,7 +345,7 @@ def _best(settings: Sequence[Setting]) -> Setting:
 
 def _alternatives(
     privacy: PrivacyConfig,
-    patients: Sequence[int],
+    sites: _Sites,
     steps: int,
     parameters: int,
     progress: Callable[[int, int], None] | None,
@@ -324,7 +356,7 @@ def _alternatives(
     for rate in rates:
         for count in counts:
             multiplier = renyi_noise(privacy.epsilon, privacy.delta, rate, count)
-            settings.append(_setting(patients, rate, multiplier, count, parameters))
+            settings.append(_setting(sites, rate, multiplier, count, parameters))
             if progress is not None:
                 progress(len(settings), len(rates) * len(counts))
     return settings

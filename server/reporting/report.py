@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from common.system.files import write_atomically
 from server.formatting import NOTHING, format_bytes, format_seconds, scores_are_noised
+from server.reporting.conduct_section import conduct_section
 from server.reporting.figures import MEAN_STYLE, draw_swatch, site_style
 from server.reporting.privacy_section import privacy_section
 from server.reporting.slices import draw_case, label_colour, prediction_colour
@@ -88,6 +89,7 @@ def render_report(run: RunRecord) -> str:
         best_round=best_round,
         labels=run.labels,
         privacy=privacy_section(run),
+        conduct=conduct_section(run),
         sites=site_table(run, best_round),
         metrics=metric_table(run),
         pooled=pooled_table(run),
@@ -164,12 +166,12 @@ def _headline(run: RunRecord, best_round: int | None) -> list[tuple[str, str, st
     name, meaning, reason = (
         "Best mean Dice",
         "mean over validation patients, then over sites",
-        "the round with the highest mean Dice",
+        "the round with the highest median Dice over sites",
     )
     if scores_are_noised(run.configuration):
         name = "Mean Dice"
         meaning = "from the sites' scores, which carry noise; see the table of sites for exact values, if known"
-        reason = "the last round whose mean Dice is within noise of the highest"
+        reason = "the last round whose median Dice over sites is within noise of the highest"
     released = "Released model" if run.summary else "Best model so far"
     return [
         (name, NOTHING if best is None else f"{best:.3f}", meaning),

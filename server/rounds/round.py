@@ -83,7 +83,9 @@ class Round:
         self._size = terms.layout.size
         self._transfer = transfer
         self._emit = emit
-        self._reader = UpdateReader(transfer, self._size, task.upload, vectors, round_log.digests(folder.read_rounds()))
+        earlier = folder.read_rounds()
+        self._reader = UpdateReader(transfer, self._size, task.upload, vectors, round_log.digests(earlier))
+        self._longest = round_log.longest(earlier)
         self._started = time.perf_counter()
         self.lines: dict[str, dict[str, Any]] = {}
         self.refusals: dict[str, Refusal | None] = {}
@@ -231,7 +233,7 @@ class Round:
             self.updates.drop(site)
             self._record(site, self._refuse(reason, infos[site]))
         norms = {site: self.updates.updates[site].norm for site in self.accepted}
-        self.directions = compare_directions(self._stored(self.accepted, {}), norms)
+        self.directions = compare_directions(self._stored(self.accepted, {}), norms, self._longest)
         for site in sorted(self.directions.opposed):
             if is_enough(with_round(self._state.conduct.get(site, []), Refusal.OPPOSED)):
                 self.updates.drop(site)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -78,6 +79,18 @@ def not_counted(status: str, reason: str, info: SiteInfo, labels: Collection[int
         seconds_evaluate=0.0,
     )
     return accepted(empty, None) | {"status": status, "reason": reason}
+
+
+def longest(rounds: Iterable[Mapping[str, Any]]) -> float:
+    """Return the highest median length of a round's updates; 0 before the first."""
+    lengths = [[site["length"] for site in line["sites"].values() if site["length"] is not None] for line in rounds]
+    return max((statistics.median(known) for known in lengths if known), default=0.0)
+
+
+def scores(line: Mapping[str, Any]) -> dict[str, float]:
+    """Return the mean Dice of every accepted site that reported one, from a round's line."""
+    accepted = {name: site["mean_dice"] for name, site in line["sites"].items() if site["status"] == "ok"}
+    return {name: score for name, score in accepted.items() if score is not None}
 
 
 def totals(sites: Mapping[str, Mapping[str, Any]], labels: Collection[int]) -> dict[str, Any]:

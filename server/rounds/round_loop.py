@@ -11,6 +11,7 @@ is checked. After any crash the loop resumes from the last finished round.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -21,9 +22,10 @@ from common.formatting import counted
 from common.protocol.codec import SiteInfo, Task, Vector
 from common.weights.encoding import pieces_of
 from server.progress.events import EventSink, Notice, RoundDone, RoundStarted
+from server.release.choice import choose, leave_out
 from server.rounds import round_log
 from server.rounds.exchange import Exchange, FederationError, MessageMaker, Patience, Signals
-from server.rounds.judgement.alarms import alarms_of_round
+from server.rounds.judgement.alarms import alarms_of_choice, alarms_of_round
 from server.rounds.quarantine import read_releases, record_conduct
 from server.rounds.roster import Names, Roster
 from server.rounds.round import Round
@@ -259,33 +261,55 @@ class RoundLoop:
                 self._say(f"ALARM: {text}")
 
     def _record_scores(self, finished: Round, state: RunState) -> float | None:
-        """Return the sent model's mean validation Dice over sites, and update the best round.
+        """Return the sent model's mean validation Dice over sites, and choose the best round so far.
 
         Scores from fewer sites than the quorum do not affect the best round or the early stop.
         """
-        counted = [finished.lines[site]["mean_dice"] for site in finished.accepted]
-        mean_dice = round_log.mean(counted)
-        if mean_dice is None or len(counted) < self.quorum:
+        line = finished.summary()
+        mean_dice: float | None = line["mean_dice"]
+        newest = round_log.scores(line)
+        if not newest or len(finished.accepted) < self.quorum:
             return mean_dice
-        highest = state.best_mean_dice if state.highest_mean_dice is None else state.highest_mean_dice
-        gain = math.inf if highest is None else mean_dice - highest
+        score = statistics.median((leave_out(newest, state.quarantine) or newest).values())
+        gain = math.inf if state.highest_median_dice is None else score - state.highest_median_dice
         early_stop = self._config.early_stop
         enough = early_stop.min_delta if early_stop else 0.0
         state.rounds_without_gain = 0 if gain > enough else state.rounds_without_gain + 1
         if gain > 0:
-            state.highest_mean_dice = mean_dice
-        # Among models whose scores differ by no more than noise, the one trained longest is best.
-        if gain > 0 or gain > -self._noise_margin(finished):
-            state.best_round, state.best_mean_dice = state.round, mean_dice
+            state.highest_median_dice = score
+        self._choose_round(finished, state, newest)
         return mean_dice
 
+    def _choose_round(self, finished: Round, state: RunState, newest: Mapping[str, float]) -> None:
+        """Choose among the models that still exist and the one that was just scored."""
+        scores = {
+            line["model_round"]: round_log.scores(line)
+            for line in self._folder.read_rounds()
+            if sum(site["status"] == "ok" for site in line["sites"].values()) >= self.quorum
+        }
+        scores[state.round] = dict(newest)
+        kept = {*state.candidates, state.round}
+        choice = choose(scores, kept, state.quarantine, self._noise_margin(finished))
+        if choice is None:
+            return
+        ignored = {*state.quarantine, *filter(None, [choice.left_out])}
+        state.best_round = choice.round
+        best = scores[choice.round]
+        state.best_mean_dice = round_log.mean((leave_out(best, ignored) or best).values())
+        state.candidates = sorted(choice.candidates)
+        if not finished.task.train:
+            self._raise_alarms(state, alarms_of_choice(choice))
+            state.candidates = sorted(choice.candidates) if choice.left_out or choice.disputed else [choice.round]
+
     def _noise_margin(self, finished: Round) -> float:
-        """Return the difference of two mean Dice that noise alone explains; 0 without noise."""
+        """Return the difference of two median Dice that noise alone explains; 0 without noise."""
         if self._terms.privacy is None:
             return 0.0
         scored = [line for site in finished.accepted if (line := finished.lines[site])["mean_dice"] is not None]
         deviation = self._terms.privacy.score_deviation([line["validation_examples"] for line in scored])
-        return STANDARD_DEVIATIONS * math.sqrt(2) * deviation
+        # The median of three or more varies more than their mean.
+        spread = math.sqrt(math.pi / 2) if len(scored) > 2 else 1.0
+        return STANDARD_DEVIATIONS * math.sqrt(2) * spread * deviation
 
     def _commit(self, state: RunState, finished: Round) -> None:
         line = finished.summary()
@@ -294,9 +318,8 @@ class RoundLoop:
         state.bytes_down += finished.bytes_down
         self._folder.append_round(line)
         self._folder.commit(state)
-        # The newest checkpoint is scored only in the next round, so the best one so far stays too.
-        best = {state.best_round} if state.best_round is not None else set()
-        self._folder.keep_checkpoints({state.round, *best}, state.strategy_round)
+        # The newest checkpoint is scored only in the next round, so those that may still be released stay too.
+        self._folder.keep_checkpoints(state.checkpoints, state.strategy_round)
         self._emit(RoundDone(line))
 
     def _say(self, text: str) -> None:

@@ -23,8 +23,8 @@ from common.system.files import OWN_FILE, write_atomically
 from common.weights.encoding import Encoding
 from server.rounds.admission import AcceptedUpdate
 from server.rounds.aggregation import StoredUpdates
-from server.rounds.strategies.site_weights import site_weights
 from server.rounds.weight_transfer import WeightTransfer
+from server.site_weights import site_weights
 
 
 class UpdateStore:

@@ -31,7 +31,7 @@ def check_files(folder: RunFolder, state: RunState) -> list[str]:
     """
     damaged = _damage(folder, state)
     for name, found in damaged.items():
-        if not _is_result(name) and not _is_only_the_best(folder, state, name):
+        if not _is_result(name) and not _may_be_lost(folder, state, name):
             raise found
     asides = {name: put_aside(found.path) for name, found in damaged.items()}
     told = []
@@ -94,9 +94,8 @@ def _is_result(name: str) -> bool:
     return any(Path(name).match(pattern) for pattern in _RESULTS)
 
 
-def _is_only_the_best(folder: RunFolder, state: RunState, name: str) -> bool:
-    best = state.best_round
-    return best is not None and best != state.round and folder.path / name == folder.checkpoint_path(best)
+def _may_be_lost(folder: RunFolder, state: RunState, name: str) -> bool:
+    return any(folder.path / name == folder.checkpoint_path(number) for number in state.checkpoints - {state.round})
 
 
 def _do_without(folder: RunFolder, state: RunState, name: str, results: set[str]) -> str:
@@ -108,5 +107,8 @@ def _do_without(folder: RunFolder, state: RunState, name: str, results: set[str]
         return "it is made again"
     if SUMMARY_FILE in state.digests and not results:
         return "the model was released from it before, and is as it was"
-    state.best_round = state.best_mean_dice = state.highest_mean_dice = None
+    state.candidates = [number for number in state.candidates if folder.checkpoint_path(number) != folder.path / name]
+    if folder.checkpoint_path(state.released_round) != folder.path / name:
+        return "the model that it held is lost, and will not be released"
+    state.best_round = state.best_mean_dice = state.highest_median_dice = None
     return "the model that it held is lost, and the best round is sought anew"

@@ -198,8 +198,7 @@ class RunFolder:
         finished = self._finished_lines(state)
         if self._read_lines() != finished:
             write_atomically(self.path / ROUNDS_FILE, finished, remedy=OWN_FILE)
-        best = {state.best_round} if state.best_round is not None else set()
-        self.keep_checkpoints({state.round, *best}, state.strategy_round)
+        self.keep_checkpoints(state.checkpoints, state.strategy_round)
         for partial in [*self.path.glob(".*.part"), *(self.path / "checkpoints").glob(".*.part")]:
             partial.unlink(missing_ok=True)
 
@@ -369,7 +368,7 @@ def _rests_on(state: RunState, name: str) -> bool:
     folder, _, file = name.rpartition("/")
     if folder != "checkpoints":
         return True
-    needed = {f"round_{number:04d}." for number in (state.round, state.best_round) if number is not None}
+    needed = {f"round_{number:04d}." for number in state.checkpoints}
     return file.startswith((*needed, f"strategy_{state.strategy_round:04d}_"))
 
 

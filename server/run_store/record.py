@@ -22,6 +22,8 @@ class SiteRound:
     ----------
     dice
         Dice of the received model on the site's validation patients, by label value.
+    length, scale, cosine
+        L2 norm of the update, the factor by which it was scaled, and its cosine to the mean direction of the others.
     """
 
     status: str
@@ -37,6 +39,9 @@ class SiteRound:
     seconds_compute: float | None
     seconds_evaluate: float | None
     epsilon: float | None
+    length: float | None
+    scale: float | None
+    cosine: float | None
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,9 @@ _SITE_NUMBERS = (
     "seconds_compute",
     "seconds_evaluate",
     "epsilon",
+    "length",
+    "scale",
+    "cosine",
 )
 
 

@@ -22,10 +22,12 @@ class RunState(BaseModel):
     round
         Number of finished training rounds; their result is checkpoint ``round``.
     best_round, best_mean_dice
-        The checkpoint with the best mean validation Dice over sites so far; with noise on the scores, the last one
-        that is not clearly worse.
-    highest_mean_dice
-        Highest of all checkpoints; differs from ``best_mean_dice`` only with noise.
+        The checkpoint chosen for release so far (``server.release.choice``), and its mean Dice over the sites whose
+        scores count.
+    highest_median_dice
+        Highest median Dice over sites of all checkpoints.
+    candidates
+        Checkpoints that may still be chosen.
     rounds_without_gain
         Scored checkpoints since the last gain of more than the early stop's ``min_delta``.
     accepted_rounds
@@ -66,7 +68,8 @@ class RunState(BaseModel):
     round: int = 0
     best_round: int | None = None
     best_mean_dice: float | None = None
-    highest_mean_dice: float | None = None
+    highest_median_dice: float | None = None
+    candidates: list[int] = Field(default_factory=list)
     final_mean_dice: float | None = None
     rounds_without_gain: int = 0
     accepted_rounds: int = 0
@@ -92,6 +95,11 @@ class RunState(BaseModel):
     def released_round(self) -> int:
         """Round after which the model is the one to release."""
         return self.round if self.best_round is None else self.best_round
+
+    @property
+    def checkpoints(self) -> set[int]:
+        """Rounds whose checkpoints are needed: the newest, the best, and those that may still be chosen."""
+        return {self.round, self.released_round, *self.candidates}
 
     @property
     def lines(self) -> int:

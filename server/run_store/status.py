@@ -26,6 +26,8 @@ class RunStatus:
     status
         ``finished``, ``stopped``, ``interrupted``, or ``unfinished`` for a run without a summary; ``running`` and
         ``not running`` for an unfinished run over a network.
+    alarms
+        What a person should look at, in one sentence each.
     network
         The processes and sites of a run over a network; None for a simulation.
     """
@@ -40,6 +42,7 @@ class RunStatus:
     sites: dict[str, str]
     seconds: float
     noised: bool = False
+    alarms: tuple[str, ...] = ()
     network: NetworkStatus | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -54,6 +57,7 @@ class RunStatus:
         ]
         if self.best_mean_dice is not None:
             lines.append(format_best(self.best_mean_dice, self.best_round or 0, self.noised))
+        lines += [f"ALARM: {text}" for text in self.alarms]
         if self.sites:
             lines.append("last finished round:")
         lines += [f"  {name}: {status}" for name, status in self.sites.items()]
@@ -95,6 +99,7 @@ def describe_run(folder: RunFolder) -> RunStatus:
         },
         seconds=state.seconds if state else 0.0,
         noised=scores_are_noised(config),
+        alarms=tuple(state.alarms.values()) if state else (),
         network=network,
     )
 

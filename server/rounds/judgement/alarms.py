@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from common.protocol.codec import Refusal
+from server.release.choice import Choice
 from server.rounds.judgement.conduct import BAD_ROUNDS, ROUNDS, is_dispute
 from server.run_store.folder import RunState
 
@@ -51,3 +52,21 @@ def _quarantined(site: str, reason: Refusal) -> str:
 
 def _listed(names: list[str]) -> str:
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else names[0]
+
+
+def alarms_of_choice(choice: Choice) -> dict[str, str]:
+    """Return the alarms about the choice of the released round."""
+    if choice.left_out:
+        text = (
+            f"the scores of {choice.left_out} are left out: with them round {choice.by_all} would be released, and "
+            f"every other site prefers round {choice.round}; both models are in checkpoints/"
+        )
+        return {f"scores {choice.left_out}": text}
+    if choice.disputed:
+        others = ", ".join(f"round {choice.without[site]} without {site}" for site in choice.disputed)
+        text = (
+            f"the choice of the released round depends on one site: round {choice.round} with all scores, {others}; "
+            "the models are in checkpoints/, and a person must say which to use"
+        )
+        return {"release": text}
+    return {}

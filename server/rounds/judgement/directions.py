@@ -1,13 +1,14 @@
 """Which sites push the model against the others, from the directions of a round's updates.
 
-While a model learns, honest updates agree, and one that pushes against them stands out. Near the end they hardly agree:
-each site then pulls a little towards its own patients, so a cosine slightly below zero says nothing. Updates are read
-window by window, so memory grows with neither the model nor the number of sites.
+While a model learns, honest updates agree, and one that pushes against them stands out. Once it hardly moves, each site
+pulls towards its own patients, and honest sites oppose each other too: short updates at the end of a run say nothing.
+Updates are read window by window, so memory grows with neither the model nor the number of sites.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -17,8 +18,10 @@ from common.protocol.codec import Vector
 from common.weights.encoding import UNTHREADED
 from server.rounds.strategies.strategy import Updates, Window
 
-OPPOSED = -0.25
-"""Honest sites with other scanners or other patients stay above this cosine (``tests/benchmarks/honest_sites.py``)."""
+SUSPECT, OPPOSED = -0.1, -0.4
+"""A site below the first cosine is no witness for the others, one below the second pushes against them."""
+STILL_MOVES = 1 / 3
+"""Directions count while the median length of the updates is at least this share of the longest round's."""
 STANDARD_DEVIATIONS, LOWEST_BOUND = 3.0, -0.9
 """Directions of few weights agree or disagree by chance, the more so under noise."""
 
@@ -30,11 +33,11 @@ class Directions:
     Attributes
     ----------
     cosines
-        Site -> cosine between its update and the mean direction of the other sites, without those in ``opposed``.
+        Site -> cosine between its update and the mean direction of the other sites that are not set aside.
     opposed
         Sites that push against the rest, which is a majority and agrees.
     disputed
-        Sites that push against each other when no majority agrees; any of them may be right.
+        All sites, if no majority agrees; any of them may be right.
     """
 
     cosines: Mapping[str, float] = field(default_factory=dict)
@@ -42,11 +45,11 @@ class Directions:
     disputed: frozenset[str] = frozenset()
 
 
-def compare_directions(updates: Updates, norms: Mapping[str, float]) -> Directions:
+def compare_directions(updates: Updates, norms: Mapping[str, float], longest: float = 0.0) -> Directions:
     """Compare the updates of a round by direction alone; their lengths play no part.
 
-    The site that opposes the others most is set aside, and the rest is compared again without it, until nobody opposes
-    the rest or those set aside would no longer be a minority.
+    The site that opposes the others most is set aside, and all are compared with the rest, until nobody in it opposes
+    the others or those set aside would no longer be a minority.
 
     Parameters
     ----------
@@ -54,20 +57,24 @@ def compare_directions(updates: Updates, norms: Mapping[str, float]) -> Directio
         The updates; of each, only the first vector is compared.
     norms
         Site -> L2 norm of its update, positive.
+    longest
+        Highest median length of any earlier round.
     """
     if len(norms) < 2:
         return Directions()
-    witnesses, opposed = set(norms), set[str]()
+    if statistics.median(norms.values()) < STILL_MOVES * longest:
+        return Directions(_cosines(updates, norms, norms)[0])
+    witnesses, aside = set(norms), set[str]()
     while True:
         cosines, bound = _cosines(updates, norms, witnesses)
-        against = [site for site in sorted(witnesses) if cosines[site] < bound]
-        if not against:
-            return Directions(cosines, frozenset(opposed))
-        if 2 * (len(opposed) + 1) >= len(norms):
-            return Directions(cosines, disputed=frozenset(opposed.union(against)))
-        worst = min(against, key=cosines.__getitem__)
+        worst = min(sorted(witnesses), key=cosines.__getitem__)
+        if cosines[worst] >= SUSPECT or 2 * (len(aside) + 1) >= len(norms):
+            break
         witnesses.remove(worst)
-        opposed.add(worst)
+        aside.add(worst)
+    if any(cosines[site] < bound for site in witnesses):
+        return Directions(cosines, disputed=frozenset(norms))
+    return Directions(cosines, frozenset(site for site in aside if cosines[site] < bound))
 
 
 def _cosines(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-MARGIN = 1.5
-"""Honest updates differ in length; one that is longer than the others' median by no more than this is left as it is."""
+MARGIN = 2.0
+"""Honest updates differ in length, and those of few patients are noisier: up to this factor they stay as they are."""
 
 
 def scales(norms: Mapping[str, float]) -> dict[str, float]:

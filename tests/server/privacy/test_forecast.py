@@ -98,7 +98,7 @@ def test_the_forecast_of_a_federation() -> None:
     assert forecast.planned.gradients == 200
     assert forecast.planned.noise_multiplier == noise_for(8, 1e-5, 0.5, 10)
     assert forecast.planned.signal_to_noise == pytest.approx(
-        signal_to_noise((30, 10), 0.5, forecast.planned.noise_multiplier, 10, 1000)
+        signal_to_noise((30, 10), 0.5, forecast.planned.noise_multiplier, 10, 1000, weights=(20, 10))
     )
     assert forecast.share_of_enough == pytest.approx(forecast.planned.signal_to_noise / PROMISING_FROM_NOTHING)
     assert 7.9 < forecast.epsilon <= 8

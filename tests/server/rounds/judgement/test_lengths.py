@@ -15,7 +15,7 @@ from tests.server.rounds.strategies.test_strategy import ENCODINGS, drawn, store
 @pytest.mark.parametrize(
     ("norms", "expected"),
     [
-        ({"a": 10.0, "b": 12.0, "c": 14.0}, {}),
+        ({"a": 10.0, "b": 12.0, "c": 19.0}, {}),
         ({"a": 10.0, "b": 12.0, "liar": 54.0}, {"liar": 12 / 54}),
         ({"a": 10.0, "b": 12.0, "short": 1e-6}, {}),
         ({"a": 10.0, "b": 11.0, "c": 12.0, "x": 40.0, "y": 50.0}, {"x": 12 / 40, "y": 12 / 50}),

@@ -11,6 +11,7 @@ import pytest
 from common.protocol.codec import Result, Task, Vector
 from server.rounds.round_loop import FederationError
 from server.run_store.folder import RunFolder, RunState
+from server.run_store.status import describe_run
 from tests import tiny
 from tests.server.fake_sites import LAYOUT, Answer, Silent, Sites, app_of, honest, run, site
 
@@ -129,3 +130,50 @@ def test_a_run_that_quarantine_leaves_too_small_says_whom_it_misses(tmp_path: Pa
     config = tiny.federation(rounds=8, strategy={"min_sites": 3})
     with pytest.raises(FederationError, match=r"2 left, 3 needed \(in quarantine: liar \(opposed\)"):
         run(config, app_of([*HONEST, liar(lambda number, update: -update)]), LAYOUT, 3, folder)
+
+
+def scoring(name: str, dice: Callable[[Task, Vector], float]) -> tuple[str, int, Answer]:
+    """A site that claims this Dice for the model that it is sent."""
+
+    def answer(task: Task, weights: Vector) -> tuple[Result, Vector | None]:
+        return honest(name, 10, 1.0, lambda given: dice(task, given))(task, weights)
+
+    return name, 10, answer
+
+
+def learned(task: Task, weights: Vector) -> float:
+    return min(float(weights[0]), 4.0) / 5
+
+
+def first_is_best(task: Task, weights: Vector) -> float:
+    return float(task.round == 1)
+
+
+def test_one_site_of_three_that_claims_a_dice_of_one_chooses_nothing(tmp_path: Path) -> None:
+    truth = [scoring("a", learned), scoring("b", lambda task, weights: learned(task, weights) / 3)]
+    _, state = ran(tmp_path / "run", [*truth, scoring("liar", first_is_best)], rounds=6)
+    assert (state.best_round, state.alarms) == (4, {})
+
+
+def test_scores_that_no_other_site_supports_are_left_out_and_named(tmp_path: Path) -> None:
+    """Sites score at different levels, so that the median alone would take the untrained model."""
+    easy = scoring("easy", lambda task, weights: 0.6 + 0.3 * learned(task, weights))
+    hard = scoring("hard", lambda task, weights: 0.2 + 0.3 * learned(task, weights))
+    folder, state = ran(tmp_path / "run", [easy, hard, scoring("liar", first_is_best)], rounds=6)
+    assert state.best_round == 4
+    assert state.best_mean_dice == pytest.approx((0.84 + 0.44) / 2)
+    assert "the scores of liar are left out: with them round 0 would be released" in state.alarms["scores liar"]
+    assert folder.checkpoint_path(4).exists() and folder.checkpoint_path(0).exists()
+
+
+def test_two_sites_that_prefer_other_models_ask_a_person_and_keep_both(tmp_path: Path) -> None:
+    folder, state = ran(tmp_path / "run", [scoring("a", learned), scoring("liar", first_is_best)], rounds=6)
+    assert "depends on one site" in state.alarms["release"]
+    assert "a person must say which to use" in describe_run(folder_with_name(folder)).as_text()
+    kept = {int(path.stem.removeprefix("round_")) for path in (folder.path / "checkpoints").glob("round_*")}
+    assert kept >= {0, 4}
+
+
+def folder_with_name(folder: RunFolder) -> RunFolder:
+    folder.write_text("federation.yaml", "name: tiny\nrounds: 6\n")
+    return folder

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from common.errors import ConfigError
-from server.rounds.strategies.site_weights import site_weights
+from server.site_weights import site_weights
 
 PATIENTS = {"a": 117, "b": 37, "c": 23}
 
