@@ -4,7 +4,7 @@
 | --- | --- | --- |
 | ``inbox/NAME.task`` | courier | a message of the server, as received; its weights are already there |
 | ``inbox/SHA256`` | courier | weights |
-| ``outbox/NAME.reply`` | runner | the answer, as it will be sent; its update is already there |
+| ``outbox/NAME.reply`` | runner | a SHA-256 and the answer, as it will be sent; its update is already there |
 | ``outbox/SHA256`` | runner | an update |
 | ``progress.json`` | runner | what it works on, for the heartbeat |
 
@@ -16,17 +16,19 @@ runner: the last one stays until the next task begins, in case it is requested a
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import secrets
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.errors import FedvoxError
+from common.errors import DamagedFileError, FedvoxError
 from common.protocol.codec import is_task_name
 from common.protocol.messages import Heartbeat
 from common.system.files import OWN_FILE, write_atomically
 from common.system.locks import CannotLockError, LockHeldError, lock_file
+from common.system.state_file import CHANGED, MISSING
 
 TASK, REPLY = ".task", ".reply"
 
@@ -135,6 +137,26 @@ class SharedFolder:
         """Return the path of an answer."""
         return self.outbox / f"{name}{REPLY}"
 
+    def read_reply(self, name: str) -> str:
+        """Return the answer to a task from its file, which ``reply_content`` made.
+
+        Raises
+        ------
+        DamagedFileError
+            The file is missing, cannot be read, or is not what was written for this task.
+        """
+        file, remedy = self.reply(name), "the runner gives its answer again"
+        try:
+            content = file.read_bytes()
+        except FileNotFoundError:
+            raise DamagedFileError(file, MISSING, remedy) from None
+        except OSError as error:
+            raise DamagedFileError(file, f"cannot be read: {error.strerror}", remedy) from None
+        answer = content.partition(b"\n")[2].decode(errors="replace")
+        if reply_content(name, answer).encode() != content:
+            raise DamagedFileError(file, CHANGED, remedy)
+        return answer
+
     def tasks(self) -> list[str]:
         """Return the names of the tasks in the inbox, oldest first."""
         return _names(self.inbox, TASK)
@@ -166,6 +188,11 @@ class SharedFolder:
         """Return the heartbeat of a site that holds these tasks."""
         work = self.work()
         return Heartbeat(tasks, work.task, work.step, work.steps) if work.task in tasks else Heartbeat(tasks)
+
+
+def reply_content(name: str, answer: str) -> str:
+    """Return the content of the file that answers the task ``name``: a line with a SHA-256, then the answer."""
+    return f"{hashlib.sha256(f'{name} {answer}'.encode()).hexdigest()}\n{answer}"
 
 
 def put_file(path: Path, content: bytes) -> None:

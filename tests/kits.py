@@ -9,6 +9,7 @@ from client.consent.decisions import Approval, DecisionBook
 from client.consent.site_config import SITE_FILE, load_site_config
 from client.consent.terms import HospitalLimits, terms_of
 from common.config.federation import FederationConfig, as_json
+from common.config.kit import KIT_FILE, read_kit
 from common.plan.plan import Plan
 
 
@@ -21,6 +22,12 @@ def write_kit(folder: Path, config: FederationConfig, plan: Plan, site: str = "n
     kit |= {"address": "coordinator.example", "port": 9443, "site": site}
     (folder / "kit.yaml").write_text(json.dumps(kit), encoding="utf-8")
     return folder
+
+
+def change_kit(folder: Path, **values: object) -> None:
+    """Changes values of a ``kit.yaml`` as a coordinator can, who also seals it."""
+    kit = read_kit(folder).model_copy(update=values).sealed()
+    (folder / KIT_FILE).write_text(kit.model_dump_json(), encoding="utf-8")
 
 
 def approve(kit: Path, state: Path, consent: Path, user: str = "Dr. A") -> Approval:

@@ -30,7 +30,8 @@ from common.system.files import write_atomically
 from common.system.locks import lock_file
 
 APPROVED_EVENT, AUTOMATIC_EVENT, WITHDRAWN_EVENT = "approved", "approved_automatically", "withdrawn"
-DECISION_EVENTS = (APPROVED_EVENT, AUTOMATIC_EVENT, WITHDRAWN_EVENT)
+PAUSED_EVENT, RESUMED_EVENT = "paused", "resumed"
+DECISION_EVENTS = (APPROVED_EVENT, AUTOMATIC_EVENT, WITHDRAWN_EVENT, PAUSED_EVENT, RESUMED_EVENT)
 """What decides whether an approval in the file holds."""
 _AGAIN = "move it away, review the federation and approve it again"
 
@@ -169,11 +170,11 @@ class DecisionBook:
 
     def pause(self, user: str | None = None) -> Decision:
         """Pause the site from the next task on."""
-        return self._decide("paused", user, lambda now, decision: now.model_copy(update={"paused": decision}))
+        return self._decide(PAUSED_EVENT, user, lambda now, decision: now.model_copy(update={"paused": decision}))
 
     def resume(self, user: str | None = None) -> Decision:
         """End a pause."""
-        return self._decide("resumed", user, lambda now, _: now.model_copy(update={"paused": None}))
+        return self._decide(RESUMED_EVENT, user, lambda now, _: now.model_copy(update={"paused": None}))
 
     def withdraw(self, user: str | None = None) -> Decision:
         """Withdraw every approval; only ``approve`` ends this, automatic approval does not."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from client.consent.disclosure import fields_that_leave
-from client.consent.policy import COUNTED_EVENT, GIVEN_BACK_EVENT, Policy, PolicyError
+from client.consent.policy import COUNTED_EVENT, GIVEN_BACK_EVENT, SENT_EVENT, Policy, PolicyError
 from common.audit import AuditError, AuditLog
 from common.errors import ProtocolError
 from common.protocol.codec import Answer, unpack_answer, unpack_question
@@ -103,6 +103,24 @@ class TaskGuard:
         """
         return self._policy.contract().more_rounds
 
+    def has_sent(self, task: Task, attempt: str) -> bool:
+        """Return whether a result of an attempt has left already, so that what it paid covers no further work.
+
+        Raises
+        ------
+        AuditError
+            The log is broken or cannot be read.
+        """
+        wanted = ("train" if task.train else "evaluate", task.run, task.round, None)
+        is_counted = False
+        for entry in self._audit.kept():
+            if entry.event == COUNTED_EVENT and entry.details.get("attempt") == attempt:
+                is_counted = True
+            about = tuple(map(entry.details.get, ("kind", "run", "round", "error")))
+            if is_counted and entry.event == SENT_EVENT and about == wanted:
+                return True
+        return False
+
     def record(self, kind: str, question: str, answer: str, update_bytes: int = 0) -> None:
         """Record exactly what an answer holds; an exception keeps it from leaving.
 
@@ -135,10 +153,10 @@ class TaskGuard:
             self._log("held_back", **about, reason="an update without its digest, or a digest without its update")
             raise HeldBackError(ErrorCode.REFUSED_BY_SITE, "the answer does not match its update")
         if isinstance(content, Failure):
-            self._log("sent", **about, bytes=0, error=_code_word(content.code), reason=content.reason)
+            self._log(SENT_EVENT, **about, bytes=0, error=_code_word(content.code), reason=content.reason)
             return
         manifest = manifest_of(answer, update_bytes)
-        self._log("sent", **about, **manifest, epsilon=manifest["fields"].get("epsilon"))
+        self._log(SENT_EVENT, **about, **manifest, epsilon=manifest["fields"].get("epsilon"))
 
     def _log(self, event: str, **details: Any) -> None:
         try:

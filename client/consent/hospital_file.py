@@ -8,6 +8,7 @@ approval was used stands beside the key: without the file nothing is approved, s
 from __future__ import annotations
 
 import hmac
+import json
 import os
 import secrets
 from collections.abc import Callable
@@ -17,11 +18,15 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from client.consent.contract import Contract
-from common.config.federation import as_json
-from common.errors import FedvoxError, OutputError
+from common.errors import DamagedFileError, FedvoxError, OutputError
 from common.plan.base import Frozen
-from common.system.files import PRIVATE, write_atomically
+from common.system.files import PRIVATE
 from common.system.locks import FileLock, lock_file
+from common.system.state_file import MISSING, read_sealed, write_sealed
+
+_REMEDY = (
+    "restore it from a backup of the ledger's folder, or move it away, review every federation and approve it again"
+)
 
 
 class HospitalFileError(FedvoxError):
@@ -108,17 +113,17 @@ class HospitalFile:
 
     def _read(self) -> _Content | None:
         try:
-            return _Content.model_validate_json(self.path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValidationError):
-            raise HospitalFileError(
-                f"{self.path}: is damaged or cannot be read; restore it from a backup of the ledger's folder, or move "
-                "it away, review every federation and approve it again"
-            ) from None
+            content, _ = read_sealed(self.path, _REMEDY)
+            return _Content.model_validate_json(json.dumps(content))
+        except DamagedFileError as error:
+            if error.problem == MISSING:
+                return None
+            raise HospitalFileError(str(error)) from None
+        except ValidationError:
+            raise HospitalFileError(f"{self.path}: is not a hospital's file of this version; {_REMEDY}") from None
 
     def _write(self, content: _Content) -> None:
-        write_atomically(self.path, as_json(content), mode=PRIVATE)
+        write_sealed(self.path, content.model_dump(mode="json"), mode=PRIVATE)
         # The rename must survive a power failure too: work that is counted begins afterwards.
         folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -14,7 +14,10 @@ from typing import Any
 
 from client.consent.contract import Begun, Contract, UsedUpError
 from client.consent.decisions import (
+    APPROVED_EVENT,
     DECISION_EVENTS,
+    PAUSED_EVENT,
+    RESUMED_EVENT,
     WITHDRAWN_EVENT,
     Approval,
     DecisionBook,
@@ -29,7 +32,7 @@ from common.config.federation import load_federation
 from common.errors import FedvoxError
 from common.protocol.messages import ErrorCode, Task
 
-COUNTED_EVENT, GIVEN_BACK_EVENT = "task_counted", "task_given_back"
+COUNTED_EVENT, GIVEN_BACK_EVENT, SENT_EVENT = "task_counted", "task_given_back", "sent"
 
 
 class PolicyError(FedvoxError):
@@ -69,7 +72,7 @@ class Policy:
         self._terms = terms_of(kit)
         self._book = DecisionBook(state, consent)
         self._hospital = HospitalFile(consent)
-        self.audit = AuditLog(state / AUDIT_FILE, (*DECISION_EVENTS, COUNTED_EVENT, GIVEN_BACK_EVENT))
+        self.audit = AuditLog(state / AUDIT_FILE, (*DECISION_EVENTS, COUNTED_EVENT, GIVEN_BACK_EVENT, SENT_EVENT))
 
     def check(self, digest: str) -> None:
         """Return if the site may now do a task of the federation with this digest.
@@ -82,6 +85,7 @@ class Policy:
         with _refused():
             decisions, site = self._book.read(), load_site_config(self._state / SITE_FILE)
         self._check_stops(decisions, site)
+        self._check_newest(decisions)
         if digest != self._terms.federation:
             raise PolicyError(
                 ErrorCode.NOT_APPROVED,
@@ -207,6 +211,21 @@ class Policy:
             raise PolicyError(ErrorCode.PAUSED, f"paused by {decisions.paused.user}; fedvox-client resume ends it")
         if site.paused:
             raise PolicyError(ErrorCode.PAUSED, "paused in the site file; set paused: false to go on")
+
+    def _check_newest(self, decisions: Decisions) -> None:
+        """Check that no stop is missing in the decisions that the audit log has: they would be an older copy."""
+        last: dict[str, str] = {}
+        with _refused():
+            for entry in self.audit.kept():
+                if entry.event in (WITHDRAWN_EVENT, APPROVED_EVENT):
+                    last["withdrawal"] = entry.event
+                elif entry.event in (PAUSED_EVENT, RESUMED_EVENT):
+                    last["pause"] = entry.event
+        older = f"{self._state / APPROVALS_FILE}: is older than the"
+        if last.get("withdrawal") == WITHDRAWN_EVENT and decisions.withdrawn is None:
+            raise NotAsApprovedError(ErrorCode.WITHDRAWN, f"{older} withdrawal in {AUDIT_FILE}; approve again")
+        if last.get("pause") == PAUSED_EVENT and decisions.paused is None:
+            raise NotAsApprovedError(ErrorCode.PAUSED, f"{older} pause in {AUDIT_FILE}; run fedvox-client resume")
 
     def _check_recorded(self, approval: Approval) -> None:
         """Check that the audit log has the approval, and no withdrawal after it."""

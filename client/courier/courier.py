@@ -26,9 +26,10 @@ from client.state_folder import StateFolder
 from common.audit import AuditLog
 from common.certificates import AUTHORITY_FILE, site_identity
 from common.config.federation import load_federation
-from common.config.kit import read_kit
+from common.config.kit import check_kit_files, read_kit
 from common.errors import ConfigError, FedvoxError, OutputError, ProtocolError
 from common.protocol.codec import MAX_TASKS, is_task_name
+from common.system.state_file import DAMAGED
 from common.weights.digest import is_sha256
 
 AUDIT_FILE = "courier-audit.jsonl"
@@ -76,6 +77,7 @@ class Courier:
         self._node = FleetNode(self._access, mailbox.node_file)
         transfers = Transfers(self._access, pace, retries)
         audit = AuditLog(state / AUDIT_FILE)
+        audit.kept()  # a damaged log is named now, not when an answer is ready
         self._context = TaskContext(self.shared, mailbox, transfers, self._node, audit, retries)
         self._handlers: dict[str, TaskHandler] = {}
         self._unknown: set[str] = set()
@@ -230,11 +232,11 @@ class Courier:
         """Warn about files in the outbox that no task asked for. They are never sent."""
         held = set(self._context.mailbox.names())
         try:
-            files = [file for file in self.shared.outbox.iterdir() if not file.name.startswith(".")]
+            there = [file for file in self.shared.outbox.iterdir() if not file.name.startswith(".")]
         except OSError as error:
             log.warning("%s: cannot be read: %s", self.shared.outbox, error.strerror)
             return
-        for file in files:
+        for file in (file for file in there if file.suffix != DAMAGED):
             is_reply = file.suffix == REPLY and is_task_name(file.stem)
             if is_sha256(file.name) or (is_reply and file.stem in held) or file.name in self._unknown:
                 continue
@@ -258,6 +260,7 @@ class Courier:
 def _open_kit(kit: Path, contact: Path) -> tuple[Access, float]:
     """Return access to the gateway of a kit, and the federation's heartbeat interval in seconds."""
     description = read_kit(kit, "site")
+    check_kit_files(kit, description)
     site = description.site or ""
     identity = site_identity(kit, site)
     config = load_federation(kit / "federation.yaml")

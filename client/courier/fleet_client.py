@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http
-import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import httpx
 from client.courier.connection import LARGEST_WORD_BYTES, Access, one_line
 from client.courier.errors import LineError, RefusedError
 from client.courier.flower_messages import Arrival, PackedReply
+from client.courier.mailbox import read_kept, write_kept
 from client.flower import (
     ActivateNodeRequest,
     ConfirmMessageReceivedRequest,
@@ -34,7 +34,6 @@ from client.flower import (
     RuntimeVersionHttpInterceptor,
     SendNodeHeartbeatRequest,
 )
-from client.shared_folder import put_file
 from common.certificates import public_pem
 from common.system.direct_calls import DirectCalls
 
@@ -94,7 +93,7 @@ class FleetNode:
             answer = self._client.ActivateNode(
                 ActivateNodeRequest(public_key=pem, heartbeat_interval=_INTERVAL_SECONDS)
             )
-        put_file(self._note, json.dumps({"node": answer.node_id}).encode())
+        write_kept(self._note, {"node": answer.node_id})
         with self._lock:
             self._node = Node(node_id=answer.node_id)
 
@@ -175,13 +174,12 @@ class FleetNode:
             return self._node
 
     def _sign_off_previous(self) -> None:
-        try:
-            number = int(json.loads(self._note.read_bytes())["node"])
-        except (OSError, ValueError, KeyError, TypeError):
+        kept = read_kept(self._note, "it is put aside; the server may let this site in a minute late")
+        if kept is None:
             return
         # A refusal means that the node is not signed on or no longer known; both are fine.
         with contextlib.suppress(RefusedError), self._translated_errors("signing off"):
-            self._client.DeactivateNode(DeactivateNodeRequest(node_id=number))
+            self._client.DeactivateNode(DeactivateNodeRequest(node_id=kept["node"]))
 
     @contextlib.contextmanager
     def _translated_errors(self, what: str) -> Iterator[None]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from flwr.app import Error, Message, RecordDict
 
@@ -109,19 +109,18 @@ class PackedReply:
         """Flower's run ID."""
         return int(MessageHeader.FromString(self.header).metadata.run_id)
 
-    def to_json(self) -> bytes:
-        """Serialise the reply for storage."""
-        content = {
+    def as_values(self) -> dict[str, Any]:
+        """Return the reply as JSON values for storage."""
+        return {
             "message": self.message,
             "text": self.text,
             "header": _encode(self.header),
             "tree": _encode(self.tree),
             "objects": {name: _encode(value) for name, value in self.objects.items()},
         }
-        return json.dumps(content).encode()
 
     @classmethod
-    def from_json(cls, kept: bytes) -> PackedReply:
+    def from_values(cls, content: Mapping[str, Any]) -> PackedReply:
         """Read a stored reply.
 
         Raises
@@ -130,7 +129,6 @@ class PackedReply:
             If it is damaged.
         """
         try:
-            content = json.loads(kept)
             objects = {str(name): base64.b64decode(value) for name, value in content["objects"].items()}
             header, tree = base64.b64decode(content["header"]), base64.b64decode(content["tree"])
             return cls(str(content["message"]), str(content["text"]), header, tree, objects)

@@ -13,21 +13,22 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from client.courier.flower_messages import Arrival, PackedReply, identity_of
-from client.shared_folder import put_file
-from common.errors import ProtocolError
+from common.errors import DamagedFileError, OutputError, ProtocolError
 from common.protocol.codec import Question, is_task_name, unpack_question
 from common.protocol.messages import Task
 from common.system.files import cannot_write
+from common.system.state_file import MISSING, put_aside, read_sealed, write_sealed
 
 MESSAGE, SENT = ".json", ".sent"
+_OWN = "file"
 log = logging.getLogger("fedvox.courier")
 
 
@@ -132,22 +133,19 @@ class Mailbox:
         """
         with self.lock:
             is_new = task.name not in self._tasks
-            content = {"header": base64.b64encode(task.header).decode(), "text": task.text}
-            put_file(self._file(task.name, MESSAGE), json.dumps(content).encode())
+            header = base64.b64encode(task.header).decode()
+            write_kept(self._file(task.name, MESSAGE), {"header": header, "text": task.text})
             self._tasks[task.name] = task
         if is_new:
             self._on_change()
 
     def sent(self, name: str) -> PackedReply | None:
-        """Return the packed reply of a task; None if there is none or it is damaged."""
-        file = self._file(name, SENT)
+        """Return the packed reply of a task; None if there is none or it is damaged and put aside."""
+        content = read_kept(self._file(name, SENT), "it is put aside, and the reply packed again")
         try:
-            return PackedReply.from_json(file.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError):
-            log.warning("%s: damaged; the reply is packed again", file)
-            return None
+            return None if content is None else PackedReply.from_values(content)
+        except ValueError:
+            return None  # of an earlier version
 
     def put_sent(self, name: str, reply: PackedReply) -> None:
         """Store a packed reply before it is announced.
@@ -157,7 +155,7 @@ class Mailbox:
         OutputError
             If it cannot be written.
         """
-        put_file(self._file(name, SENT), reply.to_json())
+        write_kept(self._file(name, SENT), reply.as_values())
 
     def needs(self, model: str, besides: str) -> bool:
         """Return whether a task other than ``besides`` needs these weights."""
@@ -200,12 +198,41 @@ def _oldest_first(folder: Path) -> list[Path]:
 
 
 def _read(file: Path) -> HeldTask | None:
+    content = read_kept(file, "it is put aside; the server redelivers the task")
+    if content is None:
+        return None
+    return HeldTask(file.stem, base64.b64decode(content["header"]), content["text"])
+
+
+def write_kept(file: Path, content: Mapping[str, Any]) -> None:
+    """Write what the courier keeps in a file; not flushed to disk.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    write_sealed(file, {_OWN: file.name, **content}, durable=False)
+
+
+def read_kept(file: Path, consequence: str) -> dict[str, Any] | None:
+    """Return what the courier keeps in a file; None if there is none, or it is damaged, which is logged, and put aside.
+
+    Parameters
+    ----------
+    file
+        The file.
+    consequence
+        What follows from its damage, for the log.
+    """
     try:
-        content = json.loads(file.read_bytes())
-        task = HeldTask(file.stem, base64.b64decode(content["header"], validate=True), str(content["text"]))
-        if not task.message:
-            raise ValueError("no message")
-        return task
-    except Exception:  # protobuf raises its own errors
-        log.warning("%s: damaged and ignored; the server redelivers the task", file)
+        content, _ = read_sealed(file, consequence)
+        if content.get(_OWN) != file.name:
+            raise DamagedFileError(file, "is a copy of another file", consequence)
+        return content
+    except DamagedFileError as error:
+        if error.problem != MISSING:
+            log.warning("%s", error)
+            with contextlib.suppress(OutputError):  # it is read as damaged again
+                put_aside(file)
         return None

@@ -26,10 +26,11 @@ from client.courier.transfers.transfers import Transfers
 from client.courier.transfers.upload import verified
 from client.shared_folder import SharedFolder, put_file
 from common.audit import AuditLog
-from common.errors import ProtocolError
+from common.errors import DamagedFileError, ProtocolError
 from common.protocol.codec import MAX_MESSAGE_BYTES, Answer, pack, unpack_answer
 from common.protocol.messages import ErrorCode, Failure, Hello, Result, SiteInfo, Task
 from common.system.files import cannot_write
+from common.system.state_file import put_aside
 
 LOOK_SECONDS = 0.02
 """Interval between two checks for a reply."""
@@ -113,8 +114,7 @@ class TaskHandler:
             log.warning("%s: the server's message cannot be read; answering with a failure", self._label)
             return pack(Failure(ErrorCode.BAD_TASK, "ProtocolError"))
         try:
-            self._await_reply(held, question)
-            return self._read_reply(question)
+            return self._read_reply(held, question)
         except GivenUpError as error:
             return self._failure_answer(error)
 
@@ -154,22 +154,29 @@ class TaskHandler:
             if not target.exists():
                 self._context.transfers.download(model, target)
 
-    def _read_reply(self, question: Hello | Task) -> str:
-        """Return the runner's answer, if it answers this question.
+    def _read_reply(self, held: HeldTask, question: Hello | Task) -> str:
+        """Return the runner's answer, if it answers this question; a damaged file is put aside and waited for again.
 
         Raises
         ------
         GivenUpError
             If it does not.
         """
+        while True:
+            self._await_reply(held, question)
+            try:
+                content = self._context.shared.read_reply(self.name)
+                break
+            except DamagedFileError as error:
+                log.warning("%s: %s", self._label, error)
+                self._until_done("putting it aside", lambda: put_aside(self._reply_file))
         try:
-            content = self._reply_file.read_bytes()
             answer = unpack_answer(content[: MAX_MESSAGE_BYTES + 1])
             fits = isinstance(answer, Failure | (SiteInfo if isinstance(question, Hello) else Result))
             if fits:
-                return content.decode()
+                return content
             problem = "does not answer the question that was asked"
-        except (OSError, ProtocolError, UnicodeDecodeError) as error:
+        except ProtocolError as error:
             problem = f"is not a valid answer ({error})"
         raise GivenUpError(
             f"{self._reply_file}: {problem}; it is not sent", Failure(ErrorCode.INTERNAL, "ReplyFileError")

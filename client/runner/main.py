@@ -25,7 +25,7 @@ from client.runner.task_loop import TaskLoop
 from client.shared_folder import SharedFolder
 from client.state_folder import StateFolder, default_consent, default_ledger
 from common.config.federation import load_federation
-from common.config.kit import read_kit
+from common.config.kit import check_kit_files, read_kit
 from common.errors import ConfigError, FedvoxError
 from common.system.flower import check_flower_version
 from common.system.logs import log_to_stderr
@@ -68,6 +68,8 @@ def _serve(options: argparse.Namespace, folder: SharedFolder, isolation: Isolati
     config = load_federation(options.kit / "federation.yaml")
     if config.network is None:
         raise ConfigError(f"{options.kit / 'federation.yaml'}: network: is missing; ask for a new kit")
+    kit = read_kit(options.kit, "site")
+    check_kit_files(options.kit, kit)
     status = RunnerStatus(state.runner)
     status.say(state="preparing data", network=str(isolation), isolated=isolation.is_isolated)
     progress = TaskProgress(folder, status)
@@ -80,7 +82,7 @@ def _serve(options: argparse.Namespace, folder: SharedFolder, isolation: Isolati
         config,
         read_plan(options.kit / "plan.json", config),
         SiteData(
-            read_kit(options.kit, "site").site or "",
+            kit.site or "",
             options.data,
             options.cache,
             own.validation_cases or config.network.validation_fraction,

@@ -11,7 +11,6 @@ Records are in the site's state folder, out of the courier's reach.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import secrets
@@ -19,16 +18,16 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.errors import OutputError
+from common.errors import DamagedFileError, OutputError
 from common.protocol.codec import is_task_name
-from common.system.files import write_atomically
-from common.weights.digest import is_sha256
+from common.system.state_file import MISSING, put_aside, read_sealed, write_sealed
 
 log = logging.getLogger("fedvox.runner")
 
 KEPT = 8
 """Old records that are kept; a server repeats at most the last one or two tasks."""
 _SUFFIX = ".json"
+_AS_NEW = "it is put aside, and the task counts as new"
 
 
 @dataclass(frozen=True)
@@ -76,18 +75,27 @@ class TaskJournal:
         return self._attempt
 
     def find(self, name: str) -> Record | None:
-        """Return a task's record; a damaged one counts as none, and the task is paid for again."""
+        """Return a task's record; a damaged one is put aside and counts as none, and the task is paid for again."""
         file = self._file(name)
         try:
-            content = json.loads(file.read_bytes())
-            record = Record(name, str(content["attempt"]), content["reply"], content["update"])
-        except FileNotFoundError:
+            return _record(file, name)
+        except DamagedFileError as error:
+            if error.problem != MISSING:
+                log.error("%s", error)
+                with contextlib.suppress(OutputError):  # it is read as damaged again
+                    put_aside(file)
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            log.error("%s: is damaged or cannot be read (%s); the task counts as new", file, type(error).__name__)
-            return None
-        is_whole = isinstance(record.reply, str | None) and (record.update is None or is_sha256(str(record.update)))
-        return record if is_whole and record.attempt else None
+
+    def distrust(self, name: str) -> None:
+        """Put aside the record of an attempt that has ended: it is an older copy.
+
+        Raises
+        ------
+        OutputError
+            It cannot be put aside.
+        """
+        log.error("%s: is an older copy: the answer has left already; %s", self._file(name), _AS_NEW)
+        put_aside(self._file(name))
 
     def begin(self, name: str) -> Record:
         """Record that work on a task begins; resume the attempt of interrupted work.
@@ -160,12 +168,22 @@ class TaskJournal:
     def _write(self, record: Record) -> None:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            content = {key: value for key, value in asdict(record).items() if key != "name"}
-            write_atomically(self._file(record.name), json.dumps(content) + "\n")
+            write_sealed(self._file(record.name), asdict(record))
             # The file name must survive a power failure too: an answer that is released afterwards cannot be recalled.
             _flush(self.folder)
         except OSError as error:
             raise OutputError(f"{self.folder}: cannot be written: {error.strerror}; free space") from None
+
+
+def _record(file: Path, name: str) -> Record:
+    content, _ = read_sealed(file, _AS_NEW)
+    try:
+        record = Record(**content)
+    except TypeError:
+        raise DamagedFileError(file, "is not a record of a task", _AS_NEW) from None
+    if record.name != name:
+        raise DamagedFileError(file, "is the record of another task", _AS_NEW)
+    return record
 
 
 def _flush(folder: Path) -> None:

@@ -21,8 +21,8 @@ from client.runner.app_call import App, ask, failure, kind_of
 from client.runner.memory import return_freed_memory
 from client.runner.progress import RunnerStatus, SupersededError, TaskProgress
 from client.runner.task_journal import Record, TaskJournal
-from client.shared_folder import SharedFolder
-from common.errors import FedvoxError, ProtocolError
+from client.shared_folder import SharedFolder, reply_content
+from common.errors import DamagedFileError, FedvoxError, ProtocolError
 from common.protocol.codec import MAX_MESSAGE_BYTES, Question, unpack_answer, unpack_question
 from common.protocol.messages import ErrorCode, Failure, Hello, Result, Task
 from common.system.files import OWN_FILE, to_appear
@@ -234,6 +234,7 @@ class TaskLoop:
         assert asked.question is not None  # noqa: S101 -- _look has answered invalid messages
         try:
             self._tidy(asked.name)
+            self._distrust_older_record(asked)
             self._journal.begin(asked.name)
         except FedvoxError as error:
             log.error("%s", error)
@@ -243,6 +244,20 @@ class TaskLoop:
         self._progress.begin(asked.name)
         answer = self._worker.submit(ask, self._app, asked.name, asked.question, asked.text)
         self._work = _Job(asked, answer)
+
+    def _distrust_older_record(self, asked: _Asked) -> None:
+        """Put aside a record without an answer if the audit log knows that the answer has left.
+
+        What its attempt paid covers that answer; another one must be paid for.
+
+        Raises
+        ------
+        FedvoxError
+            The audit log cannot be read, or the record not be put aside.
+        """
+        record, task = self._journal.find(asked.name), asked.question
+        if record is not None and isinstance(task, Task) and self._guard.has_sent(task, record.attempt):
+            self._journal.distrust(asked.name)
 
     def _tidy(self, name: str) -> None:
         """Remove updates that are no longer needed, and old records, before a task begins.
@@ -262,8 +277,8 @@ class TaskLoop:
 
     def _update_in(self, reply: str) -> str | None:
         try:
-            answer = unpack_answer(self._folder.reply(reply).read_bytes())
-        except (OSError, ProtocolError):
+            answer = unpack_answer(self._folder.read_reply(reply))
+        except (DamagedFileError, ProtocolError):
             return None
         return answer.update if isinstance(answer, Result) else None
 
@@ -349,7 +364,8 @@ class TaskLoop:
             log.warning("task %s: the server no longer waits for the answer", asked.name[:8])
             return
         size = self._size_of(update) if update is not None else 0
-        with to_appear(self._folder.reply(asked.name), answer, durable=False, remedy=OWN_FILE):
+        content_of_file = reply_content(asked.name, answer)
+        with to_appear(self._folder.reply(asked.name), content_of_file, durable=False, remedy=OWN_FILE):
             self._guard.record(asked.kind, asked.text, answer, size)
             if isinstance(content, Failure) and not job.is_replay:
                 self._journal.forget(asked.name)

@@ -18,12 +18,12 @@ from client.data.dataset_report import DatasetReport
 from client.runner.site_split import labelled_cases
 from client.site.gpu_probe import Severity
 from client.site.preflight_item import Item
-from client.state_folder import read_json, write_json
-from common.errors import DataError, OutputError
+from common.errors import DamagedFileError, DataError, OutputError
 from common.formatting import counted
 from common.imaging.cache.case_cache import CaseCache
 from common.imaging.datasets.comparison import OWN_TERMS, SiteTerms, Wanted
 from common.plan.base import Frozen
+from common.system.state_file import read_sealed, write_sealed
 
 
 def check_data(
@@ -49,7 +49,9 @@ def check_data(
         What the hospital's site file says about its data.
     """
     state = _dataset_fingerprint(root, [_plain(wanted), _plain(terms)])
-    remembered = read_json(memory)
+    remembered: dict[str, Any] = {}
+    with contextlib.suppress(DamagedFileError):  # missing or damaged: the data is checked now, and this written anew
+        remembered, _ = read_sealed(memory, "")
     if remembered.get("state") == state:
         severity: Severity = "warning" if remembered.get("severity") == "warning" else "ok"
         return Item("data", severity, f"{remembered.get('text')}; unchanged since it was checked")
@@ -72,7 +74,7 @@ def check_data(
         severity = "warning"
         text += f"; {first.path}: {first.text}" + (f" (and {counted(others, 'more warning')})" if others else "")
     with contextlib.suppress(OutputError):  # the data is checked again next time; check_disk reports a full disk
-        write_json(memory, {"state": state, "severity": severity, "text": text})
+        write_sealed(memory, {"state": state, "severity": severity, "text": text})
     return Item("data", severity, text)
 
 

@@ -23,8 +23,8 @@ from client.site.server_probe import CertificateRefusedError, Connection, Handsh
 from client.site.signing_request import KEY_FILE
 from common.certificates import SITE_CERTIFICATE_FILE, CertificateError, load_certificate, site_identity
 from common.config.federation import FederationConfig, load_federation
-from common.config.kit import Kit
-from common.errors import ConfigError, FedvoxError
+from common.config.kit import Kit, check_kit_files
+from common.errors import ConfigError, DamagedFileError, FedvoxError
 from common.plan.plan import Plan
 from common.system.flower import check_flower_version
 from common.system.memory import MemoryLimitError, require_memory
@@ -74,6 +74,10 @@ def check_federation(folder: Path, kit: Kit, config: FederationConfig) -> Item:
     """Check that the kit belongs to the federation that it names; needs no key."""
     if config.digest() != kit.digest:
         return Item("kit", "error", f"{folder / 'federation.yaml'} was changed; ask the coordinator for a new kit")
+    try:
+        check_kit_files(folder, kit)
+    except DamagedFileError as error:
+        return Item("kit", "error", str(error))
     return Item("kit", "ok", f"site {kit.site} of {kit.federation}, server {kit.endpoint}")
 
 

@@ -183,7 +183,9 @@ def courier_process(kit: Path, folder: StateFolder, shared: Path) -> Child:
     """
     command = [sys.executable, "-m", "client.courier", "--kit", str(kit)]
     command += ["--state", str(folder.path), "--shared", str(shared)]
-    return Child("courier", command, _environment(folder), folder.logs / "courier.log", folder.contact.exists)
+    return Child(
+        "courier", command, _environment(folder), folder.logs / "courier.log", folder.contact.exists, gives_up=True
+    )
 
 
 def runner_process(options: SiteOptions, folder: StateFolder) -> Child:
@@ -200,7 +202,7 @@ def runner_process(options: SiteOptions, folder: StateFolder) -> Child:
     command += ["--state", str(folder.path), "--shared", str(options.shared)]
     command += ["--cache", str(options.cache)] if options.cache else []
     command += ["--ledger", str(options.ledger), "--device", options.device]
-    return Child("runner", command, _environment(folder), folder.logs / "runner.log")
+    return Child("runner", command, _environment(folder), folder.logs / "runner.log", gives_up=True)
 
 
 def _environment(folder: StateFolder) -> dict[str, str]:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from common.config.network import Address, FederationName, Port, SiteName, format_endpoint
 from common.config.yaml_file import read_yaml
 from common.errors import ConfigError
 from common.plan.base import Frozen, whole_number
 from common.plan.describe_errors import describe_validation_error
+from common.system.state_file import check_digest
 from common.weights.digest import Digest
 
 KIT_FILE = "kit.yaml"
-
-
+_REMEDY = "ask the coordinator for a new kit"
 KIT_FORMAT: Literal[2] = 2
 
 
@@ -33,6 +35,10 @@ class Kit(Frozen):
         Address of the server.
     site
         Name of the site that the kit is for; None in the server's kit.
+    files
+        SHA-256 of the kit's other files that come from the federation file or the authority, by name.
+    sha256
+        SHA-256 of everything above; kits of an earlier version have neither.
     """
 
     format: Annotated[Literal[2], BeforeValidator(whole_number)] = KIT_FORMAT
@@ -42,6 +48,8 @@ class Kit(Frozen):
     address: Address
     port: Port
     site: SiteName | None = None
+    files: dict[str, Digest] = Field(default_factory=dict)
+    sha256: Digest | None = None
 
     @model_validator(mode="after")
     def _sites_have_names(self) -> Self:
@@ -53,6 +61,24 @@ class Kit(Frozen):
     def endpoint(self) -> str:
         """Server address as ``host:port``, IPv6 in brackets."""
         return format_endpoint(self.address, self.port)
+
+    def sealed(self) -> Kit:
+        """Return the kit with its ``sha256``."""
+        content = json.dumps(self.model_dump(mode="json", exclude={"sha256"}), sort_keys=True)
+        return self.model_copy(update={"sha256": hashlib.sha256(content.encode()).hexdigest()})
+
+
+def check_kit_files(folder: Path, kit: Kit) -> None:
+    """Check the files of a kit that are there; whoever needs one that is missing says so.
+
+    Raises
+    ------
+    DamagedFileError
+        A file is not the one that the coordinator put into the kit.
+    """
+    for name, digest in kit.files.items():
+        if (folder / name).exists():
+            check_digest(folder / name, digest, f"it has to be as {KIT_FILE} says: {_REMEDY}")
 
 
 def read_kit(folder: Path, role: Literal["server", "site"] | None = None) -> Kit:
@@ -82,6 +108,8 @@ def read_kit(folder: Path, role: Literal["server", "site"] | None = None) -> Kit
     except ValidationError as error:
         problem = describe_validation_error(error, Kit, str(file)).partition("\n")[0]
         raise ConfigError(f"{problem}; ask the coordinator for a new kit") from None
+    if (kit.files or kit.sha256) and kit != kit.sealed():
+        raise ConfigError(f"{file}: was changed: its SHA-256 is not the one that it states; {_REMEDY}")
     if role is not None and kit.role != role:
         command = "fedvox-client start" if kit.role == "site" else "fedvox-server start"
         raise ConfigError(f"{folder}: is a {kit.role} kit; use it with {command}")

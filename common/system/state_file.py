@@ -14,16 +14,27 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import DamagedFileError
-from common.system.files import OWN_FILE, cannot_write, write_atomically
+from common.system.files import OWN_FILE, PUBLIC, cannot_write, write_atomically
 
 SEAL = "sha256"
 """Key of a state file's own digest."""
+DAMAGED = ".damaged"
+"""Ending of the name of a file that was put aside."""
 MISSING = "is missing"
 CHANGED = "was changed or cut: its SHA-256 is not the one that was written down"
 
 
-def write_sealed(path: Path, content: Mapping[str, Any]) -> str:
-    """Write JSON values, and last the SHA-256 of their text; the file is replaced in one step, and on disk.
+def write_sealed(path: Path, content: Mapping[str, Any], *, durable: bool = True, mode: int = PUBLIC) -> str:
+    """Write JSON values, and last the SHA-256 of their text; the file is replaced in one step.
+
+    Parameters
+    ----------
+    path
+        The file.
+    content
+        The values.
+    durable, mode
+        As in ``write_atomically``.
 
     Returns
     -------
@@ -37,8 +48,8 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> str:
     ValueError
         A value is not JSON, or infinite, or NaN.
     """
-    text, digest = _sealed(content)
-    write_atomically(path, text, remedy=OWN_FILE)
+    text, digest = sealed(content)
+    write_atomically(path, text, durable=durable, mode=mode, remedy=OWN_FILE)
     return digest
 
 
@@ -61,7 +72,7 @@ def read_sealed(path: Path, remedy: str) -> tuple[dict[str, Any], str]:
     try:
         content = json.loads(data)
         del content[SEAL]
-        text, digest = _sealed(content)
+        text, digest = sealed(content)
     except KeyError:
         problem = "states no SHA-256 of its own: it was changed, or an earlier version of Fedvox wrote it"
         raise DamagedFileError(path, problem, remedy) from None
@@ -110,7 +121,7 @@ def put_aside(path: Path) -> Path | None:
     OutputError
         It cannot be renamed.
     """
-    aside = path.with_name(f"{path.name}.damaged")
+    aside = path.with_name(f"{path.name}{DAMAGED}")
     try:
         if path.is_dir() and aside.is_dir():
             shutil.rmtree(aside)
@@ -122,8 +133,8 @@ def put_aside(path: Path) -> Path | None:
     return aside
 
 
-def _sealed(content: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the text of a file and its digest; the same values always have the same text."""
+def sealed(content: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the text that ``write_sealed`` writes, and its digest; the same values always have the same text."""
     digest = hashlib.sha256(json.dumps(content, indent=2, allow_nan=False).encode()).hexdigest()
     return json.dumps({**content, SEAL: digest}, indent=2, allow_nan=False) + "\n", digest
 

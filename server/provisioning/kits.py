@@ -8,6 +8,7 @@ authority's never leaves the coordinator.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -295,7 +296,7 @@ def _write_site_kit(
     }
     if key is not None:
         files[SITE_KEY_FILE] = private_pem(key)
-    files[KIT_FILE] = _kit(config, "site", name)
+    files[KIT_FILE] = _kit(config, "site", name, shared)
     existed = folder.exists()
     if record.made_by == "site" and not _has_key_of(folder, record):
         # The site now has its own key; a key made for it earlier is revoked.
@@ -345,7 +346,7 @@ def _write_server_kit(
     files |= {f"sites/{file}": text.encode() for file, text in admitted.items()}
     if not authority.is_current(folder / REVOCATIONS_FILE, register.void_certificates()):
         files[REVOCATIONS_FILE] = authority.revocation_list(register.void_certificates())
-    files[KIT_FILE] = _kit(config, "server", None)
+    files[KIT_FILE] = _kit(config, "server", None, shared)
     _write_kit(folder, files)
     for file in (folder / "sites").glob("*.crt"):
         if file.name not in admitted:
@@ -382,7 +383,9 @@ def _write_files(folder: Path, files: Mapping[str, bytes]) -> None:
         write_atomically(path, content, mode=PRIVATE if path.name in PRIVATE_FILES else PUBLIC)
 
 
-def _kit(config: FederationConfig, role: Literal["server", "site"], site: str | None) -> bytes:
+def _kit(
+    config: FederationConfig, role: Literal["server", "site"], site: str | None, files: Mapping[str, bytes]
+) -> bytes:
     network = _network_of(config)
     kit = Kit(
         role=role,
@@ -391,5 +394,6 @@ def _kit(config: FederationConfig, role: Literal["server", "site"], site: str | 
         address=network.address,
         port=network.port,
         site=site,
-    )
+        files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+    ).sealed()
     return dump_yaml(kit.model_dump(mode="json", exclude_none=True)).encode()

@@ -32,7 +32,7 @@ from pathlib import Path
 
 import numpy as np
 
-from client.shared_folder import SharedFolder, put_file
+from client.shared_folder import SharedFolder, put_file, reply_content
 from common.config.federation import load_federation
 from common.planning.resolve import plan_from_config
 from common.protocol.codec import pack, unpack_question
@@ -91,7 +91,7 @@ class Answering(threading.Thread):
             text = pack(SiteInfo(site, 10, 2, "0", "0", "0", "0", "cpu", "float32"))
         else:
             text = pack(self._result(site, folder, question))
-        put_file(folder.reply(name), text.encode())
+        put_file(folder.reply(name), reply_content(name, text).encode())
 
     def _result(self, site: str, folder: SharedFolder, task: Task) -> Result:
         # As a runner does: what is not the model that the task names is not used.

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import yaml
 from flwr.app import Context, Error, Message, MessageType
 from safetensors.numpy import load_file
 
@@ -39,6 +38,7 @@ from server.rounds.terms import Terms
 from server.rounds.weight_transfer import StoreTransfer
 from server.run_store.folder import RunFolder, RunState, now
 from server.simulation.inline_grid import InlineGrid
+from tests.kits import change_kit
 
 Kind = TypeVar("Kind", bound=Event)
 NICE = ("nice", "-n", "19")
@@ -185,8 +185,7 @@ class Federation:
 
     def put_between(self, site: str, port: int) -> None:
         """Lets a site reach the server through another port than the gateway's."""
-        file = self.kits / "sites" / site / "kit.yaml"
-        file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"port": port}))
+        change_kit(self.kits / "sites" / site, port=port)
 
     def log(self, name: str) -> str:
         """What a command said."""

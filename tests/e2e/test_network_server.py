@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from client.consent.sent_summary import NUMBERS, UPDATE, departures
 from client.state_folder import AUDIT_FILE
@@ -26,6 +25,7 @@ from tests.e2e.network_federation import (
     simulated,
     wait_for,
 )
+from tests.kits import change_kit
 
 pytestmark = pytest.mark.network
 
@@ -68,8 +68,7 @@ def test_status_tells_the_truth_while_it_waits(waiting: Federation) -> None:
 def test_a_site_with_anothers_name_does_not_start(waiting: Federation) -> None:
     kit = waiting.folder / "impostor"
     shutil.copytree(waiting.kits / "sites/west", kit)
-    content = yaml.safe_load((kit / "kit.yaml").read_text()) | {"site": "north"}
-    (kit / "kit.yaml").write_text(yaml.safe_dump(content))
+    change_kit(kit, site="north")
     assert waiting.start_site("impostor", kit).wait(120) == 1
     assert "is the certificate of west, not of north" in waiting.log("impostor")
     assert not waiting.events("site_ready")

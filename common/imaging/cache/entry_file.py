@@ -9,6 +9,7 @@ Layout: magic, length and CRC-32 of the header (little-endian), the header as JS
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -18,7 +19,7 @@ import secrets
 import struct
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import DataError, OutputError
+from common.errors import DamagedFileError, DataError, OutputError
+from common.system.state_file import MISSING, put_aside, read_sealed, sealed
 
 ENTRY_SUFFIX = ".fedvox"
 TEMPORARY_SUFFIX = ".fedvox-tmp"
@@ -211,15 +213,16 @@ class FileDigests:
             return
         new, self._new = self._new, {}
         merged = {**self._load(), **new}
-        write_cache_file(self._path, [json.dumps(merged).encode()])
+        write_cache_file(self._path, [sealed(merged)[0].encode()])
 
     def _load(self) -> dict[str, list[Any]]:
         if self._path is None:
             return {}
         try:
-            known = json.loads(self._path.read_bytes())
-        except (OSError, ValueError):
-            return {}  # never written, or damaged: files are hashed again
-        if not isinstance(known, Mapping):
+            return read_sealed(self._path, "it is put aside, and the files are read again")[0]
+        except DamagedFileError as error:
+            if error.problem != MISSING:
+                _logger.warning("%s", error)
+                with contextlib.suppress(OutputError):  # whoever saves it reports what cannot be written
+                    put_aside(self._path)
             return {}
-        return {name: value for name, value in known.items() if isinstance(value, list) and len(value) == 4}

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from client.shared_folder import SharedFolder, put_file
+from client.shared_folder import SharedFolder, put_file, reply_content
 from common.protocol.codec import Answer, pack
 from common.protocol.messages import ErrorCode, Failure, Hello, Result, SiteInfo, Task
 from tests.client.courier.kits import Kits
@@ -81,7 +81,7 @@ class Site:
         if update is not None:
             put_file(self.shared.outbox / hashlib.sha256(update).hexdigest(), update)
         text = pack(answer)
-        put_file(self.shared.reply(name), text.encode())
+        put_file(self.shared.reply(name), reply_content(name, text).encode())
         return text
 
     def held(self) -> list[str]:

@@ -56,7 +56,7 @@ def test_a_folder_that_is_no_kit(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_a_key_that_does_not_belong_to_the_certificate(kit: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (kit / "site.key").write_bytes(private_pem(new_key()))
     status, said = run(kit, capsys)
-    assert status == 1
+    assert status == 2
     assert "site.key and site.crt do not belong together" in said
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from client.shared_folder import put_file
+from client.shared_folder import put_file, reply_content
 from common.audit import verify
 from common.protocol.codec import from_record, pack
 from common.protocol.messages import ErrorCode, Hello
@@ -227,16 +227,31 @@ def test_a_tampered_update_never_leaves(north: StandInSite, gateway: StandIn, li
     assert [line["update"] for line in north.audit(question.name)] == [None, None]
 
 
-@pytest.mark.parametrize("content", [b"{}", b"\xff", pack(info()).encode(), b"x" * 100_000])
+@pytest.mark.parametrize("content", ["{}", "\x00", pack(info()), "x" * 100_000])
 def test_a_reply_that_answers_something_else_never_leaves(
-    north: StandInSite, gateway: StandIn, link: SuperLink, content: bytes
+    north: StandInSite, gateway: StandIn, link: SuperLink, content: str
 ) -> None:
     question = task(gateway.publish(some()))
     identity = north.ask(question, 1)
     north.wait_task(question.name)
-    put_file(north.shared.reply(question.name), content)
+    put_file(north.shared.reply(question.name), reply_content(question.name, content).encode())
     north.wait_over(question.name)
     assert link.reply(identity).error.reason == "ReplyFileError"
+
+
+def test_a_damaged_reply_is_put_aside_and_waited_for_again(
+    north: StandInSite, gateway: StandIn, link: SuperLink
+) -> None:
+    question = task(gateway.publish(some()))
+    identity = north.ask(question, 1)
+    north.wait_task(question.name)
+    file = north.shared.reply(question.name)
+    put_file(file, reply_content("e" * 32, pack(failure())).encode())
+    north.wait(lambda: f"{file}: was changed or cut" in north.log, "the warning")
+    text = north.answer(question.name, result(question, None))
+    north.wait_over(question.name)
+    assert from_record(link.reply(identity).content) == text
+    assert file.with_name(f"{file.name}.damaged").exists()
 
 
 def test_what_nobody_asked_for_is_never_sent(north: StandInSite, gateway: StandIn) -> None:

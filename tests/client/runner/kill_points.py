@@ -57,7 +57,7 @@ class Courier:
             self._keep_alive()
             assert time.monotonic() < deadline, f"no answer to round {round_number}"
             time.sleep(0.002)
-        reply = shared.reply(task.name).read_bytes()
+        reply = shared.read_reply(task.name).encode()
         if before:
             assert self.site.trained().count(round_number) == trained, "trained again although the answer was known"
         answer = unpack_answer(reply)

@@ -126,9 +126,8 @@ class RunnerProcess:
 
     def reply(self, name: str, seconds: float = 60.0) -> bytes:
         """The bytes of an answer, as soon as it is there."""
-        file = self.shared.reply(name)
-        self.wait_for(file.exists, f"the answer to {name[:8]}", seconds)
-        return file.read_bytes()
+        self.wait_for(self.shared.reply(name).exists, f"the answer to {name[:8]}", seconds)
+        return self.shared.read_reply(name).encode()
 
     def answer(self, name: str, seconds: float = 60.0) -> Answer:
         """An answer, as soon as it is there."""

@@ -54,7 +54,15 @@ def test_a_damaged_record_counts_as_none(tmp_path: Path, damage: str) -> None:
     before = journal.begin(ONE)
     (tmp_path / "journal" / f"{ONE}.json").write_text(damage)
     assert journal.find(ONE) is None
+    assert (tmp_path / "journal" / f"{ONE}.json.damaged").read_text() == damage
     assert journal.begin(ONE).attempt != before.attempt
+
+
+def test_the_record_of_another_task_counts_as_none(tmp_path: Path) -> None:
+    journal = TaskJournal(tmp_path / "journal")
+    journal.finish(OTHER, "{}", None)
+    (tmp_path / "journal" / f"{OTHER}.json").rename(tmp_path / "journal" / f"{ONE}.json")
+    assert journal.find(ONE) is None
 
 
 @pytest.mark.parametrize("name", ["", "../../etc/passwd", "x" * 32, "1" * 33])

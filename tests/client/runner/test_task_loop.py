@@ -16,9 +16,11 @@ from client.consent.hospital_file import HospitalFile
 from client.consent.site_config import SITE_FILE
 from client.consent.terms import terms_of
 from client.runner.task_journal import KEPT
+from client.shared_folder import reply_content
 from client.state_folder import AUDIT_FILE
 from common.protocol.codec import pack, unpack_answer
 from common.protocol.messages import Hello, Result, SiteInfo
+from common.system.state_file import write_sealed
 from common.weights.store import FileStore, digest_of
 from tests.client.runner.stand_in import CONFIG, SIZE, StandIn
 
@@ -141,9 +143,22 @@ def test_of_several_tasks_that_wait_the_newest_is_done(site: StandIn) -> None:
     assert site.trained() == [3]
 
 
+def test_an_older_copy_of_a_record_does_not_cover_another_answer(site: StandIn) -> None:
+    site.start()
+    task = site.task()
+    first = site.take(site.give(task))
+    [counted] = site.entries("task_counted")
+    file = site.state.journal / f"{task.name}.json"
+    write_sealed(file, {"name": task.name, "attempt": counted.details["attempt"], "reply": None, "update": None})
+    second = site.take(site.give(task))
+    assert len({entry.details["attempt"] for entry in site.entries("task_counted")}) == 2
+    assert f"{file}: is an older copy" in site.text() and file.with_name(f"{file.name}.damaged").exists()
+    assert isinstance(unpack_answer(first), Result) and isinstance(unpack_answer(second), Result)
+
+
 def test_an_answered_task_is_left_alone(site: StandIn) -> None:
     task = site.task()
-    site.shared.reply(site.give(task)).write_bytes(b"an answer")
+    site.shared.reply(site.give(task)).write_text(reply_content(task.name, "an answer"))
     site.start()
     site.answer(site.give(Hello("a-run", CONFIG.digest())))
     assert site.trained() == [] and site.reply(task.name) == b"an answer"

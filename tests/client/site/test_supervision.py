@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from client.site.start import SiteOptions, runner_process
 from client.site.supervision import Upkeep
 from client.state_folder import StateFolder, site_status
 from common.errors import OutputError
-from common.system.supervisor import Child
+from common.system.supervisor import Child, GaveUpError
 
 FULL = Path("/dev/full")
 """Whatever is written there meets a full disk."""
@@ -66,6 +68,14 @@ def test_a_site_says_how_it_is_once_there_is_room_again(folder: StateFolder) -> 
     Upkeep(folder, processes(folder, write), "runner", "ready", said).run()
     assert site_status(folder)["processes"]["runner"]["state"] == "stopped"
     assert [line.partition(":")[0] for line in said.lines] == [str(folder.status), "ready", "stopping"]
+
+
+def test_what_a_restart_cannot_help_is_given_up_with_its_last_line(folder: StateFolder) -> None:
+    options = SiteOptions(folder.path, folder.path, folder.path, folder.path, None)
+    child = replace(runner_process(options, folder), command=["sh", "-c", "echo plan.json: was changed; exit 2"])
+    with pytest.raises(GaveUpError, match=r"3 times with status 2: plan\.json: was changed") as error:
+        Upkeep(folder, [child], "runner", "ready", Listener("never")).run()
+    assert error.value.exit_status == 2
 
 
 def test_a_log_that_cannot_be_written_does_not_end_a_site(folder: StateFolder) -> None:

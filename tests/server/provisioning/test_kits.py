@@ -19,8 +19,8 @@ from flwr.supercore.primitives.asymmetric import bytes_to_public_key, uses_nist_
 from client.site.signing_request import make_request
 from common.certificates import load_certificate, load_key, public_pem, server_identity, site_identity
 from common.config.federation import FederationConfig
-from common.config.kit import read_kit
-from common.errors import ConfigError, FedvoxError, OutputError
+from common.config.kit import check_kit_files, read_kit
+from common.errors import ConfigError, DamagedFileError, FedvoxError, OutputError
 from common.plan.plan import Plan
 from server.coordinator.startup import check_certificate
 from server.provisioning.certificate_authority import Authority, AuthorityError, hosts_of, read_request
@@ -263,6 +263,24 @@ def test_a_kit_of_a_later_form_wants_a_later_version(tmp_path: Path) -> None:
     (tmp_path / "kit.yaml").write_text("format: 3\n")
     with pytest.raises(ConfigError, match="newer kit format"):
         read_kit(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["ca.crt", "federation.yaml", "plan.json"])
+def test_a_changed_file_of_a_kit_is_named(tmp_path: Path, name: str) -> None:
+    provision(network(), tmp_path / "kits")
+    kit = tmp_path / "kits/sites/north"
+    check_kit_files(kit, read_kit(kit))
+    (kit / name).write_bytes((kit / name).read_bytes() + b"\n")
+    with pytest.raises(DamagedFileError, match=f"{name}: was changed.*ask the coordinator for a new kit"):
+        check_kit_files(kit, read_kit(kit))
+
+
+def test_a_changed_value_in_a_kits_file_is_named(tmp_path: Path) -> None:
+    provision(network(), tmp_path / "kits")
+    file = tmp_path / "kits/sites/north/kit.yaml"
+    file.write_text(file.read_text().replace("port: 9443", "port: 9447"))
+    with pytest.raises(ConfigError, match=r"kit\.yaml: was changed"):
+        read_kit(file.parent)
 
 
 def test_another_federation_or_folder_is_left_alone(tmp_path: Path) -> None:

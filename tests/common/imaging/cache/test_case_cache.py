@@ -1,4 +1,3 @@
-import json
 import mmap
 import multiprocessing
 import os
@@ -22,6 +21,7 @@ from common.imaging.datasets.dataset import find_dataset
 from common.imaging.preprocessing import preprocess_image, preprocess_label
 from common.plan.plan import IntensityPlan, PreprocessingPlan
 from common.plan.scanner_shift import ScannerShift
+from common.system.state_file import read_sealed, write_sealed
 
 PLAN = PreprocessingPlan(spacing=(1.0, 1.0, 1.0))
 LABELS = (1, 2)
@@ -217,9 +217,9 @@ def test_contents_are_remembered_while_size_and_times_stay(case, folder, monkeyp
     first = digests.digest(path)
     digests.save()
     assert FileDigests(folder).digest(path) == first
-    known = json.loads((folder / DIGESTS_NAME).read_text())
+    known, _ = read_sealed(folder / DIGESTS_NAME, "")
     known[str(path)][3] = "remembered"
-    (folder / DIGESTS_NAME).write_text(json.dumps(known))
+    write_sealed(folder / DIGESTS_NAME, known)
     assert FileDigests(folder).digest(path) == "remembered"
     # The same size and time of change once more, but the file was touched since.
     path.write_bytes(path.read_bytes()[::-1])
