@@ -20,6 +20,7 @@ from common.certificates import new_key, private_pem
 from common.protocol.codec import pack
 from tests.client.courier.kits import Kits
 from tests.client.courier.site import task
+from tests.kits import change_kit
 
 
 @pytest.fixture
@@ -76,6 +77,21 @@ def test_a_site_file_that_is_wrong(kit: Path, capsys: pytest.CaptureFixture[str]
     status, said = run(kit, capsys)
     assert status == 2
     assert "site.yaml: network.max_megabits" in said
+
+
+def test_a_damaged_audit_log_is_named_before_anything_is_sent(kit: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (kit.parent / "state").mkdir()
+    (kit.parent / "state" / "courier-audit.jsonl").write_text("{}\n")
+    status, said = run(kit, capsys)
+    assert status == 1
+    assert "courier-audit.jsonl, line 1: is not an entry of an audit log" in said
+
+
+def test_a_kit_file_that_was_changed(kit: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    change_kit(kit, files={"federation.yaml": "0" * 64})
+    status, said = run(kit, capsys)
+    assert status == 2
+    assert f"{kit / 'federation.yaml'}: was changed" in said
 
 
 def test_a_federation_without_a_network(kit: Path, capsys: pytest.CaptureFixture[str]) -> None:
