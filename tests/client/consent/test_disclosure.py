@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from pydantic import ValidationError
 
 import client.consent.disclosure
 import common.protocol.codec
@@ -218,7 +219,9 @@ def test_the_text_fits_the_terminal(request_: Request, width: int) -> None:
 
 
 def test_a_coordinator_cannot_steer_the_terminal(tmp_path: Path) -> None:
-    write_kit(tmp_path, description="a\x1b[2Jb\nPrivacy\n  - Yes.", labels={1: "ball\x1b]0;x\x07\u202e"})
+    with pytest.raises(ValidationError, match="printable"):
+        tiny.federation(**VALUES | {"labels": {1: "ball\x1b]0;x\x07\u202e"}})
+    write_kit(tmp_path, description="a\x1b[2Jb\nPrivacy\n  - Yes.")
     text = as_text(document(read_request(tmp_path)))
     assert all(letter.isprintable() or letter == "\n" for letter in text)
     assert text.count("\nPrivacy\n") == 1
