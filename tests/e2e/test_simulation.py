@@ -226,7 +226,7 @@ def test_bad_input_is_told_in_a_line(
     assert found == status, told
     assert complaint in told
     assert "Traceback" not in told
-    assert len(told.strip().splitlines()) <= 4
+    assert len(told.strip().splitlines()) <= 6  # with a warning and progress before the error
 
 
 def test_ray_engine_gives_what_inline_gives(finished: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from client.ledger.patient_identity import (
 )
 from common.errors import DataError
 from common.imaging.datasets.case import Case
+from common.system.state_file import write_sealed
 
 
 def case(folder: Path, name: str, *contents: bytes) -> Case:
@@ -85,8 +86,8 @@ def test_files_are_read_again_only_when_they_changed(tmp_path: Path) -> None:
 def test_a_remembered_file_is_not_read(tmp_path: Path) -> None:
     mine = case(tmp_path, "a", b"voxels")
     status = mine.images[0].stat()
-    known = f'"{mine.images[0]}": [{status.st_size}, {status.st_mtime_ns}, {status.st_ctime_ns}, "{"7" * 64}"]'
-    (tmp_path / DIGESTS_FILE).write_text(f"{{{known}}}")
+    known = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, "7" * 64]
+    write_sealed(tmp_path / DIGESTS_FILE, {str(mine.images[0]): known})
     assert PatientIndex(tmp_path).identify([mine]) == {"a": ("7" * 64,)}
 
 
