@@ -31,7 +31,7 @@ from client.cli import entry
 from client.consent.guard import TaskGuard
 from client.runner import main as runner
 from client.runner.app_call import App
-from client.runner.client_app import Site, SiteWeights, make_client_app
+from client.runner.client_app import Continuity, Site, SiteWeights, make_client_app
 from client.runner.progress import TaskProgress
 from client.site import start
 from client.site.split_start import run_runner_preflight
@@ -96,8 +96,10 @@ def run_runner(arguments: Sequence[str]) -> int:
                 time.sleep(POLL_SECONDS)
                 super().site_step(round, site, step, steps, loss)
 
-    def lying_app(open_site: Callable[[Context], Site], weights: SiteWeights, guard: TaskGuard) -> App:
-        app: App = make_client_app(open_site, weights, guard)
+    def lying_app(
+        open_site: Callable[[Context], Site], weights: SiteWeights, guard: TaskGuard, continuity: Continuity
+    ) -> App:
+        app: App = make_client_app(open_site, weights, guard, continuity)
         if not (state / "lies").exists():
             return app
         return liar(app, weights.outbox, (state / "lies").read_text().splitlines())
