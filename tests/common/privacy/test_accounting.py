@@ -175,10 +175,12 @@ def test_epsilons_are_those_of_opacus_own_accountants(parts: tuple[tuple[float, 
             except ValueError:  # sampling at a rate of 1 is beyond its arithmetic
                 assert any(rate == 1 for _, rate, _ in parts)
     # Larger orders than Opacus' own make the Rényi bound smaller for the mechanisms that cost little.
+    found, theirs = epsilon_of(spends(parts), 1e-5), min(bounds)
     # Where epsilon is small, our grid is coarser than theirs, and the bound a little larger.
-    assert epsilon_of(spends(parts), 1e-5) <= min(bounds) * (1.005 if min(bounds) < 0.5 else 1 + 1e-9)
+    is_small = theirs < 0.5
+    assert found <= theirs * (1.005 if is_small else 1 + 1e-9)
     if all(rate < 1 for _, rate, _ in parts):
-        assert epsilon_of(spends(parts), 1e-5) == pytest.approx(min(bounds), rel=1e-3)
+        assert found == pytest.approx(theirs, rel=5e-3 if is_small else 1e-3)
 
 
 def test_the_deviation_of_the_mean_score_is_that_of_many_draws() -> None:
