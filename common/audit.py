@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from common.errors import FedvoxError, OutputError
-from common.system.files import write_atomically
+from common.system.files import flush_folder, write_atomically
 from common.system.locks import FileLock, lock_file
 
 START = "0" * 64
@@ -359,11 +359,7 @@ def _read_head(path: Path) -> tuple[int, str]:
 def _write_head(path: Path, n: int, own: str) -> None:
     write_atomically(head_of(path), json.dumps({"n": n, "hash": own}) + "\n")
     # The rename must survive a power cut too, or the log could be several entries ahead of its head.
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    flush_folder(path.parent)
 
 
 def _write_all(descriptor: int, data: bytes, offset: int) -> None:

@@ -45,7 +45,6 @@ from flwr.supercore.constant import NodeStatus
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
-from flwr.supercore.protobuf.client import ProtobufCall, ProtobufRequestContext
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
 # The run that a grid must describe (server/simulation/inline_grid.py).
@@ -67,9 +66,7 @@ __all__ = [
     "ListRunsRequest",
     "NodeStatus",
     "ObjectTree",
-    "ProtobufCall",
     "ProtobufError",
-    "ProtobufRequestContext",
     "PullMessagesRequest",
     "PullMessagesResponse",
     "PullObjectRequest",

@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 from client.consent.contract import Contract
 from common.errors import DamagedFileError, FedvoxError, OutputError
 from common.plan.base import Frozen
-from common.system.files import PRIVATE
+from common.system.files import PRIVATE, flush_folder
 from common.system.locks import FileLock, lock_file
 from common.system.state_file import MISSING, read_sealed, write_sealed
 
@@ -125,11 +125,7 @@ class HospitalFile:
     def _write(self, content: _Content) -> None:
         write_sealed(self.path, content.model_dump(mode="json"), mode=PRIVATE)
         # The rename must survive a power failure too: work that is counted begins afterwards.
-        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        flush_folder(self.path.parent)
 
     def _locked(self) -> FileLock:
         try:

@@ -69,7 +69,7 @@ class FleetNode:
             RuntimeVersionHttpInterceptor(component_name="SuperNode"),
             NodeAuthHttpInterceptor(key, key.public_key()),
             _SignedRequests(access),
-            _Direct(self._calls),
+            self._calls,
         ]
         self._client = FleetHttpClient(f"https://{access.address}", interceptors=interceptors, verify=access.context)
 
@@ -215,15 +215,3 @@ class _SignedRequests:
         response = call_next(context)
         self._access.note(response.status_code)
         return response
-
-
-class _Direct:
-    """Sends each call to the kit's server, through the proxy of ``Access`` if there is one, and to nobody else."""
-
-    def __init__(self, calls: DirectCalls) -> None:
-        self._calls = calls
-
-    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
-        """Return the response to a call, in place of Flower's client."""
-        del call_next
-        return self._calls.send(context.request)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import secrets
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from common.errors import DamagedFileError, OutputError
 from common.protocol.codec import is_task_name
+from common.system.files import flush_folder
 from common.system.state_file import MISSING, put_aside, read_sealed, write_sealed
 
 log = logging.getLogger("fedvox.runner")
@@ -140,7 +140,7 @@ class TaskJournal:
         try:
             self._file(name).unlink(missing_ok=True)
             if self.folder.is_dir():
-                _flush(self.folder)
+                flush_folder(self.folder)
         except OSError as error:
             raise OutputError(f"{self._file(name)}: cannot be removed: {error.strerror}; restore its rights") from None
 
@@ -170,7 +170,7 @@ class TaskJournal:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_sealed(self._file(record.name), asdict(record))
             # The file name must survive a power failure too: an answer that is released afterwards cannot be recalled.
-            _flush(self.folder)
+            flush_folder(self.folder)
         except OSError as error:
             raise OutputError(f"{self.folder}: cannot be written: {error.strerror}; free space") from None
 
@@ -184,11 +184,3 @@ def _record(file: Path, name: str) -> Record:
     if record.name != name:
         raise DamagedFileError(file, "is the record of another task", _AS_NEW)
     return record
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

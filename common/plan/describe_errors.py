@@ -9,6 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from common.formatting import visible
+
 PARTITION_METHODS = ("column", "iid", "quantity", "label", "scanner")
 """Tags of the only tagged union in the configuration."""
 WORDS: Mapping[str, str] = {
@@ -60,14 +62,9 @@ def describe_validation_error(error: ValidationError, model: type[BaseModel], so
         where, words = _describe(key, item, model)
         problems.setdefault((where, _shown(item)), {}).setdefault(words, item["type"])
     return "\n".join(
-        ": ".join([source, *([shown_text(".".join(where))] if where else []), _joined(said) + shown])
+        ": ".join([source, *([visible(".".join(where))] if where else []), _joined(said) + shown])
         for (where, shown), said in problems.items()
     )
-
-
-def shown_text(text: str) -> str:
-    """Return a text with its control characters as escapes, so that a terminal shows and does not obey them."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 def _describe(key: tuple[str, ...], item: Any, model: type[BaseModel]) -> tuple[tuple[str, ...], str]:

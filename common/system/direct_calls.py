@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import ssl
+from typing import Protocol
 
 import httpx
 
 LARGEST_REFUSAL_BYTES = 200
 
 
+class _Call(Protocol):
+    """What Flower's clients hand to an interceptor."""
+
+    @property
+    def request(self) -> httpx.Request:
+        """The prepared request."""
+
+
 class DirectCalls:
-    """Sends the calls of Flower's clients in their place: those follow redirects, to wherever they lead.
+    """Sends the calls of Flower's clients in their place, as an interceptor: those clients follow redirects anywhere.
 
     The environment names no proxy, certificate or password for them either.
 
@@ -27,9 +36,10 @@ class DirectCalls:
             verify=context if context is not None else False, proxy=proxy, trust_env=False, follow_redirects=False
         )
 
-    def send(self, request: httpx.Request) -> httpx.Response:
-        """Return the response to a request; of a refusal only the first bytes."""
-        response = self._http.send(request, stream=True)
+    def intercept(self, context: _Call, call_next: object) -> httpx.Response:
+        """Return the response to a call, in place of Flower's client; of a refusal only the first bytes."""
+        del call_next
+        response = self._http.send(context.request, stream=True)
         try:
             if response.is_success:
                 response.read()

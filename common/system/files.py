@@ -26,6 +26,21 @@ _BUFFER = 2**22
 _ALIGNMENT = 4096
 
 
+def flush_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on disk: a rename survives a power failure only from then on.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be opened or flushed.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def cannot_write(path: Path, error: OSError, remedy: str = OWN_FILE) -> OutputError:
     """Return the error for a file that cannot be written."""
     return OutputError(f"{path}: cannot be written: {error.strerror or error}; free space or {remedy}")

@@ -16,8 +16,6 @@ from server.flower import (
     ListNodesRequest,
     ListRunsRequest,
     NodeStatus,
-    ProtobufCall,
-    ProtobufRequestContext,
     RegisterNodeRequest,
     RuntimeVersionHttpInterceptor,
     StartRunRequest,
@@ -67,7 +65,7 @@ class SuperLinkControl:
             server_address=f"127.0.0.1:{port}",
             insecure=True,  # on the loopback interface
             root_certificates=None,
-            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI"), _Direct(self._calls)],
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI"), self._calls],
         )
 
     def close(self) -> None:
@@ -145,18 +143,6 @@ class SuperLinkControl:
         for run_id in runs:
             if not self.is_over(run_id):
                 self.stop(run_id)
-
-
-class _Direct:
-    """Sends each call to SuperLink on the loopback interface, and nowhere else."""
-
-    def __init__(self, calls: DirectCalls) -> None:
-        self._calls = calls
-
-    def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
-        """Return the response to a call, in place of Flower's client."""
-        del call_next
-        return self._calls.send(context.request)
 
 
 def _failed(what: str, error: httpx.HTTPError) -> ControlError:
