@@ -126,8 +126,8 @@ class Policy:
         if weaker := HospitalLimits.of(site).weaker_than(found.hospital):
             raise NotAsApprovedError(
                 ErrorCode.NOT_APPROVED,
-                f"{self._state / SITE_FILE}: {', '.join(weaker)}: weaker than when {by}, or gone; put the limits back, "
-                "or review and approve again",
+                f"{self._state / SITE_FILE}: {', '.join(weaker)}: weaker than when {by}, changed or gone; put them "
+                "back, or review and approve again",
             )
         return found
 

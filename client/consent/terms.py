@@ -75,15 +75,24 @@ def terms_of(kit: Path) -> KitTerms:
 
 
 class HospitalLimits(Frozen):
-    """The limits of a site file that were in force when a federation was approved."""
+    """What in a site file limited a federation when it was approved.
+
+    Attributes
+    ----------
+    limits, privacy
+        See ``SiteConfig``.
+    patient_from_name
+        The rule that says which scans are one patient's, whose privacy is limited; None without one.
+    """
 
     limits: Limits
     privacy: SitePrivacy
+    patient_from_name: str | None = None
 
     @classmethod
     def of(cls, site: SiteConfig) -> HospitalLimits:
         """Return the limits of a site file."""
-        return cls(limits=site.limits, privacy=site.privacy)
+        return cls(limits=site.limits, privacy=site.privacy, patient_from_name=site.patient_from_name)
 
     def __str__(self) -> str:
         """Return all keys that are set, with their values, or ``none``."""
@@ -93,12 +102,18 @@ class HospitalLimits(Frozen):
             for part, values in parts
             for key, value in values.model_dump(mode="json", exclude_defaults=True).items()
         ]
+        if self.patient_from_name is not None:
+            found.append(f"patient_from_name: {json.dumps(self.patient_from_name)}")
         return ", ".join(found) or "none"
 
     def weaker_than(self, approved: HospitalLimits) -> list[str]:
-        """List the keys that allow more than they did, or are gone; stricter ones are not listed."""
+        """List the keys that allow more than they did, or are gone; stricter ones are not listed.
+
+        Any other rule for patients is listed: to the ledger, those who have another name have spent nothing.
+        """
         found = [f"limits.{key}" for key in _weaker_limits(self.limits, approved.limits)]
-        return found + [f"privacy.{key}" for key in _weaker_privacy(self.privacy, approved.privacy)]
+        found += [f"privacy.{key}" for key in _weaker_privacy(self.privacy, approved.privacy)]
+        return found + ["patient_from_name"] * (self.patient_from_name != approved.patient_from_name)
 
 
 def _weaker_limits(now: Limits, then: Limits) -> Iterator[str]:

@@ -23,17 +23,20 @@ from client.courier.transfers.pace import Pace
 from client.courier.transfers.transfers import Transfers
 from client.shared_folder import REPLY, TASK, SharedFolder
 from client.state_folder import StateFolder
-from common.audit import AuditLog
+from common.audit import AuditError, AuditLog
 from common.certificates import AUTHORITY_FILE, site_identity
 from common.config.federation import load_federation
 from common.config.kit import check_kit_files, read_kit
 from common.errors import ConfigError, FedvoxError, OutputError, ProtocolError
 from common.protocol.codec import MAX_TASKS, is_task_name
+from common.system.files import cannot_write
 from common.system.state_file import DAMAGED
 from common.weights.digest import is_sha256
 
 AUDIT_FILE = "courier-audit.jsonl"
 MAILBOX_FOLDER = "courier"
+BEGUN_FILE = "log-begun"
+"""In the mailbox's folder: says that there is a log, also when the log is removed together with its head."""
 SIGN_OFF_SECONDS = 1.0
 LOOK_AROUND_SECONDS = 1.0
 INCOMPLETE_PATIENCE_SECONDS = 10.0
@@ -76,8 +79,7 @@ class Courier:
         self._heartbeats = Heartbeats(self._access, self.shared, mailbox.names, heartbeat_seconds, self._stop)
         self._node = FleetNode(self._access, mailbox.node_file)
         transfers = Transfers(self._access, pace, retries)
-        audit = AuditLog(state / AUDIT_FILE)
-        audit.kept()  # a damaged log is named now, not when an answer is ready
+        audit = open_log(state)  # a damaged one is named now, not when an answer is ready
         self._context = TaskContext(self.shared, mailbox, transfers, self._node, audit, retries)
         self._handlers: dict[str, TaskHandler] = {}
         self._unknown: set[str] = set()
@@ -255,6 +257,32 @@ class Courier:
         thread = threading.Thread(target=attempt, daemon=True)
         thread.start()
         thread.join(SIGN_OFF_SECONDS)
+
+
+def open_log(state: Path) -> AuditLog:
+    """Open the courier's audit log, and begin it if there never was one.
+
+    Raises
+    ------
+    AuditError
+        The log is damaged or gone.
+    OutputError
+        It cannot be written.
+    """
+    audit, begun = AuditLog(state / AUDIT_FILE), state / MAILBOX_FOLDER / BEGUN_FILE
+    audit.kept()
+    if not audit.path.exists():
+        if begun.exists():
+            remedy = f"restore both from a backup; to begin a new log, remove {begun}"
+            raise AuditError(audit.path, f"is gone, and its .head file with it; {remedy}")
+        audit.append("log_begun")
+    # After the log, so that a crash in between accuses nobody.
+    try:
+        begun.parent.mkdir(mode=0o700, exist_ok=True)
+        begun.touch()
+    except OSError as error:
+        raise cannot_write(begun, error) from None
+    return audit
 
 
 def _open_kit(kit: Path, contact: Path) -> tuple[Access, float]:

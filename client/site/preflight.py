@@ -24,7 +24,7 @@ from client.site.signing_request import KEY_FILE
 from common.certificates import SITE_CERTIFICATE_FILE, CertificateError, load_certificate, site_identity
 from common.config.federation import FederationConfig, load_federation
 from common.config.kit import Kit, check_kit_files
-from common.errors import ConfigError, DamagedFileError, FedvoxError
+from common.errors import ConfigError, FedvoxError
 from common.plan.plan import Plan
 from common.system.flower import check_flower_version
 from common.system.memory import MemoryLimitError, require_memory
@@ -76,7 +76,7 @@ def check_federation(folder: Path, kit: Kit, config: FederationConfig) -> Item:
         return Item("kit", "error", f"{folder / 'federation.yaml'} was changed; ask the coordinator for a new kit")
     try:
         check_kit_files(folder, kit)
-    except DamagedFileError as error:
+    except FedvoxError as error:
         return Item("kit", "error", str(error))
     return Item("kit", "ok", f"site {kit.site} of {kit.federation}, server {kit.endpoint}")
 

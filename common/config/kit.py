@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
+from common.certificates import AUTHORITY_FILE
 from common.config.network import Address, FederationName, Port, SiteName, format_endpoint
 from common.config.yaml_file import read_yaml
 from common.errors import ConfigError
@@ -18,7 +19,10 @@ from common.system.state_file import check_digest
 from common.weights.digest import Digest
 
 KIT_FILE = "kit.yaml"
+AGREED_FILES = ("federation.yaml", "plan.json", AUTHORITY_FILE)
+"""Files that are the same in all kits of a federation; the half of a site without a network has no authority."""
 _REMEDY = "ask the coordinator for a new kit"
+_AGAIN = "the coordinator has to run fedvox-server provision again, and send every site its new kit"
 KIT_FORMAT: Literal[2] = 2
 
 
@@ -38,7 +42,7 @@ class Kit(Frozen):
     files
         SHA-256 of the kit's other files that come from the federation file or the authority, by name.
     sha256
-        SHA-256 of everything above; kits of an earlier version have neither.
+        SHA-256 of everything above.
     """
 
     format: Annotated[Literal[2], BeforeValidator(whole_number)] = KIT_FORMAT
@@ -73,9 +77,14 @@ def check_kit_files(folder: Path, kit: Kit) -> None:
 
     Raises
     ------
+    ConfigError
+        The kit does not state what a file has to be.
     DamagedFileError
         A file is not the one that the coordinator put into the kit.
     """
+    for name in AGREED_FILES:
+        if (folder / name).exists() and name not in kit.files:
+            raise ConfigError(f"{folder / KIT_FILE}: does not state the SHA-256 of {name}; {_AGAIN}")
     for name, digest in kit.files.items():
         if (folder / name).exists():
             check_digest(folder / name, digest, f"it has to be as {KIT_FILE} says: {_REMEDY}")
@@ -108,7 +117,11 @@ def read_kit(folder: Path, role: Literal["server", "site"] | None = None) -> Kit
     except ValidationError as error:
         problem = describe_validation_error(error, Kit, str(file)).partition("\n")[0]
         raise ConfigError(f"{problem}; ask the coordinator for a new kit") from None
-    if (kit.files or kit.sha256) and kit != kit.sealed():
+    if kit.sha256 is None:
+        raise ConfigError(
+            f"{file}: states no SHA-256: it comes from an earlier version of Fedvox, or lines were removed; {_AGAIN}"
+        )
+    if kit != kit.sealed():
         raise ConfigError(f"{file}: was changed: its SHA-256 is not the one that it states; {_REMEDY}")
     if role is not None and kit.role != role:
         command = "fedvox-client start" if kit.role == "site" else "fedvox-server start"

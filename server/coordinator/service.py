@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.audit import AuditLog
+from common.certificates import AUTHORITY_FILE, fingerprint, load_certificate
 from common.config.federation import FederationConfig
 from common.config.kit import Kit, read_kit
 from common.errors import DamagedFileError, FedvoxError
@@ -42,6 +43,7 @@ from server.release.summary import write_summary
 from server.reporting.report import write_report
 from server.run_store.folder import RunFolder
 from server.run_store.gateway_folder import GatewayFolder
+from server.run_store.ledgers_seen import ledgers_carried_over
 from server.run_store.live_status import NetworkStatus, write_network_status
 from server.run_store.locks import kill_app, only_start
 
@@ -118,7 +120,9 @@ def start(options: StartOptions, emit: EventSink) -> Path:
         children = flower_processes(run, port, options.health)
         if options.gateway:
             children.append(gateway_process(run, options.kit.resolve(), listen))
-        return _Server(kit, config, folder, options.kit.resolve(), port, children, emit).run()
+        authority = fingerprint(load_certificate(options.kit / AUTHORITY_FILE))
+        with ledgers_carried_over(options.run, authority, lambda text: emit(Notice(text))):
+            return _Server(kit, config, folder, options.kit.resolve(), port, children, emit).run()
 
 
 class _Server:

@@ -17,7 +17,7 @@ from pathlib import Path
 import server
 from common.certificates import SERVER_CERTIFICATE_FILE, check_dates, load_certificate, server_identity
 from common.config.federation import FederationConfig, load_federation
-from common.config.kit import Kit
+from common.config.kit import Kit, check_kit_files
 from common.errors import ConfigError, DamagedFileError, FedvoxError, OutputError
 from common.system.files import PRIVATE, write_atomically
 from common.system.flower import flower_environment
@@ -41,6 +41,8 @@ def read_federation(kit_folder: Path, kit: Kit) -> FederationConfig:
     ------
     ConfigError
         The file is not the one that the kit was made for.
+    DamagedFileError
+        Another file of the kit is not.
     """
     config = load_federation(kit_folder / "federation.yaml")
     if config.network is None or config.digest() != kit.digest:
@@ -48,6 +50,7 @@ def read_federation(kit_folder: Path, kit: Kit) -> FederationConfig:
             f"{kit_folder}: federation.yaml was changed, or another version of Fedvox made the kit; "
             "run fedvox-server provision again"
         )
+    check_kit_files(kit_folder, kit)
     return config
 
 

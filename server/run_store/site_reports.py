@@ -1,12 +1,13 @@
 """The last entries of its ledger and audit log that each site has reported, to be handed back to it.
 
-The file outlives restarts of the server, within one run. What sites report is only repeated to the same site, which
-compares it with its own files (``client.ledger.rollback``).
+The file outlives restarts of the server, within one run; for the next one see ``ledgers_seen``. What sites report is
+only repeated to the same site, which compares it with its own files (``client.ledger.rollback``).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,12 +80,40 @@ class SiteReports:
         before = self.last(answer.site)
         epsilon = answer.epsilon if isinstance(answer, Result) else math.nan
         known = before.epsilon if not (math.isfinite(epsilon) and epsilon >= 0) else epsilon
-        report = SiteReport(epsilon=known, ledger=answer.ledger_head, audit=answer.audit_head)
+        # A new state folder knows of no entry at first; the ledger holds the earlier ones all the same.
+        ledger = answer.ledger_head or before.ledger
+        report = SiteReport(epsilon=known, ledger=ledger, audit=answer.audit_head)
         if report != before:
             self._read()[answer.site] = report
-            write_sealed(
-                self._file, {site: item.model_dump(mode="json") for site, item in sorted(self._read().items())}
-            )
+            self._write()
+
+    def ledgers(self) -> dict[str, Digest]:
+        """Return the last ledger entry of every site that has reported one.
+
+        Raises
+        ------
+        DamagedFileError
+            The file is damaged.
+        """
+        return {site: report.ledger for site, report in self._read().items() if report.ledger is not None}
+
+    def recall(self, ledgers: Mapping[str, Digest]) -> None:
+        """Take ledger entries from earlier runs, of sites that have reported nothing in this one.
+
+        Raises
+        ------
+        DamagedFileError
+            The file is damaged.
+        OutputError
+            It cannot be written.
+        """
+        new = {site: SiteReport(ledger=ledger) for site, ledger in ledgers.items() if site not in self._read()}
+        if new:
+            self._read().update(new)
+            self._write()
+
+    def _write(self) -> None:
+        write_sealed(self._file, {site: item.model_dump(mode="json") for site, item in sorted(self._read().items())})
 
     def _read(self) -> dict[str, SiteReport]:
         if self._known is None:

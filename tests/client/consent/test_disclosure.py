@@ -248,8 +248,7 @@ def _no_kit(kit: Path) -> None:
 
 
 def _server_kit(kit: Path) -> None:
-    content = json.loads((kit / "kit.yaml").read_text()) | {"role": "server", "site": None}
-    (kit / "kit.yaml").write_text(json.dumps(content))
+    kits.change_kit(kit, role="server", site=None)
 
 
 @pytest.mark.parametrize(

@@ -275,6 +275,7 @@ def write_authority(kit: Path) -> None:
 APPROVED_LIMITS = """
 limits: {max_rounds: 3, max_local_steps: 60, federations: [tiny], labels: [ball], channels: [t1]}
 privacy: {required: true, max_epsilon: 8, delta: 1.0e-5}
+patient_from_name: "(?P<patient>.*)_[0-9]+"
 """
 WEAKER = [
     ("max_rounds: 3, ", "", "limits.max_rounds"),
@@ -287,6 +288,8 @@ WEAKER = [
     ("max_epsilon: 8, ", "", "privacy.max_epsilon"),
     ("delta: 1.0e-5", "delta: 1.0e-4", "privacy.delta"),
     ("required: true", "required: false", "privacy.required"),
+    ('patient_from_name: "(?P<patient>.*)_[0-9]+"', "", "patient_from_name"),
+    ("_[0-9]+", "_x[0-9]+", "patient_from_name"),
 ]
 
 

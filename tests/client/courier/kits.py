@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.config.kit import KIT_FORMAT
+from common.config.kit import Kit
 from server.provisioning.certificate_authority import Authority
+from tests.kits import seal_kit
 from tests.mutual_tls import write_server, write_site
 
 FEDERATION = """
@@ -43,8 +44,6 @@ class Kits:
         folder.mkdir(parents=True)
         write_site(folder, self.authority, site)
         (folder / "federation.yaml").write_text(FEDERATION.format(address=address, port=port))
-        (folder / "kit.yaml").write_text(
-            f"format: {KIT_FORMAT}\nrole: site\nfederation: tiny\ndigest: '{'0' * 64}'\n"
-            f"address: '{address}'\nport: {port}\nsite: {site}\n"
-        )
+        kit = Kit(role="site", federation="tiny", digest="0" * 64, address=address, port=port, site=site)
+        seal_kit(folder, kit)
         return folder

@@ -105,7 +105,7 @@ class Site:
         """What the audit log says of a task."""
         file = self.state / "courier-audit.jsonl"
         lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        return [line for line in lines if line["task"] == name]
+        return [line for line in lines if line.get("task") == name]
 
 
 class StandInSite(Site):

@@ -17,10 +17,11 @@ from client.courier.main import main
 from client.flower import MessageHeader
 from client.shared_folder import SharedFolder
 from common.certificates import new_key, private_pem
+from common.config.kit import read_kit
 from common.protocol.codec import pack
 from tests.client.courier.kits import Kits
 from tests.client.courier.site import task
-from tests.kits import change_kit
+from tests.kits import change_kit, seal_kit
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_a_damaged_audit_log_is_named_before_anything_is_sent(kit: Path, capsys:
 
 
 def test_a_kit_file_that_was_changed(kit: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    change_kit(kit, files={"federation.yaml": "0" * 64})
+    change_kit(kit, files=read_kit(kit).files | {"federation.yaml": "0" * 64})
     status, said = run(kit, capsys)
     assert status == 2
     assert f"{kit / 'federation.yaml'}: was changed" in said
@@ -97,6 +98,7 @@ def test_a_kit_file_that_was_changed(kit: Path, capsys: pytest.CaptureFixture[st
 def test_a_federation_without_a_network(kit: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = kit / "federation.yaml"
     file.write_text("\n".join(line for line in file.read_text().splitlines() if not line.startswith("network")))
+    seal_kit(kit, read_kit(kit))
     status, said = run(kit, capsys)
     assert status == 2
     assert "network: is missing" in said

@@ -21,6 +21,7 @@ from client.site.start import SiteOptions, _check_rollback
 from common.audit import AuditLog, head_of, read_entries
 from common.errors import FedvoxError
 from common.protocol.messages import ErrorCode, Failure, Hello, Result, SiteInfo
+from server.run_store.ledgers_seen import ledgers_carried_over
 from server.run_store.site_reports import SiteReports
 from tests.client.ledger.test_ledger import DELTA, ROUND, TRAINING, budget, of, patients
 
@@ -140,6 +141,31 @@ def test_files_that_are_gone_are_refused(site: Hospital, what: str) -> None:
     site.state.mkdir(parents=True)
     with pytest.raises(RolledBackError):
         site.hello()
+
+
+def test_an_older_ledger_is_refused_by_a_new_run_too_and_a_new_audit_log_is_not(site: Hospital) -> None:
+    def begin_anew(name: str) -> None:
+        with ledgers_carried_over(site.run, "9" * 64, str):
+            pass
+        site.run = site.folder / name
+        site.run.mkdir()
+        with ledgers_carried_over(site.run, "9" * 64, str):
+            pass
+
+    site.round(1)
+    copy = site.copy()
+    site.round(2)
+    begin_anew("second")
+    newest = site.copy("newest")
+    shutil.rmtree(site.state)
+    site.state.mkdir()
+    site.hello()
+    begin_anew("third")
+    site.restore(copy)
+    with pytest.raises(RolledBackError, match=r"ledger\.jsonl: older than what this site has reported"):
+        site.hello()
+    site.restore(newest)
+    site.hello()
 
 
 def cut_last_lines(log: Path, count: int) -> None:

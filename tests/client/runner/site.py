@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.config.federation import FederationConfig, as_json, load_federation
+from common.config.federation import FederationConfig, load_federation
 from common.imaging.phantoms.dataset import PHANTOM_LABELS, write_phantom_dataset
 from common.models.unet3d import build_model
 from common.plan.plan import Plan
@@ -18,7 +17,7 @@ from common.planning.resolve import plan_from_config
 from common.protocol.messages import Hello, Task
 from common.weights.store import FileStore
 from tests.client.runner.process import RunnerProcess
-from tests.kits import approve
+from tests.kits import approve, write_kit
 
 RUN = "a-run"
 PRIVACY = "privacy: {epsilon: 20, sample_rate: 0.5}\n"
@@ -53,10 +52,7 @@ class RunnerSite(RunnerProcess):
         file.write_text(FEDERATION.replace("STEPS", str(steps)) + more, encoding="utf-8")
         self.config: FederationConfig = load_federation(file)
         self.plan: Plan = plan_from_config(self.config)
-        (self.kit / "plan.json").write_text(as_json(self.plan), encoding="utf-8")
-        kit = {"format": 2, "role": "site", "federation": self.config.name, "digest": self.config.digest()}
-        kit |= {"address": "127.0.0.1", "port": 9443, "site": "north"}
-        (self.kit / "kit.yaml").write_text(json.dumps(kit), encoding="utf-8")
+        write_kit(self.kit, self.config, self.plan)
         write_phantom_dataset(self.data, [3], seed=7, shape=(32, 32, 32))
         self.state.make()
         self.shared.make()

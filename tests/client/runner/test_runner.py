@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 from client.runner.isolation import can_isolate
+from common.config.kit import read_kit
 from common.protocol.messages import Result, SiteInfo
 from common.weights.store import FileStore
 from tests.client.runner.site import PRIVACY, RunnerSite
+from tests.kits import seal_kit
 
 
 def started(folder: Path, steps: int = 2, more: str = "") -> RunnerSite:
@@ -64,6 +66,7 @@ def test_a_plan_with_less_noise_than_was_approved_is_refused(tmp_path: Path) -> 
     content = json.loads(file.read_text())
     content["privacy"]["training"]["noise_multiplier"] /= 2
     file.write_text(json.dumps(content))
+    seal_kit(site.kit, read_kit(site.kit))
     status, text = site.end_of(site.command())
     assert status == 2 and f"{file}: does not follow from federation.yaml" in text
     assert "more than the budget of 20" in text and "Traceback" not in text
@@ -75,6 +78,7 @@ def test_a_plan_that_does_not_follow_is_refused_without_privacy_too(tmp_path: Pa
     content = json.loads(file.read_text())
     content["patch_size"] = [8, 8, 8]
     file.write_text(json.dumps(content))
+    seal_kit(site.kit, read_kit(site.kit))
     status, text = site.end_of(site.command())
     assert status == 2 and f"{file}: does not follow from federation.yaml" in text and "Traceback" not in text
 

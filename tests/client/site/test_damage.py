@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from client.consent.disclosure import read_plan
+from client.consent.site_config import SITE_FILE, SiteConfig
+from client.courier.courier import open_log
 from client.courier.flower_messages import PackedReply
 from client.courier.mailbox import HeldTask, Mailbox, read_kept, write_kept
 from client.flower import MessageHeader
-from client.ledger.identifiers import Identifiers
+from client.ledger.identifiers import Identifiers, secret_file
 from client.ledger.ledger import Ledger, Witness
 from client.ledger.patient_identity import PatientIndex
 from client.runner.site_split import labelled_cases
@@ -25,16 +27,17 @@ from client.shared_folder import SharedFolder
 from client.site.data_item import check_data
 from client.site.preflight import check_approval, check_federation
 from client.site.preflight_item import Item
+from client.state_folder import StateFolder, site_status, write_json
+from common.audit import head_of
 from common.config.federation import load_federation
 from common.config.kit import read_kit
 from common.errors import FedvoxError, ProtocolError
 from common.imaging.datasets.comparison import Wanted
 from common.protocol.codec import pack, unpack_answer, unpack_question
 from common.protocol.messages import Result, Task
-from common.system.state_file import digest_of_file
 from common.weights.store import FileStore
 from tests.client.runner.site import PRIVACY, RunnerSite
-from tests.kits import change_kit
+from tests.kits import approve
 
 STOPS = "an error names it: preflight and start stop, and no task is done"
 ASIDE = "it is named and put aside; what it held is asked for again, or counts as not done"
@@ -47,10 +50,15 @@ FATES = {
     "consent.json": STOPS,
     "ledger.jsonl": STOPS,
     "ledger.jsonl.head": STOPS,
+    "ledger.jsonl.secret": STOPS,
+    "state/site.yaml": STOPS,
     "state/approvals.json": STOPS,
     "state/audit.jsonl": STOPS,
     "state/audit.jsonl.head": STOPS,
     "state/ledger-witness.json": STOPS,
+    "state/courier-audit.jsonl": STOPS,
+    "state/courier-audit.jsonl.head": STOPS,
+    "state/courier/log-begun": NOTHING,
     "state/journal/*.json": ASIDE,
     "state/courier/*.json": ASIDE,
     "state/courier/*.sent": ASIDE,
@@ -62,11 +70,16 @@ FATES = {
     "state/prints.fedvox-json": NOTHING,
     "state/data-check.json": NOTHING,
     "state/runner.json": NOTHING,
+    "state/status.json": NOTHING,
+    "state/contact": NOTHING,
+    "state/lock": NOTHING,
     "shared/progress.json": NOTHING,
     "runner.log": NOTHING,
     "data/*": "the hospital's own",
 }
 """What becomes of a site when a file is damaged, by a pattern of its name; the first that matches counts."""
+RULE = "(?P<patient>.*)"
+WEAKER, STRICTER = "limits: {max_rounds: 12}\n", f"limits: {{max_rounds: 9}}\npatient_from_name: {RULE}\n"
 SAID = {
     ("state/approvals.json", "delete"): "not approved",
     ("state/ledger-witness.json", "flip"): "ledger",
@@ -88,7 +101,8 @@ class Sites:
 def sites(tmp_path_factory: pytest.TempPathFactory) -> Sites:
     folder = tmp_path_factory.mktemp("sites")
     site = RunnerSite(folder / "now", 1, PRIVACY)
-    seal_kit(site.kit)
+    (site.state.path / SITE_FILE).write_text(STRICTER)
+    approve(site.kit, site.state.path, site.consent)
     site.start()
     tasks = []
     try:
@@ -96,20 +110,26 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Sites:
             tasks.append(site.give(site.task(number, seed=number)))
             site.answer(tasks[-1])
             keep_messages(site, tasks[-1])
+            log_sent(site, tasks[-1])
             if number == 1:
                 shutil.copytree(site.folder, folder / "older")
+                (folder / "older/state" / SITE_FILE).write_text(WEAKER)
         site.terminate()
     finally:
         site.kill()
-    seal_kit(RunnerSite(folder / "other", 2, PRIVACY).kit)
+    other = RunnerSite(folder / "other", 2, PRIVACY)
+    (other.state.path / SITE_FILE).write_text("paused: false\n")
+    secret_file(other.ledger).write_text(f"{'7' * 64}\n")
+    log_sent(other, "f" * 32)
     look(folder / "now", tasks)  # fills the caches
     return Sites(folder, tuple(tasks), look(folder / "now", tasks)[0])
 
 
-def seal_kit(folder: Path) -> None:
-    """As ``fedvox-server provision`` does."""
-    files = {name: digest_of_file(folder / name) for name in ("federation.yaml", "plan.json")}
-    change_kit(folder, files=files)
+def log_sent(site: RunnerSite, task: str) -> None:
+    """Writes what a courier logs when it sends a reply, and what a supervisor says meanwhile."""
+    open_log(site.state.path).append("sending", task=task)
+    write_json(site.state.status, {"role": "site", "pid": 1, "processes": {"courier": {"pid": 2}}})
+    site.state.contact.touch()
 
 
 def keep_messages(site: RunnerSite, task: str) -> None:
@@ -129,6 +149,11 @@ def judged(check: Callable[[], Item]) -> str:
     return item.severity
 
 
+def status_of(state: Path) -> object:
+    with StateFolder(state).locked():
+        return site_status(StateFolder(state))["running"]
+
+
 def look(folder: Path, tasks: Sequence[str]) -> tuple[dict[str, object], list[str]]:
     """What everything that reads these files makes of them: what counts, and the errors."""
     kit, state, shared = folder / "kit", folder / "state", SharedFolder(folder / "shared")
@@ -139,7 +164,8 @@ def look(folder: Path, tasks: Sequence[str]) -> tuple[dict[str, object], list[st
 
     def patients() -> object:
         index = PatientIndex(state, Identifiers(ledger, may_make=False).mark)
-        return index.identify(list(labelled_cases(folder / "data").values()))
+        terms = SiteConfig(patient_from_name=RULE).data_terms
+        return index.identify(list(labelled_cases(folder / "data", terms=terms).values()))
 
     def question(task: str) -> str:
         try:
@@ -165,6 +191,8 @@ def look(folder: Path, tasks: Sequence[str]) -> tuple[dict[str, object], list[st
         "approval": partial(judged, lambda: check_approval(kit, state, folder / "consent.json")),
         "ledger": lambda: str(ledger.read().rounds),
         "patients": patients,
+        "status": lambda: status_of(state),
+        "courier's log": lambda: len(open_log(state).kept()),
         "data": partial(judged, lambda: check_data(folder / "data", wanted, state / "data-check.json")),
         "node": lambda: read_kept(mailbox.node_file, "it is put aside"),
     }
@@ -185,6 +213,8 @@ def look(folder: Path, tasks: Sequence[str]) -> tuple[dict[str, object], list[st
 
 
 def flip(sites: Sites, name: str, content: bytes) -> bytes:
+    if not content:
+        return b"\4"
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 4]) + content[middle + 1 :]
 
@@ -264,6 +294,24 @@ def test_damage_is_named_or_changes_nothing(
             own = file_kept.relative_to(tmp_path / "kept")
             if file_kept.is_file() and own.parts[0] != "data":
                 shutil.copy2(file_kept, site / own)
+
+
+LOGS = ["ledger.jsonl", "state/audit.jsonl", "state/courier-audit.jsonl"]
+
+
+@pytest.mark.parametrize("log", LOGS)
+def test_a_log_that_is_deleted_with_its_head_is_named(sites: Sites, tmp_path: Path, log: str) -> None:
+    site = sites.folder / "now"
+    files = [site / log, head_of(site / log)]
+    for file in files:
+        file.rename(tmp_path / file.name)
+    try:
+        _, told = look(site, sites.tasks)
+        assert Path(log).name in "\n".join(told)
+        assert not any(file.exists() for file in files), "whoever reads begins no new one"
+    finally:
+        for file in files:
+            (tmp_path / file.name).rename(file)
 
 
 def check(site: Path, name: str, pattern: str, damage: Damage, is_same: bool, told: str) -> None:

@@ -283,6 +283,24 @@ def test_a_changed_value_in_a_kits_file_is_named(tmp_path: Path) -> None:
         read_kit(file.parent)
 
 
+@pytest.mark.parametrize("role", ["server", "site"])
+@pytest.mark.parametrize("removed", ["all", "plan.json", "ca.crt"])
+def test_a_kit_without_digests_is_refused(tmp_path: Path, role: str, removed: str) -> None:
+    provision(network(), tmp_path / "kits")
+    kit = tmp_path / "kits" / ("server" if role == "server" else "sites/north")
+    described = read_kit(kit)
+    if removed == "all":
+        bare = described.model_copy(update={"files": {}, "sha256": None})
+    else:
+        files = {name: digest for name, digest in described.files.items() if name != removed}
+        bare = described.model_copy(update={"files": files}).sealed()
+    (kit / "kit.yaml").write_text(bare.model_dump_json(exclude_none=True))
+    with pytest.raises(ConfigError, match=r"kit\.yaml: .*SHA-256.*provision again"):
+        check_kit_files(kit, read_kit(kit))
+    provision(network(), tmp_path / "kits")
+    check_kit_files(kit, read_kit(kit))
+
+
 def test_another_federation_or_folder_is_left_alone(tmp_path: Path) -> None:
     provision(network(), tmp_path / "kits")
     before = contents(tmp_path / "kits")
