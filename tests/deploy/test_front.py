@@ -30,7 +30,7 @@ GATEWAY, SITES_PORT, KIT = "127.0.0.1:9444", "9443", "/etc/fedvox/server/"
 """As they stand in the examples."""
 STREAM_MODULE = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 NOBODY_HAS = f"/models/{'0' * 64}"
-PATIENCE_SECONDS = 120
+PATIENCE_SECONDS = 300
 
 
 def configured(example: str, folder: Path, port: int, gateway: int, kit: Path) -> Path:
