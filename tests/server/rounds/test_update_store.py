@@ -20,7 +20,6 @@ from common.protocol.codec import Result
 from common.weights.encoding import VALUES_PER_PIECE, WINDOW, Encoding, encode_vector, vector_bytes, vector_of
 from common.weights.store import FileStore, MissingWeightsError
 from server.rounds.admission import AcceptedUpdate, RefusedError, UpdateReader
-from server.rounds.aggregation import AHEAD
 from server.rounds.strategies.strategy import Next, Window
 from server.rounds.strategies.weighted_mean import WeightedMean
 from server.rounds.update_store import UpdateStore
