@@ -26,6 +26,14 @@ PatientHistory = frozenset[tuple[float, float, int]]
 """Noise multiplier, sample rate and number of steps of everything that a patient took part in."""
 
 
+def people_of(patients: Mapping[str, Patient], train: Sequence[str], validation: Sequence[str]) -> People:
+    """Return the training and the validation patients, each once, from the names of their cases."""
+    return {
+        "training": list(dict.fromkeys(patients[name] for name in train)),
+        "validation": list(dict.fromkeys(patients[name] for name in validation)),
+    }
+
+
 class DatasetEntry(Frozen):
     """A set of patients and its digest (``patient_identity``), recorded before anything is spent on it."""
 

@@ -15,8 +15,9 @@ import gzip
 import hashlib
 import os
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from common.errors import DataError, FedvoxError
 from common.formatting import counted
@@ -36,6 +37,7 @@ MARK = r"^(id:[0-9a-f]{8}:[0-9a-f]{64}|[0-9a-f]{64}|near:[0-9a-f]{16})$"
 DIGESTS_FILE = "patients.fedvox-json"
 PRINTS_FILE = "prints.fedvox-json"
 MOST_WORKERS = 4
+Owner = TypeVar("Owner", bound=Hashable)
 
 
 class PatientsError(FedvoxError):
@@ -165,6 +167,29 @@ def dataset_of(patients: Iterable[Patient]) -> str:
     return hashlib.sha256("\n".join(sorted(" ".join(patient) for patient in patients)).encode()).hexdigest()
 
 
+def patients_to_split(owners: Mapping[str, Owner]) -> set[Owner]:
+    """Return all patients, from case name -> patient.
+
+    Raises
+    ------
+    PatientsError
+        There are fewer than two patients.
+    """
+    patients = set(owners.values())
+    if len(patients) < 2:
+        raise PatientsError(
+            f"{counted(len(patients), 'patient')} with label maps: at least two are needed, one to train on and "
+            "one to score models on"
+        )
+    return patients
+
+
+def sides(owners: Mapping[str, Owner], scored: Collection[Owner]) -> tuple[list[str], list[str]]:
+    """Return the names of the cases to train on, and of those of the ``scored`` patients, each sorted."""
+    validation = {name for name, patient in owners.items() if patient in scored}
+    return sorted(owners.keys() - validation), sorted(validation)
+
+
 def split_by_patient(patients: Mapping[str, Patient], fraction: float) -> tuple[list[str], list[str]]:
     """Assign each patient to training or validation by their own identifier or, without one, their own scans.
 
@@ -188,20 +213,11 @@ def split_by_patient(patients: Mapping[str, Patient], fraction: float) -> tuple[
     PatientsError
         There are fewer than two patients.
     """
-    distinct = set(patients.values())
-    if len(distinct) < 2:
-        raise PatientsError(
-            f"{counted(len(distinct), 'patient')} with label maps: at least two are needed, one to train on and "
-            "one to score models on"
-        )
+    distinct = patients_to_split(patients)
     places = {patient: _place(patient) for patient in distinct}
     ordered = sorted(distinct, key=lambda patient: (places[patient], patient))
     count = sum(place < fraction for place in places.values())
-    scored = set(ordered[: min(max(1, count), len(ordered) - 1)])
-    return (
-        sorted(name for name, patient in patients.items() if patient not in scored),
-        sorted(name for name, patient in patients.items() if patient in scored),
-    )
+    return sides(patients, set(ordered[: min(max(1, count), len(ordered) - 1)]))
 
 
 def _place(patient: Patient) -> float:

@@ -19,7 +19,7 @@ from pathlib import Path
 from flwr.app import Context
 
 from client.consent.site_config import SITE_FILE
-from client.ledger.account import People
+from client.ledger.account import People, people_of
 from client.ledger.budget import LedgerBudget
 from client.ledger.identifiers import Identifiers
 from client.ledger.ledger import Ledger, LedgerError
@@ -212,11 +212,3 @@ class LocalSite:
     def _prepare(self, cases: Sequence[Case]) -> list[CachedCase]:
         cache = CaseCache(self._data.cache, self._plan.preprocessing, self._plan.labels)
         return cache.prepare(cases, workers=min(MOST_WORKERS, os.cpu_count() or 1), progress=self._progress)
-
-
-def people_of(patients: Mapping[str, Patient], train: Sequence[str], validation: Sequence[str]) -> People:
-    """Return the training and the validation patients, each once, from the names of their cases."""
-    return {
-        "training": list(dict.fromkeys(patients[name] for name in train)),
-        "validation": list(dict.fromkeys(patients[name] for name in validation)),
-    }

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from client.ledger.patient_identity import Patient, PatientsError, split_by_patient
+from client.ledger.patient_identity import Patient, PatientsError, patients_to_split, sides, split_by_patient
 from common.config.federation import FederationConfig
 from common.errors import DataError, FedvoxError
-from common.formatting import counted
 from common.imaging.datasets.case import Case
 from common.imaging.datasets.comparison import ANYTHING, OWN_TERMS, SiteTerms, Wanted, compare
 from common.imaging.datasets.dataset import find_dataset
@@ -74,9 +73,9 @@ def split_site(
     owners = {name: case.owner for name, case in cases.items()}
     if not isinstance(validation, float):
         return split_by_names(owners, validation)
-    if patients is None:
-        return split_cases(owners, validation, seed_of(config.seed, site))
     try:
+        if patients is None:
+            return split_cases(owners, validation, seed_of(config.seed, site))
         return split_by_patient(patients, validation)
     except PatientsError as error:
         raise SiteDataError(str(error)) from None
@@ -101,21 +100,12 @@ def split_cases(owners: Mapping[str, str], fraction: float, seed: int) -> tuple[
 
     Raises
     ------
-    SiteDataError
+    PatientsError
         There are fewer than two patients.
     """
-    patients = sorted(set(owners.values()))
-    if len(patients) < 2:
-        raise SiteDataError(
-            f"{counted(len(patients), 'patient')} with label maps: at least two are needed, one to train on and "
-            "one to score models on"
-        )
+    patients = sorted(patients_to_split(owners))
     shuffled = [str(patient) for patient in np.random.default_rng(seed).permutation(patients)]
-    scored = set(shuffled[: min(max(1, int(fraction * len(shuffled))), len(shuffled) - 1)])
-    return (
-        sorted(name for name, patient in owners.items() if patient not in scored),
-        sorted(name for name, patient in owners.items() if patient in scored),
-    )
+    return sides(owners, set(shuffled[: min(max(1, int(fraction * len(shuffled))), len(shuffled) - 1)]))
 
 
 def split_by_names(owners: Mapping[str, str], validation: Sequence[str]) -> tuple[list[str], list[str]]:

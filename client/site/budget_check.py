@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from client.consent.site_config import SITE_FILE, SiteConfig, SitePrivacy, load_site_config
-from client.ledger.account import Account, People
+from client.ledger.account import Account, People, people_of
 from client.ledger.identifiers import Identifiers
 from client.ledger.ledger import Ledger, LedgerError, Witness
 from client.ledger.patient_identity import Patient, PatientIndex, PatientsError
 from client.ledger.recognition import recognise
-from client.runner.local_site import people_of
 from client.runner.site_split import SiteDataError, labelled_cases, split_site
 from client.site.preflight_item import Item
 from common.config.federation import FederationConfig

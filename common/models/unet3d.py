@@ -109,8 +109,11 @@ def _plain_stage(inputs: int, outputs: int, kernel: Axes3, blocks: int, groups: 
 
 
 def _initialise(module: nn.Module) -> None:
-    """Scale convolution weights for leaky ReLUs (He et al., 2015); biases start at zero."""
-    if isinstance(module, nn.Conv3d):
+    """Scale convolution weights for leaky ReLUs (He et al., 2015); biases start at zero.
+
+    Weights on the meta device have no values. Drawing some all the same loads PyTorch's compiler, which takes seconds.
+    """
+    if isinstance(module, nn.Conv3d) and not module.weight.is_meta:
         nn.init.kaiming_normal_(module.weight, a=NEGATIVE_SLOPE)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

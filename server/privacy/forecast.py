@@ -19,14 +19,10 @@ that change little.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Literal, Self
-
-import numpy as np
-from numpy.typing import NDArray
 
 from common.config.federation import FederationConfig
 from common.config.privacy import PrivacyConfig
@@ -35,6 +31,7 @@ from common.plan.plan import Plan
 from common.plan.privacy import Spend
 from common.privacy.accounting import epsilon_of
 from common.privacy.calibration import calibrate
+from common.privacy.renyi import epsilon_at, renyi_curve
 from server.site_weights import site_weights
 
 # Thresholds of the signal-to-noise ratio, from a few runs of a small network (deploy/docs/privacy.md). They are
@@ -48,22 +45,6 @@ PROMISING_FROM_NOTHING = 20.0
 
 SAMPLE_RATES = (0.05, 0.1, 0.2, 0.5, 1.0)
 STEP_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
-# Rényi orders: enough for a bound within 1 % at any epsilon that a federation file accepts.
-_ORDERS = [
-    *(1 + step / 4 for step in range(1, 40)),
-    12.0,
-    14.0,
-    16.0,
-    20.0,
-    24.0,
-    32.0,
-    48.0,
-    64.0,
-    128.0,
-    256.0,
-    512.0,
-    1024.0,
-]
 
 Verdict = Literal["drowned", "doubtful", "promising"]
 
@@ -208,20 +189,7 @@ def forecast_privacy(
     """
     if config.privacy is None:
         raise ConfigError("privacy: is missing; add privacy: {epsilon: 8, delta: 1.0e-5} to the federation file")
-    with warnings.catch_warnings():
-        # The accountants warn about orders and tails that do not affect their bounds.
-        warnings.simplefilter("ignore")
-        return _forecast(config, config.privacy, patients, parameters, trained_parameters, progress)
-
-
-def _forecast(
-    config: FederationConfig,
-    privacy: PrivacyConfig,
-    patients: Mapping[str, int],
-    parameters: int,
-    trained_parameters: int,
-    progress: Callable[[int, int], None] | None,
-) -> PrivacyForecast:
+    privacy = config.privacy
     sites = _Sites.of(config, patients)
     steps = config.rounds * config.training.local_steps
     plan = calibrate(privacy, config.rounds, config.training.local_steps)
@@ -362,25 +330,15 @@ def _alternatives(
     return settings
 
 
-@lru_cache(maxsize=2048)
-def _renyi_curve(sample_rate: float, multiplier: float) -> NDArray[np.float64]:
-    """Return the Rényi divergence of one step at each of ``_ORDERS``; settings that differ in steps share it."""
-    from opacus.accountants.analysis import rdp
-
-    return np.asarray(rdp.compute_rdp(q=sample_rate, noise_multiplier=multiplier, steps=1, orders=_ORDERS), np.float64)
-
-
 @lru_cache(maxsize=512)
 def renyi_noise(epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
     """Return the noise multiplier, to 0.5 %, at which ``steps`` steps spend ``epsilon`` by Rényi accounting.
 
-    It is an upper bound on the multiplier of ``common.privacy.calibration.noise_for``, which takes seconds per setting.
+    It is an upper bound on the multiplier of ``common.privacy.calibration.noise_for``, and faster.
     """
-    from opacus.accountants.analysis import rdp
 
     def spent(multiplier: float) -> float:
-        curve = steps * _renyi_curve(sample_rate, multiplier)
-        return float(rdp.get_privacy_spent(orders=_ORDERS, rdp=curve, delta=delta)[0])
+        return epsilon_at(steps * renyi_curve(multiplier, sample_rate), delta)
 
     low, high = 0.1, 1.0
     while spent(high) > epsilon:

@@ -64,9 +64,9 @@ def test_other_seeds_give_other_splits() -> None:
 
 
 def test_one_case_cannot_be_split() -> None:
-    with pytest.raises(SiteDataError, match="1 patient with label maps"):
+    with pytest.raises(PatientsError, match="1 patient with label maps"):
         split_cases(alone(["alone"]), 0.2, 0)
-    with pytest.raises(SiteDataError, match="1 patient with label maps"):
+    with pytest.raises(PatientsError, match="1 patient with label maps"):
         split_cases({"first": "p", "second": "p"}, 0.2, 0)
 
 

@@ -16,8 +16,9 @@ from common.config.federation import FederationConfig
 from common.config.privacy import AdaptiveClipping, PrivacyConfig
 from common.errors import ConfigError
 from common.plan.privacy import Spend
-from common.privacy.accounting import _renyi_curve, epsilon_of, largest_epsilon, least_epsilon
+from common.privacy.accounting import epsilon_of, largest_epsilon, least_epsilon
 from common.privacy.calibration import calibrate, check_epsilon, gradient_noise, noise_for
+from common.privacy.renyi import renyi_curve
 
 DELTAS = (1e-5, 1e-6)
 # Each: what is composed, as (noise multiplier, sample rate, steps).
@@ -47,7 +48,7 @@ def spends(parts: tuple[tuple[float, float, int], ...]) -> list[Spend]:
 @cache
 def googles(parts: tuple[tuple[float, float, int], ...]) -> PLDAccountant:
     """Composes discretised distributions of the privacy loss, for patients added and for patients removed."""
-    accountant = PLDAccountant(value_discretization_interval=1e-4)
+    accountant = PLDAccountant(value_discretization_interval=3e-4)
     for noise, rate, steps in parts:
         gaussian = dp_event.GaussianDpEvent(noise)
         accountant.compose(gaussian if rate == 1 else dp_event.PoissonSampledDpEvent(rate, gaussian), steps)
@@ -154,9 +155,9 @@ def test_early_stopping_without_scores_is_refused() -> None:
 def test_a_round_more_works_out_no_curve_anew() -> None:
     mechanism = Spend("training", 1.234, 0.123, 10)
     epsilon_of([mechanism], 1e-5)
-    before = _renyi_curve.cache_info()
+    before = renyi_curve.cache_info()
     assert epsilon_of([mechanism] * 3, 1e-5) > epsilon_of([mechanism] * 2, 1e-5)
-    after = _renyi_curve.cache_info()
+    after = renyi_curve.cache_info()
     assert after.hits > before.hits and after.misses == before.misses
 
 
@@ -178,7 +179,7 @@ def test_epsilons_are_those_of_opacus_own_accountants(parts: tuple[tuple[float, 
     found, theirs = epsilon_of(spends(parts), 1e-5), min(bounds)
     # Where epsilon is small, our grid is coarser than theirs, and the bound a little larger.
     is_small = theirs < 0.5
-    assert found <= theirs * (1.005 if is_small else 1 + 1e-9)
+    assert found <= theirs * (1.005 if is_small else 1 + 1e-7)
     if all(rate < 1 for _, rate, _ in parts):
         assert found == pytest.approx(theirs, rel=5e-3 if is_small else 1e-3)
 
