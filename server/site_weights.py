@@ -7,12 +7,15 @@ from collections.abc import Mapping
 
 from common.errors import ConfigError
 
+IMPLAUSIBLE = 10.0
+"""More than this many times the median of the other sites' patients is not believed."""
+
 
 def site_weights(rule: str | Mapping[str, int], patients: Mapping[str, int]) -> dict[str, float]:
     """Return the weight of each site.
 
     A declared number of patients cannot be checked, so by default it counts at most twice the median of what the other
-    sites of the round declare.
+    sites of the round declare, and one that is ``overstated`` counts as that median.
 
     Parameters
     ----------
@@ -35,8 +38,27 @@ def site_weights(rule: str | Mapping[str, int], patients: Mapping[str, int]) -> 
     counts = {site: float(count) for site, count in patients.items()}
     if rule == "patients":
         return counts
-    cap = float(rule.removeprefix("capped:"))
-    return {site: min(count, cap * _median_of_others(site, counts)) for site, count in counts.items()}
+    cap = _cap_of(rule)
+    capped = {site: min(count, cap * _median_of_others(site, counts)) for site, count in counts.items()}
+    return capped | overstated(rule, patients)
+
+
+def overstated(rule: str | Mapping[str, int], patients: Mapping[str, int]) -> dict[str, float]:
+    """Return the sites that declare implausibly many patients, with the number as which they count.
+
+    Under a cap, that is the median of the other sites' numbers, if a site declares more than ``IMPLAUSIBLE`` times as
+    many; a larger cap takes the place of ``IMPLAUSIBLE``. Other rules believe what a site declares, or ignore it.
+    """
+    if isinstance(rule, Mapping) or not rule.startswith("capped:"):
+        return {}
+    bound = max(IMPLAUSIBLE, _cap_of(rule))
+    counts = {site: float(count) for site, count in patients.items()}
+    medians = {site: _median_of_others(site, counts) for site in counts}
+    return {site: medians[site] for site, count in counts.items() if count > bound * medians[site]}
+
+
+def _cap_of(rule: str) -> float:
+    return float(rule.removeprefix("capped:"))
 
 
 def _median_of_others(site: str, counts: Mapping[str, float]) -> float:

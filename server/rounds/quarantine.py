@@ -50,6 +50,7 @@ def read_releases(folder: RunFolder, state: RunState) -> list[str]:
         if state.quarantine.pop(site, None) is not None:
             state.conduct.pop(site, None)
             state.alarms.pop(f"quarantine {site}", None)
+            state.alarms.pop(f"patients {site}", None)
             state.declared.pop(site, None)
             released.append(site)
     if released:

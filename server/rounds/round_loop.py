@@ -25,7 +25,7 @@ from server.progress.events import EventSink, Notice, RoundDone, RoundStarted
 from server.release.choice import choose, leave_out
 from server.rounds import round_log
 from server.rounds.exchange import Exchange, FederationError, MessageMaker, Patience, Signals
-from server.rounds.judgement.alarms import alarms_of_choice, alarms_of_round
+from server.rounds.judgement.alarms import alarms_of_choice, alarms_of_patients, alarms_of_round
 from server.rounds.quarantine import read_releases, record_conduct
 from server.rounds.roster import Names, Roster
 from server.rounds.round import Round
@@ -251,6 +251,8 @@ class RoundLoop:
         current.run(exchange, roster, sites, model)
         record_conduct(self._folder, state, current.refusals, current.directions)
         self._raise_alarms(state, alarms_of_round(state, current.scales))
+        patients = {site: current.lines[site]["examples"] for site in current.accepted}
+        self._raise_alarms(state, alarms_of_patients(self._config.strategy.weights, patients))
         return current
 
     def _raise_alarms(self, state: RunState, alarms: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -16,10 +17,11 @@ from flwr.clientapp import ClientApp
 
 from client.runner.client_app import SiteWeights, make_client_app
 from common.config.federation import FederationConfig
+from common.imaging.datasets.patients_csv import read_column
 from common.protocol.codec import Result, SiteInfo, Vector, from_record, pack, to_record, unpack_answer
 from common.weights.encoding import encode_vector, vector_of
 from common.weights.store import MemoryStore
-from server.progress.events import Event, Notice
+from server.progress.events import Event, Notice, RoundStarted
 from server.rounds.initial_weights import first_weights, weight_layout
 from server.rounds.round_loop import FederationError, Link, RoundLoop, make_server_app
 from server.rounds.terms import Terms
@@ -51,14 +53,35 @@ class Liar:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a federation: exact honest scores of the released model, and what the run folder says."""
+    """What became of a federation: exact honest scores of the released model, and what the run folder says.
+
+    Args:
+        quarantine: site -> its last round.
+        alarms: what each alarm is about, as in the run's state -> the round in which it first came.
+    """
 
     released: int
     dice: float
     quarantine: Mapping[str, int]
-    alarms: Sequence[str]
+    alarms: Mapping[str, int]
     rounds: Sequence[Mapping[str, Any]]
     ended: str | None
+
+    def caught(self, names: Sequence[str]) -> int | None:
+        """The first round after which an alarm on conduct named each of these sites; None if one never was."""
+        found = []
+        for name in names:
+            about = [number for key, number in self.alarms.items() if _names(key, name)]
+            if not about:
+                return None
+            found.append(min(about))
+        return max(found, default=None)
+
+
+def _names(key: str, site: str) -> bool:
+    """Whether an alarm names a site for what it did to the model."""
+    about, _, rest = key.partition(" ")
+    return about in ("quarantine", "dispute", "length", "patients") and site in rest.replace(",", "").split()
 
 
 def prepare(config: FederationConfig, folder: Path, data: Path | None = None) -> SimulatedSites:
@@ -68,6 +91,33 @@ def prepare(config: FederationConfig, folder: Path, data: Path | None = None) ->
     found = find_or_make_data(config, data, made, quiet)
     plan_and_partition(config, found, made, None, quiet)
     return SimulatedSites(config, made.plan(), read_partition(folder / "partition.json"), found, None, "cpu")
+
+
+def excerpt(data: Path, folder: Path, cases: Mapping[str, tuple[str, int]]) -> Path:
+    """A dataset of some of the hippocampus scans, and which simulated site has them in its ``sites.csv``.
+
+    Args:
+        cases: site -> its acquisition group, and how many scans of it.
+    """
+    groups: dict[str, list[str]] = {}
+    for case, (group, _) in sorted(read_column(data / "acquisition_groups.csv", "case", "group").items()):
+        groups.setdefault(group, []).append(case)
+    lines = ["case,site"]
+    for site, (group, count) in cases.items():
+        mine, groups[group] = groups[group][:count], groups[group][count:]
+        lines += [f"{case},{site}" for case in mine]
+        for case in mine:
+            for name in ("imagesTr", "labelsTr"):
+                (folder / name).mkdir(parents=True, exist_ok=True)
+                (folder / name / f"{case}.nii.gz").symlink_to(data.absolute() / name / f"{case}.nii.gz")
+    declared = json.loads((data / "dataset.json").read_text())
+    names = [line.partition(",")[0] for line in lines[1:]]
+    declared["training"] = [
+        {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in names
+    ]
+    (folder / "dataset.json").write_text(json.dumps(declared | {"numTraining": len(names), "numTest": 0}))
+    (folder / "sites.csv").write_text("\n".join(lines) + "\n")
+    return folder
 
 
 def quiet(event: Event) -> None:
@@ -92,11 +142,14 @@ def run(sites: SimulatedSites, liars: Mapping[str, Liar], folder: Path) -> Outco
     grid = InlineGrid(app, {index + 1: {"partition-id": index} for index in range(len(sites.names))})
     terms = Terms.of(sites.config, sites.plan, layout)
     link = Link(StoreTransfer(store, "float32"), make_message=grid.message)
-    said: list[str] = []
+    number, said = 0, dict[str, int]()
 
     def emit(event: Event) -> None:
-        if isinstance(event, Notice):
-            said.append(event.text)
+        nonlocal number
+        if isinstance(event, RoundStarted):
+            number = event.round
+        elif isinstance(event, Notice):
+            said.setdefault(event.text, number)
 
     ended = None
     try:
@@ -111,7 +164,11 @@ def run(sites: SimulatedSites, liars: Mapping[str, Liar], folder: Path) -> Outco
     line = next((line for line in rounds if line["model_round"] == state.released_round), None)
     scores = [line["sites"][name]["mean_dice"] or 0.0 for name in honest if name in line["sites"]] if line else []
     last = {name: max(line["round"] for line in rounds if name in line["sites"]) for name in state.quarantine}
-    alarms = [text for text in said if text.startswith("ALARM")]
+    events = [json.loads(line) for line in (folder / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    alarms: dict[str, int] = {}
+    for event in events:
+        if event["event"] == "alarm":
+            alarms.setdefault(event["about"], said[f"ALARM: {event['text']}"])
     return Outcome(state.released_round, mean(scores) if scores else math.nan, last, alarms, rounds, ended)
 
 

@@ -1,8 +1,9 @@
 """What one lying site of three, and two of five, do to the released model, with default settings.
 
-``python -m tests.benchmarks.poisoned_sites [--data DATASET]`` trains a small network on phantoms, or on a dataset, once
-without the liar and once with each kind of lie. Dice are the honest sites' own scores of the released model. Last line:
-the worst ratio of one liar of three, and how many of the cases that must end in quarantine or an alarm do.
+``python -m tests.benchmarks.poisoned_sites [--data Task04_Hippocampus]`` trains a small network on phantoms, or on 64
+hippocampus scans, once without the liar and once with each kind of lie. Dice are the honest sites' own scores of the
+released model. Last line: the worst ratio of one liar of three with the round in which each was noticed, and how many
+claims of Dice and colluding pairs end as they must.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from common.config.federation import FederationConfig
 from common.protocol.codec import Vector
-from tests.benchmarks._liars import Liar, Outcome, only, prepare, run
+from server.simulation.simulated_sites import SimulatedSites
+from tests.benchmarks._liars import Liar, Outcome, excerpt, only, prepare, run
 
 ROUNDS = 12
 CONFIG = {
@@ -72,48 +77,101 @@ CLAIMS = {
 TWO_OF_FIVE = {"sign flipped, length 1": flipped(1), "sign flipped, length 4.5": flipped(4.5)}
 
 
-def describe(title: str, outcome: Outcome, reference: Outcome) -> None:
-    held = ", ".join(f"{name} after round {number}" for name, number in outcome.quarantine.items()) or "nobody"
-    print(
-        f"{title:44} Dice {outcome.dice:.3f} ({outcome.dice / reference.dice:.2f} x), released round "
-        f"{outcome.released}, in quarantine: {held}, alarms: {len(outcome.alarms)}"
-        + (f", ended: {outcome.ended}" if outcome.ended else ""),
-        flush=True,
-    )
+HIPPOCAMPUS = {
+    "1-raw-low": ("raw-low", 20),
+    "2-uint8": ("uint8", 14),
+    "3-raw-high": ("raw-high", 10),
+    "4-raw-low": ("raw-low", 10),
+    "5-uint8": ("uint8", 10),
+}
+"""Site -> its acquisition group, and how many scans of it; the third is the one that lies alone."""
+
+
+@dataclass
+class Bench:
+    """Runs federations of the same sites, and tells what became of each."""
+
+    sites: SimulatedSites
+    folder: Path
+    trace: bool
+
+    def run(self, title: str, count: int, liars: Mapping[str, Liar], reference: Outcome | None = None) -> Outcome:
+        """The first sites, some of which lie; Dice are compared with the reference's."""
+        outcome = run(only(self.sites, self.sites.names[:count]), liars, self.folder / "run")
+        held = ", ".join(f"{name} after round {number}" for name, number in outcome.quarantine.items()) or "nobody"
+        alarms = ", ".join(f"{about} ({number})" for about, number in outcome.alarms.items()) or "none"
+        print(
+            f"{title:44} Dice {outcome.dice:.3f} ({outcome.dice / (reference or outcome).dice:.2f} x), released round "
+            f"{outcome.released}, in quarantine: {held}, alarms (round): {alarms}"
+            + (f", ended: {outcome.ended}" if outcome.ended else ""),
+            flush=True,
+        )
+        for line in outcome.rounds if self.trace else ():
+            print(f"  round {line['round']}: " + "; ".join(_traced(*item) for item in line["sites"].items()))
+        return outcome
+
+
+def _traced(name: str, site: Mapping[str, Any]) -> str:
+    numbers = (site[key] for key in ("mean_dice", "length", "scale", "cosine"))
+    return " ".join([name, site["reason"] or site["status"], *("-" if x is None else f"{x:.2f}" for x in numbers)])
+
+
+def one_of_three(bench: Bench, wanted: str) -> str:
+    """The worst ratio of all lies about updates and patients, and in which rounds they were noticed."""
+    without = bench.run("two honest sites", 2, {})
+    ratios, caught = [], []
+    liar = bench.sites.names[2]
+    for title, lie in ONE_OF_THREE.items():
+        if wanted in title:
+            outcome = bench.run(f"one of three: {title}", 3, {liar: lie}, without)
+            ratios.append(outcome.dice / without.dice)
+            caught.append(outcome.caught([liar]))
+    rounds = ", ".join(str(number or "never") for number in caught)
+    return f"one of three: at least {min(ratios):.2f} x, in quarantine or an alarm after round {rounds}"
+
+
+def claims(bench: Bench, wanted: str) -> str:
+    """Whether a claimed Dice changes the released round without an alarm."""
+    honest = bench.run("three honest sites", 3, {})
+    found = [
+        outcome.released == honest.released or bool(outcome.alarms)
+        for title, liar in CLAIMS.items()
+        if wanted in title
+        for outcome in [bench.run(f"one of three: {title}", 3, {bench.sites.names[2]: liar}, honest)]
+    ]
+    return f"claims of Dice without effect or with an alarm: {sum(found)} of {len(found)}"
+
+
+def two_of_five(bench: Bench, wanted: str) -> str:
+    """In how many cases both colluders are named within three rounds."""
+    honest = bench.run("three honest sites", 3, {})
+    liars = bench.sites.names[3:5]
+    found = [
+        bench.run(f"two of five: {title}", 5, dict.fromkeys(liars, liar), honest).caught(liars)
+        for title, liar in TWO_OF_FIVE.items()
+        if wanted in title
+    ]
+    early = sum(number is not None and number <= 3 for number in found)
+    return f"two of five: in quarantine or an alarm within three rounds in {early} of {len(found)}"
+
+
+PARTS = {"one": one_of_three, "claims": claims, "two": two_of_five}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--data", type=Path, help="Task04_Hippocampus, of which 64 scans are used; phantoms without it")
+    parser.add_argument("--part", choices=PARTS, help="one of three, claims of Dice, or two of five; all without it")
+    parser.add_argument("--only", default="", help="only lies with this text in their title")
+    parser.add_argument("--trace", action="store_true", help="every site in every round: Dice, length, scale, cosine")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root)
-        sites = prepare(FederationConfig.model_validate(CONFIG), folder / "data", options.data)
-        names = sites.names
-        three, five = only(sites, names[:3]), only(sites, names[:5])
-        without = run(only(sites, names[:2]), {}, folder / "run")
-        describe("two honest sites", without, without)
-        ratios, same_round = [], 0
-        for title, liar in ONE_OF_THREE.items():
-            outcome = run(three, {names[2]: liar}, folder / "run")
-            describe(f"one of three: {title}", outcome, without)
-            ratios.append(outcome.dice / without.dice)
-        honest = run(three, {}, folder / "run")
-        describe("three honest sites", honest, without)
-        for title, liar in CLAIMS.items():
-            outcome = run(three, {names[2]: liar}, folder / "run")
-            describe(f"one of three: {title}", outcome, without)
-            same_round += outcome.released == honest.released or bool(outcome.alarms)
-        caught = 0
-        honest = run(only(sites, names[:3]), {}, folder / "run")
-        for title, liar in TWO_OF_FIVE.items():
-            outcome = run(five, dict.fromkeys(names[3:5], liar), folder / "run")
-            describe(f"two of five: {title}", outcome, honest)
-            caught += len(outcome.quarantine) == 2 and max(outcome.quarantine.values()) <= 3
-    print(
-        f"one of three: at least {min(ratios):.2f} x; claims of Dice without effect or with an alarm: {same_round} of "
-        f"{len(CLAIMS)}; two of five in quarantine within three rounds: {caught} of {len(TWO_OF_FIVE)}"
-    )
+        data = excerpt(options.data, folder / "excerpt", HIPPOCAMPUS) if options.data else None
+        sites = prepare(FederationConfig.model_validate(CONFIG), folder / "data", data)
+        bench = Bench(sites, folder, options.trace)
+        parts = [options.part] if options.part else list(PARTS)
+        print("; ".join([PARTS[part](bench, options.only) for part in parts]))
     return 0
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from common.formatting import counted
 from common.protocol.codec import Refusal
 from server.release.choice import Choice
 from server.rounds.judgement.conduct import BAD_ROUNDS, ROUNDS, is_dispute
 from server.run_store.folder import RunState
+from server.site_weights import overstated
 
 OFTEN = f"in {BAD_ROUNDS} of its last {ROUNDS} rounds"
 _REASONS: Mapping[Refusal, str] = {
@@ -43,6 +45,26 @@ def alarms_of_round(state: RunState, scales: Mapping[str, float]) -> dict[str, s
             "nobody can tell which of them is wrong"
         )
     return alarms
+
+
+def alarms_of_patients(rule: str | Mapping[str, int], patients: Mapping[str, int]) -> dict[str, str]:
+    """Return the alarms about the numbers of training patients that the sites of a round declare.
+
+    Parameters
+    ----------
+    rule
+        ``strategy.weights`` of the federation file.
+    patients
+        Site -> declared number of training patients, of the sites whose updates count.
+    """
+    return {
+        f"patients {site}": (
+            f"{site} declares {counted(patients[site], 'training patient')}, far more than the other sites (median "
+            f"{median:g}), and counts like that median; ask the site, and if the number is right, give every site its "
+            "number in strategy.weights of the next federation"
+        )
+        for site, median in overstated(rule, patients).items()
+    }
 
 
 def _quarantined(site: str, reason: Refusal) -> str:

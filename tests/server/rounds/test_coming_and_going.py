@@ -203,6 +203,20 @@ def test_a_site_that_returns_with_other_patients_waits_for_a_person(folder: RunF
     assert set(state.declared) == {"a", "b"}
 
 
+def test_a_late_site_with_a_million_patients_counts_as_one_of_the_others(folder: RunFolder) -> None:
+    sites = [*THREE[:2], site("c", 10**6, 0.8)]
+    network = FakeNetwork(folder, sites, online=lambda node: node != 3 or len(folder.read_rounds()) >= 2)
+    patience = replace(CALM, gathering_seconds=0.1, look_seconds=0.0)
+    run_network(tiny.federation(rounds=5, strategy=TWO_OF_THREE), network, LAYOUT, patience)
+    rounds = sum("c" in item for item in statuses(folder)[:5])
+    without = mean(*THREE[:2], steps=(1.0, 1.2))
+    whole = mean(*THREE[:2], site("c", 25, 0.8), steps=(1.0, 1.2, 0.8))
+    expected = (5 - rounds) * without + rounds * whole
+    np.testing.assert_allclose(folder.load_checkpoint(5, LAYOUT), np.full(4, expected), rtol=1e-6)
+    state = folder.load_state()
+    assert state is not None and list(state.alarms) == ["patients c"]
+
+
 def test_the_start_waits_for_all_sites_within_reason(folder: RunFolder) -> None:
     looks: list[int] = []
 

@@ -62,10 +62,17 @@ def test_one_of_three_that_pushes_against_the_others_is_quarantined(
     assert folder.load_checkpoint(8, LAYOUT).min() > 5 * 1.1
 
 
-def test_a_million_patients_count_as_twenty(tmp_path: Path) -> None:
-    folder, _ = ran(tmp_path / "run", [*HONEST, liar(lambda number, update: update * 1.1, 10**6)], rounds=1)
-    expected = (10 * 1.0 + 10 * 1.2 + 20 * 1.21) / 40
-    np.testing.assert_allclose(folder.load_checkpoint(1, LAYOUT), np.full(4, expected), rtol=1e-5)
+def test_a_million_patients_count_as_those_of_the_others_and_a_person_is_told(tmp_path: Path) -> None:
+    """In every round the liar trains honestly on what it has, and weighs no more than one of the others."""
+    observer = Silent()
+    sites = [*HONEST, liar(lambda number, update: update * 1.1, 10**6)]
+    folder, state = ran(tmp_path / "run", sites, rounds=2, observer=observer)
+    expected = 2 * (1.0 + 1.2 + 1.21) / 3
+    np.testing.assert_allclose(folder.load_checkpoint(2, LAYOUT), np.full(4, expected), rtol=1e-5)
+    told = "liar declares 1,000,000 training patients, far more than the other sites (median 10)"
+    assert [text.startswith(f"ALARM: {told}") for text in observer.messages].count(True) == 1
+    assert told in describe_run(folder_with_name(folder)).as_text()
+    assert state.quarantine == {}
 
 
 def test_a_longer_update_counts_as_long_as_the_others(tmp_path: Path) -> None:
