@@ -156,6 +156,8 @@ def _status(options: argparse.Namespace) -> int:
         seen = "no contact yet" if contact is None else f"last contact {contact:.0f} s ago"
         print(f"server {kit.endpoint}: {'connected' if status['connected'] else 'NOT connected'}, {seen}")
     print(visible(f"runner: {_what_runner_does(status['runner'])}"))
+    if status["runner"].get("notice"):
+        print(visible(f"NOTICE: {status['runner']['notice']}"))
     if "network" in status["runner"]:
         print(f"runner: {status['runner']['network']}")
     for name, process in status["processes"].items():

@@ -15,7 +15,7 @@ from common.audit import AuditError, AuditLog
 from common.errors import ProtocolError
 from common.protocol.codec import Answer, unpack_answer, unpack_question
 from common.protocol.manifest import manifest_of
-from common.protocol.messages import ErrorCode, Failure, Result, Task
+from common.protocol.messages import ErrorCode, Failure, Result, SiteInfo, Task
 
 log = logging.getLogger("fedvox.client")
 
@@ -120,6 +120,35 @@ class TaskGuard:
             if is_counted and entry.event == SENT_EVENT and about == wanted:
                 return True
         return False
+
+    def changed_patients(self, run: str, info: SiteInfo) -> str | None:
+        """Return what the hospital must know if the site now declares other numbers of patients to a run, or None.
+
+        The server then puts the site into quarantine. The numbers that count are those of the last result, or of the
+        first declaration.
+
+        Raises
+        ------
+        AuditError
+            The log is broken or cannot be read.
+        """
+        before: tuple[object, object] | None = None
+        for entry in self._audit.kept():
+            found = entry.details.get("fields")
+            if entry.event != SENT_EVENT or entry.details.get("run") != run or not isinstance(found, dict):
+                continue
+            if "train_examples" not in found:
+                before = found.get("examples"), found.get("validation_examples")
+            elif before is None:
+                before = found["train_examples"], found.get("validation_examples")
+        if before is None or before == (info.train_examples, info.validation_examples):
+            return None
+        return (
+            f"this site declares {info.train_examples} training and {info.validation_examples} validation patients, "
+            f"and earlier in this run {before[0]} and {before[1]}: the server keeps it in quarantine until the coordinator "
+            "releases it. Tell them why; if the change was not meant (scans, patients.csv, patient_from_name), undo it "
+            "first"
+        )
 
     def record(self, kind: str, question: str, answer: str, update_bytes: int = 0) -> None:
         """Record exactly what an answer holds; an exception keeps it from leaving.

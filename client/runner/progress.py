@@ -49,14 +49,14 @@ class RunnerStatus:
         self._lock = threading.Lock()
 
     def say(self, **content: Any) -> None:
-        """Update entries; write a changed state or problem at once, anything else at most every 0.5 s.
+        """Update entries; write a changed state, problem or notice at once, anything else at most every 0.5 s.
 
         Calls write the file after 10 s even without a change, with the time by which the next write is due.
         """
         with self._lock:
             before = dict(self._content)
             self._content |= content
-            urgent = any(before.get(name) != self._content.get(name) for name in ("state", "problem"))
+            urgent = any(before.get(name) != self._content.get(name) for name in ("state", "problem", "notice"))
             silent = time.monotonic() - self._written
             if urgent or silent >= SIGN_SECONDS or (silent >= WRITE_SECONDS and self._content != before):
                 self._written = time.monotonic()

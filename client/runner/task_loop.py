@@ -23,8 +23,8 @@ from client.runner.progress import RunnerStatus, SupersededError, TaskProgress
 from client.runner.task_journal import Record, TaskJournal
 from client.shared_folder import SharedFolder, reply_content
 from common.errors import DamagedFileError, FedvoxError, ProtocolError
-from common.protocol.codec import MAX_MESSAGE_BYTES, Question, unpack_answer, unpack_question
-from common.protocol.messages import ErrorCode, Failure, Hello, Result, Task
+from common.protocol.codec import MAX_MESSAGE_BYTES, Answer, Question, unpack_answer, unpack_question
+from common.protocol.messages import ErrorCode, Failure, Hello, Result, SiteInfo, Task
 from common.system.files import OWN_FILE, to_appear
 from common.weights.digest import is_sha256
 from common.weights.store import FileStore, MissingWeightsError
@@ -363,6 +363,7 @@ class TaskLoop:
         if not self._folder.task(asked.name).exists():
             log.warning("task %s: the server no longer waits for the answer", asked.name[:8])
             return
+        self._tell_changed_patients(asked, content)
         size = self._size_of(update) if update is not None else 0
         content_of_file = reply_content(asked.name, answer)
         with to_appear(self._folder.reply(asked.name), content_of_file, durable=False, remedy=OWN_FILE):
@@ -370,6 +371,15 @@ class TaskLoop:
             if isinstance(content, Failure) and not job.is_replay:
                 self._journal.forget(asked.name)
         log.info("task %s: answered%s", asked.name[:8], f" ({content.reason})" if isinstance(content, Failure) else "")
+
+    def _tell_changed_patients(self, asked: _Asked, content: Answer) -> None:
+        """Tell the hospital what may keep the server from asking; once it asks for a result, that is over."""
+        if asked.question is None or isinstance(content, Failure):
+            return
+        notice = self._guard.changed_patients(asked.question.run, content) if isinstance(content, SiteInfo) else None
+        if notice is not None:
+            log.warning("%s", notice)
+        self._status.say(notice=notice)
 
     def _size_of(self, update: str) -> int:
         try:

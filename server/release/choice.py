@@ -11,8 +11,9 @@ import statistics
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-MARGIN = 0.02
-"""A site prefers one model to another if its Dice differs by more than this; less may be chance."""
+MARGIN, MARGIN_OF_TWO = 0.02, 0.05
+"""A site prefers one model to another if its Dice differs by more than the first; less may be chance. Of two sites, one
+that prefers another model is enough to ask a person: it must be clear, for the Dice of few patients vary by more."""
 Scores = Mapping[int, Mapping[str, float]]
 """Round of the model -> site -> its mean Dice of that model."""
 
@@ -87,7 +88,7 @@ def choose(scores: Scores, kept: Collection[int], excluded: Collection[str] = ()
         others = {number: rest for number, sites in counted.items() if (rest := leave_out(sites, [name]))}
         if (best := _best(others, kept, noise)) is not None:
             without[name] = best
-    margin = MARGIN + noise * math.sqrt(len(names))
+    margin = (MARGIN if len(names) > 2 else MARGIN_OF_TWO) + noise * math.sqrt(len(names))
     alone = [name for name, other in without.items() if _others_prefer(counted, name, other, chosen, margin)]
     if len(alone) == 1 and len(names) >= 3:
         supported = without[alone[0]]

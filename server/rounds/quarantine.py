@@ -49,9 +49,10 @@ def read_releases(folder: RunFolder, state: RunState) -> list[str]:
         site = note.read_text(encoding="utf-8", errors="replace")
         if state.quarantine.pop(site, None) is not None:
             state.conduct.pop(site, None)
-            state.alarms.pop(f"quarantine {site}", None)
-            state.alarms.pop(f"patients {site}", None)
+            for about in ("quarantine", "watch", "patients"):
+                state.alarms.pop(f"{about} {site}", None)
             state.declared.pop(site, None)
+            state.changed.pop(site, None)
             released.append(site)
     if released:
         folder.commit(state)
@@ -70,15 +71,20 @@ def same_patients(folder: RunFolder, state: RunState, info: SiteInfo) -> bool:
     numbers = info.train_examples, info.validation_examples
     if state.declared.setdefault(info.site, numbers) == numbers:
         return True
-    if info.site not in state.quarantine:
-        state.quarantine[info.site] = Refusal.PATIENTS_CHANGED
+    if info.site not in state.changed:
+        state.changed[info.site] = numbers
+        if state.quarantine.setdefault(info.site, Refusal.PATIENTS_CHANGED) == Refusal.PATIENTS_CHANGED:
+            folder.event("site_quarantined", site=info.site, reason=Refusal.PATIENTS_CHANGED)
         folder.commit(state)
-        folder.event("site_quarantined", site=info.site, reason=Refusal.PATIENTS_CHANGED)
     return False
 
 
 def record_conduct(
-    folder: RunFolder, state: RunState, refused: Mapping[str, Refusal | None], directions: Directions
+    folder: RunFolder,
+    state: RunState,
+    refused: Mapping[str, Refusal | None],
+    directions: Directions,
+    scales: Mapping[str, float] | None = None,
 ) -> list[str]:
     """Record a round's outcome, and quarantine the sites that were refused or opposed the others too often.
 
@@ -91,6 +97,8 @@ def record_conduct(
         Site -> why its reply was refused, None if it was accepted.
     directions
         How the accepted updates point.
+    scales
+        Site -> factor by which its accepted update was scaled.
 
     Returns
     -------
@@ -103,9 +111,9 @@ def record_conduct(
             state.refused_last.pop(site, None)
         else:
             state.refused_last[site] = reason
-        blame = reason or blame_of(site, directions)
+        blame = reason or blame_of(site, directions, scales or {})
         state.conduct[site] = with_round(state.conduct.get(site, []), blame)
-        if blame is not None and is_enough(state.conduct[site]) and site not in state.quarantine:
+        if isinstance(blame, Refusal) and is_enough(state.conduct[site]) and site not in state.quarantine:
             state.quarantine[site] = blame
             newly_quarantined.append(site)
             folder.event("site_quarantined", site=site, reason=blame)

@@ -112,8 +112,8 @@ class Roster:
         due = {node: info for node, info in free.items() if self._due_in_round.get(info.site, 0) <= round_number}
         return due if len(due) >= quorum else free
 
-    def gather(self, quorum: int, say: Callable[[str], None]) -> None:
-        """Wait for all sites, or for the quorum once ``patience`` for the others runs out.
+    def gather(self, quorum: int, say: Callable[[str], None], between: Callable[[], object]) -> None:
+        """Wait for all sites, or for the quorum once ``patience`` for the others runs out; see ``wait_for``.
 
         Raises
         ------
@@ -126,6 +126,7 @@ class Roster:
         started, last_reported = time.monotonic(), -1
         while True:
             self.look()
+            between()
             here = len(self.free)
             waited = time.monotonic() - started
             if here >= self._expected - len(self._state.quarantine) and here >= quorum:

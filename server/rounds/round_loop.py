@@ -25,7 +25,7 @@ from server.progress.events import EventSink, Notice, RoundDone, RoundStarted
 from server.release.choice import choose, leave_out
 from server.rounds import round_log
 from server.rounds.exchange import Exchange, FederationError, MessageMaker, Patience, Signals
-from server.rounds.judgement.alarms import alarms_of_choice, alarms_of_patients, alarms_of_round
+from server.rounds.judgement.alarms import alarms_of_choice, alarms_of_patients, alarms_of_quarantine, alarms_of_round
 from server.rounds.quarantine import read_releases, record_conduct
 from server.rounds.roster import Names, Roster
 from server.rounds.round import Round
@@ -125,7 +125,7 @@ class RoundLoop:
         link = self._link
         exchange = Exchange(grid, link.make_message, link.patience, link.signals)
         roster = Roster(grid, exchange, state, self._folder, self._sites, link.names, link.patience)
-        roster.gather(self.quorum, self._say)
+        roster.gather(self.quorum, self._say, lambda: self._look_at_quarantine(state))
         model = self._publish(state.round, self._parts(self._folder.map_checkpoint(state.round, self._layout)))
         while state.round < self._config.rounds and not state.stopped_early:
             model = self._train_round(exchange, roster, state, model)
@@ -220,14 +220,18 @@ class RoundLoop:
         self._folder.event("finished", rounds=state.round, best_round=state.best_round)
 
     def _wait_for_sites(self, roster: Roster, state: RunState) -> dict[int, SiteInfo]:
-        def apply_releases() -> None:
-            for site in read_releases(self._folder, state):
-                self._say(f"{site} was released from quarantine")
-
-        apply_releases()
+        self._look_at_quarantine(state)
         roster.refresh()
-        roster.wait_for(self.quorum, self._say, apply_releases)
+        self._look_at_quarantine(state)
+        roster.wait_for(self.quorum, self._say, lambda: self._look_at_quarantine(state))
         return roster.active(state.round + 1, self.quorum)
+
+    def _look_at_quarantine(self, state: RunState) -> None:
+        """Let released sites out, and tell at once who is in quarantine: the next round may be waiting for them."""
+        for site in read_releases(self._folder, state):
+            self._say(f"{site} was released from quarantine")
+        if self._raise_alarms(state, alarms_of_quarantine(state)):
+            self._folder.commit(state)
 
     def _run_round(
         self,
@@ -249,18 +253,20 @@ class RoundLoop:
             self._emit,
         )
         current.run(exchange, roster, sites, model)
-        record_conduct(self._folder, state, current.refusals, current.directions)
+        record_conduct(self._folder, state, current.refusals, current.directions, current.scales)
         self._raise_alarms(state, alarms_of_round(state, current.scales))
         patients = {site: current.lines[site]["examples"] for site in current.accepted}
         self._raise_alarms(state, alarms_of_patients(self._config.strategy.weights, patients))
         return current
 
-    def _raise_alarms(self, state: RunState, alarms: Mapping[str, str]) -> None:
-        for key, text in alarms.items():
-            if state.alarms.get(key) != text:
-                state.alarms[key] = text
-                self._folder.event("alarm", about=key, text=text)
-                self._say(f"ALARM: {text}")
+    def _raise_alarms(self, state: RunState, alarms: Mapping[str, str]) -> bool:
+        """Tell alarms that are new, and return whether there are any."""
+        new = {key: text for key, text in alarms.items() if state.alarms.get(key) != text}
+        for key, text in new.items():
+            state.alarms[key] = text
+            self._folder.event("alarm", about=key, text=text)
+            self._say(f"ALARM: {text}")
+        return bool(new)
 
     def _record_scores(self, finished: Round, state: RunState) -> float | None:
         """Return the sent model's mean validation Dice over sites, and choose the best round so far.

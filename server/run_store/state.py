@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,6 +13,13 @@ from common.protocol.codec import Refusal
 
 class RunError(FedvoxError):
     """The run folder cannot be used as requested."""
+
+
+class Oddity(StrEnum):
+    """What was odd about an update that counted: honest sites may do it now and then, so it leads to no quarantine."""
+
+    LEANING = "leaning"
+    SCALED_DOWN = "scaled-down"
 
 
 class RunState(BaseModel):
@@ -37,13 +45,15 @@ class RunState(BaseModel):
     norms
         Site -> L2 norm of its last accepted update.
     conduct
-        Site -> what it was blamed for in each of its last rounds, None for nothing.
+        Site -> what it was blamed for, or what was odd, in each of its last rounds; None for nothing.
     refused_last
         Site -> why its last reply was refused.
     quarantine
         Site -> why it is in quarantine.
     declared
         Site -> the numbers of training and validation patients that it declared first.
+    changed
+        Site in quarantine because it declared others -> the first of those.
     alarms
         What a person should look at: key -> sentence, in the order of their first appearance.
     strategy_round
@@ -80,10 +90,11 @@ class RunState(BaseModel):
     bytes_up: int = 0
     bytes_down: int = 0
     norms: dict[str, float] = Field(default_factory=dict)
-    conduct: dict[str, list[Refusal | None]] = Field(default_factory=dict)
+    conduct: dict[str, list[Refusal | Oddity | None]] = Field(default_factory=dict)
     refused_last: dict[str, Refusal] = Field(default_factory=dict)
     quarantine: dict[str, Refusal] = Field(default_factory=dict)
     declared: dict[str, tuple[int, int]] = Field(default_factory=dict)
+    changed: dict[str, tuple[int, int]] = Field(default_factory=dict)
     alarms: dict[str, str] = Field(default_factory=dict)
     strategy_round: int = 0
     strategy_numbers: dict[str, float] = Field(default_factory=dict)

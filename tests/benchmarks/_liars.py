@@ -81,7 +81,7 @@ class Outcome:
 def _names(key: str, site: str) -> bool:
     """Whether an alarm names a site for what it did to the model."""
     about, _, rest = key.partition(" ")
-    return about in ("quarantine", "dispute", "length", "patients") and site in rest.replace(",", "").split()
+    return about in ("quarantine", "watch", "dispute", "length", "patients") and site in rest.replace(",", "").split()
 
 
 def prepare(config: FederationConfig, folder: Path, data: Path | None = None) -> SimulatedSites:

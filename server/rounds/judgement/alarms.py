@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from common.formatting import counted
 from common.protocol.codec import Refusal
 from server.release.choice import Choice
-from server.rounds.judgement.conduct import BAD_ROUNDS, ROUNDS, is_dispute
+from server.rounds.judgement.conduct import BAD_ROUNDS, ROUNDS, is_dispute, is_odd
 from server.run_store.folder import RunState
 from server.site_weights import overstated
 
 OFTEN = f"in {BAD_ROUNDS} of its last {ROUNDS} rounds"
 _REASONS: Mapping[Refusal, str] = {
     Refusal.OPPOSED: f"its updates pushed against those of the other sites {OFTEN}",
-    Refusal.PATIENTS_CHANGED: "it declares another number of patients than at first",
     Refusal.ZERO_UPDATE: f"its replies were refused {OFTEN}, the last one because its update was zero",
     Refusal.REPEATED_UPDATE: f"its replies were refused {OFTEN}, the last one because it sent an earlier update again",
 }
@@ -30,7 +29,13 @@ def alarms_of_round(state: RunState, scales: Mapping[str, float]) -> dict[str, s
     scales
         Site -> factor by which its update of this round was scaled.
     """
-    alarms = {f"quarantine {site}": _quarantined(site, reason) for site, reason in sorted(state.quarantine.items())}
+    alarms = alarms_of_quarantine(state)
+    for site in sorted(set(state.conduct) - set(state.quarantine)):
+        if is_odd(state.conduct[site]):
+            alarms[f"watch {site}"] = (
+                f"{OFTEN}, replies of {site} were refused, scaled down, or pushed against the other sites; ask the "
+                "site, and if it cannot say why, end the run or leave the site out"
+            )
     disputing = [site for site in sorted(state.conduct) if is_dispute(state.conduct[site])]
     if disputing:
         names = _listed(disputing)
@@ -45,6 +50,13 @@ def alarms_of_round(state: RunState, scales: Mapping[str, float]) -> dict[str, s
             "nobody can tell which of them is wrong"
         )
     return alarms
+
+
+def alarms_of_quarantine(state: RunState) -> dict[str, str]:
+    """Return the alarms about the sites in quarantine."""
+    return {
+        f"quarantine {site}": _quarantined(state, site, reason) for site, reason in sorted(state.quarantine.items())
+    }
 
 
 def alarms_of_patients(rule: str | Mapping[str, int], patients: Mapping[str, int]) -> dict[str, str]:
@@ -67,9 +79,20 @@ def alarms_of_patients(rule: str | Mapping[str, int], patients: Mapping[str, int
     }
 
 
-def _quarantined(site: str, reason: Refusal) -> str:
+def _quarantined(state: RunState, site: str, reason: Refusal) -> str:
+    if site in state.changed and site in state.declared:
+        return (
+            f"{site} is in quarantine: it declared {_patients(*state.changed[site])}, after "
+            f"{_patients(*state.declared[site])} at first; its data changed, or it tells patients apart in another way "
+            "(patients.csv, patient_from_name). Ask the site; then run fedvox-server release to let it back in "
+            "with the numbers that it declares from now on"
+        )
     cause = _REASONS.get(reason, f"its replies were refused {OFTEN}, the last one for {reason}")
     return f"{site} is in quarantine: {cause}; run fedvox-server release to let it back in"
+
+
+def _patients(training: int, validation: int) -> str:
+    return f"{counted(training, 'training patient')} and {counted(validation, 'validation patient')}"
 
 
 def _listed(names: list[str]) -> str:

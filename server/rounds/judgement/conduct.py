@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from common.protocol.codec import Refusal
 from server.rounds.judgement.directions import Directions
+from server.run_store.state import Oddity
 
 ROUNDS, BAD_ROUNDS = 5, 3
-DISPUTES: Collection[Refusal] = (Refusal.NORM_DISPUTED, Refusal.DIRECTION_DISPUTED)
+DISPUTES: Collection[Refusal | Oddity] = (Refusal.NORM_DISPUTED, Refusal.DIRECTION_DISPUTED)
 """Reasons that name several sites, one of which may be honest: they count against nobody."""
+Outcome = Refusal | Oddity | None
 
 
-def blame_of(site: str, directions: Directions) -> Refusal | None:
-    """Return what a site is blamed for by the direction of its update, None for nothing."""
+def blame_of(site: str, directions: Directions, scales: Mapping[str, float]) -> Outcome:
+    """Return what a site is blamed for, or what is odd, by the direction and length of its update; None for nothing.
+
+    Of two sites, nobody can tell which one's length is odd.
+    """
     if site in directions.opposed:
         return Refusal.OPPOSED
-    return Refusal.DIRECTION_DISPUTED if site in directions.disputed else None
+    if site in directions.disputed:
+        return Refusal.DIRECTION_DISPUTED
+    if site in directions.leaning:
+        return Oddity.LEANING
+    return Oddity.SCALED_DOWN if len(scales) > 2 and scales.get(site, 1.0) < 1 else None
 
 
-def with_round(conduct: Sequence[Refusal | None], outcome: Refusal | None) -> list[Refusal | None]:
+def with_round(conduct: Sequence[Outcome], outcome: Outcome) -> list[Outcome]:
     """Return a site's last ``ROUNDS`` outcomes after one more; None for a round without complaint."""
     return [*conduct, outcome][-ROUNDS:]
 
 
-def is_enough(conduct: Sequence[Refusal | None]) -> bool:
+def is_enough(conduct: Sequence[Outcome]) -> bool:
     """Return whether a site was refused, or opposed the others, in ``BAD_ROUNDS`` of its last ``ROUNDS``."""
+    return sum(isinstance(outcome, Refusal) and outcome not in DISPUTES for outcome in conduct) >= BAD_ROUNDS
+
+
+def is_odd(conduct: Sequence[Outcome]) -> bool:
+    """Return whether a site was refused, opposed the others or was odd in ``BAD_ROUNDS`` of its last ``ROUNDS``."""
     return sum(outcome is not None and outcome not in DISPUTES for outcome in conduct) >= BAD_ROUNDS
 
 
-def is_dispute(conduct: Sequence[Refusal | None]) -> bool:
+def is_dispute(conduct: Sequence[Outcome]) -> bool:
     """Return whether a site was in ``BAD_ROUNDS`` disputes in its last ``ROUNDS``."""
-    return sum(outcome in DISPUTES for outcome in conduct) >= BAD_ROUNDS
+    return sum(outcome in DISPUTES for outcome in conduct if outcome is not None) >= BAD_ROUNDS

@@ -19,7 +19,8 @@ from common.weights.encoding import UNTHREADED
 from server.rounds.strategies.strategy import Updates, Window
 
 SUSPECT, OPPOSED = -0.1, -0.4
-"""A site below the first cosine is no witness for the others, one below the second pushes against them."""
+"""A site below the first cosine is no witness for the others, one below the second pushes against them. Between them it
+leans against the others, if these agree: as honest updates come to differ, so do a liar's from their opposite."""
 STILL_MOVES = 1 / 3
 """Directions count while the median length of the updates is at least this share of the longest round's."""
 STANDARD_DEVIATIONS, LOWEST_BOUND = 3.0, -0.9
@@ -36,12 +37,15 @@ class Directions:
         Site -> cosine between its update and the mean direction of the other sites that are not set aside.
     opposed
         Sites that push against the rest, which is a majority and agrees.
+    leaning
+        Sites that push against the rest less clearly.
     disputed
         All sites, if no majority agrees; any of them may be right.
     """
 
     cosines: Mapping[str, float] = field(default_factory=dict)
     opposed: frozenset[str] = frozenset()
+    leaning: frozenset[str] = frozenset()
     disputed: frozenset[str] = frozenset()
 
 
@@ -66,21 +70,26 @@ def compare_directions(updates: Updates, norms: Mapping[str, float], longest: fl
         return Directions(_cosines(updates, norms, norms)[0])
     witnesses, aside = set(norms), set[str]()
     while True:
-        cosines, bound = _cosines(updates, norms, witnesses)
+        cosines, chance = _cosines(updates, norms, witnesses)
         worst = min(sorted(witnesses), key=cosines.__getitem__)
         if cosines[worst] >= SUSPECT or 2 * (len(aside) + 1) >= len(norms):
             break
         witnesses.remove(worst)
         aside.add(worst)
+    bound = max(LOWEST_BOUND, min(OPPOSED, -chance))
     if any(cosines[site] < bound for site in witnesses):
         return Directions(cosines, disputed=frozenset(norms))
-    return Directions(cosines, frozenset(site for site in aside if cosines[site] < bound))
+    opposed = frozenset(site for site in aside if cosines[site] < bound)
+    clear = max(-SUSPECT, chance)
+    agree = min(cosines[site] for site in witnesses) > clear
+    leaning = frozenset(site for site in aside - opposed if agree and cosines[site] < -clear)
+    return Directions(cosines, opposed, leaning)
 
 
 def _cosines(
     updates: Updates, norms: Mapping[str, float], witnesses: Collection[str]
 ) -> tuple[dict[str, float], float]:
-    """Return each site's cosine to the mean direction of the witnesses other than itself, and the bound for them."""
+    """Return each site's cosine to the mean direction of the witnesses other than itself, and what chance allows."""
     dots, squared, weights = dict.fromkeys(norms, 0.0), 0.0, 0
     for part_dots, part_squared, part_weights in updates.each(_products(norms, witnesses)):
         for site, dot in part_dots.items():
@@ -93,7 +102,7 @@ def _cosines(
         # The sum without the site's own direction, whose length is 1.
         rest = math.sqrt(max(squared - 2 * own * dot + own, 0.0))
         cosines[site] = (dot - own) / rest if rest > 1e-6 else 0.0
-    return cosines, max(LOWEST_BOUND, min(OPPOSED, -STANDARD_DEVIATIONS / math.sqrt(max(weights, 1))))
+    return cosines, STANDARD_DEVIATIONS / math.sqrt(max(weights, 1))
 
 
 def _products(

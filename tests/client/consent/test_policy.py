@@ -470,6 +470,21 @@ def test_what_leaves_is_written_down_exactly(state: Path, guard: TaskGuard) -> N
     verify(state / AUDIT_FILE)
 
 
+def test_a_hospital_is_told_that_it_declares_other_numbers_of_patients_than_before(guard: TaskGuard) -> None:
+    """Until the server asks for a result all the same: a person has released the site by then."""
+    first = SiteInfo("a", 5, 2, "1", "2", "3", "4", "cpu", "f")
+    other = replace(first, train_examples=6, validation_examples=1)
+    assert guard.changed_patients("run", other) is None
+    for info in (first, other):
+        guard.record("hello", pack(Hello("run", DIGEST)), pack(info))
+    assert guard.changed_patients("run", first) is guard.changed_patients("another", other) is None
+    told = guard.changed_patients("run", other)
+    assert told is not None and "6 training and 1 validation patients, and earlier in this run 5 and 2" in told
+    guard.record("train", pack(task()), pack(replace(RESULT, examples=6, validation_examples=1)), 400)
+    assert guard.changed_patients("run", other) is None
+    assert guard.changed_patients("run", first) is not None
+
+
 def test_failures_are_written_down_as_well(state: Path, guard: TaskGuard) -> None:
     guard.record("train", pack(task()), pack(Failure(ErrorCode.OUT_OF_MEMORY, "MemoryError")))
     [entry] = sent(state)

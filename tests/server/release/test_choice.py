@@ -60,6 +60,15 @@ def test_two_sites_that_disagree_leave_the_choice_to_a_person() -> None:
     assert choice.candidates == {0, 2}
 
 
+def test_two_honest_sites_whose_dice_vary_by_a_little_agree() -> None:
+    """Each has a best round of its own; the chosen one is nearly as good for both."""
+    honest = {"a": [0.0, 0.35, 0.60, 0.58, 0.62], "b": [0.0, 0.30, 0.47, 0.52, 0.46]}
+    choice = chosen(scores(**honest))
+    assert (choice.round, choice.disputed) == (3, ())
+    apart = chosen(scores(a=[0.0, 0.3, 0.5, 0.7], b=[0.0, 0.6, 0.5, 0.4]))
+    assert apart.disputed
+
+
 def test_a_site_in_quarantine_has_no_say() -> None:
     choice = chosen(scores(a=[0.0, 0.3, 0.7], b=[1.0, 0.0, 0.0]), excluded=["b"])
     assert (choice.round, choice.disputed) == (2, ())

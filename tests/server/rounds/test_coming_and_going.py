@@ -198,9 +198,31 @@ def test_a_site_that_returns_with_other_patients_waits_for_a_person(folder: RunF
     assert state is not None
     assert [len(item) for item in statuses(folder)] == [3, 2, 2, 2, 2, 2]
     assert state.quarantine == {"c": "patients-changed"}
+    told = "it declared 1,000,000 training patients and 2 validation patients, after 10 training patients and 2"
+    assert told in state.alarms["quarantine c"]
     release(folder, "c")
     assert read_releases(folder, state) == ["c"]
-    assert set(state.declared) == {"a", "b"}
+    assert set(state.declared) == {"a", "b"} and state.changed == state.alarms == {}
+
+
+def test_a_person_is_told_while_the_round_waits_for_a_site_with_other_patients(folder: RunFolder) -> None:
+    """Three sites are needed, so that no round ends; once released, the site takes part with its new number."""
+    sites, observer = list(THREE), Silent()
+
+    def online(node: int) -> bool:
+        if node == 3 and len(folder.read_rounds()) == 1 and sites[2][1] == 10:
+            sites[2] = site("c", 12, 0.8)
+            return False
+        state = folder.load_state()
+        if state is not None and "quarantine c" in state.alarms:
+            release(folder, "c")
+        return True
+
+    network = FakeNetwork(folder, sites, online=online)
+    run_network(tiny.federation(rounds=3, strategy={"min_sites": 3}), network, LAYOUT, CALM, observer)
+    assert [item["c"] for item in statuses(folder)] == ["ok"] * 4
+    assert any("ALARM: c is in quarantine: it declared 12 training patients" in text for text in observer.messages)
+    assert "c was released from quarantine" in observer.messages
 
 
 def test_a_late_site_with_a_million_patients_counts_as_one_of_the_others(folder: RunFolder) -> None:

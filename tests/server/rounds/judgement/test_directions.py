@@ -78,6 +78,17 @@ def test_unrelated_updates_oppose_nobody() -> None:
     assert compared(sites(0.5, "a")) == Directions()
 
 
+def test_a_flipped_update_among_sites_that_hardly_agree_leans() -> None:
+    """Honest sites agree by 0.25, so that their opposite is not far from them; among unrelated ones it says nothing."""
+    updates = sites(0.25)
+    found = compared(updates | {"c": -updates["c"]})
+    assert (found.leaning, found.opposed, found.disputed) == (frozenset("c"), frozenset(), frozenset())
+    unrelated = sites(0.0)
+    assert compared(unrelated | {"c": -unrelated["a"] - unrelated["b"]}).leaning == frozenset()
+    assert compared(sites(0.25)).leaning == frozenset()
+    assert all(not compared(sites(0.0, "abcde", size)).leaning for size in (36, 200, SIZE))
+
+
 def test_short_updates_at_the_end_oppose_nobody() -> None:
     """Each site pulls towards its own patients, and the sum is nearly nothing: honest sites look like liars."""
     updates = sites(0.6)

@@ -75,6 +75,17 @@ def test_a_million_patients_count_as_those_of_the_others_and_a_person_is_told(tm
     assert state.quarantine == {}
 
 
+def test_one_that_is_often_scaled_down_is_for_a_person_to_see(tmp_path: Path) -> None:
+    """It is too long in every other round; nobody is quarantined for that, and two such rounds say nothing."""
+    observer = Silent()
+    lie = liar(lambda number, update: update * (4 if number % 2 else 1))
+    _, state = ran(tmp_path / "run", [*HONEST, lie], observer=observer)
+    assert state.quarantine == {} and list(state.alarms) == ["watch liar"]
+    assert [text for text in observer.messages if "in 3 of its last 5 rounds, replies of liar were" in text]
+    _, state = ran(tmp_path / "short", [*HONEST, lie], rounds=4)
+    assert state.alarms == {}
+
+
 def test_a_longer_update_counts_as_long_as_the_others(tmp_path: Path) -> None:
     folder, _ = ran(tmp_path / "run", [*HONEST, liar(lambda number, update: 4 * update)], rounds=1)
     np.testing.assert_allclose(folder.load_checkpoint(1, LAYOUT), np.full(4, (1.0 + 1.2 + 1.2) / 3), rtol=1e-5)
