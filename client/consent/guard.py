@@ -145,9 +145,9 @@ class TaskGuard:
             return None
         return (
             f"this site declares {info.train_examples} training and {info.validation_examples} validation patients, "
-            f"and earlier in this run {before[0]} and {before[1]}: the server keeps it in quarantine until the coordinator "
-            "releases it. Tell them why; if the change was not meant (scans, patients.csv, patient_from_name), undo it "
-            "first"
+            f"and earlier in this run {before[0]} and {before[1]}: the server keeps it in quarantine until the "
+            "coordinator releases it. Tell them why; if the change was not meant (scans, patients.csv, "
+            "patient_from_name), undo it first"
         )
 
     def record(self, kind: str, question: str, answer: str, update_bytes: int = 0) -> None:

@@ -1,6 +1,6 @@
 """What one lying site of three, and two of five, do to the released model, with default settings.
 
-``python -m tests.benchmarks.poisoned_sites [--data Task04_Hippocampus]`` trains a small network on phantoms, or on 64
+``python -m tests.benchmarks.poisoned_sites [--data Task04_Hippocampus]`` trains a small network on phantoms, or on 46
 hippocampus scans, once without the liar and once with each kind of lie. Dice are the honest sites' own scores of the
 released model. Last line: the worst ratio of one liar of three with the round in which each was noticed, and how many
 claims of Dice and colluding pairs end as they must.
@@ -14,34 +14,45 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
 
 from common.config.federation import FederationConfig
 from common.protocol.codec import Vector
+from server.release.choice import choose, leave_out
+from server.rounds import round_log
 from server.simulation.simulated_sites import SimulatedSites
 from tests.benchmarks._liars import Liar, Outcome, excerpt, only, prepare, run
 
-ROUNDS = 12
-CONFIG = {
-    "name": "poisoned",
-    "rounds": ROUNDS,
-    "seed": 3,
-    "preprocessing": {"spacing": [2.0, 2.0, 2.0]},
-    "model": {"channels": [8, 16, 32], "groups": 4, "blocks": 1, "decoder_blocks": 1, "patch_size": [16, 24, 16]},
-    "training": {
-        "local_steps": 16,
-        "batch_size": 2,
-        "learning_rate": 0.004,
-        "precision": "float32",
-        "augmentation": None,
-    },
-    "simulation": {
-        "phantom": {"anatomy": "bent_tube", "cases_per_site": [8, 8, 8, 8, 8], "shape": [20, 28, 20]},
-        "partition": {"method": "column", "file": "sites.csv", "column": "site", "validation_fraction": 0.25},
-    },
-}
+CASES = [8, 8, 8, 8, 8]
+PHANTOM = {"anatomy": "body", "shape": [20, 24, 20], "spacing_mm": 4.0}
+BY_FILE = {"method": "column", "file": "sites.csv", "column": "site", "validation_fraction": 0.25}
+"""The sites that made the phantoms, or those of ``HIPPOCAMPUS``."""
+
+
+def config(simulation: dict[str, Any], seed: int = 3) -> FederationConfig:
+    """The smallest federation that learns phantoms, or without phantoms the hippocampus, in twelve rounds."""
+    is_phantom = "phantom" in simulation
+    content = {
+        "name": "poisoned",
+        "rounds": 12,
+        "seed": seed,
+        "preprocessing": {"spacing": [4.0 if is_phantom else 2.5] * 3},
+        "model": {"channels": [8, 16, 32], "groups": 4, "blocks": 1, "decoder_blocks": 1, "patch_size": [16, 20, 16]},
+        "training": {
+            "local_steps": 8,
+            "batch_size": 1,
+            "learning_rate": 0.01,
+            "class_weights": [0.2, 1.0, 1.0, 1.0] if is_phantom else [0.2, 1.0, 1.0],
+            "foreground_fraction": 0.8,
+            "precision": "float32",
+            "augmentation": None,
+        },
+        "simulation": simulation,
+    }
+    return FederationConfig.model_validate(content)
 
 
 def flipped(length: float) -> Liar:
@@ -78,11 +89,11 @@ TWO_OF_FIVE = {"sign flipped, length 1": flipped(1), "sign flipped, length 4.5":
 
 
 HIPPOCAMPUS = {
-    "1-raw-low": ("raw-low", 20),
-    "2-uint8": ("uint8", 14),
-    "3-raw-high": ("raw-high", 10),
-    "4-raw-low": ("raw-low", 10),
-    "5-uint8": ("uint8", 10),
+    "1-raw-low": ("raw-low", 12),
+    "2-uint8": ("uint8", 10),
+    "3-raw-high": ("raw-high", 8),
+    "4-raw-low": ("raw-low", 8),
+    "5-uint8": ("uint8", 8),
 }
 """Site -> its acquisition group, and how many scans of it; the third is the one that lies alone."""
 
@@ -131,15 +142,19 @@ def one_of_three(bench: Bench, wanted: str) -> str:
 
 
 def claims(bench: Bench, wanted: str) -> str:
-    """Whether a claimed Dice changes the released round without an alarm."""
-    honest = bench.run("three honest sites", 3, {})
-    found = [
-        outcome.released == honest.released or bool(outcome.alarms)
-        for title, liar in CLAIMS.items()
-        if wanted in title
-        for outcome in [bench.run(f"one of three: {title}", 3, {bench.sites.names[2]: liar}, honest)]
-    ]
-    return f"claims of Dice without effect or with an alarm: {sum(found)} of {len(found)}"
+    """Whether a claimed Dice changes the released round, and what the honest sites lose by it without an alarm."""
+    same, losses = 0, [0.0]
+    liar = bench.sites.names[2]
+    told = [title for title in CLAIMS if wanted in title]
+    for title in told:
+        outcome = bench.run(f"one of three: {title}", 3, {liar: CLAIMS[title]})
+        scores = {line["model_round"]: leave_out(round_log.scores(line), [liar]) for line in outcome.rounds}
+        without = choose(scores, scores)
+        assert without is not None
+        same += outcome.released == without.round
+        if not outcome.alarms:
+            losses.append(mean(scores[without.round].values()) - mean(scores[outcome.released].values()))
+    return f"claims of Dice: same round in {same} of {len(told)}, or an alarm, or a loss of at most {max(losses):.3f}"
 
 
 def two_of_five(bench: Bench, wanted: str) -> str:
@@ -160,7 +175,7 @@ PARTS = {"one": one_of_three, "claims": claims, "two": two_of_five}
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, help="Task04_Hippocampus, of which 64 scans are used; phantoms without it")
+    parser.add_argument("--data", type=Path, help="Task04_Hippocampus, of which 46 scans are used; phantoms without it")
     parser.add_argument("--part", choices=PARTS, help="one of three, claims of Dice, or two of five; all without it")
     parser.add_argument("--only", default="", help="only lies with this text in their title")
     parser.add_argument("--trace", action="store_true", help="every site in every round: Dice, length, scale, cosine")
@@ -168,7 +183,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root)
         data = excerpt(options.data, folder / "excerpt", HIPPOCAMPUS) if options.data else None
-        sites = prepare(FederationConfig.model_validate(CONFIG), folder / "data", data)
+        phantom = {} if data else {"phantom": PHANTOM | {"cases_per_site": CASES}}
+        sites = prepare(config(phantom | {"partition": BY_FILE}), folder / "data", data)
         bench = Bench(sites, folder, options.trace)
         parts = [options.part] if options.part else list(PARTS)
         print("; ".join([PARTS[part](bench, options.only) for part in parts]))
