@@ -17,9 +17,19 @@ settings.load_profile("any-machine")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
+LONGEST = (
+    "e2e/",
+    "runner/test_runner",
+    "/test_kill",
+    "simulation/test_pri",
+    "simulation/test_sweep",
+    "test_split_start",
+)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Modules that take minutes first, so that the last process does not work on one of them alone."""
-    items.sort(key=lambda item: "tests/e2e/" not in item.path.as_posix())
+    """Modules that take longest first, so that the last process does not work on one of them alone."""
+    items.sort(key=lambda item: not any(part in item.path.as_posix() for part in LONGEST))
 
 
 def _real_data_root() -> Path:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from client.cli import main
 from client.consent.policy import Policy, PolicyError
 from client.consent.site_config import SITE_FILE
 from client.state_folder import default_consent
@@ -17,11 +17,11 @@ from common.audit import AuditLog, read_entries
 from common.config.federation import FederationConfig
 from common.protocol.messages import ErrorCode
 from tests.client.consent.test_disclosure import write_kit
+from tests.e2e.commands import call
 
 
 def fedvox(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "client.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | environment)
+    return call(main, *arguments, **environment)
 
 
 @pytest.fixture
@@ -87,6 +87,17 @@ def test_from_review_to_withdrawal(kit: Path, federation: FederationConfig) -> N
     assert entries[0].details["digest"] == digest
     assert entries[0].details["user"] == "Dr. Ägypten"
     assert all(entry.details["account"] for entry in entries)
+
+
+def test_in_processes_of_their_own(kit: Path, federation: FederationConfig) -> None:
+    """The tests around this one call the same command in their own process."""
+    command = [sys.executable, "-m", "client.cli"]
+    for verb, code in (("approve", None), ("pause", ErrorCode.PAUSED)):
+        process = subprocess.run([*command, verb, "--kit", kit], capture_output=True, text=True, timeout=120)
+        assert (process.returncode, process.stderr) == (0, "")
+        assert answer(kit, federation) is code
+    process = subprocess.run([*command, "audit", "--kit", kit.parent], capture_output=True, text=True, timeout=120)
+    assert process.returncode == 2 and "is not a kit" in process.stderr and process.stdout == ""
 
 
 def test_the_account_cannot_be_made_up(kit: Path) -> None:

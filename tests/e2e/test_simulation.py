@@ -1,4 +1,4 @@
-"""The command line, run as a user runs it: real processes, real files."""
+"""The command line, as a user runs it, on real files; in this process where nothing depends on it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from server.cli.entry import main
+from client.cli import main as client
+from server.cli import main as server
 from tests import tiny
+from tests.e2e.commands import call
 
 
-def fedvox(program: str, *arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def process(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """What a command gives in a process of its own."""
     command = [sys.executable, "-m", f"{program}.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
 def scores(run: Path) -> list[object]:
@@ -34,17 +37,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three rounds, from the file to the report."""
     folder = tmp_path_factory.mktemp("finished")
     federation = tiny.write_federation(folder)
-    done = fedvox(
-        "server",
-        "simulate",
-        federation,
-        "--out",
-        folder / "run",
-        "--cache",
-        folder / "cache",
-        "--set",
-        "simulation.pooled=true",
-    )
+    options = ("--out", folder / "run", "--cache", folder / "cache", "--set", "simulation.pooled=true")
+    done = process("server", "simulate", federation, *options)
     assert done.returncode == 0, done.stderr
     assert str(folder / "run" / "report.html") in done.stdout
     return folder / "run"
@@ -93,7 +87,7 @@ def test_no_patient_is_in_two_places(finished: Path) -> None:
 
 def test_same_seed_same_result(finished: Path, tmp_path: Path) -> None:
     federation = tiny.write_federation(tmp_path)
-    done = fedvox("server", "simulate", federation, "--out", tmp_path / "run", "--no-cache")
+    done = call(server, "simulate", federation, "--out", tmp_path / "run", "--no-cache")
     assert done.returncode == 0, done.stderr
     assert scores(tmp_path / "run") == scores(finished)
     weights = [(run / "model" / "model.safetensors").read_bytes() for run in (tmp_path / "run", finished)]
@@ -105,7 +99,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(finished: Path, tmp_path: 
     federation = tiny.write_federation(tmp_path)
     run = tmp_path / "run"
     command = [sys.executable, "-m", "server.cli", "simulate", federation, "--out", run, "--cache", tmp_path / "cache"]
-    process = subprocess.Popen(
+    running = subprocess.Popen(
         list(map(str, command)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -115,12 +109,12 @@ def test_interrupted_and_resumed_equals_uninterrupted(finished: Path, tmp_path: 
     )
     deadline = time.monotonic() + 120
     while not (run / "rounds.jsonl").exists():
-        assert process.poll() is None
+        assert running.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(ending)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    running.send_signal(ending)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
     assert "--resume" in errors
     said = [line for line in errors.splitlines() if "interrupted;" in line or line.endswith("interrupted")]
     assert len(said) == 1, said
@@ -129,55 +123,55 @@ def test_interrupted_and_resumed_equals_uninterrupted(finished: Path, tmp_path: 
     assert summary["status"] == "interrupted"
     assert summary["rounds_done"] < 3
     assert (run / "report.html").exists()
-    done = fedvox("server", "simulate", federation, "--out", run, "--cache", tmp_path / "cache", "--resume")
+    resume = ("simulate", federation, "--out", run, "--cache", tmp_path / "cache", "--resume")
+    done = call(server, *resume)
     assert done.returncode == 0, done.stderr
     assert scores(run) == scores(finished)
-    again = fedvox("server", "simulate", federation, "--out", run, "--cache", tmp_path / "cache", "--resume")
+    again = call(server, *resume)
     assert again.returncode == 0
     assert "nothing is left to do" in again.stderr
 
 
 def test_resume_with_another_configuration_is_refused(finished: Path, tmp_path: Path) -> None:
     federation = tiny.write_federation(tmp_path)
-    done = fedvox("server", "simulate", federation, "--out", finished, "--resume", "--set", "seed=9")
+    done = call(server, "simulate", federation, "--out", finished, "--resume", "--set", "seed=9")
     assert done.returncode == 2
     assert "with a different configuration" in done.stderr
 
 
 def test_status_report_and_export(finished: Path, tmp_path: Path) -> None:
-    status = fedvox("server", "status", finished)
+    status = call(server, "status", finished)
     assert status.returncode == 0
     assert "finished, 3 of 3 rounds" in status.stdout
-    assert json.loads(fedvox("server", "status", finished, "--json").stdout)["rounds_done"] == 3
-    assert fedvox("server", "report", finished).stdout.strip() == str(finished / "report.html")
-    export = fedvox("server", "export", finished, "--out", tmp_path / "model")
+    assert json.loads(call(server, "status", finished, "--json").stdout)["rounds_done"] == 3
+    assert call(server, "report", finished).stdout.strip() == str(finished / "report.html")
+    export = call(server, "export", finished, "--out", tmp_path / "model")
     assert export.returncode == 0, export.stderr
     assert {path.name for path in (tmp_path / "model").iterdir()} == {"model.safetensors", "model.json"}
-    again = fedvox("server", "export", finished, "--out", tmp_path / "model")
+    again = call(server, "export", finished, "--out", tmp_path / "model")
     assert again.returncode == 1
     assert "already exists" in again.stderr
 
 
 def test_the_bundle_alone_predicts_and_evaluates(finished: Path, tmp_path: Path) -> None:
-    fedvox("server", "export", finished, "--out", tmp_path / "model")
+    call(server, "export", finished, "--out", tmp_path / "model")
     phantoms = finished / "phantoms"
     scan = sorted((phantoms / "imagesTr").glob("*.nii.gz"))[0]
-    predicted = fedvox(
-        "client", "predict", "--model", tmp_path / "model", "--input", scan, "--output", tmp_path / "o.nii.gz"
-    )
+    options = ("--model", tmp_path / "model", "--input", scan, "--output", tmp_path / "o.nii.gz")
+    predicted = process("client", "predict", *options)
     assert predicted.returncode == 0, predicted.stderr
     source, result = nib.load(scan), nib.load(tmp_path / "o.nii.gz")
     assert result.shape == source.shape
     np.testing.assert_allclose(result.affine, source.affine, atol=1e-4)
     assert np.issubdtype(result.get_data_dtype(), np.integer)
     table = tmp_path / "metrics.csv"
-    evaluated = fedvox("client", "evaluate", "--model", tmp_path / "model", "--data", phantoms, "--out", table)
+    evaluated = call(client, "evaluate", "--model", tmp_path / "model", "--data", phantoms, "--out", table)
     assert evaluated.returncode == 0, evaluated.stderr
     assert len(table.read_text().splitlines()) == 1 + 8 * 3
 
 
 def test_check_finds_phantoms_usable(finished: Path) -> None:
-    checked = fedvox("client", "check", "--data", finished / "phantoms")
+    checked = call(client, "check", "--data", finished / "phantoms")
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
@@ -204,12 +198,10 @@ def test_check_finds_phantoms_usable(finished: Path) -> None:
 def test_bad_input_is_told_in_a_line(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     arguments: list[str],
     status: int,
     complaint: str,
 ) -> None:
-    """In this process, for a new one spends three seconds on imports; the tests above start real ones."""
     (tmp_path / "EMPTY").mkdir()
     (tmp_path / "USED").mkdir()
     (tmp_path / "USED" / "other.txt").write_text("")
@@ -218,12 +210,9 @@ def test_bad_input_is_told_in_a_line(
     if "--out" not in arguments and "--resume" not in arguments:
         arguments = [*arguments, "--out", "run"]
     monkeypatch.chdir(tmp_path)
-    try:
-        found = main(["simulate", str(federation), "--cache", "cache", *arguments])
-    except SystemExit as end:  # wrong usage
-        found = end.code
-    told = capsys.readouterr().err
-    assert found == status, told
+    done = call(server, "simulate", federation, "--cache", "cache", *arguments)
+    told = done.stderr
+    assert done.returncode == status, told
     assert complaint in told
     assert "Traceback" not in told
     lines = [line for line in told.strip().splitlines() if not line.startswith("reading scans")]
@@ -233,9 +222,8 @@ def test_bad_input_is_told_in_a_line(
 def test_ray_engine_gives_what_inline_gives(finished: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="the extra 'ray' is not installed")
     federation = tiny.write_federation(tmp_path)
-    done = fedvox(
-        "server", "simulate", federation, "--out", tmp_path / "run", "--cache", tmp_path / "cache", "--engine", "ray"
-    )
+    options = ("--out", tmp_path / "run", "--cache", tmp_path / "cache", "--engine", "ray")
+    done = process("server", "simulate", federation, *options)
     assert done.returncode == 0, done.stderr
     ours, inline = (
         [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]

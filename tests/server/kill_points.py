@@ -3,15 +3,14 @@
 Weights go through the gateway's folder, as over a network, so that updates outlive the server app; sites answer in the
 server app's own process, and what they were doing dies with it.
 
-``python -m tests.server.kill_points FOLDER [ENCODING]`` forks a child for every operation, in which an audit hook
-sends SIGKILL just before that operation is done; then it goes on with what is left, and compares the end with that of a
-run that was never killed. Prints ``killed N times``.
+``python -m tests.server.kill_points FOLDER ENCODING every|each-kind`` forks a child for an operation, in which an audit
+hook sends SIGKILL just before that operation is done; then it goes on with what is left, and compares the end with that
+of a run that was never killed. Prints ``killed N times``.
 """
 
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from pathlib import Path
 
@@ -23,33 +22,32 @@ from server.run_store.folder import RunFolder
 from server.run_store.gateway_folder import GatewayFolder
 from server.simulation.inline_grid import InlineGrid
 from tests import tiny
+from tests.kill_schedule import Act, chosen, kill_before, on_operations, write_kinds
 from tests.server.fake_sites import LAYOUT, begin, broken, gateway_app, honest, nodes, run_over, site
 
-CONFIG = tiny.federation(rounds=2, transport={"upload": "bfloat16", "download": sys.argv[2]} if sys.argv[2:] else {})
+CONFIG = tiny.federation(rounds=2, transport={"upload": "bfloat16", "download": sys.argv[2]})
 SITES = [
     ("a", 30, honest("a", 30, 1.0, lambda weights: 1 - abs(float(weights[0]) - 2) / 10)),
     site("b", 20, 1.2),
     ("bad", 10, broken("nan")),
 ]
-OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 
 
-def main(root: Path) -> int:
-    """Kills at every point; exit status 1 if an end differs."""
-    whole = RunFolder.create(root / "whole")
-    go(whole)
+def main(root: Path, places: str) -> int:
+    """Kills at every place, or at one of each kind; exit status 1 if an end differs."""
+    whole, kinds = RunFolder.create(root / "whole"), root / "kinds"
+    assert not is_killed(whole, write_kinds(kinds))
     kills = 0
-    while True:
-        folder = RunFolder.create(root / f"killed_{kills}")
-        if not killed_at(folder, kills):
-            print(f"killed {kills} times")
-            return 0
+    for operation in chosen(kinds, places):
+        folder = RunFolder.create(root / f"killed_{operation}")
+        kills += is_killed(folder, kill_before(operation))
         go(folder)
         if end(folder) != end(whole) or leftovers(folder) != leftovers(whole):
-            print(f"killed before operation {kills}: {end(folder)} {leftovers(folder)}")
+            print(f"killed before operation {operation}: {end(folder)} {leftovers(folder)}")
             print(f"not {end(whole)} {leftovers(whole)}")
             return 1
-        kills += 1
+    print(f"killed {kills} times")
+    return 0
 
 
 def go(folder: RunFolder) -> None:
@@ -62,20 +60,11 @@ def go(folder: RunFolder) -> None:
     run_over(grid, link, CONFIG, LAYOUT, len(SITES), folder)
 
 
-def killed_at(folder: RunFolder, operation: int) -> bool:
-    """Whether a child that runs to the end was killed before it did its operation of that number."""
+def is_killed(folder: RunFolder, act: Act) -> bool:
+    """Whether a child that runs to the end was killed by what it does before each operation."""
     child = os.fork()
     if child == 0:
-        left = operation
-
-        def hook(event: str, arguments: tuple[object, ...]) -> None:
-            nonlocal left
-            if event in OPERATIONS and str(folder.path) in str(arguments[0]):
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                left -= 1
-
-        sys.addaudithook(hook)
+        on_operations(folder.path, act)
         go(folder)
         os._exit(0)
     _, status = os.waitpid(child, 0)
@@ -101,4 +90,4 @@ def leftovers(folder: RunFolder) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[3]))

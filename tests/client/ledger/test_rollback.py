@@ -100,8 +100,8 @@ class Hospital:
     def restore(self, copy: Path, *parts: str) -> None:
         for part in parts or ("data", "state"):
             target = self.files / part
-            if target.is_dir():
-                shutil.rmtree(target)
+            if (copy / part).is_dir():
+                shutil.rmtree(target, ignore_errors=True)
                 shutil.copytree(copy / part, target)
             else:
                 shutil.copy(copy / part, target)

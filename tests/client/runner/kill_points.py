@@ -1,9 +1,9 @@
 """Kills a runner, as ``kill -9`` does, at each of its operations on files, and starts it anew each time.
 
-``python -m tests.client.runner.kill_points FOLDER`` is the courier of a runner that an audit hook kills just before its
-operation of a certain number: it gives a task, gives it again after the answer, and gives the next task. Whatever was
-killed, both times the answer is the same, nothing is trained once its answer is known, each round is paid for and
-counted once, and the audit log has every answer. Prints ``killed N times``.
+``python -m tests.client.runner.kill_points FOLDER every|each-kind`` is the courier of a runner that an audit hook kills
+just before its operation of a certain number: it gives a task, gives it again after the answer, and gives the next.
+Whatever was killed, both times the answer is the same, nothing is trained once its answer is known, each round is paid
+for and counted once, and the audit log has every answer. Prints ``killed N times``.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from common.protocol.codec import pack, unpack_answer
 from common.protocol.messages import Result
 from common.weights.store import FileStore, digest_of
 from tests.client.runner.stand_in import StandIn
+from tests.kill_schedule import Act, chosen, kill_before, on_operations, write_kinds
 
-OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir"}
+IDLE = ("runner.json", "progress.json")
+"""Files that belong to waiting."""
 LONGEST_SECONDS = 30.0
 
 
@@ -34,14 +36,14 @@ class Courier:
 
     Args:
         site: folders.
-        operation: number of the first runner's operation before which it is killed.
+        act: what the first runner does before each of its operations.
     """
 
-    def __init__(self, site: StandIn, operation: int) -> None:
+    def __init__(self, site: StandIn, act: Act) -> None:
         self.site = site
         self.kills = 0
         self._journal = TaskJournal(site.state.journal)
-        self._child = self._fork(operation)
+        self._child = self._fork(act)
 
     def answer(self, round_number: int) -> bytes:
         """What the runner answers to the task of a round; takes task and answer away."""
@@ -84,12 +86,12 @@ class Courier:
             self.kills += 1
             self._child = self._fork(None)
 
-    def _fork(self, operation: int | None) -> int:
+    def _fork(self, act: Act | None) -> int:
         child = os.fork()
         if child != 0:
             return child
-        if operation is not None:
-            _kill_before(operation, self.site.folder)
+        if act is not None:
+            on_operations(self.site.folder, act, IDLE)
         status = 1
         try:
             self.site.serve(step_seconds=0)
@@ -98,28 +100,10 @@ class Courier:
             os._exit(status)
 
 
-def _kill_before(operation: int, folder: Path) -> None:
-    left = operation
-
-    def hook(event: str, arguments: tuple[object, ...]) -> None:
-        nonlocal left
-        if event in OPERATIONS and str(folder) in str(arguments[0]) and not _is_idle(arguments):
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            left -= 1
-
-    sys.addaudithook(hook)
-
-
-def _is_idle(arguments: tuple[object, ...]) -> bool:
-    """Whether an operation belongs to waiting: how often there is one depends on the machine."""
-    return "runner.json" in str(arguments[0]) or "progress.json" in str(arguments[0])
-
-
-def survive(site: StandIn, operation: int) -> int:
+def survive(site: StandIn, act: Act) -> int:
     """Two tasks, the first asked for twice; how often the runner was killed."""
     site.make()
-    courier = Courier(site, operation)
+    courier = Courier(site, act)
     first = courier.answer(1)
     assert courier.answer(1) == first, "another answer to the same task"
     assert courier.answer(2) != first
@@ -139,19 +123,20 @@ def survive(site: StandIn, operation: int) -> int:
     return courier.kills
 
 
-def main(root: Path) -> int:
-    """Kills at every point; exit status 1 if that was not survived."""
+def main(root: Path, places: str) -> int:
+    """Kills at every place, or at one of each kind; exit status 1 if that was not survived."""
+    kinds = root / "kinds"
+    assert survive(StandIn(root / "whole"), write_kinds(kinds)) == 0
     kills = 0
-    while True:
+    for operation in chosen(kinds, places):
         try:
-            if survive(StandIn(root / f"killed_{kills}"), kills) == 0:
-                print(f"killed {kills} times")
-                return 0
+            kills += survive(StandIn(root / f"killed_{operation}"), kill_before(operation))
         except AssertionError as error:
-            print(f"killed before operation {kills}: {error}")
+            print(f"killed before operation {operation}: {error}")
             return 1
-        kills += 1
+    print(f"killed {kills} times")
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
