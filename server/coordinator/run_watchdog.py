@@ -72,7 +72,7 @@ class FlowerRun:
         if self.outcome is not None:
             return
         if not self._cleared:
-            # Runs of an earlier server; their app died with it, or is about to.
+            # Runs of an earlier server, whose app died with it or is about to, or one whose number did not arrive.
             control.stop_all()
             self._cleared = True
         if self.flower_run is None:
@@ -87,7 +87,9 @@ class FlowerRun:
         # An app killed while Flower unpacks its bundle leaves a partial copy, which Flower treats as complete.
         shutil.rmtree(self._run / "flwr-home" / "apps", ignore_errors=True)
         self._progress = self._progress_mark()
+        self._cleared = False  # A slow SuperLink may make a run after nobody waits for its answer.
         self.flower_run = control.submit(self._bundle)
+        self._cleared = True
         self.submissions += 1
         self._submitted_at = time.monotonic()
         self._audit.append("run_submitted", flower_run=str(self.flower_run))
