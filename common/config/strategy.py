@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from common.plan.base import Fraction, Frozen, PositiveInt
+from common.config.algorithms import AlgorithmConfig
+from common.plan.base import Fraction, PositiveInt
 
 _WEIGHT_RULE = re.compile(r"patients|uniform|capped:[1-9][0-9]{0,8}(\.[0-9]{1,9})?")
 SITES_OVER_A_NETWORK = 3
@@ -24,8 +25,8 @@ def _check_weight_rule(rule: str) -> str:
 WeightRule = Annotated[str, AfterValidator(_check_weight_rule)]
 
 
-class StrategyConfig(Frozen):
-    """How updates are aggregated.
+class StrategyConfig(AlgorithmConfig):
+    """How updates are aggregated, besides the algorithm and its options.
 
     Attributes
     ----------
@@ -41,7 +42,6 @@ class StrategyConfig(Frozen):
         Number of consecutive failed rounds that ends the run.
     """
 
-    name: Literal["fedavg"] = "fedavg"
     weights: WeightRule | Annotated[dict[str, PositiveInt], Field(min_length=1)] = "capped:2"
     min_sites: PositiveInt = 1
     min_fraction: Fraction = 0.0

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from flwr.serverapp import ServerApp
 
 from common.config.federation import FederationConfig
+from common.config.strategy import StrategyConfig
 from common.config.yaml_file import parse_yaml
 from common.errors import ConfigError, DamagedFileError, FedvoxError
 from common.imaging.cache.case_cache import CachedCase
@@ -252,7 +253,11 @@ class _Experiment:
         pooled_folder = self._folder.path / "pooled"
         training = self._config.training
         steps = training.local_steps * len(self._sites.names)
-        config = self._config.model_copy(update={"training": training.model_copy(update={"local_steps": steps})})
+        changes: dict[str, object] = {"training": training.model_copy(update={"local_steps": steps})}
+        if self._config.strategy.name != "fedavg":
+            # One site's update is the next model: there is nothing to average, or to protect from.
+            changes["strategy"] = StrategyConfig()
+        config = self._config.model_copy(update=changes)
         if (pooled_folder / FEDERATION_FILE).exists():
             folder = RunFolder.open(pooled_folder)
         else:

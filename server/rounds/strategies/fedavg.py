@@ -9,7 +9,7 @@ import numpy as np
 from common.config.federation import FederationConfig
 from common.protocol.codec import Vector
 from server.rounds.strategies.strategy import Next, StrategyState, Updates, Window
-from server.rounds.strategies.weighted_mean import WeightedMean
+from server.rounds.strategies.weighted_mean import mean_update
 
 
 class FedAvg:
@@ -27,10 +27,7 @@ class FedAvg:
         del state
 
         def add_mean(window: Window) -> Next:
-            mean = WeightedMean(window.size)
-            for site, (update,) in window.updates():
-                mean.add(update, updates.weights[site])
-            change = mean.mean()
+            change = mean_update(window, updates.weights)
             return Next(np.add(weights[window.where], change, out=change))
 
         return updates.map(add_mean)

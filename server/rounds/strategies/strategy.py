@@ -84,19 +84,18 @@ class StrategyState:
 
 
 class Strategy(Protocol):
-    """How a federation makes its next model.
+    """How a federation makes its next model."""
 
-    Attributes
-    ----------
-    update_vectors
-        How many vectors of the model's size a site sends per update, including the update itself. SCAFFOLD, for
-        instance, needs two: the changes of the weights and of the site's control variate.
-    state_vectors
-        Names of the vectors that the server keeps between rounds, such as a momentum.
-    """
+    @property
+    def update_vectors(self) -> int:
+        """Return how many vectors of the model's size a site sends per update, including the update itself.
 
-    update_vectors: int
-    state_vectors: tuple[str, ...]
+        SCAFFOLD, for instance, needs two: the changes of the weights and of the site's control variate.
+        """
+
+    @property
+    def state_vectors(self) -> tuple[str, ...]:
+        """Return the names of the vectors that the server keeps between rounds, such as a momentum."""
 
     def check(self, config: FederationConfig) -> None:
         """Refuse federation settings that this strategy does not support.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from common.protocol.codec import Vector
+from server.rounds.strategies.strategy import Window
 
 
 class WeightedMean:
@@ -39,3 +42,11 @@ class WeightedMean:
         mean = np.empty(self._sum.size, np.float32)
         np.divide(self._sum, self._weight, out=mean, casting="unsafe")
         return mean
+
+
+def mean_update(window: Window, weights: Mapping[str, float]) -> Vector:
+    """Return the mean of a window's updates, weighted by site."""
+    mean = WeightedMean(window.size)
+    for site, (update, *_) in window.updates():
+        mean.add(update, weights[site])
+    return mean.mean()

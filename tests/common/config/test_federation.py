@@ -36,6 +36,22 @@ def test_resolved_file_reads_back_as_the_same_federation(tmp_path: Path) -> None
     assert again.digest() == config.digest()
 
 
+def test_an_algorithm_has_its_own_options_and_their_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "strategy: {name: fedadam, tau: 0.5, beta_1: null}\n")
+    config = load_federation(path)
+    expected = {"server_learning_rate": 0.01, "beta_1": 0.9, "beta_2": 0.99, "tau": 0.5}
+    assert config.strategy.options == expected
+    again = load_federation(write(tmp_path, config.resolved()))
+    assert (again, again.digest()) == (config, config.digest())
+    assert config.digest() != load_federation(path, ["strategy.tau=0.6"]).digest()
+
+
+def test_fedavg_is_written_as_before_it_had_company(tmp_path: Path) -> None:
+    """New keys would change the digest of every approved federation."""
+    written = yaml.safe_load(load_federation(write(tmp_path, MINIMAL)).resolved())["strategy"]
+    assert list(written) == ["name", "weights", "min_sites", "min_fraction", "max_failed_rounds"]
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_examples_are_valid(path: Path) -> None:
     config = load_federation(path)
@@ -71,6 +87,13 @@ def test_examples_exist() -> None:
         ("strategy: {weights: capped}", "strategy.weights:"),
         ("strategy: {weights: capped:0}", "strategy.weights:"),
         ("strategy: {weights: {north: 0}}", "strategy.weights.north"),
+        ("strategy: {name: fedsgd}", "strategy.name: must be 'fedavg', 'fedavgm', 'fedadam'"),
+        ("strategy: {name: [fedavg]}", "strategy.name: must be 'fedavg', 'fedavgm', 'fedadam'"),
+        ("strategy: {beta_1: 0.5}", "strategy: beta_1 is an option of fedadam, fedyogi, and name is fedavg; remove it"),
+        ("strategy: {name: fedavgm, tau: 0.1}", "strategy: tau is an option of fedadam, fedyogi, and name is fedavgm"),
+        ("strategy: {name: fedadam, beta_2: 1}", "strategy.beta_2: must be less than 1"),
+        ("strategy: {name: fedadam, beta_3: 0.5}", "strategy.beta_3: unknown key; did you mean beta_"),
+        ("strategy: {name: fedavgm, server_momentum: true}", "strategy.server_momentum: must be a number"),
     ],
 )
 def test_a_mistake_is_named_with_its_key(tmp_path: Path, change: str, complaint: str) -> None:

@@ -1,0 +1,77 @@
+"""The algorithm of a federation (``strategy.name``), and the options that belong to it.
+
+Each is explained, with its paper, in ``server/rounds/strategies``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
+
+from common.plan.base import Frozen, OpenFraction, PositiveFloat
+
+Algorithm = Literal["fedavg", "fedavgm", "fedadam", "fedyogi"]
+_ADAPTIVE = {"server_learning_rate": 0.01, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3}
+OPTIONS: Mapping[str, Mapping[str, float]] = {
+    "fedavg": {},
+    "fedavgm": {"server_learning_rate": 1.0, "server_momentum": 0.9},
+    "fedadam": _ADAPTIVE,
+    "fedyogi": _ADAPTIVE,
+}
+"""Algorithm -> its options with their defaults."""
+
+
+class AlgorithmConfig(Frozen):
+    """An algorithm and its options; options of other algorithms are None, and are not written out.
+
+    Attributes
+    ----------
+    name
+        The algorithm.
+    server_learning_rate
+        Factor for the server's step (``fedavgm``, ``fedadam``, ``fedyogi``).
+    server_momentum
+        Share of the last step that the next one keeps (``fedavgm``).
+    beta_1, beta_2
+        Decay of the first and second moment of the mean update (``fedadam``, ``fedyogi``).
+    tau
+        Degree of adaptivity: steps are divided by the root of the second moment plus this (``fedadam``, ``fedyogi``).
+    """
+
+    name: Algorithm = "fedavg"
+    server_learning_rate: PositiveFloat | None = None
+    server_momentum: OpenFraction | None = None
+    beta_1: OpenFraction | None = None
+    beta_2: OpenFraction | None = None
+    tau: PositiveFloat | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_algorithm(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        defaults = OPTIONS.get(str(content.get("name", "fedavg")), {})
+        return {**content, **{key: value for key, value in defaults.items() if content.get(key) is None}}
+
+    @model_validator(mode="after")
+    def _no_option_of_another_algorithm(self) -> Self:
+        for option in _ALL_OPTIONS - set(OPTIONS[self.name]):
+            if getattr(self, option) is not None:
+                owners = ", ".join(name for name, options in OPTIONS.items() if option in options)
+                raise ValueError(f"{option} is an option of {owners}, and name is {self.name}; remove it")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _own_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        foreign = _ALL_OPTIONS - set(OPTIONS[self.name])
+        return {key: value for key, value in handler(self).items() if key not in foreign}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return the algorithm's own options."""
+        return {option: getattr(self, option) for option in OPTIONS[self.name]}
+
+
+_ALL_OPTIONS = {option for options in OPTIONS.values() for option in options}
