@@ -18,9 +18,11 @@ from common.protocol.codec import Vector
 from common.weights.encoding import UNTHREADED
 from server.rounds.strategies.strategy import Updates, Window
 
-SUSPECT, OPPOSED = -0.1, -0.4
-"""A site below the first cosine is no witness for the others, one below the second pushes against them. Between them it
-leans against the others, if these agree: as honest updates come to differ, so do a liar's from their opposite."""
+SUSPECT, OPPOSED_TO_AGREEMENT, OPPOSED = -0.1, -0.25, -0.4
+"""A site below the first cosine is no witness for the others, and leans against them if these agree. One below the
+second pushes against them if they agree, and one below the third in any case: as honest updates come to differ, so do a
+liar's from their opposite.
+"""
 STILL_MOVES = 1 / 3
 """Directions count while the median length of the updates is at least this share of the longest round's."""
 STANDARD_DEVIATIONS, LOWEST_BOUND = 3.0, -0.9
@@ -79,9 +81,10 @@ def compare_directions(updates: Updates, norms: Mapping[str, float], longest: fl
     bound = max(LOWEST_BOUND, min(OPPOSED, -chance))
     if any(cosines[site] < bound for site in witnesses):
         return Directions(cosines, disputed=frozenset(norms))
-    opposed = frozenset(site for site in aside if cosines[site] < bound)
     clear = max(-SUSPECT, chance)
     agree = min(cosines[site] for site in witnesses) > clear
+    limit = max(bound, min(OPPOSED_TO_AGREEMENT, -chance)) if agree else bound
+    opposed = frozenset(site for site in aside if cosines[site] < limit)
     leaning = frozenset(site for site in aside - opposed if agree and cosines[site] < -clear)
     return Directions(cosines, opposed, leaning)
 

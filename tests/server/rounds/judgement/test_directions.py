@@ -78,15 +78,25 @@ def test_unrelated_updates_oppose_nobody() -> None:
     assert compared(sites(0.5, "a")) == Directions()
 
 
-def test_a_flipped_update_among_sites_that_hardly_agree_leans() -> None:
-    """Honest sites agree by 0.25, so that their opposite is not far from them; among unrelated ones it says nothing."""
-    updates = sites(0.25)
-    found = compared(updates | {"c": -updates["c"]})
-    assert (found.leaning, found.opposed, found.disputed) == (frozenset("c"), frozenset(), frozenset())
+def test_a_flipped_update_among_sites_that_hardly_agree() -> None:
+    """The less honest sites agree, the nearer their opposite is to them; among unrelated ones it says nothing."""
+
+    def flipped(agreement: float) -> Directions:
+        updates = sites(agreement)
+        return compared(updates | {"c": -updates["c"]})
+
+    assert (flipped(0.25).opposed, flipped(0.25).leaning) == (frozenset("c"), frozenset())
+    assert (flipped(0.15).opposed, flipped(0.15).leaning) == (frozenset(), frozenset("c"))
+    assert flipped(0.15).cosines["c"] == pytest.approx(-0.2, abs=0.02)
     unrelated = sites(0.0)
-    assert compared(unrelated | {"c": -unrelated["a"] - unrelated["b"]}).leaning == frozenset()
-    assert compared(sites(0.25)).leaning == frozenset()
-    assert all(not compared(sites(0.0, "abcde", size)).leaning for size in (36, 200, SIZE))
+    against = compared(unrelated | {"c": unrelated["c"] - 0.27 * (unrelated["a"] + unrelated["b"])})
+    assert -0.4 < against.cosines["c"] < -0.3
+    assert (against.opposed, against.leaning) == (frozenset(), frozenset())
+
+
+def test_honest_sites_neither_lean_nor_oppose() -> None:
+    for found in [compared(sites(0.25)), *(compared(sites(0.0, "abcde", size)) for size in (36, 200, SIZE))]:
+        assert not found.leaning | found.opposed
 
 
 def test_short_updates_at_the_end_oppose_nobody() -> None:
