@@ -115,6 +115,7 @@ def record_conduct(
         state.conduct[site] = with_round(state.conduct.get(site, []), blame)
         if isinstance(blame, Refusal) and is_enough(state.conduct[site]) and site not in state.quarantine:
             state.quarantine[site] = blame
+            state.alarms.pop(f"watch {site}", None)
             newly_quarantined.append(site)
             folder.event("site_quarantined", site=site, reason=blame)
     return newly_quarantined
