@@ -7,8 +7,9 @@ from collections.abc import Mapping
 
 from common.errors import ConfigError
 
-IMPLAUSIBLE = 10.0
-"""More than this many times the median of the other sites' patients is not believed."""
+IMPLAUSIBLE, PLAUSIBLE_PATIENTS = 10.0, 100.0
+"""More than the first times the median of the other sites' patients is not believed, from the second on: in a small
+federation honest sites have 12 patients and one."""
 
 
 def site_weights(rule: str | Mapping[str, int], patients: Mapping[str, int]) -> dict[str, float]:
@@ -47,14 +48,17 @@ def overstated(rule: str | Mapping[str, int], patients: Mapping[str, int]) -> di
     """Return the sites that declare implausibly many patients, with the number as which they count.
 
     Under a cap, that is the median of the other sites' numbers, if a site declares more than ``IMPLAUSIBLE`` times as
-    many; a larger cap takes the place of ``IMPLAUSIBLE``. Other rules believe what a site declares, or ignore it.
+    many, and more than ``PLAUSIBLE_PATIENTS``; a larger cap takes the place of ``IMPLAUSIBLE``. Other rules believe
+    what a site declares, or ignore it.
     """
     if isinstance(rule, Mapping) or not rule.startswith("capped:"):
         return {}
     bound = max(IMPLAUSIBLE, _cap_of(rule))
     counts = {site: float(count) for site, count in patients.items()}
     medians = {site: _median_of_others(site, counts) for site in counts}
-    return {site: medians[site] for site, count in counts.items() if count > bound * medians[site]}
+    return {
+        site: medians[site] for site, count in counts.items() if count > max(bound * medians[site], PLAUSIBLE_PATIENTS)
+    }
 
 
 def _cap_of(rule: str) -> float:

@@ -47,6 +47,11 @@ def test_up_to_ten_times_the_median_and_up_to_the_cap_is_believed(rule: str, cou
     assert (overstated(rule, patients) == {}) == (weight != 10)
 
 
+def test_in_a_small_federation_a_larger_site_is_believed() -> None:
+    assert overstated("capped:2", {"a": 1, "b": 13, "c": 1}) == {}
+    assert site_weights("capped:2", {"a": 1, "b": 13, "c": 1})["b"] == 2
+
+
 @pytest.mark.parametrize("rule", ["patients", "uniform", {"a": 1, "b": 1, "c": 1, "liar": 1}])
 def test_other_rules_call_nothing_overstated(rule: str | Mapping[str, int]) -> None:
     assert overstated(rule, PATIENTS | {"liar": 10**6}) == {}
