@@ -42,7 +42,7 @@ def config(simulation: dict[str, Any], seed: int = 3) -> FederationConfig:
         "preprocessing": {"spacing": [4.0 if is_phantom else 2.5] * 3},
         "model": {"channels": [8, 16, 32], "groups": 4, "blocks": 1, "decoder_blocks": 1, "patch_size": [16, 20, 16]},
         "training": {
-            "local_steps": 8,
+            "local_steps": 12 if is_phantom else 8,
             "batch_size": 1,
             "learning_rate": 0.01,
             "class_weights": [0.2, 1.0, 1.0, 1.0] if is_phantom else [0.2, 1.0, 1.0],
