@@ -16,6 +16,8 @@ from common.system.locks import is_locked, lock_for_one
 
 APPROVALS_FILE = "approvals.json"
 AUDIT_FILE = "audit.jsonl"
+FINGERPRINT_EVENT = "fingerprint_written"
+"""Event of the audit log: a fingerprint was written, to be sent by hand."""
 CONTACT_IS_LOST_AFTER_SECONDS = 15.0
 
 Role = Literal["site", "courier", "runner"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from client.cli.consent import add_consent_commands
+from client.cli.fingerprint import add_fingerprint_command
 from client.cli.ledger import add_ledger_command
 from client.cli.network import add_network_commands
 from common.errors import ConfigError, DataError
@@ -54,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_consent_commands(commands)
     add_ledger_command(commands)
     add_network_commands(commands)
+    add_fingerprint_command(commands)
     return run(parser, arguments)
 
 

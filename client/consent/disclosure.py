@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import common
+from client.consent.fingerprint_terms import fingerprint_lines, fingerprint_terms
 from client.consent.privacy_terms import privacy_terms, private_meanings
+from common.config.chosen import CHOSEN_FILE, Chosen, read_chosen
 from common.config.federation import FederationConfig, load_federation
 from common.config.kit import Kit, read_kit
 from common.config.privacy import PrivacyConfig
@@ -132,11 +134,12 @@ def digest_of_fields() -> str:
 
 @dataclass(frozen=True)
 class Request:
-    """What a kit asks for: the kit, its federation, and the plan that follows from it."""
+    """What a kit asks for: the kit, its federation, the plan that follows from it, and what was chosen for it."""
 
     kit: Kit
     federation: FederationConfig
     plan: Plan
+    chosen: Chosen | None = None
 
 
 def read_request(kit: Path) -> Request:
@@ -151,7 +154,8 @@ def read_request(kit: Path) -> Request:
     federation = load_federation(kit / "federation.yaml")
     if described.digest != federation.digest():
         raise ConsentError(f"{kit / 'federation.yaml'}: is not the federation named in kit.yaml; ask for a new kit")
-    return Request(described, federation, read_plan(kit / "plan.json", federation))
+    chosen = read_chosen(kit) if CHOSEN_FILE in described.files else None
+    return Request(described, federation, read_plan(kit / "plan.json", federation), chosen)
 
 
 def read_plan(file: Path, federation: FederationConfig) -> Plan:
@@ -213,6 +217,7 @@ def document(request: Request) -> dict[str, Any]:
             "starts_from": federation.initial_model_sha256,
         },
         "privacy": privacy_terms(federation, plan),
+        "fingerprint": fingerprint_terms(request.chosen, federation),
         "sent_back": {
             "update": {
                 "meaning": "the change in the model's weights from training at your site, as a file of plain numbers",
@@ -252,6 +257,10 @@ def as_text(content: Mapping[str, Any], width: int = 100) -> str:
             width,
         ),
     ]
+    if content["fingerprint"]:
+        parts.insert(
+            -1, _section("What your site has shared already", fingerprint_lines(content["fingerprint"]), width)
+        )
     for message, occasion in OCCASIONS.items():
         listed = [(field["name"], field["meaning"]) for field in sent["fields"] if field["message"] == message.__name__]
         parts.append(_table(f"What is sent {occasion} ({message.__name__})", listed, width))

@@ -1,4 +1,4 @@
-"""Summary of what left this building: the audit log's ``sent`` entries, totalled by day and by round."""
+"""Summary of what left this building: the audit log's entries of that, totalled by day and by round."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from client.state_folder import FINGERPRINT_EVENT
 from common.audit import Entry
 
+FINGERPRINT = "fingerprints"
 UPDATE, NUMBERS, SIGN_OF_LIFE, DECLARATION, ERROR = "updates", "scores", "signs of life", "declarations", "error codes"
 
 
@@ -18,8 +20,9 @@ class Departure:
     Attributes
     ----------
     kind
-        ``updates`` (weights and numbers), ``scores`` (numbers only), ``declarations`` or ``error codes``. Only earlier
-        versions also logged heartbeats (``signs of life``), which carry nothing about patients.
+        ``updates`` (weights and numbers), ``scores`` (numbers only), ``declarations``, ``error codes`` or
+        ``fingerprints`` (written to be sent by hand). Only earlier versions also logged heartbeats (``signs of life``),
+        which carry nothing about patients.
     run, round
         As the server's task named them; empty and 0 if it did not.
     sha256
@@ -36,8 +39,8 @@ class Departure:
 
 
 def departures(entries: Iterable[Entry]) -> list[Departure]:
-    """List every message that left, in order."""
-    return [_departure(entry) for entry in entries if entry.event == "sent"]
+    """List every message that left, and every fingerprint that was written to be sent, in order."""
+    return [_departure(entry) for entry in entries if entry.event in ("sent", FINGERPRINT_EVENT)]
 
 
 def summary(sent: Sequence[Departure]) -> dict[str, Any]:
@@ -81,9 +84,10 @@ def as_text(content: Mapping[str, Any]) -> str:
 def _departure(entry: Entry) -> Departure:
     details = entry.details
     epsilon = details.get("epsilon")
+    kind = FINGERPRINT if entry.event == FINGERPRINT_EVENT else _kind(details)
     return Departure(
         time=entry.time,
-        kind=_kind(details),
+        kind=kind,
         run=str(details.get("run", "")),
         round=_whole(details.get("round")),
         bytes=_whole(details.get("bytes")),

@@ -19,7 +19,7 @@ from common.config.yaml_file import read_yaml
 from common.errors import ConfigError
 from common.imaging.datasets.name_rule import compile_rule
 from common.imaging.ranges import USUAL_RANGES, GeometryRanges
-from common.plan.base import Frozen, PositiveInt, Real, Switch
+from common.plan.base import Frozen, MinimumCell, PositiveInt, Real, Switch
 from common.plan.describe_errors import describe_validation_error
 
 if TYPE_CHECKING:
@@ -171,6 +171,8 @@ class SiteConfig(Frozen):
     labels_map, channels_map
         Name in the hospital's dataset -> name in the federation, of labels and of channels that differ; a label may
         become ``background``.
+    minimum_cell
+        Fewest patients in a cell of a fingerprint that is shown (``common.planning.shared_fingerprint``).
     paused
         No task is done while this is true (``fedvox-client pause`` does the same without editing a file).
     validation_cases
@@ -186,6 +188,7 @@ class SiteConfig(Frozen):
     geometry: GeometryRanges = USUAL_RANGES
     labels_map: dict[str, str] = Field(default_factory=dict)
     channels_map: dict[str, str] = Field(default_factory=dict)
+    minimum_cell: MinimumCell = 5
     paused: Switch = False
     validation_cases: tuple[str, ...] | None = None
     patient_from_name: Annotated[str, AfterValidator(_check_rule)] | None = None

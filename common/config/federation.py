@@ -55,7 +55,7 @@ _ANCHORS = re.compile(r"x(-.*)?")
 
 
 class PreprocessingConfig(Frozen):
-    """Requested preprocessing; ``auto`` is resolved from the dataset's fingerprint (simulation only).
+    """Requested preprocessing; ``auto`` is resolved from the fingerprint of the dataset, or of all sites.
 
     Attributes
     ----------

@@ -28,6 +28,8 @@ Fraction = Annotated[Real, Field(ge=0, le=1)]
 OpenFraction = Annotated[Real, Field(gt=0, lt=1)]
 Intensity = Annotated[Real, Field(ge=-1e12, le=1e12)]
 """A value as stored in a scan."""
+MinimumCell = Annotated[Whole, Field(ge=2, le=1000)]
+"""Fewest patients in a cell of a histogram that is shown: a cell of one patient would be that patient."""
 TargetSpacing = tuple[
     Annotated[Real, Field(ge=0.01, le=1000)],
     Annotated[Real, Field(ge=0.01, le=1000)],

@@ -1,7 +1,8 @@
 """The plan of a federation: all settings that must be equal at all sites, resolved to numbers.
 
-A plan holds no value measured at a single site: it follows from the federation file or, in simulation, from the
-fingerprint of the whole dataset. It is written to ``plan.json`` and into every model bundle.
+A plan holds no value measured at a single site: it follows from the federation file, whose ``auto`` follows from the
+fingerprint of the whole dataset in simulation, and over a network from sums over the data of all sites. It is written
+to ``plan.json`` and into every model bundle.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
 """Dataset fingerprints, following nnU-Net (Isensee et al., Nature Methods 2021).
 
-A fingerprint reveals much about the patients, so it must stay where the data is.
+A fingerprint reveals much about the patients, so it must stay where the data is. What a site may share instead is in
+``shared_fingerprint``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from common.imaging.datasets.case import Case, errors_of, load_case
 from common.imaging.preprocessing import nonzero_box
 from common.imaging.threads import CountProgress, map_in_threads
 from common.plan.base import Axes3, Frozen, Spacing
+from common.plan.plan import IntensityPlan
 
 SAMPLES_PER_CASE = 2_000
 """Largest number of foreground voxels that a case contributes, so that all cases have similar weight."""
@@ -66,10 +69,87 @@ class Fingerprint(Frozen):
         """Labels that no case has."""
         return tuple(label for label, volumes in sorted(self.label_volumes_ml.items()) if not any(volumes))
 
+    @property
+    def channels(self) -> int:
+        """Number of channels of every case."""
+        return len(self.intensities)
+
+    def spacing_percentile(self, percent: float) -> Spacing:
+        """Return a percentile of the voxel sizes along each axis, in mm."""
+        x, y, z = np.percentile(self.spacings, percent, axis=0)
+        return (float(x), float(y), float(z))
+
     def median_shape(self, spacing: Spacing) -> Axes3:
         """Return the median shape over cases after resampling to a spacing in mm."""
         x, y, z = np.median(np.array(self.shapes) * np.array(self.spacings) / np.array(spacing), axis=0)
         return (max(1, round(float(x))), max(1, round(float(y))), max(1, round(float(z))))
+
+    def ct_window(self, channel: int) -> IntensityPlan:
+        """Return the window and normalisation of a channel of CT."""
+        found = self.intensities[channel]
+        return IntensityPlan(
+            clip="window",
+            lower=found.percentile_00_5,
+            upper=found.percentile_99_5,
+            normalise="given",
+            mean=found.mean,
+            std=max(found.std, 1e-6),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Measurements:
+    """What is measured of one case.
+
+    Attributes
+    ----------
+    shape, spacing
+        Of its nonzero bounding box, as in ``Fingerprint``.
+    volumes_ml
+        Volume of each label, in millilitres, in the order of the labels.
+    samples
+        Intensities of some of its foreground voxels, float32 (channel, voxel).
+    """
+
+    shape: Axes3
+    spacing: Spacing
+    volumes_ml: tuple[float, ...]
+    samples: NDArray[np.float32]
+
+
+def measure_cases(
+    cases: Sequence[Case],
+    labels: Collection[int],
+    workers: int = 1,
+    progress: CountProgress | None = None,
+    folder: Path | None = None,
+) -> list[Measurements]:
+    """Measure every case of a dataset; parameters and errors are those of ``fingerprint_dataset``."""
+    if not cases:
+        raise ValueError("a fingerprint needs at least one case")
+    digests = FileDigests(folder)
+    values = tuple(sorted(labels))
+    try:
+        entries = map_in_threads(lambda case: _measure_once(case, values, digests, folder), cases, workers, progress)
+    finally:
+        digests.save()
+    found = [
+        Measurements(
+            shape=tuple(entry.metadata["shape"]),
+            spacing=tuple(entry.metadata["spacing"]),
+            volumes_ml=tuple(entry.metadata["volumes_ml"][str(value)] for value in values),
+            samples=entry.arrays["samples"],
+        )
+        for entry in entries
+    ]
+    channels = len(found[0].samples)
+    for case, measured in zip(cases, found, strict=True):
+        if len(measured.samples) != channels:
+            other = cases[0].images[0].name
+            raise DataError(case.images[0], f"has {len(measured.samples)} channels, {other} has {channels}")
+    if not any(measured.samples.shape[1] for measured in found):
+        raise DataError(cases[0].images[0].parent, "no case has any voxel of the foreground labels: check the labels")
+    return found
 
 
 def fingerprint_dataset(
@@ -101,28 +181,16 @@ def fingerprint_dataset(
     OutputError
         If the cache folder cannot be written.
     """
-    if not cases:
-        raise ValueError("a fingerprint needs at least one case")
-    digests = FileDigests(folder)
-    values = tuple(sorted(labels))
-    try:
-        entries = map_in_threads(lambda case: _measure_once(case, values, digests, folder), cases, workers, progress)
-    finally:
-        digests.save()
-    channels = len(entries[0].arrays["samples"])
-    for case, entry in zip(cases, entries, strict=True):
-        if len(entry.arrays["samples"]) != channels:
-            found = len(entry.arrays["samples"])
-            raise DataError(case.images[0], f"has {found} channels, {cases[0].images[0].name} has {channels}")
-    samples = np.concatenate([entry.arrays["samples"] for entry in entries], axis=1)
-    if samples.shape[1] == 0:
-        raise DataError(cases[0].images[0].parent, "no case has any voxel of the foreground labels: check the labels")
+    found = measure_cases(cases, labels, workers, progress, folder)
+    samples = np.concatenate([measured.samples for measured in found], axis=1)
     return Fingerprint(
-        shapes=tuple(tuple(entry.metadata["shape"]) for entry in entries),
-        spacings=tuple(tuple(entry.metadata["spacing"]) for entry in entries),
+        shapes=tuple(measured.shape for measured in found),
+        spacings=tuple(measured.spacing for measured in found),
         intensities=tuple(_describe(channel) for channel in samples),
-        medians=tuple(_medians(entry.arrays["samples"]) for entry in entries),
-        label_volumes_ml={v: tuple(entry.metadata["volumes_ml"][str(v)] for entry in entries) for v in values},
+        medians=tuple(_medians(measured.samples) for measured in found),
+        label_volumes_ml={
+            value: tuple(measured.volumes_ml[index] for measured in found) for index, value in enumerate(sorted(labels))
+        },
     )
 
 

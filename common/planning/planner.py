@@ -6,7 +6,7 @@ The rules follow nnU-Net (Isensee et al., Nature Methods 2021) unless stated oth
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from pydantic import ValidationError
@@ -17,7 +17,6 @@ from common.imaging.resampling import thick_axes
 from common.plan.base import Axes3, Kernel, Spacing, Stride
 from common.plan.describe_errors import describe_validation_error
 from common.plan.plan import IntensityPlan, ModelPlan, Plan, PreprocessingPlan
-from common.planning.fingerprint import ChannelIntensities, Fingerprint
 
 LARGEST_PATCH = 96**3
 """Largest automatically chosen patch, in voxels: training with two of them fits into a few GB of memory."""
@@ -29,8 +28,25 @@ _THICK = 3.0
 USUAL_NETWORK = ModelConfig()
 
 
+class Measured(Protocol):
+    """What a plan follows from: the fingerprint of data in one place, or the sums that sites share."""
+
+    @property
+    def channels(self) -> int:
+        """Number of channels of every case."""
+
+    def spacing_percentile(self, percent: float) -> Spacing:
+        """Return a percentile of the voxel sizes along each axis, in mm."""
+
+    def median_shape(self, spacing: Spacing) -> Axes3:
+        """Return the median shape in voxels after resampling to a spacing in mm."""
+
+    def ct_window(self, channel: int) -> IntensityPlan:
+        """Return the window and normalisation of a channel of CT."""
+
+
 def make_plan(
-    fingerprint: Fingerprint,
+    fingerprint: Measured,
     channels: Sequence[str],
     labels: Mapping[int, str],
     modality: Literal["CT", "MR"] = "MR",
@@ -62,15 +78,15 @@ def make_plan(
     Raises
     ------
     ConfigError
-        If the fingerprint has another number of channels, the patch size does not fit the network, or what is asked of
-        the network contradicts itself.
+        If the fingerprint has another number of channels or leaves something open, the patch size does not fit the
+        network, or what is asked of the network contradicts itself.
     """
-    if len(channels) != len(fingerprint.intensities):
+    if len(channels) != fingerprint.channels:
         raise ConfigError(
             f"channels: {len(channels)} names ({', '.join(channels)}), but the scans have "
-            f"{len(fingerprint.intensities)} channels: name each of them"
+            f"{fingerprint.channels} channels: name each of them"
         )
-    target = spacing or target_spacing(fingerprint.spacings)
+    target = spacing or target_spacing(fingerprint)
     stages = len(network.channels)
     patch_size = network.patch_size
     if isinstance(patch_size, str):
@@ -84,7 +100,10 @@ def make_plan(
         labels=dict(labels),
         preprocessing=PreprocessingPlan(
             spacing=target,
-            intensity=tuple(_plan_intensity(channel, modality) for channel in fingerprint.intensities),
+            intensity=tuple(
+                IntensityPlan() if modality == "MR" else fingerprint.ct_window(channel)
+                for channel in range(len(channels))
+            ),
         ),
         model=plan_network(network, len(channels), len(labels), strides, kernels),
         patch_size=patch_size,
@@ -128,31 +147,17 @@ def plan_network(
         raise ConfigError(describe_validation_error(error, ModelPlan, "model")) from None
 
 
-def _plan_intensity(channel: ChannelIntensities, modality: Literal["CT", "MR"]) -> IntensityPlan:
-    if modality == "MR":
-        return IntensityPlan()
-    return IntensityPlan(
-        clip="window",
-        lower=channel.percentile_00_5,
-        upper=channel.percentile_99_5,
-        normalise="given",
-        mean=channel.mean,
-        std=max(channel.std, 1e-6),
-    )
-
-
-def target_spacing(spacings: Sequence[Spacing]) -> Spacing:
+def target_spacing(fingerprint: Measured) -> Spacing:
     """Return the spacing in mm that a dataset is resampled to: the median along each axis.
 
     If the median of an axis is more than three times that of the finest, its 10th percentile is used instead, but
     nothing finer than the coarser of the other axes. This preserves the detail of the volumes with thinner slices.
     """
-    median = np.median(spacings, axis=0)
-    x, y, z = (float(value) for value in median)
+    x, y, z = fingerprint.spacing_percentile(50)
     target = [x, y, z]
     for axis in thick_axes((x, y, z), _THICK):
         others = max(target[other] for other in range(3) if other != axis)
-        target[axis] = min(target[axis], max(float(np.percentile(spacings, 10, axis=0)[axis]), others))
+        target[axis] = min(target[axis], max(fingerprint.spacing_percentile(10)[axis], others))
     return (target[0], target[1], target[2])
 
 

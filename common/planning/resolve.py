@@ -1,7 +1,8 @@
 """Resolves a federation file to the plan that all sites share.
 
 In simulation, settings that the file leaves open follow from the dataset's fingerprint. In a real federation the scans
-are never in one place, so the file must specify everything.
+are never in one place: the settings follow from sums that all sites share, and are written into the file before any kit
+is made.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from common.errors import ConfigError
 from common.plan.base import Spacing
 from common.plan.describe_errors import describe_validation_error
 from common.plan.plan import IntensityPlan, Plan, PreprocessingPlan
-from common.planning.fingerprint import Fingerprint
-from common.planning.planner import make_plan, plan_network, plan_stages
+from common.planning.planner import Measured, make_plan, plan_network, plan_stages
+from common.planning.shared_fingerprint import SharedFingerprint
 from common.privacy.calibration import calibrate, check_calibration
+
+_AUTO = "auto needs the fingerprints of all sites (fedvox-server provision --fingerprint)"
 
 
 def resolve_plan(
-    config: FederationConfig, fingerprint: Fingerprint, channels: Sequence[str], labels: dict[int, str]
+    config: FederationConfig, fingerprint: Measured, channels: Sequence[str], labels: dict[int, str]
 ) -> Plan:
     """Derive the plan from the data, overridden by the settings in the federation file.
 
@@ -36,15 +39,13 @@ def resolve_plan(
         raise ConfigError(describe_validation_error(error, Plan, "model and preprocessing")) from None
 
 
-def _resolve(
-    config: FederationConfig, fingerprint: Fingerprint, channels: Sequence[str], labels: dict[int, str]
-) -> Plan:
+def _resolve(config: FederationConfig, fingerprint: Measured, channels: Sequence[str], labels: dict[int, str]) -> Plan:
     wanted = config.preprocessing
     plan = make_plan(
         fingerprint,
         channels,
         labels,
-        "CT" if config.modality == "CT" else "MR",
+        "CT" if config.modality == "CT" and wanted.intensity == "auto" else "MR",
         config.model,
         spacing=wanted.spacing if isinstance(wanted.spacing, tuple) else None,
     )
@@ -104,36 +105,95 @@ def check_plan(plan: Plan, config: FederationConfig) -> None:
         check_calibration(plan.privacy, config.privacy, config.rounds, config.training.local_steps)
 
 
-def _plan(config: FederationConfig) -> Plan:
+def open_settings(config: FederationConfig) -> tuple[str, ...]:
+    """Return the keys of a network federation's file that are ``auto`` and need the sites' fingerprints.
+
+    Raises
+    ------
+    ConfigError
+        There are some, and the file has ``privacy``, or does not name labels and channels.
+    """
     wanted, network = config.preprocessing, config.model
+    asked = {
+        "preprocessing.spacing": wanted.spacing == "auto",
+        "preprocessing.intensity": wanted.intensity == "auto" and config.modality == "CT",
+        "model.patch_size": network.patch_size == "auto",
+    }
+    found = tuple(key for key, is_open in asked.items() if is_open)
+    if not found:
+        return ()
+    if config.privacy is not None:
+        raise ConfigError(
+            f"{found[0]}: with privacy it cannot be auto, because the sites' fingerprints would tell about patients "
+            "what no privacy budget pays for; write the value by hand"
+        )
+    _names(config)
+    return found
+
+
+def with_choices(config: FederationConfig, fingerprint: SharedFingerprint) -> FederationConfig:
+    """Return the federation with the numbers that follow from its sites' fingerprints in place of every ``auto``.
+
+    Raises
+    ------
+    ConfigError
+        If a number does not follow, no site has a label, or values contradict each other.
+    """
+    channels, labels = _names(config)
+    if fingerprint.missing_labels:
+        value = fingerprint.missing_labels[0]
+        raise ConfigError(f"labels.{value}: no case of any site has label {value} ({labels[value]}); remove it")
+    plan = resolve_plan(config, fingerprint, channels, labels)
+    chosen = open_settings(config)
+    preprocessing: dict[str, object] = {}
+    if "preprocessing.spacing" in chosen:
+        preprocessing["spacing"] = plan.preprocessing.spacing
+    if "preprocessing.intensity" in chosen:
+        preprocessing["intensity"] = plan.preprocessing.intensity
+    # Strides and kernels as well: with spacing keep, the kits' files alone would lead to others.
+    model = {"patch_size": plan.patch_size, "strides": plan.model.strides, "kernels": plan.model.kernels}
+    return config.model_copy(
+        update={
+            "preprocessing": config.preprocessing.model_copy(update=preprocessing),
+            "model": config.model.model_copy(update=model),
+        }
+    )
+
+
+def _names(config: FederationConfig) -> tuple[tuple[str, ...], dict[int, str]]:
+    """Return the names of channels and labels."""
     if not config.labels:
         raise ConfigError("labels: is missing; name every label: {1: name, ...}")
     if not config.channels:
         raise ConfigError("channels: is missing; name every input channel: [T1]")
+    return config.channels, config.labels
+
+
+def _plan(config: FederationConfig) -> Plan:
+    wanted, network = config.preprocessing, config.model
+    channels, labels = _names(config)
     if wanted.spacing == "auto":
-        raise ConfigError(
-            "preprocessing.spacing: write it in mm ([1, 1, 1]) or keep; auto needs all scans in one place"
-        )
+        raise ConfigError(f"preprocessing.spacing: write it in mm ([1, 1, 1]) or keep; {_AUTO}")
     if isinstance(network.patch_size, str):
-        raise ConfigError("model.patch_size: write it in voxels ([64, 64, 64]); auto needs all scans in one place")
+        raise ConfigError(f"model.patch_size: write it in voxels ([64, 64, 64]); {_AUTO}")
     if wanted.intensity == "auto" and config.modality == "CT":
-        raise ConfigError("preprocessing.intensity: give the window, mean and std; auto needs all scans in one place")
+        raise ConfigError(f"preprocessing.intensity: give the window, mean and std; {_AUTO}")
     spacing: Spacing | None = wanted.spacing if isinstance(wanted.spacing, tuple) else None
     strides, kernels = plan_stages(network.patch_size, spacing or (1.0, 1.0, 1.0), len(network.channels))
     intensity = wanted.intensity if isinstance(wanted.intensity, tuple) else (IntensityPlan(),)
     try:
         return Plan(
-            channels=config.channels,
-            labels=config.labels,
+            channels=channels,
+            labels=labels,
             preprocessing=PreprocessingPlan(
                 spacing=spacing,
-                intensity=_per_channel(intensity, len(config.channels)),
+                intensity=_per_channel(intensity, len(channels)),
                 image_order=wanted.image_order,
                 label_mode=wanted.label_mode,
                 anisotropy=wanted.anisotropy,
                 crop=wanted.crop,
             ),
-            model=plan_network(network, len(config.channels), len(config.labels), strides, kernels),
+            model=plan_network(network, len(channels), len(labels), strides, kernels),
             patch_size=network.patch_size,
             mirror_axes=network.mirror_axes,
         )

@@ -36,6 +36,9 @@ def add_network_commands(commands: argparse._SubParsersAction[Any]) -> None:
         "--request", type=Path, action="append", default=[], metavar="FILE", help="signing request of a site"
     )
     provision.add_argument(
+        "--fingerprint", type=Path, action="append", default=[], metavar="FILE", help="fingerprint of a site"
+    )
+    provision.add_argument(
         "--replace", action="append", default=[], metavar="SITE", help="let a request replace this site's key"
     )
     provision.add_argument("--renew", action="append", default=[], metavar="SITE", help="give a site a new key")
@@ -84,7 +87,8 @@ def _provision(options: argparse.Namespace) -> int:
     from server.provisioning.kits import provision
 
     config = load_federation(options.federation)
-    report = provision(config, options.out, options.request, options.renew, options.replace)
+    given = options.request, options.renew, options.replace, options.fingerprint
+    report = provision(config, options.out, *given)
     print(report.as_text())
     return 0
 

@@ -35,6 +35,7 @@ inbound access. If the hospital's proxy inspects TLS traffic, ask IT to exempt `
 | `site.crt` | the certificate that authenticates the site to the server |
 | `site.key` | the certificate's private key |
 | `federation.yaml`, `plan.json` | what is trained, and how |
+| `chosen.json`, if there is one | what of it was chosen from the fingerprints of all sites |
 
 `fedvox-client preflight` warns when the certificate is about to expire. The coordinator then sends a new `site.crt`;
 the key stays the same.
@@ -74,6 +75,7 @@ Sites must reach `{endpoint}` (TCP, TLS); no other port of this machine needs to
 | `server.crt`, `server.key` | the server's certificate and private key; keep the key readable by one account only |
 | `sites/NAME.crt` | the certificates of the admitted sites; removing a file shuts the site out at once |
 | `federation.yaml`, `plan.json` | what is trained, and how |
+| `chosen.json`, if there is one | what of it was chosen from the fingerprints of all sites |
 
 `fedvox-server revoke` permanently revokes a site's key. Run `fedvox-server provision` again to renew certificates that
 are about to expire, then send the sites their new ones.

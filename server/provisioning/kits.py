@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -42,25 +41,12 @@ from common.system.files import PRIVATE, PUBLIC, new_folder, write_atomically
 from common.system.locks import FileLock, lock_file
 from server.provisioning.certificate_authority import Authority, AuthorityError, read_request
 from server.provisioning.kit_readme import server_readme, site_readme
+from server.provisioning.provision_report import ProvisionReport
+from server.provisioning.site_fingerprints import settle
 from server.provisioning.site_register import Register, SiteRecord, read_register, write_register
 
 INITIAL_MODEL = "initial_model"
 PRIVATE_FILES = frozenset({SERVER_KEY_FILE, SITE_KEY_FILE})
-
-
-@dataclass
-class ProvisionReport:
-    """What was done: a word per site (``new``, ``changed``, ``unchanged``, ``revoked``), and notes."""
-
-    out: Path
-    sites: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def as_text(self) -> str:
-        """Format the report as a few lines of text."""
-        width = max(map(len, self.sites), default=0)
-        lines = [f"  {name:<{width}}  {what:<9}  {self.out / 'sites' / name}" for name, what in self.sites.items()]
-        return "\n".join([f"server: {self.out / 'server'}", "sites:", *lines, *self.notes])
 
 
 def provision(
@@ -69,6 +55,7 @@ def provision(
     requests: Sequence[Path] = (),
     renew: Sequence[str] = (),
     replace: Collection[str] = (),
+    fingerprints: Sequence[Path] = (),
 ) -> ProvisionReport:
     """Make or update a federation's kits.
 
@@ -84,31 +71,38 @@ def provision(
         Sites that get a new key; the old one is revoked.
     replace
         Sites whose key a request may replace; the old one is revoked.
+    fingerprints
+        Files of ``fedvox-client fingerprint``, from which follows what the federation file leaves ``auto``.
 
     Raises
     ------
     ConfigError
-        The federation file is incomplete, or does not list a site, or a request would replace a site's key.
+        The federation file is incomplete, or does not list a site, or a request would replace a site's key, or a
+        fingerprint is missing or wrong.
     AuthorityError
         A key, certificate or request cannot be used.
     OutputError
         The folder belongs to another federation, or is not writable.
     """
     network = _network_of(config)
+    own_keys = dict(read_request(path) for path in requests)
+    settled = settle(config, out, fingerprints, own_keys)
+    config = settled.config
     plan = plan_from_config(config)
     initial_model = _initial_model(config, plan)
-    own_keys = dict(read_request(path) for path in requests)
     for name in (*own_keys, *renew):
         if name not in network.sites:
             raise ConfigError(f"network.sites: has no site {name!r}; add it to the federation file first")
     with _open_locked(out, config.name) as (authority, register):
-        report = ProvisionReport(out)
+        report = ProvisionReport(out, notes=[*settled.notes])
         shared = {
             AUTHORITY_FILE: authority.pem,
             "federation.yaml": _as_in_kits(config).resolved().encode(),
             "plan.json": (plan.model_dump_json(indent=2) + "\n").encode(),
+            **settled.files,
         }
         _check_replacements(register, own_keys, replace)
+        settled.save(out / "authority")
         register = register.with_listed(network.sites)
         for name in network.sites:
             register, made = _ensure_certificate(

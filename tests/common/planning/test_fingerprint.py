@@ -44,6 +44,10 @@ def describe(shapes, spacings, channels=1):
     )
 
 
+def target_of(spacings):
+    return target_spacing(describe([(1, 1, 1)] * len(spacings), spacings))
+
+
 @pytest.fixture
 def cases(tmp_path) -> list[Case]:
     """Foreground intensities of case i are 100 i + 0, 1, ..., 63; around it there is 7 and a margin of zeros."""
@@ -121,17 +125,17 @@ def test_what_cannot_be_measured_is_refused(cases, tmp_path):
 
 
 def test_target_spacing_is_the_median():
-    assert target_spacing([(1.0, 1.0, 1.0), (0.5, 2.0, 1.5), (2.0, 1.5, 2.5)]) == (1.0, 1.5, 1.5)
+    assert target_of([(1.0, 1.0, 1.0), (0.5, 2.0, 1.5), (2.0, 1.5, 2.5)]) == (1.0, 1.5, 1.5)
 
 
 def test_a_thick_axis_takes_its_tenth_percentile():
     spacings = [(0.5, 0.5, z) for z in (1.0, 2.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 6.0)]
-    assert target_spacing(spacings) == (0.5, 0.5, 2.0)
+    assert target_of(spacings) == (0.5, 0.5, 2.0)
     # Never finer than the other axes.
     finer = [(0.5, 0.5, z) for z in (0.1, 0.1, 5.0, 5.0, 5.0)]
-    assert target_spacing(finer) == (0.5, 0.5, 0.5)
+    assert target_of(finer) == (0.5, 0.5, 0.5)
     # Three times is not thick.
-    assert target_spacing([(0.5, 0.5, z) for z in (0.5, 1.5, 1.5)]) == (0.5, 0.5, 1.5)
+    assert target_of([(0.5, 0.5, z) for z in (0.5, 1.5, 1.5)]) == (0.5, 0.5, 1.5)
 
 
 def test_stages_of_cubic_voxels():

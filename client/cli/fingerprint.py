@@ -1,0 +1,68 @@
+"""The command ``fedvox-client fingerprint``: what a site shares of its data before the kits are made."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from common.errors import ConfigError
+from common.formatting import visible
+from common.system.cli import add_command
+
+EXAMPLE = "--name north --federation federation.yaml --data scans --key key --out north.json"
+
+
+def add_fingerprint_command(commands: Any) -> None:
+    """Add the command to the result of ``ArgumentParser.add_subparsers``."""
+    text = "sum up this site's data in a signed file, from which the coordinator chooses what is auto"
+    command = add_command(commands, "fingerprint", _fingerprint, text, EXAMPLE)
+    command.add_argument("--name", required=True, metavar="NAME", help="the site's name in the federation")
+    command.add_argument(
+        "--federation", type=Path, required=True, metavar="FEDERATION.yaml", help="the coordinator's federation file"
+    )
+    command.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder with labels")
+    command.add_argument("--key", type=Path, required=True, metavar="DIR", help="folder with the key that request made")
+    command.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="the file to send")
+    command.add_argument(
+        "--site", type=Path, metavar="site.yaml", help="the hospital's minimum_cell, and how its data is read"
+    )
+    command.add_argument("--state", type=Path, metavar="DIR", help="state folder, if any: its audit log notes it")
+
+
+def _fingerprint(options: argparse.Namespace) -> int:
+    from client.consent.site_config import SiteConfig, load_site_config
+    from client.site.fingerprint import in_words, make_fingerprint
+    from client.state_folder import AUDIT_FILE, FINGERPRINT_EVENT
+    from common.audit import AuditLog
+    from common.config.federation import load_federation
+    from common.system.files import to_appear
+
+    if options.site is not None and not options.site.is_file():
+        raise ConfigError(f"--site {options.site}: there is no such file")
+    terms = SiteConfig() if options.site is None else load_site_config(options.site)
+    config = load_federation(options.federation)
+    file = make_fingerprint(config, options.name, options.data, options.key, terms, _progress)
+    content = file.as_json().encode()
+    with to_appear(options.out, content):
+        # Logged before it is there to be sent.
+        if options.state is not None:
+            AuditLog(options.state / AUDIT_FILE).append(
+                FINGERPRINT_EVENT,
+                federation=config.name,
+                site=options.name,
+                bytes=len(content),
+                sha256=hashlib.sha256(content).hexdigest(),
+            )
+    print("WHAT THIS FILE SHARES, AND NOTHING ELSE")
+    for line in in_words(file):
+        print(visible(f"  {line}"))
+    print(f"{options.out}: nothing was sent; send it to the coordinator together with the request ({options.name}.csr)")
+    return 0
+
+
+def _progress(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(f"case {done} of {total}", file=sys.stderr)

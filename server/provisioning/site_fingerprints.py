@@ -1,0 +1,169 @@
+"""What a federation file leaves ``auto``, chosen from the fingerprints of all sites before any kit is made.
+
+Received fingerprints are kept in ``authority/fingerprints``, so that provisioning again chooses the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from common.certificates import key_of
+from common.config.chosen import CHOSEN_FILE, Chosen
+from common.config.federation import FederationConfig, as_json
+from common.errors import ConfigError, OutputError
+from common.formatting import counted
+from common.planning.fingerprint_file import FingerprintFile, read_fingerprint
+from common.planning.histogram import Distribution
+from common.planning.resolve import open_settings, with_choices
+from common.planning.shared_fingerprint import merge
+from common.system.files import PRIVATE, write_atomically
+from server.provisioning.site_register import REGISTER_FILE, read_register
+
+FOLDER = "fingerprints"
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A federation that leaves nothing open.
+
+    Attributes
+    ----------
+    config
+        The federation, with numbers in place of every ``auto``.
+    files
+        Files for every kit, by name: which settings were chosen. Empty if none was.
+    notes
+        What was chosen and from what, in words.
+    received
+        The fingerprint of each site that they follow from.
+    """
+
+    config: FederationConfig
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    received: Mapping[str, FingerprintFile] = field(default_factory=dict)
+
+    def save(self, authority: Path) -> None:
+        """Keep the fingerprints in the authority's folder."""
+        if not self.received:
+            return
+        folder = authority / FOLDER
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be made: {error.strerror}") from None
+        for site, file in self.received.items():
+            write_atomically(folder / f"{site}.json", file.as_json(), mode=PRIVATE)
+
+
+def settle(
+    config: FederationConfig, out: Path, given: Sequence[Path], own_keys: Mapping[str, ec.EllipticCurvePublicKey]
+) -> Settled:
+    """Choose what a federation file leaves ``auto``.
+
+    Parameters
+    ----------
+    config
+        The federation; its ``network`` lists the sites.
+    out
+        The folder of all kits, with the keys and fingerprints of earlier calls.
+    given
+        Files of ``fedvox-client fingerprint``.
+    own_keys
+        Keys from the requests that come with them.
+
+    Raises
+    ------
+    ConfigError
+        A fingerprint is missing, damaged, not signed by its site, or made for another federation; or nothing can be
+        chosen from them.
+    """
+    chosen = open_settings(config)
+    if not chosen:
+        if given:
+            raise ConfigError(f"--fingerprint {given[0]}: is not needed: the federation file leaves nothing auto")
+        return Settled(config)
+    received = _received(config, out, given, own_keys)
+    merged = merge([file.fingerprint for file in received.values()])
+    settled = with_choices(config, merged)
+    about = Chosen(keys=chosen, sites=tuple(received))
+    counts = ", ".join(f"{site} {file.fingerprint.cases}" for site, file in received.items())
+    whole = f"{counted(len(received), 'site')}, {counted(merged.cases, 'case')} ({counts})"
+    notes = (
+        f"chosen from the fingerprints of {whole}:",
+        *(f"  {line}" for line in about.in_words(settled)),
+        *(f"  note: {name}: {_how_much(item)}" for name, item, _ in merged.parts() if 2 * item.shown < item.count),
+    )
+    return Settled(settled, {CHOSEN_FILE: as_json(about).encode()}, notes, received)
+
+
+def _how_much(item: Distribution) -> str:
+    return f"only {item.shown:,} of {item.count:,} are in cells that are shown, so their mean and spread were used"
+
+
+def _received(
+    config: FederationConfig, out: Path, given: Sequence[Path], own_keys: Mapping[str, ec.EllipticCurvePublicKey]
+) -> dict[str, FingerprintFile]:
+    """Return the fingerprint of every site of the federation, in the order of the file."""
+    sites = config.network.sites if config.network else ()
+    keys = {**_known_keys(out), **own_keys}
+    found: dict[str, FingerprintFile] = {}
+    for path in given:
+        file = _read_signed(path, sites, keys)
+        if file.site in found:
+            raise ConfigError(f"{path}: is a second fingerprint of {file.site}; give one")
+        _check_made_for(config, path, file)
+        found[file.site] = file
+    for site in sites:
+        kept = out / "authority" / FOLDER / f"{site}.json"
+        if site not in found and kept.exists():
+            found[site] = read_fingerprint(kept)
+            _check_made_for(config, kept, found[site])
+    if missing := [site for site in sites if site not in found]:
+        raise ConfigError(_what_is_missing(open_settings(config), missing))
+    return {site: found[site] for site in sites}
+
+
+def _read_signed(path: Path, sites: Collection[str], keys: Mapping[str, ec.EllipticCurvePublicKey]) -> FingerprintFile:
+    file = read_fingerprint(path)
+    if file.site not in sites:
+        raise ConfigError(f"{path}: is of {file.site}, which is no site of the federation (network.sites)")
+    if (key := keys.get(file.site)) is None:
+        raise ConfigError(
+            f"{path}: nobody can check that it is from {file.site}; also give the request that fedvox-client "
+            f"request made there: --request {file.site}.csr"
+        )
+    if not file.is_signed_by(key):
+        raise ConfigError(
+            f"{path}: is not signed with the key of {file.site}, or was changed; ask the site to make it again, "
+            "with the key of its request (fedvox-client fingerprint --key)"
+        )
+    return file
+
+
+def _what_is_missing(settings: Sequence[str], sites: Sequence[str]) -> str:
+    first = sites[0]
+    return (
+        f"{', '.join(settings)}: auto needs the fingerprint of every site, and there is none of {', '.join(sites)}; "
+        "send them this federation file, let them run fedvox-client request, then "
+        f"fedvox-client fingerprint --name {first} --federation FEDERATION.yaml --data DIR --key KEY "
+        f"--out {first}.json, and add --request {first}.csr --fingerprint {first}.json; or write the values by hand"
+    )
+
+
+def _known_keys(out: Path) -> dict[str, ec.EllipticCurvePublicKey]:
+    if not (out / "authority" / REGISTER_FILE).exists():
+        return {}
+    return {site: key_of(record.x509) for site, record in read_register(out).sites.items() if not record.revoked}
+
+
+def _check_made_for(config: FederationConfig, path: Path, file: FingerprintFile) -> None:
+    if differing := file.differences(config):
+        raise ConfigError(
+            f"{path}: was made for another {' and '.join(differing)} than the federation file has; ask {file.site} to "
+            "make it again with this file"
+        )

@@ -1,0 +1,95 @@
+"""A hospital's fingerprint: made only where it is asked for, by its own terms, and in plain words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from client.cli import main
+from client.consent.fingerprint_terms import FINGERPRINT_MEANINGS
+from client.consent.sent_summary import departures, summary
+from client.consent.site_config import SiteConfig
+from client.site.fingerprint import in_words, make_fingerprint
+from client.site.signing_request import make_request
+from client.state_folder import AUDIT_FILE
+from common.audit import read_entries
+from common.certificates import CertificateError, load_key
+from common.config.federation import FederationConfig
+from common.errors import ConfigError, DataError
+from common.imaging.datasets.dataset import find_dataset
+from common.imaging.phantoms.dataset import write_phantom_dataset
+from common.planning.fingerprint_file import read_fingerprint
+from common.planning.shared_fingerprint import SharedFingerprint
+
+VALUES: dict[str, object] = {
+    "name": "balls",
+    "rounds": 1,
+    "strategy": {"min_sites": 1},
+    "network": {"address": "fl.example.org", "sites": ["north"]},
+}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    write_phantom_dataset(tmp_path / "data", (6,), 0, (16, 16, 16))
+    make_request("north", tmp_path / "key")
+    return tmp_path / "data"
+
+
+def federation(data: Path, **values: object) -> FederationConfig:
+    declared = find_dataset(data)
+    return FederationConfig.model_validate(
+        VALUES | {"labels": declared.labels, "channels": list(declared.channels)} | values
+    )
+
+
+def test_every_field_is_explained_to_the_hospital() -> None:
+    assert set(FINGERPRINT_MEANINGS) == set(SharedFingerprint.model_fields)
+    assert all(len(meaning) > 10 for meaning in FINGERPRINT_MEANINGS.values())
+
+
+def test_it_is_signed_by_the_site_and_says_what_it_shares(data: Path, tmp_path: Path) -> None:
+    config = federation(data)
+    made = make_fingerprint(config, "north", data, tmp_path / "key", SiteConfig(minimum_cell=3))
+    assert made.is_signed_by(load_key(tmp_path / "key/site.key").public_key())
+    make_request("other", tmp_path / "other")
+    assert not made.is_signed_by(load_key(tmp_path / "other/site.key").public_key())
+    assert not made.model_copy(update={"site": "south"}).is_signed_by(load_key(tmp_path / "key/site.key").public_key())
+    lines = list(in_words(made))
+    assert lines[0] == "6 labelled cases; a cell of fewer than 3 patients is not shown."
+    assert len(lines) == 1 + 6 + len(config.labels or ())
+    assert all("phantom" not in line for line in lines)
+
+
+def test_it_is_noted_in_the_audit_log_before_it_is_there(data: Path, tmp_path: Path) -> None:
+    config = federation(data)
+    (tmp_path / "federation.yaml").write_text(config.resolved())
+    words = ["fingerprint", "--name", "north", "--federation", str(tmp_path / "federation.yaml"), "--data", str(data)]
+    words += ["--key", str(tmp_path / "key"), "--out", str(tmp_path / "north.json"), "--state", str(tmp_path / "state")]
+    assert main(words) != 0 and not (tmp_path / "north.json").exists(), "there is no such folder of state"
+    (tmp_path / "state").mkdir()
+    assert main(words) == 0
+    assert read_fingerprint(tmp_path / "north.json").site == "north"
+    left = departures(read_entries(tmp_path / "state" / AUDIT_FILE))
+    assert summary(left)["total"]["kinds"] == {"fingerprints": 1}
+    assert left[0].bytes == (tmp_path / "north.json").stat().st_size
+
+
+def test_nothing_is_made_that_nobody_needs_or_may_have(data: Path, tmp_path: Path) -> None:
+    def make(config: FederationConfig, site: str = "north", key: str = "key", minimum_cell: int = 5) -> None:
+        make_fingerprint(config, site, data, tmp_path / key, SiteConfig(minimum_cell=minimum_cell))
+
+    fixed = {"preprocessing": {"spacing": "keep"}, "model": {"patch_size": [16, 16, 16]}}
+    with pytest.raises(ConfigError, match="leaves nothing auto and needs no fingerprint; share none"):
+        make(federation(data, **fixed))
+    with pytest.raises(ConfigError, match="with privacy it cannot be auto"):
+        make(federation(data, privacy={"epsilon": 4}))
+    with pytest.raises(ConfigError, match=r"--name west: is no site of the federation \(network\.sites: north\)"):
+        make(federation(data), "west")
+    with pytest.raises(CertificateError, match="copy the key that fedvox-client request made"):
+        make(federation(data), key="none")
+    with pytest.raises(ConfigError, match="6 patients with label maps are fewer than 7, so nothing may be shared"):
+        make(federation(data), minimum_cell=7)
+    with pytest.raises(DataError):
+        make(federation(data, channels=["T1", "T2"]))
