@@ -27,7 +27,7 @@ pytestmark = pytest.mark.deploy
 SCRIPTED = Path(__file__).with_name("scripted.yaml")
 HELD, VICTIM = "east", "north"
 """The first ends a round when the test says so; the second one's processes are killed."""
-PATIENCE_SECONDS = 180
+PATIENCE_SECONDS = 300
 TABLE = {
     "coordinator": (
         {"sent": "superlink", "training": "app", "uploading": "gateway container"},
