@@ -40,6 +40,8 @@ def check_files(folder: RunFolder, state: RunState) -> list[str]:
         aside = asides[name]
         told.append(f"{found.path}: {found.problem}; {what}{f'; it is now {aside.name}' if aside else ''}")
     if damaged:
+        # First, or a line that a crash left without its state would count as finished.
+        folder.rewind(state)
         folder.commit(state)
     for text in told:
         folder.event("damaged_file", what=text)

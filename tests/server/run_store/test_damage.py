@@ -256,6 +256,20 @@ def test_without_its_best_checkpoint_a_run_seeks_the_best_round_anew(tmp_path: P
     assert check_files(folder, again) == []
 
 
+def test_putting_a_file_aside_finishes_no_round_that_a_crash_ended(tmp_path: Path) -> None:
+    folder, state = short_run(tmp_path / "run")
+    folder.append_round({"round": 1})
+    folder.commit(state)
+    folder.append_round({"round": 2})
+    folder.checkpoint_path(1).write_bytes(b"")
+    assert len(check_files(folder, state)) == 1
+    again = RunFolder(folder.path)
+    known = again.load_state()
+    assert known is not None
+    again.rewind(known)
+    assert again.read_rounds() == [{"round": 1}]
+
+
 @pytest.mark.parametrize("name", ["round_0003.safetensors", "strategy_0003_momentum.f32"])
 def test_a_changed_weight_of_what_comes_next_stops_the_run(tmp_path: Path, name: str) -> None:
     folder, state = short_run(tmp_path / "run")
