@@ -2,8 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 INSTALLED := $(VENV)/.installed
-# Without a GPU, one test process per core with one thread each is faster than torch's threads competing.
-TEST_ENVIRONMENT := OMP_NUM_THREADS=1 FLWR_TELEMETRY_ENABLED=0
+# Without a GPU, one test process per core with one thread each is faster than torch's threads competing. Compiled tests
+# are kept, even where the environment says otherwise: compiling them takes longer than importing all libraries.
+TEST_ENVIRONMENT := OMP_NUM_THREADS=1 FLWR_TELEMETRY_ENABLED=0 PYTHONDONTWRITEBYTECODE=
 TEST_PROCESSES ?= auto
 
 .PHONY: setup demo test test-fast test-network test-long test-flower test-deploy deploy-tools lint format bench clean
