@@ -12,12 +12,15 @@ from typing import Any, Literal
 
 from common.errors import FedvoxError, OutputError
 from common.system.files import write_in_turn
-from common.system.locks import is_locked, lock_for_one
+from common.system.locks import is_locked
+from common.system.ownership import Claim, owned
 
 APPROVALS_FILE = "approvals.json"
 AUDIT_FILE = "audit.jsonl"
 FINGERPRINT_EVENT = "fingerprint_written"
 """Event of the audit log: a fingerprint was written, to be sent by hand."""
+DATA_CHECK_FILE = "data-check.json"
+LOCK_FILE = "lock"
 CONTACT_IS_LOST_AFTER_SECONDS = 15.0
 
 Role = Literal["site", "courier", "runner"]
@@ -91,8 +94,8 @@ class StateFolder:
             raise OutputError(f"{self.path}: cannot be made: {error.strerror}; give another --state") from None
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Lock the folder for this process; the kernel releases the lock however the process ends.
+    def locked(self) -> Iterator[Claim]:
+        """Own the folder, as ``owned``; the kernel releases the lock however the process ends.
 
         Raises
         ------
@@ -101,15 +104,19 @@ class StateFolder:
         OutputError
             If it cannot be written.
         """
-        self.make()
-        taken = AlreadyRunningError(f"{self.path}: this site is already running; see fedvox-client status")
-        # Others may read it: whoever asks for the status of a site need not be the one who runs it.
-        with lock_for_one(self.path / "lock", taken, mode=0o666):
-            yield
+
+        def taken(owner: str) -> AlreadyRunningError:
+            return AlreadyRunningError(f"{self.path}: this site is already running ({owner}); see fedvox-client status")
+
+        # The check of the data may have taken hours: it goes only with the whole folder.
+        removable = {"logs"} if self.path.exists() else {"logs", DATA_CHECK_FILE}
+        with owned(self.path, LOCK_FILE, taken, removable, mode=0o700) as claim:
+            self.make()
+            yield claim
 
     def is_locked(self) -> bool:
         """Return whether a process holds the lock."""
-        return is_locked(self.path / "lock")
+        return is_locked(self.path / LOCK_FILE)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -95,8 +95,10 @@ def _request(options: argparse.Namespace) -> int:
 def _preflight(options: argparse.Namespace) -> int:
     from client.site.start import run_preflight
     from client.state_folder import StateFolder
+    from common.config.kit import read_kit
 
     site = _site_options(options)
+    read_kit(site.kit, "site")  # no state folder for a kit that is none
     StateFolder(site.state).make()
     worst = 0
     for item in run_preflight(site):

@@ -97,7 +97,8 @@ def _start(
 ) -> int:
     kit, config = read_kit(kit_folder, "site"), load_federation(kit_folder / "federation.yaml")
     role: Role = "courier" if child.name == "courier" else "runner"
-    with folder.locked():
+    with folder.locked() as claim:
         require_preflight(items, say)
+        claim.keep()
         Upkeep(folder, [child], role, f"{ready}: site {kit.site} of {config.name}", say).run()
     return 0

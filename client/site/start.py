@@ -14,7 +14,7 @@ from client.runner.isolation import can_isolate
 from client.site import preflight
 from client.site.preflight_item import Item
 from client.site.supervision import MessageSink, Upkeep, require_preflight
-from client.state_folder import StateFolder, default_consent, default_ledger
+from client.state_folder import DATA_CHECK_FILE, StateFolder, default_consent, default_ledger
 from common.audit import AuditError
 from common.config.federation import FederationConfig, load_federation
 from common.config.kit import Kit, read_kit
@@ -108,7 +108,7 @@ def _check_data(options: SiteOptions, kit: Kit, config: FederationConfig) -> Ite
         yield Item("data", "error", str(error))
         return
     wanted = Wanted.by(plan, config.modality)
-    item = check_data(options.data, wanted, options.state / "data-check.json", None, site.data_terms)
+    item = check_data(options.data, wanted, options.state / DATA_CHECK_FILE, None, site.data_terms)
     if item.severity != "error" and config.privacy is None and config.network is not None:
         held_out = site.validation_cases or config.network.validation_fraction
         try:
@@ -162,8 +162,9 @@ def start(options: SiteOptions, say: MessageSink) -> int:
     """
     folder = StateFolder(options.state)
     kit, config = read_kit(options.kit, "site"), load_federation(options.kit / "federation.yaml")
-    with folder.locked():
+    with folder.locked() as claim:
         require_preflight(run_preflight(options), say)
+        claim.keep()
         children = [courier_process(options.kit, folder, options.shared), runner_process(options, folder)]
         Upkeep(folder, children, "site", f"ready for tasks: site {kit.site} of {config.name}", say).run()
     return 0

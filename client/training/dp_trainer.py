@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -46,6 +47,7 @@ from common.plan.plan import Plan
 from common.plan.privacy import PrivacyPlan
 from common.privacy.calibration import gradient_noise
 from common.protocol.codec import Vector
+from common.system.devices import autocast_dtype, free_device_memory
 from common.system.memory import require_memory
 
 LOSS_SCALE = 1024.0
@@ -71,11 +73,13 @@ def make_trainer(config: FederationConfig, plan: Plan, device: torch.device, rep
     ConfigError
         If only one of plan and federation file is private.
     MemoryLimitError
-        If a training step on the CPU cannot fit into its memory.
+        If a training step cannot fit into the memory of the machine or the GPU.
     """
-    if device.type == "cpu":
-        batch = 1 if config.privacy is not None else config.training.batch_size
-        require_memory(training_bytes(plan.model, plan.patch_size, batch), "a training step", TRAINING_ADVICE)
+    batch = 1 if config.privacy is not None else config.training.batch_size
+    value_bytes = 4 if autocast_dtype(device, config.training.precision) is None else 2
+    wanted = training_bytes(plan.model, plan.patch_size, batch, value_bytes)
+    where = "a training step" if device.type == "cpu" else "a training step on the GPU"
+    require_memory(wanted, where, TRAINING_ADVICE, partial(free_device_memory, device))
     model = build_model(plan.model)
     train_only(model, config.training.trainable)
     total_steps = config.rounds * config.training.local_steps

@@ -7,9 +7,12 @@ import contextlib
 import io
 import logging
 import os
+import shlex
 import signal
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -151,8 +154,20 @@ def _tell_of_a_bug(program: str, error: Exception, options: argparse.Namespace) 
         print(f"{program}: interrupted", file=sys.stderr)
         return INTERRUPTED
     text = f"{program}: internal error, {type(error).__name__}: {error}"
-    _tell(f"{text}\nRun again with --debug to see more.", options)
+    _tell(f"{text}\n{_where_the_cause_is(error)}", options)
     return 1
+
+
+def _where_the_cause_is(error: Exception) -> str:
+    """Write the traceback to a file of its own, for this user alone, and say which."""
+    try:
+        descriptor, file = tempfile.mkstemp(prefix="fedvox-error-", suffix=".log")
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as stream:
+            print(f"fedvox {common.__version__}: {shlex.join(sys.argv)}", file=stream)
+            stream.write(visible("".join(traceback.format_exception(error)), keep="\n"))
+    except OSError:
+        return "Run again with --debug to see its cause."
+    return f"Its cause is in {file}; please report it. Run again with --debug to see more."
 
 
 def _refuse_empty(parser: Parser, arguments: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 
 from common.errors import ConfigError
+from common.system.memory import free_memory
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -63,6 +64,18 @@ def autocast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if _cpu_has_bfloat16() else None
+
+
+def free_device_memory(device: torch.device) -> int | None:
+    """Return the bytes that PyTorch can still allocate on a device; None if that is not known.
+
+    On a GPU, what PyTorch has reserved and does not use counts as free. Creates a CUDA context.
+    """
+    if device.type != "cuda":
+        return free_memory()
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(free) + max(0, int(unused))
 
 
 def memory_format(device: torch.device) -> torch.memory_format:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
+from pathlib import Path
 
 from common.formatting import visible
 
@@ -26,3 +29,26 @@ def log_to_stderr(level: int, pattern: str = LOG_FORMAT) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter(pattern))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+@contextlib.contextmanager
+def log_to_file(file: Path) -> Iterator[None]:
+    """Also write our warnings and errors to a file, for a block; the file is made for the first of them.
+
+    A command that does not show its log still does not.
+    """
+    log = logging.getLogger("fedvox")
+    before = log.level, log.propagate
+    handler = logging.FileHandler(file, encoding="utf-8", delay=True)
+    handler.setFormatter(LogFormatter())
+    handler.setLevel(logging.WARNING)
+    log.addHandler(handler)
+    if log.level > logging.WARNING:
+        log.setLevel(logging.WARNING)
+        log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+        log.level, log.propagate = before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from common.errors import FedvoxError
@@ -16,7 +17,7 @@ class MemoryLimitError(FedvoxError, MemoryError):
     """Something needs more memory than is free; said before it is allocated."""
 
 
-def require_memory(wanted: int, what: str, advice: str) -> None:
+def require_memory(wanted: int, what: str, advice: str, free_bytes: Callable[[], int | None] | None = None) -> None:
     """Check, before allocating, that an amount of memory is free; without figures (not Linux) everything passes.
 
     Parameters
@@ -27,6 +28,8 @@ def require_memory(wanted: int, what: str, advice: str) -> None:
         What needs the memory.
     advice
         What to do.
+    free_bytes
+        Returns how much is free; by default ``free_memory``.
 
     Raises
     ------
@@ -35,7 +38,7 @@ def require_memory(wanted: int, what: str, advice: str) -> None:
     """
     if wanted < _FROM_THIS_SIZE:
         return
-    free = free_memory()
+    free = (free_bytes or free_memory)()
     if free is not None and wanted > free:
         raise MemoryLimitError(f"{what} will not fit: {_gigabytes(wanted)} wanted, {_gigabytes(free)} free; {advice}")
 

@@ -51,5 +51,5 @@ def read_shapes(file: Path) -> dict[str, tuple[int, ...]]:
     try:
         header = json.loads(text)
         return {name: tuple(map(int, about["shape"])) for name, about in header.items() if name != "__metadata__"}
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"not a safetensors header: {error}") from None

@@ -26,6 +26,7 @@ from server.coordinator.node_registry import Registration
 from server.coordinator.round_audit import AUDIT_FILE, check_run
 from server.coordinator.run_watchdog import FlowerRun, outcome_of
 from server.coordinator.startup import (
+    PREPARED,
     check_certificate,
     draw_first_weights,
     flower_processes,
@@ -34,6 +35,7 @@ from server.coordinator.startup import (
     make_run_folder,
     put_damaged_database_aside,
     read_federation,
+    refuse_others,
     take_over_run,
 )
 from server.gateway.listen import Listen, check_port, default_listen
@@ -98,8 +100,9 @@ def start(options: StartOptions, emit: EventSink) -> Path:
     config = read_federation(options.kit, kit)
     check_certificate(options.kit, options.gateway, lambda text: emit(Notice(text)))
     listen = options.listen or default_listen(kit)
-    make_run_folder(options.run)
-    with only_start(options.run):
+    refuse_others(options.run)
+    with only_start(options.run, PREPARED | ({"gateway"} if options.gateway else set()), mode=0o700) as claim:
+        make_run_folder(options.run)
         # An app that outlived a killed server would go on writing.
         kill_app(options.run)
         folder = take_over_run(options.run, options.kit, config)
@@ -122,7 +125,9 @@ def start(options: StartOptions, emit: EventSink) -> Path:
             children.append(gateway_process(run, options.kit.resolve(), listen))
         authority = fingerprint(load_certificate(options.kit / AUTHORITY_FILE))
         with ledgers_carried_over(options.run, authority, lambda text: emit(Notice(text))):
-            return _Server(kit, config, folder, options.kit.resolve(), port, children, emit).run()
+            server = _Server(kit, config, folder, options.kit.resolve(), port, children, emit)
+            claim.keep()
+            return server.run()
 
 
 class _Server:

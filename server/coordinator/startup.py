@@ -26,12 +26,14 @@ from common.system.supervisor import Child, answers
 from server.gateway.listen import Listen
 from server.run_store.folder import FEDERATION_FILE, PLAN_FILE, RunFolder
 from server.run_store.gateway_folder import GatewayFolder
-from server.run_store.locks import DATABASE, RUN_VARIABLE, UPDATES
+from server.run_store.locks import DATABASE, RUN_VARIABLE, START_LOCK, UPDATES
 
 LOOPBACK = "127.0.0.1"
 WARN_BEFORE = timedelta(days=14)
-_INITIAL_ENTRIES = frozenset({"checkpoints", "gateway", "logs", "plan.json", "start.lock"})
-"""Entries allowed in a new run folder; a separate gateway may start first and create some."""
+PREPARED = frozenset({FEDERATION_FILE, PLAN_FILE, "checkpoints", "logs", "secret"})
+"""What a start makes in a run folder before it starts any process."""
+_BESIDES = frozenset({"gateway", START_LOCK})
+"""What else may be in a new run folder; a separate gateway may start first."""
 
 
 def read_federation(kit_folder: Path, kit: Kit) -> FederationConfig:
@@ -83,6 +85,23 @@ def check_certificate(kit: Path, with_key: bool, say: Callable[[str], None]) -> 
         say(f"the server's certificate expires on {end:%Y-%m-%d}; fedvox-server provision renews it")
 
 
+def refuse_others(run: Path) -> None:
+    """Refuse a folder that holds something else than a run.
+
+    Raises
+    ------
+    OutputError
+        It does, or cannot be read.
+    """
+    try:
+        names = {path.name for path in run.iterdir() if not path.name.startswith(".")} if run.exists() else set()
+    except OSError as error:
+        raise OutputError(f"{run}: cannot be used: {error.strerror or error}; choose another --run") from None
+    strangers = names - PREPARED - _BESIDES
+    if strangers and FEDERATION_FILE not in names:
+        raise OutputError(f"{run}: is not a run folder (it holds {min(strangers)}); choose another --run")
+
+
 def make_run_folder(run: Path) -> None:
     """Create the folder of a new run, accessible to its owner only, or accept an existing one.
 
@@ -91,15 +110,13 @@ def make_run_folder(run: Path) -> None:
     OutputError
         The folder holds something else, or cannot be created.
     """
+    refuse_others(run)
     try:
         run.mkdir(mode=0o700, parents=True, exist_ok=True)
         (run / "checkpoints").mkdir(exist_ok=True)
         (run / "logs").mkdir(exist_ok=True)
-        strangers = {path.name for path in run.iterdir() if not path.name.startswith(".")} - _INITIAL_ENTRIES
     except OSError as error:
         raise OutputError(f"{run}: cannot be used: {error.strerror or error}; choose another --run") from None
-    if strangers and not (run / "federation.yaml").exists():
-        raise OutputError(f"{run}: is not a run folder (it holds {min(strangers)}); choose another --run")
 
 
 def take_over_run(run: Path, kit_folder: Path, config: FederationConfig) -> RunFolder:
@@ -140,6 +157,8 @@ def draw_first_weights(run: Path) -> None:
     """
     command = [sys.executable, "-m", "server.rounds.initial_weights", str(run)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "Traceback (most recent call last)" in done.stderr:
+        raise RuntimeError("drawing the first weights failed") from RuntimeError(done.stderr)
     if done.returncode:
         raise FedvoxError(
             done.stderr.strip().rpartition("\n")[2] or f"drawing the first weights failed with {done.returncode}"

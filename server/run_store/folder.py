@@ -25,6 +25,7 @@ from common.system.files import OWN_FILE, write_atomically
 from common.system.state_file import CHANGED, MISSING, digest_of_file, read_sealed, write_sealed
 from common.weights.safetensors_file import float32_header, read_shapes
 from common.weights.store import MissingWeightsError, map_file
+from server.run_store.locks import START_LOCK
 from server.run_store.site_reports import SiteReports
 from server.run_store.state import RunError, RunState
 from server.run_store.weight_file import SPARE, WeightFile
@@ -68,7 +69,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path) -> RunFolder:
-        """Create the folder; refuse one that is not empty.
+        """Create the folder; refuse one that holds more than the lock of its start.
 
         Raises
         ------
@@ -76,7 +77,7 @@ class RunFolder:
             It exists and is not empty, or cannot be created.
         """
         try:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if path.exists() and (not path.is_dir() or {entry.name for entry in path.iterdir()} - {START_LOCK}):
                 raise OutputError(f"{path}: exists already; choose another --out, or continue it with --resume")
             (path / "checkpoints").mkdir(parents=True)
         except OSError as error:
@@ -120,6 +121,10 @@ class RunFolder:
             raise DamagedFileError(file, "was written by another version of Fedvox", RESTORE) from None
         self._seal = seal
         return state
+
+    def has_begun(self) -> bool:
+        """Return whether the folder has a state, or something that a run has only after its first state."""
+        return (self.path / STATE_FILE).exists() or self._trace_of_rounds() is not None
 
     def _trace_of_rounds(self) -> str | None:
         """Return the name of something that a run has only after its first state."""

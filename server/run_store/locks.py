@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import FedvoxError
 from common.system.locks import FileLock, LockHeldError, is_locked, lock_file
+from common.system.ownership import Claim, owned
 
 RUN_VARIABLE = "FEDVOX_RUN"
 NODES_FILE = "nodes.json"
@@ -19,7 +21,7 @@ DATABASE = "superlink.db"
 UPDATES = "updates"
 APP_LOG = "logs/app.log"
 _APP_LOCK = "app.lock"
-_START_LOCK = "start.lock"
+START_LOCK = "start.lock"
 _PREVIOUS_APP_EXIT_SECONDS = 30.0
 
 
@@ -47,22 +49,35 @@ def only_app(run: Path, flower_run: int) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def only_start(run: Path) -> Iterator[None]:
-    """Make this process the only ``start`` of a run.
+def only_start(run: Path, removable: Collection[str] = (), mode: int = 0o777) -> AbstractContextManager[Claim]:
+    """Make this process the only one that works on a run, from its first byte on; as ``owned``.
+
+    Parameters
+    ----------
+    run
+        The run folder, or that of a sweep; made if it is missing.
+    removable
+        Names of what the start makes in it, which go if it is refused.
+    mode
+        Permissions of a new folder, less the umask.
 
     Raises
     ------
     FedvoxError
         Another one is running.
+    OutputError
+        The folder cannot be made or locked.
     """
-    with _lock(run / _START_LOCK, 1.0, f"this federation is running already; see fedvox-server status {run}"):
-        yield
+
+    def taken(owner: str) -> FedvoxError:
+        return FedvoxError(f"{run}: is running already ({owner}); see fedvox-server status {run}")
+
+    return owned(run, START_LOCK, taken, removable, mode)
 
 
 def is_started(run: Path) -> bool:
     """Return whether a ``start`` of this run is alive; correct even after it was killed."""
-    return _is_held(run / _START_LOCK)
+    return _is_held(run / START_LOCK)
 
 
 def app_holder(run: Path) -> AppHolder | None:

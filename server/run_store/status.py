@@ -15,6 +15,7 @@ from server.formatting import format_best, scores_are_noised
 from server.run_store.damage import SUMMARY_FILE
 from server.run_store.folder import FEDERATION_FILE, RunFolder
 from server.run_store.live_status import NetworkStatus, read_network_status
+from server.run_store.locks import is_started
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class RunStatus:
     Attributes
     ----------
     status
-        ``finished``, ``stopped``, ``interrupted``, or ``unfinished`` for a run without a summary; ``running`` and
-        ``not running`` for an unfinished run over a network.
+        ``finished``, ``stopped``, ``interrupted``, or ``unfinished`` for a run without a summary; ``running`` while a
+        process works on it, and ``not running`` for an unfinished run over a network.
     alarms
         What a person should look at, in one sentence each.
     network
@@ -84,6 +85,8 @@ def describe_run(folder: RunFolder) -> RunStatus:
     network = read_network_status(folder.path)
     if network is not None and status == "unfinished":
         status = "running" if network.running else "not running"
+    elif network is None and status != "finished" and is_started(folder.path):
+        status = "running"
     last = rounds[-1] if rounds else {"mean_dice": None, "sites": {}}
     return RunStatus(
         name=config["name"],

@@ -24,6 +24,7 @@ from common.seeds import seed_of
 from common.system.state_file import CHANGED, MISSING, digest_of_file, put_aside
 from server.progress.events import EventSink, Notice, Stage
 from server.run_store.folder import PARTITION_FILE, PLAN_FILE, RunFolder
+from server.simulation.data_record import record_data
 from server.simulation.partition import SitePartition, make_partition
 
 PHANTOMS = "phantoms"
@@ -85,7 +86,7 @@ def _damage_of(folder: RunFolder, root: Path) -> str | None:
 def plan_and_partition(
     config: FederationConfig, data: Path, folder: RunFolder, cache: Path | None, emit: EventSink
 ) -> None:
-    """Write ``plan.json`` and ``partition.json``, and preprocess all scans into the cache.
+    """Write ``plan.json``, ``partition.json`` and ``data.json``, and preprocess all scans into the cache.
 
     Raises
     ------
@@ -98,6 +99,7 @@ def plan_and_partition(
     _fill_cache(config, dataset, plan, partition, cache, emit)
     folder.write_text(PLAN_FILE, as_json(plan))
     folder.write_text(PARTITION_FILE, as_json(partition))
+    record_data(folder, config, dataset, cache)
 
 
 def find_simulated_dataset(config: FederationConfig, data: Path) -> Dataset:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,12 @@ from flwr.serverapp import ServerApp
 
 from common.config.federation import FederationConfig
 from common.config.strategy import StrategyConfig
-from common.config.yaml_file import parse_yaml
 from common.errors import ConfigError, DamagedFileError, FedvoxError
 from common.imaging.cache.case_cache import CachedCase
+from common.privacy.calibration import check_epsilon
 from common.system.devices import choose_device
-from common.system.state_file import CHANGED, MISSING, check_digest, put_aside
+from common.system.logs import log_to_file
+from common.system.state_file import check_digest, put_aside
 from server.privacy.forecast import privacy_summary
 from server.privacy.forecast_text import verdict_text
 from server.progress.events import EventSink, Notice, RunStarted, Stage
@@ -25,16 +26,19 @@ from server.release.model import save_released_model
 from server.release.summary import save_summary, summary_of
 from server.reporting.report import write_report
 from server.rounds.initial_weights import first_weights, weight_layout
-from server.rounds.round_loop import Link, RoundLoop, make_server_app
+from server.rounds.round_loop import FederationError, Link, RoundLoop, make_server_app
 from server.rounds.terms import Terms
 from server.run_store.damage import SUMMARY_FILE, check_files
-from server.run_store.folder import FEDERATION_FILE, PARTITION_FILE, PLAN_FILE, STATE_FILE, RunFolder, RunState
-from server.simulation.data_setup import find_or_make_data, plan_and_partition
+from server.run_store.folder import FEDERATION_FILE, PARTITION_FILE, PLAN_FILE, RunFolder, RunState
+from server.simulation.data_record import DATA_FILE, check_data
+from server.simulation.data_setup import find_or_make_data, find_simulated_dataset, plan_and_partition
 from server.simulation.engines import require_ray, run_inline, run_on_ray
 from server.simulation.partition import read_partition
+from server.simulation.run_opening import open_run
 from server.simulation.simulated_sites import SimulatedSites, SiteEvents
 
 Engine = Literal["inline", "ray"]
+LOG_FILE = "logs/simulation.log"
 
 
 @dataclass(frozen=True)
@@ -83,32 +87,43 @@ def simulate(config: FederationConfig, options: SimulationOptions, emit: EventSi
     engine: Engine = options.engine or config.simulation.engine
     if engine == "ray":
         require_ray()
+    if config.privacy is not None and config.privacy.sample_rate < 1:
+        check_epsilon(config.privacy.epsilon, config.privacy.delta)
     device = choose_device(options.device).type
-    folder = _open_folder(config, options, emit)
-    data = find_or_make_data(config, options.data, folder, emit)
-    if not _has_plan(folder, emit):
-        plan_and_partition(config, data, folder, options.cache, emit)
-    if _is_finished(folder, emit):
-        emit(Notice(f"{folder.path} is finished; nothing is left to do"))
-        return write_report(folder.path)
-    plan = folder.plan()
-    partition = read_partition(folder.path / PARTITION_FILE)
-    sites = SimulatedSites(config, plan, partition, data, options.cache, device, SiteEvents(emit))
-    return _Experiment(sites, folder, engine, emit).run()
+    with open_run(options.out, options.resume, config, emit) as (folder, claim):
+        data = find_or_make_data(config, options.data, folder, emit)
+        if not _has_plan(folder, emit):
+            plan_and_partition(config, data, folder, options.cache, emit)
+        if _is_finished(folder, emit):
+            emit(Notice(f"{folder.path} is finished; nothing is left to do"))
+            return write_report(folder.path)
+        check_data(folder, config, find_simulated_dataset(config, data), options.cache, emit)
+        plan = folder.plan()
+        partition = read_partition(folder.path / PARTITION_FILE)
+        sites = SimulatedSites(config, plan, partition, data, options.cache, device, SiteEvents(emit))
+        if engine == "inline":
+            # Before the run begins, so that an unusable scan refuses the start.
+            for name in sites.names:
+                sites.open(name)
+        experiment = _Experiment(sites, folder, engine, emit)
+        experiment.begin()
+        claim.keep()
+        return experiment.run()
 
 
 def _has_plan(folder: RunFolder, emit: EventSink) -> bool:
     """Return whether plan and partition are there; damaged ones are put aside, because the data give the same again."""
     state = folder.load_state()
     digests = {} if state is None else state.digests
-    for name in {PLAN_FILE, PARTITION_FILE} & set(digests):
+    needed = {PLAN_FILE, PARTITION_FILE} | ({DATA_FILE} & set(digests))
+    for name in needed & set(digests):
         file = folder.path / name
         try:
             check_digest(file, digests[name], "")
         except DamagedFileError as error:
             put_aside(file)
             emit(Notice(f"{file}: {error.problem}; it is made again from the data"))
-    return all((folder.path / name).exists() for name in (PLAN_FILE, PARTITION_FILE))
+    return all((folder.path / name).exists() for name in needed)
 
 
 def _is_finished(folder: RunFolder, emit: EventSink) -> bool:
@@ -118,60 +133,6 @@ def _is_finished(folder: RunFolder, emit: EventSink) -> bool:
         emit(Notice(text))
     summary = folder.path / SUMMARY_FILE
     return summary.exists() and state is not None and SUMMARY_FILE in state.digests
-
-
-def _open_folder(config: FederationConfig, options: SimulationOptions, emit: EventSink) -> RunFolder:
-    begun = (options.out / FEDERATION_FILE).exists() or (options.out / STATE_FILE).exists()
-    if not (options.resume and begun):
-        folder = RunFolder.create(options.out)
-        folder.write_text(FEDERATION_FILE, config.resolved())
-        return folder
-    folder = RunFolder(options.out)
-    _check_configuration(folder, config, emit)
-    return folder
-
-
-def _check_configuration(folder: RunFolder, config: FederationConfig, emit: EventSink) -> None:
-    """Refuse to resume a run with another configuration, and write a damaged file anew."""
-    file = folder.path / FEDERATION_FILE
-    try:
-        written = file.read_bytes()
-    except FileNotFoundError:
-        written = b""
-    if written == config.resolved().encode():
-        return
-    state = folder.load_state()
-    if (
-        state is not None
-        and state.digests.get(FEDERATION_FILE) == hashlib.sha256(config.resolved().encode()).hexdigest()
-    ):
-        put_aside(file)
-        folder.write_text(FEDERATION_FILE, config.resolved())
-        emit(Notice(f"{file}: {CHANGED if written else MISSING}; it is written anew"))
-        return
-    try:
-        differing = ", ".join(_differences(parse_yaml(written.decode(), file.name), config.model_dump(mode="json"))[:5])
-    except (ValueError, ConfigError):
-        differing = "it cannot be read"
-    raise ConfigError(
-        f"{file}: was written with a different configuration ({differing}); "
-        "resume with the same file and --set values, or start a new run"
-    )
-
-
-def _differences(before: Any, after: Any, key: str = "") -> list[str]:
-    """Return the keys whose values differ, with both values."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        names = {str(name): name for name in (*before, *after)}
-        old, new = ({str(name): value for name, value in content.items()} for content in (before, after))
-        return [
-            found
-            for name in names
-            for found in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-        ]
-    if isinstance(before, list) and isinstance(after, list) and before == after:
-        return []
-    return [] if before == after else [f"{key}: {before} then, {after} now"]
 
 
 class _Experiment:
@@ -188,6 +149,12 @@ class _Experiment:
             self._config, self._plan, sites.training_patients(), sites.trainer.trained_parameters
         )
 
+    def begin(self) -> None:
+        """Commit the first state of a new run."""
+        self._begin(
+            self._sites.config, self._folder, self._engine, (FEDERATION_FILE, PLAN_FILE, PARTITION_FILE, DATA_FILE)
+        )
+
     def run(self) -> Path:
         """Run the remaining rounds; write summary and report even if they fail."""
         self._emit(RunStarted(self._config.name, self._config.rounds, tuple(self._sites.names)))
@@ -195,10 +162,7 @@ class _Experiment:
             self._emit(Notice(f"{verdict_text(self._privacy)}; see fedvox-server plan-privacy"))
         status = "stopped"
         try:
-            self._run_rounds(self._sites, self._folder, self._engine, (FEDERATION_FILE, PLAN_FILE, PARTITION_FILE))
-            self._release()
-            if self._config.simulation is not None and self._config.simulation.pooled:
-                self._pooled = self._run_pooled()
+            self._work()
             status = "finished"
         except KeyboardInterrupt:
             status = "interrupted"
@@ -208,20 +172,35 @@ class _Experiment:
             report = write_report(self._folder.path)
         return report
 
-    def _run_rounds(self, sites: SimulatedSites, folder: RunFolder, engine: Engine, files: Sequence[str]) -> None:
-        layout = weight_layout(self._plan)
+    def _work(self) -> None:
+        """Run the rounds, release the model and compare it; errors at the sites go to a log."""
+        file = self._folder.path / LOG_FILE
+        file.parent.mkdir(exist_ok=True)
+        with log_to_file(file):
+            try:
+                self._run_rounds(self._sites, self._folder, self._engine)
+            except FederationError as error:
+                raise FederationError(f"{error}; causes are in {file}" if file.exists() else str(error)) from error
+            self._release()
+            if self._config.simulation is not None and self._config.simulation.pooled:
+                self._pooled = self._run_pooled()
+
+    def _begin(self, config: FederationConfig, folder: RunFolder, engine: Engine, files: Sequence[str]) -> None:
         state = folder.load_state()
         if state is None:
             weights, _ = first_weights(self._config, self._plan)
-            folder.save_checkpoint(0, weights, layout)
-            folder.begin(sites.config.digest(), engine, files)
-        elif state.finished:
-            return
-        else:
+            folder.save_checkpoint(0, weights, weight_layout(self._plan))
+            folder.begin(config.digest(), engine, files)
+        elif not state.finished:
             folder.rewind(state)
             folder.event("resumed", round=state.round)
             self._emit(Notice(f"resuming after round {state.round} of {self._config.rounds}"))
 
+    def _run_rounds(self, sites: SimulatedSites, folder: RunFolder, engine: Engine) -> None:
+        state = folder.load_state()
+        if state is not None and state.finished:
+            return
+        layout = weight_layout(self._plan)
         terms, count = Terms.of(sites.config, sites.plan, layout), len(sites.names)
 
         def app(link: Link) -> ServerApp:
@@ -258,14 +237,15 @@ class _Experiment:
             # One site's update is the next model: there is nothing to average, or to protect from.
             changes["strategy"] = StrategyConfig()
         config = self._config.model_copy(update=changes)
-        if (pooled_folder / FEDERATION_FILE).exists():
-            folder = RunFolder.open(pooled_folder)
-        else:
+        folder = RunFolder(pooled_folder)
+        if not folder.has_begun():
+            shutil.rmtree(pooled_folder, ignore_errors=True)
             folder = RunFolder.create(pooled_folder)
             folder.write_text(FEDERATION_FILE, config.resolved())
         self._emit(Notice("training one model on the pooled data, for comparison"))
         self._emit(RunStarted(f"{config.name}, pooled", config.rounds, ("pooled",)))
-        self._run_rounds(self._sites.pooled(config), folder, "inline", (FEDERATION_FILE,))
+        self._begin(config, folder, "inline", (FEDERATION_FILE,))
+        self._run_rounds(self._sites.pooled(config), folder, "inline")
         state = self._finished_state(folder)
         best = state.released_round
         model = validation.load_model(folder, self._plan, best)

@@ -13,13 +13,17 @@ from common.config.federation import FederationConfig, as_json
 from common.config.yaml_file import dump_yaml, parse_yaml
 from common.errors import ConfigError, FedvoxError, OutputError
 from common.system.files import write_atomically
+from common.system.ownership import Claim
 from server.progress.events import EventSink, Notice
 from server.reporting.sweep_report import write_sweep_report
 from server.reporting.sweep_result import SWEEP_FILE, read_result
 from server.run_store.folder import RunFolder
-from server.simulation.data_setup import find_or_make_data
+from server.run_store.locks import START_LOCK, only_start
+from server.simulation.data_setup import PHANTOM_DIGESTS, PHANTOMS, find_or_make_data
 from server.simulation.experiment import SimulationOptions, simulate
+from server.simulation.run_opening import leftovers
 
+_MADE = frozenset({SWEEP_FILE, "report.html", PHANTOMS, PHANTOM_DIGESTS})
 EPSILON = "privacy.epsilon"
 WITHOUT_PRIVACY = "inf"
 
@@ -148,8 +152,22 @@ def run_sweep(
     KeyboardInterrupt
         If the user stops the sweep. Finished runs stay, with a report.
     """
-    _open_folder(sweep, options)
+    _left_in(options)
+    made = {*_MADE, *(value.folder for value in sweep.values)}
+    with only_start(options.out, made) as claim:
+        _open_folder(sweep, options, claim)
+        return _run_all(sweep, configurations, options, emit, claim)
+
+
+def _run_all(
+    sweep: Sweep,
+    configurations: Mapping[SweepValue, FederationConfig],
+    options: SimulationOptions,
+    emit: EventSink,
+    claim: Claim,
+) -> tuple[Path, bool]:
     problems: dict[str, str] = {}
+    first: FedvoxError | None = None
     try:
         data = _shared_data(configurations, options, emit)
         for number, (value, config) in enumerate(configurations.items(), start=1):
@@ -160,25 +178,54 @@ def run_sweep(
             except (ConfigError, OutputError):
                 raise
             except FedvoxError as error:
+                first = first or error
                 problems[value.text] = str(error)
                 emit(Notice(f"{sweep.key}={value.text} failed: {error}"))
+            finally:
+                if RunFolder(folder).has_begun():
+                    claim.keep()
             _write(sweep, options.out, problems)
+        if first is not None and not claim.kept:
+            raise first
     finally:
         report = _write(sweep, options.out, problems)
     return report, not problems
 
 
-def _open_folder(sweep: Sweep, options: SimulationOptions) -> None:
+def _left_in(options: SimulationOptions) -> set[str] | None:
+    """Return what a killed start left in the folder of a sweep; None if a run in it has begun.
+
+    Raises
+    ------
+    OutputError
+        The folder holds something else.
+    """
     out = options.out
     try:
-        if not out.exists() or not any(out.iterdir()):
-            out.mkdir(parents=True, exist_ok=True)
-            _write(sweep, out, {})
-            return
+        found = list(out.iterdir()) if out.is_dir() else [out] if out.exists() else []
+        if any(path.is_dir() and RunFolder(path).has_begun() for path in found):
+            return None
+        names = {path.name for path in found}
+        ours = not names or START_LOCK in names or SWEEP_FILE in names
+        known = {path.name for path in found if path.name in _MADE or (path.is_dir() and leftovers(path) is not None)}
     except OSError as error:
-        raise OutputError(f"{out}: cannot be made: {error.strerror or error}; choose another --out") from None
+        raise OutputError(f"{out}: cannot be read: {error.strerror or error}; choose another --out") from None
+    if not ours or names - known - {START_LOCK}:
+        problem = "is not the folder of a sweep" if options.resume else "exists already"
+        raise OutputError(f"{out}: {problem}; choose another --out")
+    return known
+
+
+def _open_folder(sweep: Sweep, options: SimulationOptions, claim: Claim) -> None:
+    out, left = options.out, _left_in(options)
+    if left is not None:
+        for name in left:
+            claim.clear(name)
+        _write(sweep, out, {})
+        return
+    claim.keep()
     if not options.resume:
-        raise OutputError(f"{out}: exists already; choose another --out, or continue with --resume")
+        raise OutputError(f"{out}: exists already; choose another --out, or continue it with --resume")
     try:
         key = json.loads((out / SWEEP_FILE).read_text(encoding="utf-8"))["key"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from client.cli.entry import main
+from client.site.preflight_item import Item
 from client.site.start import SiteOptions, runner_process
-from client.site.supervision import Upkeep
-from client.state_folder import StateFolder, site_status
+from client.site.supervision import PreflightError, Upkeep, require_preflight
+from client.state_folder import AlreadyRunningError, StateFolder, site_status
 from common.errors import OutputError
 from common.system.supervisor import Child, GaveUpError
 
@@ -89,3 +91,37 @@ def test_what_cannot_be_started_for_want_of_room_is_named(folder: StateFolder) -
     (folder.logs / "runner.log").mkdir()
     with pytest.raises(OutputError, match=r"runner.log: cannot be written: Is a directory; free space"):
         Upkeep(folder, processes(folder, "exit 3"), "runner", "ready", print).run()
+
+
+def refused_start(state: Path) -> None:
+    folder, fault = StateFolder(state), Item("data", "error", "there are no data")
+    with pytest.raises(PreflightError, match="fix first: data"), folder.locked() as claim:
+        (state / "data-check.json").write_text("{}")
+        require_preflight([fault], lambda line: None)
+        claim.keep()
+
+
+def test_a_refused_start_leaves_no_state_folder(tmp_path: Path) -> None:
+    refused_start(tmp_path / "kit" / "state")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refused_start_leaves_what_a_hospital_decided_and_the_check_of_its_data(tmp_path: Path) -> None:
+    (tmp_path / "approvals.json").write_text("{}")
+    refused_start(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"approvals.json", "data-check.json"}
+
+
+def test_a_second_start_is_told_who_the_first_is(folder: StateFolder) -> None:
+    owner = f"process {os.getpid()} on {os.uname().nodename}, since 20"
+    with pytest.raises(AlreadyRunningError, match=rf"this site is already running \({owner}"), folder.locked():
+        pytest.fail("two of them")
+
+
+@pytest.mark.parametrize("command", ["preflight", "start", "runner", "courier"])
+def test_a_kit_that_is_none_is_left_alone(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [command, "--kit", str(tmp_path / "none"), *(["--data", str(tmp_path)] if command != "courier" else [])]
+    shared = ["--shared", str(tmp_path / "shared")] if command in ("runner", "courier") else []
+    assert main([*arguments, *shared]) != 0
+    assert str(tmp_path / "none") in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -170,11 +170,26 @@ def test_a_pickle_is_refused_and_never_run(folder, tmp_path, monkeypatch):
         (lambda c: c.update(surprise=1), "surprise: unknown key"),
         (lambda c: c["plan"].update(patch_size=[7, 8, 8]), "plan: .*multiple of"),
         (lambda c: c["weights"].update(parameters=5), "parameters, model.json says 5"),
+        (lambda c: c["plan"]["model"].update(channels=[10**9] * 2), "channels.0: must be at most 4,096"),
+        (lambda c: c["plan"]["model"].update(blocks=[10**9] * 2), "blocks.0: must be at most 64"),
+        (lambda c: c["plan"]["model"].update(classes=10**9), "classes: must be at most 1,024"),
+        (lambda c: c["plan"]["model"].update(kernels=[[10**9] * 3] * 2), "kernels.0.0: must be at most"),
+        (lambda c: c["plan"].update(patch_size=[10**9, 8, 8]), "patch_size.0: must be at most 4,096"),
+        (lambda c: c["plan"].update(patch_size=[4096, 4096, 4096]), "68,719,476,736 voxels"),
     ],
 )
 def test_a_description_with_wrong_content_is_refused(folder, change, message):
     _edit(folder, change)
     with pytest.raises(BundleError, match=message):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 10_000, '{"format": ' * 10_000, '{"plan": ' + "[" * 10_000 + "]" * 10_000 + "}"]
+)
+def test_a_description_that_is_nested_without_end_is_refused(folder, text):
+    (folder / "model.json").write_text(text)
+    with pytest.raises(BundleError, match=r"model\.json: is not complete JSON"):
         load_bundle(folder)
 
 

@@ -129,3 +129,25 @@ def test_an_interruption_is_said(problem: BaseException, capsys: pytest.CaptureF
 def test_an_interruption_says_how_to_resume(capsys: pytest.CaptureFixture[str]) -> None:
     assert _interrupted(KeyboardInterrupt("interrupted; resume with --resume")) == 130
     assert capsys.readouterr().err == "program: interrupted; resume with --resume\n"
+
+
+def test_the_cause_of_an_internal_error_is_in_a_log_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert _interrupted(KeyError("\x1b[2Jnorth")) == 1
+    told = capsys.readouterr().err
+    [file] = tmp_path.iterdir()
+    assert f"Its cause is in {file}; please report it." in told
+    assert file.stat().st_mode & 0o777 == 0o600
+    log = file.read_text()
+    assert "Traceback" in log and "in command" in log and "KeyError" in log
+    assert "\x1b" not in log + told
+
+
+def test_without_a_place_for_a_log_an_internal_error_says_how_to_see_its_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    assert _interrupted(KeyError("north")) == 1
+    assert capsys.readouterr().err.endswith("\nRun again with --debug to see its cause.\n")

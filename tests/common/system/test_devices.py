@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.errors import ConfigError
-from common.system.devices import autocast_dtype, choose_device, memory_format
+from common.system.devices import autocast_dtype, choose_device, free_device_memory, memory_format
 
 CPU = torch.device("cpu")
 
@@ -80,3 +80,17 @@ def new_pages(setting: str) -> int:
 def test_freed_tensors_are_reused_without_new_pages():
     kept, returned = new_pages("keep"), new_pages("return")
     assert kept < returned / 4
+
+
+def test_free_memory_of_a_gpu_falls_with_what_is_in_use_and_rises_again() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    gpu, size = torch.device("cuda"), 2**26
+    before = free_device_memory(gpu)
+    tensor = torch.zeros(size, dtype=torch.uint8, device=gpu)
+    during = free_device_memory(gpu)
+    del tensor
+    after = free_device_memory(gpu)
+    assert before is not None and during is not None and after is not None
+    assert before - during >= size
+    assert after - during >= size

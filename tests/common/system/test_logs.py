@@ -5,8 +5,11 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
-from common.system.logs import LogFormatter
+import pytest
+
+from common.system.logs import LogFormatter, log_to_file
 
 
 def test_control_characters_of_a_message_are_visible() -> None:
@@ -33,3 +36,19 @@ def test_all_loggers_of_a_process_use_it() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert done.stderr == b"one\\rtwo\n"
+
+
+def test_a_file_takes_errors_also_of_a_command_that_shows_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, file = logging.getLogger("fedvox"), tmp_path / "file.log"
+    monkeypatch.setattr(log, "level", logging.CRITICAL)
+    with log_to_file(file):
+        logging.getLogger("fedvox.client").info("nothing to see")
+        assert not file.exists()
+        logging.getLogger("fedvox.client").error("task failed", exc_info=ValueError("the cause"))
+    log.error("after that")
+    assert log.level == logging.CRITICAL and log.propagate
+    assert file.read_text().splitlines()[0].endswith("ERROR fedvox.client: task failed")
+    assert file.read_text().splitlines()[-1] == "ValueError: the cause"
+    assert capsys.readouterr().err == ""

@@ -33,6 +33,7 @@ FATES = {
     "federation.yaml": AGAIN,
     "plan.json": AGAIN,
     "partition.json": AGAIN,
+    "data.json": AGAIN,
     "phantoms/sites.csv": AGAIN,
     "phantoms/dataset.json": AGAIN,
     "phantoms/imagesTr/*": AGAIN,
@@ -45,6 +46,7 @@ FATES = {
     "report.html": NOTHING,
     "events.jsonl": NOTHING,
     "updates/*": NOTHING,
+    "start.lock": NOTHING,
 }
 """What becomes of a run when a file is damaged, by a pattern that is the file's name."""
 SETTINGS = (
