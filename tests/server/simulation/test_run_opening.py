@@ -228,3 +228,17 @@ def test_cases_that_were_added_and_another_table_of_sites_are_told_and_no_hindra
     assert any("case zz_new was added since the run began, and takes no part in it" in text for text in told)
     assert any("the table of the sites was changed; the run keeps the sites" in text for text in told)
     assert (run / "partition.json").read_bytes() == before
+
+
+def test_sites_that_fail_are_told_with_their_reasons_and_where_the_causes_are(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ("model.channels=[4, 8]", "model.patch_size=[8, 8, 8]", "training.local_steps=8")
+    diverging = ("training.optimizer=sgd", "training.learning_rate=1e9", "strategy.max_failed_rounds=1")
+    assert start("--data", "data", *(part for item in (*small, *diverging) for part in ("--set", item))) == 1
+    told = capsys.readouterr().err
+    log = Path("runs/first/logs/simulation.log")
+    assert "non-finite-loss at 2 of 2 sites, round 1" in told
+    assert f"causes are in {log}" in told
+    assert "Traceback" not in told
+    assert "NonFiniteLossError: the loss is not finite; lower training.learning_rate" in log.read_text()
