@@ -35,8 +35,13 @@ def write_kit(folder: Path, config: FederationConfig, plan: Plan, site: str = "n
 
 def seal_kit(folder: Path, kit: Kit) -> None:
     """Writes a ``kit.yaml`` that states what the kit's other files are, as ``fedvox-server provision`` does."""
+    _write(folder, with_files(folder, kit))
+
+
+def with_files(folder: Path, kit: Kit) -> Kit:
+    """The kit, with what its files are that are there."""
     files = {name: digest_of_file(folder / name) for name in AGREED_FILES if (folder / name).exists()}
-    _write(folder, kit.model_copy(update={"files": files}))
+    return kit.model_copy(update={"files": files})
 
 
 def change_kit(folder: Path, **values: object) -> None:

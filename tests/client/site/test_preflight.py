@@ -328,9 +328,10 @@ def test_a_damaged_authority_is_an_error(tmp_path: Path) -> None:
 
 def test_the_kit(site: Path, authority: Authority, tmp_path: Path) -> None:
     config = FederationConfig.model_validate({"name": "tiny", "rounds": 3})
-    good, key = kit(digest=config.digest()), site / "site.key"
+    good, key = kits.with_files(site, kit(digest=config.digest())), site / "site.key"
     assert check_kit(site, good, config).severity == "ok"
     assert "was changed" in check_kit(site, kit(), config).text
+    assert "does not state the SHA-256 of ca.crt" in check_kit(site, kit(digest=config.digest()), config).text
     key.chmod(0o644)
     item = check_kit(site, good, config)
     assert item.severity == "error" and "chmod 600" in item.text
@@ -355,7 +356,7 @@ def test_the_dates_of_a_sites_certificate(
 ) -> None:
     config = FederationConfig.model_validate({"name": "tiny", "rounds": 3})
     folder = write_site(tmp_path / "north", authority, days=days, start=NOW + timedelta(days=first_day))
-    item = check_kit(folder, kit(digest=config.digest()), config)
+    item = check_kit(folder, kits.with_files(folder, kit(digest=config.digest())), config)
     assert (item.severity, text in item.text, "site.crt" in item.text) == (severity, True, True)
 
 
@@ -363,7 +364,7 @@ def test_a_kit_without_its_key_is_enough_for_a_runner(site: Path) -> None:
     config = FederationConfig.model_validate({"name": "tiny", "rounds": 3})
     assert check_no_key(site).severity == "warning"
     (site / "site.key").unlink()
-    assert check_federation(site, kit(digest=config.digest()), config).severity == "ok"
+    assert check_federation(site, kits.with_files(site, kit(digest=config.digest())), config).severity == "ok"
     assert "was changed" in check_federation(site, kit(), config).text
     assert check_no_key(site).severity == "ok"
 
