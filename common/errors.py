@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from common.formatting import visible
+
 RESTART_CANNOT_HELP = 2
 """Exit status of a program that would end in the same way again until somebody changes something."""
 
@@ -47,7 +49,7 @@ class DamagedFileError(FedvoxError):
 
 
 class DataError(FedvoxError):
-    """A scan, a label map or a dataset folder cannot be used.
+    """A scan, a label map or a dataset folder cannot be used. Names of files and labels in its text are made visible.
 
     Attributes
     ----------
@@ -60,7 +62,7 @@ class DataError(FedvoxError):
     def __init__(self, path: Path | str, problem: str) -> None:
         self.path = Path(path)
         self.problem = problem
-        super().__init__(f"{path}: {problem}")
+        super().__init__(visible(f"{path}: {problem}"))
 
 
 class BundleError(FedvoxError):
@@ -68,7 +70,10 @@ class BundleError(FedvoxError):
 
 
 class OutputError(FedvoxError):
-    """A file cannot be written."""
+    """A file cannot be written. Names of files in its text are made visible."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(visible(text))
 
 
 class ProtocolError(FedvoxError):

@@ -33,8 +33,8 @@ def visible(text: str, keep: str = "") -> str:
 
 
 def csv_text(text: str) -> str:
-    """Return a text for a cell of a CSV file that no spreadsheet takes for a formula.
+    """Return a text for a cell of a CSV file that no spreadsheet takes for a formula, with control characters visible.
 
-    A cell that begins with one of ``= + - @``, a tab or a carriage return gets an apostrophe in front.
+    A cell that begins with one of ``= + - @`` gets an apostrophe in front.
     """
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return f"'{visible(text)}" if text.startswith(("=", "+", "-", "@")) else visible(text)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from common.formatting import counted
+
 NOTHING = "–"
 """Shown in place of a missing value."""
 
@@ -25,7 +27,7 @@ def format_seconds(seconds: float) -> str:
 def format_bytes(size: float) -> str:
     """Format a size in bytes with decimal units, such as ``640 bytes``, ``1.2 MB`` or ``12 GB``."""
     if size < 1000:
-        return f"{size:.0f} bytes"
+        return counted(round(size), "byte")
     for unit in ("kB", "MB", "GB"):
         size /= 1000
         if size < 999.5:

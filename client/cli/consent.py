@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from client.cli.options import add_kit_options, add_ledger_file, positive_int
 from common.errors import FedvoxError
-from common.formatting import counted, visible
-from common.system.cli import add_command, add_json
+from common.formatting import counted
+from common.system.cli import add_command, add_json, show
 
 if TYPE_CHECKING:
     from client.consent.decisions import Decision, DecisionBook, Decisions
@@ -104,26 +104,26 @@ def _review(options: argparse.Namespace) -> int:
             "labels_map": site.labels_map,
             "channels_map": site.channels_map,
         }
-        print(as_json(content), end="")
+        show(as_json(content), end="")
         return 0
-    print(as_text(content, shutil.get_terminal_size((100, 24)).columns))
-    print()
+    show(as_text(content, shutil.get_terminal_size((100, 24)).columns))
+    show()
     for violation in violations:
-        print(f"Outside your site's limits: {violation}.")
+        show(f"Outside your site's limits: {violation}.")
     for line in _data_terms(site):
-        print(line)
+        show(line)
     if found:
         whose = "The patients in " + str(options.data) if options.data else "Patients who have not taken part before"
-        print(f"{whose}: {found}.")
+        show(f"{whose}: {found}.")
     if changed and not decisions.withdrawn:
-        print(f"NO TASK IS ACCEPTED: {changed}.")
+        show(f"NO TASK IS ACCEPTED: {changed}.")
     elif approval and not approval.automatic:
         used = policy.contract().summary(request.federation.rounds)
-        print(f"Approved by {approval.user}, {approval.time}; {used}.")
+        show(f"Approved by {approval.user}, {approval.time}; {used}.")
     elif is_automatic:
-        print("Within the limits of your site file, which approves it automatically.")
+        show("Within the limits of your site file, which approves it automatically.")
     elif not decisions.withdrawn:
-        print(f"Not approved. To agree: fedvox-client approve --kit {options.kit} --digest {content['digest']}")
+        show(f"Not approved. To agree: fedvox-client approve --kit {options.kit} --digest {content['digest']}")
     _tell_stops(decisions)
     return 0
 
@@ -131,7 +131,7 @@ def _review(options: argparse.Namespace) -> int:
 def _tell_stops(decisions: Decisions) -> None:
     for done, decision in (("Withdrawn", decisions.withdrawn), ("Paused", decisions.paused)):
         if decision is not None:
-            print(f"{done} by {decision.user}, {decision.time}.")
+            show(f"{done} by {decision.user}, {decision.time}.")
 
 
 def _data_terms(site: SiteConfig) -> Iterator[str]:
@@ -182,14 +182,14 @@ def _approve(options: argparse.Namespace) -> int:
     book, terms, limits = _decisions(options), terms_of(options.kit), HospitalLimits.of(site)
     before = book.read().approval(terms, automatic=False)
     approval = book.approve(request.federation.name, terms, limits, options.user)
-    print(f"Approved {approval.federation} by {approval.user}, {approval.time}.\nDigest: {digest}")
-    print(f"Your own limits, which are part of this ({state / SITE_FILE}): {limits}")
+    show(f"Approved {approval.federation} by {approval.user}, {approval.time}.\nDigest: {digest}")
+    show(f"Your own limits, which are part of this ({state / SITE_FILE}): {limits}")
     if before is not None and (weaker := limits.weaker_than(before.hospital)):
-        print(f"Your own limits ({state / SITE_FILE}) are weaker than at the last approval: {', '.join(weaker)}")
+        show(f"Your own limits ({state / SITE_FILE}) are weaker than at the last approval: {', '.join(weaker)}")
     if options.more_rounds is not None:
-        print(_allow_more(book, request, options))
+        show(_allow_more(book, request, options))
     if book.read().paused:
-        print(f"The site is paused; to resume: fedvox-client resume --kit {options.kit}")
+        show(f"The site is paused; to resume: fedvox-client resume --kit {options.kit}")
     return 0
 
 
@@ -221,11 +221,11 @@ def _resume(options: argparse.Namespace) -> int:
     state = _state(options)
     book = _decisions(options)
     decision = book.resume(options.user)
-    print(f"Resumed by {decision.user}, {decision.time}.")
+    show(f"Resumed by {decision.user}, {decision.time}.")
     if book.read().withdrawn:
-        print("The site has withdrawn; only fedvox-client approve reverses that.")
+        show("The site has withdrawn; only fedvox-client approve reverses that.")
     if load_site_config(state / SITE_FILE).paused:
-        print(f"{state / SITE_FILE} still says paused: true.")
+        show(f"{state / SITE_FILE} still says paused: true.")
     return 0
 
 
@@ -243,8 +243,8 @@ def _decisions(options: argparse.Namespace) -> DecisionBook:
 
 
 def _tell_stop(done: str, decision: Decision, end: str) -> int:
-    print(f"{done} by {decision.user}, {decision.time}. {end}")
-    print("A task in progress is finished and its result sent; stop fedvox-client start to prevent that.")
+    show(f"{done} by {decision.user}, {decision.time}. {end}")
+    show("A task in progress is finished and its result sent; stop fedvox-client start to prevent that.")
     return 0
 
 
@@ -261,14 +261,14 @@ def _audit(options: argparse.Namespace) -> int:
     content = summary(departures(read_entries(state / AUDIT_FILE)))
     if options.json:
         verified = {"entries": proof.entries, "head": proof.head, "events": proof.events} if proof else None
-        print(as_json({"log": str(state / AUDIT_FILE), "verified": verified, **content}), end="")
+        show(as_json({"log": str(state / AUDIT_FILE), "verified": verified, **content}), end="")
         return 0
-    print(visible(as_text(content), keep="\n"))
-    print()
+    show(as_text(content))
+    show()
     if proof is None:
-        print("The chain was not checked: add --verify.")
+        show("The chain was not checked: add --verify.")
     else:
-        print(
+        show(
             f"The chain is intact: {counted(proof.entries, 'entry', 'entries')}, {proof.first} to {proof.last}.\n"
             f"Last hash: {proof.head}\nNote it elsewhere; --expect finds it again unless the log was rewritten."
         )

@@ -16,8 +16,8 @@ from client.cli.fingerprint import add_fingerprint_command
 from client.cli.ledger import add_ledger_command
 from client.cli.network import add_network_commands
 from common.errors import ConfigError, DataError
-from common.formatting import counted
-from common.system.cli import Parser, add_command, add_device, add_json, base_parser, run
+from common.formatting import counted, visible
+from common.system.cli import Parser, add_command, add_device, add_json, base_parser, run, show
 
 if TYPE_CHECKING:
     from client.inference.predict import Predictor
@@ -77,11 +77,12 @@ def _add_site_file(parser: Parser) -> None:
 
 
 def _terms(options: argparse.Namespace) -> SiteTerms:
-    from client.consent.site_config import load_site_config
     from common.imaging.datasets.comparison import OWN_TERMS
 
     if options.site is None:
         return OWN_TERMS
+    from client.consent.site_config import load_site_config
+
     if not options.site.is_file():
         raise ConfigError(f"--site {options.site}: there is no such file")
     return load_site_config(options.site).data_terms
@@ -96,7 +97,7 @@ class _ProgressLines:
     def __call__(self, fraction: float, case: str) -> None:
         if case != self._last and sys.stderr.isatty():
             self._last = case
-            print(f"{100 * fraction:3.0f} %  {case}", file=sys.stderr)
+            show(f"{100 * fraction:3.0f} %  {visible(case)}", file=sys.stderr)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -110,7 +111,7 @@ def _check(options: argparse.Namespace) -> int:
         config = load_federation(options.federation)
         wanted = Wanted(config.labels, config.channels, config.modality)
     report = check_dataset(options.data, wanted, terms=_terms(options))
-    print(report.to_json() if options.json else report.to_text())
+    show(report.to_json() if options.json else report.to_text())
     return 0 if report.usable else 1
 
 
@@ -126,7 +127,8 @@ def _predict(options: argparse.Namespace) -> int:
         progress=_ProgressLines(),
     )
     for path in report.written:
-        print(path)
+        show(visible(str(path)))
+    _show_warnings("predict", report.warnings)
     _print_failures("predict", len(report.written), report.failures)
     return report.exit_status
 
@@ -137,9 +139,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     report = evaluate_dataset(
         _predictor(options), options.data, options.out, overwrite=options.overwrite, progress=_ProgressLines()
     )
-    print(report.summary)
-    for warning in report.warnings:
-        print(f"fedvox-client evaluate: warning: {warning}", file=sys.stderr)
+    show(report.summary)
+    _show_warnings("evaluate", report.warnings)
     _print_failures("evaluate", len(report.metrics), report.failures)
     return report.exit_status
 
@@ -151,14 +152,17 @@ def _predictor(options: argparse.Namespace) -> Predictor:
     return Predictor.open(options.model, applied)
 
 
+def _show_warnings(command: str, warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        show(f"fedvox-client {command}: warning: {warning}", file=sys.stderr)
+
+
 def _print_failures(command: str, done: int, failures: Sequence[DataError]) -> None:
     for failure in failures:
-        print(f"fedvox-client {command}: {failure}", file=sys.stderr)
+        show(f"fedvox-client {command}: {failure}", file=sys.stderr)
     if failures:
         total = done + len({failure.path for failure in failures})
-        print(
-            f"fedvox-client {command}: {done} of {counted(total, 'scan')} done; see the errors above", file=sys.stderr
-        )
+        show(f"fedvox-client {command}: {done} of {counted(total, 'scan')} done; see the errors above", file=sys.stderr)
 
 
 if __name__ == "__main__":

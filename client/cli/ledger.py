@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError, FedvoxError
-from common.formatting import counted, visible
-from common.system.cli import add_json
+from common.formatting import counted
+from common.system.cli import add_json, show
 
 if TYPE_CHECKING:
     from client.consent.site_config import SiteConfig
@@ -85,14 +85,14 @@ def _ledger(options: argparse.Namespace) -> int:
     content["rolled_back"] = stopped[0].model_dump(mode="json") if stopped else None
     if options.json:
         verified = {"entries": proof.entries, "head": proof.head} if proof and options.verify else None
-        print(as_json(content | {"verified": verified}), end="")
+        show(as_json(content | {"verified": verified}), end="")
         return 0
     if stopped:
-        print(f"STOPPED until a person has looked: {_told(*stopped)}\n")
-    print(visible(as_text(content, shutil.get_terminal_size((100, 24)).columns), keep="\n"))
+        show(f"STOPPED until a person has looked: {_told(*stopped)}\n")
+    show(as_text(content, shutil.get_terminal_size((100, 24)).columns))
     if proof is not None and options.verify:
         witnessed = "it matches this site's records" if state else "add --kit to compare it with the site's records"
-        print(
+        show(
             f"\nThe ledger is intact: {counted(proof.entries, 'entry', 'entries')}, {proof.first} to {proof.last}; "
             f"{witnessed}.\n"
             f"Last hash: {proof.head}"
@@ -124,7 +124,7 @@ def _recover(options: argparse.Namespace, ledger: Ledger, witness: Witness | Non
     claim = stopped[0] if stopped else None
     plan = plan_recovery(ledger, witness, spent, claim)
     before = f"epsilon {plan.known:.3g}" if plan.known else "nothing"
-    print(
+    show(
         f"{plan.problem}\n\n"
         f"Proven to have been spent: {before}.\n"
         f"Every patient, known or new, is assumed to have spent: {spent}.\n"
@@ -136,11 +136,9 @@ def _recover(options: argparse.Namespace, ledger: Ledger, witness: Witness | Non
     if state is not None and claim is not None:
         settle(state, claim, options.reason, options.user, is_kept=False)
     kept = f" The old file is {ledger.path.with_name(entry.set_aside)}." if entry.set_aside else ""
-    print(f"\nRecovered {ledger.path} by {entry.user}.{kept}")
+    show(f"\nRecovered {ledger.path} by {entry.user}.{kept}")
     if state is None:
-        print(
-            "Sites that used the old ledger refuse this one until each is recovered too: the same command with --kit."
-        )
+        show("Sites that used the old ledger refuse this one until each is recovered too: the same command with --kit.")
     return 0
 
 
@@ -156,14 +154,14 @@ def _keep(
         raise ConfigError("--reason: is empty; say why the files are right as they are (it is kept permanently)")
     if stopped is None:
         raise ConfigError(f"{ledger.path}: the server has seen nothing that is missing here; there is nothing to keep")
-    print(
+    show(
         f"{_told(*stopped)}\n\nNothing is changed, and only what the ledger holds counts as spent. Keep it if nothing "
         "was restored from an old copy, or the audit log alone. This decision stays in the audit log permanently."
     )
     if not options.yes:
         _ask()
     settle(state, stopped[0], options.reason.strip(), options.user, is_kept=True)
-    print(f"\nKept {ledger.path}; the site goes on.")
+    show(f"\nKept {ledger.path}; the site goes on.")
     return 0
 
 
@@ -174,7 +172,7 @@ def _told(claim: Claim, lacking: list[str]) -> str:
 def _ask() -> None:
     if not sys.stdin.isatty():
         raise ConfigError("--recover: needs confirmation; run it in a terminal, or add --yes")
-    print(f"Type {_CONFIRMATION} to continue: ", end="", flush=True)
+    show(f"Type {_CONFIRMATION} to continue: ", end="")
     if sys.stdin.readline().strip() != _CONFIRMATION:
         raise NotConfirmedError("nothing was changed")
 
@@ -188,7 +186,7 @@ def _folder(data: Path, ledger: Ledger, site: SiteConfig | None) -> Any:
 
     def progress(done: int, cases: int) -> None:
         if sys.stderr.isatty():
-            print(f"\rreading patients: {done} of {cases}", end="\n" if done == cases else "", file=sys.stderr)
+            show(f"reading patients: {done} of {cases}", end="\n" if done == cases else "\r", file=sys.stderr)
 
     # Include cases without a label map: they may have been patients of another dataset. Store nothing: a read-only
     # command leaves no trace.

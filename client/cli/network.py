@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from client.cli.options import add_kit_options, add_ledger_file
-from common.formatting import visible
-from common.system.cli import add_command, add_device, add_json, add_linger, default_cache
+from common.formatting import counted, visible
+from common.system.cli import add_command, add_device, add_json, add_linger, default_cache, show
 
 if TYPE_CHECKING:
     from client.site.start import SiteOptions
@@ -86,9 +86,9 @@ def _request(options: argparse.Namespace) -> int:
     from client.site.signing_request import make_request
 
     files = make_request(options.name, options.out)
-    print(f"{files.key}: stays here; later copy it into the kit")
-    print(f"{files.request}: send this to the coordinator")
-    print(f"fingerprint {files.fingerprint}: if the coordinator asks which key is yours, compare it by telephone")
+    show(f"{files.key}: stays here; later copy it into the kit")
+    show(f"{files.request}: send this to the coordinator")
+    show(f"fingerprint {files.fingerprint}: if the coordinator asks which key is yours, compare it by telephone")
     return 0
 
 
@@ -102,7 +102,7 @@ def _preflight(options: argparse.Namespace) -> int:
     StateFolder(site.state).make()
     worst = 0
     for item in run_preflight(site):
-        print(item, flush=True)
+        show(item)
         worst = max(worst, int(item.severity == "error"))
     return worst
 
@@ -126,7 +126,7 @@ def _runner(options: argparse.Namespace) -> int:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    show(line)
 
 
 def _health(options: argparse.Namespace) -> int:
@@ -134,7 +134,7 @@ def _health(options: argparse.Namespace) -> int:
     from client.state_folder import StateFolder
 
     problem = health_problem(StateFolder(options.state))
-    print(problem or "healthy")
+    show(problem or "healthy")
     return 1 if problem else 0
 
 
@@ -146,25 +146,26 @@ def _status(options: argparse.Namespace) -> int:
     kit = read_kit(options.kit, "site")
     status = site_status(StateFolder(_state(options)))
     if options.json:
-        print(as_json({"site": kit.site, "federation": kit.federation, **status}), end="")
+        show(as_json({"site": kit.site, "federation": kit.federation, **status}), end="")
         return 0 if status["running"] else 1
-    print(f"site {kit.site} of {kit.federation}: {'running' if status['running'] else 'not running'}")
+    show(f"site {kit.site} of {kit.federation}: {'running' if status['running'] else 'not running'}")
     if not status["running"]:
         return 1
     if status["role"] == "runner":
-        print(f"server {kit.endpoint}: see the status of the courier, which talks to it")
+        show(f"server {kit.endpoint}: see the status of the courier, which talks to it")
     else:
         contact = status["last_contact"]
         seen = "no contact yet" if contact is None else f"last contact {contact:.0f} s ago"
-        print(f"server {kit.endpoint}: {'connected' if status['connected'] else 'NOT connected'}, {seen}")
-    print(visible(f"runner: {_what_runner_does(status['runner'])}"))
+        show(f"server {kit.endpoint}: {'connected' if status['connected'] else 'NOT connected'}, {seen}")
+    show(visible(f"runner: {_what_runner_does(status['runner'])}"))
     if status["runner"].get("notice"):
-        print(visible(f"NOTICE: {status['runner']['notice']}"))
+        show(visible(f"NOTICE: {status['runner']['notice']}"))
     if "network" in status["runner"]:
-        print(f"runner: {status['runner']['network']}")
+        show(f"runner: {status['runner']['network']}")
     for name, process in status["processes"].items():
         age = time.time() - process["since"]
-        print(f"{name}: {process['state']} for {age:.0f} s, pid {process['pid']}, {process['restarts']} restarts")
+        restarts = counted(process["restarts"], "restart")
+        show(f"{name}: {process['state']} for {age:.0f} s, pid {process['pid']}, {restarts}")
     return 0
 
 
@@ -172,7 +173,7 @@ def _what_runner_does(runner: dict[str, Any]) -> str:
     if runner.get("problem"):
         return f"PROBLEM: {runner['problem']}"
     if runner.get("state") == "preparing data" and runner.get("cases"):
-        return f"preparing data, {runner['prepared']} of {runner['cases']} cases"
+        return f"preparing data, {runner['prepared']} of {counted(runner['cases'], 'case')}"
     if runner.get("step", 0) < runner.get("steps", 0):
         return f"training, round {runner['round']}, step {runner['step']} of {runner['steps']}"
     words = {

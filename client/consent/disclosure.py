@@ -293,9 +293,10 @@ def _learned(data: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
     spacing = model["spacing_mm"]
     start = f", starting from a given model (SHA-256 {model['starts_from']})" if model["starts_from"] else ""
     grid = f"resampled to {_by(spacing)} mm" if spacing else "on their own grids"
+    many = "channel" if len(data["channels"]) == 1 else "channels"
     return [
         f"To segment {labels}.",
-        f"From {data['modality']} volumes with the channels {', '.join(data['channels'])}, {grid}, in patches of "
+        f"From {data['modality']} volumes with the {many} {', '.join(data['channels'])}, {grid}, in patches of "
         f"{_by(model['patch_size'])} voxels.",
         f"With a {model['kind']}: {model['parameters']:,} weights, stages of {', '.join(map(str, model['stages']))} "
         f"channels{start}.",
@@ -305,7 +306,7 @@ def _learned(data: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
 def _work(work: Mapping[str, Any], privacy: Mapping[str, Any] | None) -> list[str]:
     least = f", and at least {work['min_fraction']:.0%} of the participating sites do" if work["min_fraction"] else ""
     ending = "; it may end earlier" if work["early_stop"] else ""
-    batch = f"{work['batch_size']} patches each"
+    batch = f"{counted(work['batch_size'], 'patch', 'patches')} each"
     if privacy is not None:
         patches = privacy["patches_per_patient"]
         views = f"{patches} patches" if patches > 1 else "one patch"

@@ -128,10 +128,11 @@ def _delta_text(delta: float) -> str:
 
 def _details(federation: FederationConfig, privacy: PrivacyConfig, plan: PrivacyPlan, labels: int) -> list[str]:
     steps = federation.rounds * federation.training.local_steps
+    each = "the only step" if steps == 1 else f"each of {steps:,} steps"
     adapts = ", which adapts to a noised count of how many patients it clips" if privacy.adaptive_clipping else ""
     noise = gradient_noise(plan.training.noise_multiplier, privacy.adaptive_clipping)
     update = (
-        f"Noised at your site before it leaves: the model update. In each of {steps} steps, every patient takes part "
+        f"Noised at your site before it leaves: the model update. In {each}, every patient takes part "
         f"with probability {privacy.sample_rate:g}; each patient's contribution is clipped to the length "
         f"{privacy.max_grad_norm:g}{adapts}, and Gaussian noise of {noise:.3g} times that length is added "
         f"to the sum. {ON_A_GRID}"

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,9 @@ from common.imaging.geometry import Grid
 from common.imaging.io.nifti import read_volume
 from common.imaging.plausibility import header_contradictions, padding_problem
 from common.imaging.preprocessing import require_room
-from common.plan.plan import PreprocessingPlan
+
+if TYPE_CHECKING:
+    from common.plan.plan import PreprocessingPlan
 
 
 def check_dataset(

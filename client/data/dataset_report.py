@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+from common.formatting import counted, visible
 from common.imaging.datasets.case import Problem
 from common.imaging.datasets.patients_csv import PATIENTS_FILE
 from common.plan.base import Axes3, Spacing
@@ -175,7 +176,7 @@ def _label_table(report: DatasetReport) -> str:
 
 def _problem_list(report: DatasetReport) -> str:
     ranked = sorted(report.problems, key=lambda problem: problem.severity)
-    return "\n".join(f"{problem.severity}: {problem.path}: {problem.text}" for problem in ranked)
+    return "\n".join(f"{problem.severity}: {problem}" for problem in ranked)
 
 
 def _verdict(report: DatasetReport) -> str:
@@ -183,14 +184,15 @@ def _verdict(report: DatasetReport) -> str:
         return "NOT USABLE: there is no complete case."
     if report.usable:
         warnings = len(report.problems)
-        return "Usable." if warnings == 0 else f"Usable, with {warnings} warning{'s' if warnings > 1 else ''}."
+        return "Usable." if warnings == 0 else f"Usable, with {counted(warnings, 'warning')}."
     errors = sum(problem.severity == "error" for problem in report.problems)
-    return f"NOT USABLE: {errors} error{'s' if errors > 1 else ''}. Repair or remove what is named above."
+    return f"NOT USABLE: {counted(errors, 'error')}. Repair or remove what is named above."
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    shown = [[visible(cell) for cell in row] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*shown, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in shown)
     return "\n".join(lines)
 
 

@@ -15,11 +15,11 @@ import numpy as np
 from client.inference.predict import (
     FractionProgress,
     Predictor,
-    check_writable,
     part_of,
 )
+from client.inference.results import check_writable
 from common.errors import ConfigError, DataError, OutputError
-from common.formatting import csv_text
+from common.formatting import csv_text, visible
 from common.imaging.datasets.case import Case, errors_of
 from common.imaging.datasets.comparison import Wanted, compare
 from common.imaging.datasets.dataset import scan_dataset
@@ -136,7 +136,7 @@ def evaluate_dataset(
     if not metrics:
         raise failures[0]
     write_atomically(out_csv, _to_csv(metrics, labels))
-    warnings = tuple(f"{item.path}: {item.text}" for item in differences if item.severity == "warning")
+    warnings = tuple(str(item) for item in differences if item.severity == "warning")
     return EvaluationReport(metrics, labels, tuple(failures), warnings)
 
 
@@ -153,7 +153,9 @@ def summarise(metrics: Mapping[str, CaseMetrics], labels: Mapping[int, str]) -> 
             deviation = float(finite.std(ddof=1)) if len(finite) > 1 else math.nan
             mean, median = (float(finite.mean()), float(np.median(finite))) if len(finite) else (math.nan, math.nan)
             figures = ["-" if math.isnan(value) else f"{value:.4f}" for value in (mean, median, deviation)]
-            rows.append((f"{label} {name}", metric, figures[0], figures[1], figures[2], f"{len(finite)}/{len(values)}"))
+            rows.append(
+                (f"{label} {visible(name)}", metric, figures[0], figures[1], figures[2], f"{len(finite)}/{len(values)}")
+            )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -190,4 +192,4 @@ def _metric_names(metrics: Mapping[str, CaseMetrics]) -> Sequence[str]:
 
 
 def _named(labels: Mapping[int, str]) -> str:
-    return ", ".join(f"{value} {name}" for value, name in sorted(labels.items()))
+    return ", ".join(f"{value} {visible(name)}" for value, name in sorted(labels.items()))

@@ -14,12 +14,14 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import ConfigError, DataError, OutputError
+from client.inference.results import check_targets, targets_of
+from common.errors import ConfigError, DataError
+from common.formatting import counted
 from common.imaging import sliding_window
 from common.imaging.datasets.case import Case, Reading, errors_of, load_case
-from common.imaging.datasets.comparison import OWN_TERMS, SiteTerms
-from common.imaging.datasets.dataset import scan_dataset
-from common.imaging.io.nifti import nifti_stem, write_label, write_probabilities
+from common.imaging.datasets.comparison import OWN_TERMS, SiteTerms, Wanted, compare
+from common.imaging.datasets.dataset import Dataset, scan_dataset
+from common.imaging.io.nifti import write_label, write_probabilities
 from common.imaging.plausibility import header_contradictions
 from common.imaging.preprocessing import (
     Preprocessed,
@@ -50,10 +52,13 @@ class PredictionReport:
         Label maps, in order of case names.
     failures
         Scans that could not be used, with the reason; the others were predicted.
+    warnings
+        Differences between the dataset's channels and the model's that may be only of words.
     """
 
     written: tuple[Path, ...]
     failures: tuple[DataError, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def exit_status(self) -> int:
@@ -155,7 +160,7 @@ class Predictor:
         if found != needed:
             raise DataError(
                 case.images[0],
-                f"has {found} {'channel' if found == 1 else 'channels'}; this model needs {needed} "
+                f"has {counted(found, 'channel')}; this model needs {needed} "
                 f"({', '.join(self.plan.channels)}): give scans with these channels, or another model",
             )
         return volume, label
@@ -257,17 +262,17 @@ def predict_path(
     Raises
     ------
     DataError
-        The input is missing or holds no scans.
+        The input is missing or holds no scans, or it is a dataset that declares other channels than the model's.
     OutputError
         A result exists or cannot be written.
     """
     dataset, problems = scan_dataset(input_path)
-    dataset = dataset.read_as(Reading(predictor.terms.ranges))
+    dataset, warnings = _with_channels(dataset, predictor)
     # What a dataset declares about its label maps does not matter here.
     errors = [problem for problem in problems if problem.severity == "error" and problem.path.name != "dataset.json"]
     failures = [DataError(problem.path, problem.text) for problem in errors]
-    targets = _targets(dataset.cases, input_path, output_path, probabilities)
-    _check_targets(targets, dataset.cases, overwrite)
+    targets = targets_of(dataset.cases, input_path, output_path, probabilities)
+    check_targets(targets, dataset.cases, overwrite)
     written: list[Path] = []
     for index, (case, paths) in enumerate(zip(dataset.cases, targets, strict=True)):
         try:
@@ -277,7 +282,19 @@ def predict_path(
             failures.append(error)
         else:
             written.append(paths[0])
-    return PredictionReport(tuple(written), tuple(failures))
+    return PredictionReport(tuple(written), tuple(failures), warnings)
+
+
+def _with_channels(dataset: Dataset, predictor: Predictor) -> tuple[Dataset, tuple[str, ...]]:
+    """Return the dataset as it must be read for the model, and doubts about the channels that it declares."""
+    if dataset.layout == "files" or not (dataset.root / "dataset.json").exists():
+        return dataset.read_as(Reading(predictor.terms.ranges)), ()
+    terms = replace(predictor.terms, patient_rule=None)
+    dataset, differences = compare(dataset, Wanted(channels=predictor.plan.channels), terms)
+    for item in differences:
+        if item.severity == "error":
+            raise DataError(item.path, item.text)
+    return dataset, tuple(map(str, differences))
 
 
 def _predict_case(predictor: Predictor, case: Case, paths: tuple[Path, ...], progress: CountProgress) -> None:
@@ -300,52 +317,6 @@ def part_of(progress: FractionProgress | None, name: str, index: int, cases: int
             progress((index + done / total) / cases, name)
 
     return report
-
-
-def check_writable(folder: Path) -> None:
-    """Create a folder for results and check, before any work, that it is writable.
-
-    Raises
-    ------
-    OutputError
-        The folder cannot be created or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {error.strerror or error}; choose another place") from error
-
-
-def _targets(
-    cases: tuple[Case, ...], input_path: Path, output_path: Path, probabilities: bool
-) -> list[tuple[Path, ...]]:
-    """Return the files to write for each case: the label map and, if requested, the probabilities."""
-    names = [output_path / f"{case.name}.nii.gz" for case in cases]
-    if nifti_stem(output_path) and not output_path.is_dir():
-        if input_path.is_dir():
-            raise OutputError(
-                f"{output_path}: is a file name, but the input is a folder; give a folder for the results"
-            )
-        names = [output_path]
-    if not probabilities:
-        return [(name,) for name in names]
-    return [(name, name.with_name(f"{nifti_stem(name)}_probabilities.nii.gz")) for name in names]
-
-
-def _check_targets(targets: list[tuple[Path, ...]], cases: tuple[Case, ...], overwrite: bool) -> None:
-    files = [path for paths in targets for path in paths]
-    scans = {image.resolve() for case in cases for image in case.images}
-    for path in files:
-        if path.resolve() in scans:
-            raise OutputError(f"{path}: is one of the scans; choose another folder or name for the results")
-    existing = [path for path in files if path.exists()]
-    if existing and not overwrite:
-        more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
-        raise OutputError(f"{existing[0]}: exists{more}; choose another place, or replace results with --overwrite")
-    for folder in sorted({path.parent for path in files}):
-        check_writable(folder)
 
 
 @contextmanager

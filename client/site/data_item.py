@@ -67,12 +67,12 @@ def check_data(
             return Item("data", "error", f"{root}: there is no complete case")
         count = sum(problem.severity == "error" for problem in report.problems)
         more = f" (and {count - 1} more; fedvox-client check lists them all)" if count > 1 else ""
-        return Item("data", "error", f"{first.path}: {first.text}{more}")
+        return Item("data", "error", f"{first}{more}")
     severity, text = "ok", counted(len(report.cases), "case")
     if report.problems:
         first, others = report.problems[0], len(report.problems) - 1
         severity = "warning"
-        text += f"; {first.path}: {first.text}" + (f" (and {counted(others, 'more warning')})" if others else "")
+        text += f"; {first}" + (f" (and {counted(others, 'more warning')})" if others else "")
     with contextlib.suppress(OutputError):  # the data is checked again next time; check_disk reports a full disk
         write_sealed(memory, {"state": state, "severity": severity, "text": text})
     return Item("data", severity, text)

@@ -14,6 +14,7 @@ import sys
 from typing import Literal
 
 from common.errors import ConfigError
+from common.formatting import counted
 from common.system.devices import choose_device, why_no_gpu
 
 Severity = Literal["ok", "warning", "error"]
@@ -61,7 +62,7 @@ def look(name: str) -> tuple[Severity, str]:
 
 def without_gpu() -> str:
     """Return the text for training without a GPU."""
-    return f"training runs on {os.cpu_count()} processors"
+    return f"training runs on {counted(os.cpu_count() or 1, 'processor')}"
 
 
 if __name__ == "__main__":

@@ -313,4 +313,6 @@ def _existing(place: Mapping[Any, Any], name: str) -> Any:
 def as_json(model: BaseModel | Mapping[str, Any]) -> str:
     """Format a model or a mapping as indented JSON with a final newline."""
     content = model.model_dump(mode="json") if isinstance(model, BaseModel) else model
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    # What is no sign is written as an escape, so that it can be printed and stored.
+    return "".join(sign if sign.isprintable() or sign == "\n" else json.dumps(sign)[1:-1] for sign in text)

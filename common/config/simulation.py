@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from common.formatting import counted
 from common.plan.base import Frozen, OpenFraction, PositiveFloat, PositiveInt, Real, Switch, Whole
 from common.plan.scanner_shift import ScannerShift
 
@@ -64,7 +65,7 @@ class ScannerPartition(Frozen):
     @model_validator(mode="after")
     def _one_shift_per_site(self) -> Self:
         if self.shifts is not None and len(self.shifts) != self.sites:
-            raise ValueError(f"shifts has {len(self.shifts)} entries, sites is {self.sites}")
+            raise ValueError(f"shifts has {counted(len(self.shifts), 'entry', 'entries')}, sites is {self.sites}")
         return self
 
 

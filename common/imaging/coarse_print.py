@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,16 +50,44 @@ def coarse_prints(array: NDArray[np.float32]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _block_means(volume: NDArray[np.float32]) -> list[float]:
-    """Return each block's mean without its smallest and largest eighth, which a changed voxel would be in."""
-    blocks = [volume]
-    for axis in range(3):
-        parts = min(BLOCKS, volume.shape[axis])
-        blocks = [part for block in blocks for part in np.array_split(block, parts, axis)]
-    found = []
-    for block in blocks:
-        thinned = block[tuple(slice(None, None, math.ceil(size / _MOST_PER_AXIS)) for size in block.shape)]
-        values = np.sort(thinned, axis=None).astype(np.float64)
-        cut = math.ceil(values.size / _TRIM) if values.size > 2 else 0
-        found.append(float(values[cut : values.size - cut].mean()))
-    return found
+def _block_means(volume: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return each block's mean without its smallest and largest eighth, which a changed voxel would be in.
+
+    An axis is cut as ``numpy.array_split`` does, so a block has one of two sizes along it, and the volume has at most
+    eight kinds of blocks. All of a kind are looked at together.
+    """
+    axes = [_cuts(size) for size in volume.shape]
+    means = np.empty([min(BLOCKS, size) for size in volume.shape], dtype=np.float64)
+    for x, y, z in product(*axes):
+        kind = volume[x.voxels, y.voxels, z.voxels].reshape(x.count, x.size, y.count, y.size, z.count, z.size)
+        thinned = kind[:, :: x.step, :, :: y.step, :, :: z.step].transpose(0, 2, 4, 1, 3, 5)
+        values = np.sort(thinned.reshape(x.count * y.count * z.count, -1), axis=1)
+        cut = math.ceil(values.shape[1] / _TRIM) if values.shape[1] > 2 else 0
+        kept = values[:, cut : values.shape[1] - cut].mean(axis=1, dtype=np.float64)
+        means[x.blocks, y.blocks, z.blocks] = kept.reshape(x.count, y.count, z.count)
+    return means.ravel()
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Blocks of one size along an axis: which voxels and blocks, how many, and the step at which they are thinned."""
+
+    voxels: slice
+    blocks: slice
+    count: int
+    size: int
+
+    @property
+    def step(self) -> int:
+        return math.ceil(self.size / _MOST_PER_AXIS)
+
+
+def _cuts(length: int) -> list[_Cut]:
+    parts = min(BLOCKS, length)
+    size, larger = divmod(length, parts)
+    border = larger * (size + 1)
+    cuts = [
+        _Cut(slice(0, border), slice(0, larger), larger, size + 1),
+        _Cut(slice(border, length), slice(larger, parts), parts - larger, size),
+    ]
+    return [cut for cut in cuts if cut.count]

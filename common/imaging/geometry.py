@@ -23,6 +23,9 @@ SMALLEST_SPACING_MM = 1e-6
 """A smaller voxel means that the header was never filled in."""
 
 _AXIS_NAMES = ("LR", "PA", "IS")  # against and along each RAS+ axis
+_LAST_ROW = np.array((0.0, 0.0, 0.0, 1.0))
+_LAST_ROW_TOLERANCE = 1e-8 + 1e-5 * _LAST_ROW
+_PERMUTATIONS = np.array(list(permutations(range(3))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +130,7 @@ def _check_affine(affine: NDArray[np.float64]) -> None:
         raise ValueError(f"an affine is a 4x4 matrix, not {affine.shape}")
     if not np.isfinite(affine).all():
         raise ValueError("the affine holds NaN or infinite numbers")
-    if not np.allclose(affine[3], (0, 0, 0, 1)):
+    if (np.abs(affine[3] - _LAST_ROW) > _LAST_ROW_TOLERANCE).any():
         raise ValueError(f"the last row of the affine is {affine[3].tolist()}, not 0 0 0 1")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if spacing.min() < SMALLEST_SPACING_MM:
@@ -148,7 +151,7 @@ def _anatomical_axes(affine: NDArray[np.float64]) -> list[tuple[int, int]]:
     """Return for each array axis the nearest world axis (each is used once) and its direction along it, 1 or -1."""
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     # Rounded, so that files of one scan rotated by exactly 45 degrees get the same axes despite rounding errors.
-    best = max(permutations(range(3)), key=lambda axes: round(sum(abs(directions[axes, range(3)])), 4))
+    best = _PERMUTATIONS[np.abs(directions)[_PERMUTATIONS, range(3)].sum(axis=1).round(4).argmax()].tolist()
     return [(axis, 1 if directions[axis, source] > 0 else -1) for source, axis in enumerate(best)]
 
 

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common.formatting import counted
 from common.imaging.geometry import Grid
 from common.imaging.resampling import resample_label, resample_to_shape, resampled_shape, thick_axes
 from common.imaging.volume import Volume
 from common.plan.base import Axes3, Spacing
-from common.plan.plan import IntensityPlan, PreprocessingPlan
 from common.system.memory import require_memory
+
+if TYPE_CHECKING:
+    from common.plan.plan import IntensityPlan, PreprocessingPlan
 
 _BACKGROUND = 0
 
@@ -81,7 +85,9 @@ def preprocess_image(volume: Volume, plan: PreprocessingPlan) -> Preprocessed:
         If the result would not fit into memory.
     """
     if len(volume.array) != len(plan.intensity):
-        raise ValueError(f"the scan has {len(volume.array)} channels, the plan expects {len(plan.intensity)}")
+        raise ValueError(
+            f"the scan has {counted(len(volume.array), 'channel')}, the plan expects {len(plan.intensity)}"
+        )
     geometry = plan_geometry(volume, plan)
     _require_memory(geometry, len(volume.array))
     channels = zip(volume.array, plan.intensity, strict=True)

@@ -21,6 +21,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 
 from common.errors import BundleError
+from common.formatting import counted
 from common.models.bundle_file import (
     DESCRIPTION_FILE,
     FORMAT,
@@ -79,8 +80,8 @@ def load_bundle(folder: Path) -> Bundle:
     expected = description.weights
     if len(data) != expected.bytes:
         raise BundleError(
-            f"{weights_path}: has {len(data)} bytes, {DESCRIPTION_FILE} says {expected.bytes}: truncated or from "
-            "another model; copy the bundle again"
+            f"{weights_path}: has {counted(len(data), 'byte')}, {DESCRIPTION_FILE} says {expected.bytes}: truncated or "
+            "from another model; copy the bundle again"
         )
     if hashlib.sha256(data).hexdigest() != expected.sha256:
         raise BundleError(

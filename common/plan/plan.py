@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from common.formatting import counted
 from common.plan.base import (
     MOST_STAGES,
     Axes3,
@@ -124,10 +125,12 @@ class ModelPlan(Frozen):
             raise ValueError("a U-Net needs at least two stages: give at least two channel counts")
         for name in ("strides", "kernels", "blocks"):
             if len(getattr(self, name)) != stages:
-                raise ValueError(f"{name} has {len(getattr(self, name))} entries, channels has {stages}")
+                raise ValueError(
+                    f"{name} has {counted(len(getattr(self, name)), 'entry', 'entries')}, channels has {stages}"
+                )
         for count in self.channels:
             if count % self.groups:
-                raise ValueError(f"groups ({self.groups}) does not divide {count} channels")
+                raise ValueError(f"groups ({self.groups}) does not divide {counted(count, 'channel')}")
         return self
 
     @property
@@ -170,11 +173,11 @@ class Plan(Frozen):
             raise ValueError(f"labels must be 1, 2, 3, ... without gaps, not {sorted(self.labels)}")
         if self.model.classes != len(self.labels) + 1:
             raise ValueError(
-                f"model.classes is {self.model.classes}, but there are {len(self.labels)} labels + background"
+                f"model.classes is {self.model.classes} for {counted(len(self.labels), 'label')} and the background"
             )
         if self.model.in_channels != len(self.channels):
             raise ValueError(
-                f"model.in_channels is {self.model.in_channels}, but there are {len(self.channels)} channels"
+                f"model.in_channels is {self.model.in_channels} for {counted(len(self.channels), 'channel')}"
             )
         if len(self.preprocessing.intensity) != len(self.channels):
             raise ValueError("preprocessing.intensity needs one entry per channel")

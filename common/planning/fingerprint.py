@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import DataError
+from common.formatting import counted
 from common.imaging.cache.case_cache import sample_voxels
 from common.imaging.cache.entry_file import Entry, FileDigests, digest_json, read_entry, write_entry
 from common.imaging.datasets.case import Case, errors_of, load_case

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from common.config.federation import ModelConfig
 from common.errors import ConfigError
+from common.formatting import counted
 from common.imaging.resampling import thick_axes
 from common.plan.base import Axes3, Kernel, Spacing, Stride
 from common.plan.describe_errors import describe_validation_error
@@ -83,8 +84,8 @@ def make_plan(
     """
     if len(channels) != fingerprint.channels:
         raise ConfigError(
-            f"channels: {len(channels)} names ({', '.join(channels)}), but the scans have "
-            f"{fingerprint.channels} channels: name each of them"
+            f"channels: {counted(len(channels), 'name')} ({', '.join(channels)}), but the scans have "
+            f"{counted(fingerprint.channels, 'channel')}: name each of them"
         )
     target = spacing or target_spacing(fingerprint)
     stages = len(network.channels)

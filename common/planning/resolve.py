@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from common.config.federation import FederationConfig
 from common.errors import ConfigError
+from common.formatting import counted
 from common.plan.base import Spacing
 from common.plan.describe_errors import describe_validation_error
 from common.plan.plan import IntensityPlan, Plan, PreprocessingPlan
@@ -74,7 +75,9 @@ def _per_channel(intensity: tuple[IntensityPlan, ...], channels: int) -> tuple[I
     if len(intensity) == 1:
         return intensity * channels
     if len(intensity) != channels:
-        raise ConfigError(f"preprocessing.intensity: {len(intensity)} entries, but there are {channels} channels")
+        raise ConfigError(
+            f"preprocessing.intensity: {counted(len(intensity), 'entry', 'entries')} for {counted(channels, 'channel')}"
+        )
     return intensity
 
 

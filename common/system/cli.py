@@ -15,7 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import common
 from common.errors import FedvoxError
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the error and a pointer to the help, and exit with status 2."""
-        self.exit(2, f"{self.prog}: {message}\nSee {self.prog} --help\n")
+        self.exit(2, visible(f"{self.prog}: {message}\nSee {self.prog} --help\n", keep="\n"))
 
 
 def base_parser(program: str, description: str) -> Parser:
@@ -94,6 +94,21 @@ def add_linger(command: argparse.ArgumentParser) -> None:
     )
 
 
+def show(text: object = "", *, end: str = "\n", file: TextIO | None = None) -> None:
+    """Print lines for people, with all other control characters visible: nothing is obeyed that somebody named so.
+
+    Parameters
+    ----------
+    text
+        One or several lines. A name in it that could hold a line break is made ``visible`` by the caller.
+    end
+        What follows.
+    file
+        Standard output by default.
+    """
+    print(visible(str(text), keep="\n"), end=end, file=file, flush=True)
+
+
 def run(parser: Parser, arguments: Sequence[str] | None) -> int:
     """Parse the arguments, run the chosen command, and print errors as text on stderr.
 
@@ -137,7 +152,7 @@ def run(parser: Parser, arguments: Sequence[str] | None) -> int:
         if options.debug:
             raise
         # The exception's text, if any, tells the user how to resume.
-        print(visible(f"{parser.prog}: {str(error).strip() or 'interrupted'}", keep="\n"), file=sys.stderr)
+        show(f"{parser.prog}: {str(error).strip() or 'interrupted'}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of stdout is gone (for example a closed pager): discard the rest of the output.
@@ -200,7 +215,7 @@ def _keep_files_private(options: argparse.Namespace) -> None:
 def _tell(text: str, options: argparse.Namespace) -> None:
     """Print the error and linger; a signal ends the wait without hiding the error."""
     with contextlib.suppress(KeyboardInterrupt):
-        print(visible(text, keep="\n"), file=sys.stderr, flush=True)
+        show(text, file=sys.stderr)
         time.sleep(min(max(0.0, getattr(options, "linger", 0.0)), LONGEST_LINGER_SECONDS))
 
 

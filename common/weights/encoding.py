@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ProtocolError
+from common.formatting import counted
 
 PIECE_BYTES = 4 * 2**20
 BLOCK = 64
@@ -109,7 +110,7 @@ def decode_parts(data: bytes | NDArray[np.uint8], count: int, encoding: Encoding
         As for ``decode``, before the first part.
     """
     if len(data) != encoded_bytes(count, encoding):
-        raise ProtocolError(f"a piece has {len(data)} bytes, {encoded_bytes(count, encoding)} expected")
+        raise ProtocolError(f"a piece has {counted(len(data), 'byte')}, {encoded_bytes(count, encoding)} expected")
     content = np.frombuffer(data, np.uint8)
     if encoding == "int8" and not (content[: 4 * _blocks(count)].view("<f4") >= 0).all():
         raise ProtocolError("a piece has a scale that is negative or NaN")
@@ -154,7 +155,7 @@ def vector_of(content: NDArray[np.uint8], size: int, encoding: Encoding) -> Vect
         If the length of ``content`` does not match ``size``, or a scale is negative or NaN.
     """
     if content.size != vector_bytes(size, encoding):
-        raise ProtocolError(f"weights have {content.size} bytes, {vector_bytes(size, encoding)} expected")
+        raise ProtocolError(f"weights have {counted(content.size, 'byte')}, {vector_bytes(size, encoding)} expected")
     if encoding == "float32":
         return content.view("<f4").astype(np.float32, copy=False)
     vector = np.empty(size, np.float32)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import ProtocolError
+from common.formatting import counted
 from common.weights.encoding import Vector
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class WeightLayout:
             If the vector does not have ``size`` values.
         """
         if vector.shape != (self.size,):
-            raise ProtocolError(f"weights have {vector.size} values, the plan's model has {self.size}")
+            raise ProtocolError(f"weights have {counted(vector.size, 'value')}, the plan's model has {self.size}")
         named, start = {}, 0
         for name, shape in self.shapes.items():
             named[name] = vector[start : start + self.sizes[name]].reshape(shape)

@@ -15,8 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from common.errors import ConfigError, OutputError
-from common.formatting import visible
-from common.system.cli import add_command, add_device, add_json, base_parser, default_cache, run
+from common.system.cli import add_command, add_device, add_json, base_parser, default_cache, run, show
 from common.system.files import new_folder
 from server.cli.network import add_network_commands
 from server.cli.privacy import add_privacy_commands, add_set
@@ -94,14 +93,14 @@ def _simulate(options: argparse.Namespace) -> int:
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     score = summary["best_mean_dice"]
     if score is not None:
-        print(format_best(score, summary["best_round"], scores_are_noised(config.model_dump(mode="json"))))
+        show(format_best(score, summary["best_round"], scores_are_noised(config.model_dump(mode="json"))))
     if summary["pooled"] and summary["pooled"]["mean_dice"] is not None:
-        print(
+        show(
             f"all data in one place: {summary['pooled']['mean_dice']:.3f} "
             f"({format_seconds(summary['pooled']['seconds'])}, and {format_seconds(summary['seconds'])} for the "
             "federation)"
         )
-    print(f"model:  {out / 'model'}\nreport: {report}")
+    show(f"model:  {out / 'model'}\nreport: {report}")
     return 0
 
 
@@ -139,8 +138,8 @@ def _sweep(options: argparse.Namespace, name: str) -> int:
             ) from None
     for result in json.loads((out / "sweep.json").read_text(encoding="utf-8"))["runs"]:
         score = "no score" if result["mean_dice"] is None else f"mean Dice {result['mean_dice']:.3f}"
-        print(f"{sweep.key}={result['value']}: {result['status']}, {score}")
-    print(f"report: {report}")
+        show(f"{sweep.key}={result['value']}: {result['status']}, {score}")
+    show(f"report: {report}")
     return 0 if complete else 1
 
 
@@ -149,14 +148,14 @@ def _status(options: argparse.Namespace) -> int:
     from server.run_store.status import describe_run
 
     status = describe_run(RunFolder.open(options.run))
-    print(json.dumps(status.as_dict(), indent=2) if options.json else visible(status.as_text(), keep="\n"))
+    show(json.dumps(status.as_dict(), indent=2) if options.json else status.as_text())
     return 0
 
 
 def _report(options: argparse.Namespace) -> int:
     from server.reporting.report import write_report
 
-    print(write_report(options.run))
+    show(write_report(options.run))
     return 0
 
 
@@ -175,7 +174,7 @@ def _export(options: argparse.Namespace) -> int:
         raise OutputError(f"{options.out}: already exists; choose another --out")
     with new_folder(options.out) as temporary:
         shutil.copytree(source, temporary, dirs_exist_ok=True)
-    print(options.out)
+    show(options.out)
     return 0
 
 

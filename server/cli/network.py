@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from common.config.network import format_endpoint, parse_endpoint, parse_listen
 from common.config.yaml_file import read_yaml
 from common.errors import ConfigError
-from common.system.cli import add_command, add_linger
+from common.system.cli import add_command, add_linger, show
 from server.formatting import format_best, scores_are_noised
 
 if TYPE_CHECKING:
@@ -89,14 +89,14 @@ def _provision(options: argparse.Namespace) -> int:
     config = load_federation(options.federation)
     given = options.request, options.renew, options.replace, options.fingerprint
     report = provision(config, options.out, *given)
-    print(report.as_text())
+    show(report.as_text())
     return 0
 
 
 def _revoke(options: argparse.Namespace) -> int:
     from server.provisioning.kits import revoke
 
-    print("\n".join(revoke(options.kits, options.site)))
+    show("\n".join(revoke(options.kits, options.site)))
     return 0
 
 
@@ -122,8 +122,8 @@ def _start(options: argparse.Namespace) -> int:
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     if summary["best_mean_dice"] is not None:
         federation = read_yaml(run / "federation.yaml")
-        print(format_best(summary["best_mean_dice"], summary["best_round"], scores_are_noised(federation)))
-    print(f"model:  {run / 'model'}\nreport: {report}")
+        show(format_best(summary["best_mean_dice"], summary["best_round"], scores_are_noised(federation)))
+    show(f"model:  {run / 'model'}\nreport: {report}")
     return 0
 
 
@@ -132,7 +132,7 @@ def _release(options: argparse.Namespace) -> int:
     from server.run_store.folder import RunFolder
 
     release(RunFolder.open(options.run), options.site)
-    print(f"{options.site} takes part again from the next round")
+    show(f"{options.site} takes part again from the next round")
     return 0
 
 
@@ -155,7 +155,7 @@ def _health(options: argparse.Namespace) -> int:
 
         host, port = parse_endpoint("--gateway", options.gateway, "127.0.0.1:9443")
         serves = answers(port, host)
-    print("serving" if serves else f"no answer at {options.superlink or options.gateway}")
+    show("serving" if serves else f"no answer at {options.superlink or options.gateway}")
     return 0 if serves else 1
 
 

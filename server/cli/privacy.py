@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError
-from common.system.cli import add_command, add_json, default_cache
+from common.system.cli import add_command, add_json, default_cache, show
 
 PLAN_EXAMPLES = (
     "deploy/examples/phantom-private.yaml",
@@ -65,9 +65,9 @@ def _plan_privacy(options: argparse.Namespace) -> int:
             lambda done, total: display(Stage("calculating the noise", done, total)),
         )
     if options.json:
-        print(json.dumps(forecast.as_dict() | {"notes": list(inputs.notes)}, indent=2))
+        show(json.dumps(forecast.as_dict() | {"notes": list(inputs.notes)}, indent=2))
     else:
-        print("\n".join([describe(forecast), *inputs.notes]))
+        show("\n".join([describe(forecast), *inputs.notes]))
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from common.audit import AuditError, AuditLog, Entry, head_of, verify
 from common.errors import DamagedFileError
+from common.formatting import counted
 from server.progress.events import Event, EventSink, RoundDone, RoundStarted
 from server.run_store.damage import check_files
 from server.run_store.folder import STATE_FILE, RunFolder, RunState
@@ -61,7 +62,7 @@ def check_run(folder: RunFolder, say: Callable[[str], None]) -> RunState | None:
     lines = 0 if state is None else state.lines
     last = done[-1].details["round"] if done else 0
     if last > lines:
-        problem = f"has {lines} finished rounds, but {AUDIT_FILE} has {last}: it is an older copy"
+        problem = f"has {counted(lines, 'finished round')}, but {AUDIT_FILE} has {last}: it is an older copy"
         raise DamagedFileError(folder.path / STATE_FILE, problem, _BOTH)
     if last < lines - 1:
         raise DamagedFileError(path, f"has no entry of round {lines}, which is finished: it is an older copy", _BOTH)

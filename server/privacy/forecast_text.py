@@ -75,7 +75,7 @@ def _validation_text(multiplier: float | None) -> str:
 def _setting_text(setting: Setting) -> str:
     return (
         f"sample rate {setting.sample_rate:g}, {counted(setting.steps, 'step')}: ratio {setting.signal_to_noise:.2f}, "
-        f"{setting.gradients:,} patients' gradients"
+        f"{counted(setting.gradients, 'gradient')} of patients"
     )
 
 

@@ -20,6 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
+from common.formatting import visible
+
 SITE_COLOURS = 8
 DASHES: tuple[str | tuple[float, tuple[float, ...]], ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p")
@@ -148,15 +150,15 @@ def draw_swatch(style: CurveStyle, name: str) -> str:
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:
-    axes.set_title(panel.title)
-    axes.set_xlabel(panel.x_label)
+    axes.set_title(visible(panel.title))
+    axes.set_xlabel(visible(panel.x_label))
     axes.set_ylabel(panel.y_label)
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     if panel.ticks is None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=panel.whole_x))
     else:
-        axes.set_xticks(range(len(panel.ticks)), panel.ticks)
+        axes.set_xticks(range(len(panel.ticks)), [visible(tick) for tick in panel.ticks])
     for curve in panel.curves:
         marker = curve.style.marker if len(curve.x) <= MOST_MARKERS else ""
         # A single point has no line.

@@ -14,6 +14,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from common.formatting import visible
 from common.system.files import write_atomically
 from server.formatting import NOTHING, format_bytes, format_seconds, scores_are_noised
 from server.reporting.conduct_section import conduct_section
@@ -111,6 +112,7 @@ def page_template(name: str) -> Template:
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_shown,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -118,6 +120,11 @@ def page_template(name: str) -> Template:
     environment.filters["seconds"] = lambda value: NOTHING if value is None else format_seconds(value)
     environment.filters["count"] = lambda value: NOTHING if value is None else f"{value:,}"
     return environment.get_template(name)
+
+
+def _shown(value: object) -> object:
+    """Make what a page's reader could not see, or a browser would obey, visible; markup stays as it is."""
+    return visible(value, keep="\n") if type(value) is str else value
 
 
 def _name(run: RunRecord) -> str:

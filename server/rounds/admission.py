@@ -19,6 +19,7 @@ import numpy as np
 
 from common.config.privacy import PrivacyConfig
 from common.errors import ProtocolError
+from common.formatting import counted
 from common.protocol.codec import Refusal, Result, SiteInfo, Task
 from common.weights.encoding import Encoding, decode_parts, pieces_of, squared_norm, vector_bytes
 from common.weights.store import Content, MissingWeightsError, digest_of
@@ -172,7 +173,7 @@ def measure(content: Content, digest: str, size: int, encoding: Encoding, vector
     """
     one = vector_bytes(size, encoding)
     if content.size != vectors * one:
-        raise ProtocolError(f"an update has {content.size} bytes, {vectors * one} expected")
+        raise ProtocolError(f"an update has {counted(content.size, 'byte')}, {vectors * one} expected")
     with ThreadPoolExecutor(1) as hasher:
         hashed = hasher.submit(digest_of, content)
         norms = [_norm(content[start : start + one], size, encoding) for start in range(0, content.size, one)]

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.formatting import counted
 from common.system.files import write_atomically
 from server.run_store.folder import now
 from server.run_store.locks import is_started
@@ -60,7 +61,7 @@ class NetworkStatus:
             return [f"the server is not running (last update {self.written}: {self.doing})", *refused]
         lines = [f"the server is running at {self.endpoint}: {self.doing} ({self.written})"]
         for name, process in self.processes.items():
-            restarts = f", restarted {process['restarts']} times" if process.get("restarts") else ""
+            restarts = f", {counted(process['restarts'], 'restart')}" if process.get("restarts") else ""
             lines.append(f"  {name}: {process['state']}{restarts}")
         for name, site in self.sites.items():
             parts = ["connected" if site["connected"] else "not connected"]

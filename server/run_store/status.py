@@ -10,7 +10,7 @@ from typing import Any
 
 from common.config.yaml_file import parse_yaml
 from common.errors import ConfigError, DamagedFileError
-from common.formatting import counted
+from common.formatting import counted, visible
 from server.formatting import format_best, scores_are_noised
 from server.run_store.damage import SUMMARY_FILE
 from server.run_store.folder import FEDERATION_FILE, RunFolder
@@ -64,7 +64,7 @@ class RunStatus:
         lines += [f"  {name}: {status}" for name, status in self.sites.items()]
         if self.network is not None and (self.network.running or self.status != "finished"):
             lines += self.network.as_lines()
-        return "\n".join(lines)
+        return "\n".join(map(visible, lines))
 
 
 def describe_run(folder: RunFolder) -> RunStatus:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from common.formatting import counted
 from common.protocol.codec import Vector
 from common.system.files import cannot_write
 from common.weights.store import open_to_overwrite, write_all
@@ -72,7 +73,9 @@ class WeightFile:
         try:
             written = (self._file.tell() - self._header) // 4
             if written != self._size:
-                raise RunError(f"{self._path.name}: {written} weights do not fit the plan's model of {self._size}")
+                raise RunError(
+                    f"{self._path.name}: {counted(written, 'weight')} do not fit the plan's model of {self._size}"
+                )
             self._file.truncate(self._file.tell())
             os.fsync(self._file.fileno())
             self._temporary.replace(self._path)

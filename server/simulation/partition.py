@@ -147,15 +147,16 @@ def _assign(
         return sites, {name: f"{partition.column} = {name}" for name in sites}
     if partition.sites > len(patients) // 2:
         raise ConfigError(
-            f"simulation.partition.sites: {counted(partition.sites, 'site')} need at least {2 * partition.sites} "
-            f"patients (one to train on, one to validate on each), and there are {len(patients)}; use fewer sites"
+            f"simulation.partition.sites: for {counted(partition.sites, 'site')} at least {2 * partition.sites} "
+            "patients are needed (for each one to train on and one to validate on), and the data has "
+            f"{len(patients)}; use fewer sites"
         )
     if isinstance(partition, IidPartition | ScannerPartition):
         shares = [list(part) for part in np.array_split(np.array(patients), partition.sites)]
         words = ["random share"] * partition.sites
     elif isinstance(partition, QuantityPartition):
         shares = _by_quantity(partition, patients, rng)
-        words = [f"{len(share)} of {len(patients)} patients" for share in shares]
+        words = [f"{len(share)} of {counted(len(patients), 'patient')}" for share in shares]
     else:
         volumes = {patient: sum(foreground_volumes[case] for case in groups[patient]) for patient in patients}
         shares = _by_label(partition, patients, volumes, rng)
@@ -189,7 +190,7 @@ def _by_quantity(partition: QuantityPartition, patients: list[str], rng: np.rand
     if free < 0:
         raise ConfigError(
             f"simulation.partition.minimum: {counted(partition.sites, 'site')} of at least {partition.minimum} "
-            f"patients need {partition.sites * partition.minimum}, and there are {len(patients)}; lower one of them"
+            f"patients: {partition.sites * partition.minimum} are needed, and the data has {len(patients)}; lower one"
         )
     sizes = partition.minimum + _round_shares(free, rng.dirichlet([partition.alpha] * partition.sites))
     return [list(share) for share in np.split(np.array(patients), np.cumsum(sizes)[:-1])]
@@ -206,7 +207,7 @@ def _by_label(
     if partition.minimum * partition.sites > len(patients):
         raise ConfigError(
             f"simulation.partition.minimum: {counted(partition.sites, 'site')} of at least {partition.minimum} "
-            f"patients need {partition.sites * partition.minimum}, and there are {len(patients)}; lower one of them"
+            f"patients: {partition.sites * partition.minimum} are needed, and the data has {len(patients)}; lower one"
         )
     ordered = sorted(patients, key=lambda patient: (volumes[patient], patient))
     shares: list[list[str]] = [[] for _ in range(partition.sites)]

@@ -50,9 +50,17 @@ def test_a_terminal_obeys_nothing_that_is_named(text: str, shown: str) -> None:
     assert visible(text, keep="\n") == shown.replace(r"\n", "\n")
 
 
-@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
-def test_no_cell_is_a_formula(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        *((name, f"'{name}") for name in ("=1+1", "+1", "-1", "@SUM(A1)", '=HYPERLINK("x")')),
+        ("\t=1", r"\t=1"),
+        ("\r=1", r"\r=1"),
+        ("-\x1b[2J", r"'-\x1b[2J"),
+        ("a=1", "a=1"),
+    ],
+)
+def test_no_cell_is_a_formula(name: str, cell: str) -> None:
     text = io.StringIO()
-    csv.writer(text).writerow([csv_text(name), csv_text(f"a{name}")])
-    [cells] = csv.reader(io.StringIO(text.getvalue(), newline=""))
-    assert cells == [f"'{name}", f"a{name}"]
+    csv.writer(text).writerow([csv_text(name)])
+    assert list(csv.reader(io.StringIO(text.getvalue(), newline=""))) == [[cell]]

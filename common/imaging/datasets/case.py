@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.errors import DataError
+from common.formatting import counted, visible
 from common.imaging.geometry import Grid
 from common.imaging.io.nifti import grid_problem, read_label, read_volume
 from common.imaging.plausibility import range_problem
@@ -88,6 +89,10 @@ class Problem:
     text: str
     severity: Literal["error", "warning"] = "error"
 
+    def __str__(self) -> str:
+        """Return file and text as one line, with control characters of names visible."""
+        return visible(f"{self.path}: {self.text}")
+
 
 def load_case(
     case: Case, labels: Collection[int] | None, channels: int | None = None
@@ -140,7 +145,9 @@ def read_image(case: Case) -> Volume:
     if not order:
         return volume
     if max(order) >= len(volume.array):
-        raise DataError(case.images[0], f"has {len(volume.array)} channels, and channels_map needs number {max(order)}")
+        raise DataError(
+            case.images[0], f"has {counted(len(volume.array), 'channel')}, and channels_map needs number {max(order)}"
+        )
     return replace(volume, array=np.ascontiguousarray(volume.array[list(order)]))
 
 
@@ -189,7 +196,7 @@ def image_problems(case: Case, volume: Volume, channels: int | None = None) -> l
     if text := range_problem(volume.grid, case.reading.ranges):
         problems.append(Problem(case.name, case.images[0], text))
     if channels is not None and count != channels:
-        problems.append(Problem(case.name, case.images[0], f"has {count} channels, expected {channels}"))
+        problems.append(Problem(case.name, case.images[0], f"has {counted(count, 'channel')}, expected {channels}"))
     for channel, values in enumerate(volume.array):
         path = case.images[channel if len(case.images) > 1 else 0]
         which = f" in channel {channel}" if count > 1 and len(case.images) == 1 else ""
@@ -198,7 +205,8 @@ def image_problems(case: Case, volume: Volume, channels: int | None = None) -> l
         # Minimum and maximum propagate any NaN or infinity, without allocating a mask.
         if not (np.isfinite(lowest) and np.isfinite(highest)):
             bad = values.size - int(np.count_nonzero(np.isfinite(values)))
-            problems.append(Problem(case.name, path, f"holds {bad} voxels that are NaN or infinite{which}"))
+            are = "voxel that is" if bad == 1 else "voxels that are"
+            problems.append(Problem(case.name, path, f"holds {bad:,} {are} NaN or infinite{which}"))
         elif lowest == highest:
             problems.append(Problem(case.name, path, f"is empty: every voxel is {lowest:g}{which}"))
     return problems

@@ -10,11 +10,15 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from common.formatting import counted
 from common.imaging.datasets.case import Problem, Reading
 from common.imaging.datasets.dataset import Dataset
 from common.imaging.ranges import USUAL_RANGES, GeometryRanges
-from common.plan.plan import Plan, PreprocessingPlan
+
+if TYPE_CHECKING:
+    from common.plan.plan import Plan, PreprocessingPlan
 
 BACKGROUND = "background"
 
@@ -194,8 +198,8 @@ def _map_channels(
         return (() if order == tuple(range(len(found))) else order), wanted
     if len(found) != len(wanted):
         findings.error(
-            f"{len(found)} channels here ({', '.join(found)}), {len(wanted)} in the federation ({', '.join(wanted)}); "
-            f"if all of them are here, {advice}"
+            f"{counted(len(found), 'channel')} here ({', '.join(found)}), {len(wanted)} in the federation "
+            f"({', '.join(wanted)}); if all of them are here, {advice}"
         )
         return (), found
     for place, (name, target) in enumerate(zip(names, wanted, strict=True)):

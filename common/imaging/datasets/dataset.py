@@ -25,6 +25,7 @@ from common.errors import DataError
 from common.formatting import counted
 from common.imaging.datasets.case import Case, Problem, Reading
 from common.imaging.datasets.dataset_json import Declaration, read_declaration
+from common.imaging.datasets.hints import folder_hint, is_half, missing_folder, why_ignored
 from common.imaging.datasets.name_rule import patients_by_name
 from common.imaging.datasets.patients_csv import PATIENTS_FILE, read_patients
 from common.imaging.io.nifti import channel_count, nifti_stem
@@ -130,8 +131,9 @@ def scan_dataset(root: Path) -> tuple[Dataset, list[Problem]]:
     if layout != "files" and declaration.cases not in (None, listed):
         text = f"numTraining is {declaration.cases}, and there are {counted(listed, 'case')}"
         problems.append(Problem(None, root / "dataset.json", text, "warning"))
+    problems += _other_endings(root, layout, declaration, cases)
     if not cases and not any(problem.severity == "error" for problem in problems):
-        raise DataError(root, f"holds no cases: {_LOOKED_FOR}.{_hint(root)}")
+        raise DataError(root, f"holds no cases: {_LOOKED_FOR}.{folder_hint(root, declaration)}")
     if layout != "files" and (root / PATIENTS_FILE).exists():
         names = [case.name for case in cases]
         # Cases that are incomplete, or not listed in dataset.json, have their own problem or warning already.
@@ -164,7 +166,7 @@ def _paired_cases(
     if label_folder.is_dir():
         labels = _nifti_files(label_folder, problems)
     else:
-        problems.append(Problem(None, label_folder, "does not exist; it must hold one label map per case"))
+        problems.append(Problem(None, label_folder, missing_folder(label_folder)))
     grouped = _case_images(images, labels, declaration, problems)
     if declaration.training is not None:
         grouped = _listed_cases(grouped, (image_folder, label_folder), declaration.training, problems)
@@ -190,8 +192,8 @@ def _nifti_files(folder: Path, problems: list[Problem], report_others: bool = Tr
     for path in sorted(folder.iterdir()):
         stem = nifti_stem(path)
         if stem is None or path.is_dir():
-            if report_others and not path.name.startswith("."):
-                problems.append(Problem(None, path, _why_ignored(path), "warning"))
+            if (report_others or is_half(path)) and not path.name.startswith("."):
+                problems.append(Problem(None, path, why_ignored(path), "warning" if report_others else "error"))
         elif text := _unusable_file(path):
             problems.append(Problem(_readable(stem), Path(_readable(str(path))), text))
         elif stem in files:
@@ -199,12 +201,6 @@ def _nifti_files(folder: Path, problems: list[Problem], report_others: bool = Tr
         else:
             files[stem] = path
     return files
-
-
-def _why_ignored(path: Path) -> str:
-    if path.suffix.lower() in (".hdr", ".img"):
-        return "is half of a two-file NIfTI (.hdr and .img) and is ignored: convert it to a single .nii or .nii.gz"
-    return "is not a NIfTI file (.nii, .nii.gz) and is ignored"
 
 
 def _unusable_file(path: Path) -> str | None:
@@ -281,6 +277,19 @@ def _listed_cases(
     return listed
 
 
+def _other_endings(root: Path, layout: Layout, declaration: Declaration, cases: Sequence[Case]) -> list[Problem]:
+    """Compare the suffix that ``dataset.json`` states with the files' own."""
+    if declaration.ending is None or layout == "files":
+        return []
+    files = [path for case in cases for path in (*case.images, case.label) if path is not None]
+    stems = {path: nifti_stem(path) or path.name for path in files}
+    others = [path for path in files if path.name[len(stems[path]) :] != declaration.ending]
+    if not others:
+        return []
+    text = f"file_ending is {declaration.ending!r}, and {counted(len(others), 'file')} of {len(files)} end otherwise"
+    return [Problem(None, root / "dataset.json", f"{text}, such as {others[0].name}", "warning")]
+
+
 def _leads_to(entry: str, folder: Path, case: str) -> bool:
     """Return whether a path of the training list means a file of this case in this folder."""
     path = PurePosixPath(entry)
@@ -310,10 +319,3 @@ def _channels_of(case: Case) -> int:
         return channel_count(case.images[0])
     except DataError:
         return 1  # reading the case reports the problem
-
-
-def _hint(root: Path) -> str:
-    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
-        if (folder / "imagesTr").is_dir() or (folder / "images").is_dir():
-            return f" The folder {folder.name} inside looks like a dataset: give that one"
-    return ""

@@ -26,8 +26,10 @@ class Declaration:
     labels
         Foreground value -> name.
     training
-        Image and label path of each entry of the training list, with slashes; the label is None where it is not named.
-        None if there is no list.
+        Image and label path of each entry of the training list, or of nnU-Net's ``dataset``, with slashes; the label is
+        None where it is not named. None if there is no list.
+    ending
+        Suffix of the files' names that it states; None if it does not.
     numbered_channels
         Whether the format implies nnU-Net's ``CASE_0000`` image names.
     cases
@@ -41,6 +43,7 @@ class Declaration:
     training: tuple[tuple[str, str | None], ...] | None = None
     numbered_channels: bool = False
     cases: int | None = None
+    ending: str | None = None
     doubts: tuple[str, ...] = ()
 
 
@@ -65,13 +68,16 @@ def read_declaration(path: Path) -> Declaration:
     if not isinstance(content, dict):
         raise DataError(path, "must hold a JSON object with channels and labels")
     labels, doubts = _labels(path, content.get("labels"))
+    ending, odd_ending = _ending(path, content)
+    files = _files_by_case(path, content.get("dataset"))
     return Declaration(
         channels=_channels(path, content),
         labels=labels,
-        training=_training(path, content.get("training")),
+        training=_training(path, content.get("training")) if files is None else files,
         numbered_channels="channel_names" in content,
         cases=content["numTraining"] if _is_whole(content.get("numTraining")) else None,
-        doubts=(*_doubts_of_ending(path, content), *doubts),
+        ending=ending,
+        doubts=(*odd_ending, *doubts),
     )
 
 
@@ -89,12 +95,12 @@ def _unique(path: Path) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
     return make
 
 
-def _doubts_of_ending(path: Path, content: Mapping[str, Any]) -> list[str]:
-    ending = content.get("file_ending", ".nii.gz")
-    if ending in (".nii.gz", ".nii"):
-        return []
+def _ending(path: Path, content: Mapping[str, Any]) -> tuple[str | None, list[str]]:
+    ending = content.get("file_ending")
+    if ending in (None, ".nii.gz", ".nii"):
+        return ending, []
     if ending in ("nii.gz", "nii"):
-        return [f"file_ending {ending!r} is read as '.{ending}'; write the dot"]
+        return f".{ending}", [f"file_ending {ending!r} is read as '.{ending}'; write the dot"]
     raise DataError(path, f"file_ending {ending!r} is not supported: convert the images to .nii.gz")
 
 
@@ -161,6 +167,23 @@ def _training(path: Path, content: Any) -> tuple[tuple[str, str | None], ...] | 
         if not isinstance(image, str) or not isinstance(label, str | None):
             raise DataError(path, 'training must be a list of {"image": ..., "label": ...}')
         found.append((_with_slashes(image), None if label is None else _with_slashes(label)))
+    return tuple(found)
+
+
+def _files_by_case(path: Path, content: Any) -> tuple[tuple[str, str | None], ...] | None:
+    """Return first channel and label of each case that nnU-Net's ``dataset`` lists in place of a training list."""
+    if content is None:
+        return None
+    if not isinstance(content, dict) or not content:
+        raise DataError(path, 'dataset must be written as in {"case": {"images": [...], "label": ...}}, or left out')
+    found = []
+    for case, entry in content.items():
+        images, label = (entry.get("images"), entry.get("label")) if isinstance(entry, dict) else (None, None)
+        if not (isinstance(images, list) and images and all(isinstance(image, str) for image in images)):
+            raise DataError(path, f"dataset names no images for {case!r}: list one path per channel")
+        if not isinstance(label, str | None):
+            raise DataError(path, f"dataset names a label for {case!r} that is no path")
+        found.append((_with_slashes(images[0]), None if label is None else _with_slashes(label)))
     return tuple(found)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -104,6 +105,47 @@ def test_orientation_on_disk_does_not_matter(tmp_path, spacing):
     first, second = (nibabel.as_closest_canonical(nibabel.load(tmp_path / "out" / f"{n}.nii.gz")) for n in "ab")
     np.testing.assert_allclose(first.affine, second.affine, atol=1e-4)
     np.testing.assert_array_equal(np.asarray(first.dataobj), np.asarray(second.dataobj))
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_probabilities_never_replace_the_result_of_another_scan(model, tmp_path, overwrite):
+    for name in ("a.nii.gz", "a_probabilities.nii.gz", "b.nii.gz"):
+        make_scan(tmp_path / "scans" / name)
+    predictor = Predictor.open(model)
+    with pytest.raises(OutputError, match=r"result of both a and a_probabilities; rename one of the scans, or leave"):
+        predict_path(predictor, tmp_path / "scans", tmp_path / "out", probabilities=True, overwrite=overwrite)
+    assert not list(tmp_path.glob("out/*"))
+    assert len(predict_path(predictor, tmp_path / "scans", tmp_path / "out").written) == 3
+
+
+@pytest.mark.parametrize(
+    ("channels", "terms", "order", "text"),
+    [
+        (("T1", "T2"), SiteTerms(), (0, 1), None),
+        (("T2", "T1"), SiteTerms(), None, "channel 0 is 'T2' here, and 'T1'"),
+        (("CT", "T2"), SiteTerms(), None, "channel 0 is 'CT' here, and 'T1'"),
+        (("T2", "T1"), SiteTerms(channels_map={"T2": "T2", "T1": "T1"}), (1, 0), None),
+        (("first", "second"), SiteTerms(channels_map={"first": "T2", "second": "T1"}), (1, 0), None),
+    ],
+)
+def test_channels_that_a_dataset_declares_are_those_of_the_model(tmp_path, channels, terms, order, text):
+    predictor = Predictor.open(make_bundle(tmp_path / "model", channels=2), PredictOptions(terms=terms))
+    for channel in (0, 1):
+        make_scan(tmp_path / "data" / "imagesTr" / f"a_000{channel}.nii.gz", seed=channel)
+        make_scan(tmp_path / "ordered" / f"a_000{(order or (0, 1)).index(channel)}.nii.gz", seed=channel)
+    label = nibabel.Nifti1Image(np.ones(SHAPE, np.uint8), OBLIQUE)
+    (tmp_path / "data" / "labelsTr").mkdir()
+    label.to_filename(tmp_path / "data" / "labelsTr" / "a.nii.gz")
+    names = {str(index): name for index, name in enumerate(channels)}
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps({"channel_names": names}))
+    if text is not None:
+        with pytest.raises(DataError, match=text):
+            predict_path(predictor, tmp_path / "data", tmp_path / "out")
+        return
+    predict_path(predictor, tmp_path / "data", tmp_path / "out")
+    predict_path(predictor, tmp_path / "ordered", tmp_path / "expected")
+    found, expected = (nibabel.load(tmp_path / name / "a.nii.gz").get_fdata() for name in ("out", "expected"))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_probabilities_add_up_and_leave_the_labels_as_they_are(model, tmp_path):

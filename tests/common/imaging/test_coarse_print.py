@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from common.imaging.coarse_print import DIGITS, coarse_prints
+from common.imaging.coarse_print import DIGITS, _block_means, coarse_prints
 from common.imaging.io.nifti import read_volume
 from common.imaging.phantoms.dataset import write_phantom_dataset
 
@@ -26,6 +27,27 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> list[Scan]:
 def scans(phantoms: list[Scan], hippocampus: Path) -> list[Scan]:
     files = sorted((hippocampus / "imagesTr").glob("[!.]*.nii.gz"))[:40]
     return [*phantoms, *(read_volume(file).array for file in files)]
+
+
+def slow_block_means(volume: Scan) -> list[float]:
+    """One block after the other."""
+    blocks = [volume]
+    for axis in range(3):
+        blocks = [part for block in blocks for part in np.array_split(block, min(4, volume.shape[axis]), axis)]
+    found = []
+    for block in blocks:
+        values = np.sort(block[tuple(slice(None, None, math.ceil(size / 16)) for size in block.shape)], axis=None)
+        cut = math.ceil(values.size / 8) if values.size > 2 else 0
+        found.append(values[cut : values.size - cut].mean(dtype=np.float64))
+    return found
+
+
+@pytest.mark.parametrize(
+    "shape", [(8, 8, 8), (35, 51, 35), (1, 2, 3), (5, 4, 70), (90, 3, 67), (4, 4, 4), (130, 64, 7), (1, 1, 1)]
+)
+def test_the_means_of_all_blocks_are_those_of_each(shape: tuple[int, int, int]) -> None:
+    volume = np.random.default_rng(sum(shape)).normal(0, 100, shape).astype(np.float32)
+    np.testing.assert_allclose(_block_means(volume), slow_block_means(volume), rtol=1e-12)
 
 
 def share(one: Scan, other: Scan) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import signal
 import subprocess
@@ -12,12 +13,34 @@ from pathlib import Path
 
 import pytest
 
-from common.system.cli import add_command, base_parser, run
+from common.system.cli import add_command, base_parser, run, show
 
 COMMANDS: dict[str, Callable[[Path], list[str]]] = {
     "client": lambda none: ["client.cli", "runner", f"--kit={none}", f"--data={none}", f"--shared={none}"],
     "server": lambda none: ["server.cli", "gateway", f"--kit={none}", f"--run={none}", "--listen=127.0.0.1:1"],
 }
+
+
+@pytest.mark.parametrize("folder", ["client/cli", "server/cli"])
+def test_commands_print_by_show_alone(folder: str) -> None:
+    """It makes control characters visible, which ``print`` would hand to the terminal."""
+    files = sorted((Path(__file__).parents[3] / folder).glob("*.py"))
+    assert len(files) > 3
+    for file in files:
+        calls = [node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+        assert not [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"], file
+
+
+def test_what_is_shown_is_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    show("red \x1b[31m\r\u202e\nnext")
+    show("end", end="\r", file=sys.stderr)
+    assert capsys.readouterr() == ("red \\x1b[31m\\r\\u202e\nnext\n", "end\r")
+
+
+def test_a_wrong_argument_is_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run(base_parser("program", ""), ["--no\x1b[2J"])
+    assert capsys.readouterr().err == "program: unrecognized arguments: --no\\x1b[2J\nSee program --help\n"
 
 
 def failing(which: str, folder: Path, linger: float) -> subprocess.Popen[str]:

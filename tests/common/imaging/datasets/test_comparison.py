@@ -112,7 +112,7 @@ def test_channels_that_may_be_the_same_are_no_error(here, there) -> None:
         (("T1c",), ("T1",), "channel 0 is 'T1c' here"),
         (("CT",), ("T1",), "channel 0 is 'CT' here"),
         (("T1", "T2"), ("T1",), "2 channels here (T1, T2), 1 in the federation (T1)"),
-        (("T1",), ("T1", "T2"), "1 channels here"),
+        (("T1",), ("T1", "T2"), "1 channel here"),
     ],
 )
 def test_channels_of_another_meaning_are_refused(here, there, text) -> None:

@@ -284,8 +284,8 @@ FLIPPED = np.diag([-1.0, 1, 1, 1])
 @pytest.mark.parametrize(
     ("image", "label", "label_affine", "text"),
     [
-        (image_with(np.nan), label_map(), None, r"image\.nii: holds 1 voxels that are NaN or infinite"),
-        (image_with(-np.inf), label_map(), None, r"image\.nii: holds 1 voxels that are NaN or infinite"),
+        (image_with(np.nan), label_map(), None, r"image\.nii: holds 1 voxel that is NaN or infinite"),
+        (image_with(-np.inf), label_map(), None, r"image\.nii: holds 1 voxel that is NaN or infinite"),
         (np.full(SHAPE, 7), label_map(), None, r"image\.nii: is empty: every voxel is 7"),
         (image_with(0), label_map(3), None, r"label\.nii: .* not declared: 3 \(declared: 1, 2\)"),
         (image_with(0), label_map()[:-1], None, r"label\.nii: its shape \(3, 5, 6\) differs from \(4, 5, 6\) of image"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import resource
@@ -134,12 +135,14 @@ def changed_declaration(random: np.random.Generator) -> str:
     }
     if random.random() < 0.3:
         content["channel_names"] = content.pop("modality")
+    if random.random() < 0.2:
+        content["dataset"] = {"a": {"images": ["imagesTr/a.nii"], "label": "labelsTr/a.nii"}}
     for _ in range(random.integers(1, 4)):
         place: Any = content
         while isinstance(place, dict | list) and place:
             key = random.choice(list(place)) if isinstance(place, dict) else random.integers(len(place))
             if not isinstance(place[key], dict | list) or random.random() < 0.4:
-                value = VALUES[random.integers(len(VALUES))]
+                value = copy.deepcopy(VALUES[random.integers(len(VALUES))])
                 if isinstance(place, dict) and random.random() < 0.3:
                     place[str(VALUES[random.integers(len(VALUES))])] = value
                 else:
