@@ -462,7 +462,7 @@ def test_nearly_equal_scans_of_two_patients_are_a_warning(scans: Path, tmp_path:
 def test_ok_means_that_the_plan_can_be_carried_out(scans: Path, tmp_path: Path) -> None:
     memory = tmp_path / "memory.json"
     two = replace(WANTED, channels=("T1", "T2"))
-    assert "1 channels here (synthetic), 2 in the federation (T1, T2)" in check_data(scans, two, memory).text
+    assert "1 channel here (synthetic), 2 in the federation (T1, T2)" in check_data(scans, two, memory).text
     fine = replace(WANTED, preprocessing=PreprocessingPlan(spacing=(0.01, 0.01, 0.01)))
     item = check_data(scans, fine, memory)
     assert (item.severity, "voxels will not fit: " in item.text) == ("error", True)

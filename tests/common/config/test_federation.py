@@ -82,7 +82,10 @@ def test_examples_exist() -> None:
         ("simulation: {partition: {sites: 2}}", "simulation.partition.method: must be one of column, iid,"),
         ("simulation: {partition: {method: iid}}", "simulation.partition.sites: is missing"),
         ("simulation: {partition: {method: iid, sites: 0}}", "simulation.partition.sites"),
-        ("simulation: {partition: {method: scanner, sites: 2, shifts: [{gamma: 1}]}}", "shifts has 1 entries"),
+        (
+            "simulation: {partition: {method: scanner, sites: 2, shifts: [{gamma: 1}]}}",
+            "shifts has 1 entry, sites is 2",
+        ),
         ("early_stop: {patience: 0}", "early_stop.patience"),
         ("strategy: {weights: capped}", "strategy.weights:"),
         ("strategy: {weights: capped:0}", "strategy.weights:"),

@@ -213,7 +213,7 @@ def test_what_does_not_fit_is_refused_with_a_way_out():
     described = describe([(40, 40, 40)], [(1.0, 1.0, 1.0)])
     with pytest.raises(ConfigError, match=r"patch_size: \(50, 48, 48\) does not fit 4 stages; take \(56, 48, 48\)"):
         make_plan(described, ["MRI"], {1: "a"}, network=ModelConfig(patch_size=(50, 48, 48)))
-    with pytest.raises(ConfigError, match=r"2 names .*1 channels"):
+    with pytest.raises(ConfigError, match=r"2 names .*1 channel:"):
         make_plan(described, ["T1", "T2"], {1: "a"})
     with pytest.raises(ConfigError, match=r"^model: strides has 2 entries, channels has 4$"):
         make_plan(described, ["T1"], {1: "a"}, network=ModelConfig(strides=((1, 1, 1), (2, 2, 2))))
