@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from server.cli.entry import main
+from server.run_store.folder import RunFolder, RunState
 from tests import hostile
 from tests.server.reporting.test_report import Page
 from tests.server.run_folder import round_line, write_example, write_json_lines, write_run_folder
@@ -25,6 +26,7 @@ def run(tmp_path: Path) -> Path:
     lines = [round_line(number, ROUNDS, hostile.NAMES) for number in range(1, ROUNDS + 2)]
     lines[-1]["sites"][hostile.NAMES[0]] |= {"status": "refused", "reason": hostile.NAMES[1]}
     write_json_lines(folder / "rounds.jsonl", lines)
+    RunFolder(folder).commit(RunState(run="r", digest="d", started="now", round=ROUNDS, finished=True))
     alarm = {"time": hostile.NAMES[2], "event": "alarm", "about": "x", "text": hostile.NAMES[3], hostile.NAMES[4]: 1}
     write_json_lines(folder / "events.jsonl", [alarm])
     for index, (kind, name) in enumerate(zip(("best", "worst"), hostile.NAMES, strict=False)):
