@@ -10,7 +10,7 @@ from typing import Any
 
 from common.errors import ConfigError
 from common.formatting import visible
-from common.system.cli import add_command
+from common.system.cli import add_command, show
 
 EXAMPLE = "--name north --federation federation.yaml --data scans --key key --out north.json"
 
@@ -56,13 +56,13 @@ def _fingerprint(options: argparse.Namespace) -> int:
                 bytes=len(content),
                 sha256=hashlib.sha256(content).hexdigest(),
             )
-    print("WHAT THIS FILE SHARES, AND NOTHING ELSE")
+    show("WHAT THIS FILE SHARES, AND NOTHING ELSE")
     for line in in_words(file):
-        print(visible(f"  {line}"))
-    print(f"{options.out}: nothing was sent; send it to the coordinator together with the request ({options.name}.csr)")
+        show(visible(f"  {line}"))
+    show(f"{options.out}: nothing was sent; send it to the coordinator together with the request ({options.name}.csr)")
     return 0
 
 
 def _progress(done: int, total: int) -> None:
     if sys.stderr.isatty():
-        print(f"case {done} of {total}", file=sys.stderr)
+        show(f"case {done} of {total}", file=sys.stderr)

@@ -147,7 +147,7 @@ def measure_cases(
     for case, measured in zip(cases, found, strict=True):
         if len(measured.samples) != channels:
             other = cases[0].images[0].name
-            raise DataError(case.images[0], f"has {len(measured.samples)} channels, {other} has {channels}")
+            raise DataError(case.images[0], f"has {counted(len(measured.samples), 'channel')}, {other} has {channels}")
     if not any(measured.samples.shape[1] for measured in found):
         raise DataError(cases[0].images[0].parent, "no case has any voxel of the foreground labels: check the labels")
     return found

@@ -59,7 +59,8 @@ class SharedFingerprint(Frozen):
         if self.cases < self.minimum_cell:
             raise ValueError(f"{self.cases} cases are fewer than minimum_cell ({self.minimum_cell})")
         if self.intensities_hu and len(self.intensities_hu) != self.channels:
-            raise ValueError(f"intensities_hu has {len(self.intensities_hu)} entries for {self.channels} channels")
+            entries = counted(len(self.intensities_hu), "entry", "entries")
+            raise ValueError(f"intensities_hu has {entries} for {counted(self.channels, 'channel')}")
         for name, item, scale in self.parts():
             try:
                 item.check(scale, self.minimum_cell)

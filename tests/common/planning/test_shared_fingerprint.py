@@ -221,7 +221,7 @@ def change(text: str, edit: Callable[[dict[str, Any]], object]) -> str:
         (lambda c: c["spacing_mm"][0].update(total=None), "either both given or both withheld"),
         (lambda c: c["spacing_mm"][0]["cells"].reverse(), "ascending order"),
         (lambda c: c["spacing_mm"].pop(), "Field required|at least 3|length"),
-        (lambda c: c.update(intensities_hu=c["intensities_hu"] * 2), "2 entries for 1 channels"),
+        (lambda c: c.update(intensities_hu=c["intensities_hu"] * 2), "2 entries for 1 channel"),
         (lambda c: c["intensities_hu"][0].update(count=10**6, suppressed=10**6), "are not 1000000|voxels"),
         (lambda c: c.update(shapes=[[1, 2, 3]]), "Extra inputs"),
         (lambda c: c["extent_mm"][0].update(largest=44.0), "Extra inputs"),
