@@ -6,6 +6,7 @@ World coordinates are RAS+ (x grows to the patient's right, y to the front, z to
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import permutations
 from typing import Any, TypeVar
 
@@ -128,6 +129,13 @@ class Grid:
 def _check_affine(affine: NDArray[np.float64]) -> None:
     if affine.shape != (4, 4):
         raise ValueError(f"an affine is a 4x4 matrix, not {affine.shape}")
+    _check_content(affine.tobytes())
+
+
+@lru_cache(maxsize=256)
+def _check_content(content: bytes) -> None:
+    """Check a 4x4 matrix of float64; remembered, because each of a dataset's affines is met many times."""
+    affine = np.frombuffer(content).reshape(4, 4)
     if not np.isfinite(affine).all():
         raise ValueError("the affine holds NaN or infinite numbers")
     if (np.abs(affine[3] - _LAST_ROW) > _LAST_ROW_TOLERANCE).any():
@@ -147,12 +155,18 @@ def _check_affine(affine: NDArray[np.float64]) -> None:
         )
 
 
-def _anatomical_axes(affine: NDArray[np.float64]) -> list[tuple[int, int]]:
+def _anatomical_axes(affine: NDArray[np.float64]) -> tuple[tuple[int, int], ...]:
     """Return for each array axis the nearest world axis (each is used once) and its direction along it, 1 or -1."""
+    return _axes_of_content(affine.tobytes())
+
+
+@lru_cache(maxsize=256)
+def _axes_of_content(content: bytes) -> tuple[tuple[int, int], ...]:
+    affine = np.frombuffer(content).reshape(4, 4)
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     # Rounded, so that files of one scan rotated by exactly 45 degrees get the same axes despite rounding errors.
     best = _PERMUTATIONS[np.abs(directions)[_PERMUTATIONS, range(3)].sum(axis=1).round(4).argmax()].tolist()
-    return [(axis, 1 if directions[axis, source] > 0 else -1) for source, axis in enumerate(best)]
+    return tuple((axis, 1 if directions[axis, source] > 0 else -1) for source, axis in enumerate(best))
 
 
 def reorient_to_ras(array: NDArray[Scalar], grid: Grid) -> NDArray[Scalar]:

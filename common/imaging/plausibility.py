@@ -19,6 +19,7 @@ SPACING_TOLERANCE = 0.01
 PADDING_VALUES = frozenset({-3024.0, -2000.0, -32768.0, 32767.0})
 """What scanners and converters write outside the field of view."""
 
+_ROUNDING = 1e-5
 _PADDING_SHARE = 5e-4
 _PADDING_DISTANCE = 0.25  # of the range of all other values
 
@@ -67,7 +68,8 @@ def header_contradictions(source: Source, ranges: GeometryRanges) -> list[Contra
     if int(source.header["qform_code"]) > 0:
         try:
             qform = np.asarray(source.header.get_qform(), dtype=np.float64)
-            found.append(_orientation_contradiction(Grid((1, 1, 1), qform), Grid((1, 1, 1), sform), ranges))
+            if not _same_axes(qform, sform):
+                found.append(_orientation_contradiction(Grid((1, 1, 1), qform), Grid((1, 1, 1), sform), ranges))
         except ValueError:
             found.append(Contradiction("its qform is damaged; its sform is used", False))
     return [item for item in found if item is not None]
@@ -93,6 +95,12 @@ def padding_problem(values: NDArray[np.float32], lowest: float, highest: float) 
                 f"{high:g}): it ruins the normalisation. Replace it with the value of the background"
             )
     return None
+
+
+def _same_axes(one: NDArray[np.float64], other: NDArray[np.float64]) -> bool:
+    """Return whether two affines turn and scale alike, but for rounding: by far the most do."""
+    largest = float(np.abs(other[:3, :3]).max())
+    return bool(np.abs(one[:3, :3] - other[:3, :3]).max() <= _ROUNDING * largest)
 
 
 def _spacing_contradiction(header: Any, sform: NDArray[np.float64]) -> Contradiction | None:
