@@ -117,10 +117,14 @@ class TrainingConfig(Frozen):
         Apply ``torch.compile`` (pays off on GPUs in long runs; needs a C compiler at the site).
     workers
         Background threads that prepare patches.
+    memory_gb
+        Memory that a training step may take at every site, in 10^9 bytes: ``model.patch_size: auto`` takes the largest
+        patch that fits, and one that is written must fit. None: no limit but ``common.planning.planner.LARGEST_PATCH``.
     trainable
         Part of the network that sites train (see ``common.models.trainable``); the rest is frozen.
     """
 
+    memory_gb: Annotated[Real, Field(ge=0.1, le=1000)] | None = None
     trainable: Literal["all", "head", "norms", "head_and_norms", "decoder"] = "all"
     local_steps: PositiveInt = 40
     batch_size: Annotated[PositiveInt, Field(le=4096)] = 2

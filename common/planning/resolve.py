@@ -17,7 +17,8 @@ from common.formatting import counted
 from common.plan.base import Spacing
 from common.plan.describe_errors import describe_validation_error
 from common.plan.plan import IntensityPlan, Plan, PreprocessingPlan
-from common.planning.planner import Measured, make_plan, plan_network, plan_stages
+from common.planning.memory_budget import check_memory_budget, plan_within
+from common.planning.planner import LARGEST_PATCH, Measured, make_plan, plan_network, plan_stages
 from common.planning.shared_fingerprint import SharedFingerprint
 from common.privacy.calibration import calibrate, check_calibration
 
@@ -41,15 +42,24 @@ def resolve_plan(
 
 
 def _resolve(config: FederationConfig, fingerprint: Measured, channels: Sequence[str], labels: dict[int, str]) -> Plan:
-    wanted = config.preprocessing
-    plan = make_plan(
-        fingerprint,
-        channels,
-        labels,
-        "CT" if config.modality == "CT" and wanted.intensity == "auto" else "MR",
-        config.model,
-        spacing=wanted.spacing if isinstance(wanted.spacing, tuple) else None,
-    )
+    wanted, budget = config.preprocessing, config.training.memory_gb
+
+    def make(largest_patch: int) -> Plan:
+        return make_plan(
+            fingerprint,
+            channels,
+            labels,
+            "CT" if config.modality == "CT" and wanted.intensity == "auto" else "MR",
+            config.model,
+            spacing=wanted.spacing if isinstance(wanted.spacing, tuple) else None,
+            largest_patch=largest_patch,
+        )
+
+    if budget is not None and config.model.patch_size == "auto":
+        plan = plan_within(budget, config, make)
+    else:
+        plan = make(LARGEST_PATCH)
+    check_memory_budget(plan, config)
     preprocessing = plan.preprocessing.model_dump() | {
         "image_order": wanted.image_order,
         "label_mode": wanted.label_mode,
@@ -89,7 +99,9 @@ def plan_from_config(config: FederationConfig) -> Plan:
     ConfigError
         If a value that a simulation would measure is missing, or values contradict each other.
     """
-    return with_privacy(_plan(config), config)
+    plan = _plan(config)
+    check_memory_budget(plan, config)
+    return with_privacy(plan, config)
 
 
 def check_plan(plan: Plan, config: FederationConfig) -> None:
