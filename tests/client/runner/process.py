@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +43,43 @@ class Process(Protocol):
     def send_signal(self, number: int) -> None: ...
 
 
+class ForkedProcess:
+    """A process of ``multiprocessing`` with the methods of one of ``subprocess`` that are needed here."""
+
+    def __init__(self, process: BaseProcess) -> None:
+        self._process = process
+        self.pid = process.pid or 0
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> None:
+        self._process.join(timeout)
+        assert self._process.exitcode is not None, "it does not end"
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+
+def fork(target: Callable[..., None], log: Path, *arguments: object) -> ForkedProcess:
+    """Starts a process that has loaded everything already; what it prints goes to a file."""
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload(["client.runner.main", "tests.client.runner.stand_in"])
+    child = forks.Process(target=_call, args=(target, log, arguments), daemon=True)
+    child.start()
+    return ForkedProcess(child)
+
+
+def _call(target: Callable[..., None], log: Path, arguments: Sequence[object]) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.dup2(descriptor, sys.stdout.fileno())
+    os.dup2(descriptor, sys.stderr.fileno())
+    target(*arguments)
+
+
 class RunnerProcess:
     """Folders and process of a runner; the test is the courier.
 
@@ -57,7 +97,7 @@ class RunnerProcess:
     # The process
 
     def run(self, command: Sequence[str]) -> None:
-        """Starts a runner."""
+        """Starts a program."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(list(command), env=self.environment, stdout=log, stderr=log)
 
@@ -102,13 +142,6 @@ class RunnerProcess:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(30)
         return time.monotonic() - started
-
-    def end_of(self, command: Sequence[str]) -> tuple[int, str]:
-        """Exit status and output of a runner that is to end by itself."""
-        done = subprocess.run(
-            list(command), env=self.environment, capture_output=True, text=True, timeout=60, check=False
-        )
-        return done.returncode, done.stdout + done.stderr
 
     def text(self) -> str:
         """The runner's log."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from client.runner.__main__ import run
 from common.config.federation import FederationConfig, load_federation
 from common.imaging.phantoms.dataset import PHANTOM_LABELS, write_phantom_dataset
 from common.models.unet3d import build_model
@@ -16,7 +19,7 @@ from common.plan.plan import Plan
 from common.planning.resolve import plan_from_config
 from common.protocol.messages import Hello, Task
 from common.weights.store import FileStore
-from tests.client.runner.process import RunnerProcess
+from tests.client.runner.process import ForkedProcess, RunnerProcess, fork
 from tests.kits import approve, write_kit
 
 RUN = "a-run"
@@ -71,8 +74,22 @@ class RunnerSite(RunnerProcess):
         return [*command, "--ledger", str(self.ledger), "--device", "cpu"]
 
     def start(self) -> None:
-        """Starts the runner; it may take a while until it waits for tasks."""
+        """Starts the runner, in a process that has loaded everything already."""
+        self.process = self._fork(self.log)
+
+    def start_program(self) -> None:
+        """Starts the runner as a program; it takes a while until it waits for tasks."""
         self.run(self.command())
+
+    def end(self, shared: Path | None = None) -> tuple[int | None, str]:
+        """Exit status and output of a runner that is to end by itself."""
+        log = self.folder / "ended.log"
+        process = self._fork(log, shared)
+        process.wait(60)
+        return process.poll(), log.read_text(encoding="utf-8")
+
+    def _fork(self, log: Path, shared: Path | None = None) -> ForkedProcess:
+        return fork(_run, log, self.command(shared)[2:], self.environment)
 
     def model(self, seed: int = 0) -> str:
         """Puts weights into the inbox; their digest."""
@@ -87,3 +104,9 @@ class RunnerSite(RunnerProcess):
     def hello(self) -> Hello:
         """Asks who the site is."""
         return Hello(RUN, self.config.digest())
+
+
+def _run(arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    os.environ.update(environment)
+    sys.argv = list(arguments)
+    sys.exit(run())

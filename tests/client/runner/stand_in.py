@@ -7,12 +7,9 @@ All else is real: task loop, journal, ClientApp, policy, audit log, ledger. Ever
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -38,10 +35,9 @@ from common.protocol.messages import Task
 from common.weights.encoding import Vector
 from common.weights.store import FileStore
 from tests import tiny
-from tests.client.runner.process import RunnerProcess
+from tests.client.runner.process import RunnerProcess, fork
 from tests.kits import approve, write_kit
 
-FORKS = multiprocessing.get_context("forkserver")
 SIZE = 1000
 STEP_SECONDS = 0.02
 CONFIG = tiny.federation(rounds=9, labels={1: "ball"}, channels=("t1",), privacy={"epsilon": 20})
@@ -78,27 +74,6 @@ class StandInTrainer:
         return Training(np.random.default_rng().normal(size=SIZE).astype(np.float32), self._steps, 0.5, 0.0, 0.0)
 
 
-class ForkedProcess:
-    """A process of ``multiprocessing`` with the methods of one of ``subprocess`` that are needed here."""
-
-    def __init__(self, process: BaseProcess) -> None:
-        self._process = process
-        self.pid = process.pid or 0
-
-    def poll(self) -> int | None:
-        return self._process.exitcode
-
-    def wait(self, timeout: float | None = None) -> None:
-        self._process.join(timeout)
-        assert self._process.exitcode is not None, "it does not end"
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def send_signal(self, number: int) -> None:
-        os.kill(self.pid, number)
-
-
 class StandIn(RunnerProcess):
     """Folders and process of a site with a stand-in; the test is the courier.
 
@@ -130,10 +105,7 @@ class StandIn(RunnerProcess):
 
     def start(self, steps: int = 2) -> None:
         """Starts a process that serves the shared folder."""
-        FORKS.set_forkserver_preload([__name__])
-        child = FORKS.Process(target=_serve, args=(self.folder, steps), daemon=True)
-        child.start()
-        self.process = ForkedProcess(child)
+        self.process = fork(_serve, self.log, self.folder, steps)
 
     def trained(self) -> list[int]:
         """Rounds that were trained, in order."""
@@ -180,10 +152,6 @@ class StandIn(RunnerProcess):
 
 
 def _serve(folder: Path, steps: int) -> None:
-    site = StandIn(folder)
-    log = os.open(site.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    os.dup2(log, sys.stdout.fileno())
-    os.dup2(log, sys.stderr.fileno())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    site.serve(steps)
+    StandIn(folder).serve(steps)
     os._exit(0)

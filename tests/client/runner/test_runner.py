@@ -1,4 +1,4 @@
-"""The real program with real training on phantoms: ``python -m client.runner``."""
+"""The real runner with real training on phantoms; as a program, ``python -m client.runner``, where that matters."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from tests.client.runner.site import PRIVACY, RunnerSite
 from tests.kits import seal_kit
 
 
-def started(folder: Path, steps: int = 2, more: str = "") -> RunnerSite:
+def started(folder: Path, steps: int = 2, more: str = "", program: bool = False) -> RunnerSite:
     site = RunnerSite(folder, steps, more)
-    site.start()
+    if program:
+        site.start_program()
+    else:
+        site.start()
     return site
 
 
 def test_it_says_who_it_is_trains_and_scores_and_sees_no_network(tmp_path: Path) -> None:
-    site = started(tmp_path)
+    site = started(tmp_path, program=True)
     try:
         site.wait_until("waiting")
         assert site.status["isolated"] is can_isolate()
@@ -67,7 +70,7 @@ def test_a_plan_with_less_noise_than_was_approved_is_refused(tmp_path: Path) -> 
     content["privacy"]["training"]["noise_multiplier"] /= 2
     file.write_text(json.dumps(content))
     seal_kit(site.kit, read_kit(site.kit))
-    status, text = site.end_of(site.command())
+    status, text = site.end()
     assert status == 2 and f"{file}: does not follow from federation.yaml" in text
     assert "more than the budget of 20" in text and "Traceback" not in text
 
@@ -79,7 +82,7 @@ def test_a_plan_that_does_not_follow_is_refused_without_privacy_too(tmp_path: Pa
     content["patch_size"] = [8, 8, 8]
     file.write_text(json.dumps(content))
     seal_kit(site.kit, read_kit(site.kit))
-    status, text = site.end_of(site.command())
+    status, text = site.end()
     assert status == 2 and f"{file}: does not follow from federation.yaml" in text and "Traceback" not in text
 
 
@@ -87,7 +90,7 @@ def test_two_runners_on_one_folder_are_refused(tmp_path: Path) -> None:
     site = started(tmp_path)
     try:
         site.wait_until("waiting")
-        status, text = site.end_of(site.command())
+        status, text = site.end()
         assert status == 1 and f"{site.shared.path}: another runner works here" in text
         assert "Traceback" not in text
         assert isinstance(site.answer(site.give(site.hello())), SiteInfo), "the first one goes on"
@@ -98,7 +101,7 @@ def test_two_runners_on_one_folder_are_refused(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     site = RunnerSite(tmp_path)
     (tmp_path / "file").touch()
-    status, text = site.end_of(site.command(tmp_path / "file" / "shared"))
+    status, text = site.end(tmp_path / "file" / "shared")
     assert status == 1 and f"{tmp_path / 'file' / 'shared'}: cannot be made" in text and "Traceback" not in text
 
 
@@ -118,7 +121,7 @@ def test_data_that_cannot_be_used_are_told_until_they_are_put_right(tmp_path: Pa
 
 
 def test_sigterm_while_data_are_prepared_ends_it(tmp_path: Path) -> None:
-    site = started(tmp_path)
+    site = started(tmp_path, program=True)
     try:
         site.wait_for(lambda: site.status.get("state") in ("preparing data", "waiting"), "its first sign")
         assert site.terminate() < 2
@@ -130,12 +133,12 @@ def test_a_kit_of_an_earlier_form_is_named(tmp_path: Path) -> None:
     site = RunnerSite(tmp_path)
     kit = site.kit / "kit.yaml"
     kit.write_text(json.dumps(json.loads(kit.read_text()) | {"format": 1}))
-    status, text = site.end_of(site.command())
+    status, text = site.end()
     assert status != 0 and str(site.kit) in text and "Traceback" not in text
 
 
 def test_sigint_of_a_terminal_ends_it_too(tmp_path: Path) -> None:
-    site = started(tmp_path)
+    site = started(tmp_path, program=True)
     try:
         site.wait_until("waiting")
         assert site.process is not None
