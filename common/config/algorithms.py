@@ -10,17 +10,34 @@ from typing import Any, Literal, Self
 
 from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from common.plan.base import Frozen, OpenFraction, PositiveFloat
+from common.plan.base import Frozen, OpenFraction, PositiveFloat, PositiveInt
 
-Algorithm = Literal["fedavg", "fedavgm", "fedadam", "fedyogi"]
+Algorithm = Literal[
+    "fedavg",
+    "fedavgm",
+    "fedadam",
+    "fedyogi",
+    "median",
+    "trimmed_mean",
+    "multi_krum",
+    "geometric_median",
+    "clipped_mean",
+]
 _ADAPTIVE = {"server_learning_rate": 0.01, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3}
 OPTIONS: Mapping[str, Mapping[str, float]] = {
     "fedavg": {},
     "fedavgm": {"server_learning_rate": 1.0, "server_momentum": 0.9},
     "fedadam": _ADAPTIVE,
     "fedyogi": _ADAPTIVE,
+    "median": {},
+    "trimmed_mean": {"malicious_sites": 1},
+    "multi_krum": {"malicious_sites": 1},
+    "geometric_median": {},
+    "clipped_mean": {"clip_factor": 1.0},
 }
 """Algorithm -> its options with their defaults."""
+COUNT_SITES_ALIKE = ("median", "trimmed_mean", "multi_krum")
+"""Algorithms that give no site more weight than another."""
 
 
 class AlgorithmConfig(Frozen):
@@ -38,6 +55,10 @@ class AlgorithmConfig(Frozen):
         Decay of the first and second moment of the mean update (``fedadam``, ``fedyogi``).
     tau
         Degree of adaptivity: steps are divided by the root of the second moment plus this (``fedadam``, ``fedyogi``).
+    malicious_sites
+        Most sites that may send anything (``trimmed_mean``, ``multi_krum``).
+    clip_factor
+        Length to which longer updates are scaled down, as a multiple of the round's median (``clipped_mean``).
     """
 
     name: Algorithm = "fedavg"
@@ -46,6 +67,8 @@ class AlgorithmConfig(Frozen):
     beta_1: OpenFraction | None = None
     beta_2: OpenFraction | None = None
     tau: PositiveFloat | None = None
+    malicious_sites: PositiveInt | None = None
+    clip_factor: PositiveFloat | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -72,6 +95,16 @@ class AlgorithmConfig(Frozen):
     def options(self) -> dict[str, Any]:
         """Return the algorithm's own options."""
         return {option: getattr(self, option) for option in OPTIONS[self.name]}
+
+    @property
+    def malicious(self) -> int:
+        """Return how many sites may send anything, as far as the algorithm promises."""
+        return self.malicious_sites or (1 if self.name in ("median", "geometric_median") else 0)
+
+    @property
+    def least_updates(self) -> int:
+        """Return the fewest updates for which that promise holds: 2f + 1, or 2f + 3 for Multi-Krum."""
+        return 2 * self.malicious + (3 if self.name == "multi_krum" else 1)
 
 
 _ALL_OPTIONS = {option for options in OPTIONS.values() for option in options}

@@ -209,7 +209,7 @@ class FederationConfig(Frozen):
     def _strategy_fits_the_sites(self) -> Self:
         if self.network is None:
             return self
-        check_least_sites(self.strategy.min_sites, len(self.network.sites))
+        check_least_sites(self.strategy, len(self.network.sites))
         counts = self.strategy.weights
         if isinstance(counts, dict) and (differing := set(counts) ^ set(self.network.sites)):
             names = ", ".join(sorted(differing))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from common.config.algorithms import AlgorithmConfig
+from common.config.algorithms import COUNT_SITES_ALIKE, AlgorithmConfig
+from common.formatting import counted
 from common.plan.base import Fraction, PositiveInt
 
 _WEIGHT_RULE = re.compile(r"patients|uniform|capped:[1-9][0-9]{0,8}(\.[0-9]{1,9})?")
@@ -33,7 +34,7 @@ class StrategyConfig(AlgorithmConfig):
     weights
         How much each site's update counts: ``patients`` by its declared number of training patients, ``capped:2`` the
         same, but at most twice the median of the other sites' numbers, ``uniform`` all alike; or a number for every
-        site, which overrides what sites declare.
+        site, which overrides what sites declare. Algorithms that count all sites alike have ``uniform`` alone.
     min_sites, min_fraction
         Fewest accepted updates, as a number and as a share of the participating sites; a round with fewer fails and
         leaves the model unchanged. Over a network, ``min_sites`` is ``SITES_OVER_A_NETWORK`` unless the file says
@@ -47,6 +48,19 @@ class StrategyConfig(AlgorithmConfig):
     min_fraction: Fraction = 0.0
     max_failed_rounds: PositiveInt = 3
 
+    @model_validator(mode="before")
+    @classmethod
+    def _weights_of_the_algorithm(cls, content: Any) -> Any:
+        if isinstance(content, dict) and content.get("name") in COUNT_SITES_ALIKE:
+            return {"weights": "uniform", **content}
+        return content
+
+    @model_validator(mode="after")
+    def _no_weights_that_do_not_count(self) -> Self:
+        if self.name in COUNT_SITES_ALIKE and self.weights != "uniform":
+            raise ValueError(f"{self.name} counts all sites alike; remove weights, or write uniform")
+        return self
+
 
 def with_least_sites(content: Mapping[str, Any]) -> dict[str, Any]:
     """Fill in the default of ``min_sites`` for a federation over a network; leave what the file says."""
@@ -56,16 +70,33 @@ def with_least_sites(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, "strategy": {**(strategy or {}), "min_sites": SITES_OVER_A_NETWORK}}
 
 
-def check_least_sites(min_sites: int, sites: int) -> None:
-    """Refuse a number of updates that the sites of ``network.sites`` can never send.
+def check_least_sites(strategy: StrategyConfig, sites: int) -> None:
+    """Refuse a number of updates that so many sites can never send.
 
     Raises
     ------
     ValueError
         Names the key and what to write.
     """
-    if min_sites > sites:
+    if strategy.min_sites > sites:
         raise ValueError(
-            f"strategy.min_sites is {min_sites} and network.sites names {sites}; add sites, or write fewer in the file "
-            "and know what it means: with two sites, each can work out the other's update from the next model"
+            f"strategy.min_sites is {strategy.min_sites} and network.sites names {sites}; add sites, or write fewer in "
+            "the file and know what it means: with two sites, each can work out the other's update from the next model"
+        )
+    check_enough_sites(strategy, sites)
+
+
+def check_enough_sites(strategy: StrategyConfig, sites: int) -> None:
+    """Refuse an algorithm whose promise needs more sites.
+
+    Raises
+    ------
+    ValueError
+        Names the smallest number of sites.
+    """
+    if strategy.least_updates > sites:
+        raise ValueError(
+            f"strategy.name {strategy.name} needs at least {strategy.least_updates} sites to withstand "
+            f"{counted(strategy.malicious, 'malicious site')}, and there are {sites}; add sites, lower "
+            "strategy.malicious_sites if it is above 1, or choose another algorithm"
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from flwr.app import Context, Message
@@ -96,13 +96,16 @@ class RoundLoop:
         self._folder = folder
         self._emit = emit
         self._link = link
-        self._strategy = make_strategy(terms.config)
+        self._strategy = make_strategy(terms.config, sites)
 
-    @property
-    def quorum(self) -> int:
-        """Number of accepted updates that a round needs."""
+    def _quorum(self, excluded: Collection[str]) -> int:
+        """Return the number of accepted updates that a round needs.
+
+        Sites that are excluded already count among the malicious ones that the strategy allows for.
+        """
         strategy = self._config.strategy
-        return max(strategy.min_sites, math.ceil(strategy.min_fraction * self._sites))
+        trusted = strategy.least_updates - min(len(excluded), strategy.malicious)
+        return max(strategy.min_sites, math.ceil(strategy.min_fraction * self._sites), trusted)
 
     def run(self, grid: Grid) -> None:
         """Run the remaining rounds, then the final evaluation.
@@ -125,13 +128,13 @@ class RoundLoop:
         link = self._link
         exchange = Exchange(grid, link.make_message, link.patience, link.signals)
         roster = Roster(grid, exchange, state, self._folder, self._sites, link.names, link.patience)
-        roster.gather(self.quorum, self._say, lambda: self._look_at_quarantine(state))
+        roster.gather(self._quorum(state.quarantine), self._say, lambda: self._look_at_quarantine(state))
         model = self._publish(state.round, self._parts(self._folder.map_checkpoint(state.round, self._layout)))
         while state.round < self._config.rounds and not state.stopped_early:
             model = self._train_round(exchange, roster, state, model)
         if state.accepted_rounds == 0:
             raise FederationError(
-                f"no round reached the quorum of {counted(self.quorum, 'usable update')}; there is no model: "
+                f"no round reached the quorum of {counted(self._quorum(()), 'usable update')}; there is no model: "
                 + round_log.reasons(self._folder.read_rounds())
             )
         self._final_evaluation(exchange, roster, state, model)
@@ -170,7 +173,7 @@ class RoundLoop:
         finished = self._run_round(exchange, roster, state, model, task, sites)
         self._record_scores(finished, state)
         weights = self._folder.map_checkpoint(state.round, self._layout)
-        if len(finished.accepted) >= self.quorum:
+        if self._is_enough(finished, state):
             parts = self._next_weights(weights, finished, state)
             state.norms |= {site: finished.updates.updates[site].norm for site in finished.accepted}
             state.accepted_rounds += 1
@@ -207,6 +210,10 @@ class RoundLoop:
                 yield part.weights
         state.strategy_round = finished.task.round
 
+    def _is_enough(self, finished: Round, state: RunState) -> bool:
+        """Return whether a round has the updates, or in the final evaluation the scores, that it needs."""
+        return len(finished.accepted) >= self._quorum(finished.found_bad | set(state.quarantine))
+
     def _final_evaluation(self, exchange: Exchange, roster: Roster, state: RunState, model: Published) -> None:
         sites = self._wait_for_sites(roster, state)
         task = self._task(state, model, train=False)
@@ -223,8 +230,8 @@ class RoundLoop:
         self._look_at_quarantine(state)
         roster.refresh()
         self._look_at_quarantine(state)
-        roster.wait_for(self.quorum, self._say, lambda: self._look_at_quarantine(state))
-        return roster.active(state.round + 1, self.quorum)
+        roster.wait_for(self._quorum(state.quarantine), self._say, lambda: self._look_at_quarantine(state))
+        return roster.active(state.round + 1, self._quorum(state.quarantine))
 
     def _look_at_quarantine(self, state: RunState) -> None:
         """Let released sites out, and tell at once who is in quarantine: the next round may be waiting for them."""
@@ -276,7 +283,7 @@ class RoundLoop:
         line = finished.summary()
         mean_dice: float | None = line["mean_dice"]
         newest = round_log.scores(line)
-        if not newest or len(finished.accepted) < self.quorum:
+        if not newest or not self._is_enough(finished, state):
             return mean_dice
         score = statistics.median((leave_out(newest, state.quarantine) or newest).values())
         gain = math.inf if state.highest_median_dice is None else score - state.highest_median_dice
@@ -290,10 +297,11 @@ class RoundLoop:
 
     def _choose_round(self, finished: Round, state: RunState, newest: Mapping[str, float]) -> None:
         """Choose among the models that still exist and the one that was just scored."""
+        quorum = self._quorum(state.quarantine)
         scores = {
             line["model_round"]: round_log.scores(line)
             for line in self._folder.read_rounds()
-            if sum(site["status"] == "ok" for site in line["sites"].values()) >= self.quorum
+            if sum(site["status"] == "ok" for site in line["sites"].values()) >= quorum
         }
         scores[state.round] = dict(newest)
         kept = {*state.candidates, state.round}

@@ -5,29 +5,45 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from common.config.federation import FederationConfig
+from common.config.strategy import check_enough_sites
+from common.errors import ConfigError
+from server.rounds.strategies.clipped_mean import ClippedMean
 from server.rounds.strategies.fedadam import FedAdam
 from server.rounds.strategies.fedavg import FedAvg
 from server.rounds.strategies.fedavgm import FedAvgM
 from server.rounds.strategies.fedyogi import FedYogi
+from server.rounds.strategies.geometric_median import GeometricMedian
+from server.rounds.strategies.median import Median
+from server.rounds.strategies.multi_krum import MultiKrum
 from server.rounds.strategies.strategy import Strategy
+from server.rounds.strategies.trimmed_mean import TrimmedMean
 
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "fedavg": FedAvg,
     "fedavgm": FedAvgM,
     "fedadam": FedAdam,
     "fedyogi": FedYogi,
+    "median": Median,
+    "trimmed_mean": TrimmedMean,
+    "multi_krum": MultiKrum,
+    "geometric_median": GeometricMedian,
+    "clipped_mean": ClippedMean,
 }
 """Each takes its options, as ``common.config.algorithms`` names them."""
 
 
-def make_strategy(config: FederationConfig) -> Strategy:
-    """Return the strategy of a federation.
+def make_strategy(config: FederationConfig, sites: int) -> Strategy:
+    """Return the strategy of a federation of so many sites.
 
     Raises
     ------
     ConfigError
-        If the strategy does not support another setting.
+        If the strategy does not support another setting, or needs more sites.
     """
+    try:
+        check_enough_sites(config.strategy, sites)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     strategy = STRATEGIES[config.strategy.name](**config.strategy.options)
     strategy.check(config)
     return strategy

@@ -45,8 +45,9 @@ class WeightedMean:
 
 
 def mean_update(window: Window, weights: Mapping[str, float]) -> Vector:
-    """Return the mean of a window's updates, weighted by site."""
+    """Return the mean of a window's updates, weighted by site; sites without a weight are left out."""
     mean = WeightedMean(window.size)
     for site, (update, *_) in window.updates():
-        mean.add(update, weights[site])
+        if site in weights:
+            mean.add(update, weights[site])
     return mean.mean()

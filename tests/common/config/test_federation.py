@@ -94,6 +94,8 @@ def test_examples_exist() -> None:
         ("strategy: {name: [fedavg]}", "strategy.name: must be 'fedavg', 'fedavgm', 'fedadam'"),
         ("strategy: {beta_1: 0.5}", "strategy: beta_1 is an option of fedadam, fedyogi, and name is fedavg; remove it"),
         ("strategy: {name: fedavgm, tau: 0.1}", "strategy: tau is an option of fedadam, fedyogi, and name is fedavgm"),
+        ("strategy: {name: median, weights: patients}", "strategy: median counts all sites alike; remove weights"),
+        ("strategy: {name: multi_krum, malicious_sites: 0}", "strategy.malicious_sites: must be at least 1"),
         ("strategy: {name: fedadam, beta_2: 1}", "strategy.beta_2: must be less than 1"),
         ("strategy: {name: fedadam, beta_3: 0.5}", "strategy.beta_3: unknown key; did you mean beta_"),
         ("strategy: {name: fedavgm, server_momentum: true}", "strategy.server_momentum: must be a number"),

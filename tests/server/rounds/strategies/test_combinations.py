@@ -60,10 +60,19 @@ def test_what_the_table_says(name: str, private: bool, upload: Encoding) -> None
         strategy={"name": name}, privacy=PRIVACY if private else None, transport={"upload": upload}
     )
     goals = optima(SITES, 100)
-    found = train(make_strategy(config), goals, 30, upload, dict.fromkeys(range(SITES), noisy) if private else None)
-    exact = train(make_strategy(config), goals, 30)
+    found = train(
+        make_strategy(config, SITES), goals, 30, upload, dict.fromkeys(range(SITES), noisy) if private else None
+    )
+    exact = train(make_strategy(config, SITES), goals, 30)
     np.testing.assert_allclose(found, exact, atol=0.3 if private else 0.05)
     assert np.abs(exact).mean() > 0.1
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_smallest_number_of_sites(name: str) -> None:
+    config, least = tiny.federation(strategy={"name": name}), int(ROWS[name]["sites"])
+    assert make_strategy(config, least)
+    assert config.strategy.least_updates == least
 
 
 @pytest.mark.parametrize("name", ROWS)

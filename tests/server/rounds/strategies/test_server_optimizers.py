@@ -101,7 +101,7 @@ def test_weights_that_no_site_changes_stay_to_the_bit() -> None:
 def test_a_killed_run_ends_as_one_that_was_never_killed(tmp_path: Path, name: str) -> None:
     config = tiny.federation(rounds=6, strategy={"name": name, "server_learning_rate": 0.2})
     sites: Sites = [descends("a", 1.0), descends("b", 1.5), descends("c", 2.0)]
-    vectors = make_strategy(config).state_vectors
+    vectors = make_strategy(config, 3).state_vectors
     whole = run_with_kills(config, sites, tmp_path / "whole", [])
     pieces = run_with_kills(config, sites, tmp_path / "pieces", [1, 3, 6])
     assert bits_after(config, whole, vectors) == bits_after(config, pieces, vectors)

@@ -98,9 +98,9 @@ def test_fedavg_adds_the_mean_weighted_by_patients() -> None:
 
 def test_what_a_strategy_does_not_work_with_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(STRATEGIES, "fedavg", Momentum)
-    make_strategy(tiny.federation())
+    make_strategy(tiny.federation(), 2)
     with pytest.raises(ConfigError, match=r"transport\.upload"):
-        make_strategy(tiny.federation(transport={"upload": "int8"}))
+        make_strategy(tiny.federation(transport={"upload": "int8"}), 2)
 
 
 class Killed(BaseException):
