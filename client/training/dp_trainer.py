@@ -33,6 +33,7 @@ from client.training.dp_sampling import (
     scans_by_patient,
 )
 from client.training.onednn_conv import OneDnnConvolutions, is_available
+from client.training.proximal import ProximalTerm
 from client.training.trainer import LocalSteps, NextBatch, Trainer, Validation
 from common.config.federation import FederationConfig, TrainingConfig
 from common.config.privacy import PrivacyConfig
@@ -86,9 +87,12 @@ def make_trainer(config: FederationConfig, plan: Plan, device: torch.device, rep
     if (config.privacy is None) != (plan.privacy is None):
         raise ConfigError("privacy: is only in the plan or only in the federation file; make the plan again")
     if config.privacy is None:
-        return Trainer(model, plan, config.training, total_steps, device)
-    key_of = repeatable_key if repeatable else fresh_key
-    return PrivateTrainer(model, plan, config.training, total_steps, device, config.privacy, key_of)
+        trainer = Trainer(model, plan, config.training, total_steps, device)
+    else:
+        key_of = repeatable_key if repeatable else fresh_key
+        trainer = PrivateTrainer(model, plan, config.training, total_steps, device, config.privacy, key_of)
+    trainer.proximal_mu = config.strategy.proximal_mu or 0.0
+    return trainer
 
 
 class PrivateTrainer(Trainer):
@@ -96,10 +100,10 @@ class PrivateTrainer(Trainer):
 
     A step draws patients by Poisson sampling, computes each patient's mean gradient over ``patches_per_patient``
     patches, clips it to ``max_grad_norm``, sums, adds noise once and divides by the expected number of patients.
-    Everything after the noise (scaling, ``gradient_clip``, the optimizer) is post-processing and keeps the guarantee.
-    Only one patient's patches are in memory at a time, and no layer needs per-sample gradients. Adaptive clipping
-    restarts at ``max_grad_norm`` in every round, like everything else, so a site's work does not depend on earlier
-    rounds.
+    Everything after the noise (scaling, FedProx's term, ``gradient_clip``, the optimizer) is post-processing and keeps
+    the guarantee. Only one patient's patches are in memory at a time, and no layer needs per-sample gradients. Adaptive
+    clipping restarts at ``max_grad_norm`` in every round, like everything else, so a site's work does not depend on
+    earlier rounds.
 
     Parameters
     ----------
@@ -183,6 +187,7 @@ class PrivateTrainer(Trainer):
         norm = ClippingNorm(privacy.max_grad_norm, privacy.adaptive_clipping, self.device)
         noise = self._noise(key)
         expected = privacy.sample_rate * len(names)
+        proximal = ProximalTerm(self._trained, self.proximal_mu)
 
         def step(number: int, next_batch: NextBatch) -> None:
             gradients.begin()
@@ -195,6 +200,7 @@ class PrivateTrainer(Trainer):
                 norm.count(gradients.add_patient(norm.value, self._loss_scale))
             gradients.finish(torch.from_numpy(drawing.result()).to(self.device), norm.value, expected)
             norm.follow(noise, expected)
+            proximal.add_gradient()
             if self.config.gradient_clip > 0:
                 nn.utils.clip_grad_norm_(self._trained, self.config.gradient_clip, foreach=True)
             optimizer.step()

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from client.training.proximal import ProximalTerm
 from common.config.federation import TrainingConfig
 from common.errors import FedvoxError
 from common.imaging.cache.case_cache import CachedCase
@@ -106,7 +107,14 @@ class Trainer:
         Local steps over the whole federation, for the learning rate schedule.
     device
         Device to compute on.
+
+    Attributes
+    ----------
+    proximal_mu
+        Strength of FedProx's term (``client.training.proximal``); 0 without it.
     """
+
+    proximal_mu = 0.0
 
     def __init__(
         self, model: nn.Module, plan: Plan, config: TrainingConfig, total_steps: int, device: torch.device
@@ -292,6 +300,7 @@ class Trainer:
             seed,
         )
         scaler = torch.amp.GradScaler(self.device.type, enabled=self._autocast is torch.float16)
+        proximal = ProximalTerm(self._trained, self.proximal_mu)
 
         def step(number: int, next_batch: NextBatch) -> Tensor:
             del number
@@ -299,8 +308,10 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
             loss = self._forward(batch.image, batch.label)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # -- torch's
-            if config.gradient_clip > 0:
+            if config.gradient_clip > 0 or self.proximal_mu > 0:
                 scaler.unscale_(optimizer)
+            proximal.add_gradient()
+            if config.gradient_clip > 0:
                 nn.utils.clip_grad_norm_(self._trained, config.gradient_clip, foreach=True)
             scaler.step(optimizer)
             scaler.update()

@@ -1,6 +1,6 @@
 """The algorithm of a federation (``strategy.name``), and the options that belong to it.
 
-Each is explained, with its paper, in ``server/rounds/strategies``.
+Each is explained, with its paper, in ``server/rounds/strategies``; what sites do differently, in ``client/training``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from common.plan.base import Frozen, OpenFraction, PositiveFloat, PositiveInt
 
 Algorithm = Literal[
     "fedavg",
+    "fedprox",
     "fedavgm",
     "fedadam",
     "fedyogi",
@@ -26,6 +27,7 @@ Algorithm = Literal[
 _ADAPTIVE = {"server_learning_rate": 0.01, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3}
 OPTIONS: Mapping[str, Mapping[str, float]] = {
     "fedavg": {},
+    "fedprox": {"proximal_mu": 0.01},
     "fedavgm": {"server_learning_rate": 1.0, "server_momentum": 0.9},
     "fedadam": _ADAPTIVE,
     "fedyogi": _ADAPTIVE,
@@ -47,6 +49,8 @@ class AlgorithmConfig(Frozen):
     ----------
     name
         The algorithm.
+    proximal_mu
+        How strongly sites stay near the global model: weight of half the squared distance to it (``fedprox``).
     server_learning_rate
         Factor for the server's step (``fedavgm``, ``fedadam``, ``fedyogi``).
     server_momentum
@@ -62,6 +66,7 @@ class AlgorithmConfig(Frozen):
     """
 
     name: Algorithm = "fedavg"
+    proximal_mu: PositiveFloat | None = None
     server_learning_rate: PositiveFloat | None = None
     server_momentum: OpenFraction | None = None
     beta_1: OpenFraction | None = None
@@ -80,7 +85,7 @@ class AlgorithmConfig(Frozen):
 
     @model_validator(mode="after")
     def _no_option_of_another_algorithm(self) -> Self:
-        for option in _ALL_OPTIONS - set(OPTIONS[self.name]):
+        for option in sorted(_ALL_OPTIONS - set(OPTIONS[self.name])):
             if getattr(self, option) is not None:
                 owners = ", ".join(name for name, options in OPTIONS.items() if option in options)
                 raise ValueError(f"{option} is an option of {owners}, and name is {self.name}; remove it")

@@ -26,7 +26,7 @@ from server.rounds import round_log
 from server.rounds.admission import RefusedError, UpdateReader, admit, judge_norms
 from server.rounds.aggregation import StoredUpdates
 from server.rounds.exchange import Ask, Exchange, NoReply
-from server.rounds.judgement.conduct import DISPUTES, is_enough, with_round
+from server.rounds.judgement.conduct import is_enough, with_round
 from server.rounds.judgement.directions import Directions, compare_directions
 from server.rounds.judgement.lengths import scales
 from server.rounds.roster import Roster, cannot_pay, error_name, is_gone, says_no
@@ -104,11 +104,6 @@ class Round:
     def accepted(self) -> list[str]:
         """Sites whose replies count, in a fixed order."""
         return sorted(site for site, line in self.lines.items() if line["status"] == "ok")
-
-    @property
-    def found_bad(self) -> set[str]:
-        """Sites whose replies were refused for something that they alone did."""
-        return {site for site, reason in self.refusals.items() if reason is not None and reason not in DISPUTES}
 
     def run(
         self,

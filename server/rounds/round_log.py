@@ -10,6 +10,7 @@ from typing import Any
 
 from common.formatting import counted
 from common.protocol.codec import Result, SiteInfo
+from server.rounds.judgement.conduct import DISPUTES
 
 
 def accepted(result: Result, sha256: str | None) -> dict[str, Any]:
@@ -59,6 +60,12 @@ def reasons(rounds: Sequence[Mapping[str, Any]]) -> str:
     total = counted(len(last["sites"]), "site")
     found = [f"{code} at {count} of {total}" for code, count in codes.most_common()]
     return ", ".join([*(found or ["too few sites took part"]), f"round {last['round']}"])
+
+
+def blamed(line: Mapping[str, Any]) -> set[str]:
+    """Return the sites of a round that were refused for something that they alone did."""
+    refused = {name: site["reason"] for name, site in line["sites"].items() if site["status"] == "refused"}
+    return {name for name, reason in refused.items() if reason not in DISPUTES}
 
 
 def not_counted(status: str, reason: str, info: SiteInfo, labels: Collection[int]) -> dict[str, Any]:

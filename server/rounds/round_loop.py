@@ -14,6 +14,7 @@ import math
 import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
@@ -173,7 +174,7 @@ class RoundLoop:
         finished = self._run_round(exchange, roster, state, model, task, sites)
         self._record_scores(finished, state)
         weights = self._folder.map_checkpoint(state.round, self._layout)
-        if self._is_enough(finished, state):
+        if self._has_quorum(finished.summary(), state):
             parts = self._next_weights(weights, finished, state)
             state.norms |= {site: finished.updates.updates[site].norm for site in finished.accepted}
             state.accepted_rounds += 1
@@ -210,9 +211,10 @@ class RoundLoop:
                 yield part.weights
         state.strategy_round = finished.task.round
 
-    def _is_enough(self, finished: Round, state: RunState) -> bool:
-        """Return whether a round has the updates, or in the final evaluation the scores, that it needs."""
-        return len(finished.accepted) >= self._quorum(finished.found_bad | set(state.quarantine))
+    def _has_quorum(self, line: Mapping[str, Any], state: RunState) -> bool:
+        """Return whether enough replies of a round, given by its line in ``rounds.jsonl``, were accepted."""
+        accepted: int = sum(site["status"] == "ok" for site in line["sites"].values())
+        return accepted >= self._quorum(round_log.blamed(line) | set(state.quarantine))
 
     def _final_evaluation(self, exchange: Exchange, roster: Roster, state: RunState, model: Published) -> None:
         sites = self._wait_for_sites(roster, state)
@@ -283,7 +285,7 @@ class RoundLoop:
         line = finished.summary()
         mean_dice: float | None = line["mean_dice"]
         newest = round_log.scores(line)
-        if not newest or not self._is_enough(finished, state):
+        if not newest or not self._has_quorum(line, state):
             return mean_dice
         score = statistics.median((leave_out(newest, state.quarantine) or newest).values())
         gain = math.inf if state.highest_median_dice is None else score - state.highest_median_dice
@@ -297,11 +299,10 @@ class RoundLoop:
 
     def _choose_round(self, finished: Round, state: RunState, newest: Mapping[str, float]) -> None:
         """Choose among the models that still exist and the one that was just scored."""
-        quorum = self._quorum(state.quarantine)
         scores = {
             line["model_round"]: round_log.scores(line)
             for line in self._folder.read_rounds()
-            if sum(site["status"] == "ok" for site in line["sites"].values()) >= quorum
+            if self._has_quorum(line, state)
         }
         scores[state.round] = dict(newest)
         kept = {*state.candidates, state.round}

@@ -18,8 +18,16 @@ from server.rounds.strategies.multi_krum import MultiKrum
 from server.rounds.strategies.strategy import Strategy
 from server.rounds.strategies.trimmed_mean import TrimmedMean
 
+
+def _fedprox(proximal_mu: float) -> FedAvg:
+    """Return the server's part of FedProx, which is FedAvg's: the sites do the rest (``client.training.proximal``)."""
+    del proximal_mu
+    return FedAvg()
+
+
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "fedavg": FedAvg,
+    "fedprox": _fedprox,
     "fedavgm": FedAvgM,
     "fedadam": FedAdam,
     "fedyogi": FedYogi,

@@ -58,15 +58,17 @@ def test_workers_do_not_change_the_result() -> None:
     np.testing.assert_array_equal(one, three)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_update_equals_a_plain_loop(optimizer: str) -> None:
+@pytest.mark.parametrize(("optimizer", "mu"), [("adamw", 0.0), ("sgd", 0.0), ("sgd", 3.0)])
+def test_update_equals_a_plain_loop(optimizer: str, mu: float) -> None:
     """Against the shortest correct program: sampler, forward, loss, backward, clip, step."""
     trainer = tiny.trainer(optimizer=optimizer, gradient_clip=0.5)
+    trainer.proximal_mu = mu
     config = trainer.config
     weights = initial(trainer)
     model = build_model(tiny.plan().model)
     trainer.layout.load(model, weights)
     parameters = list(model.parameters())
+    start = [parameter.detach().clone() for parameter in parameters]
     plain: torch.optim.Optimizer
     if optimizer == "sgd":
         plain = torch.optim.SGD(parameters, 0.1, momentum=0.9, weight_decay=config.weight_decay, nesterov=True)
@@ -78,7 +80,8 @@ def test_update_equals_a_plain_loop(optimizer: str) -> None:
         plain.param_groups[0]["lr"] = config.learning_rate * (1 - step / 12) ** 0.9
         batch = sampler.batch(step)
         plain.zero_grad()
-        loss_function(model(batch.image), batch.label).backward()
+        distance = sum(((now - then) ** 2).sum() for now, then in zip(parameters, start, strict=True))
+        (loss_function(model(batch.image), batch.label) + mu / 2 * distance).backward()
         norm = math.sqrt(
             sum(float((parameter.grad**2).sum()) for parameter in parameters if parameter.grad is not None)
         )

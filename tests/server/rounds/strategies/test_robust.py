@@ -124,7 +124,7 @@ def random_and_long(number: int, update: Vector) -> Vector:
 LIES: dict[str, Lie] = {
     "random and ten times as long": random_and_long,
     "flipped": lambda number, update: -update,
-    "flipped and growing": lambda number, update: -(np.float32(1.05) ** number) * update,
+    "flipped and growing": lambda number, update: -3 * (np.float32(1.05) ** number) * update,
 }
 
 
@@ -135,16 +135,17 @@ def test_one_liar_of_five_moves_the_optimum_by_less_than_sites_differ(name: str,
     honest = goals[:4].mean(axis=0)
     found, mean = (train(strategy, goals, 40, lies={4: LIES[lie]}) for strategy in (ROBUST[name], FedAvg()))
     error, of_mean = (float(np.linalg.norm(model - honest)) / np.sqrt(honest.size) for model in (found, mean))
-    assert error < 0.15
-    assert of_mean > 2 * error
+    assert error < 0.1
+    # A flipped update of the others' length only slows the mean down.
+    assert of_mean > 10 or lie == "flipped"
 
 
 def test_two_of_five_that_collude_do_not_move_the_medians() -> None:
     goals = optima(5, spread=0.1)
-    lies = {3: LIES["flipped"], 4: LIES["flipped"]}
+    lies = dict.fromkeys((3, 4), lambda number, update: -2 * update)
     for strategy in (Median(), TrimmedMean(2), GeometricMedian()):
         error = train(strategy, goals, 60, lies=lies) - goals[:3].mean(axis=0)
-        assert float(np.linalg.norm(error)) / np.sqrt(error.size) < 0.2
+        assert float(np.linalg.norm(error)) / np.sqrt(error.size) < 0.15
     error = train(FedAvg(), goals, 60, lies=lies) - goals[:3].mean(axis=0)
     assert float(np.linalg.norm(error)) / np.sqrt(error.size) > 1
 

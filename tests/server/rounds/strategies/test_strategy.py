@@ -13,7 +13,6 @@ from common.config.federation import FederationConfig
 from common.errors import ConfigError, DamagedFileError
 from common.protocol.codec import Result, Task, Vector
 from common.weights.encoding import VALUES_PER_PIECE, WINDOW, Encoding, encode_vector, vector_of
-from server.progress.events import Event, SiteDone
 from server.rounds.aggregation import StoredUpdates
 from server.rounds.strategies.fedavg import FedAvg
 from server.rounds.strategies.registry import STRATEGIES, make_strategy
@@ -22,7 +21,8 @@ from server.rounds.strategies.weighted_mean import WeightedMean
 from server.run_store.folder import RunFolder
 from server.run_store.strategy_vectors import map_strategy_vector
 from tests import tiny
-from tests.server.fake_sites import LAYOUT, Answer, Silent, app_of, honest, run
+from tests.server.fake_sites import LAYOUT, Answer, app_of, honest, run
+from tests.server.rounds.strategies.quadratic import Killed, KilledAt
 from tests.server.rounds.test_admission import GOOD
 
 ENCODINGS: list[Encoding] = ["float32", "bfloat16", "int8"]
@@ -101,21 +101,6 @@ def test_what_a_strategy_does_not_work_with_is_refused(monkeypatch: pytest.Monke
     make_strategy(tiny.federation(), 2)
     with pytest.raises(ConfigError, match=r"transport\.upload"):
         make_strategy(tiny.federation(transport={"upload": "int8"}), 2)
-
-
-class Killed(BaseException):
-    """The process ends."""
-
-
-class KilledAt(Silent):
-    def __init__(self, round_number: int) -> None:
-        super().__init__()
-        self._round = round_number
-
-    def __call__(self, event: Event) -> None:
-        super().__call__(event)
-        if isinstance(event, SiteDone) and event.round == self._round:
-            raise Killed
 
 
 def two_vectors(name: str) -> Answer:
