@@ -21,6 +21,7 @@ from common.planning.memory_budget import check_memory_budget, plan_within
 from common.planning.planner import LARGEST_PATCH, Measured, make_plan, plan_network, plan_stages
 from common.planning.shared_fingerprint import SharedFingerprint
 from common.privacy.calibration import calibrate, check_calibration
+from common.privacy.second_opinion import confirm
 
 _AUTO = "auto needs the fingerprints of all sites (fedvox-server provision --fingerprint)"
 
@@ -74,10 +75,17 @@ def _resolve(config: FederationConfig, fingerprint: Measured, channels: Sequence
 
 
 def with_privacy(plan: Plan, config: FederationConfig) -> Plan:
-    """Return the plan with the noise calibrated to the federation file's budget."""
+    """Return the plan with the noise calibrated to the federation file's budget, and confirmed by Opacus.
+
+    Raises
+    ------
+    ConfigError
+        If the budget cannot be met, or Opacus does not confirm that it is.
+    """
     privacy = None
     if config.privacy is not None:
         privacy = calibrate(config.privacy, config.rounds, config.training.local_steps)
+        confirm(privacy.costs(config.rounds, config.rounds + 1), config.privacy.epsilon, config.privacy.delta)
     return plan.model_copy(update={"privacy": privacy})
 
 

@@ -4,7 +4,7 @@ The reported epsilon is the smaller of two upper bounds: that of the privacy-los
 ``loss_distribution.py``), which composes mechanisms with different noise, and that of Rényi accounting (Mironov et al.
 2019; ``renyi.py``, ``accountant="rdp"``). If every patient takes part in every step, the composition of Gaussian
 mechanisms is itself a Gaussian mechanism, whose epsilon is known exactly (Balle and Wang 2018). Tests compare all of
-them with the accountants of Opacus and Google.
+them with the accountants of Opacus and Google, and ``second_opinion.py`` asks Opacus about every plan.
 
 Sites add discrete noise. Rounding continuous Gaussian noise to whole steps is post-processing and costs nothing; the
 discrete Gaussian differs from that by a factor of 1 + 2**-48 in each probability, because a step is so small. With the
