@@ -204,6 +204,8 @@ def document(request: Request) -> dict[str, Any]:
             "trainable": federation.training.trainable,
             "optimizer": federation.training.optimizer,
             "loss": federation.training.loss,
+            "algorithm": federation.strategy.name,
+            "algorithm_options": federation.strategy.options,
             "min_sites": federation.strategy.min_sites,
             "min_fraction": federation.strategy.min_fraction,
             "early_stop": federation.early_stop is not None,
@@ -319,7 +321,14 @@ def _work(work: Mapping[str, Any], privacy: Mapping[str, Any] | None) -> list[st
         f"{counted(work['rounds'] + 1, 'scoring')}, whatever the server calls its runs. You can allow more later.",
         f"A round counts if {counted(work['min_sites'], 'site')} or more answer with an update{least}."
         f"{_consequence(work['min_sites'])}",
+        _combined(work["algorithm"], work["algorithm_options"]),
     ]
+
+
+def _combined(algorithm: str, options: Mapping[str, float]) -> str:
+    named = f" ({', '.join(f'{option} {value:g}' for option, value in options.items())})" if options else ""
+    local = " Your site adds its proximal term to the loss in every step." if algorithm == "fedprox" else ""
+    return f"The server makes the next model from the updates by {algorithm}{named}.{local}"
 
 
 def _consequence(min_sites: int) -> str:

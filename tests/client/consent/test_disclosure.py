@@ -278,3 +278,15 @@ def test_few_sites_are_named_with_their_consequence(tmp_path: Path, min_sites: i
     text = " ".join(as_text(document(read_request(tmp_path))).split())
     assert (consequence or f"A round counts if {min_sites} sites or more answer with an update.") in text
     assert ("work out" in text or "read it off" in text) == (min_sites < 3)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "sentence"),
+    [
+        ({"name": "fedavg"}, "The server makes the next model from the updates by fedavg."),
+        ({"name": "fedprox", "proximal_mu": 0.5}, "by fedprox (proximal_mu 0.5). Your site adds its proximal term"),
+    ],
+)
+def test_the_algorithm_is_named(tmp_path: Path, algorithm: dict[str, object], sentence: str) -> None:
+    write_kit(tmp_path, strategy={"min_sites": 3} | algorithm)
+    assert sentence in " ".join(as_text(document(read_request(tmp_path))).split())
