@@ -38,8 +38,8 @@ OPTIONS: Mapping[str, Mapping[str, float]] = {
     "clipped_mean": {"clip_factor": 1.0},
 }
 """Algorithm -> its options with their defaults."""
-COUNT_SITES_ALIKE = ("median", "trimmed_mean", "multi_krum")
-"""Algorithms that give no site more weight than another."""
+COUNT_SITES_ALIKE = ("median", "trimmed_mean", "multi_krum", "geometric_median")
+"""Algorithms that give no site more weight than another: a minority of sites must not hold half of the weight."""
 
 
 class AlgorithmConfig(Frozen):

@@ -192,8 +192,8 @@ class Round:
             return round_log.not_counted("missing", "deadline", info, self._labels)
         if reply is NoReply.SILENT:
             return round_log.not_counted("missing", "silence", info, self._labels)
-        if isinstance(reply, NoReply):
-            return self._refuse(Refusal.PROTOCOL, info)
+        if reply is NoReply.UNREADABLE:
+            return self._refuse(Refusal.MISSING_UPDATE, info)
         if reply.has_error():
             return round_log.not_counted("failed", error_name(reply), info, self._labels)
         try:

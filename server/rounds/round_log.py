@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from common.formatting import counted
-from common.protocol.codec import Result, SiteInfo
+from common.protocol.codec import Refusal, Result, SiteInfo
 from server.rounds.judgement.conduct import DISPUTES
 
 
@@ -63,9 +63,9 @@ def reasons(rounds: Sequence[Mapping[str, Any]]) -> str:
 
 
 def blamed(line: Mapping[str, Any]) -> set[str]:
-    """Return the sites of a round that were refused for something that they alone did."""
+    """Return the sites of a round that were refused for something that they alone did; losses on the way are not."""
     refused = {name: site["reason"] for name, site in line["sites"].items() if site["status"] == "refused"}
-    return {name for name, reason in refused.items() if reason not in DISPUTES}
+    return {name for name, reason in refused.items() if reason not in (*DISPUTES, Refusal.MISSING_UPDATE)}
 
 
 def not_counted(status: str, reason: str, info: SiteInfo, labels: Collection[int]) -> dict[str, Any]:

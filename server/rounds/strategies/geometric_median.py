@@ -20,7 +20,7 @@ SMOOTHING = 1e-6
 
 
 class GeometricMedian:
-    """Adds the vector whose weighted sum of distances to all updates is smallest: any minority may send anything."""
+    """Adds the vector whose sum of distances to all updates is smallest: any minority may send anything."""
 
     update_vectors = 1
     state_vectors: tuple[str, ...] = ()

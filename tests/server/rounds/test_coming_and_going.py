@@ -295,7 +295,13 @@ class Poisonous(FakeNetwork):
 def test_a_reply_that_cannot_be_read_is_refused_and_the_run_goes_on(folder: RunFolder) -> None:
     run_network(tiny.federation(rounds=2, strategy=TWO_OF_THREE), Poisonous(folder, THREE), LAYOUT, CALM)
     assert statuses(folder)[0] == {"a": "ok", "b": "ok", "c": "refused"}
-    assert outcomes(folder, "c")[0] == ("refused", "protocol")
+    assert outcomes(folder, "c")[0] == ("refused", "missing-update")
+
+
+def test_a_reply_that_cannot_be_read_is_not_one_of_the_malicious(folder: RunFolder) -> None:
+    config = tiny.federation(rounds=2, strategy={"name": "median", "max_failed_rounds": 1})
+    with pytest.raises(FederationError, match="missing-update at 1 of 3 sites, round 1"):
+        run_network(config, Poisonous(folder, THREE), LAYOUT, CALM)
 
 
 class Odd(FakeNetwork):

@@ -24,7 +24,7 @@ from server.rounds.strategies.strategy import Strategy, StrategyState
 from server.rounds.strategies.trimmed_mean import TrimmedMean, exchanges
 from server.run_store.folder import RunFolder
 from tests import tiny
-from tests.server.fake_sites import LAYOUT, Answer, Sites, app_of, run
+from tests.server.fake_sites import LAYOUT, Answer, Sites, app_of, broken, honest, run
 from tests.server.rounds.strategies.quadratic import Lie, bits_after, descends, optima, round_of, run_with_kills, train
 from tests.server.rounds.strategies.test_strategy import drawn, stored
 
@@ -202,6 +202,24 @@ def test_a_site_that_is_only_missing_is_not(tmp_path: Path) -> None:
     config = tiny.federation(rounds=8, strategy={"name": "multi_krum"})
     with pytest.raises(FederationError, match="3 rounds in a row had too few usable updates"):
         run(config, app_of([*HONEST, ("e", 10, fails)]), LAYOUT, 5, folder)
+
+
+@pytest.mark.parametrize("kind", ["unsent", "empty"])
+def test_an_update_that_was_lost_on_the_way_is_not(tmp_path: Path, kind: str) -> None:
+    """The median of the other two would be their mean, and one of them may lie; a refused update is a malicious one."""
+    config = tiny.federation(rounds=2, strategy={"name": "median", "max_failed_rounds": 1})
+    run(config, app_of([*HONEST[:2], ("e", 10, broken("nan", "e"))]), LAYOUT, 3, RunFolder.create(tmp_path / "refused"))
+    lost = RunFolder.create(tmp_path / "lost")
+    with pytest.raises(FederationError, match=r"too few usable updates.*missing-update at 1 of 3 sites, round 1"):
+        run(config, app_of([*HONEST[:2], ("e", 10, broken(kind, "e"))]), LAYOUT, 3, lost)
+
+
+def test_a_site_with_half_of_all_patients_does_not_hold_half_of_the_geometric_median(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    steps = {"a": (10, 1.0), "b": (10, 1.1), "liar": (20, 1.8)}
+    sites: Sites = [(name, patients, honest(name, patients, step)) for name, (patients, step) in steps.items()]
+    run(tiny.federation(rounds=1, strategy={"name": "geometric_median"}), app_of(sites), LAYOUT, 3, folder)
+    np.testing.assert_allclose(folder.load_checkpoint(1, LAYOUT), np.full(4, 1.1), atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ALL)
