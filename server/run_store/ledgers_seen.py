@@ -17,10 +17,11 @@ from common.system.files import cannot_write
 from common.system.locks import lock_file
 from common.system.state_file import CHANGED, read_sealed, write_sealed
 from common.weights.digest import Digest
-from server.run_store.site_reports import SiteReports
+from server.run_store.site_reports import LedgerSeen, SiteReports
 
 FILE = "ledgers-seen.json"
-_AUTHORITIES = TypeAdapter(dict[Digest, dict[str, Digest]])
+_Sites = dict[str, LedgerSeen]
+_AUTHORITIES = TypeAdapter(dict[Digest, _Sites])
 _REMEDY = "restore it from a backup, or remove it: ledgers that were set back before a new run are then not noticed"
 
 
@@ -35,37 +36,44 @@ def ledgers_carried_over(run: Path, authority: str, say: Callable[[str], None]) 
     authority
         Fingerprint of the authority that the sites' names come from.
     say
-        Called with a sentence if nothing can be kept.
+        Called with a sentence if nothing can be kept. A file that is damaged when the block ends is no more than that:
+        it neither fails the run nor hides why it ended.
 
     Raises
     ------
     DamagedFileError
-        The file of ledger entries, or the run's file of reports, is damaged.
+        The file of ledger entries, or the run's file of reports, is damaged when the block begins.
     """
     # Before, too: an earlier server may have been killed.
     SiteReports(run).recall(_keep(run, authority, say))
     try:
         yield
     finally:
-        _keep(run, authority, say)
+        try:
+            _keep(run, authority, say)
+        except DamagedFileError as error:
+            say(str(error))
 
 
-def _keep(run: Path, authority: str, say: Callable[[str], None]) -> dict[str, Digest]:
-    """Write down the last ledger entries of a run's sites; return those of all sites of the authority."""
+def _keep(run: Path, authority: str, say: Callable[[str], None]) -> _Sites:
+    """Write down the last ledger entries of a run's sites, unless later ones are known; return all the authority's."""
     file, reported = run.resolve().parent / FILE, SiteReports(run).ledgers()
     try:
         with _locked(file):
             known = _read(file)
-            sites = known.get(authority, {}) | reported
-            if sites != known.get(authority, {}):
-                write_sealed(file, known | {authority: sites})
+            before = known.get(authority, {})
+            sites = before | {
+                site: seen for site, seen in reported.items() if site not in before or seen.time > before[site].time
+            }
+            if sites != before:
+                write_sealed(file, _AUTHORITIES.dump_python(known | {authority: sites}, mode="json"))
             return sites
     except OutputError as error:
         say(f"{error} (a new run would not notice a ledger that was set back)")
         return reported
 
 
-def _read(file: Path) -> dict[Digest, dict[str, Digest]]:
+def _read(file: Path) -> dict[Digest, _Sites]:
     if not file.exists():
         return {}
     try:

@@ -7,6 +7,7 @@ only repeated to the same site, which compares it with its own files (``client.l
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,12 +23,33 @@ from common.weights.digest import Digest
 FILE = "site-reports.json"
 
 
+Time = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class LedgerSeen(Frozen):
+    """The last entry of a ledger that a site has reported, and when it reported it first, in seconds since 1970."""
+
+    entry: Digest
+    time: Time
+
+
 class SiteReport(Frozen):
-    """What one site reported last; ``epsilon`` is None until it has sent a result of a private federation."""
+    """What one site reported last.
+
+    Attributes
+    ----------
+    epsilon
+        None until the site has sent a result of a private federation.
+    ledger, audit
+        Hashes of the last entries.
+    ledger_time
+        When the site reported that entry of the ledger first, in seconds since 1970.
+    """
 
     epsilon: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     ledger: Digest | None = None
     audit: Digest | None = None
+    ledger_time: Time = 0.0
 
     def as_seen(self) -> dict[str, Any]:
         """Return the fields of a ``Hello`` or ``Task``."""
@@ -82,12 +104,13 @@ class SiteReports:
         known = before.epsilon if not (math.isfinite(epsilon) and epsilon >= 0) else epsilon
         # A new state folder knows of no entry at first; the ledger holds the earlier ones all the same.
         ledger = answer.ledger_head or before.ledger
-        report = SiteReport(epsilon=known, ledger=ledger, audit=answer.audit_head)
+        since = before.ledger_time if ledger == before.ledger else time.time()
+        report = SiteReport(epsilon=known, ledger=ledger, audit=answer.audit_head, ledger_time=since)
         if report != before:
             self._read()[answer.site] = report
             self._write()
 
-    def ledgers(self) -> dict[str, Digest]:
+    def ledgers(self) -> dict[str, LedgerSeen]:
         """Return the last ledger entry of every site that has reported one.
 
         Raises
@@ -95,9 +118,13 @@ class SiteReports:
         DamagedFileError
             The file is damaged.
         """
-        return {site: report.ledger for site, report in self._read().items() if report.ledger is not None}
+        return {
+            site: LedgerSeen(entry=report.ledger, time=report.ledger_time)
+            for site, report in self._read().items()
+            if report.ledger is not None
+        }
 
-    def recall(self, ledgers: Mapping[str, Digest]) -> None:
+    def recall(self, ledgers: Mapping[str, LedgerSeen]) -> None:
         """Take ledger entries from earlier runs, of sites that have reported nothing in this one.
 
         Raises
@@ -107,7 +134,11 @@ class SiteReports:
         OutputError
             It cannot be written.
         """
-        new = {site: SiteReport(ledger=ledger) for site, ledger in ledgers.items() if site not in self._read()}
+        new = {
+            site: SiteReport(ledger=seen.entry, ledger_time=seen.time)
+            for site, seen in ledgers.items()
+            if site not in self._read()
+        }
         if new:
             self._read().update(new)
             self._write()

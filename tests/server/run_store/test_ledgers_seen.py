@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from common.errors import DamagedFileError
 from common.system.state_file import write_sealed
 from server.run_store.ledgers_seen import FILE, ledgers_carried_over
+from server.run_store.site_reports import FILE as REPORTS
 from server.run_store.site_reports import SiteReport, SiteReports
 from tests.server.run_store.test_site_reports import INFO, RESULT
 
@@ -40,9 +42,11 @@ def test_a_new_run_hands_back_the_last_ledger_entry_alone(tmp_path: Path) -> Non
     assert Run(tmp_path / "first").start(INFO, RESULT) == SiteReport()
     shutil.rmtree(tmp_path / "first")
     second = Run(tmp_path / "second")
-    assert second.start() == SiteReport(ledger="c" * 64), "an audit log may begin anew with a new kit"
-    assert second.start(replace(INFO, ledger_head=None)) == SiteReport(ledger="c" * 64)
-    assert second.start() == SiteReport(ledger="c" * 64, audit="b" * 64), "an answer without an entry forgets none"
+    for answers in ([], [replace(INFO, ledger_head=None)]):
+        known = second.start(*answers)
+        assert (known.ledger, known.audit, known.epsilon) == ("c" * 64, None, None), "an audit log may begin anew"
+    known = second.start()
+    assert (known.ledger, known.audit) == ("c" * 64, "b" * 64), "an answer without an entry forgets none"
     assert second.start(replace(RESULT, ledger_head="e" * 64)).audit == "b" * 64
     assert Run(tmp_path / "third").start().ledger == "e" * 64
     assert second.said == []
@@ -62,6 +66,25 @@ def test_an_earlier_run_keeps_its_own_reports(tmp_path: Path) -> None:
     assert first.start().ledger == "c" * 64
 
 
+def test_an_earlier_run_that_goes_on_does_not_bring_back_its_older_entry(tmp_path: Path) -> None:
+    first, later = Run(tmp_path / "first"), replace(RESULT, ledger_head="e" * 64)
+    first.start(RESULT)
+    Run(tmp_path / "second").start(later)
+    first.start()
+    first.start(RESULT)
+    assert Run(tmp_path / "third").start().ledger == "e" * 64
+    first.start(replace(RESULT, ledger_head="f" * 64))
+    assert Run(tmp_path / "fourth").start().ledger == "f" * 64
+
+
+def test_a_killed_run_that_goes_on_brings_its_newer_entry(tmp_path: Path) -> None:
+    first = Run(tmp_path / "first")
+    first.start(RESULT)
+    SiteReports(first.folder).note(replace(RESULT, ledger_head="e" * 64))
+    first.start()
+    assert Run(tmp_path / "second").start().ledger == "e" * 64
+
+
 def test_what_a_killed_server_knew_is_kept_at_its_next_start(tmp_path: Path) -> None:
     first = Run(tmp_path / "first")
     SiteReports(first.folder).note(RESULT)
@@ -69,7 +92,9 @@ def test_what_a_killed_server_knew_is_kept_at_its_next_start(tmp_path: Path) -> 
     assert Run(tmp_path / "second").start().ledger == "c" * 64
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", {"north": {"north": "c" * 64}}, {AUTHORITY: {"north": "c"}}])
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", {"north": {"north": "c" * 64}}, {AUTHORITY: {"north": {"entry": "c", "time": 1.0}}}]
+)
 def test_a_damaged_file_is_named_and_stays(tmp_path: Path, content: bytes | dict[str, object]) -> None:
     file = tmp_path / FILE
     if isinstance(content, bytes):
@@ -80,6 +105,29 @@ def test_a_damaged_file_is_named_and_stays(tmp_path: Path, content: bytes | dict
     with pytest.raises(DamagedFileError, match=f"{FILE}.*remove it"):
         Run(tmp_path / "run").start()
     assert file.read_bytes() == before
+
+
+class RunFailedError(Exception):
+    """The real cause of a run's end."""
+
+
+@pytest.mark.parametrize("name", [FILE, f"run/{REPORTS}"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_file_damaged_meanwhile_neither_fails_the_run_nor_hides_its_error(
+    tmp_path: Path, name: str, fails: bool
+) -> None:
+    run = Run(tmp_path / "run")
+    run.start(RESULT)
+    with contextlib.ExitStack() as stack:
+        if fails:
+            stack.enter_context(pytest.raises(RunFailedError))
+        with ledgers_carried_over(run.folder, AUTHORITY, run.said.append):
+            (tmp_path / name).write_bytes(b"{}")
+            if fails:
+                raise RunFailedError
+    [said] = run.said
+    assert name in said and "remove it" in said
+    assert (tmp_path / name).read_bytes() == b"{}"
 
 
 def test_a_folder_where_nothing_can_be_kept_is_said_and_stops_no_run(tmp_path: Path) -> None:
