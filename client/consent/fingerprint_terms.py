@@ -14,13 +14,14 @@ FINGERPRINT_MEANINGS: Mapping[str, str] = {
     "minimum_cell": "fewest patients in a cell that is shown, as your site file says",
     "spacing_mm": "voxel sizes along x, y and z",
     "extent_mm": "edges of the volumes along x, y and z, without their empty margin",
-    "label_volumes_ml": "volume of each structure",
+    "labels_found": "of each structure, whether at least so many patients have it",
     "intensities_hu": "for CT whose window was open: intensities within the structures, from a sample of voxels",
 }
 """Every field of ``SharedFingerprint``, and what it means."""
 _HOW = (
-    "Of each quantity: how many values, their sum, the sum of their squares, and how many lie in each of the public "
-    "cells of a histogram. Cells of too few patients were not shown. No number of a single case was in it."
+    "Of voxel sizes, edges and intensities: how many values, their sum, the sum of their squares, and how many lie in "
+    "each of the public cells of a histogram. Cells of too few patients were not shown. No number of a single case "
+    "was in it."
 )
 
 

@@ -87,11 +87,11 @@ def in_words(file: FingerprintFile) -> Iterator[str]:
     """Say line by line what a fingerprint shares."""
     found = file.fingerprint
     yield f"{counted(found.cases, 'labelled case')}; a cell of fewer than {found.minimum_cell} patients is not shown."
-    labels = [name for _, name in sorted(file.labels.items())]
+    for (_, label), is_found in zip(sorted(file.labels.items()), found.labels_found, strict=True):
+        yield f"{label}: in {'at least' if is_found else 'fewer than'} {found.minimum_cell} patients"
     names = [
         *(f"voxel size along {axis}" for axis in "xyz"),
         *(f"edge of the volume along {axis}" for axis in "xyz"),
-        *(f"volume of {label}" for label in labels),
         *(f"intensity of {channel} within the labels" for channel in file.channels),
     ]
     for name, (_, item, scale) in zip(names, found.parts(), strict=False):

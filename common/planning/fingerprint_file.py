@@ -51,7 +51,7 @@ class FingerprintFile(Frozen):
         found = self.fingerprint
         for name, items, count in (
             ("channels", self.channels, found.channels),
-            ("labels", self.labels, len(found.label_volumes_ml)),
+            ("labels", self.labels, len(found.labels_found)),
         ):
             if len(items) != count:
                 raise ValueError(f"names {len(items)} {name}, and the fingerprint has {count}")

@@ -1,8 +1,8 @@
 """Histograms with public cells, and sums of whole numbers: both of several sites add up exactly.
 
 The cells are the same at every site and follow from no data. For sizes they lie around or between the preferred
-numbers of ISO 3 (series R40, R20 and R10: steps of 6, 12 and 26 %). Sums are of whole micrometres, cubic millimetres or
-hundredths of a Hounsfield unit, because whole numbers add up to the same in any order.
+numbers of ISO 3 (series R40 and R20: steps of 6 and 12 %). Sums are of whole micrometres or hundredths of a Hounsfield
+unit, because whole numbers add up to the same in any order.
 """
 
 from __future__ import annotations
@@ -74,8 +74,6 @@ SPACING = Scale("mm", 1000, _around(_SPACINGS), _SPACINGS)
 """Voxel sizes: cells around the numbers of R40 from 0.01 to 95."""
 EXTENT = Scale("mm", 1000, (0.0, *_preferred(2, range(4))))
 """Edges of volumes: cells between the numbers of R20 from 1 to 9000."""
-VOLUME = Scale("ml", 1000, (0.0, *_preferred(4, range(-3, 5))))
-"""Volumes of labels: cells between the numbers of R10 from 0.001; the first one holds what is absent."""
 HOUNSFIELD = Scale("HU", 100, tuple(map(float, range(-1200, 3201, 10))))
 """Intensities in CT: cells of 10 Hounsfield units."""
 
@@ -119,10 +117,13 @@ class Distribution(Frozen):
         """How many values are in cells that are shown."""
         return sum(count for _, count in self.cells)
 
-    @property
-    def is_known(self) -> bool:
-        """Whether a percentile can be given: half of the values are shown, or their sums are."""
-        return self.count > 0 and (2 * self.shown >= self.count or self.total is not None)
+    def shows(self, percent: float) -> bool:
+        """Return whether cells tell a percentile: fewer values are suppressed than lie on its shorter side."""
+        return bool(self.cells) and 100 * self.suppressed <= self.count * min(percent, 100 - percent)
+
+    def is_known(self, percent: float) -> bool:
+        """Return whether a percentile can be given: cells tell it, or there are sums to estimate it from."""
+        return self.count > 0 and (self.shows(percent) or self.total is not None)
 
     def mean(self, scale: Scale) -> float:
         """Return the mean; NaN if the sums are withheld or empty."""
@@ -136,16 +137,18 @@ class Distribution(Frozen):
         return math.sqrt(self.count * self.squares - self.total**2) / self.count / scale.parts
 
     def percentile(self, percent: float, scale: Scale) -> float:
-        """Return a percentile, to within a cell; NaN unless ``is_known``.
+        """Return a percentile; NaN unless ``is_known``.
 
-        If all values are equal, that is exact, because the sums tell. If fewer than half of the values are in cells
-        that are shown, it is the percentile of the normal distribution with the same mean and standard deviation.
+        If all values are equal, that is exact, because the sums tell. If cells tell it (``shows``), it is that of the
+        values that are shown; without any suppressed, it is right to within a cell. Otherwise it is the percentile of
+        the normal distribution with the same mean and standard deviation.
         """
         std = self.std(scale)
         if std == 0:
             return self.mean(scale)
-        if 2 * self.shown < self.count or not self.cells:
-            return self.mean(scale) + NormalDist().inv_cdf(percent / 100) * std
+        if not self.shows(percent):
+            estimate = self.mean(scale) + NormalDist().inv_cdf(percent / 100) * std
+            return float(np.clip(estimate, scale.edges[0], scale.edges[-1]))
         wanted = percent / 100 * self.shown
         reached = np.cumsum([count for _, count in self.cells])
         found = int(np.searchsorted(reached, wanted))
@@ -175,15 +178,19 @@ class Distribution(Frozen):
                 raise ValueError(f"a cell begins at {edge:g} {scale.unit}, where no public cell begins")
             if count < minimum:
                 raise ValueError(f"the cell at {edge:g} {scale.unit} shows {count}, fewer than {minimum}")
-        if self.total is None:
-            return
         if 0 < self.suppressed < minimum:
-            raise ValueError(f"{self.suppressed} values are suppressed, so that the sums had to be withheld")
-        least = sum(count * edge for edge, count in self.cells) + self.suppressed * scale.edges[0]
-        tops = {edge: scale.edges[scale.edges.index(edge) + 1] for edge, _ in self.cells}
-        most = sum(count * tops[edge] for edge, count in self.cells) + self.suppressed * scale.edges[-1]
+            raise ValueError(f"{self.suppressed} values are suppressed, fewer than {minimum}")
+        if self.total is None or self.squares is None:
+            return
+        ranges = [(edge, scale.edges[scale.edges.index(edge) + 1], count) for edge, count in self.cells]
+        ranges.append((scale.edges[0], scale.edges[-1], self.suppressed))
+        least, most = (sum(count * ends[side] for *ends, count in ranges) for side in (0, 1))
         if not least - 1e-6 * abs(least) <= self.total / scale.parts <= most + 1e-6 * abs(most):
             raise ValueError(f"total does not fit the cells: it is not between {least:g} and {most:g} {scale.unit}")
+        least = sum(count * max(low, -high, 0.0) ** 2 for low, high, count in ranges)
+        most = sum(count * max(low**2, high**2) for low, high, count in ranges)
+        if not (1 - 1e-6) * least <= self.squares / scale.parts**2 <= (1 + 1e-6) * most:
+            raise ValueError(f"squares does not fit the cells: it is not between {least:g} and {most:g}")
 
 
 def distribution(
@@ -191,8 +198,9 @@ def distribution(
 ) -> Distribution:
     """Count values, and suppress the cells of few patients.
 
-    If fewer than ``minimum`` patients would be suppressed in all, the smallest other cell is suppressed as well, or, if
-    there is only one, the sums are withheld: otherwise the difference of sums and cells would tell about those few.
+    If fewer than ``minimum`` patients would be suppressed in all, the smallest other cell is suppressed as well:
+    otherwise the difference of sums and cells, and the number of suppressed values, would tell about those few. If that
+    was the last cell, the sums are withheld too.
 
     Parameters
     ----------
@@ -221,9 +229,9 @@ def distribution(
         hidden = {owner for cell, found in patients.items() if cell not in shown for owner in found}
         return 0 < len(hidden) < minimum
 
-    if are_few() and len(shown) > 1:
+    withheld = are_few() and len(shown) <= 1
+    if are_few() and shown:
         shown.remove(min(shown, key=lambda cell: (len(patients[cell]), cell)))
-    withheld = are_few()
     cells = tuple((scale.edges[cell], int(counts[cell])) for cell in sorted(shown))
     return Distribution(
         count=int(counts.sum()),

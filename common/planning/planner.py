@@ -23,7 +23,8 @@ LARGEST_PATCH = 96**3
 """Largest automatically chosen patch, in voxels: training with two of them fits into a few GB of memory."""
 SMALLEST_STAGE = 4
 """Fewest voxels that an axis may have after down-sampling."""
-_THICK = 3.0
+THICK = 3.0
+"""An axis whose voxels are longer than this many of the finest is thick."""
 
 
 USUAL_NETWORK = ModelConfig()
@@ -156,7 +157,7 @@ def target_spacing(fingerprint: Measured) -> Spacing:
     """
     x, y, z = fingerprint.spacing_percentile(50)
     target = [x, y, z]
-    for axis in thick_axes((x, y, z), _THICK):
+    for axis in thick_axes((x, y, z), THICK):
         others = max(target[other] for other in range(3) if other != axis)
         target[axis] = min(target[axis], max(fingerprint.spacing_percentile(10)[axis], others))
     return (target[0], target[1], target[2])

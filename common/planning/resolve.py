@@ -160,12 +160,15 @@ def with_choices(config: FederationConfig, fingerprint: SharedFingerprint) -> Fe
     Raises
     ------
     ConfigError
-        If a number does not follow, no site has a label, or values contradict each other.
+        If a number does not follow, a label was not found, or values contradict each other.
     """
     channels, labels = _names(config)
     if fingerprint.missing_labels:
         value = fingerprint.missing_labels[0]
-        raise ConfigError(f"labels.{value}: no case of any site has label {value} ({labels[value]}); remove it")
+        raise ConfigError(
+            f"labels.{value}: at no site do minimum_cell patients or more have label {value} ({labels[value]}); remove "
+            "it, or write the values of every auto setting by hand"
+        )
     plan = resolve_plan(config, fingerprint, channels, labels)
     chosen = open_settings(config)
     preprocessing: dict[str, object] = {}

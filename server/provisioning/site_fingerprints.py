@@ -5,7 +5,7 @@ Received fingerprints are kept in ``authority/fingerprints``, so that provisioni
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,10 +16,12 @@ from common.config.chosen import CHOSEN_FILE, Chosen
 from common.config.federation import FederationConfig, as_json
 from common.errors import ConfigError, OutputError
 from common.formatting import counted
+from common.imaging.resampling import thick_axes
 from common.planning.fingerprint_file import FingerprintFile, read_fingerprint
-from common.planning.histogram import Distribution
+from common.planning.histogram import EXTENT, HOUNSFIELD, SPACING
+from common.planning.planner import THICK
 from common.planning.resolve import open_settings, with_choices
-from common.planning.shared_fingerprint import merge
+from common.planning.shared_fingerprint import SharedFingerprint, merge
 from common.system.files import PRIVATE, write_atomically
 from server.provisioning.site_register import REGISTER_FILE, read_register
 
@@ -96,13 +98,24 @@ def settle(
     notes = (
         f"chosen from the fingerprints of {whole}:",
         *(f"  {line}" for line in about.in_words(settled)),
-        *(f"  note: {name}: {_how_much(item)}" for name, item, _ in merged.parts() if 2 * item.shown < item.count),
+        *(f"  note: {line}" for line in _estimates(config, merged)),
     )
     return Settled(settled, {CHOSEN_FILE: as_json(about).encode()}, notes, received)
 
 
-def _how_much(item: Distribution) -> str:
-    return f"only {item.shown:,} of {item.count:,} are in cells that are shown, so their mean and spread were used"
+def _estimates(config: FederationConfig, merged: SharedFingerprint) -> Iterator[str]:
+    """Name what was chosen from mean and spread, because cells do not tell it."""
+    is_auto = {
+        SPACING: not isinstance(config.preprocessing.spacing, tuple),
+        EXTENT: isinstance(config.model.patch_size, str),
+        HOUNSFIELD: "preprocessing.intensity" in open_settings(config),
+    }
+    thick = thick_axes(merged.spacing_percentile(50), THICK) if is_auto[SPACING] else ()
+    for number, (name, item, scale) in enumerate(merged.parts()):
+        percents = (0.5,) if scale is HOUNSFIELD else (50, 10) if number in thick else (50,)
+        if is_auto[scale] and not all(map(item.shows, percents)):
+            hidden = f"{item.suppressed:,} of {item.count:,} are in cells that are not shown"
+            yield f"{name}: {hidden}, so their mean and spread were used"
 
 
 def _received(

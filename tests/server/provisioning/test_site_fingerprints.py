@@ -14,7 +14,7 @@ from common.config.chosen import Chosen, read_chosen
 from common.config.federation import FederationConfig, load_federation
 from common.errors import ConfigError, FedvoxError
 from common.planning.fingerprint_file import FingerprintFile, read_fingerprint
-from common.planning.histogram import EXTENT, HOUNSFIELD, SPACING, VOLUME, distribution
+from common.planning.histogram import EXTENT, HOUNSFIELD, SPACING, distribution
 from common.planning.resolve import open_settings, plan_from_config
 from common.planning.shared_fingerprint import SharedFingerprint
 from server.provisioning.kits import provision
@@ -36,20 +36,20 @@ def federation(**values: object) -> FederationConfig:
     return FederationConfig.model_validate(content | values)
 
 
-def shared(cases: int, mm: float, volume_ml: float = 1000.0, minimum: int = 2) -> SharedFingerprint:
+def shared(cases: int, mm: float, has_liver: bool = True, minimum: int = 2) -> SharedFingerprint:
     """Scans of ``mm`` x ``mm`` x 5 mm and 128 x 128 x 200 mm with a liver of 40 to 60 HU."""
 
     def equal(value: float, scale: object) -> object:
         return distribution([np.array([value])] * cases, [str(n) for n in range(cases)], scale, minimum)
 
-    voxels = [np.arange(40.0, 60.0, 0.1)] * cases
+    voxels = [np.arange(40.0, 60.0, 0.01)] * cases
     return SharedFingerprint(
         cases=cases,
         channels=1,
         minimum_cell=minimum,
         spacing_mm=(equal(mm, SPACING), equal(mm, SPACING), equal(5.0, SPACING)),
         extent_mm=(equal(128.0, EXTENT), equal(128.0, EXTENT), equal(200.0, EXTENT)),
-        label_volumes_ml=(equal(volume_ml, VOLUME),),
+        labels_found=(has_liver,),
         intensities_hu=(distribution(voxels, [str(n) for n in range(cases)], HOUNSFIELD, minimum),),
     )
 
@@ -91,7 +91,7 @@ def test_what_is_auto_follows_from_all_sites_and_is_written_into_the_kits(
     assert settled.preprocessing.spacing == (1.6, 1.6, 5.0)
     assert settled.model.patch_size == (80, 80, 40)
     (window,) = settled.preprocessing.intensity
-    assert window.mean == pytest.approx(49.95, abs=0.01) and window.std == pytest.approx(20 / 12**0.5, abs=0.01)
+    assert window.mean == pytest.approx(49.995, abs=0.01) and window.std == pytest.approx(20 / 12**0.5, abs=0.01)
     assert window.lower == pytest.approx(40.1, abs=0.1) and window.upper == pytest.approx(59.9, abs=0.1)
     assert open_settings(settled) == () and plan_from_config(settled).patch_size == (80, 80, 40)
     chosen = read_chosen(kit)
@@ -100,6 +100,22 @@ def test_what_is_auto_follows_from_all_sites_and_is_written_into_the_kits(
     )
     assert not (tmp_path / "kits/sites/north/fingerprints").exists(), "a hospital sees no other hospital's fingerprint"
     assert {path.name for path in (tmp_path / "kits/authority/fingerprints").iterdir()} == {"north.json", "south.json"}
+
+
+def test_what_mean_and_spread_stood_in_for_is_said(tmp_path: Path) -> None:
+    content = shared(20, 0.8)
+    bright = [np.append(np.linspace(40.0, 59.9, 980), np.full(20, 300.0 + 100 * n)) for n in range(20)]
+    window = distribution([np.repeat(values, 2) for values in bright], [str(n) for n in range(20)], HOUNSFIELD, 2)
+    odd = content.model_copy(update={"intensities_hu": (window,)})
+    files = [write(tmp_path, "north", odd), write(tmp_path, "south", content)]
+    requests = [tmp_path / site / f"{site}.csr" for site in SITES]
+    report = provision(federation(), tmp_path / "kits", requests, fingerprints=files)
+    (note,) = [line for line in report.notes if "note:" in line]
+    assert note.startswith(
+        "  note: intensity_hu of channel 1: 800 of 80,000 are in cells that are not shown, so their mean"
+    )
+    (intensity,) = load_federation(tmp_path / "kits/sites/north/federation.yaml").preprocessing.intensity
+    assert intensity.upper == pytest.approx(intensity.mean + 2.5758 * intensity.std, abs=0.01) and intensity.upper > 300
 
 
 def test_what_is_written_by_hand_stays(given: tuple[list[Path], list[Path]], tmp_path: Path) -> None:
@@ -191,8 +207,8 @@ def test_what_cannot_be_chosen_is_refused(given: tuple[list[Path], list[Path]], 
     fixed = {"preprocessing": {"spacing": [1, 1, 5]}, "model": {"patch_size": [32, 32, 16]}, "modality": "MR"}
     with pytest.raises(ConfigError, match="is not needed: the federation file leaves nothing auto"):
         provision(federation(**fixed), tmp_path / "kits", requests, fingerprints=files)
-    absent = [write(tmp_path, site, shared(20, 0.8, 0.0)) for site in SITES]
-    with pytest.raises(ConfigError, match=r"labels\.1: no case of any site has label 1 \(liver\); remove it"):
+    absent = [write(tmp_path, site, shared(20, 0.8, has_liver=False)) for site in SITES]
+    with pytest.raises(ConfigError, match=r"labels\.1: at no site do minimum_cell .* label 1 \(liver\); remove"):
         provision(federation(), tmp_path / "kits", requests, fingerprints=absent)
     with pytest.raises(FedvoxError, match="channels: is missing"):
         open_settings(federation(channels=None))
