@@ -21,6 +21,7 @@ from common.plan.plan import Plan
 from common.planning.fingerprint import Fingerprint, fingerprint_dataset
 from common.planning.resolve import resolve_plan
 from common.seeds import seed_of
+from common.system.files import new_folder
 from common.system.state_file import CHANGED, MISSING, digest_of_file, put_aside
 from server.progress.events import EventSink, Notice, Stage
 from server.run_store.folder import PARTITION_FILE, PLAN_FILE, RunFolder
@@ -51,26 +52,27 @@ def find_or_make_data(config: FederationConfig, data: Path | None, folder: RunFo
     root, count = folder.path / PHANTOMS, counted(sum(phantom.cases_per_site), "phantom")
     if not root.exists():
         emit(Notice(f"no data given: making {count} (synthetic volumes, not patients)"))
-    elif (problem := _damage_of(folder, root)) is not None:
+    elif (problem := damage_of_phantoms(folder)) is not None:
         aside = put_aside(root)
         emit(Notice(f"{problem}; making {count} anew{f', the old ones are now {aside.name}' if aside else ''}"))
     else:
         return root
-    write_phantom_dataset(
-        root, phantom.cases_per_site, phantom.seed, phantom.shape, phantom.anatomy, phantom.spacing_mm
-    )
-    folder.write_text(
-        PHANTOM_DIGESTS, "".join(f"{digest}  {name}\n" for name, digest in _digests(folder, root).items())
-    )
+    with new_folder(root) as made:
+        write_phantom_dataset(
+            made, phantom.cases_per_site, phantom.seed, phantom.shape, phantom.anatomy, phantom.spacing_mm
+        )
+        # First, so that there are never phantoms without digests.
+        folder.write_text(PHANTOM_DIGESTS, "".join(f"{digest}  {name}\n" for name, digest in _digests(made).items()))
     return root
 
 
-def _digests(folder: RunFolder, root: Path) -> dict[str, str]:
+def _digests(root: Path) -> dict[str, str]:
+    """Return the digest of every file of the phantoms in a folder, by its path in the run folder."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    return {path.relative_to(folder.path).as_posix(): digest_of_file(path) for path in files}
+    return {f"{PHANTOMS}/{path.relative_to(root).as_posix()}": digest_of_file(path) for path in files}
 
 
-def _damage_of(folder: RunFolder, root: Path) -> str | None:
+def damage_of_phantoms(folder: RunFolder) -> str | None:
     """Return a sentence about the first file of the phantoms that is not as it was written; None if all are."""
     listed = folder.path / PHANTOM_DIGESTS
     try:
@@ -78,7 +80,7 @@ def _damage_of(folder: RunFolder, root: Path) -> str | None:
         written = {name: digest for digest, name in lines}
     except (OSError, ValueError):
         return f"{listed}: {MISSING} or cannot be read"
-    found = _digests(folder, root)
+    found = _digests(folder.path / PHANTOMS)
     different = [name for name in sorted({*written, *found}) if written.get(name) != found.get(name)]
     return f"{folder.path / different[0]}: {CHANGED}" if different else None
 

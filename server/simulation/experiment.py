@@ -90,7 +90,7 @@ def simulate(config: FederationConfig, options: SimulationOptions, emit: EventSi
     if config.privacy is not None and config.privacy.sample_rate < 1:
         check_epsilon(config.privacy.epsilon, config.privacy.delta)
     device = choose_device(options.device).type
-    with open_run(options.out, options.resume, config, emit) as (folder, claim):
+    with open_run(options.out, options.resume, config, emit) as folder:
         data = find_or_make_data(config, options.data, folder, emit)
         if not _has_plan(folder, emit):
             plan_and_partition(config, data, folder, options.cache, emit)
@@ -107,7 +107,6 @@ def simulate(config: FederationConfig, options: SimulationOptions, emit: EventSi
                 sites.open(name)
         experiment = _Experiment(sites, folder, engine, emit)
         experiment.begin()
-        claim.keep()
         return experiment.run()
 
 

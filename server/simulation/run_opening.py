@@ -11,26 +11,19 @@ from typing import Any
 from common.config.federation import FederationConfig
 from common.config.yaml_file import parse_yaml
 from common.errors import ConfigError, OutputError
-from common.system.ownership import Claim
 from common.system.state_file import CHANGED, MISSING, put_aside
 from server.progress.events import EventSink, Notice
-from server.run_store.folder import FEDERATION_FILE, PARTITION_FILE, PLAN_FILE, RunFolder
-from server.run_store.locks import START_LOCK, only_start
-from server.simulation.data_record import DATA_FILE
-from server.simulation.data_setup import PHANTOM_DIGESTS, PHANTOMS
-
-PREPARED = frozenset(
-    {FEDERATION_FILE, PLAN_FILE, PARTITION_FILE, DATA_FILE, PHANTOMS, PHANTOM_DIGESTS, "checkpoints", "logs"}
-)
-"""What a start makes in a run folder before the run begins."""
+from server.run_store.folder import FEDERATION_FILE, RunFolder
+from server.run_store.locks import only_start
+from server.simulation.leftovers import PREPARED, leftovers
 
 
 @contextlib.contextmanager
-def open_run(path: Path, resume: bool, config: FederationConfig, emit: EventSink) -> Iterator[tuple[RunFolder, Claim]]:
-    """Own the folder of a run for a block, which keeps its claim once the run has begun.
+def open_run(path: Path, resume: bool, config: FederationConfig, emit: EventSink) -> Iterator[RunFolder]:
+    """Own the folder of a run for a block.
 
     A run that has not begun has no state yet, and leaves nothing behind if its start is refused. What a killed start
-    left is removed.
+    left is removed. If the block raises after the run has begun, everything stays.
 
     Parameters
     ----------
@@ -51,6 +44,8 @@ def open_run(path: Path, resume: bool, config: FederationConfig, emit: EventSink
         The folder holds something else, or a run that is not to be resumed, or cannot be made.
     ConfigError
         The run began with another configuration.
+    DamagedFileError
+        The state of the run is missing or damaged.
     """
     _refuse_others(path, resume)
     with only_start(path, PREPARED) as claim:
@@ -58,25 +53,21 @@ def open_run(path: Path, resume: bool, config: FederationConfig, emit: EventSink
         folder = RunFolder(path)
         if folder.has_begun():
             if not resume:
-                raise _exists(path)
+                raise _exists(path, resume)
+            folder.load_state()  # before anything is touched: without a state, the folder may be anybody's
             claim.keep()
             _check_configuration(folder, config, emit)
         else:
-            for name in left:
+            # The file that proves that the others are a start's goes last.
+            for name in sorted(left, key=lambda name: name == FEDERATION_FILE):
                 claim.clear(name)
             folder = RunFolder.create(path)
             folder.write_text(FEDERATION_FILE, config.resolved())
-        yield folder, claim
-
-
-def leftovers(path: Path) -> set[str] | None:
-    """Return the names of what a killed start left in a folder; None if there is anything else.
-
-    Also None if the folder has no lock file, which every start makes first.
-    """
-    names = {name for name in (entry.name for entry in path.iterdir()) if name != START_LOCK}
-    known = all(name in PREPARED or (name.startswith(".") and name.endswith(".part")) for name in names)
-    return names if known and (not names or (path / START_LOCK).exists()) else None
+        try:
+            yield folder
+        finally:
+            if folder.has_begun():
+                claim.keep()
 
 
 def _refuse_others(path: Path, resume: bool) -> set[str]:
@@ -89,15 +80,14 @@ def _refuse_others(path: Path, resume: bool) -> set[str]:
         found = leftovers(path) if path.is_dir() else None
     except OSError as error:
         raise OutputError(f"{path}: cannot be read: {error.strerror or error}; choose another --out") from None
-    if found is not None:
-        return found
-    # Runs of earlier versions have no lock file.
-    if resume and (path / FEDERATION_FILE).exists():
-        return set(PREPARED)
-    raise _exists(path)
+    if found is None:
+        raise _exists(path, resume)
+    return found
 
 
-def _exists(path: Path) -> OutputError:
+def _exists(path: Path, resume: bool) -> OutputError:
+    if resume:
+        return OutputError(f"{path}: is not the folder of a run; choose another --out")
     return OutputError(f"{path}: exists already; choose another --out, or continue it with --resume")
 
 

@@ -18,12 +18,11 @@ from server.progress.events import EventSink, Notice
 from server.reporting.sweep_report import write_sweep_report
 from server.reporting.sweep_result import SWEEP_FILE, read_result
 from server.run_store.folder import RunFolder
-from server.run_store.locks import START_LOCK, only_start
-from server.simulation.data_setup import PHANTOM_DIGESTS, PHANTOMS, find_or_make_data
+from server.run_store.locks import only_start
+from server.simulation.data_setup import find_or_make_data
 from server.simulation.experiment import SimulationOptions, simulate
-from server.simulation.run_opening import leftovers
+from server.simulation.leftovers import SWEEP_PREPARED, leftovers_of_sweep
 
-_MADE = frozenset({SWEEP_FILE, "report.html", PHANTOMS, PHANTOM_DIGESTS})
 EPSILON = "privacy.epsilon"
 WITHOUT_PRIVACY = "inf"
 
@@ -153,8 +152,7 @@ def run_sweep(
         If the user stops the sweep. Finished runs stay, with a report.
     """
     _left_in(options)
-    made = {*_MADE, *(value.folder for value in sweep.values)}
-    with only_start(options.out, made) as claim:
+    with only_start(options.out, SWEEP_PREPARED) as claim:
         _open_folder(sweep, options, claim)
         return _run_all(sweep, configurations, options, emit, claim)
 
@@ -205,25 +203,23 @@ def _left_in(options: SimulationOptions) -> set[str] | None:
         found = list(out.iterdir()) if out.is_dir() else [out] if out.exists() else []
         if any(path.is_dir() and RunFolder(path).has_begun() for path in found):
             return None
-        names = {path.name for path in found}
-        ours = not names or START_LOCK in names or SWEEP_FILE in names
-        known = {path.name for path in found if path.name in _MADE or (path.is_dir() and leftovers(path) is not None)}
+        left = leftovers_of_sweep(out) if out.is_dir() else None if found else set()
     except OSError as error:
         raise OutputError(f"{out}: cannot be read: {error.strerror or error}; choose another --out") from None
-    if not ours or names - known - {START_LOCK}:
+    if left is None:
         problem = "is not the folder of a sweep" if options.resume else "exists already"
         raise OutputError(f"{out}: {problem}; choose another --out")
-    return known
+    return left
 
 
 def _open_folder(sweep: Sweep, options: SimulationOptions, claim: Claim) -> None:
     out, left = options.out, _left_in(options)
     if left is not None:
-        for name in left:
+        # The file that proves that the others are a sweep's goes last.
+        for name in sorted(left, key=lambda name: name == SWEEP_FILE):
             claim.clear(name)
         _write(sweep, out, {})
         return
-    claim.keep()
     if not options.resume:
         raise OutputError(f"{out}: exists already; choose another --out, or continue it with --resume")
     try:
@@ -232,6 +228,7 @@ def _open_folder(sweep: Sweep, options: SimulationOptions, claim: Claim) -> None
         raise OutputError(f"{out}: is not the folder of a sweep; choose another --out") from None
     if key != sweep.key:
         raise ConfigError(f"{out}: is a sweep of {key}, not of {sweep.key}; choose another --out")
+    claim.keep()
 
 
 def _shared_data(

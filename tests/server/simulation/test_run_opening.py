@@ -13,10 +13,15 @@ from pathlib import Path
 
 import pytest
 
+from common.config.federation import as_json, load_federation
 from common.config.simulation import PhantomConfig
+from common.errors import OutputError
 from common.imaging.phantoms.dataset import write_phantom_dataset
 from server.cli.entry import main
+from server.progress.events import Event, Stage
 from server.run_store.locks import START_LOCK, only_start
+from server.simulation.experiment import SimulationOptions, simulate
+from server.simulation.run_opening import open_run
 from tests import tiny
 from tests.conftest import REPOSITORY
 from tests.server.simulation.killed_starts import begin
@@ -129,6 +134,73 @@ def test_a_folder_with_something_else_is_left_alone(place: Path, capsys: pytest.
         assert names(place) == before
         assert file.read_text() == "mine"
         shutil.rmtree("runs")
+
+
+@pytest.mark.parametrize("locked", [False, True], ids=["", "with a lock file"])
+@pytest.mark.parametrize(
+    "mine",
+    [
+        ("federation.yaml", "checkpoints/best.pt"),
+        ("federation.yaml", "plan.json", "data.json"),
+        ("federation.yaml", "model/best.pt", "phantoms/imagesTr/a.nii.gz"),
+        ("resolved.yaml", "phantoms/imagesTr/a.nii.gz"),
+        ("resolved.yaml", "checkpoints/best.pt"),
+        ("checkpoints/round_0000.safetensors", "data.json"),
+        ("sweep.json", "report.html"),
+        ("sweep.json", "phantoms/imagesTr/a.nii.gz"),
+        ("seed-1/federation.yaml", "seed-1/checkpoints/best.pt"),
+    ],
+)
+def test_no_start_touches_a_folder_of_the_users(place: Path, mine: tuple[str, ...], *, locked: bool) -> None:
+    """Whatever its files are called, and even if a start that was killed in it left its lock."""
+    folder = Path("runs/first")
+    for name in mine:
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(Path("federation.yaml").read_text() if file.suffix == ".yaml" else "mine")
+    if "resolved.yaml" in mine:
+        (folder / "resolved.yaml").rename(folder / "federation.yaml")
+        (folder / "federation.yaml").write_text(load_federation(folder / "federation.yaml").resolved())
+    if locked:
+        (folder / START_LOCK).write_text("{}")
+
+    def files() -> dict[Path, object]:
+        return {path: path.name == START_LOCK or path.read_bytes() for path in place.rglob("*") if path.is_file()}
+
+    before = files()
+    for data in ([], ["--data", "data"]):
+        for more in ([], ["--sweep", "seed=1,2"]):
+            assert start(*data, *more) == 1
+            assert start(*data, *more, "--resume") in (1, 2)
+    assert files() == before
+
+
+def test_a_start_that_fails_once_its_state_is_written_can_be_resumed(place: Path) -> None:
+    run = place / "runs" / "first"
+    config = load_federation(place / "federation.yaml")
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Stage):
+            (run / "events.jsonl").mkdir(exist_ok=True)
+
+    with pytest.raises(OutputError, match=r"events\.jsonl"):
+        simulate(config, SimulationOptions(place / "data", run, device="cpu"), listen)
+    (run / "events.jsonl").rmdir()
+    begin(place, run, resume=True)
+
+
+def test_a_sweep_leaves_the_folders_of_its_values_to_their_owners(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also one whose run has not begun yet."""
+    run = place / "runs" / "first" / "seed-1"
+    with open_run(run, False, load_federation(place / "federation.yaml"), lambda event: None):
+        before = names(run)
+        (run.parent / START_LOCK).touch()
+        (run.parent / "sweep.json").write_text(as_json({"key": "seed", "runs": []}))
+        assert start("--data", "data", "--sweep", "seed=1", "--resume") == 1
+        assert "is running already" in capsys.readouterr().err
+        assert names(run) == before
 
 
 def test_nobody_else_starts_or_resumes_a_run_that_is_running(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,116 @@
+"""Tells what a killed start left in a run folder from files of anybody else; only the former is ever removed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from common.config.federation import FederationConfig, as_json
+from common.config.yaml_file import dump_yaml, parse_yaml
+from common.errors import ConfigError
+from server.reporting.sweep_result import SWEEP_FILE
+from server.run_store.folder import FEDERATION_FILE, PARTITION_FILE, PLAN_FILE, STATE_FILE, RunFolder
+from server.run_store.locks import START_LOCK
+from server.run_store.weight_file import SPARE
+from server.simulation.data_record import DATA_FILE
+from server.simulation.data_setup import PHANTOM_DIGESTS, PHANTOMS, damage_of_phantoms
+
+_CHECKPOINTS = "checkpoints"
+_FILES = frozenset({FEDERATION_FILE, PLAN_FILE, PARTITION_FILE, DATA_FILE, PHANTOM_DIGESTS})
+PREPARED = _FILES | {PHANTOMS, _CHECKPOINTS}
+"""What a start makes in a run folder before the run begins."""
+SWEEP_PREPARED = frozenset({SWEEP_FILE, "report.html", PHANTOMS, PHANTOM_DIGESTS})
+"""What a sweep makes in its folder, besides the folders of its runs."""
+_UNFINISHED = re.compile(r"\.+(?P<name>[^.].*?)(\.[0-9a-f]{12}\.part)+")
+
+
+def leftovers(path: Path) -> set[str] | None:
+    """Return the names of what a killed start left in a run folder; None if anything may be somebody else's.
+
+    A start makes its lock file first and ``federation.yaml`` before its other files. Their names alone prove nothing:
+    ``federation.yaml`` must be as a start writes it, phantoms must have their digests, and the folder of checkpoints
+    must hold no more than the first one.
+
+    Raises
+    ------
+    OSError
+        The folder cannot be read.
+    """
+    entries = {entry.name: entry for entry in path.iterdir() if entry.name != START_LOCK}
+    if not entries:
+        return set()
+    if not (path / START_LOCK).is_file() or not all(_may_be_left(entry) for entry in entries.values()):
+        return None
+    if entries.keys() - {_CHECKPOINTS} and not _is_written_by_a_start(path / FEDERATION_FILE):
+        unfinished = {name for name in entries if _unfinished_name(name) == FEDERATION_FILE}
+        return set(entries) if entries.keys() == unfinished | {_CHECKPOINTS} else None
+    if PHANTOMS in entries and damage_of_phantoms(RunFolder(path)) is not None:
+        return None
+    return set(entries)
+
+
+def leftovers_of_sweep(path: Path) -> set[str] | None:
+    """Return the names of what a killed start left in the folder of a sweep; None if anything may be somebody else's.
+
+    The folders of its runs are not among them: each is cleared by its own run, under its own lock. ``sweep.json``
+    comes first, and must be as a sweep writes it.
+
+    Raises
+    ------
+    OSError
+        The folder cannot be read.
+    """
+    entries = {entry.name: entry for entry in path.iterdir() if entry.name != START_LOCK}
+    if not entries:
+        return set()
+    if not (path / START_LOCK).is_file() or any(entry.is_symlink() for entry in entries.values()):
+        return None
+    own = {name for name in entries if (_unfinished_name(name) or name) in SWEEP_PREPARED}
+    if any(not entries[name].is_dir() or leftovers(entries[name]) is None for name in entries.keys() - own):
+        return None
+    first = {name for name in own if _unfinished_name(name) == SWEEP_FILE}
+    if entries.keys() - first and not _is_written_by_a_sweep(path / SWEEP_FILE):
+        return None
+    if PHANTOMS in own and damage_of_phantoms(RunFolder(path)) is not None:
+        return None
+    return own
+
+
+def _may_be_left(entry: Path) -> bool:
+    if entry.is_symlink():
+        return False
+    if entry.is_dir() and entry.name == _CHECKPOINTS:
+        first = RunFolder(entry.parent).checkpoint_path(0).name
+        names = {found.name for found in entry.iterdir()}
+        return all(name in (first, SPARE) or _unfinished_name(name) == first for name in names)
+    unfinished = _unfinished_name(entry.name)
+    if entry.is_dir():
+        return PHANTOMS in (entry.name, unfinished)
+    return entry.name in _FILES or unfinished in {*_FILES, STATE_FILE}
+
+
+def _unfinished_name(name: str) -> str | None:
+    """Return the name that a temporary file or folder would have got; None if it is none."""
+    found = _UNFINISHED.fullmatch(name)
+    return found["name"] if found else None
+
+
+def _is_written_by_a_start(file: Path) -> bool:
+    """Return whether a federation file has every key, in the form in which a start writes it."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = parse_yaml(text, file.name)
+    except (OSError, ValueError, ConfigError):
+        return False
+    complete = isinstance(content, dict) and content.keys() >= FederationConfig.model_fields.keys()
+    return complete and dump_yaml(content) == text
+
+
+def _is_written_by_a_sweep(file: Path) -> bool:
+    try:
+        text = file.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.keys() == {"key", "runs"} and as_json(content) == text
