@@ -12,7 +12,7 @@ from common.errors import ConfigError
 from common.formatting import visible
 from common.system.cli import add_command, show
 
-EXAMPLE = "--name north --federation federation.yaml --data scans --key key --out north.json"
+EXAMPLE = "--name north --federation federation.yaml --data scans --key key --site site.yaml --out north.json"
 
 
 def add_fingerprint_command(commands: Any) -> None:
@@ -26,9 +26,11 @@ def add_fingerprint_command(commands: Any) -> None:
     command.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder with labels")
     command.add_argument("--key", type=Path, required=True, metavar="DIR", help="folder with the key that request made")
     command.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="the file to send")
-    command.add_argument(
-        "--site", type=Path, metavar="site.yaml", help="the hospital's minimum_cell, and how its data is read"
+    rules = command.add_mutually_exclusive_group(required=True)
+    rules.add_argument(
+        "--site", type=Path, metavar="site.yaml", help="the hospital's limits, minimum_cell, and how its data is read"
     )
+    rules.add_argument("--no-site", action="store_true", help="the hospital has no site file, and so no limits")
     command.add_argument("--state", type=Path, metavar="DIR", help="state folder, if any: its audit log notes it")
 
 

@@ -24,7 +24,7 @@ from client.consent.decisions import (
     Decisions,
 )
 from client.consent.hospital_file import HospitalFile
-from client.consent.site_config import SITE_FILE, SiteConfig, load_site_config
+from client.consent.site_config import OUTSIDE_LIMITS, PAUSED_HERE, SITE_FILE, SiteConfig, load_site_config
 from client.consent.terms import HospitalLimits, terms_of
 from client.state_folder import APPROVALS_FILE, AUDIT_FILE
 from common.audit import AuditLog
@@ -94,7 +94,7 @@ class Policy:
         if violations := site.privacy.violations(self._config):
             raise PolicyError(ErrorCode.PRIVACY_REQUIRED, "; ".join(violations))
         if violations := site.limits.violations(self._config):
-            raise PolicyError(ErrorCode.OUTSIDE_LIMITS, f"outside the site file's limits: {'; '.join(violations)}")
+            raise PolicyError(ErrorCode.OUTSIDE_LIMITS, OUTSIDE_LIMITS + "; ".join(violations))
         with _refused():
             now = terms_of(self._kit)
         if now != self._terms:
@@ -210,7 +210,7 @@ class Policy:
         if decisions.paused is not None:
             raise PolicyError(ErrorCode.PAUSED, f"paused by {decisions.paused.user}; fedvox-client resume ends it")
         if site.paused:
-            raise PolicyError(ErrorCode.PAUSED, "paused in the site file; set paused: false to go on")
+            raise PolicyError(ErrorCode.PAUSED, PAUSED_HERE)
 
     def _check_newest(self, decisions: Decisions) -> None:
         """Check that no stop is missing in the decisions that the audit log has: they would be an older copy."""

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from common.imaging.datasets.comparison import SiteTerms
 
 SITE_FILE = "site.yaml"
+PAUSED_HERE = "paused in the site file; set paused: false to go on"
+OUTSIDE_LIMITS = "outside the site file's limits: "
 _TIME = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]")
 
 
@@ -192,6 +194,14 @@ class SiteConfig(Frozen):
     paused: Switch = False
     validation_cases: tuple[str, ...] | None = None
     patient_from_name: Annotated[str, AfterValidator(_check_rule)] | None = None
+
+    def reasons_against(self, federation: FederationConfig) -> list[str]:
+        """List why a federation gets nothing from this hospital before anybody has decided, one sentence each."""
+        found = [PAUSED_HERE] if self.paused else []
+        found += self.privacy.violations(federation)
+        if violations := self.limits.violations(federation):
+            found.append(OUTSIDE_LIMITS + "; ".join(violations))
+        return found
 
     @property
     def patient_rule(self) -> re.Pattern[str] | None:

@@ -41,19 +41,22 @@ def make_fingerprint(
     key_folder
         Folder with the site's key, from ``fedvox-client request``.
     terms
-        The hospital's site file: ``minimum_cell``, and how its data is read.
+        The hospital's site file: its limits, ``minimum_cell``, and how its data is read.
     progress
         Called with (cases done, total cases).
 
     Raises
     ------
     ConfigError
-        The federation needs no fingerprint, or none of this site; or the site has too few patients to share anything.
+        The site file does not allow the federation, or pauses the site; the federation needs no fingerprint, or none of
+        this site; or the site has too few patients to share anything.
     CertificateError
         The key is missing or cannot be used.
     DataError
         A case cannot be used.
     """
+    if reasons := terms.reasons_against(config):
+        raise ConfigError(f"federation {config.name}: gets no fingerprint: {'; '.join(reasons)}")
     asked = open_settings(config)
     if not asked:
         raise ConfigError(f"federation {config.name}: leaves nothing auto and needs no fingerprint; share none")

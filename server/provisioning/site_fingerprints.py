@@ -164,7 +164,8 @@ def _what_is_missing(settings: Sequence[str], sites: Sequence[str]) -> str:
         f"{', '.join(settings)}: auto needs the fingerprint of every site, and there is none of {', '.join(sites)}; "
         "send them this federation file, let them run fedvox-client request, then "
         f"fedvox-client fingerprint --name {first} --federation FEDERATION.yaml --data DIR --key KEY "
-        f"--out {first}.json, and add --request {first}.csr --fingerprint {first}.json; or write the values by hand"
+        f"--site SITE.yaml --out {first}.json, and add --request {first}.csr --fingerprint {first}.json; or write "
+        "the values by hand"
     )
 
 

@@ -89,7 +89,7 @@ def test_three_hospitals_choose_the_plan_of_their_pooled_data(hospitals: list[st
     for site in GROUPS:
         key = tmp_path / site
         done("client", "request", "--name", site, "--out", key)
-        place = ("--data", tmp_path / "data" / site, "--key", key, "--out", key / "shared.json")
+        place = ("--data", tmp_path / "data" / site, "--key", key, "--no-site", "--out", key / "shared.json")
         more = ("--state", tmp_path / "state") if site == "north" else ()
         said = done("client", "fingerprint", "--name", site, "--federation", file, *place, *more)
         assert f"{CASES} labelled cases; a cell of fewer than 5 patients is not shown." in said

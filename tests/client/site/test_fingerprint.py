@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from client.cli import main
 from client.consent.fingerprint_terms import FINGERPRINT_MEANINGS
 from client.consent.sent_summary import departures, summary
-from client.consent.site_config import SiteConfig
+from client.consent.site_config import SiteConfig, load_site_config
 from client.site.fingerprint import in_words, make_fingerprint
 from client.site.signing_request import make_request
 from client.state_folder import AUDIT_FILE
@@ -67,6 +68,9 @@ def test_it_is_noted_in_the_audit_log_before_it_is_there(data: Path, tmp_path: P
     (tmp_path / "federation.yaml").write_text(config.resolved())
     words = ["fingerprint", "--name", "north", "--federation", str(tmp_path / "federation.yaml"), "--data", str(data)]
     words += ["--key", str(tmp_path / "key"), "--out", str(tmp_path / "north.json"), "--state", str(tmp_path / "state")]
+    with pytest.raises(SystemExit):
+        main(words)
+    words.append("--no-site")
     assert main(words) != 0 and not (tmp_path / "north.json").exists(), "there is no such folder of state"
     (tmp_path / "state").mkdir()
     assert main(words) == 0
@@ -74,6 +78,28 @@ def test_it_is_noted_in_the_audit_log_before_it_is_there(data: Path, tmp_path: P
     left = departures(read_entries(tmp_path / "state" / AUDIT_FILE))
     assert summary(left)["total"]["kinds"] == {"fingerprints": 1}
     assert left[0].bytes == (tmp_path / "north.json").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("site", "reason"),
+    [
+        ({"paused": True}, "paused in the site file; set paused: false to go on"),
+        ({"privacy": {"required": True}}, r"the site file requires differential privacy \(privacy\.required\)"),
+        ({"limits": {"federations": ["liver"]}}, "outside the site file's limits: federation 'balls' is not among"),
+        ({"limits": {"labels": ["tumour"]}}, r"is not among limits\.labels"),
+    ],
+)
+def test_nothing_is_made_against_the_hospitals_own_rules(
+    data: Path, tmp_path: Path, site: dict[str, object], reason: str
+) -> None:
+    (tmp_path / "federation.yaml").write_text(federation(data).resolved())
+    (tmp_path / "site.yaml").write_text(json.dumps(site))
+    with pytest.raises(ConfigError, match=f"federation balls: gets no fingerprint: .*{reason}"):
+        make_fingerprint(federation(data), "north", data, tmp_path / "key", load_site_config(tmp_path / "site.yaml"))
+    words = ["fingerprint", "--name", "north", "--federation", str(tmp_path / "federation.yaml"), "--data", str(data)]
+    words += ["--key", str(tmp_path / "key"), "--out", str(tmp_path / "north.json")]
+    assert main([*words, "--site", str(tmp_path / "site.yaml")]) == 2
+    assert not (tmp_path / "north.json").exists()
 
 
 def test_nothing_is_made_that_nobody_needs_or_may_have(data: Path, tmp_path: Path) -> None:
