@@ -31,7 +31,8 @@ def fingerprint_terms(chosen: Chosen | None, federation: FederationConfig) -> di
         return None
     return {
         "meaning": "Before this kit was made, each site shared the fingerprint of its data in a signed file "
-        f"(fedvox-client fingerprint). It named the site, the federation, its channels and its labels. {_HOW}",
+        f"(fedvox-client fingerprint). It named the site, the federation, its channels and its labels, and when "
+        f"it was made. {_HOW}",
         "fields": dict(FINGERPRINT_MEANINGS),
         "sites": list(chosen.sites),
         "chosen": list(chosen.in_words(federation)),

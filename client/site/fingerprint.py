@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from client.consent.site_config import SiteConfig
@@ -79,6 +80,7 @@ def make_fingerprint(
     return FingerprintFile(
         federation=config.name,
         site=site,
+        made_at=datetime.now(UTC).isoformat(timespec="seconds"),
         channels=channels,
         labels=labels,
         modality=config.modality,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from common.config.federation import FederationConfig
 from common.config.network import FederationName, SiteName
@@ -22,6 +23,13 @@ LARGEST_FILE_BYTES = 2**22
 _HASH = ec.ECDSA(hashes.SHA384())
 
 
+def _check_time(text: str) -> str:
+    time = datetime.fromisoformat(text)
+    if time.tzinfo is None or time.astimezone(UTC).isoformat(timespec="seconds") != text:
+        raise ValueError("must be a time in UTC with whole seconds, as in 2026-11-29T21:44:00+00:00")
+    return text
+
+
 class FingerprintFile(Frozen):
     """A site's fingerprint, with what it was made for.
 
@@ -31,6 +39,8 @@ class FingerprintFile(Frozen):
         As in the federation file that it was made for.
     site
         Name of the site.
+    made_at
+        When it was made, by the site's clock: ISO 8601, whole seconds, UTC.
     fingerprint
         What the site shares.
     signature
@@ -40,6 +50,7 @@ class FingerprintFile(Frozen):
     format: Literal[1] = 1
     federation: FederationName
     site: SiteName
+    made_at: Annotated[str, AfterValidator(_check_time)]
     channels: Annotated[tuple[Name, ...], Field(min_length=1, max_length=64)]
     labels: Labels
     modality: Literal["CT", "MR", "other"]

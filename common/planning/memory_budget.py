@@ -61,5 +61,5 @@ def plan_within(budget_gb: float, config: FederationConfig, make: Callable[[int]
         if voxels <= SMALLEST_PATCH:
             check_memory_budget(plan, config)
         # A first guess a little too large; from there in the smallest steps.
-        plan = make(min(voxels - 1, math.ceil(1.1 * voxels * budget_gb / needed)))
+        plan = make(max(SMALLEST_PATCH, min(voxels - 1, math.ceil(1.1 * voxels * budget_gb / needed))))
     return plan

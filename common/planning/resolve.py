@@ -19,7 +19,7 @@ from common.plan.describe_errors import describe_validation_error
 from common.plan.plan import IntensityPlan, Plan, PreprocessingPlan
 from common.planning.memory_budget import check_memory_budget, plan_within
 from common.planning.planner import LARGEST_PATCH, Measured, make_plan, plan_network, plan_stages
-from common.planning.shared_fingerprint import SharedFingerprint
+from common.planning.shared_fingerprint import MOST_LABELS, SharedFingerprint
 from common.privacy.calibration import calibrate, check_calibration
 from common.privacy.second_opinion import confirm
 
@@ -134,7 +134,7 @@ def open_settings(config: FederationConfig) -> tuple[str, ...]:
     Raises
     ------
     ConfigError
-        There are some, and the file has ``privacy``, or does not name labels and channels.
+        There are some, and the file has ``privacy``, or does not name channels and labels 1, 2, 3, ...
     """
     wanted, network = config.preprocessing, config.model
     asked = {
@@ -150,7 +150,13 @@ def open_settings(config: FederationConfig) -> tuple[str, ...]:
             f"{found[0]}: with privacy it cannot be auto, because the sites' fingerprints would tell about patients "
             "what no privacy budget pays for; write the value by hand"
         )
-    _names(config)
+    _, labels = _names(config)
+    if sorted(labels) != list(range(1, len(labels) + 1)) or len(labels) > MOST_LABELS:
+        raise ConfigError(
+            f"labels: {found[0]}: auto needs labels numbered 1, 2, 3, ... without gaps, at most {MOST_LABELS}; they "
+            f"are {', '.join(map(str, sorted(labels)[:10]))}: renumber them, or write the values of every auto setting "
+            "by hand"
+        )
     return found
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError, model_validator
 
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
 from common.formatting import counted
 from common.imaging.datasets.case import Case
 from common.imaging.threads import CountProgress
@@ -26,6 +26,7 @@ from common.planning.fingerprint import SAMPLES_PER_CASE, Measurements, measure_
 from common.planning.histogram import EXTENT, HOUNSFIELD, SPACING, Distribution, Scale, add, distribution
 
 Axes = tuple[Distribution, Distribution, Distribution]
+MOST_CHANNELS, MOST_LABELS = 64, 1024
 
 
 class SharedFingerprint(Frozen):
@@ -51,12 +52,12 @@ class SharedFingerprint(Frozen):
     """
 
     cases: Annotated[Whole, Field(ge=1, le=10**9)]
-    channels: Annotated[Whole, Field(ge=1, le=64)]
+    channels: Annotated[Whole, Field(ge=1, le=MOST_CHANNELS)]
     minimum_cell: MinimumCell
     spacing_mm: Axes
     extent_mm: Axes
-    labels_found: Annotated[tuple[Switch, ...], Field(min_length=1, max_length=1024)]
-    intensities_hu: Annotated[tuple[Distribution, ...], Field(max_length=64)] = ()
+    labels_found: Annotated[tuple[Switch, ...], Field(min_length=1, max_length=MOST_LABELS)]
+    intensities_hu: Annotated[tuple[Distribution, ...], Field(max_length=MOST_CHANNELS)] = ()
 
     @model_validator(mode="after")
     def _can_be_true(self) -> Self:
@@ -185,6 +186,8 @@ def fingerprint_to_share(
 
     extents = [_by_axis(item.shape, item.spacing) for item in found]
     channels = len(found[0].samples)
+    if channels > MOST_CHANNELS:
+        raise DataError(cases[0].images[0], f"has {channels} channels, and a fingerprint is of at most {MOST_CHANNELS}")
     drawn = _draw_samples(found, owners, minimum_cell) if with_intensities else []
     return SharedFingerprint(
         cases=len(cases),

@@ -123,18 +123,22 @@ def _received(
 ) -> dict[str, FingerprintFile]:
     """Return the fingerprint of every site of the federation, in the order of the file."""
     sites = config.network.sites if config.network else ()
-    keys = {**_known_keys(out), **own_keys}
+    folder = out / "authority" / FOLDER
+    keys = {**_known_keys(out, even_revoked=False), **own_keys}
+    # Revoking a site changes no plan: what it shared while its key was good still counts.
+    kept_keys = {**_known_keys(out, even_revoked=True), **own_keys}
     found: dict[str, FingerprintFile] = {}
     for path in given:
         file = _read_signed(path, sites, keys)
         if file.site in found:
             raise ConfigError(f"{path}: is a second fingerprint of {file.site}; give one")
         _check_made_for(config, path, file)
+        _check_not_older(path, file, folder / f"{file.site}.json", keys[file.site])
         found[file.site] = file
     for site in sites:
-        kept = out / "authority" / FOLDER / f"{site}.json"
+        kept = folder / f"{site}.json"
         if site not in found and kept.exists():
-            found[site] = read_fingerprint(kept)
+            found[site] = _read_signed(kept, (site,), kept_keys)
             _check_made_for(config, kept, found[site])
     if missing := [site for site in sites if site not in found]:
         raise ConfigError(_what_is_missing(open_settings(config), missing))
@@ -144,7 +148,7 @@ def _received(
 def _read_signed(path: Path, sites: Collection[str], keys: Mapping[str, ec.EllipticCurvePublicKey]) -> FingerprintFile:
     file = read_fingerprint(path)
     if file.site not in sites:
-        raise ConfigError(f"{path}: is of {file.site}, which is no site of the federation (network.sites)")
+        raise ConfigError(f"{path}: is of {file.site}, and not of {' or '.join(sites)} (network.sites)")
     if (key := keys.get(file.site)) is None:
         raise ConfigError(
             f"{path}: nobody can check that it is from {file.site}; also give the request that fedvox-client "
@@ -169,10 +173,24 @@ def _what_is_missing(settings: Sequence[str], sites: Sequence[str]) -> str:
     )
 
 
-def _known_keys(out: Path) -> dict[str, ec.EllipticCurvePublicKey]:
+def _check_not_older(path: Path, file: FingerprintFile, kept: Path, key: ec.EllipticCurvePublicKey) -> None:
+    """Refuse a fingerprint older than the kept one, unless that is damaged or signed with a former key."""
+    try:
+        newest = read_fingerprint(kept)
+    except ConfigError:
+        return
+    if file.made_at < newest.made_at and newest.site == file.site and newest.is_signed_by(key):
+        raise ConfigError(
+            f"{path}: was made at {file.made_at}, before the one of {newest.made_at} that {file.site} sent already; "
+            f"give the newest, or remove {kept} if the site's clock was wrong then"
+        )
+
+
+def _known_keys(out: Path, *, even_revoked: bool) -> dict[str, ec.EllipticCurvePublicKey]:
     if not (out / "authority" / REGISTER_FILE).exists():
         return {}
-    return {site: key_of(record.x509) for site, record in read_register(out).sites.items() if not record.revoked}
+    records = read_register(out).sites
+    return {site: key_of(record.x509) for site, record in records.items() if even_revoked or not record.revoked}
 
 
 def _check_made_for(config: FederationConfig, path: Path, file: FingerprintFile) -> None:

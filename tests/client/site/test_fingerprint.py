@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from client.cli import main
 from client.consent.fingerprint_terms import FINGERPRINT_MEANINGS
@@ -20,7 +22,7 @@ from common.config.federation import FederationConfig
 from common.errors import ConfigError, DataError
 from common.imaging.datasets.dataset import find_dataset
 from common.imaging.phantoms.dataset import write_phantom_dataset
-from common.planning.fingerprint_file import read_fingerprint
+from common.planning.fingerprint_file import FingerprintFile, read_fingerprint
 from common.planning.shared_fingerprint import SharedFingerprint
 
 VALUES: dict[str, object] = {
@@ -56,6 +58,11 @@ def test_it_is_signed_by_the_site_and_says_what_it_shares(data: Path, tmp_path: 
     assert made.is_signed_by(load_key(tmp_path / "key/site.key").public_key())
     make_request("other", tmp_path / "other")
     assert not made.is_signed_by(load_key(tmp_path / "other/site.key").public_key())
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(made.made_at)) < timedelta(minutes=10)
+    dated = made.model_copy(update={"made_at": "2030-01-01T00:00:00+00:00"})
+    assert not dated.is_signed_by(load_key(tmp_path / "key/site.key").public_key())
+    with pytest.raises(ValidationError, match="must be a time in UTC with whole seconds"):
+        FingerprintFile.model_validate(made.model_dump() | {"made_at": "2026-11-29T12:00:00+01:00"})
     assert not made.model_copy(update={"site": "south"}).is_signed_by(load_key(tmp_path / "key/site.key").public_key())
     lines = list(in_words(made))
     assert lines[0] == "6 labelled cases; a cell of fewer than 3 patients is not shown."

@@ -58,3 +58,6 @@ def test_what_does_not_fit_is_refused() -> None:
     assert plan_from_config(federation(50, patch_size=(96, 96, 96))).patch_size == (96, 96, 96)
     with pytest.raises(ConfigError, match=r"and batch_size 4096 takes about .* GB, more than 0\.1"):
         resolve_plan(federation(0.1, batch_size=4096), SCANS, ("CT",), {1: "liver"})
+    # A few dozen voxels would fit.
+    with pytest.raises(ConfigError, match=r"training\.memory_gb: a step with patch_size \[20, 20, 10\]"):
+        resolve_plan(federation(0.3, 64, channels=(320, 320)), SCANS, ("CT",), {1: "liver"})

@@ -303,6 +303,9 @@ def test_what_cannot_be_added_or_known_is_refused(cases: list[Case], tmp_path: P
     huge = found.model_copy(update={"cases": 10**9})
     with pytest.raises(ConfigError, match=r"the sum of all sites' fingerprints: .*no site can have so many cases"):
         merge([huge, found])
+    deep = [write_case(tmp_path, f"deep{n}", np.stack([image] * 65, axis=3), np.ones(image.shape)) for n in range(2)]
+    with pytest.raises(DataError, match="has 65 channels, and a fingerprint is of at most 64"):
+        fingerprint_to_share(deep, 1, 2, False)
     alone = [write_case(tmp_path, "blank", image, np.zeros(image.shape))] * 2
     with pytest.raises(DataError, match="no case has any voxel"):
         fingerprint_to_share([replace(case, name=str(n)) for n, case in enumerate(alone)], 1, 2, False)

@@ -17,7 +17,7 @@ from common.planning.fingerprint_file import FingerprintFile, read_fingerprint
 from common.planning.histogram import EXTENT, HOUNSFIELD, SPACING, distribution
 from common.planning.resolve import open_settings, plan_from_config
 from common.planning.shared_fingerprint import SharedFingerprint
-from server.provisioning.kits import provision
+from server.provisioning.kits import provision, revoke
 
 SITES = ("north", "south")
 
@@ -54,14 +54,15 @@ def shared(cases: int, mm: float, has_liver: bool = True, minimum: int = 2) -> S
     )
 
 
-def write(folder: Path, site: str, content: SharedFingerprint, config: FederationConfig | None = None) -> Path:
+def write(folder: Path, site: str, content: SharedFingerprint, made_at: str = "2026-11-29T12:00:00+00:00") -> Path:
     """What a site sends: its request, and its fingerprint signed with the same key."""
-    config = config or federation()
+    config = federation()
     if not (folder / site).exists():
         make_request(site, folder / site)
     file = FingerprintFile(
         federation=config.name,
         site=site,
+        made_at=made_at,
         channels=config.channels or (),
         labels=config.labels or {},
         modality=config.modality,
@@ -140,9 +141,42 @@ def test_a_newer_fingerprint_replaces_the_one_that_was_kept(
 ) -> None:
     requests, files = given
     provision(federation(), tmp_path / "kits", requests, fingerprints=files)
-    newer = write(tmp_path, "north", shared(200, 0.8))
+    newer = write(tmp_path, "north", shared(200, 0.8), "2026-11-30T12:00:00+00:00")
     provision(federation(), tmp_path / "kits", fingerprints=[newer])
     assert load_federation(tmp_path / "kits/server/federation.yaml").preprocessing.spacing == (0.8, 0.8, 5.0)
+    older = write(tmp_path, "north", shared(20, 0.8))
+    with pytest.raises(
+        ConfigError, match=r"shared\.json: was made at 2026-11-29T12.*, before the one of 2026-11-30T12"
+    ):
+        provision(federation(), tmp_path / "kits", fingerprints=[older])
+    older.write_text(older.read_text().replace("2026-11-29T", "2026-12-01T"))
+    with pytest.raises(ConfigError, match="is not signed with the key of north, or was changed"):
+        provision(federation(), tmp_path / "kits", fingerprints=[older])
+
+
+def test_a_kept_fingerprint_is_checked_like_a_given_one(given: tuple[list[Path], list[Path]], tmp_path: Path) -> None:
+    requests, files = given
+    provision(federation(), tmp_path / "kits", requests, fingerprints=files)
+    folder = tmp_path / "kits/authority/fingerprints"
+    north, south = (folder / f"{site}.json" for site in SITES)
+    kept = north.read_text()
+    north.write_text(kept.replace('"cases": 20', '"cases": 30').replace('"count": 20,', '"count": 30,'))
+    with pytest.raises(ConfigError, match=r"north\.json: "):
+        provision(federation(), tmp_path / "kits")
+    north.write_text(write(tmp_path / "stranger", "north", shared(30, 0.8)).read_text())
+    with pytest.raises(ConfigError, match=r"fingerprints/north\.json: is not signed with the key of north"):
+        provision(federation(), tmp_path / "kits")
+    north.write_text(south.read_text())
+    with pytest.raises(ConfigError, match=r"fingerprints/north\.json: is of south, and not of north"):
+        provision(federation(), tmp_path / "kits")
+    north.write_text(kept)
+    before = load_federation(tmp_path / "kits/server/federation.yaml")
+    revoke(tmp_path / "kits", "north")
+    provision(federation(), tmp_path / "kits")
+    assert load_federation(tmp_path / "kits/server/federation.yaml") == before, "the others' plan stays as it was"
+    make_request("north", tmp_path / "again")
+    with pytest.raises(ConfigError, match=r"fingerprints/north\.json: is not signed with the key of north"):
+        provision(federation(), tmp_path / "kits", [tmp_path / "again/north.csr"])
 
 
 @pytest.mark.parametrize(
@@ -177,7 +211,7 @@ def test_a_fingerprint_that_is_not_its_sites_is_refused(given: tuple[list[Path],
         with pytest.raises(ConfigError, match=r"is not signed with the key of (north|south), or was changed"):
             provision(federation(), kits, requests, fingerprints=files[:1])
     files[0].write_text(json.dumps(content | {"site": "west"}))
-    with pytest.raises(ConfigError, match="is of west, which is no site of the federation"):
+    with pytest.raises(ConfigError, match="is of west, and not of north or south"):
         provision(federation(), kits, requests, fingerprints=files)
     assert not kits.exists()
 
@@ -185,6 +219,7 @@ def test_a_fingerprint_that_is_not_its_sites_is_refused(given: tuple[list[Path],
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
+        ('{"made_at": "2026-11-29"}', "ask the site to make it again"),
         ("", "shared.json: .*ask the site to make it again"),
         ("[1, 2]", "ask the site to make it again"),
         ('{"shapes": [[1, 2, 3]]}', "ask the site to make it again"),
@@ -212,3 +247,7 @@ def test_what_cannot_be_chosen_is_refused(given: tuple[list[Path], list[Path]], 
         provision(federation(), tmp_path / "kits", requests, fingerprints=absent)
     with pytest.raises(FedvoxError, match="channels: is missing"):
         open_settings(federation(channels=None))
+    with pytest.raises(
+        ConfigError, match=r"labels: preprocessing\.spacing: auto needs .* without gaps.*they are 1, 3: renum"
+    ):
+        open_settings(federation(labels={1: "liver", 3: "tumour"}))
