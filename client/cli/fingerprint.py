@@ -46,9 +46,10 @@ def _fingerprint(options: argparse.Namespace) -> int:
         raise ConfigError(f"--site {options.site}: there is no such file")
     terms = SiteConfig() if options.site is None else load_site_config(options.site)
     config = load_federation(options.federation)
-    file = make_fingerprint(config, options.name, options.data, options.key, terms, _progress)
-    content = file.as_json().encode()
+    made = make_fingerprint(config, options.name, options.data, options.key, terms, _progress)
+    content = made.file.as_json().encode()
     with to_appear(options.out, content):
+        made.remember(options.key, options.out)
         # Logged before it is there to be sent.
         if options.state is not None:
             AuditLog(options.state / AUDIT_FILE).append(
@@ -59,7 +60,7 @@ def _fingerprint(options: argparse.Namespace) -> int:
                 sha256=hashlib.sha256(content).hexdigest(),
             )
     show("WHAT THIS FILE SHARES, AND NOTHING ELSE")
-    for line in in_words(file):
+    for line in in_words(made.file):
         show(visible(f"  {line}"))
     show(f"{options.out}: nothing was sent; send it to the coordinator together with the request ({options.name}.csr)")
     return 0

@@ -4,21 +4,51 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from client.consent.site_config import SiteConfig
 from client.runner.site_split import labelled_cases
+from client.site.earlier_fingerprints import Made, check_against_earlier, hash_patients, remember
 from common.certificates import SITE_KEY_FILE, load_key
 from common.config.federation import FederationConfig
 from common.errors import ConfigError, DataError
-from common.formatting import counted
+from common.formatting import counted, visible
 from common.imaging.datasets.comparison import Wanted
 from common.imaging.threads import CountProgress
 from common.planning.fingerprint_file import FingerprintFile
 from common.planning.histogram import Distribution, Scale
 from common.planning.resolve import open_settings
 from common.planning.shared_fingerprint import fingerprint_to_share
+
+
+@dataclass(frozen=True)
+class NewFingerprint:
+    """A fingerprint that is not written yet.
+
+    Attributes
+    ----------
+    file
+        What is to be sent.
+    patients
+        As in ``client.site.earlier_fingerprints.Made``; they stay here.
+    """
+
+    file: FingerprintFile
+    patients: tuple[str, ...]
+
+    def remember(self, key_folder: Path, path: Path) -> None:
+        """Note beside the site's key that it is written to ``path``; errors as in ``earlier_fingerprints.remember``."""
+        remember(
+            key_folder,
+            Made(
+                made_at=self.file.made_at,
+                path=visible(str(path.absolute())),
+                minimum_cell=self.file.fingerprint.minimum_cell,
+                patients=self.patients,
+            ),
+        )
 
 
 def make_fingerprint(
@@ -28,7 +58,7 @@ def make_fingerprint(
     key_folder: Path,
     terms: SiteConfig,
     progress: CountProgress | None = None,
-) -> FingerprintFile:
+) -> NewFingerprint:
     """Sum up a site's data for the federation that asks, and sign it.
 
     Parameters
@@ -50,9 +80,11 @@ def make_fingerprint(
     ------
     ConfigError
         The site file does not allow the federation, or pauses the site; the federation needs no fingerprint, or none of
-        this site; or the site has too few patients to share anything.
+        this site; or the site has too few patients to share anything, or an earlier one differs by too few.
     CertificateError
         The key is missing or cannot be used.
+    DamagedFileError
+        The record of earlier fingerprints is damaged.
     DataError
         A case cannot be used.
     """
@@ -67,6 +99,8 @@ def make_fingerprint(
     key = load_key(key_folder / SITE_KEY_FILE, "make a new one with fedvox-client request")
     channels, labels = config.channels or (), config.labels or {}
     cases = list(labelled_cases(data, Wanted(labels, channels, config.modality), terms.data_terms).values())
+    patients = hash_patients(cases, key)
+    check_against_earlier(key_folder, patients, terms.minimum_cell)
     found = fingerprint_to_share(
         cases,
         len(labels),
@@ -77,7 +111,7 @@ def make_fingerprint(
     )
     if found.channels != len(channels):
         raise DataError(data, f"has {counted(found.channels, 'channel')}, and the federation wants {len(channels)}")
-    return FingerprintFile(
+    file = FingerprintFile(
         federation=config.name,
         site=site,
         made_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -85,7 +119,8 @@ def make_fingerprint(
         labels=labels,
         modality=config.modality,
         fingerprint=found,
-    ).signed(key)
+    )
+    return NewFingerprint(file.signed(key), patients)
 
 
 def in_words(file: FingerprintFile) -> Iterator[str]:

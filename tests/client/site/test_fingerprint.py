@@ -54,7 +54,7 @@ def test_every_field_is_explained_to_the_hospital() -> None:
 
 def test_it_is_signed_by_the_site_and_says_what_it_shares(data: Path, tmp_path: Path) -> None:
     config = federation(data)
-    made = make_fingerprint(config, "north", data, tmp_path / "key", SiteConfig(minimum_cell=3))
+    made = make_fingerprint(config, "north", data, tmp_path / "key", SiteConfig(minimum_cell=3)).file
     assert made.is_signed_by(load_key(tmp_path / "key/site.key").public_key())
     make_request("other", tmp_path / "other")
     assert not made.is_signed_by(load_key(tmp_path / "other/site.key").public_key())
