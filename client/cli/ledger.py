@@ -134,7 +134,7 @@ def _recover(options: argparse.Namespace, ledger: Ledger, witness: Witness | Non
         _ask()
     entry = recover(ledger, witness, spent, options.reason, options.user, claim)
     if state is not None and claim is not None:
-        settle(state, claim, options.reason, options.user, is_kept=False)
+        settle(state, ledger, claim, options.reason, options.user, is_kept=False)
     kept = f" The old file is {ledger.path.with_name(entry.set_aside)}." if entry.set_aside else ""
     show(f"\nRecovered {ledger.path} by {entry.user}.{kept}")
     if state is None:
@@ -155,12 +155,12 @@ def _keep(
     if stopped is None:
         raise ConfigError(f"{ledger.path}: the server has seen nothing that is missing here; there is nothing to keep")
     show(
-        f"{_told(*stopped)}\n\nNothing is changed, and only what the ledger holds counts as spent. Keep it if nothing "
-        "was restored from an old copy, or the audit log alone. This decision stays in the audit log permanently."
+        f"{_told(*stopped)}\n\nThe ledger is not changed, and only what it holds counts as spent. Keep it if nothing "
+        "was restored from an old copy, or the audit log alone. It is noted in the audit log and beside the ledger."
     )
     if not options.yes:
         _ask()
-    settle(state, stopped[0], options.reason.strip(), options.user, is_kept=True)
+    settle(state, ledger, stopped[0], options.reason.strip(), options.user, is_kept=True)
     show(f"\nKept {ledger.path}; the site goes on.")
     return 0
 

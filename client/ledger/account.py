@@ -101,6 +101,8 @@ class RecoveryEntry(Frozen):
         Epsilon proven by the site's own notes and the old file, for readers; ``epsilon`` may not be smaller.
     set_aside, set_aside_sha256
         Name and digest of the old file; None if there was none.
+    superseded
+        Hashes of entries that this ledger no longer holds, and that a server may still name.
     """
 
     user: str
@@ -111,6 +113,7 @@ class RecoveryEntry(Frozen):
     known: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     set_aside: str | None = None
     set_aside_sha256: Digest | None = None
+    superseded: tuple[Digest, ...] = ()
 
     @model_validator(mode="after")
     def _both_or_none(self) -> Self:

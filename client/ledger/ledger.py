@@ -140,7 +140,25 @@ class Witness:
         LedgerError
             The note cannot be written.
         """
-        self._note(RECOVERED_EVENT, path, entry, about.model_dump(mode="json"))
+        self._note(RECOVERED_EVENT, path, entry, about.model_dump(mode="json", exclude={"superseded"}))
+
+    def written(self) -> frozenset[str]:
+        """Return the hashes of all ledger entries that the audit log names.
+
+        Raises
+        ------
+        LedgerError
+            The log cannot be read.
+        """
+        if not self._log.exists():
+            return frozenset()
+        try:
+            noted = [
+                entry.details for entry in read_entries(self._log) if entry.event in (SPENT_EVENT, RECOVERED_EVENT)
+            ]
+        except AuditError as error:
+            raise LedgerError(str(error)) from None
+        return frozenset(details["ledger_hash"] for details in noted if "ledger_hash" in details)
 
     def _note(self, event: str, path: Path, entry: Entry, details: dict[str, Any]) -> None:
         seen = Seen(n=entry.n, hash=entry.hash, path=str(path))
@@ -218,9 +236,10 @@ class Ledger:
         return account_of(self.path, entries), summary
 
     def hashes(self) -> frozenset[str]:
-        """Return the hashes of all entries; raises as ``read``."""
-        proof = self.prove()[1]
-        return proof.hashes if proof is not None else frozenset()
+        """Return the hashes of all entries, and of those that recoveries have superseded; raises as ``read``."""
+        account, proof = self.prove()
+        own = proof.hashes if proof is not None else frozenset[str]()
+        return own.union(*(item.entry.superseded for item in account.recoveries))
 
     def spend(self, people: People, decide: Callable[[Account], RoundEntry | None]) -> RoundEntry | None:
         """Append one round, unless ``decide`` raises; the ledger stays locked from reading to writing.

@@ -7,6 +7,7 @@ old file prove. A second site on the same ledger adds its own entry.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
@@ -18,9 +19,10 @@ from client.consent.decisions import decision_of
 from client.ledger.account import Account, RecoveryEntry
 from client.ledger.ledger import RECOVERY, Ledger, LedgerError, Witness, account_of
 from client.ledger.rollback import Claim
-from common.audit import AuditError, AuditLog, Entry, head_of, read_entries, verify
+from common.audit import AuditError, AuditLog, Entry, head_hash, head_of, read_entries, verify
 from common.errors import ConfigError
 from common.privacy.accounting import epsilon_of
+from common.weights.digest import is_sha256
 
 EVERYTHING = "everything"
 _LARGEST_DELTA = 0.01
@@ -169,6 +171,7 @@ def recover(
             epsilon=spent.epsilon,
             delta=spent.delta,
             known=plan.known,
+            superseded=_superseded(ledger.path, plan.goes_on, witness, claim),
         )
         try:
             if plan.goes_on:
@@ -228,6 +231,33 @@ def _most(account: Account, delta: float | None) -> float:
         return 0.0
     spent = [account.epsilon({"training": patients}, delta) for patients in account.datasets.values()]
     return max([*spent, *(item.entry.with_history(frozenset(), delta) for item in account.recoveries)], default=0.0)
+
+
+def _superseded(path: Path, goes_on: bool, witness: Witness | None, claim: Claim | None) -> tuple[str, ...]:
+    """Return the hashes of entries that a server may still name, and that the ledger will not hold.
+
+    Parameters
+    ----------
+    path
+        The old file, as far as it can be read.
+    goes_on
+        As in ``Plan``.
+    witness
+        The site's witness.
+    claim
+        As in ``plan_recovery``.
+    """
+    found: set[str | None] = set() if witness is None else set(witness.written())
+    found.add(claim.ledger if claim is not None else None)
+    old: set[str | None] = set()
+    with contextlib.suppress(AuditError):
+        old.add(head_hash(path))
+    with contextlib.suppress(AuditError, LedgerError):
+        entries = read_entries(path)
+        old |= {entry.hash for entry in entries}
+        old = old.union(*(item.entry.superseded for item in account_of(path, entries).recoveries))
+    found = found - old if goes_on else found | old
+    return tuple(sorted(digest for digest in found if digest is not None and is_sha256(digest)))
 
 
 def _was_recovered(path: Path) -> bool:

@@ -15,22 +15,25 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidationError
 
 from client.consent.decisions import decision_of
 from client.state_folder import AUDIT_FILE
 from common.audit import AuditError, AuditLog, Entry, head_hash, read_entries
-from common.errors import FedvoxError
+from common.errors import DamagedFileError, FedvoxError
 from common.plan.base import Frozen
 from common.protocol.messages import ErrorCode, Failure, Hello, Result, SiteInfo, Task
+from common.system.files import PRIVATE
+from common.system.state_file import read_sealed, write_sealed
 from common.weights.digest import Digest
 
 if TYPE_CHECKING:
     from client.ledger.ledger import Ledger
 
 ROLLED_BACK, SETTLED = "rolled_back", "rollback_settled"
+_REMEDY = "restore it from a backup, or remove it: the decisions to keep the ledger are then asked for again"
 
 
 class RolledBackError(FedvoxError):
@@ -131,6 +134,11 @@ class RollbackGuard:
             )
 
 
+def kept_file(ledger: Path) -> Path:
+    """Return the path of the decisions to keep a ledger although the server has seen more."""
+    return ledger.with_name(f"{ledger.name}.kept")
+
+
 def recorded_claim(state: Path) -> Claim | None:
     """Return the last claim that the site's files did not meet, also if they do by now; None if there was none.
 
@@ -163,13 +171,18 @@ def pending_claim(state: Path, ledger: Ledger) -> tuple[Claim, list[str]] | None
     return (claim, lacking) if lacking else None
 
 
-def settle(state: Path, claim: Claim, reason: str, user: str | None, is_kept: bool) -> None:
+def settle(state: Path, ledger: Ledger, claim: Claim, reason: str, user: str | None, *, is_kept: bool) -> None:
     """Record that a person has looked, so that the site goes on.
+
+    The server may name the same entry to the next kit, whose state folder is new. A recovered ledger supersedes it; if
+    the ledger is kept, a file beside it says so.
 
     Parameters
     ----------
     state
         The site's state folder.
+    ledger
+        The hospital's ledger.
     claim
         What the person has looked at.
     reason
@@ -183,8 +196,16 @@ def settle(state: Path, claim: Claim, reason: str, user: str | None, is_kept: bo
     ------
     AuditError
         The audit log cannot be written.
+    LedgerError
+        The file beside the ledger is damaged, or its folder cannot be written.
+    OutputError
+        The file beside the ledger cannot be written.
     """
     who = decision_of(user)
+    if is_kept and claim.ledger is not None and not _holds(ledger, claim.ledger):
+        with ledger.locked():
+            kept = _kept(ledger) | {claim.ledger: who.model_dump() | {"reason": reason}}
+            write_sealed(kept_file(ledger.path), kept, mode=PRIVATE)
     about = claim.model_dump(mode="json") | {"user": who.user, "account": who.account, "reason": reason}
     AuditLog(state / AUDIT_FILE).append(SETTLED, **about, ledger_kept=is_kept)
 
@@ -195,7 +216,7 @@ def _lacking(claim: Claim, audit: list[Entry], ledger: Ledger) -> list[str]:
     lacking = []
     if claim.ledger is not None and not (
         claim.ledger in {other.ledger for other in settled}
-        or _is_superseded(claim.ledger, audit)
+        or claim.ledger in _kept(ledger)
         or claim.ledger in ledger.hashes()
     ):
         lacking.append(str(ledger.path))
@@ -205,16 +226,25 @@ def _lacking(claim: Claim, audit: list[Entry], ledger: Ledger) -> list[str]:
     return lacking
 
 
-def _is_superseded(digest: str, audit: list[Entry]) -> bool:
-    """Return whether the site wrote an entry to a ledger that a person has recovered since."""
-    from client.ledger.ledger import RECOVERED_EVENT
+def _holds(ledger: Ledger, digest: str) -> bool:
+    """Return whether a ledger holds, or has superseded, an entry; a damaged one does not."""
+    from client.ledger.ledger import LedgerError
 
-    written = False
-    for entry in audit:
-        if written and entry.event == RECOVERED_EVENT:
-            return True
-        written = written or entry.details.get("ledger_hash") == digest
-    return False
+    try:
+        return digest in ledger.hashes()
+    except LedgerError:
+        return False
+
+
+def _kept(ledger: Ledger) -> dict[str, Any]:
+    """Return the decisions to keep a ledger that lacks an entry, by its hash."""
+    from client.ledger.ledger import LedgerError
+
+    file = kept_file(ledger.path)
+    try:
+        return read_sealed(file, _REMEDY)[0] if file.exists() else {}
+    except DamagedFileError as error:
+        raise LedgerError(str(error)) from None
 
 
 def _entries(state: Path) -> list[Entry]:

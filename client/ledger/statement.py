@@ -58,7 +58,9 @@ def view(account: Account, limit: SitePrivacy, folder: Folder | None = None) -> 
     """
     shown = list(account.datasets)
     content: dict[str, Any] = {"limit": {"max_epsilon": limit.max_epsilon, "delta": limit.delta}}
-    content["recoveries"] = [{"time": item.time} | item.entry.model_dump() for item in account.recoveries]
+    content["recoveries"] = [
+        {"time": item.time} | item.entry.model_dump(exclude={"superseded"}) for item in account.recoveries
+    ]
     if folder is not None:
         memberships = account.memberships(folder.patients)
         ours = frozenset[str]().union(*memberships.values())

@@ -16,7 +16,15 @@ from client.cli.entry import main
 from client.ledger.account import RoundEntry, SpendLine
 from client.ledger.ledger import WITNESS_FILE, Ledger, LedgerError, Witness
 from client.ledger.patient_identity import dataset_of
-from client.ledger.rollback import SETTLED, Claim, RollbackGuard, RolledBackError, pending_claim, recorded_claim
+from client.ledger.rollback import (
+    SETTLED,
+    Claim,
+    RollbackGuard,
+    RolledBackError,
+    kept_file,
+    pending_claim,
+    recorded_claim,
+)
 from client.site.start import SiteOptions, _check_rollback
 from common.audit import AuditLog, head_of, read_entries
 from common.errors import FedvoxError
@@ -86,6 +94,21 @@ class Hospital:
         assert not isinstance(answer, Failure)
         SiteReports(self.run).note(answer)
 
+    def new_run(self, name: str) -> None:
+        """The server begins a new run, and remembers the ledgers of the one before."""
+        with ledgers_carried_over(self.run, "9" * 64, str):
+            pass
+        self.run = self.folder / name
+        self.run.mkdir()
+        with ledgers_carried_over(self.run, "9" * 64, str):
+            pass
+
+    def new_kit(self, name: str) -> None:
+        """A new kit begins a new state folder, and its federation a new run."""
+        self.new_run(name)
+        shutil.rmtree(self.state)
+        self.state.mkdir()
+
     def guard(self) -> RollbackGuard:
         return RollbackGuard(self.state, Ledger(self.ledger, Witness(self.state)), DELTA)
 
@@ -144,23 +167,15 @@ def test_files_that_are_gone_are_refused(site: Hospital, what: str) -> None:
 
 
 def test_an_older_ledger_is_refused_by_a_new_run_too_and_a_new_audit_log_is_not(site: Hospital) -> None:
-    def begin_anew(name: str) -> None:
-        with ledgers_carried_over(site.run, "9" * 64, str):
-            pass
-        site.run = site.folder / name
-        site.run.mkdir()
-        with ledgers_carried_over(site.run, "9" * 64, str):
-            pass
-
     site.round(1)
     copy = site.copy()
     site.round(2)
-    begin_anew("second")
+    site.new_run("second")
     newest = site.copy("newest")
     shutil.rmtree(site.state)
     site.state.mkdir()
     site.hello()
-    begin_anew("third")
+    site.new_run("third")
     site.restore(copy)
     with pytest.raises(RolledBackError, match=r"ledger\.jsonl: older than what this site has reported"):
         site.hello()
@@ -271,6 +286,115 @@ def test_an_ordinary_recovery_is_no_rollback(site: Hospital) -> None:
     site.hello()
     site.round(2)
     assert recorded_claim(site.state) is None
+
+
+REASON = ("--reason", "disk failed", "--yes")
+SPENT = ("--recover", "--spent", f"8@{DELTA / 2}", *REASON)
+KEEP = ("--recover", "--keep", *REASON)
+
+
+def lose_ledger(site: Hospital, old: Path) -> None:
+    site.ledger.unlink()
+    head_of(site.ledger).unlink()
+
+
+def edit_ledger(site: Hospital, old: Path) -> None:
+    site.ledger.write_bytes(b"nonsense\n")
+
+
+def restore_machine(site: Hospital, old: Path) -> None:
+    site.restore(old)
+    with pytest.raises(RolledBackError):
+        site.hello()
+
+
+@pytest.mark.parametrize("harm", [lose_ledger, edit_ledger, restore_machine])
+@pytest.mark.parametrize("is_reply_lost", [False, True])
+def test_a_recovered_ledger_holds_for_the_next_kits_too(
+    site: Hospital, harm: Callable[[Hospital, Path], None], is_reply_lost: bool
+) -> None:
+    """The server still names an entry of the old ledger, and a new state folder knows nothing of it."""
+    site.cheap_round(1)
+    old = site.copy()
+    site.cheap_round(2)
+    if is_reply_lost:
+        told = (site.run / "site-reports.json").read_bytes()
+        site.cheap_round(3)
+        (site.run / "site-reports.json").write_bytes(told)
+    harm(site, old)
+    assert site.tool(*SPENT) == 0
+    site.new_kit("second")
+    site.hello()
+    with pytest.raises(RolledBackError):
+        site.guard().check(lie(1.0))
+    assert site.tool(*SPENT) == 0
+    site.hello()
+    site.new_kit("third")
+    site.hello()
+    site.guard().check(Hello("r", "d", ledger_seen=lie().ledger_seen))
+    copy = site.copy("recovered")
+    site.cheap_round(4)
+    site.restore(copy)
+    with pytest.raises(RolledBackError):
+        site.hello()
+
+
+def test_a_recovery_that_goes_on_supersedes_nothing_that_the_ledger_holds(site: Hospital) -> None:
+    site.cheap_round(1)
+    lose_ledger(site, site.ledger)
+    assert site.tool(*SPENT) == 0
+    site.cheap_round(2)
+    with pytest.raises(RolledBackError):
+        site.guard().check(lie(1.0))
+    assert site.tool(*SPENT) == 0
+    entries = read_entries(site.ledger)
+    first, second = (set(entry.details["superseded"]) for entry in entries if entry.event == "recovery")
+    held = {entry.hash for entry in entries}
+    assert first and not held & first and not held & second
+    assert lie().ledger_seen in second
+
+
+def test_what_a_person_kept_holds_for_the_next_kits_too(site: Hospital) -> None:
+    """Without privacy, a new state folder never reports an entry of the ledger, and the server goes on naming one."""
+    site.cheap_round(1)
+    old = site.copy()
+    site.cheap_round(2)
+    for name in ("second", "third"):
+        site.new_kit(name)
+        site.restore(old, *LEDGER)
+        if name == "second":
+            with pytest.raises(RolledBackError):
+                site.hello()
+            assert site.tool(*KEEP) == 0
+        site.hello()
+        site.round(1, is_private=False)
+        assert SiteReports(site.run).last("north").ledger not in {entry.hash for entry in read_entries(site.ledger)}
+    with pytest.raises(RolledBackError):
+        site.guard().check(lie())
+
+
+def test_keeping_for_the_audit_log_alone_settles_no_entry_of_the_ledger(site: Hospital) -> None:
+    site.cheap_round(1)
+    old = site.copy()
+    site.cheap_round(2)
+    site.restore(old, *AUDIT)
+    with pytest.raises(RolledBackError):
+        site.hello()
+    assert site.tool(*KEEP) == 0
+    site.hello()
+    assert not kept_file(site.ledger).exists()
+    site.new_kit("second")
+    site.restore(old, *LEDGER)
+    with pytest.raises(RolledBackError):
+        site.hello()
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"x": 1, "sha256": "0"}'])
+def test_damaged_decisions_to_keep_a_ledger_are_named(site: Hospital, content: bytes) -> None:
+    site.cheap_round(1)
+    kept_file(site.ledger).write_bytes(content)
+    with pytest.raises(LedgerError, match=r"ledger\.jsonl\.kept.*remove it"):
+        site.hello()
 
 
 def lie(epsilon: float = 1e300, digest: str = "ab" * 32) -> Hello:
