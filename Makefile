@@ -5,7 +5,8 @@ INSTALLED := $(VENV)/.installed
 # Without a GPU, one test process per core with one thread each is faster than torch's threads competing. Compiled tests
 # are kept, even where the environment says otherwise: compiling them takes longer than importing all libraries.
 TEST_ENVIRONMENT := OMP_NUM_THREADS=1 FLWR_TELEMETRY_ENABLED=0 PYTHONDONTWRITEBYTECODE=
-TEST_PROCESSES ?= auto
+# One more than cores: many tests wait for processes that they started.
+TEST_PROCESSES ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
 .PHONY: setup demo test test-fast test-network test-long test-flower test-deploy deploy-tools lint format bench clean
 

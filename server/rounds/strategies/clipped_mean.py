@@ -8,24 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.config.federation import FederationConfig
 from common.protocol.codec import Vector
 from server.rounds.strategies.distances import lengths
-from server.rounds.strategies.strategy import Next, StrategyState, Updates, Window
+from server.rounds.strategies.strategy import Next, OneVector, StrategyState, Updates, Window
 from server.rounds.strategies.weighted_mean import mean_update
 
 
 @dataclass
-class ClippedMean:
+class ClippedMean(OneVector):
     """Scales updates longer than ``clip_factor`` times the median length down to it, and adds their weighted mean."""
 
     clip_factor: float
-    update_vectors = 1
-    state_vectors: tuple[str, ...] = ()
-
-    def check(self, config: FederationConfig) -> None:
-        """Accept every federation."""
-        del config
 
     def aggregate(self, updates: Updates, weights: Vector, state: StrategyState) -> Iterator[Next]:
         """Yield the next model; no state is kept."""

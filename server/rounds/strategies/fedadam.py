@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.config.federation import FederationConfig
 from common.protocol.codec import Vector
-from server.rounds.strategies.strategy import Next, StrategyState, Updates, Window
+from server.rounds.strategies.strategy import Next, OneVector, StrategyState, Updates, Window
 from server.rounds.strategies.weighted_mean import mean_update
 
 
 @dataclass
-class FedAdam:
+class FedAdam(OneVector):
     """Moves each weight by the first moment of its mean updates, divided by the root of their second moment.
 
     With the mean update d: m = beta_1 * m + (1 - beta_1) * d, v = ``second_moment``(v, d squared), and
@@ -26,12 +25,7 @@ class FedAdam:
     beta_1: float
     beta_2: float
     tau: float
-    update_vectors = 1
     state_vectors = ("first_moment", "second_moment")
-
-    def check(self, config: FederationConfig) -> None:
-        """Accept every federation."""
-        del config
 
     def second_moment(self, before: Vector, squared: Vector) -> Vector:
         """Return the next second moment."""

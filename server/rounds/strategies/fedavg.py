@@ -6,21 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from common.config.federation import FederationConfig
 from common.protocol.codec import Vector
-from server.rounds.strategies.strategy import Next, StrategyState, Updates, Window
+from server.rounds.strategies.strategy import Next, OneVector, StrategyState, Updates, Window
 from server.rounds.strategies.weighted_mean import mean_update
 
 
-class FedAvg:
+class FedAvg(OneVector):
     """Adds the mean of the updates, weighted as ``strategy.weights`` says."""
-
-    update_vectors = 1
-    state_vectors: tuple[str, ...] = ()
-
-    def check(self, config: FederationConfig) -> None:
-        """Accept every federation."""
-        del config
 
     def aggregate(self, updates: Updates, weights: Vector, state: StrategyState) -> Iterator[Next]:
         """Yield the weights plus the weighted mean of the updates; no state is kept."""

@@ -5,24 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from common.config.federation import FederationConfig
 from common.protocol.codec import Vector
-from server.rounds.strategies.strategy import Next, StrategyState, Updates, Window
+from server.rounds.strategies.strategy import Next, OneVector, StrategyState, Updates, Window
 from server.rounds.strategies.weighted_mean import mean_update
 
 
 @dataclass
-class FedAvgM:
+class FedAvgM(OneVector):
     """Moves the model by a running sum of the mean updates: v = momentum * v + mean, w = w + learning rate * v."""
 
     server_learning_rate: float
     server_momentum: float
-    update_vectors = 1
     state_vectors = ("momentum",)
-
-    def check(self, config: FederationConfig) -> None:
-        """Accept every federation."""
-        del config
 
     def aggregate(self, updates: Updates, weights: Vector, state: StrategyState) -> Iterator[Next]:
         """Yield the next model and its momentum."""

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config.federation import FederationConfig
 from common.protocol.codec import Vector
 from server.rounds.strategies.distances import squared_distances
-from server.rounds.strategies.strategy import Next, StrategyState, Updates
+from server.rounds.strategies.strategy import Next, OneVector, StrategyState, Updates
 from server.rounds.strategies.weighted_mean import mean_update
 
 ITERATIONS = 100
@@ -19,15 +18,8 @@ SMOOTHING = 1e-6
 """Shortest distance that counts, as a share of the largest one between two updates."""
 
 
-class GeometricMedian:
+class GeometricMedian(OneVector):
     """Adds the vector whose sum of distances to all updates is smallest: any minority may send anything."""
-
-    update_vectors = 1
-    state_vectors: tuple[str, ...] = ()
-
-    def check(self, config: FederationConfig) -> None:
-        """Accept every federation."""
-        del config
 
     def aggregate(self, updates: Updates, weights: Vector, state: StrategyState) -> Iterator[Next]:
         """Yield the next model; no state is kept."""

@@ -8,24 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config.federation import FederationConfig
 from common.protocol.codec import Vector
 from server.rounds.strategies.distances import squared_distances
-from server.rounds.strategies.strategy import Next, StrategyState, Updates
+from server.rounds.strategies.strategy import Next, OneVector, StrategyState, Updates
 from server.rounds.strategies.weighted_mean import mean_update
 
 
 @dataclass
-class MultiKrum:
+class MultiKrum(OneVector):
     """Adds the mean of the n - f - 2 updates that lie closest to others, of n with up to f malicious ones."""
 
     malicious_sites: int
-    update_vectors = 1
-    state_vectors: tuple[str, ...] = ()
-
-    def check(self, config: FederationConfig) -> None:
-        """Accept every federation."""
-        del config
 
     def aggregate(self, updates: Updates, weights: Vector, state: StrategyState) -> Iterator[Next]:
         """Yield the next model; no state is kept."""

@@ -118,3 +118,14 @@ class Strategy(Protocol):
         state
             The state after the last accepted round.
         """
+
+
+class OneVector:
+    """What most strategies have in common: sites send updates alone, no state is kept, every federation will do."""
+
+    update_vectors = 1
+    state_vectors: tuple[str, ...] = ()
+
+    def check(self, config: FederationConfig) -> None:
+        """Accept every federation."""
+        del config

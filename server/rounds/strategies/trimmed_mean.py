@@ -7,25 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.config.federation import FederationConfig
 from common.protocol.codec import Vector
-from server.rounds.strategies.strategy import Next, StrategyState, Updates, Window
+from server.rounds.strategies.strategy import Next, OneVector, StrategyState, Updates, Window
 
 AT_A_TIME = 2**13
 """Values of every site that are sorted at a time: those of 16 sites stay in a core's cache."""
 
 
 @dataclass
-class TrimmedMean:
+class TrimmedMean(OneVector):
     """Adds, for every weight, the mean of the sites' changes without the ``malicious_sites`` highest and lowest."""
 
     malicious_sites: int
-    update_vectors = 1
-    state_vectors: tuple[str, ...] = ()
-
-    def check(self, config: FederationConfig) -> None:
-        """Accept every federation."""
-        del config
 
     def aggregate(self, updates: Updates, weights: Vector, state: StrategyState) -> Iterator[Next]:
         """Yield the next model; no state is kept."""
