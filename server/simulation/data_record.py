@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,13 @@ def record_data(folder: RunFolder, config: FederationConfig, dataset: Dataset, c
 
 def check_data(
     folder: RunFolder, config: FederationConfig, dataset: Dataset, cache: Path | None, emit: EventSink
-) -> None:
+) -> Dataset:
     """Check that the data are those that the run began with; cases that were added since are told and left out.
+
+    Returns
+    -------
+    Dataset
+        The dataset with the cases that the run began with; with all of them if ``data.json`` is missing.
 
     Raises
     ------
@@ -46,7 +52,7 @@ def check_data(
     """
     file = folder.path / DATA_FILE
     if not file.exists():
-        return  # an earlier version of Fedvox began the run
+        return dataset  # the run has not begun, or began with an earlier version of Fedvox
     try:
         before = json.loads(file.read_bytes())
         cases, table = dict(before["cases"]), before["table"]
@@ -65,6 +71,7 @@ def check_data(
         emit(Notice(f"{dataset.root}: case {_first(added)} was added since the run began, and takes no part in it"))
     if table != now["table"]:
         emit(Notice(f"{dataset.root}: the table of the sites was changed; the run keeps the sites that it began with"))
+    return replace(dataset, cases=tuple(known))
 
 
 def _first(names: list[str]) -> str:

@@ -25,8 +25,8 @@ from common.system.files import new_folder
 from common.system.state_file import CHANGED, MISSING, digest_of_file, put_aside
 from server.progress.events import EventSink, Notice, Stage
 from server.run_store.folder import PARTITION_FILE, PLAN_FILE, RunFolder
-from server.simulation.data_record import record_data
-from server.simulation.partition import SitePartition, make_partition
+from server.simulation.data_record import DATA_FILE, record_data
+from server.simulation.partition import SitePartition, make_partition, read_partition
 
 PHANTOMS = "phantoms"
 PHANTOM_DIGESTS = "phantoms.sha256"
@@ -86,9 +86,22 @@ def damage_of_phantoms(folder: RunFolder) -> str | None:
 
 
 def plan_and_partition(
-    config: FederationConfig, data: Path, folder: RunFolder, cache: Path | None, emit: EventSink
+    config: FederationConfig, dataset: Dataset, folder: RunFolder, cache: Path | None, emit: EventSink
 ) -> None:
-    """Write ``plan.json``, ``partition.json`` and ``data.json``, and preprocess all scans into the cache.
+    """Write those of ``plan.json``, ``partition.json`` and ``data.json`` that are missing, and fill the cache.
+
+    Parameters
+    ----------
+    config
+        The federation.
+    dataset
+        The cases that take part.
+    folder
+        The run folder; files that are there stay as they are.
+    cache
+        Folder for all preprocessed scans; None preprocesses none.
+    emit
+        Takes notices and progress.
 
     Raises
     ------
@@ -97,11 +110,15 @@ def plan_and_partition(
     DataError
         If a scan cannot be used.
     """
-    dataset, plan, partition = examine(config, data, cache, emit)
+    plan, fingerprint = _plan_of(config, dataset, cache, emit)
+    file = folder.path / PARTITION_FILE
+    partition = read_partition(file) if file.exists() else _partition_of(config, dataset, fingerprint)
     _fill_cache(config, dataset, plan, partition, cache, emit)
-    folder.write_text(PLAN_FILE, as_json(plan))
-    folder.write_text(PARTITION_FILE, as_json(partition))
-    record_data(folder, config, dataset, cache)
+    for name, content in ((PLAN_FILE, plan), (PARTITION_FILE, partition)):
+        if not (folder.path / name).exists():
+            folder.write_text(name, as_json(content))
+    if not (folder.path / DATA_FILE).exists():
+        record_data(folder, config, dataset, cache)
 
 
 def find_simulated_dataset(config: FederationConfig, data: Path) -> Dataset:
@@ -133,9 +150,14 @@ def examine(
     DataError
         If a scan cannot be used.
     """
-    if config.simulation is None:
-        raise ConfigError("simulation: is missing")
     dataset = find_simulated_dataset(config, data)
+    plan, fingerprint = _plan_of(config, dataset, cache, emit)
+    return dataset, plan, _partition_of(config, dataset, fingerprint)
+
+
+def _plan_of(
+    config: FederationConfig, dataset: Dataset, cache: Path | None, emit: EventSink
+) -> tuple[Plan, Fingerprint]:
     _, problems = compare(dataset, Wanted(config.labels, config.channels, config.modality))
     for problem in problems:
         if problem.severity == "error":
@@ -150,16 +172,21 @@ def examine(
     fingerprint = fingerprint_dataset(dataset.cases, labels, workers, report, cache)
     if fingerprint.missing_labels:
         value = fingerprint.missing_labels[0]
-        raise ConfigError(f"labels.{value}: no case in {data} has label {value} ({labels[value]}); remove it")
-    plan = resolve_plan(config, fingerprint, config.channels or dataset.channels, labels)
+        raise ConfigError(f"labels.{value}: no case in {dataset.root} has label {value} ({labels[value]}); remove it")
+    return resolve_plan(config, fingerprint, config.channels or dataset.channels, labels), fingerprint
+
+
+def _partition_of(config: FederationConfig, dataset: Dataset, fingerprint: Fingerprint) -> SitePartition:
+    if config.simulation is None:
+        raise ConfigError("simulation: is missing")
     names = [case.name for case in dataset.cases]
     volumes = {
         name: sum(values[index] for values in fingerprint.label_volumes_ml.values()) for index, name in enumerate(names)
     }
     simulation = config.simulation
     owners = {case.name: case.owner for case in dataset.cases}
-    partition = make_partition(simulation.partition, data, names, volumes, config.seed, owners)
-    return dataset, plan, _describe_sites(partition, fingerprint, names)
+    partition = make_partition(simulation.partition, dataset.root, names, volumes, config.seed, owners)
+    return _describe_sites(partition, fingerprint, names)
 
 
 def _labels_of(config: FederationConfig, dataset: Dataset) -> dict[int, str]:

@@ -92,12 +92,16 @@ def simulate(config: FederationConfig, options: SimulationOptions, emit: EventSi
     device = choose_device(options.device).type
     with open_run(options.out, options.resume, config, emit) as folder:
         data = find_or_make_data(config, options.data, folder, emit)
-        if not _has_plan(folder, emit):
-            plan_and_partition(config, data, folder, options.cache, emit)
+        complete = _has_plan(folder, emit)
+        if not complete:
+            dataset = find_simulated_dataset(config, data)
+            known = check_data(folder, config, dataset, options.cache, emit)
+            plan_and_partition(config, known, folder, options.cache, emit)
         if _is_finished(folder, emit):
             emit(Notice(f"{folder.path} is finished; nothing is left to do"))
             return write_report(folder.path)
-        check_data(folder, config, find_simulated_dataset(config, data), options.cache, emit)
+        if complete:
+            check_data(folder, config, find_simulated_dataset(config, data), options.cache, emit)
         plan = folder.plan()
         partition = read_partition(folder.path / PARTITION_FILE)
         sites = SimulatedSites(config, plan, partition, data, options.cache, device, SiteEvents(emit))
@@ -231,10 +235,9 @@ class _Experiment:
         pooled_folder = self._folder.path / "pooled"
         training = self._config.training
         steps = training.local_steps * len(self._sites.names)
-        changes: dict[str, object] = {"training": training.model_copy(update={"local_steps": steps})}
-        if self._config.strategy.name != "fedavg":
-            # One site's update is the next model: there is nothing to average, or to protect from.
-            changes["strategy"] = StrategyConfig()
+        # One site's update is the next model: there is nothing to weigh, to wait for, or to protect from.
+        strategy = StrategyConfig(max_failed_rounds=self._config.strategy.max_failed_rounds)
+        changes = {"training": training.model_copy(update={"local_steps": steps}), "strategy": strategy}
         config = self._config.model_copy(update=changes)
         folder = RunFolder(pooled_folder)
         if not folder.has_begun():

@@ -27,7 +27,7 @@ from server.rounds.round_loop import FederationError, Link, RoundLoop, make_serv
 from server.rounds.terms import Terms
 from server.rounds.weight_transfer import StoreTransfer
 from server.run_store.folder import RunFolder
-from server.simulation.data_setup import find_or_make_data, plan_and_partition
+from server.simulation.data_setup import find_or_make_data, find_simulated_dataset, plan_and_partition
 from server.simulation.inline_grid import InlineGrid
 from server.simulation.partition import read_partition
 from server.simulation.simulated_sites import SimulatedSites
@@ -89,7 +89,7 @@ def prepare(config: FederationConfig, folder: Path, data: Path | None = None) ->
     made = RunFolder.create(folder)
     made.write_text("federation.yaml", config.resolved())
     found = find_or_make_data(config, data, made, quiet)
-    plan_and_partition(config, found, made, None, quiet)
+    plan_and_partition(config, find_simulated_dataset(config, found), made, None, quiet)
     return SimulatedSites(config, made.plan(), read_partition(folder / "partition.json"), found, None, "cpu")
 
 

@@ -302,6 +302,46 @@ def test_cases_that_were_added_and_another_table_of_sites_are_told_and_no_hindra
     assert (run / "partition.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("damaged", ["plan.json", "partition.json"])
+def test_a_damaged_file_is_made_again_from_the_cases_that_the_run_began_with(place: Path, damaged: str) -> None:
+    """Also if the data have more cases by now; of the plan, also if the table of sites is another one."""
+    run = place / "runs" / "first"
+    begin(place, run)
+    before = {name: (run / name).read_bytes() for name in ("plan.json", "partition.json", "data.json")}
+    (run / damaged).write_text("{}")
+    add_a_case()
+    if damaged == "plan.json":
+        Path("data/sites.csv").write_text("case,site\n")
+    told = begin(place, run, resume=True)
+    assert any("case zz_new was added since the run began" in text for text in told)
+    assert {name: (run / name).read_bytes() for name in before} == before
+
+
+def test_a_damaged_plan_is_not_made_again_from_other_data(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = place / "runs" / "first"
+    begin(place, run)
+    before = {name: (run / name).read_bytes() for name in ("partition.json", "data.json")}
+    (run / "plan.json").write_text("{}")
+    change_a_scan()
+    assert start("--data", "data", "--resume") == 1
+    assert "was changed since the run began; put back" in capsys.readouterr().err
+    assert {name: (run / name).read_bytes() for name in before} == before
+    assert not (run / "plan.json").exists()
+
+
+@pytest.mark.usefixtures("place")
+def test_pooled_training_needs_one_site_and_no_weight() -> None:
+    """Whatever the strategy asks of the sites."""
+    sites = sorted({row.split(",")[1] for row in Path("data/sites.csv").read_text().split()[1:]})
+    strategy = f"strategy={{min_sites: 2, weights: {{{sites[0]}: 3, {sites[1]}: 2}}}}"
+    small = ("rounds=1", "training.local_steps=1", "model.channels=[4, 8]", "model.patch_size=[8, 8, 8]")
+    options = (*small, "simulation.pooled=true", strategy)
+    assert start("--data", "data", *(part for item in options for part in ("--set", item))) == 0
+    summary = json.loads(Path("runs/first/summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert summary["pooled"]["mean_dice"] is not None
+
+
 def test_sites_that_fail_are_told_with_their_reasons_and_where_the_causes_are(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
