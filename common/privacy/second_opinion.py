@@ -1,7 +1,7 @@
 """What Opacus' accountants say of noise that ours have calibrated.
 
 A mistake in an accountant is a promise to patients that is not kept, and nothing else would show it. Opacus shares no
-code with ours; it is asked once per plan, because it takes seconds.
+code with ours; it is asked once per plan, because it takes seconds, and once in a process about the same noise.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from functools import lru_cache
 
 from common.errors import ConfigError
 from common.plan.privacy import Spend
@@ -44,6 +45,7 @@ def _finest_error(steps: int, delta: float) -> float:
     return 12 * math.sqrt(steps * math.log(12 / (delta * _DELTA_ERROR)) / 2) / _MOST_POINTS
 
 
+@lru_cache(maxsize=128)
 def _spent(spend: Spend, delta: float, error: float) -> float:
     # Imported late: Opacus loads PyTorch's compiler, which takes seconds.
     from opacus.accountants import PRVAccountant
