@@ -7,16 +7,16 @@ from collections.abc import Callable
 from common.config.federation import FederationConfig
 from common.config.strategy import check_enough_sites
 from common.errors import ConfigError
-from server.rounds.strategies.clipped_mean import ClippedMean
 from server.rounds.strategies.fedadam import FedAdam
 from server.rounds.strategies.fedavg import FedAvg
 from server.rounds.strategies.fedavgm import FedAvgM
 from server.rounds.strategies.fedyogi import FedYogi
-from server.rounds.strategies.geometric_median import GeometricMedian
-from server.rounds.strategies.median import Median
-from server.rounds.strategies.multi_krum import MultiKrum
+from server.rounds.strategies.robust.clipped_mean import ClippedMean
+from server.rounds.strategies.robust.geometric_median import GeometricMedian
+from server.rounds.strategies.robust.median import Median
+from server.rounds.strategies.robust.multi_krum import MultiKrum
+from server.rounds.strategies.robust.trimmed_mean import TrimmedMean
 from server.rounds.strategies.strategy import Strategy
-from server.rounds.strategies.trimmed_mean import TrimmedMean
 
 
 def _fedprox(proximal_mu: float) -> FedAvg:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.protocol.codec import Vector
-from server.rounds.strategies.distances import lengths
+from server.rounds.strategies.robust.distances import lengths
 from server.rounds.strategies.strategy import Next, OneVector, StrategyState, Updates, Window
 from server.rounds.strategies.weighted_mean import mean_update
 

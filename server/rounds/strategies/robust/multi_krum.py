@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.protocol.codec import Vector
-from server.rounds.strategies.distances import squared_distances
+from server.rounds.strategies.robust.distances import squared_distances
 from server.rounds.strategies.strategy import Next, OneVector, StrategyState, Updates
 from server.rounds.strategies.weighted_mean import mean_update
 

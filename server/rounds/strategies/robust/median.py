@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from common.protocol.codec import Vector
+from server.rounds.strategies.robust.trimmed_mean import mean_of_middle
 from server.rounds.strategies.strategy import Next, OneVector, StrategyState, Updates
-from server.rounds.strategies.trimmed_mean import mean_of_middle
 
 
 class Median(OneVector):

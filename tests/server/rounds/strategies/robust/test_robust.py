@@ -14,14 +14,14 @@ from common.errors import ConfigError
 from common.protocol.codec import Result, Task, Vector
 from common.weights.encoding import WINDOW, Encoding
 from server.rounds.round_loop import FederationError
-from server.rounds.strategies.clipped_mean import ClippedMean
 from server.rounds.strategies.fedavg import FedAvg
-from server.rounds.strategies.geometric_median import GeometricMedian, median_shares
-from server.rounds.strategies.median import Median
-from server.rounds.strategies.multi_krum import MultiKrum, closest
 from server.rounds.strategies.registry import make_strategy
+from server.rounds.strategies.robust.clipped_mean import ClippedMean
+from server.rounds.strategies.robust.geometric_median import GeometricMedian, median_shares
+from server.rounds.strategies.robust.median import Median
+from server.rounds.strategies.robust.multi_krum import MultiKrum, closest
+from server.rounds.strategies.robust.trimmed_mean import TrimmedMean, exchanges
 from server.rounds.strategies.strategy import Strategy, StrategyState
-from server.rounds.strategies.trimmed_mean import TrimmedMean, exchanges
 from server.run_store.folder import RunFolder
 from tests import tiny
 from tests.server.fake_sites import LAYOUT, Answer, Sites, app_of, broken, honest, run
