@@ -93,8 +93,7 @@ class AlgorithmConfig(Frozen):
 
     @model_serializer(mode="wrap")
     def _own_options(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        foreign = _ALL_OPTIONS - set(OPTIONS[self.name])
-        return {key: value for key, value in handler(self).items() if key not in foreign}
+        return {key: value for key, value in handler(self).items() if value is not None}
 
     @property
     def options(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from common.config.initial_model import resolve_initial_model
 from common.config.network import FederationName, NetworkConfig
 from common.config.privacy import PrivacyConfig
 from common.config.simulation import SimulationConfig
-from common.config.strategy import StrategyConfig, check_least_sites, with_least_sites
+from common.config.strategy import StrategyConfig, check_average, check_least_sites, with_least_sites
 from common.config.yaml_file import dump_yaml, parse_yaml, read_yaml
 from common.errors import ConfigError
 from common.formatting import counted
@@ -206,7 +206,8 @@ class FederationConfig(Frozen):
         return with_least_sites(content) if isinstance(content, dict) else content
 
     @model_validator(mode="after")
-    def _strategy_fits_the_sites(self) -> Self:
+    def _strategy_fits_rounds_and_sites(self) -> Self:
+        check_average(self.strategy, self.rounds)
         if self.network is None:
             return self
         check_least_sites(self.strategy, len(self.network.sites))

@@ -41,12 +41,16 @@ class StrategyConfig(AlgorithmConfig):
         otherwise.
     max_failed_rounds
         Number of consecutive failed rounds that ends the run.
+    average_rounds
+        The model after the last round is the mean of the models after this many last rounds. None averages nothing, and
+        is not written out: digests of federations without an average stay as they were.
     """
 
     weights: WeightRule | Annotated[dict[str, PositiveInt], Field(min_length=1)] = "capped:2"
     min_sites: PositiveInt = 1
     min_fraction: Fraction = 0.0
     max_failed_rounds: PositiveInt = 3
+    average_rounds: PositiveInt | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -68,6 +72,21 @@ def with_least_sites(content: Mapping[str, Any]) -> dict[str, Any]:
     if content.get("network") is None or not isinstance(strategy, dict | None) or "min_sites" in (strategy or {}):
         return dict(content)
     return {**content, "strategy": {**(strategy or {}), "min_sites": SITES_OVER_A_NETWORK}}
+
+
+def check_average(strategy: StrategyConfig, rounds: int) -> None:
+    """Refuse an average over more rounds than there are.
+
+    Raises
+    ------
+    ValueError
+        Names the key and what to write.
+    """
+    if (strategy.average_rounds or 1) > rounds:
+        raise ValueError(
+            f"strategy.average_rounds is {strategy.average_rounds}, and there {'is' if rounds == 1 else 'are'} only "
+            f"{counted(rounds, 'round')}; lower it, or raise rounds"
+        )
 
 
 def check_least_sites(strategy: StrategyConfig, sites: int) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
@@ -144,6 +145,17 @@ class RoundLoop:
         for piece in pieces_of(self._layout.size, "float32"):
             yield weights[piece.start : piece.start + piece.count]
 
+    def _averaged(self, parts: Iterable[Vector], rounds: Collection[int]) -> Iterator[Vector]:
+        """Yield the mean of a model and of those after earlier rounds (Izmailov et al. 2018)."""
+        earlier = [self._folder.map_checkpoint(number, self._layout) for number in rounds]
+        start = 0
+        for part in parts:
+            total = part.copy()
+            for weights in earlier:
+                total += weights[start : start + part.size]
+            start += part.size
+            yield total / np.float32(len(earlier) + 1)
+
     def _publish(self, round_number: int, parts: Iterable[Vector]) -> Published:
         """Publish weights whose checkpoint exists, or will once ``parts`` is consumed."""
         checkpoint, offset = self._folder.checkpoint_values(round_number, self._layout)
@@ -186,6 +198,11 @@ class RoundLoop:
         early_stop = self._config.early_stop
         state.stopped_early = early_stop is not None and state.rounds_without_gain >= early_stop.patience
         state.round = task.round
+        if state.stopped_early or state.round == self._config.rounds:
+            parts, state.recent = self._averaged(parts, state.recent), []
+        else:
+            fewer = (self._config.strategy.average_rounds or 1) - 1
+            state.recent = [*state.recent, state.round][-fewer:] if fewer else []
         following = self._publish(state.round, self._folder.write_checkpoint(state.round, parts, self._layout))
         self._commit(state, finished)
         finished.updates.close()

@@ -109,8 +109,10 @@ def _do_without(folder: RunFolder, state: RunState, name: str, results: set[str]
         return "it is made again"
     if SUMMARY_FILE in state.digests and not results:
         return "the model was released from it before, and is as it was"
-    state.candidates = [number for number in state.candidates if folder.checkpoint_path(number) != folder.path / name]
+    lost = {number for number in state.checkpoints if folder.checkpoint_path(number) == folder.path / name}
+    state.candidates = [number for number in state.candidates if number not in lost]
+    state.recent = [number for number in state.recent if number not in lost]
     if folder.checkpoint_path(state.released_round) != folder.path / name:
-        return "the model that it held is lost, and will not be released"
+        return "the model that it held is lost, and will be neither released nor averaged"
     state.best_round = state.best_mean_dice = state.highest_median_dice = None
     return "the model that it held is lost, and the best round is sought anew"

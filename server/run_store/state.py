@@ -36,6 +36,8 @@ class RunState(BaseModel):
         Highest median Dice over sites of all checkpoints.
     candidates
         Checkpoints that may still be chosen.
+    recent
+        Earlier checkpoints that the model after the last round will be averaged with (``strategy.average_rounds``).
     rounds_without_gain
         Scored checkpoints since the last gain of more than the early stop's ``min_delta``.
     accepted_rounds
@@ -80,6 +82,7 @@ class RunState(BaseModel):
     best_mean_dice: float | None = None
     highest_median_dice: float | None = None
     candidates: list[int] = Field(default_factory=list)
+    recent: list[int] = Field(default_factory=list)
     final_mean_dice: float | None = None
     rounds_without_gain: int = 0
     accepted_rounds: int = 0
@@ -109,8 +112,8 @@ class RunState(BaseModel):
 
     @property
     def checkpoints(self) -> set[int]:
-        """Rounds whose checkpoints are needed: the newest, the best, and those that may still be chosen."""
-        return {self.round, self.released_round, *self.candidates}
+        """Rounds whose checkpoints are needed: the newest, the best, and those that may be chosen or averaged."""
+        return {self.round, self.released_round, *self.candidates, *self.recent}
 
     @property
     def lines(self) -> int:

@@ -236,7 +236,8 @@ class _Experiment:
         training = self._config.training
         steps = training.local_steps * len(self._sites.names)
         # One site's update is the next model: there is nothing to weigh, to wait for, or to protect from.
-        strategy = StrategyConfig(max_failed_rounds=self._config.strategy.max_failed_rounds)
+        ours = self._config.strategy
+        strategy = StrategyConfig(max_failed_rounds=ours.max_failed_rounds, average_rounds=ours.average_rounds)
         changes = {"training": training.model_copy(update={"local_steps": steps}), "strategy": strategy}
         config = self._config.model_copy(update=changes)
         folder = RunFolder(pooled_folder)

@@ -3,6 +3,8 @@
 Weights go through the gateway's folder, as over a network, so that updates outlive the server app; sites answer in the
 server app's own process, and what they were doing dies with it.
 
+The last model is an average, for which earlier ones must be kept.
+
 ``python -m tests.server.kill_points FOLDER ENCODING every|each-kind`` forks a child for an operation, in which an audit
 hook sends SIGKILL just before that operation is done; then it goes on with what is left, and compares the end with that
 of a run that was never killed. Prints ``killed N times``.
@@ -25,7 +27,9 @@ from tests import tiny
 from tests.kill_schedule import Act, chosen, kill_before, on_operations, write_kinds
 from tests.server.fake_sites import LAYOUT, begin, broken, gateway_app, honest, nodes, run_over, site
 
-CONFIG = tiny.federation(rounds=2, transport={"upload": "bfloat16", "download": sys.argv[2]})
+CONFIG = tiny.federation(
+    rounds=2, strategy={"average_rounds": 2}, transport={"upload": "bfloat16", "download": sys.argv[2]}
+)
 SITES = [
     ("a", 30, honest("a", 30, 1.0, lambda weights: 1 - abs(float(weights[0]) - 2) / 10)),
     site("b", 20, 1.2),

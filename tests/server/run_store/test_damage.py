@@ -258,6 +258,21 @@ def test_without_its_best_checkpoint_a_run_seeks_the_best_round_anew(tmp_path: P
     assert check_files(folder, again) == []
 
 
+def test_a_model_that_is_lost_is_left_out_of_the_average(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    for number in (1, 2, 3):
+        folder.save_checkpoint(number, np.full(4, number, np.float32), LAYOUT)
+    state = RunState(run="r", digest="d", started="now", round=3, best_round=3, recent=[1, 2, 3])
+    folder.commit(state)
+    folder.checkpoint_path(2).write_bytes(b"")
+    [told] = check_files(folder, state)
+    assert "round_0002.safetensors: was changed or cut" in told
+    assert "neither released nor averaged" in told
+    again = RunFolder(folder.path).load_state()
+    assert again is not None
+    assert again.recent == [1, 3]
+
+
 def test_putting_a_file_aside_finishes_no_round_that_a_crash_ended(tmp_path: Path) -> None:
     folder, state = short_run(tmp_path / "run")
     folder.append_round({"round": 1})
