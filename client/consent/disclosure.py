@@ -69,6 +69,8 @@ MEANINGS: Mapping[type, Mapping[str, str]] = {
         "seconds_evaluate": "how much of that was spent scoring",
         "epsilon": "privacy cost so far (epsilon); empty without differential privacy",
         "update": "SHA-256 of the model update file, which is sent with this message; empty without training",
+        "local_dice": "one Dice of the model as trained at your site: the mean over labels and validation scans; empty "
+        "in rounds in which your site does not score it",
         **_HEADS,
     },
     Failure: {
@@ -209,6 +211,7 @@ def document(request: Request) -> dict[str, Any]:
             "min_sites": federation.strategy.min_sites,
             "min_fraction": federation.strategy.min_fraction,
             "early_stop": federation.early_stop is not None,
+            "validate_local": federation.training.validate_local,
         },
         "model": {
             "kind": "3D U-Net with GroupNorm",
@@ -316,13 +319,21 @@ def _work(work: Mapping[str, Any], privacy: Mapping[str, Any] | None) -> list[st
     return [
         f"{counted(work['rounds'], 'round')}{ending}. In each round, your site scores the model on its validation "
         f"patients and trains {_trained(work['trainable'])} for {counted(work['local_steps'], 'step')} with {batch} "
-        f"({work['optimizer']}, loss {work['loss']}). A final task only scores the finished model.",
+        f"({work['optimizer']}, loss {work['loss']}). {_own_model(work['validate_local'])}A final task only scores the "
+        "finished model.",
         f"Your approval covers that and no more: {counted(work['rounds'], 'training')} and "
         f"{counted(work['rounds'] + 1, 'scoring')}, whatever the server calls its runs. You can allow more later.",
         f"A round counts if {counted(work['min_sites'], 'site')} or more answer with an update{least}."
         f"{_consequence(work['min_sites'])}",
         _combined(work["algorithm"], work["algorithm_options"]),
     ]
+
+
+def _own_model(every: int) -> str:
+    if every == 0:
+        return ""
+    rounds = "every round" if every == 1 else f"rounds {every}, {2 * every}, {3 * every} and so on"
+    return f"After training in {rounds}, it also scores its own model, as part of the training. "
 
 
 def _combined(algorithm: str, options: Mapping[str, float]) -> str:

@@ -52,6 +52,7 @@ PRIVATE_MEANINGS = {
     "train_loss": "always empty: no loss is sent under differential privacy",
     "validation_loss": "always empty: no loss is sent under differential privacy",
     "dice": "for each label, the mean Dice over all validation patients, with noise added",
+    "local_dice": "always empty: models trained at your site are not scored under differential privacy",
     "seconds": f"how long the task took, {_ROUNDED}",
     "seconds_data": f"how much of that was spent waiting for data, {_ROUNDED}",
     "seconds_compute": f"how much of that was spent training, {_ROUNDED}",

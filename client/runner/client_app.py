@@ -39,6 +39,7 @@ from common.protocol.codec import (
     to_record,
     unpack_question,
 )
+from common.protocol.messages import mean_of_known
 from common.weights.encoding import ErrorFeedback, vector_of
 from common.weights.store import WeightStore
 
@@ -270,7 +271,7 @@ def _evaluate_then_train(
     if observer is not None:
         observer.site_started(task.round, site.name, steps)
     validation = trainer.validate(weights, site.validation_cases, task.round, site.seed)
-    training = None
+    training, local_dice, seconds_local = None, math.nan, 0.0
     if task.train:
 
         def on_step(step: int, loss: float | None) -> None:
@@ -278,6 +279,7 @@ def _evaluate_then_train(
                 observer.site_step(task.round, site.name, step, steps, loss)
 
         training = trainer.train(weights, site.train_cases, task.round, site.seed, on_step)
+        local_dice, seconds_local = _score_own_model(task, weights + training.update, site)
     told: Callable[[float], float] = float if site.privacy is None else coarse
     result = Result(
         site=site.name,
@@ -292,10 +294,20 @@ def _evaluate_then_train(
         seconds=told(time.perf_counter() - started),
         seconds_data=told(training.seconds_data if training else 0.0),
         seconds_compute=told(training.seconds_compute if training else 0.0),
-        seconds_evaluate=told(validation.seconds),
+        seconds_evaluate=told(validation.seconds + seconds_local),
         epsilon=epsilon,
+        local_dice=local_dice,
     )
     return result, training.update if training else None
+
+
+def _score_own_model(task: Task, weights: Vector, site: Site) -> tuple[float, float]:
+    """Return the mean Dice of the model that the site trained, and the seconds taken; NaN and 0 if nobody asks."""
+    # Under privacy nothing has paid for another score.
+    if not site.trainer.config.scores_own_model(task.round) or site.privacy is not None:
+        return math.nan, 0.0
+    validation = site.trainer.validate(weights, site.validation_cases, task.round, site.seed)
+    return mean_of_known(validation.dice.values()), validation.seconds
 
 
 def coarse(seconds: float) -> float:

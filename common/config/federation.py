@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from common.config.initial_model import resolve_initial_model
 from common.config.network import FederationName, NetworkConfig
-from common.config.privacy import PrivacyConfig
+from common.config.privacy import PrivacyConfig, with_unscored_training
 from common.config.simulation import SimulationConfig
 from common.config.strategy import StrategyConfig, check_average, check_least_sites, with_least_sites
 from common.config.yaml_file import dump_yaml, parse_yaml, read_yaml
@@ -122,6 +122,9 @@ class TrainingConfig(Frozen):
         patch that fits, and one that is written must fit. None: no limit but ``common.planning.planner.LARGEST_PATCH``.
     trainable
         Part of the network that sites train (see ``common.models.trainable``); the rest is frozen.
+    validate_local
+        N: in every N-th round, sites also score the models that they trained, each on its own validation patients, and
+        send the mean Dice. 0 for never, which is the default under ``privacy`` and all that it allows.
     """
 
     memory_gb: Annotated[Real, Field(ge=0.1, le=1000)] | None = None
@@ -141,6 +144,11 @@ class TrainingConfig(Frozen):
     compile: Switch = False
     workers: Annotated[PositiveInt, Field(le=32)] = 1
     augmentation: AugmentationPlan | None = AugmentationPlan()
+    validate_local: Annotated[Whole, Field(ge=0, le=1_000_000)] = 5
+
+    def scores_own_model(self, round_number: int) -> bool:
+        """Return whether sites score the models that they train in a round."""
+        return self.validate_local > 0 and round_number % self.validate_local == 0
 
 
 class EarlyStop(Frozen):
@@ -202,8 +210,8 @@ class FederationConfig(Frozen):
 
     @model_validator(mode="before")
     @classmethod
-    def _few_sites_are_a_choice(cls, content: Any) -> Any:
-        return with_least_sites(content) if isinstance(content, dict) else content
+    def _defaults_of_the_rest(cls, content: Any) -> Any:
+        return with_unscored_training(with_least_sites(content)) if isinstance(content, dict) else content
 
     @model_validator(mode="after")
     def _strategy_fits_rounds_and_sites(self) -> Self:
@@ -223,6 +231,10 @@ class FederationConfig(Frozen):
             return self
         if self.early_stop is not None and self.privacy.validation == "off":
             raise ValueError("early_stop needs scores, and privacy.validation is off; remove one of them")
+        if self.training.validate_local > 0:
+            raise ValueError(
+                "training.validate_local must be 0 with privacy: nothing pays for scores of the models that sites train"
+            )
         return self
 
     @model_validator(mode="after")

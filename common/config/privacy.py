@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -74,3 +75,11 @@ class PrivacyConfig(Frozen):
     patches_per_patient: PositiveInt = 1
     adaptive_clipping: AdaptiveClipping | None = None
     validation: Annotated[Literal["noised", "off"], BeforeValidator(_off_is_a_word)] = "noised"
+
+
+def with_unscored_training(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in the default of ``training.validate_local`` for a private federation; leave what the file says."""
+    training = content.get("training")
+    if content.get("privacy") is None or not isinstance(training, dict | None) or "validate_local" in (training or {}):
+        return dict(content)
+    return {**content, "training": {**(training or {}), "validate_local": 0}}

@@ -28,7 +28,7 @@ from common.weights.digest import SHA256
 from common.weights.encoding import Encoding, Vector
 from common.weights.layout import WeightLayout
 
-FORMAT = 4
+FORMAT = 5
 HELLO = "hello"
 MAX_LABELS = 256
 MAX_PATIENTS = 1_000_000
@@ -234,6 +234,13 @@ def _epsilon(value: Any, name: str) -> float:
     return epsilon
 
 
+def _share(value: Any, name: str) -> float:
+    share = _number(value, name)
+    if not (math.isnan(share) or 0 <= share <= 1):
+        raise ProtocolError(f"{name} must lie between 0 and 1")
+    return share
+
+
 def _encoding(value: Any, name: str) -> Encoding:
     encoding: Encoding
     for encoding in get_args(Encoding):
@@ -272,12 +279,9 @@ def _dice(value: Any, name: str) -> dict[int, float]:
         raise ProtocolError(f"{name} must hold a number for each of at most {MAX_LABELS} labels")
     dice = {}
     for label, score in value.items():
-        number = _number(score, name)
-        if not (label.isascii() and label.isdecimal() and str(int(label[:10])) == label) or not (
-            math.isnan(number) or 0 <= number <= 1
-        ):
-            raise ProtocolError(f"{name} of label {label[:20]!r} must lie between 0 and 1")
-        dice[int(label)] = number
+        if not (label.isascii() and label.isdecimal() and str(int(label[:10])) == label):
+            raise ProtocolError(f"{name}: {label[:20]!r} is no label")
+        dice[int(label)] = _share(score, f"{name} of label {label}")
     return dice
 
 
@@ -339,6 +343,7 @@ _RESULT: Mapping[str, Reader] = {
     "seconds_evaluate": _number,
     "epsilon": _number,
     "update": _optional(_sha256),
+    "local_dice": _share,
     **_HEADS,
 }
 _FAILURE: Mapping[str, Reader] = {"code": _error_code, "reason": _class_name}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 
@@ -194,6 +195,9 @@ class Result:
         Mean over patients.
     dice
         Label -> mean Dice over the validation patients in whom the label or its prediction exists; NaN if none.
+    local_dice
+        Mean over labels of the Dice of the model that the site trained, before its update is rounded or combined with
+        others; NaN in rounds without it (``training.validate_local``).
     seconds
         Wall-clock time of the whole task; ``seconds_data`` (waiting for data), ``seconds_compute`` and
         ``seconds_evaluate`` are its parts.
@@ -220,9 +224,15 @@ class Result:
     update: str | None = None
     ledger_head: str | None = None
     audit_head: str | None = None
+    local_dice: float = math.nan
 
     @property
     def mean_dice(self) -> float:
         """Mean Dice over the labels that have one; NaN if none has."""
-        known = [value for value in self.dice.values() if not math.isnan(value)]
-        return sum(known) / len(known) if known else math.nan
+        return mean_of_known(self.dice.values())
+
+
+def mean_of_known(values: Iterable[float]) -> float:
+    """Return the mean of the values that are not NaN; NaN if there are none."""
+    known = [value for value in values if not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan

@@ -57,6 +57,8 @@ def site_summary(line: Mapping[str, Any]) -> str:
     parts = [f"Dice {number_text(line.get('mean_dice'))}", seconds_text(line)]
     if line.get("train_loss") is not None:
         parts.insert(0, f"loss {number_text(line['train_loss'])}")
+    if line.get("local_dice") is not None:
+        parts.insert(-1, f"own model {number_text(line['local_dice'])}")
     if line.get("epsilon") is not None:
         parts.append(f"epsilon {number_text(line['epsilon'])}")
     return ", ".join(parts)

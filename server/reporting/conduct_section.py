@@ -27,7 +27,8 @@ def conduct_section(run: RunRecord) -> dict[str, Any] | None:
             quarantined.pop(str(event.get("site")), None)
     return {
         "alarms": _alarms(run),
-        "rows": [_row(name, several, quarantined.get(name)) for name, several in parts.items()],
+        "rows": [_row(run, name, several, quarantined.get(name)) for name, several in parts.items()],
+        "has_gaps": any(run.gaps(site.name) for site in run.sites),
         "curves": _curves(run),
     }
 
@@ -38,7 +39,8 @@ def _alarms(run: RunRecord) -> list[str]:
     return list(texts.values())
 
 
-def _row(name: str, parts: Sequence[SiteRound], quarantined: str | None) -> dict[str, Any]:
+def _row(run: RunRecord, name: str, parts: Sequence[SiteRound], quarantined: str | None) -> dict[str, Any]:
+    gaps = list(run.gaps(name).values())
     lengths = [part.length for part in parts if part.length is not None]
     cosines = [part.cosine for part in parts if part.cosine is not None]
     scales = [part.scale for part in parts if part.scale is not None and part.scale < 1]
@@ -51,22 +53,27 @@ def _row(name: str, parts: Sequence[SiteRound], quarantined: str | None) -> dict
         "smallest_scale": min(scales, default=None),
         "cosine": median(cosines) if cosines else None,
         "lowest_cosine": min(cosines, default=None),
+        "gap": median(gaps) if gaps else None,
         "quarantined": quarantined,
     }
 
 
 def _curves(run: RunRecord) -> str:
     x = [line.number for line in run.training_rounds]
-    cosines, lengths = [], []
+    cosines, lengths, gaps = [], [], []
     for index, site in enumerate(run.sites):
         parts = [line.sites.get(site.name) for line in run.training_rounds]
         style = site_style(index)
+        known = run.gaps(site.name)
+        gaps.append(Curve(list(known), list(known.values()), style))
         cosines.append(Curve(x, [_known(None if part is None else part.cosine) for part in parts], style))
         lengths.append(Curve(x, [_known(None if part is None else part.length) for part in parts], style))
     panels = [
         Panel("Direction", "round", "cosine to the other sites", cosines, limits=(-1.05, 1.05)),
         Panel("Length", "round", "length of the update", lengths),
     ]
+    if any(curve.x for curve in gaps):
+        panels.append(Panel("Own model", "round", "Dice above the next global model", gaps, reference=0.0))
     return draw_panels(panels, "conduct", "Curves of the direction and length of each site's update by round")
 
 

@@ -75,6 +75,7 @@ def admit(
     labels: set[int],
     most_steps: int | None = None,
     privacy: PrivacyConfig | None = None,
+    scores_own: bool = False,
 ) -> None:
     """Check a reply's numbers against its task and the site's declaration.
 
@@ -92,6 +93,8 @@ def admit(
         Local steps that the federation allows per round.
     privacy
         The federation's privacy settings; with them a reply must report an epsilon and no loss.
+    scores_own
+        Whether the federation asks for ``local_dice`` in this round.
 
     Raises
     ------
@@ -109,6 +112,8 @@ def admit(
     if (result.examples, result.validation_examples) != (info.train_examples, info.validation_examples):
         raise RefusedError(Refusal.EXAMPLES_DIFFER)
     if not _numbers_are_sane(result, task, most_steps, privacy):
+        raise RefusedError(Refusal.NUMBER_OUT_OF_RANGE)
+    if not (scores_own and task.train and result.validation_examples) and not math.isnan(result.local_dice):
         raise RefusedError(Refusal.NUMBER_OUT_OF_RANGE)
     if task.train and result.update is None:
         raise RefusedError(Refusal.MISSING_UPDATE)

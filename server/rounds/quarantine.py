@@ -10,7 +10,7 @@ its next round; it works whether or not the federation is running.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from common.errors import FedvoxError
 from common.protocol.codec import Refusal, SiteInfo
@@ -49,7 +49,7 @@ def read_releases(folder: RunFolder, state: RunState) -> list[str]:
         site = note.read_text(encoding="utf-8", errors="replace")
         if state.quarantine.pop(site, None) is not None:
             state.conduct.pop(site, None)
-            for about in ("quarantine", "watch", "patients"):
+            for about in ("quarantine", "watch", "copy", "patients"):
                 state.alarms.pop(f"{about} {site}", None)
             state.declared.pop(site, None)
             state.changed.pop(site, None)
@@ -85,6 +85,7 @@ def record_conduct(
     refused: Mapping[str, Refusal | None],
     directions: Directions,
     scales: Mapping[str, float] | None = None,
+    copied: Collection[str] = frozenset(),
 ) -> list[str]:
     """Record a round's outcome, and quarantine the sites that were refused or opposed the others too often.
 
@@ -99,6 +100,8 @@ def record_conduct(
         How the accepted updates point.
     scales
         Site -> factor by which its accepted update was scaled.
+    copied
+        Sites whose accepted updates are nearly copies.
 
     Returns
     -------
@@ -111,11 +114,12 @@ def record_conduct(
             state.refused_last.pop(site, None)
         else:
             state.refused_last[site] = reason
-        blame = reason or blame_of(site, directions, scales or {})
+        blame = reason or blame_of(site, directions, scales or {}, copied)
         state.conduct[site] = with_round(state.conduct.get(site, []), blame)
         if isinstance(blame, Refusal) and is_enough(state.conduct[site]) and site not in state.quarantine:
             state.quarantine[site] = blame
-            state.alarms.pop(f"watch {site}", None)
+            for about in ("watch", "copy"):
+                state.alarms.pop(f"{about} {site}", None)
             newly_quarantined.append(site)
             folder.event("site_quarantined", site=site, reason=blame)
     return newly_quarantined

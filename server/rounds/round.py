@@ -27,6 +27,7 @@ from server.rounds.admission import RefusedError, UpdateReader, admit, judge_nor
 from server.rounds.aggregation import StoredUpdates
 from server.rounds.exchange import Ask, Exchange, NoReply
 from server.rounds.judgement.conduct import is_enough, with_round
+from server.rounds.judgement.copies import Copies, find_copies
 from server.rounds.judgement.directions import Directions, compare_directions
 from server.rounds.judgement.lengths import scales
 from server.rounds.roster import Roster, cannot_pay, error_name, is_gone, says_no
@@ -91,6 +92,7 @@ class Round:
         self.refusals: dict[str, Refusal | None] = {}
         self.directions = Directions()
         self.scales: dict[str, float] = {}
+        self.copies = Copies()
         self.bytes_up = 0
         self.bytes_down = 0
         self.updates = UpdateStore(folder.path / UPDATES, task.run, task.round, self._size, task.upload, transfer)
@@ -199,7 +201,9 @@ class Round:
         try:
             text, result = self._unpack(reply, info)
             config = self._terms.config
-            admit(result, self.task, info, self._labels, config.training.local_steps, config.privacy)
+            training = config.training
+            scores_own = training.scores_own_model(self.task.round)
+            admit(result, self.task, info, self._labels, training.local_steps, config.privacy, scores_own)
             # The hash in the site's sent log: of the update or, without one, of the whole reply.
             sha256 = result.update or hashlib.sha256(text.encode()).hexdigest()
             if result.update is not None:
@@ -239,9 +243,15 @@ class Round:
                 self.updates.drop(site)
                 self._record(site, self._refuse(Refusal.OPPOSED, infos[site]))
         self.scales = scales({site: norms[site] for site in self.accepted})
+        model = self._folder.map_checkpoint(self._state.round, self._terms.layout)
+        self.copies = find_copies(self._stored(self.accepted, {}), model, self._state)
         for site, norm in norms.items():
-            cosine = self.directions.cosines.get(site)
-            self.lines[site] |= {"length": norm, "scale": self.scales.get(site), "cosine": cosine}
+            self.lines[site] |= {
+                "length": norm,
+                "scale": self.scales.get(site),
+                "cosine": self.directions.cosines.get(site),
+                "likeness": self.copies.likeness.get(site),
+            }
 
     def _refuse(self, reason: Refusal, info: SiteInfo) -> dict[str, Any]:
         self.refusals[info.site] = reason

@@ -25,6 +25,7 @@ def accepted(result: Result, sha256: str | None) -> dict[str, Any]:
         "validation_loss": _known(result.validation_loss),
         "mean_dice": _known(result.mean_dice),
         "dice": {str(label): _known(result.dice[label]) for label in sorted(result.dice)},
+        "local_dice": _known(result.local_dice),
         "seconds": round(result.seconds, 3),
         "seconds_data": round(result.seconds_data, 3),
         "seconds_compute": round(result.seconds_compute, 3),
@@ -34,6 +35,7 @@ def accepted(result: Result, sha256: str | None) -> dict[str, Any]:
         "length": None,
         "scale": None,
         "cosine": None,
+        "likeness": None,
         "ledger_head": result.ledger_head,
         "audit_head": result.audit_head,
     }

@@ -27,7 +27,13 @@ from server.progress.events import EventSink, Notice, RoundDone, RoundStarted
 from server.release.choice import choose, leave_out
 from server.rounds import round_log
 from server.rounds.exchange import Exchange, FederationError, MessageMaker, Patience, Signals
-from server.rounds.judgement.alarms import alarms_of_choice, alarms_of_patients, alarms_of_quarantine, alarms_of_round
+from server.rounds.judgement.alarms import (
+    alarms_of_choice,
+    alarms_of_drift,
+    alarms_of_patients,
+    alarms_of_quarantine,
+    alarms_of_round,
+)
 from server.rounds.quarantine import read_releases, record_conduct
 from server.rounds.roster import Names, Roster
 from server.rounds.round import Round
@@ -188,6 +194,8 @@ class RoundLoop:
         weights = self._folder.map_checkpoint(state.round, self._layout)
         if self._has_quorum(finished.summary(), state):
             parts = self._next_weights(weights, finished, state)
+            state.sketches |= finished.copies.sketches
+            state.model_sketch = finished.copies.model
             state.norms |= {site: finished.updates.updates[site].norm for site in finished.accepted}
             state.accepted_rounds += 1
             state.failed_rounds = 0
@@ -279,8 +287,10 @@ class RoundLoop:
             self._emit,
         )
         current.run(exchange, roster, sites, model)
-        record_conduct(self._folder, state, current.refusals, current.directions, current.scales)
+        copied = current.copies.copied
+        record_conduct(self._folder, state, current.refusals, current.directions, current.scales, copied)
         self._raise_alarms(state, alarms_of_round(state, current.scales))
+        self._raise_alarms(state, alarms_of_drift([*self._folder.read_rounds(), current.summary()]))
         patients = {site: current.lines[site]["examples"] for site in current.accepted}
         self._raise_alarms(state, alarms_of_patients(self._config.strategy.weights, patients))
         return current

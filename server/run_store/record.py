@@ -22,6 +22,8 @@ class SiteRound:
     ----------
     dice
         Dice of the received model on the site's validation patients, by label value.
+    local_dice
+        Mean Dice of the model that the site trained, on the same patients.
     length, scale, cosine
         L2 norm of the update, the factor by which it was scaled, and its cosine to the mean direction of the others.
     """
@@ -34,6 +36,7 @@ class SiteRound:
     validation_loss: float | None
     mean_dice: float | None
     dice: Mapping[int, float]
+    local_dice: float | None
     seconds: float | None
     seconds_data: float | None
     seconds_compute: float | None
@@ -141,6 +144,17 @@ class RunRecord:
     def line_of_model(self, model_round: int | None) -> Round | None:
         """Return the round with the scores of the model after ``model_round`` rounds, if it was scored."""
         return next((line for line in self.rounds if line.model_round == model_round), None)
+
+    def gaps(self, site: str) -> dict[int, float]:
+        """Return by how much Dice a site's own model was better than the global one after the round, by round."""
+        found = {}
+        for line in self.training_rounds:
+            following = self.line_of_model(line.number)
+            own = line.sites[site].local_dice if site in line.sites else None
+            combined = following.sites[site].mean_dice if following and site in following.sites else None
+            if own is not None and combined is not None:
+                found[line.number] = own - combined
+        return found
 
     def epsilon_spent(self, site: str | None = None) -> float | None:
         """Return the largest epsilon that a site, or any site, has reported; None if none has."""

@@ -35,6 +35,7 @@ _SITE_NUMBERS = (
     "train_loss",
     "validation_loss",
     "mean_dice",
+    "local_dice",
     "seconds",
     "seconds_data",
     "seconds_compute",

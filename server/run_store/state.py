@@ -18,6 +18,7 @@ class RunError(FedvoxError):
 class Oddity(StrEnum):
     """What was odd about an update that counted: honest sites may do it now and then, so it leads to no quarantine."""
 
+    COPIED = "copied"
     LEANING = "leaning"
     SCALED_DOWN = "scaled-down"
 
@@ -46,6 +47,9 @@ class RunState(BaseModel):
         Rounds in a row with too few updates.
     norms
         Site -> L2 norm of its last accepted update.
+    sketches, model_sketch
+        Site -> sketch of its last accepted update; sketch of the model that was sent last
+        (``server.rounds.judgement.copies``).
     conduct
         Site -> what it was blamed for, or what was odd, in each of its last rounds; None for nothing.
     refused_last
@@ -93,6 +97,8 @@ class RunState(BaseModel):
     bytes_up: int = 0
     bytes_down: int = 0
     norms: dict[str, float] = Field(default_factory=dict)
+    sketches: dict[str, str] = Field(default_factory=dict)
+    model_sketch: str = ""
     conduct: dict[str, list[Refusal | Oddity | None]] = Field(default_factory=dict)
     refused_last: dict[str, Refusal] = Field(default_factory=dict)
     quarantine: dict[str, Refusal] = Field(default_factory=dict)

@@ -238,7 +238,9 @@ def _app_over(
             tasks.append((name, question))
         weights = weights_of(name)
         try:
-            result, update = work(question, vector_of(weights.inbox.get(question.model), 4, question.download))
+            content = weights.inbox.get(question.model)
+            size = content.size // (4 if question.download == "float32" else 2)
+            result, update = work(question, vector_of(content, size, question.download))
         except ArithmeticError:
             return Message(Error(code=1000, reason="patient Jane Doe, bed 7"), reply_to=message)
         if update is not None:

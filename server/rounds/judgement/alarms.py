@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from common.formatting import counted
 from common.protocol.codec import Refusal
 from server.release.choice import Choice
-from server.rounds.judgement.conduct import BAD_ROUNDS, ROUNDS, is_dispute, is_odd
+from server.rounds.judgement.conduct import BAD_ROUNDS, ROUNDS, is_copying, is_dispute, is_odd
+from server.rounds.judgement.copies import NEAR_COPY
+from server.rounds.judgement.drift import FAR, far_below_since
 from server.run_store.folder import RunState
 from server.site_weights import overstated
 
@@ -31,7 +34,9 @@ def alarms_of_round(state: RunState, scales: Mapping[str, float]) -> dict[str, s
     """
     alarms = alarms_of_quarantine(state)
     for site in sorted(set(state.conduct) - set(state.quarantine)):
-        if is_odd(state.conduct[site]):
+        if copied := _copied(state, site):
+            alarms[f"copy {site}"] = f"{copied}; the site does not train, ask it why"
+        elif is_odd(state.conduct[site]):
             alarms[f"watch {site}"] = (
                 f"{OFTEN}, replies of {site} were refused, scaled down, or pushed against the other sites; ask the "
                 "site, and if it cannot say why, end the run or leave the site out"
@@ -52,11 +57,45 @@ def alarms_of_round(state: RunState, scales: Mapping[str, float]) -> dict[str, s
     return alarms
 
 
+def _copied(state: RunState, site: str) -> str:
+    """Return in words what a site sends instead of its own work; empty if it works."""
+    last = state.conduct[site][-1:]
+    if last == [Refusal.ZERO_UPDATE]:
+        return f"the update of {site} was zero: it sent back the model that it was sent"
+    if last == [Refusal.REPEATED_UPDATE]:
+        return f"the update of {site} was a copy of an earlier update"
+    if is_copying(state.conduct[site]):
+        return (
+            f"{OFTEN}, the update of {site} was nearly a copy of its last one, of the model's last step or of the "
+            f"model that it was sent (cosine of {NEAR_COPY} or more)"
+        )
+    return ""
+
+
 def alarms_of_quarantine(state: RunState) -> dict[str, str]:
     """Return the alarms about the sites in quarantine."""
     return {
         f"quarantine {site}": _quarantined(state, site, reason) for site, reason in sorted(state.quarantine.items())
     }
+
+
+def alarms_of_drift(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the alarm about a federation that loses what its sites learn.
+
+    Parameters
+    ----------
+    lines
+        Lines of ``rounds.jsonl``, the newest last.
+    """
+    since = far_below_since(lines)
+    if since is None:
+        return {}
+    text = (
+        f"since round {since}, the models that most sites trained score more than {FAR} Dice above the global model "
+        "that comes of them: combining the updates loses what sites learn; compare the sites' labels and scans, lower "
+        "training.local_steps, or choose another strategy.name"
+    )
+    return {"drift": text}
 
 
 def alarms_of_patients(rule: str | Mapping[str, int], patients: Mapping[str, int]) -> dict[str, str]:

@@ -14,8 +14,12 @@ DISPUTES: Collection[Refusal | Oddity] = (Refusal.NORM_DISPUTED, Refusal.DIRECTI
 Outcome = Refusal | Oddity | None
 
 
-def blame_of(site: str, directions: Directions, scales: Mapping[str, float]) -> Outcome:
+def blame_of(
+    site: str, directions: Directions, scales: Mapping[str, float], copied: Collection[str] = frozenset()
+) -> Outcome:
     """Return what a site is blamed for, or what is odd, by the direction and length of its update; None for nothing.
+
+    ``copied`` are the sites whose updates are nearly copies.
 
     Of two sites, nobody can tell which one's length is odd.
     """
@@ -23,6 +27,8 @@ def blame_of(site: str, directions: Directions, scales: Mapping[str, float]) -> 
         return Refusal.OPPOSED
     if site in directions.disputed:
         return Refusal.DIRECTION_DISPUTED
+    if site in copied:
+        return Oddity.COPIED
     if site in directions.leaning:
         return Oddity.LEANING
     return Oddity.SCALED_DOWN if len(scales) > 2 and scales.get(site, 1.0) < 1 else None
@@ -41,6 +47,11 @@ def is_enough(conduct: Sequence[Outcome]) -> bool:
 def is_odd(conduct: Sequence[Outcome]) -> bool:
     """Return whether a site was refused, opposed the others or was odd in ``BAD_ROUNDS`` of its last ``ROUNDS``."""
     return sum(outcome is not None and outcome not in DISPUTES for outcome in conduct) >= BAD_ROUNDS
+
+
+def is_copying(conduct: Sequence[Outcome]) -> bool:
+    """Return whether a site's updates were nearly copies in ``BAD_ROUNDS`` of its last ``ROUNDS``."""
+    return conduct.count(Oddity.COPIED) >= BAD_ROUNDS
 
 
 def is_dispute(conduct: Sequence[Outcome]) -> bool:

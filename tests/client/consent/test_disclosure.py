@@ -170,6 +170,23 @@ def test_the_text_says_what_privacy_there_is_and_what_not(tmp_path: Path) -> Non
     assert "one patch of each patient drawn (25 % of your patients on average)" in text
 
 
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"training": {"validate_local": 1}}, "After training in every round, it also scores its own model"),
+        ({}, "After training in rounds 5, 10, 15 and so on, it also scores its own model, as part of the training. A"),
+        ({"training": {"validate_local": 0}}, ""),
+        ({"privacy": PRIVATE}, ""),
+    ],
+)
+def test_the_document_says_when_a_site_scores_its_own_model(
+    tmp_path: Path, values: dict[str, object], told: str
+) -> None:
+    write_kit(tmp_path, **values)
+    text = as_text(document(read_request(tmp_path)), 10_000)
+    assert ("scores its own model" in text) == bool(told) and told in text
+
+
 def test_a_large_delta_is_warned_of(tmp_path: Path) -> None:
     write_kit(tmp_path, privacy=PRIVATE | {"delta": 0.009})
     text = as_text(document(read_request(tmp_path)), 10_000)

@@ -116,6 +116,21 @@ def test_scores_that_do_not_leave_cost_nothing(scored_on: int, privacy: dict[str
     assert math.isnan(unpacked(reply, trainer)[0].dice[1])
 
 
+def test_no_private_site_scores_the_model_that_it_trained() -> None:
+    """Whatever its configuration says: nothing has paid for another score."""
+    config = federation()
+    asked = config.training.model_copy(update={"validate_local": 1})
+    trainer = make_trainer(config.model_copy(update={"training": asked}), tiny.plan_for(config), torch.device("cpu"))
+    assert trainer.config.scores_own_model(3)
+    purse = Purse(1.0)
+    site = Site("a", CASES[:-1], CASES[-1:], 0, config.digest(), trainer, privacy=trainer.privacy, budget=purse)
+    model = WEIGHTS.put([np.zeros(trainer.layout.size, "<f4")])
+    task = Task("run", config.digest(), 3, 3, True, model)
+    app = make_client_app(lambda context: site, SiteWeights(WEIGHTS, WEIGHTS))
+    result, _ = unpacked(unpack_answer(ask_app(app, task.name, task, pack(task))), trainer)
+    assert math.isnan(result.local_dice) and result.dice[1] >= 0
+
+
 def test_nothing_is_computed_that_cannot_be_paid() -> None:
     purse = Purse(None)
     reply, watcher, _ = ask(purse)

@@ -71,6 +71,7 @@ RESULT = Result(
     update=MODEL,
     ledger_head=MODEL,
     audit_head=MODEL[::-1],
+    local_dice=0.5,
 )
 FAILURE = Failure(ErrorCode.NO_DATA, "DataError")
 BEAT = Heartbeat((NAME,), NAME, 3, 40)
@@ -118,7 +119,7 @@ infos = st.builds(
 results = st.builds(
     Result,
     *(text, runs, count, count, count, count, number, number, dice, number, number, number, number, number),
-    *(heads, heads, heads),
+    *(heads, heads, heads, st.floats(0, 1) | st.just(math.nan)),
 )
 failures = st.builds(Failure, st.sampled_from(ErrorCode), st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,99}", fullmatch=True))
 beats = st.lists(names, max_size=MAX_TASKS).flatmap(
@@ -163,7 +164,7 @@ def test_what_may_leave_a_site_is_this_list() -> None:
     counts = {"round", "examples", "validation_examples", "steps"}
     heads_named = {"ledger_head", "audit_head"}
     assert set(content(RESULT)) - {"format", "kind"} == (
-        numbers | counts | {"site", "run", "dice", "epsilon", "update"} | heads_named
+        numbers | counts | {"site", "run", "dice", "local_dice", "epsilon", "update"} | heads_named
     )
     versions = {"fedvox", "flwr", "torch", "python", "device", "precision"}
     sizes = {"train_examples", "validation_examples"}
@@ -233,6 +234,7 @@ ALLOWED: dict[type, dict[str, list[Any]]] = {
         **dict.fromkeys(("train_loss", "validation_loss", "epsilon"), NUMBERS),
         **dict.fromkeys(("seconds", "seconds_data", "seconds_compute", "seconds_evaluate"), NUMBERS),
         "dice": [{}],
+        "local_dice": [0.5, None],
         "update": [None],
         **HEADS,
     },
@@ -292,6 +294,9 @@ def test_a_field_takes_its_own_type_alone(message: Any) -> None:
         (RESULT, "dice", {"1" * 5000: 0.5}),
         (RESULT, "dice", {str(label): 0.5 for label in range(MAX_LABELS + 1)}),
         (RESULT, "dice", [0.5]),
+        (RESULT, "local_dice", 1.5),
+        (RESULT, "local_dice", -0.1),
+        (RESULT, "local_dice", "0.5"),
         (RESULT, "update", MODEL[:-1] + "g"),
         (RESULT, "update", ""),
         (RESULT, "ledger_head", MODEL[:-1]),

@@ -83,6 +83,20 @@ def test_a_bad_number_is_refused(change: dict[str, object], code: str) -> None:
         admit(replace(GOOD, **change), TASK, INFO, {1, 2}, 4)  # type: ignore[arg-type]
 
 
+def test_the_score_of_a_site_s_own_model_is_admitted_where_it_was_asked_for() -> None:
+    own = replace(GOOD, local_dice=0.5)
+    for asked in (GOOD, own):
+        admit(asked, TASK, INFO, {1, 2}, 4, scores_own=True)
+    nobody = {"validation_examples": 0, "validation_loss": math.nan, "dice": {1: math.nan, 2: math.nan}}
+    for reply, task, info, scores_own in (
+        (own, TASK, INFO, False),
+        (replace(SCORED, local_dice=0.5), ONLY_SCORES, INFO, True),
+        (replace(own, **nobody), TASK, replace(INFO, validation_examples=0), True),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(RefusedError, match="number-out-of-range"):
+            admit(reply, task, info, {1, 2}, 4, scores_own=scores_own)
+
+
 def test_scores_of_no_patients_are_refused() -> None:
     nobody = {"validation_examples": 0}
     for change in ({"validation_loss": 0.5}, {"validation_loss": math.nan}):

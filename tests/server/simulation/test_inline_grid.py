@@ -132,6 +132,16 @@ def test_without_training_there_is_no_update(hospital: Hospital) -> None:
     assert 0 <= result.mean_dice <= 1
 
 
+def test_the_model_that_was_trained_is_scored_in_the_rounds_that_were_agreed_on() -> None:
+    hospital = Hospital(tiny.site("a", 1, DIGEST, validate_local=2))
+    first, second = (hospital.result(hospital.task(round=number)) for number in (1, 2))
+    assert math.isnan(first.local_dice) and math.isnan(hospital.result(hospital.task(train=False, round=4)).local_dice)
+    update = vector_of(hospital.outbox.get(str(second.update)), hospital.size, "float32")
+    sent = vector_of(hospital.inbox.get(hospital.model()), hospital.size, "float32")
+    trained = hospital.inbox.put([sent + update])
+    assert second.local_dice == hospital.result(hospital.task(train=False, model=trained, round=4)).mean_dice
+
+
 def test_the_weights_of_the_store_are_not_written_to(hospital: Hospital) -> None:
     """They may be a file that is mapped: training works on a copy."""
     task = hospital.task()
