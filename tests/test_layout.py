@@ -13,6 +13,7 @@ ROOMS = {
     "server": (
         *(
             "cli",
+            "comparison",
             "simulation",
             "coordinator",
             "gateway",
@@ -26,8 +27,7 @@ ROOMS = {
     "client": ("cli", "site", "courier", "runner", "ledger", "consent", "training", "inference", "data"),
     "common": (
         *("planning", "privacy", "config", "protocol", "models", "losses", "metrics", "weights", "imaging/phantoms"),
-        *("imaging/patches", "imaging/cache", "imaging/datasets", "imaging/io/dicom", "imaging/io", "imaging"),
-        *("plan",),
+        *("imaging/patches", "imaging/cache", "imaging/datasets", "imaging/io", "imaging", "plan"),
         *("audit", "certificates", "system"),
     ),
 }

@@ -17,6 +17,7 @@ from pathlib import Path
 from common.errors import ConfigError, OutputError
 from common.system.cli import add_command, add_device, add_json, base_parser, default_cache, run, show
 from common.system.files import new_folder
+from server.cli.compare import add_compare_command
 from server.cli.network import add_network_commands
 from server.cli.privacy import add_privacy_commands, add_set
 from server.formatting import format_best, format_seconds, scores_are_noised
@@ -51,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     simulate.add_argument("--resume", action="store_true", help="resume the run in --out")
     simulate.add_argument("--cache", type=Path, metavar="DIR", help="for preprocessed scans (default: $FEDVOX_CACHE)")
     simulate.add_argument("--no-cache", action="store_true", help="keep preprocessed scans in memory only")
+
+    add_compare_command(commands)
 
     status = add_command(commands, "status", _status, "show a run's progress", "runs/first")
     status.add_argument("run", type=Path, metavar="RUN_DIR")

@@ -137,6 +137,60 @@ def draw_panels(panels: Sequence[Panel], name: str, description: str) -> str:
     return f'<svg viewBox="{view}" role="img" aria-label="{escape(description)}">{body}</svg>'
 
 
+@dataclass(frozen=True)
+class IntervalPanel:
+    """One pair of axes with a row for each name: a value and its interval.
+
+    Attributes
+    ----------
+    rows
+        Value, low and high end; None where there is no value, and low and high NaN where there is no interval.
+    reference
+        Drawn as a vertical line.
+    """
+
+    title: str
+    x_label: str
+    names: Sequence[str]
+    rows: Sequence[tuple[float, float, float] | None]
+    reference: float | None = None
+
+
+def draw_intervals(panels: Sequence[IntervalPanel], name: str, description: str) -> str:
+    """Draw panels with the same names side by side, up to three per row, as an inline SVG element.
+
+    ``name`` and ``description`` are as in ``draw_panels``.
+    """
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    height = (0.9 + 0.27 * max(len(panel.names) for panel in panels)) * rows
+    with mpl.rc_context(MATPLOTLIB_STYLE):
+        figure = Figure(figsize=(9.6, height), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
+        for index, panel in enumerate(panels):
+            axes = figure.add_subplot(rows, columns, index + 1)
+            _draw_interval_panel(axes, panel, named=index % columns == 0)
+        view, body = _to_svg_parts(figure, name)
+    return f'<svg viewBox="{view}" role="img" aria-label="{escape(description)}">{body}</svg>'
+
+
+def _draw_interval_panel(axes: Axes, panel: IntervalPanel, named: bool) -> None:
+    axes.set_title(visible(panel.title))
+    axes.set_xlabel(panel.x_label)
+    axes.grid(axis="x", color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    places = range(len(panel.names))
+    axes.set_yticks(places, [visible(name) for name in panel.names] if named else [""] * len(panel.names))
+    axes.set_ylim(len(panel.names) - 0.5, -0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    for place, row in zip(places, panel.rows, strict=True):
+        if row is not None:
+            style = site_style(place)
+            axes.plot(row[1:], [place, place], color=style.colour, linewidth=style.width)
+            axes.plot([row[0]], [place], color=style.colour, marker=style.marker, markersize=5)
+    if panel.reference is not None:
+        axes.axvline(panel.reference, color=_MUTED, linewidth=1.2, linestyle=(0, (7, 2)), zorder=1)
+
+
 def draw_swatch(style: CurveStyle, name: str) -> str:
     """Draw a short sample of the series' line as an SVG symbol called ``name``, for legends and tables."""
     with mpl.rc_context(MATPLOTLIB_STYLE):

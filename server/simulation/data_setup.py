@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from common.imaging.datasets.patients_csv import read_patients
 from common.imaging.phantoms.dataset import write_phantom_dataset
 from common.plan.plan import Plan
 from common.planning.fingerprint import Fingerprint, fingerprint_dataset
-from common.planning.resolve import resolve_plan
+from common.planning.resolve import resolve_plan, with_privacy
 from common.seeds import seed_of
 from common.system.files import new_folder
 from common.system.state_file import CHANGED, MISSING, digest_of_file, put_aside
@@ -31,6 +31,21 @@ from server.simulation.partition import SitePartition, make_partition, read_part
 PHANTOMS = "phantoms"
 PHANTOM_DIGESTS = "phantoms.sha256"
 """For ``sha256sum --check``."""
+
+
+@dataclass(frozen=True)
+class Arranged:
+    """Plan and sites that were decided on for several runs, in place of those that a run derives from its data.
+
+    Attributes
+    ----------
+    pooled
+        Whether all patients are trained on in one place.
+    """
+
+    plan: Plan
+    partition: SitePartition
+    pooled: bool = False
 
 
 def find_or_make_data(config: FederationConfig, data: Path | None, folder: RunFolder, emit: EventSink) -> Path:
@@ -86,7 +101,12 @@ def damage_of_phantoms(folder: RunFolder) -> str | None:
 
 
 def plan_and_partition(
-    config: FederationConfig, dataset: Dataset, folder: RunFolder, cache: Path | None, emit: EventSink
+    config: FederationConfig,
+    dataset: Dataset,
+    folder: RunFolder,
+    cache: Path | None,
+    emit: EventSink,
+    arranged: Arranged | None = None,
 ) -> None:
     """Write those of ``plan.json``, ``partition.json`` and ``data.json`` that are missing, and fill the cache.
 
@@ -102,6 +122,8 @@ def plan_and_partition(
         Folder for all preprocessed scans; None preprocesses none.
     emit
         Takes notices and progress.
+    arranged
+        The plan and the partition to write; None derives both from the data.
 
     Raises
     ------
@@ -110,10 +132,13 @@ def plan_and_partition(
     DataError
         If a scan cannot be used.
     """
-    plan, fingerprint = _plan_of(config, dataset, cache, emit)
-    file = folder.path / PARTITION_FILE
-    partition = read_partition(file) if file.exists() else _partition_of(config, dataset, fingerprint)
-    _fill_cache(config, dataset, plan, partition, cache, emit)
+    if arranged is not None:
+        plan, partition = with_privacy(arranged.plan, config), arranged.partition
+    else:
+        plan, fingerprint = _plan_of(config, dataset, cache, emit)
+        file = folder.path / PARTITION_FILE
+        partition = read_partition(file) if file.exists() else _partition_of(config, dataset, fingerprint)
+    _fill_cache(dataset, plan, partition, cache, emit)
     for name, content in ((PLAN_FILE, plan), (PARTITION_FILE, partition)):
         if not (folder.path / name).exists():
             folder.write_text(name, as_json(content))
@@ -222,25 +247,18 @@ def _describe_sites(partition: SitePartition, fingerprint: Fingerprint, names: S
     return partition.model_copy(update={"sites": sites})
 
 
-def _fill_cache(
-    config: FederationConfig,
-    dataset: Dataset,
-    plan: Plan,
-    partition: SitePartition,
-    cache: Path | None,
-    emit: EventSink,
-) -> None:
+def _fill_cache(dataset: Dataset, plan: Plan, partition: SitePartition, cache: Path | None, emit: EventSink) -> None:
     """Preprocess every case once, on all cores. Without a cache folder the sites do so when they are opened."""
     if cache is None:
         return
     cases = {case.name: case for case in dataset.cases}
     store = CaseCache(cache, plan.preprocessing, plan.labels)
-    done, total = 0, len(dataset.cases)
+    done, total = 0, sum(len(site.train) + len(site.validation) for site in partition.sites.values())
     for name, site in partition.sites.items():
         members = [cases[case] for case in (*site.train, *site.validation)]
 
         def report(count: int, _: int, before: int = done) -> None:
             emit(Stage("preparing scans", before + count, total))
 
-        store.prepare(members, os.cpu_count() or 1, report, site.shift, seed_of(config.seed, name))
+        store.prepare(members, os.cpu_count() or 1, report, site.shift, seed_of(partition.seed, name))
         done += len(members)

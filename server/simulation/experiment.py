@@ -31,7 +31,7 @@ from server.rounds.terms import Terms
 from server.run_store.damage import SUMMARY_FILE, check_files
 from server.run_store.folder import FEDERATION_FILE, PARTITION_FILE, PLAN_FILE, RunFolder, RunState
 from server.simulation.data_record import DATA_FILE, check_data
-from server.simulation.data_setup import find_or_make_data, find_simulated_dataset, plan_and_partition
+from server.simulation.data_setup import Arranged, find_or_make_data, find_simulated_dataset, plan_and_partition
 from server.simulation.engines import require_ray, run_inline, run_on_ray
 from server.simulation.partition import read_partition
 from server.simulation.run_opening import open_run
@@ -57,6 +57,8 @@ class SimulationOptions:
         Folder for preprocessed scans; None keeps them in memory.
     resume
         Whether to resume the run in ``out``.
+    arranged
+        Plan and sites of a comparison; None derives both from the data.
     """
 
     data: Path | None
@@ -65,6 +67,7 @@ class SimulationOptions:
     device: str = "auto"
     cache: Path | None = None
     resume: bool = False
+    arranged: Arranged | None = None
 
 
 def simulate(config: FederationConfig, options: SimulationOptions, emit: EventSink) -> Path:
@@ -96,7 +99,7 @@ def simulate(config: FederationConfig, options: SimulationOptions, emit: EventSi
         if not complete:
             dataset = find_simulated_dataset(config, data)
             known = check_data(folder, config, dataset, options.cache, emit)
-            plan_and_partition(config, known, folder, options.cache, emit)
+            plan_and_partition(config, known, folder, options.cache, emit, options.arranged)
         if _is_finished(folder, emit):
             emit(Notice(f"{folder.path} is finished; nothing is left to do"))
             return write_report(folder.path)
@@ -105,6 +108,8 @@ def simulate(config: FederationConfig, options: SimulationOptions, emit: EventSi
         plan = folder.plan()
         partition = read_partition(folder.path / PARTITION_FILE)
         sites = SimulatedSites(config, plan, partition, data, options.cache, device, SiteEvents(emit))
+        if options.arranged is not None and options.arranged.pooled:
+            sites = sites.pooled(config)
         if engine == "inline":
             # Before the run begins, so that an unusable scan refuses the start.
             for name in sites.names:

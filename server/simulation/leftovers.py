@@ -8,7 +8,8 @@ from pathlib import Path
 
 from common.config.federation import FederationConfig, as_json
 from common.config.yaml_file import dump_yaml, parse_yaml
-from common.errors import ConfigError
+from common.errors import ConfigError, DamagedFileError
+from common.system.state_file import read_sealed
 from server.reporting.sweep_result import SWEEP_FILE
 from server.run_store.folder import FEDERATION_FILE, PARTITION_FILE, PLAN_FILE, STATE_FILE, RunFolder
 from server.run_store.locks import START_LOCK
@@ -22,6 +23,9 @@ PREPARED = _FILES | {PHANTOMS, _CHECKPOINTS}
 """What a start makes in a run folder before the run begins."""
 SWEEP_PREPARED = frozenset({SWEEP_FILE, "report.html", PHANTOMS, PHANTOM_DIGESTS})
 """What a sweep makes in its folder, besides the folders of its runs."""
+COMPARISON_FILE = "comparison.json"
+COMPARISON_PREPARED = frozenset({COMPARISON_FILE, PLAN_FILE, PARTITION_FILE, DATA_FILE, PHANTOMS, PHANTOM_DIGESTS})
+"""What a comparison makes in its folder before its first run."""
 _UNFINISHED = re.compile(r"\.+(?P<name>[^.].*?)(\.[0-9a-f]{12}\.part)+")
 
 
@@ -75,6 +79,39 @@ def leftovers_of_sweep(path: Path) -> set[str] | None:
     if PHANTOMS in own and damage_of_phantoms(RunFolder(path)) is not None:
         return None
     return own
+
+
+def leftovers_of_comparison(path: Path) -> set[str] | None:
+    """Return the names of what a killed start left in the folder of a comparison; None if any may be somebody else's.
+
+    ``comparison.json`` comes first, and must be as a comparison writes it.
+
+    Raises
+    ------
+    OSError
+        The folder cannot be read.
+    """
+    entries = {entry.name: entry for entry in path.iterdir() if entry.name != START_LOCK}
+    if not entries:
+        return set()
+    if not (path / START_LOCK).is_file() or any(entry.is_symlink() for entry in entries.values()):
+        return None
+    if any((_unfinished_name(name) or name) not in COMPARISON_PREPARED for name in entries):
+        return None
+    first = {name for name in entries if _unfinished_name(name) == COMPARISON_FILE}
+    if entries.keys() - first and not _is_sealed(path / COMPARISON_FILE):
+        return None
+    if PHANTOMS in entries and damage_of_phantoms(RunFolder(path)) is not None:
+        return None
+    return set(entries)
+
+
+def _is_sealed(file: Path) -> bool:
+    try:
+        read_sealed(file, "")
+    except DamagedFileError:
+        return False
+    return True
 
 
 def _may_be_left(entry: Path) -> bool:

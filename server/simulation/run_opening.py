@@ -110,7 +110,7 @@ def _check_configuration(folder: RunFolder, config: FederationConfig, emit: Even
         emit(Notice(f"{file}: {CHANGED if written else MISSING}; it is written anew"))
         return
     try:
-        differing = ", ".join(_differences(parse_yaml(written.decode(), file.name), config.model_dump(mode="json"))[:5])
+        differing = ", ".join(differences(parse_yaml(written.decode(), file.name), config.model_dump(mode="json"))[:5])
     except (ValueError, ConfigError):
         differing = "it cannot be read"
     raise ConfigError(
@@ -119,7 +119,7 @@ def _check_configuration(folder: RunFolder, config: FederationConfig, emit: Even
     )
 
 
-def _differences(before: Any, after: Any, key: str = "") -> list[str]:
+def differences(before: Any, after: Any, key: str = "") -> list[str]:
     """Return the keys whose values differ, with both values."""
     if isinstance(before, dict) and isinstance(after, dict):
         names = {str(name): name for name in (*before, *after)}
@@ -127,7 +127,7 @@ def _differences(before: Any, after: Any, key: str = "") -> list[str]:
         return [
             found
             for name in names
-            for found in _differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+            for found in differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
         ]
     if isinstance(before, list) and isinstance(after, list) and before == after:
         return []

@@ -173,4 +173,4 @@ class SimulatedSites:
                 f"{self.data}: has no case {missing[0]}, which partition.json lists; give the same --data"
             )
         found = [cases[name] for name in names]
-        return cache.prepare(found, shift=members.shift, shift_seed=seed_of(self.config.seed, site))
+        return cache.prepare(found, shift=members.shift, shift_seed=seed_of(self.partition.seed, site))

@@ -18,7 +18,7 @@ from common.config.simulation import (
 )
 from common.errors import ConfigError
 from common.plan.scanner_shift import ScannerShift
-from server.simulation.partition import SitePartition, make_partition, read_partition
+from server.simulation.partition import SitePartition, make_partition, next_fold, read_partition
 
 CASES = [f"case_{index:03d}" for index in range(60)]
 VOLUMES = {case: float(index) for index, case in enumerate(CASES)}
@@ -189,3 +189,18 @@ def test_partition_file_with_a_leak_or_an_empty_part_is_refused(tmp_path: Path, 
     path.write_text(f'{{"method": "iid", "seed": 0, "sites": {sites}}}')
     with pytest.raises(ConfigError, match=complaint):
         read_partition(path)
+
+
+def test_folds_of_a_fifth_are_a_cross_validation_at_every_site() -> None:
+    owners = {case: f"patient_{index // 2:02d}" for index, case in enumerate(CASES)}
+    first = make_partition(IidPartition(method="iid", sites=3), Path(), CASES, VOLUMES, 3, owners)
+    assert next_fold(first, owners, 0) == first
+    folds = [next_fold(first, owners, fold) for fold in range(5)]
+    for name, site in first.sites.items():
+        assert all(sorted(members(fold)[name]) == sorted(members(first)[name]) for fold in folds)
+        patients = [{owners[case] for case in fold.sites[name].validation} for fold in folds]
+        assert len(set.union(*patients)) == sum(map(len, patients)) == 10
+        assert all(site.shift == fold.sites[name].shift for fold in folds)
+        trained = [{owners[case] for case in fold.sites[name].train} for fold in folds]
+        assert not any(one & other for one, other in zip(patients, trained, strict=True))
+    assert next_fold(first, owners, 5) == first

@@ -1,0 +1,1 @@
+"""Baselines and algorithms on the same data: who trains what, statistics over patients, and the report."""

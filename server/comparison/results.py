@@ -1,0 +1,221 @@
+"""The results of a comparison: tables of means, intervals and tests, as JSON values."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+
+from server.comparison.arms import ALONE, POOLED, REFERENCE, Arm
+from server.comparison.folder import Question
+from server.comparison.patients import BySeed, own_scores, paired, patient_scores, pooled
+from server.comparison.runs import ModelRun, Setting
+from server.comparison.scores import METRICS, ModelScores
+from server.comparison.statistics import Interval, Values, bootstrap, holm, wilcoxon_p
+from server.run_store.damage import SUMMARY_FILE
+
+RESULTS_FILE = "results.json"
+
+
+def results_of(
+    setting: Setting,
+    question: Question,
+    models: Sequence[ModelScores],
+    runs: Sequence[tuple[ModelRun, bool]],
+    problems: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return everything that the report shows.
+
+    Parameters
+    ----------
+    setting, question
+        What is compared.
+    models
+        The scores of all models that are complete.
+    runs
+        Every run, and whether its scores are among them.
+    problems
+        Name of a run that failed -> why.
+    """
+    sites = sorted(setting.partition.sites)
+    by_arm = {arm: [model for model in models if model.arm == arm.name] for arm in question.arms}
+    known = {arm: found for arm, found in by_arm.items() if found}
+    own = {arm.name: own_scores(found, "dice") for arm, found in known.items()}
+    federated = [arm.name for arm in known if arm.data == "sites"]
+    return {
+        "name": setting.config.name,
+        "description": setting.config.description,
+        "phantom": setting.config.simulation is not None and setting.config.simulation.phantom is not None,
+        "finished": all(done for _, done in runs),
+        "sites": {name: setting.partition.sites[name].differs for name in sites},
+        "labels": {str(label): name for label, name in setting.plan.labels.items()},
+        "rounds": setting.config.rounds,
+        "local_steps": setting.config.training.local_steps,
+        "seeds": list(question.seeds),
+        "reference": REFERENCE,
+        "arms": [
+            _arm_row(arm, found, own, sites, setting.plan.labels) | {"steps": _steps(arm, setting)}
+            for arm, found in known.items()
+        ],
+        "against_reference": _against_reference(own, sites),
+        "matrix": [row for arm, found in known.items() for row in _matrix_rows(arm, found, sites)],
+        "against_alone": _against_alone(own, federated, sites),
+        "best": _best(own, federated, sites),
+        "runs": [_run_row(setting, run, done, problems) for run, done in runs],
+    }
+
+
+def _difference(means: Values) -> Values:
+    return means[..., 0] - means[..., 1]
+
+
+def _ratio(means: Values) -> Values:
+    # No share of nothing: models that have learnt nothing score 0.
+    return means[..., 0] / np.where(means[..., 1] > 0, means[..., 1], np.nan)
+
+
+def _first(means: Values) -> Values:
+    return means[..., 0]
+
+
+def _json(interval: Interval | None) -> dict[str, Any] | None:
+    """Convert to JSON values; None where the statistic is undefined for the patients or for one of the samples."""
+    if interval is None or not math.isfinite(interval.value):
+        return None
+    if interval.low is not None and not math.isfinite(interval.low):
+        return None
+    return asdict(interval)
+
+
+def _steps(arm: Arm, setting: Setting) -> int:
+    """Return the gradient steps of one model at one site."""
+    sites = len(setting.partition.sites) if arm.all_steps else 1
+    return setting.config.rounds * setting.config.training.local_steps * sites
+
+
+def _arm_row(
+    arm: Arm, models: Sequence[ModelScores], own: Mapping[str, BySeed], sites: Sequence[str], labels: Mapping[int, str]
+) -> dict[str, Any]:
+    """Summarise an arm over all patients, each scored by the model that their own site would use."""
+    dice = paired([own[arm.name]], sites)
+    row: dict[str, Any] = {"arm": arm.name, "meaning": arm.meaning, "data": arm.data}
+    for column in METRICS:
+        row[column] = _json(bootstrap(pooled(paired([own_scores(models, column)], sites)), _first))
+    row["dice_of_sites"] = _json(bootstrap(dice, _first))
+    row["labels"] = {
+        name: _json(bootstrap(pooled(paired([own_scores(models, "dice", label)], sites)), _first))
+        for label, name in labels.items()
+    }
+    row["sd_over_seeds"] = _sd_over_seeds(own[arm.name])
+    row["undefined_distances"] = _undefined(models)
+    return row
+
+
+def _sd_over_seeds(scores: BySeed) -> float | None:
+    """Return the standard deviation, over seeds, of the mean over patients; None for one seed."""
+    by_seed: dict[int, list[float]] = {}
+    for values in scores.values():
+        for seed, value in values.items():
+            by_seed.setdefault(seed, []).append(value)
+    return stdev(mean(values) for values in by_seed.values()) if len(by_seed) > 1 else None
+
+
+def _undefined(models: Sequence[ModelScores]) -> int:
+    """Count the structures that are only in the scan or only in the prediction: they have no distance."""
+    return sum(
+        1
+        for model in models
+        for score in model.scores
+        if model.model_site in ("", score.site) and not np.isfinite(score.values["hd95_mm"])
+    )
+
+
+def _against_reference(own: Mapping[str, BySeed], sites: Sequence[str]) -> list[dict[str, Any]]:
+    """Test every arm against the reference, patient by patient."""
+    if REFERENCE not in own:
+        return []
+    pairs = {arm: paired([scores, own[REFERENCE]], sites) for arm, scores in own.items() if arm != REFERENCE}
+    tested = {arm: pooled(groups) for arm, groups in pairs.items() if sum(map(len, groups))}
+    p_values = {arm: wilcoxon_p(_difference(groups[0])) for arm, groups in tested.items()}
+    corrected = holm(p_values)
+    return [
+        {
+            "arm": arm,
+            "difference": _json(bootstrap(groups, _difference)),
+            "p": p_values[arm],
+            "p_holm": corrected[arm],
+        }
+        for arm, groups in tested.items()
+    ]
+
+
+def _matrix_rows(arm: Arm, models: Sequence[ModelScores], sites: Sequence[str]) -> list[dict[str, Any]]:
+    """Summarise every model of an arm on every site's patients."""
+    rows = []
+    for model_site in sorted({model.model_site for model in models}):
+        same = [model for model in models if model.model_site == model_site]
+        row: dict[str, Any] = {"arm": arm.name, "model_site": model_site}
+        for column in METRICS:
+            groups = paired([patient_scores(same, column)], sites)
+            row[column] = {
+                site: _json(bootstrap([group], _first)) for site, group in zip(sites, groups, strict=True)
+            } | {"": _json(bootstrap(pooled(groups), _first))}
+        rows.append(row)
+    return rows
+
+
+def _against_alone(own: Mapping[str, BySeed], federated: Sequence[str], sites: Sequence[str]) -> list[dict[str, Any]]:
+    """Compare, for every site, the federation's model with the one that the site trained alone."""
+    if ALONE not in own:
+        return []
+    rows = []
+    for arm in federated:
+        groups = paired([own[arm], own[ALONE]], sites)
+        for site, group in zip(sites, groups, strict=True):
+            found = bootstrap([group], _difference)
+            if found is not None:
+                worse = found.value < 0
+                clearly = worse and found.high is not None and found.high < 0
+                rows.append(
+                    {"arm": arm, "site": site, "difference": _json(found), "worse": worse, "clearly_worse": clearly}
+                )
+    return rows
+
+
+def _best(own: Mapping[str, BySeed], federated: Sequence[str], sites: Sequence[str]) -> dict[str, Any] | None:
+    """Compare the federated arm with the highest mean Dice with pooled training and with the reference."""
+    if not federated:
+        return None
+    means = {arm: bootstrap(pooled(paired([own[arm]], sites)), _first) for arm in federated}
+    best = max(federated, key=lambda arm: -1.0 if (found := means[arm]) is None else found.value)
+    row: dict[str, Any] = {"arm": best, "dice": _json(means[best])}
+    if POOLED in own:
+        groups = paired([own[best], own[POOLED]], sites)
+        row["ratio_to_pooled"] = _json(bootstrap(pooled(groups), _ratio))
+        row["ratio_to_pooled_of_sites"] = _json(bootstrap(groups, _ratio))
+    if REFERENCE in own and best != REFERENCE:
+        row["margin"] = _json(bootstrap(pooled(paired([own[best], own[REFERENCE]], sites)), _difference))
+    return row
+
+
+def _run_row(setting: Setting, run: ModelRun, done: bool, problems: Mapping[str, str]) -> dict[str, Any]:
+    try:
+        summary = json.loads((run.folder / SUMMARY_FILE).read_bytes())
+        seconds = summary["seconds"]
+    except (OSError, ValueError, KeyError, TypeError):
+        seconds = None
+    problem = problems.get(run.name)
+    return {
+        "arm": run.arm.name,
+        "seed": run.seed,
+        "model_site": run.model_site,
+        "folder": run.folder.relative_to(setting.options.out).as_posix(),
+        "status": "finished" if done else "failed" if problem else "waiting",
+        "seconds": seconds,
+        "problem": problem,
+    }

@@ -1,0 +1,148 @@
+"""The runs of a comparison: a model of each arm and seed, for every site where an arm has one for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from common.config.federation import FederationConfig
+from common.errors import FedvoxError
+from common.plan.plan import Plan
+from server.comparison.arms import Arm, configuration
+from server.comparison.folder import RUNS
+from server.comparison.scores import ModelScores, Score, read_scores, scores_of, write_scores
+from server.progress.events import EventSink, Stage
+from server.release import validation
+from server.run_store.damage import SUMMARY_FILE
+from server.run_store.folder import RunFolder, RunState
+from server.simulation.data_setup import Arranged
+from server.simulation.experiment import SimulationOptions, simulate
+from server.simulation.partition import SitePartition, next_fold
+from server.simulation.simulated_sites import SimulatedSites
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all runs of a comparison share.
+
+    Attributes
+    ----------
+    partition
+        Fold 0, as a simulation with the file's own seed has it.
+    owners
+        Patient of each case.
+    options
+        Of the command; ``data`` is the dataset, and ``out`` the folder of the comparison.
+    """
+
+    config: FederationConfig
+    plan: Plan
+    partition: SitePartition
+    owners: Mapping[str, str]
+    options: SimulationOptions
+
+    def fold(self, seed: int) -> SitePartition:
+        """Return who trains and who validates with a seed."""
+        return next_fold(self.partition, self.owners, seed - self.config.seed)
+
+
+@dataclass(frozen=True)
+class ModelRun:
+    """One model of a comparison.
+
+    Attributes
+    ----------
+    model_site
+        The site whose model it is; empty for one that all sites share.
+    """
+
+    arm: Arm
+    seed: int
+    model_site: str
+    folder: Path
+    config: FederationConfig
+    arranged: Arranged
+
+    @property
+    def name(self) -> str:
+        """Name for people."""
+        return f"{self.arm.name}{f' at {self.model_site}' if self.model_site else ''}, seed {self.seed}"
+
+
+def runs_of(setting: Setting, arm: Arm, seed: int) -> list[ModelRun]:
+    """Return the runs of an arm with a seed."""
+    partition = setting.fold(seed)
+    config = configuration(arm, setting.config, len(partition.sites), seed)
+    folder = setting.options.out / RUNS / f"seed-{seed}"
+    if arm.data != "alone":
+        arranged = Arranged(setting.plan, partition, pooled=arm.data == "pooled")
+        return [ModelRun(arm, seed, "", folder / arm.name, config, arranged)]
+    return [
+        ModelRun(
+            *(arm, seed, site, folder / f"{arm.name}-{site}", config),
+            Arranged(setting.plan, partition.model_copy(update={"sites": {site: cases}})),
+        )
+        for site, cases in partition.sites.items()
+    ]
+
+
+def finish(setting: Setting, run: ModelRun, emit: EventSink) -> None:
+    """Train what is left of a run, and score its last model on every site's validation patients.
+
+    Raises
+    ------
+    FedvoxError
+        The run failed.
+    """
+    options = replace(
+        setting.options,
+        out=run.folder,
+        resume=True,
+        arranged=run.arranged,
+        # A baseline has one site, and so nothing to share out.
+        engine=setting.options.engine if run.arm.data == "sites" else "inline",
+    )
+    simulate(run.config, options, emit)
+    folder = RunFolder(run.folder)
+    state = _finished_state(folder, run)
+    if state is None:
+        raise FedvoxError(f"{run.folder}: the run did not finish; repeat the command")
+    write_scores(run.folder, _model_of(state), _score(setting, run, folder, state, emit))
+
+
+def scores_of_run(run: ModelRun) -> ModelScores | None:
+    """Return the scores of a run's last model; None before they are complete."""
+    folder = RunFolder(run.folder)
+    state = _finished_state(folder, run)
+    scores = None if state is None else read_scores(run.folder, _model_of(state))
+    return None if scores is None else ModelScores(run.arm.name, run.seed, run.model_site, scores)
+
+
+def _finished_state(folder: RunFolder, run: ModelRun) -> RunState | None:
+    state = folder.load_state() if folder.path.is_dir() else None
+    if state is None or SUMMARY_FILE not in state.digests or state.digest != run.config.digest():
+        return None
+    return state
+
+
+def _model_of(state: RunState) -> dict[str, object]:
+    """Return what the scores belong to: the model after the last round, which nobody chose by its scores."""
+    return {"run": state.run, "round": state.round}
+
+
+def _score(setting: Setting, run: ModelRun, folder: RunFolder, state: RunState, emit: EventSink) -> list[Score]:
+    options, partition = setting.options, setting.fold(run.seed)
+    if options.data is None:
+        raise FedvoxError(f"{options.out}: has no data")
+    plan = setting.plan
+    sites = SimulatedSites(setting.config, plan, partition, options.data, options.cache, options.device)
+    cases = {name: list(sites.open(name).validation_cases) for name in sites.names}
+    total = sum(map(len, cases.values()))
+    model = validation.load_model(folder, plan, state.round)
+    scored: list[Score] = []
+    precision = run.config.training.precision
+    for done, item in enumerate(validation.score_cases(model, plan, cases, sites.trainer.device, precision), start=1):
+        scored += scores_of([item], setting.owners)
+        emit(Stage(f"scoring {run.name}", done, total))
+    return scored

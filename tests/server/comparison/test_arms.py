@@ -1,0 +1,79 @@
+"""Arms: which exist, what each changes in the federation file, and what these sites cannot do."""
+
+from __future__ import annotations
+
+import pytest
+
+from common.config.federation import FederationConfig
+from common.errors import ConfigError
+from server.comparison.arms import ARMS, check_configuration, configuration, parse_arms, seeds_from
+from tests import tiny
+
+
+def federation(**values: object) -> FederationConfig:
+    return tiny.federation(**{"training": {"local_steps": 10}, "seed": 7} | values)
+
+
+def test_every_arm_can_be_named() -> None:
+    assert [arm.name for arm in parse_arms(" local, pooled,fedavg ")] == ["local", "pooled", "fedavg"]
+    assert len(parse_arms(",".join(ARMS))) == len(ARMS)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("local,fedagv", "--arms fedagv: is no arm; did you mean fedavg? There are local, local_long, pooled"),
+        ("alone", "--arms alone: is no arm"),
+        ("local,pooled,local", "--arms local: is given twice"),
+        (" , ", "--arms: names no arm"),
+    ],
+)
+def test_what_is_no_arm(text: str, complaint: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_arms(text)
+    assert complaint in str(error.value)
+
+
+def test_seeds_follow_the_files() -> None:
+    assert seeds_from(federation(), 3) == (7, 8, 9)
+    for count in (0, -1):
+        with pytest.raises(ConfigError, match=rf"--seeds {count}: must be at least 1"):
+            seeds_from(federation(), count)
+
+
+@pytest.mark.parametrize(
+    ("arm", "steps"), [("local", 10), ("local_long", 40), ("pooled", 40), ("pooled_short", 10), ("fedprox", 10)]
+)
+def test_steps_of_a_round(arm: str, steps: int) -> None:
+    made = configuration(ARMS[arm], federation(), 4, 8)
+    assert (made.training.local_steps, made.seed) == (steps, 8)
+
+
+def test_an_arm_keeps_what_the_file_says_about_rounds_and_its_own_algorithm() -> None:
+    written = federation(strategy={"name": "fedprox", "proximal_mu": 0.5, "min_sites": 2, "weights": "capped:3"})
+    assert configuration(ARMS["fedprox"], written, 4, 7).strategy == written.strategy
+    averaging = configuration(ARMS["fedavgm"], written, 4, 7).strategy
+    assert (averaging.name, averaging.min_sites, averaging.weights) == ("fedavgm", 2, "capped:3")
+    assert (averaging.proximal_mu, averaging.server_momentum) == (None, 0.9)
+
+
+def test_weights_do_not_pass_between_algorithms_that_count_sites_differently() -> None:
+    written = federation(strategy={"weights": "patients"})
+    assert configuration(ARMS["median"], written, 4, 7).strategy.weights == "uniform"
+    assert configuration(ARMS["fedavg"], federation(strategy={"name": "median"}), 4, 7).strategy.weights == "capped:2"
+
+
+def test_baselines_wait_for_one_site_and_end_as_the_federation_does() -> None:
+    written = federation(rounds=5, strategy={"name": "median", "min_sites": 3, "average_rounds": 2})
+    for arm in ("local", "pooled"):
+        made = configuration(ARMS[arm], written, 4, 7).strategy
+        assert (made.name, made.min_sites, made.average_rounds) == ("fedavg", 1, 2)
+
+
+def test_too_few_sites_for_an_arm_are_refused_with_the_smallest_number() -> None:
+    arms = parse_arms("local,fedavg,multi_krum")
+    with pytest.raises(ConfigError, match=r"--arms multi_krum: .* needs at least 5 sites .* there are 3"):
+        check_configuration(federation(), arms, ["a", "b", "c"])
+    check_configuration(federation(), arms, ["a", "b", "c", "d", "e"])
+    with pytest.raises(ConfigError, match="gives one site \\(a\\); a comparison needs at least 2"):
+        check_configuration(federation(), parse_arms("local,fedavg"), ["a"])
