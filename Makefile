@@ -8,7 +8,7 @@ TEST_ENVIRONMENT := OMP_NUM_THREADS=1 FLWR_TELEMETRY_ENABLED=0 PYTHONDONTWRITEBY
 # One more than cores: many tests wait for processes that they started.
 TEST_PROCESSES ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
-.PHONY: setup demo test test-fast test-network test-long test-flower test-deploy deploy-tools lint format bench clean
+.PHONY: setup demo test test-fast test-network test-long test-flower test-deploy deploy-tools dicom-tools lint format bench clean
 
 setup: $(INSTALLED)
 
@@ -84,6 +84,14 @@ deploy-tools: $(INSTALLED)
 		test -z "$$missing" || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 		apt-get install -y -qq --no-install-recommends $(DEPLOY_PACKAGES) >/dev/null; }
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[deploy]'
+
+# Second opinions on DICOM, for tests that are skipped without them.
+DICOM_PROGRAMS := dcm2niix dcmcjpeg dciodvfy
+DICOM_PACKAGES := dcm2niix dcmtk dicom3tools
+dicom-tools:
+	@for program in $(DICOM_PROGRAMS); do command -v $$program >/dev/null || missing=1; done; \
+		test -z "$$missing" || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends $(DICOM_PACKAGES) >/dev/null; }
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

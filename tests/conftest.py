@@ -66,6 +66,12 @@ def hippocampus() -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_dicom() -> Path:
+    """Real DICOM series, a folder each."""
+    return _real_data("dicom")
+
+
+@pytest.fixture(scope="session")
 def known_faults() -> Path:
     """Inputs with faults that users of other tools reported, a folder each, beside the real data."""
     folder = Path(os.environ.get("FEDVOX_TEST_CASES", _real_data_root().parent / "cases"))

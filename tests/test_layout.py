@@ -27,7 +27,8 @@ ROOMS = {
     "client": ("cli", "site", "courier", "runner", "ledger", "consent", "training", "inference", "data"),
     "common": (
         *("planning", "privacy", "config", "protocol", "models", "losses", "metrics", "weights", "imaging/phantoms"),
-        *("imaging/patches", "imaging/cache", "imaging/datasets", "imaging/io", "imaging", "plan"),
+        *("imaging/patches", "imaging/cache", "imaging/datasets", "imaging/io/dicom", "imaging/io", "imaging"),
+        *("plan",),
         *("audit", "certificates", "system"),
     ),
 }

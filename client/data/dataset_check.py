@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client.data.dataset_report import CaseReport, DatasetReport
+from client.data.series_report import report_series
 from common.errors import DataError
 from common.imaging.coarse_print import coarse_prints
 from common.imaging.datasets.case import (
@@ -66,7 +67,7 @@ def check_dataset(
     dataset, differences = compare(dataset, wanted, terms)
     problems += differences
     declared = dict(wanted.labels if wanted.labels is not None else dataset.labels)
-    if dataset.layout == "files":
+    if not dataset.has_labels:
         text = "holds images without label maps: good for predict, not for training"
         problems.append(Problem(None, dataset.root, text, "warning" if wanted.labels is None else "error"))
     found = []
@@ -90,7 +91,14 @@ def check_dataset(
     cases = tuple(reports[name] for name in sorted(reports))
     owners = {case.patient for case in dataset.cases if case.patient is not None}
     return DatasetReport(
-        dataset.root, dataset.layout, dataset.channels, shown, cases, tuple(problems), len(owners) or None
+        root=dataset.root,
+        layout=dataset.layout,
+        channels=dataset.channels,
+        labels=shown,
+        cases=cases,
+        problems=tuple(problems),
+        patients=len(owners) or None,
+        series=report_series(dataset, broken),
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+from client.data.series_report import SeriesReport, series_rows, studies_json
 from common.formatting import counted, visible
 from common.imaging.datasets.case import Problem
 from common.imaging.datasets.patients_csv import PATIENTS_FILE
@@ -66,6 +67,8 @@ class DatasetReport:
         Number of patients; None if the folder does not say.
     problems
         Errors and warnings, each with its case (None: the dataset itself) and file.
+    series
+        All DICOM series of the folder, with what became of them.
     """
 
     root: Path
@@ -75,6 +78,7 @@ class DatasetReport:
     cases: tuple[CaseReport, ...]
     problems: tuple[Problem, ...] = field(default=())
     patients: int | None = None
+    series: tuple[SeriesReport, ...] = ()
 
     @property
     def usable(self) -> bool:
@@ -83,7 +87,8 @@ class DatasetReport:
 
     def to_text(self) -> str:
         """Render a table of the cases, a summary, and the problems last."""
-        parts = [_case_table(self), _summary(self), _label_table(self), _problem_list(self), _verdict(self)]
+        series = _columns(series_rows(self.series)) if self.series else ""
+        parts = [series, _case_table(self), _summary(self), _label_table(self), _problem_list(self), _verdict(self)]
         return "\n\n".join(part for part in parts if part)
 
     def to_json(self) -> str:
@@ -112,6 +117,7 @@ class DatasetReport:
                 {"case": item.case, "file": str(item.path), "problem": item.text, "severity": item.severity}
                 for item in self.problems
             ],
+            "studies": studies_json(self.series),
         }
         return json.dumps(content, indent=1, allow_nan=False)
 

@@ -114,7 +114,7 @@ def evaluate_dataset(
     failures = [DataError(problem.path, problem.text) for problem in errors]
     if any(problem.case is None for problem in errors) or not dataset.cases:
         raise failures[0]
-    if dataset.layout == "files":
+    if not dataset.has_labels:
         raise DataError(data, "has no label maps to compare with; give a dataset with labelsTr/ or labels/")
     if dataset.labels and set(dataset.labels) != set(labels):
         raise ConfigError(

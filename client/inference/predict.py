@@ -248,10 +248,10 @@ def predict_path(
         The model.
     input_path
         A NIfTI file, or a folder of them (``CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ... are the channels of one
-        scan), or a dataset folder, whose images are used.
+        scan), or a dataset folder, whose images are used; or a DICOM file, or a folder with DICOM series.
     output_path
-        For one file, a name ending in ``.nii.gz`` or ``.nii``; otherwise a folder for ``CASE.nii.gz``, created if
-        missing.
+        For one file or series, a name ending in ``.nii.gz`` or ``.nii``; otherwise a folder for ``CASE.nii.gz``,
+        created if missing.
     probabilities
         Also write ``CASE_probabilities.nii.gz``: float32, 4D, one volume per class, background first.
     overwrite
@@ -271,6 +271,8 @@ def predict_path(
     # What a dataset declares about its label maps does not matter here.
     errors = [problem for problem in problems if problem.severity == "error" and problem.path.name != "dataset.json"]
     failures = [DataError(problem.path, problem.text) for problem in errors]
+    if dataset.series:
+        warnings += tuple(str(problem) for problem in problems if problem.severity == "warning")
     targets = targets_of(dataset.cases, input_path, output_path, probabilities)
     check_targets(targets, dataset.cases, overwrite)
     written: list[Path] = []
@@ -287,7 +289,7 @@ def predict_path(
 
 def _with_channels(dataset: Dataset, predictor: Predictor) -> tuple[Dataset, tuple[str, ...]]:
     """Return the dataset as it must be read for the model, and doubts about the channels that it declares."""
-    if dataset.layout == "files" or not (dataset.root / "dataset.json").exists():
+    if not (dataset.has_labels and (dataset.root / "dataset.json").exists()):
         return dataset.read_as(Reading(predictor.terms.ranges)), ()
     terms = replace(predictor.terms, patient_rule=None)
     dataset, differences = compare(dataset, Wanted(channels=predictor.plan.channels), terms)

@@ -18,11 +18,12 @@ def targets_of(
     Raises
     ------
     OutputError
-        There is one file name for the results of a folder.
+        There is one file name for the results of a folder that is not one DICOM series.
     """
     names = [output_path / f"{case.name}.nii.gz" for case in cases]
     if nifti_stem(output_path) and not output_path.is_dir():
-        if input_path.is_dir():
+        is_one_series = len(cases) == 1 and cases[0].series is not None
+        if input_path.is_dir() and not is_one_series:
             raise OutputError(
                 f"{output_path}: is a file name, but the input is a folder; give a folder for the results"
             )

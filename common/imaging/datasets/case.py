@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from common.imaging.plausibility import range_problem
 from common.imaging.ranges import USUAL_RANGES, GeometryRanges
 from common.imaging.volume import Volume
 from common.system.memory import MemoryLimitError
+
+if TYPE_CHECKING:
+    from common.imaging.io.dicom.slices import Series
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class Case:
         Patient from the folder's ``patients.csv`` or the site's rule; None means that the case is its own patient.
     reading
         How its files are read.
+    series
+        The DICOM series that is its image; ``images`` then holds its folder, or a file of it, for messages.
     """
 
     name: str
@@ -70,6 +75,7 @@ class Case:
     label: Path | None
     patient: str | None = None
     reading: Reading = AS_STORED
+    series: Series | None = None
 
     @property
     def owner(self) -> str:
@@ -136,12 +142,18 @@ def read_image(case: Case) -> Volume:
     Raises
     ------
     DataError
-        As for ``read_volume``, and if a wanted channel is missing.
+        As for ``read_volume`` or ``read_series``, and if a wanted channel is missing.
     """
     order = case.reading.channel_order
     if order and len(case.images) > max(order):
         return read_volume([case.images[channel] for channel in order])
-    volume = read_volume(case.images)
+    if case.series is None:
+        volume = read_volume(case.images)
+    else:
+        # Late: importing pydicom takes long.
+        from common.imaging.io.dicom.volume import read_series
+
+        volume = read_series(case.series)
     if not order:
         return volume
     if max(order) >= len(volume.array):

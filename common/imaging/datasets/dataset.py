@@ -7,8 +7,9 @@ Layouts:
 * ``nnunet``, nnU-Net raw: ``imagesTr/CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ..., ``labelsTr/CASE.nii.gz``.
 * ``plain``: ``images/`` and ``labels/`` with the same case names.
 * ``files``: a folder of NIfTI files (or a single file), without labels.
+* ``dicom``: a folder with DICOM files anywhere inside (or a single file), and no NIfTI files; without labels.
 
-All layouts except ``files`` may contain ``patients.csv`` (``common.imaging.datasets.patients_csv``).
+All layouts with labels may contain ``patients.csv`` (``common.imaging.datasets.patients_csv``).
 """
 
 from __future__ import annotations
@@ -19,23 +20,27 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from common.errors import DataError
 from common.formatting import counted
 from common.imaging.datasets.case import Case, Problem, Reading
 from common.imaging.datasets.dataset_json import Declaration, read_declaration
+from common.imaging.datasets.dicom_cases import find_dicom_cases
 from common.imaging.datasets.hints import folder_hint, is_half, missing_folder, why_ignored
 from common.imaging.datasets.name_rule import patients_by_name
 from common.imaging.datasets.patients_csv import PATIENTS_FILE, read_patients
 from common.imaging.io.nifti import channel_count, nifti_stem
 
-Layout = Literal["decathlon", "nnunet", "plain", "files"]
+if TYPE_CHECKING:
+    from common.imaging.io.dicom.slices import Series
+
+Layout = Literal["decathlon", "nnunet", "plain", "files", "dicom"]
 
 _CHANNEL_FILE = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 _LOOKED_FOR = (
     "looked for imagesTr/ and labelsTr/ (Decathlon, nnU-Net), images/ and labels/ (plain), "
-    "or NIfTI files (.nii, .nii.gz) directly inside"
+    "or NIfTI files (.nii, .nii.gz) directly inside, or DICOM files anywhere inside"
 )
 
 
@@ -55,6 +60,8 @@ class Dataset:
         Names of the channels: those declared, or ``channel_0``, ...
     labels
         Declared foreground value -> name; empty if the folder declares none.
+    series
+        All DICOM series of the folder, those that are no cases included.
     """
 
     root: Path
@@ -62,6 +69,12 @@ class Dataset:
     cases: tuple[Case, ...]
     channels: tuple[str, ...]
     labels: dict[int, str]
+    series: tuple[Series, ...] = ()
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether its layout has label maps."""
+        return self.layout not in ("files", "dicom")
 
     def read_as(self, reading: Reading) -> Dataset:
         """Return the dataset with cases that are read in another way.
@@ -108,10 +121,8 @@ def scan_dataset(root: Path) -> tuple[Dataset, list[Problem]]:
         If no case can be found: the folder is missing, empty or has no known layout.
     """
     root = Path(root)
-    if root.is_file() and nifti_stem(root):
-        return _dataset_of(root, "files", [Case(str(nifti_stem(root)), (root,), None)], Declaration()), []
-    if not root.is_dir():
-        raise DataError(root, "is not a dataset folder or a NIfTI file" if root.exists() else "does not exist")
+    if (found := _without_layout(root)) is not None:
+        return found
     problems: list[Problem] = []
     try:
         declaration = read_declaration(root / "dataset.json")
@@ -143,6 +154,27 @@ def scan_dataset(root: Path) -> tuple[Dataset, list[Problem]]:
         except DataError as error:
             problems.append(Problem(None, error.path, error.problem))
     return _dataset_of(root, layout, cases, declaration), problems
+
+
+def _without_layout(root: Path) -> tuple[Dataset, list[Problem]] | None:
+    """Return a single file or a folder of DICOM as a dataset; None for other folders."""
+    if root.is_file() and nifti_stem(root):
+        return _dataset_of(root, "files", [Case(str(nifti_stem(root)), (root,), None)], Declaration()), []
+    if not _holds_nifti(root) and (found := find_dicom_cases(root)) is not None:
+        series, cases, problems = found
+        return replace(_dataset_of(root, "dicom", cases, Declaration()), series=series), problems
+    if not root.is_dir():
+        what = "is not a dataset folder, a NIfTI file or a DICOM file"
+        raise DataError(root, what if root.exists() else "does not exist")
+    return None
+
+
+def _holds_nifti(root: Path) -> bool:
+    """Return whether a folder holds NIfTI files, or folders in which they belong."""
+    if not root.is_dir():
+        return False
+    belong = any((root / name).is_dir() for name in ("imagesTr", "images", "imagesTs"))
+    return belong or any(nifti_stem(path) or is_half(path) for path in root.iterdir())
 
 
 def with_patients(cases: Sequence[Case], patients: Mapping[str, str]) -> list[Case]:
@@ -313,7 +345,7 @@ def _dataset_of(root: Path, layout: Layout, cases: list[Case], declaration: Decl
 
 
 def _channels_of(case: Case) -> int:
-    if len(case.images) > 1:
+    if len(case.images) > 1 or case.series is not None:
         return len(case.images)
     try:
         return channel_count(case.images[0])

@@ -1,0 +1,72 @@
+"""Cases of a folder of DICOM files: one for every series that is a volume."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.errors import DataError
+from common.formatting import counted
+from common.imaging.datasets.case import Case, Problem
+
+if TYPE_CHECKING:
+    from common.imaging.io.dicom.slices import Series
+
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+def find_dicom_cases(root: Path) -> tuple[tuple[Series, ...], list[Case], list[Problem]] | None:
+    """Find the series of a folder, or of one file; no pixels are read.
+
+    Returns
+    -------
+    tuple[tuple[Series, ...], list[Case], list[Problem]] | None
+        All series; a case for each that is a volume; problems with all others. None if there is no DICOM file.
+    """
+    # Late: importing pydicom takes long, and few folders need it.
+    from common.imaging.io.dicom.find import find_series, holds_dicom
+    from common.imaging.io.dicom.rules import USUAL_RULES
+
+    if not holds_dicom(root):
+        return None
+    found = find_series(root, USUAL_RULES)
+    problems = [Problem(None, error.path, error.problem) for error in found.damaged]
+    for series in found.series:
+        if series.refusal:
+            text = f"{series.title}: {series.refusal}"
+            problems.append(Problem(None, series.folder, text, "warning" if series.left_out else "error"))
+    if found.others:
+        are = "file is" if len(found.others) == 1 else "files are"
+        text = f"{len(found.others):,} {are} not DICOM images and are ignored, such as {found.others[0].name}"
+        problems.append(Problem(None, root, text, "warning"))
+    volumes = [series for series in found.series if not series.refusal]
+    if not volumes and not any(problem.severity == "error" for problem in problems):
+        series_count = counted(len(found.series), "series", "series")
+        raise DataError(root, f"holds {series_count} of DICOM and no volume: {problems[0].text}")
+    return found.series, _cases(root, volumes), problems
+
+
+def _cases(root: Path, volumes: list[Series]) -> list[Case]:
+    """Make a case of each volume, named after its folder, and after its number where a folder has several.
+
+    Names become files: they hold nothing but letters, digits, points, dashes and underscores, and nothing of what a
+    file says about itself but the series number.
+    """
+    alone = Counter(series.folder for series in volumes)
+    cases = []
+    used: Counter[str] = Counter()
+    for series in volumes:
+        below = series.folder.relative_to(root).parts if root.is_dir() else ()
+        words = list(below or (root.resolve().name,))
+        if alone[series.folder] > 1:
+            words.append(f"series{series.number}" if series.number.isdecimal() else "series")
+        name = _NOT_IN_NAMES.sub("_", "_".join(words)).strip(".")[:200] or "series"
+        used[name] += 1
+        if used[name] > 1:
+            name = f"{name}_{used[name]}"
+            used[name] += 1
+        path = series.folder if alone[series.folder] == 1 and root.is_dir() else series.slices[0].path
+        cases.append(Case(name, (path,), None, series=series))
+    return cases

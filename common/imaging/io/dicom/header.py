@@ -1,0 +1,203 @@
+"""The header of a DICOM file: which series it belongs to, and its slices."""
+
+from __future__ import annotations
+
+import logging
+import stat
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pydicom
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
+
+from common.errors import DataError
+from common.imaging.io.dicom.marks import MARKS
+from common.imaging.io.dicom.pixel_form import FORM_TAGS, pixel_form
+from common.imaging.io.dicom.slices import PixelForm, RefusedError, Slice
+from common.imaging.io.dicom.values import number, numbers, text
+
+# What pydicom says about odd values quotes them; refusals here are in our words.
+warnings.filterwarnings("ignore", module=r"pydicom\.")
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+
+_TAGS = [
+    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription"),
+    *("Modality", "FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
+    *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", *FORM_TAGS, *MARKS),
+]
+_MAGIC_OFFSET = 128
+_FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
+_DEFLATE_RATIO = 1032  # deflate cannot compress better
+_MOST_INFLATED_BYTES = 2**30
+"""A deflated file that is larger when inflated is refused: no slice is, but a file can be made to fill the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """The header of one file.
+
+    Attributes
+    ----------
+    path
+        The file.
+    study, series, uid, kind
+        UIDs of study, series, instance and SOP class, as stored.
+    number, description, modality, image_type
+        As text; may be empty.
+    slices
+        Slices of an image that can be read.
+    problem
+        Why it cannot be read; None if it can.
+    """
+
+    path: Path
+    study: str
+    series: str
+    uid: str
+    kind: str
+    number: str
+    description: str
+    modality: str
+    image_type: str
+    slices: tuple[Slice, ...]
+    problem: RefusedError | None
+
+
+def looks_like_dicom(path: Path) -> bool:
+    """Return whether a file begins as DICOM does, with or without preamble; nothing else than files is opened."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return False
+        with path.open("rb") as file:
+            start = file.read(_MAGIC_OFFSET + 4)
+    except OSError:
+        return False
+    # Without a preamble, the first element is one of the first groups, with a small number.
+    return start[_MAGIC_OFFSET:] == b"DICM" or (start[:2] in _FIRST_GROUPS and start[3:4] == b"\0")
+
+
+def read_header(path: Path) -> Instance | None:
+    """Read the header of a DICOM file.
+
+    Returns
+    -------
+    Instance | None
+        None for a DICOMDIR, and for a file without a series.
+
+    Raises
+    ------
+    DataError
+        The file cannot be read or is damaged.
+    """
+    with refused_as_damaged(path), path.open("rb") as file:
+        _require_moderate(path)
+        dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=[*_TAGS])
+        kind = text(dataset, "SOPClassUID")
+        if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage or not (
+            kind and text(dataset, "SeriesInstanceUID")
+        ):
+            return None
+        slices: tuple[Slice, ...] = ()
+        problem = None
+        try:
+            slices = _slices(dataset, pixel_form(dataset, file, kind), path)
+        except RefusedError as error:
+            problem = error
+        return Instance(
+            path=path,
+            study=text(dataset, "StudyInstanceUID"),
+            series=text(dataset, "SeriesInstanceUID"),
+            uid=text(dataset, "SOPInstanceUID"),
+            kind=kind,
+            number=text(dataset, "SeriesNumber"),
+            description=text(dataset, "SeriesDescription"),
+            modality=text(dataset, "Modality"),
+            image_type=text(dataset, "ImageType"),
+            slices=slices,
+            problem=problem,
+        )
+
+
+@contextmanager
+def refused_as_damaged(path: Path, part: str = "header") -> Iterator[None]:
+    """Convert whatever a library makes of a damaged or hostile file to an error that names the file.
+
+    Raises
+    ------
+    DataError
+        Anything went wrong.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except RefusedError as error:
+        raise DataError(path, error.reason) from None
+    except MemoryError:
+        raise DataError(path, "does not fit into memory") from None
+    except OSError as error:
+        raise DataError(path, f"cannot be read ({error.strerror or type(error).__name__})") from None
+    except Exception as error:  # a file from anywhere may break any line of a parser
+        raise DataError(path, f"has a damaged {part} ({type(error).__name__}). Copy it again") from None
+
+
+def _slices(dataset: FileDataset, form: PixelForm, path: Path) -> tuple[Slice, ...]:
+    position = numbers(dataset, "ImagePositionPatient", 3)
+    orientation = numbers(dataset, "ImageOrientationPatient", 6)
+    if position is None or orientation is None:
+        raise RefusedError("has no position in the patient: a projection, or a picture of a screen", left_out=True)
+    spacing = numbers(dataset, "PixelSpacing", 2)
+    if spacing is None or min(spacing) <= 0:
+        raise RefusedError("has no PixelSpacing above 0")
+    slope = number(dataset, "RescaleSlope")
+    if "ModalityLUTSequence" in dataset or slope == 0:
+        raise RefusedError("has a scaling of its values that is no straight line")
+    row, column = orientation[:3], orientation[3:]
+    return (
+        Slice(
+            path,
+            0,
+            form,
+            (position[0], position[1], position[2]),
+            (row[0], row[1], row[2]),
+            (column[0], column[1], column[2]),
+            (spacing[0], spacing[1]),
+            text(dataset, "FrameOfReferenceUID"),
+            1.0 if slope is None else slope,
+            number(dataset, "RescaleIntercept") or 0.0,
+            tuple(_mark(dataset, keyword) for keyword in MARKS),
+        ),
+    )
+
+
+def _mark(dataset: Dataset, keyword: str) -> str:
+    """Return a value by which volumes are told apart; numbers without the noise of their last digits."""
+    found = text(dataset, keyword)
+    try:
+        return f"{float(found):.6g}"
+    except ValueError:
+        return found
+
+
+def _require_moderate(path: Path) -> None:
+    """Refuse a deflated file that inflates to far more than any image; others hold no more than their bytes."""
+    if path.stat().st_size * _DEFLATE_RATIO <= _MOST_INFLATED_BYTES:
+        return
+    with path.open("rb") as file:
+        if pydicom.filereader.read_preamble(file, force=True) is None:
+            return
+        meta = pydicom.filereader.read_file_meta_info(path)
+        if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
+            return
+        file.seek(_MAGIC_OFFSET + 4 + 12 + int(meta.FileMetaInformationGroupLength))
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        size = 0
+        while piece := (inflater.unconsumed_tail or file.read(2**16)):
+            size += len(inflater.decompress(piece, 2**20))
+            if size > _MOST_INFLATED_BYTES:
+                raise DataError(path, f"inflates to more than {_MOST_INFLATED_BYTES:,} bytes: no image is as large")

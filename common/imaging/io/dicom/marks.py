@@ -1,0 +1,26 @@
+"""Tags that tell apart the volumes of one series."""
+
+from __future__ import annotations
+
+KINDS = {
+    "EchoTime": "echo time",
+    "InversionTime": "inversion time",
+    "DiffusionBValue": "b-value",
+    "ImageType": "image type",
+    "KVP": "tube voltage",
+    "ConvolutionKernel": "kernel",
+}
+"""Slices that differ in one of these never belong to one volume. Keyword -> words for people."""
+
+COUNTERS = {
+    "TemporalPositionIdentifier": "time point",
+    "AcquisitionNumber": "acquisition",
+    "DiffusionGradientOrientation": "gradient direction",
+    "TriggerTime": "trigger time",
+    "AcquisitionTime": "acquisition time",
+    "ContentTime": "content time",
+}
+"""May differ within one volume: looked at only where slices lie on each other. The likeliest first."""
+
+MARKS = {**KINDS, **COUNTERS}
+"""All of them, in the order of ``Slice.marks``."""

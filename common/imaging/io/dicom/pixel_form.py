@@ -1,0 +1,149 @@
+"""How a file stores its pixels: read from its header, and refused where it promises what it cannot hold."""
+
+from __future__ import annotations
+
+import os
+from typing import BinaryIO, Literal
+
+from pydicom.dataset import FileDataset
+from pydicom.uid import UID
+
+from common.imaging.io.dicom.slices import PixelForm, RefusedError, shown
+from common.imaging.io.dicom.values import text, whole
+
+FORM_TAGS = (
+    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PhotometricInterpretation", "PixelRepresentation"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelPaddingValue", "PixelPaddingRangeLimit"),
+)
+"""Keywords of the elements that this needs."""
+
+IMAGE_KINDS = {
+    "1.2.840.10008.5.1.4.1.1.2": "CT",
+    "1.2.840.10008.5.1.4.1.1.4": "MR",
+    "1.2.840.10008.5.1.4.1.1.128": "PET",
+}
+"""SOP classes that are read; CT and PET have physical units."""
+
+_WITH_UNITS = ("CT", "PET")
+_IMPLICIT, _EXPLICIT, _DEFLATED, BIG_ENDIAN = (
+    *("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"),
+)
+_UNCOMPRESSED = (_IMPLICIT, _EXPLICIT, BIG_ENDIAN)
+_JPEG = "1.2.840.10008.1.2.4."
+_COMPRESSED = {
+    "1.2.840.10008.1.2.5": "RLE",
+    f"{_JPEG}50": "JPEG Baseline",
+    f"{_JPEG}57": "JPEG Lossless",
+    f"{_JPEG}70": "JPEG Lossless SV1",
+    f"{_JPEG}80": "JPEG-LS Lossless",
+    f"{_JPEG}81": "JPEG-LS Near-lossless",
+    f"{_JPEG}90": "JPEG 2000 Lossless",
+    f"{_JPEG}91": "JPEG 2000",
+}
+_LARGE_FRAME_BYTES = 2**26
+_MOST_COMPRESSION = 1000
+"""A frame that is larger than any detector's and compressed more than this is a promise that no file keeps."""
+
+_PIXEL_DATA = b"\xe0\x7f\x10\x00"
+_PIXEL_DATA_BIG_ENDIAN = b"\x7f\xe0\x00\x10"
+_LONG_FORMS = (b"OW", b"OB", b"UN")
+
+
+def pixel_form(dataset: FileDataset, file: BinaryIO, kind: str) -> PixelForm:
+    """Return how an image's pixels are stored.
+
+    Parameters
+    ----------
+    dataset
+        The header, with ``FORM_TAGS``.
+    file
+        The file, positioned where pydicom stopped before pixel data.
+    kind
+        SOP class UID.
+
+    Raises
+    ------
+    RefusedError
+        It is no image that is read here, or its pixels are missing, truncated or in a form that is not read.
+    """
+    if kind not in IMAGE_KINDS:
+        raise RefusedError(f"holds {_kind_name(kind)} objects, which are not read as images", left_out=True)
+    rows, columns = whole(dataset, "Rows") or 0, whole(dataset, "Columns") or 0
+    if rows < 1 or columns < 1:
+        raise RefusedError("has no rows or columns: an empty shell of an image")
+    if (samples := whole(dataset, "SamplesPerPixel") or 1) != 1:
+        raise RefusedError(f"is in colour ({samples} samples per pixel)")
+    photometric = text(dataset, "PhotometricInterpretation") or "MONOCHROME2"
+    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise RefusedError(f"is no grey image ({shown(photometric)})")
+    allocated, stored, high, signed = _bits(dataset)
+    syntax = _syntax(dataset)
+    form = PixelForm(
+        rows=rows,
+        columns=columns,
+        bits_allocated=allocated,
+        bits_stored=stored,
+        high_bit=high,
+        is_signed=signed,
+        is_inverted=photometric == "MONOCHROME1" and IMAGE_KINDS[kind] not in _WITH_UNITS,
+        padding=_padding(dataset, stored, signed),
+        syntax=syntax,
+        offset=_offset(file, syntax, rows * columns * allocated // 8) if syntax in _UNCOMPRESSED else None,
+    )
+    if form.frame_bytes > _LARGE_FRAME_BYTES and form.frame_bytes > _MOST_COMPRESSION * os.fstat(file.fileno()).st_size:
+        raise RefusedError(f"promises {columns:,} x {rows:,} pixels, which its file cannot hold")
+    return form
+
+
+def _bits(dataset: FileDataset) -> tuple[int, int, int, bool]:
+    allocated = whole(dataset, "BitsAllocated") or 16
+    stored = whole(dataset, "BitsStored") or allocated
+    found = whole(dataset, "HighBit")
+    high = stored - 1 if found is None else found
+    if allocated not in (8, 16, 32) or not 1 <= stored <= high + 1 <= allocated:
+        raise RefusedError(f"stores {stored} of {allocated} bits up to number {high}, which is not read")
+    return allocated, stored, high, whole(dataset, "PixelRepresentation") == 1
+
+
+def _syntax(dataset: FileDataset) -> str:
+    found = dataset.file_meta.get("TransferSyntaxUID")
+    if found is None:
+        return _IMPLICIT if dataset.original_encoding[0] else _EXPLICIT
+    syntax = str(found)
+    if syntax in _UNCOMPRESSED or syntax == _DEFLATED or syntax in _COMPRESSED:
+        return syntax
+    name = UID(syntax).name
+    what = "an unknown or private transfer syntax" if name == syntax else f"the transfer syntax {name}"
+    raise RefusedError(f"is stored in {what} ({shown(syntax)}), which is not read: export it uncompressed")
+
+
+def _padding(dataset: FileDataset, stored: int, signed: bool) -> tuple[int, int] | None:
+    value = whole(dataset, "PixelPaddingValue")
+    if value is None:
+        return None
+    limit = whole(dataset, "PixelPaddingRangeLimit")
+    ends = [value, value if limit is None else limit]
+    # Often written as if the pixels had a sign, or had none.
+    ends = [end - 2**stored if signed and end >= 2 ** (stored - 1) else end for end in ends]
+    ends = [end + 2**stored if not signed and end < 0 else end for end in ends]
+    return min(ends), max(ends)
+
+
+def _offset(file: BinaryIO, syntax: str, frame_bytes: int) -> int:
+    """Return where uncompressed pixels begin; ``file`` is at the header of their element."""
+    start = file.read(12)
+    order: Literal["big", "little"] = "big" if syntax == BIG_ENDIAN else "little"
+    if start[:4] != (_PIXEL_DATA_BIG_ENDIAN if order == "big" else _PIXEL_DATA):
+        raise RefusedError("has no pixel data: an empty shell of an image")
+    is_long = start[4:6] in _LONG_FORMS
+    length = int.from_bytes(start[8:12] if is_long else start[4:8], order)
+    offset = file.tell() - (0 if is_long else 4)
+    held = min(length, os.fstat(file.fileno()).st_size - offset)
+    if held < frame_bytes:
+        raise RefusedError(f"has truncated pixel data: {max(held, 0):,} of {frame_bytes:,} bytes. Copy it again")
+    return offset
+
+
+def _kind_name(kind: str) -> str:
+    name = UID(kind).name
+    return "private" if name == kind else name.removesuffix(" Storage")

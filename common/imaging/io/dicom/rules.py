@@ -1,0 +1,24 @@
+"""What a hospital decides about reading DICOM."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from common.plan.base import Frozen, PositiveInt
+
+
+class DicomRules(Frozen):
+    """The hospital's choices.
+
+    Attributes
+    ----------
+    min_slices
+        A series with fewer slices is left out: it is no volume.
+    """
+
+    min_slices: Annotated[PositiveInt, Field(ge=2)] = 5
+
+
+USUAL_RULES = DicomRules()

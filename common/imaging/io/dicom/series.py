@@ -1,0 +1,140 @@
+"""From instances to series: one volume each, several, or refused with the reason."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+from common.formatting import counted
+from common.imaging.io.dicom.geometry import arrange, lie_on_each_other, require_one_plane
+from common.imaging.io.dicom.header import Instance
+from common.imaging.io.dicom.marks import COUNTERS, KINDS, MARKS
+from common.imaging.io.dicom.rules import DicomRules
+from common.imaging.io.dicom.slices import RefusedError, Series, Slice, shown
+
+_KEYWORDS = tuple(MARKS)
+
+
+def group_series(instances: Iterable[Instance], rules: DicomRules) -> list[Series]:
+    """Group instances by their series, and judge each.
+
+    Returns
+    -------
+    list[Series]
+        At least one for every series, sorted by folder and number; several where it holds several volumes.
+    """
+    groups: dict[tuple[str, str], list[Instance]] = {}
+    for instance in instances:
+        groups.setdefault((instance.study, instance.series), []).append(instance)
+    found = [one for group in groups.values() for one in _judge(group, rules)]
+    return sorted(found, key=lambda one: (str(one.folder), one.number.zfill(12), one.uid))
+
+
+def _judge(instances: Sequence[Instance], rules: DicomRules) -> list[Series]:
+    """Return the volumes of one series, in order of what tells them apart, or the refused series."""
+    first = instances[0]
+    whole = Series(
+        study=first.study,
+        uid=first.series,
+        number=first.number,
+        description=first.description,
+        modality=first.modality,
+        part="",
+        folder=_common_folder([instance.path for instance in instances]),
+        instances=len(instances),
+    )
+    try:
+        _require_images(instances)
+        slices = [one for instance in instances for one in instance.slices]
+        require_one_plane(slices)
+        parts = _split(slices, rules)
+    except RefusedError as error:
+        return [replace(whole, refusal=error.reason, left_out=error.left_out)]
+    return [_volume(replace(whole, part=name), part, rules) for name, part in parts]
+
+
+def _require_images(instances: Sequence[Instance]) -> None:
+    """Check that all instances are images of a volume, each there once."""
+    counts = Counter(instance.uid for instance in instances)
+    if copies := len(instances) - len(counts):
+        raise RefusedError(f"holds {counted(copies, 'instance')} more than once: remove the copies")
+    broken = [(instance, instance.problem) for instance in instances if instance.problem is not None]
+    if broken:
+        instance, problem = broken[0]
+        where = "" if len(instances) == 1 else f" (in {counted(len(broken), 'instance')}, such as {instance.path.name})"
+        all_left_out = len(broken) == len(instances) and all(item.left_out for _, item in broken)
+        raise RefusedError(problem.reason + where, all_left_out)
+    if any("LOCALIZER" in instance.image_type.split("\\") for instance in instances):
+        raise RefusedError("is a localizer", left_out=True)
+
+
+def _split(slices: list[Slice], rules: DicomRules) -> list[tuple[str, list[Slice]]]:
+    """Divide slices of different kinds, and such that lie on each other, by the tags that tell them apart."""
+    kinds = _varying(slices, KINDS)
+    found = []
+    for name, part in _divided(slices, kinds):
+        if len(part) < 2 or not lie_on_each_other(part):
+            found.append((name, part))
+            continue
+        counter = next((keyword for keyword in _varying(part, COUNTERS) if _tells_apart(part, keyword, rules)), None)
+        # Without a tag that tells them apart, it is one part, which is refused.
+        found += [
+            (f"{name}, {other}".strip(", "), inner) for other, inner in _divided(part, [counter] if counter else [])
+        ]
+    return found
+
+
+def _tells_apart(slices: list[Slice], keyword: str, rules: DicomRules) -> bool:
+    parts = [part for _, part in _divided(slices, [keyword])]
+    enough = median(len(part) for part in parts) >= rules.min_slices
+    return enough and not any(len(part) > 1 and lie_on_each_other(part) for part in parts)
+
+
+def _varying(slices: Sequence[Slice], keywords: Iterable[str]) -> list[str]:
+    return [keyword for keyword in keywords if len({_mark(one, keyword) for one in slices}) > 1]
+
+
+def _divided(slices: Iterable[Slice], keywords: Sequence[str]) -> list[tuple[str, list[Slice]]]:
+    """Group slices by the values of some tags, sorted by these: the words for a group, and its slices."""
+    groups: dict[tuple[str, ...], list[Slice]] = {}
+    for one in slices:
+        groups.setdefault(tuple(_mark(one, keyword) for keyword in keywords), []).append(one)
+    ordered = sorted(groups.items(), key=lambda item: [_sortable(value) for value in item[0]])
+    return [
+        (
+            ", ".join(f"{MARKS[name]} {shown(value) or 'none'}" for name, value in zip(keywords, values, strict=True)),
+            group,
+        )
+        for values, group in ordered
+    ]
+
+
+def _mark(one: Slice, keyword: str) -> str:
+    return one.marks[_KEYWORDS.index(keyword)]
+
+
+def _sortable(value: str) -> tuple[float, str]:
+    try:
+        return float(value), ""
+    except ValueError:
+        return float("-inf"), value
+
+
+def _volume(series: Series, slices: list[Slice], rules: DicomRules) -> Series:
+    series = replace(series, instances=len({one.path for one in slices}))
+    try:
+        if len(slices) < rules.min_slices:
+            raise RefusedError(f"has {counted(len(slices), 'slice')}, fewer than {rules.min_slices}", left_out=True)
+        ordered, grid = arrange(slices)
+    except RefusedError as error:
+        return replace(series, refusal=error.reason, left_out=error.left_out)
+    return replace(series, slices=ordered, grid=grid)
+
+
+def _common_folder(paths: Sequence[Path]) -> Path:
+    folders = {path.parent for path in paths}
+    return Path(os.path.commonpath(folders)) if len(folders) > 1 else next(iter(folders))

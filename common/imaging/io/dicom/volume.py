@@ -1,0 +1,68 @@
+"""A series as a volume."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import DataError
+from common.imaging.geometry import reorient_from_ras
+from common.imaging.io.dicom.pixels import scale, stored_frames
+from common.imaging.io.dicom.slices import Series, Slice
+from common.imaging.volume import Source, Volume
+from common.system.memory import MemoryLimitError, require_memory
+
+_SLICES_AT_ONCE = 16
+"""Volumes are contiguous across slices, files within them: sixteen float32 fill a cache line of a volume."""
+
+
+def read_series(series: Series) -> Volume:
+    """Read the pixels of a series.
+
+    Returns
+    -------
+    Volume
+        One channel in RAS+. Values are scaled by each slice's slope and intercept; padding has the lowest value of the
+        image. ``Volume.source`` has columns, rows and slices as axes.
+
+    Raises
+    ------
+    DataError
+        The series was refused, a file cannot be read or decoded, or it does not fit into memory.
+    """
+    if series.grid is None:
+        raise DataError(series.folder, f"{series.title}: {series.refusal}")
+    shape = series.grid.to_ras().shape
+    try:
+        require_memory(4 * int(np.prod(shape)), f"a volume of {' x '.join(map(str, shape))} voxels", "crop it")
+    except MemoryLimitError as error:
+        raise DataError(series.folder, f"{series.title}: {error}") from error
+    array = np.empty((1, *shape), dtype=np.float32)
+    # Indexed by column, row and slice.
+    view = reorient_from_ras(array[0], series.grid)
+    lowest = _fill(view, series.slices)
+    if lowest is not None:
+        if not np.isfinite(lowest):
+            raise DataError(series.folder, f"{series.title}: holds nothing but padding")
+        for index in range(view.shape[2]):
+            plane = view[:, :, index]
+            plane[np.isnan(plane)] = lowest
+    return Volume(array, series.grid.to_ras(), Source(series.grid))
+
+
+def _fill(view: NDArray[np.float32], slices: tuple[Slice, ...]) -> float | None:
+    """Write all slices; return the lowest value if there is padding, which then is NaN."""
+    rows, columns = slices[0].form.rows, slices[0].form.columns
+    block = np.empty((min(_SLICES_AT_ONCE, len(slices)), rows, columns), dtype=np.float32)
+    padded, lowest = False, np.inf
+    done = 0
+    for index, (one, values) in enumerate(zip(slices, stored_frames(slices), strict=True)):
+        target = block[index - done]
+        has_padding = scale(values, one, target)
+        padded |= has_padding
+        if one.form.padding is not None:
+            lowest = min(lowest, float(np.min(target, where=~np.isnan(target), initial=np.inf)))
+        if index + 1 - done == len(block) or index + 1 == len(slices):
+            view[:, :, done : index + 1] = block[: index + 1 - done].transpose(2, 1, 0)
+            done = index + 1
+    return lowest if padded else None

@@ -1,0 +1,92 @@
+"""What `check` says about a folder of DICOM files: every study, every series, and what became of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from client.cli.entry import main
+from client.data.dataset_check import check_dataset
+from tests.dicom_series import make_series, save
+
+
+def write_archive(root: Path) -> None:
+    """Two studies: a volume and a localizer, and a volume that lacks a slice."""
+    good, scout, holes = make_series(SeriesNumber=3), make_series(SeriesNumber=1), make_series(SeriesNumber=2)
+    for one in scout:
+        one.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+        one.StudyInstanceUID = good[0].StudyInstanceUID
+    save(root / "a", good, names=[f"g{index}" for index in range(8)])
+    save(root / "a", scout, names=[f"s{index}" for index in range(8)])
+    save(root / "b" / "deep", holes[:4] + holes[5:])
+
+
+def test_studies_and_series_are_told_with_what_became_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_archive(tmp_path)
+    assert main(["check", "--data", str(tmp_path)]) == 1
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [" ".join(row) for row in rows[1:3]] == [
+        "1 1 made up MR - 8 - left out: is a localizer",
+        "1 3 made up MR - 8 a read",
+    ]
+    assert " ".join(rows[3]).startswith("2 2 made up MR - 7 - refused: lacks 1 slice")
+
+
+def test_the_same_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_archive(tmp_path)
+    assert main(["check", "--data", str(tmp_path), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    outcomes = [
+        [(one["number"], one["files"], one["outcome"]) for one in study["series"]] for study in found["studies"]
+    ]
+    assert outcomes == [[("1", 8, "left out"), ("3", 8, "read")], [("2", 7, "refused")]]
+    assert found["studies"][0]["series"][1]["case"] == found["cases"][0]["name"] == "a"
+    assert found["cases"][0]["spacing_mm"] == pytest.approx([0.7, 0.8, 2.5])
+    assert [problem["severity"] for problem in found["problems"]].count("error") == 1
+
+
+def test_an_archive_of_volumes_and_localizers_is_usable(tmp_path: Path) -> None:
+    write_archive(tmp_path)
+    report = check_dataset(tmp_path / "a")
+    assert report.usable and report.layout == "dicom"
+    assert sorted(problem.severity for problem in report.problems) == ["warning", "warning"]
+
+
+def test_what_a_file_says_reaches_a_terminal_only_escaped_and_cut(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "\x1b[2Jgone\nforged: line"
+    save(tmp_path, make_series(SeriesDescription=evil + "x" * 5000, Modality="\x1b]0;title\x07"))
+    save(tmp_path / "more", make_series(SeriesDescription=evil, ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]))
+    main(["check", "--data", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "\x07" not in out and "\nforged" not in out
+    assert r"\x1b[2Jgone\nforged" in out
+    assert max(len(line) for line in out.splitlines()) < 400
+
+
+def test_names_in_other_character_sets_are_read(tmp_path: Path) -> None:
+    save(tmp_path / "a", make_series(SpecificCharacterSet="ISO_IR 192", SeriesDescription="Schädel 頭部"))
+    save(tmp_path / "b", make_series(SpecificCharacterSet="ISO_IR 144", SeriesDescription="Голова"))
+    save(tmp_path / "c", make_series(SpecificCharacterSet="ISO_IR 100", SeriesDescription="Schädel"))
+    found = [one.description for one in check_dataset(tmp_path).series]
+    assert found == ["Schädel 頭部", "Голова", "Schädel"]
+    unknown = make_series(SeriesDescription="head")
+    for one in unknown:
+        one.add_new("SpecificCharacterSet", "CS", "ISO_IR 100")
+    save(tmp_path / "d", unknown)
+    for path in (tmp_path / "d").iterdir():
+        path.write_bytes(path.read_bytes().replace(b"ISO_IR 100", b"NO_SUCHSET"))
+    assert check_dataset(tmp_path / "d").usable
+
+
+def test_nothing_of_a_patient_is_in_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_archive(tmp_path)
+    for arguments in ([], ["--json"]):
+        main(["check", "--data", str(tmp_path), *arguments])
+        out = capsys.readouterr()
+        assert "P1" not in out.out + out.err and "Nobody" not in out.out + out.err

@@ -1,0 +1,88 @@
+"""Predictions for DICOM series: those of the same scan as NIfTI, on the grid of the series."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from client.inference.predict import Predictor, predict_path
+from common.errors import DataError, OutputError
+from common.imaging.io.dicom.volume import read_series
+from common.imaging.io.nifti import read_label
+from tests.client.inference.test_predict import make_bundle
+from tests.dicom_series import make_series, only_series_in, save
+
+
+@pytest.fixture
+def predictor(tmp_path: Path) -> Predictor:
+    return Predictor.open(make_bundle(tmp_path / "model"))
+
+
+def write_series(folder: Path, seed: int = 0, **values: object) -> Path:
+    voxels = np.random.default_rng(seed).integers(1, 500, (11, 18, 21), dtype=np.uint16)
+    return save(folder, make_series(voxels, axes=np.array(((1.2, 0.1, 0), (-0.1, 1.2, 0), (0, 0, 1.5))), **values))
+
+
+def test_a_series_is_labelled_as_the_same_scan_in_nifti(predictor: Predictor, tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "series")
+    grid = read_series(only_series_in(folder)).source.grid
+    voxels = np.random.default_rng(0).integers(1, 500, (11, 18, 21), dtype=np.uint16).transpose(2, 1, 0)
+    nibabel.save(nibabel.Nifti1Image(voxels.astype(np.int16), grid.affine), tmp_path / "scan.nii.gz")
+    for scan, out in ((folder, "of_series.nii.gz"), (tmp_path / "scan.nii.gz", "of_nifti.nii.gz")):
+        assert predict_path(predictor, scan, tmp_path / out).written == (tmp_path / out,)
+    ours, theirs = (nibabel.load(tmp_path / name) for name in ("of_series.nii.gz", "of_nifti.nii.gz"))
+    np.testing.assert_allclose(ours.affine, theirs.affine, atol=1e-5)
+    np.testing.assert_array_equal(np.asarray(ours.dataobj), np.asarray(theirs.dataobj))
+    assert len(np.unique(np.asarray(ours.dataobj))) > 1
+
+
+def test_every_volume_of_a_folder_gets_a_label_map_and_every_refused_series_is_named(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    for seed, name in enumerate(("one", "two")):
+        write_series(tmp_path / "archive" / name, seed)
+    (tmp_path / "archive" / "two" / "003.dcm").unlink()
+    write_series(tmp_path / "archive" / "scout", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    report = predict_path(predictor, tmp_path / "archive", tmp_path / "out")
+    assert report.written == (tmp_path / "out" / "one.nii.gz",)
+    assert [str(failure) for failure in report.failures] == [
+        f"{tmp_path}/archive/two: series 7 'made up', 10 instances: lacks 1 slice: most are 1.5 mm apart, some 3 mm"
+    ]
+    assert report.exit_status == 1
+    assert report.warnings == (f"{tmp_path}/archive/scout: series 7 'made up', 11 instances: is a localizer",)
+
+
+def test_no_text_of_a_file_becomes_a_path(predictor: Predictor, tmp_path: Path) -> None:
+    hostile = "../../escaped"
+    for number in range(2):
+        slices = make_series(axes=np.diag((1.2, 1.2, 1.5)), SeriesDescription=hostile, PatientID=hostile)
+        for one in slices:
+            one.StudyInstanceUID = one.SeriesInstanceUID = f"../../1.2.{number}"
+            one.SOPInstanceUID = f"../{one.SOPInstanceUID}"
+        save(tmp_path / "in" / "mixed", slices, names=[f"{number}-{index}" for index in range(8)])
+    report = predict_path(predictor, tmp_path / "in", tmp_path / "out")
+    names = [path.name for path in report.written]
+    assert names == ["mixed_series7.nii.gz", "mixed_series7_2.nii.gz"]
+    assert not list(tmp_path.rglob("*escaped*"))
+    assert [path.name for path in read_folders(tmp_path)] == ["in", "model", "out"]
+    assert read_label(report.written[0])[0].shape == (16, 16, 8)
+
+
+def read_folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def test_several_volumes_need_a_folder_for_their_results(predictor: Predictor, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        write_series(tmp_path / "archive" / name)
+    with pytest.raises(OutputError, match="give a folder for the results"):
+        predict_path(predictor, tmp_path / "archive", tmp_path / "out.nii.gz")
+
+
+def test_a_folder_without_any_volume_says_why(predictor: Predictor, tmp_path: Path) -> None:
+    write_series(tmp_path / "archive", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+    with pytest.raises(DataError, match=r"holds 1 series of DICOM and no volume: .*is a localizer"):
+        predict_path(predictor, tmp_path / "archive", tmp_path / "out")
