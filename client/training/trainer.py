@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.training.proximal import ProximalTerm
+from client.training.weight_gradients import ChannelsLastWeightGradients, is_faster
 from common.config.federation import TrainingConfig
 from common.errors import FedvoxError
 from common.imaging.cache.case_cache import CachedCase
@@ -129,6 +130,10 @@ class Trainer:
         self._model = model.to(device)
         self._network = torch.compile(self._model) if config.compile else self._model
         self._autocast = autocast_dtype(device, config.precision)
+        # A compiled network has convolutions of its own.
+        self._reorders = not config.compile and is_faster(
+            device, self._autocast, torch.backends.cpu.get_cpu_capability()
+        )
         self._loss = build_loss(config.loss, config.class_weights, plan.model.deep_supervision).to(device)
         self._validation_loss = build_loss(config.loss, config.class_weights, False).to(device)
 
@@ -323,7 +328,7 @@ class Trainer:
         """Return the mean loss of some patches, which may be on the CPU."""
         image = image.to(self.device, memory_format=self._memory_format, non_blocking=True)
         label = label.to(self.device, non_blocking=True)
-        with self._autocast_context():
+        with self._autocast_context(), ChannelsLastWeightGradients() if self._reorders else nullcontext():
             output = self._network(image)
         # The loss sums over many voxels, so compute it in float32, outside autocast.
         loss: Tensor = self._loss(output, label)
