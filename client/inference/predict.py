@@ -266,7 +266,7 @@ def predict_path(
     OutputError
         A result exists or cannot be written.
     """
-    dataset, problems = scan_dataset(input_path)
+    dataset, problems = scan_dataset(input_path, predictor.terms.dicom)
     dataset, warnings = _with_channels(dataset, predictor)
     # What a dataset declares about its label maps does not matter here.
     errors = [problem for problem in problems if problem.severity == "error" and problem.path.name != "dataset.json"]

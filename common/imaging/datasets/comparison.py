@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from common.formatting import counted
 from common.imaging.datasets.case import Problem, Reading
 from common.imaging.datasets.dataset import Dataset
+from common.imaging.io.dicom.rules import USUAL_RULES, DicomRules
 from common.imaging.ranges import USUAL_RANGES, GeometryRanges
 
 if TYPE_CHECKING:
@@ -88,12 +89,15 @@ class SiteTerms:
         Name in the dataset -> name in the federation; a label may become ``background``.
     patient_rule
         As in ``Reading``.
+    dicom
+        How DICOM is read.
     """
 
     ranges: GeometryRanges = USUAL_RANGES
     labels_map: Mapping[str, str] = field(default_factory=dict)
     channels_map: Mapping[str, str] = field(default_factory=dict)
     patient_rule: re.Pattern[str] | None = None
+    dicom: DicomRules = USUAL_RULES
 
 
 OWN_TERMS = SiteTerms()

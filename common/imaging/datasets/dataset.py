@@ -30,6 +30,7 @@ from common.imaging.datasets.dicom_cases import find_dicom_cases
 from common.imaging.datasets.hints import folder_hint, is_half, missing_folder, why_ignored
 from common.imaging.datasets.name_rule import patients_by_name
 from common.imaging.datasets.patients_csv import PATIENTS_FILE, read_patients
+from common.imaging.io.dicom.rules import USUAL_RULES, DicomRules
 from common.imaging.io.nifti import channel_count, nifti_stem
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class Dataset:
         return replace(self, channels=channels, labels=labels)
 
 
-def find_dataset(root: Path) -> Dataset:
+def find_dataset(root: Path, rules: DicomRules = USUAL_RULES) -> Dataset:
     """Find the cases of a dataset folder; no voxels are read.
 
     Raises
@@ -104,7 +105,7 @@ def find_dataset(root: Path) -> Dataset:
         If the folder is missing, empty or has no known layout, if an image or label has no counterpart, if a case
         appears twice, or if ``dataset.json`` or ``patients.csv`` is invalid.
     """
-    dataset, problems = scan_dataset(root)
+    dataset, problems = scan_dataset(root, rules)
     errors = [problem for problem in problems if problem.severity == "error"]
     if errors:
         more = f" (and {len(errors) - 1} more; fedvox-client check lists them all)" if len(errors) > 1 else ""
@@ -112,8 +113,15 @@ def find_dataset(root: Path) -> Dataset:
     return dataset
 
 
-def scan_dataset(root: Path) -> tuple[Dataset, list[Problem]]:
+def scan_dataset(root: Path, rules: DicomRules = USUAL_RULES) -> tuple[Dataset, list[Problem]]:
     """Find the complete cases of a dataset folder and all problems; :func:`find_dataset` stops at errors instead.
+
+    Parameters
+    ----------
+    root
+        The folder, or a single file.
+    rules
+        How DICOM is read.
 
     Raises
     ------
@@ -121,7 +129,7 @@ def scan_dataset(root: Path) -> tuple[Dataset, list[Problem]]:
         If no case can be found: the folder is missing, empty or has no known layout.
     """
     root = Path(root)
-    if (found := _without_layout(root)) is not None:
+    if (found := _without_layout(root, rules)) is not None:
         return found
     problems: list[Problem] = []
     try:
@@ -156,11 +164,11 @@ def scan_dataset(root: Path) -> tuple[Dataset, list[Problem]]:
     return _dataset_of(root, layout, cases, declaration), problems
 
 
-def _without_layout(root: Path) -> tuple[Dataset, list[Problem]] | None:
+def _without_layout(root: Path, rules: DicomRules) -> tuple[Dataset, list[Problem]] | None:
     """Return a single file or a folder of DICOM as a dataset; None for other folders."""
     if root.is_file() and nifti_stem(root):
         return _dataset_of(root, "files", [Case(str(nifti_stem(root)), (root,), None)], Declaration()), []
-    if not _holds_nifti(root) and (found := find_dicom_cases(root)) is not None:
+    if not _holds_nifti(root) and (found := find_dicom_cases(root, rules)) is not None:
         series, cases, problems = found
         return replace(_dataset_of(root, "dicom", cases, Declaration()), series=series), problems
     if not root.is_dir():

@@ -12,12 +12,13 @@ from common.formatting import counted
 from common.imaging.datasets.case import Case, Problem
 
 if TYPE_CHECKING:
+    from common.imaging.io.dicom.rules import DicomRules
     from common.imaging.io.dicom.slices import Series
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
 
-def find_dicom_cases(root: Path) -> tuple[tuple[Series, ...], list[Case], list[Problem]] | None:
+def find_dicom_cases(root: Path, rules: DicomRules) -> tuple[tuple[Series, ...], list[Case], list[Problem]] | None:
     """Find the series of a folder, or of one file; no pixels are read.
 
     Returns
@@ -27,11 +28,10 @@ def find_dicom_cases(root: Path) -> tuple[tuple[Series, ...], list[Case], list[P
     """
     # Late: importing pydicom takes long, and few folders need it.
     from common.imaging.io.dicom.find import find_series, holds_dicom
-    from common.imaging.io.dicom.rules import USUAL_RULES
 
     if not holds_dicom(root):
         return None
-    found = find_series(root, USUAL_RULES)
+    found = find_series(root, rules)
     problems = [Problem(None, error.path, error.problem) for error in found.damaged]
     for series in found.series:
         if series.refusal:

@@ -405,4 +405,4 @@ def test_neither_torch_nor_scipy_is_imported() -> None:
     found = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     modules = set(found.stdout.split())
     assert "client.courier.courier" in modules
-    assert not modules & {"torch", "scipy", "monai", "nibabel", "opacus", "ray", "matplotlib"}
+    assert not modules & {"torch", "scipy", "monai", "nibabel", "pydicom", "opacus", "ray", "matplotlib"}

@@ -49,7 +49,7 @@ def test_every_volume_of_a_folder_gets_a_label_map_and_every_refused_series_is_n
     report = predict_path(predictor, tmp_path / "archive", tmp_path / "out")
     assert report.written == (tmp_path / "out" / "one.nii.gz",)
     assert [str(failure) for failure in report.failures] == [
-        f"{tmp_path}/archive/two: series 7 'made up', 10 instances: lacks 1 slice: most are 1.5 mm apart, some 3 mm"
+        f"{tmp_path}/archive/two: series 7 'made up', 10 instances: lacks 1 slice: some are 1.5 mm apart, others 3 mm"
     ]
     assert report.exit_status == 1
     assert report.warnings == (f"{tmp_path}/archive/scout: series 7 'made up', 11 instances: is a localizer",)

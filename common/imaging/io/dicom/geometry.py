@@ -117,11 +117,11 @@ def _require_regular(places: Vector, step: Vector, gaps: Vector) -> None:
     regular = places[0] + np.arange(len(places))[:, None] * step
     if np.linalg.norm(places - regular, axis=1).max() <= POSITION_TOLERANCE * min(1.0, typical):
         return
-    multiples = gaps / typical
+    multiples = gaps / gaps.min()
     holes = int(np.rint(multiples - 1).clip(min=0).sum())
     if holes and np.abs(multiples - np.rint(multiples)).max() <= 2 * POSITION_TOLERANCE:
         raise RefusedError(
-            f"lacks {counted(holes, 'slice')}: most are {typical:.4g} mm apart, some {gaps.max():.4g} mm"
+            f"lacks {counted(holes, 'slice')}: some are {gaps.min():.4g} mm apart, others {gaps.max():.4g} mm"
         )
     if gaps.max() - gaps.min() <= POSITION_TOLERANCE * min(1.0, typical):
         raise RefusedError("has slices that are not behind each other: their positions are on no straight line")

@@ -143,7 +143,9 @@ def refused_as_damaged(path: Path, part: str = "header") -> Iterator[None]:
     except OSError as error:
         raise DataError(path, f"cannot be read ({error.strerror or type(error).__name__})") from None
     except Exception as error:  # a file from anywhere may break any line of a parser
-        raise DataError(path, f"has a damaged {part} ({type(error).__name__}). Copy it again") from None
+        raise DataError(
+            path, f"is damaged: its {part} cannot be read ({type(error).__name__}). Copy it again"
+        ) from None
 
 
 def _slices(dataset: FileDataset, form: PixelForm, path: Path) -> tuple[Slice, ...]:

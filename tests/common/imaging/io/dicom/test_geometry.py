@@ -104,7 +104,7 @@ def refusal(folder: Path) -> str:
 
 def test_a_missing_slice_is_refused(tmp_path: Path) -> None:
     slices = make_series()
-    assert refusal(save(tmp_path, slices[:3] + slices[4:])) == "lacks 1 slice: most are 2.5 mm apart, some 5 mm"
+    assert refusal(save(tmp_path, slices[:3] + slices[4:])) == "lacks 1 slice: some are 2.5 mm apart, others 5 mm"
 
 
 def test_a_doubled_slice_is_refused(tmp_path: Path) -> None:
