@@ -237,6 +237,6 @@ def test_ray_engine_gives_what_inline_gives(finished: Path, tmp_path: Path) -> N
 def test_help_answers_without_importing_torch(program: str) -> None:
     code = (
         f"import sys; from {program}.cli import main\n"
-        "try: main(['--help'])\nexcept SystemExit: pass\nsys.exit(bool({{'torch', 'pydicom'}} & set(sys.modules)))"
+        "try: main(['--help'])\nexcept SystemExit: pass\nsys.exit(bool({'torch', 'pydicom'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
