@@ -57,6 +57,8 @@ class StateFolder:
         The folder shared by courier and runner when one process starts both.
     journal
         What the runner has done with each task.
+    vectors
+        Vectors that the site keeps between rounds, one folder for each purpose (``client.site_vectors``).
     runner
         The runner's status.
     contact
@@ -73,6 +75,7 @@ class StateFolder:
         self.path = path
         self.shared = path / "shared"
         self.journal = path / "journal"
+        self.vectors = path / "vectors"
         self.runner = path / "runner.json"
         self.contact = path / "contact"
         self.status = path / "status.json"

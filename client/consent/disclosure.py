@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+from client.consent.algorithm_terms import algorithm_sentence
 from client.consent.fingerprint_terms import fingerprint_lines, fingerprint_terms
 from client.consent.privacy_terms import privacy_terms, private_meanings
 from common.config.chosen import CHOSEN_FILE, Chosen, read_chosen
@@ -325,7 +326,7 @@ def _work(work: Mapping[str, Any], privacy: Mapping[str, Any] | None) -> list[st
         f"{counted(work['rounds'] + 1, 'scoring')}, whatever the server calls its runs. You can allow more later.",
         f"A round counts if {counted(work['min_sites'], 'site')} or more answer with an update{least}."
         f"{_consequence(work['min_sites'])}",
-        _combined(work["algorithm"], work["algorithm_options"]),
+        algorithm_sentence(work["algorithm"], work["algorithm_options"]),
     ]
 
 
@@ -334,12 +335,6 @@ def _own_model(every: int) -> str:
         return ""
     rounds = "every round" if every == 1 else f"rounds {every}, {2 * every}, {3 * every} and so on"
     return f"After training in {rounds}, it also scores its own model, as part of the training. "
-
-
-def _combined(algorithm: str, options: Mapping[str, float]) -> str:
-    named = f" ({', '.join(f'{option} {value:g}' for option, value in options.items())})" if options else ""
-    local = " Your site adds its proximal term to the loss in every step." if algorithm == "fedprox" else ""
-    return f"The server makes the next model from the updates by {algorithm}{named}.{local}"
 
 
 def _consequence(min_sites: int) -> str:

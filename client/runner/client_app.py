@@ -21,6 +21,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 import common
+from client.runner.gradient_memory import GradientMemory
 from client.training.trainer import NonFiniteLossError, Trainer
 from common.errors import ProtocolError
 from common.imaging.cache.case_cache import CachedCase
@@ -40,7 +41,7 @@ from common.protocol.codec import (
     unpack_question,
 )
 from common.protocol.messages import mean_of_known
-from common.weights.encoding import ErrorFeedback, vector_of
+from common.weights.encoding import ErrorFeedback, vector_of, vectors_of
 from common.weights.store import WeightStore
 
 log = logging.getLogger("fedvox.client")
@@ -119,6 +120,8 @@ class Site:
         Accumulated rounding error of lossy uploads; lasts as long as the site stays open.
     privacy, budget
         What a round costs the patients, and the ledger that pays; None without differential privacy.
+    memory
+        What the site keeps between rounds for its algorithm; None for most algorithms.
     """
 
     name: str
@@ -131,6 +134,7 @@ class Site:
     feedback: ErrorFeedback = field(default_factory=ErrorFeedback)
     privacy: PrivacyPlan | None = None
     budget: Budget | None = None
+    memory: GradientMemory | None = None
 
     def __post_init__(self) -> None:
         if self.trainer.privacy != self.privacy or (self.budget is None) != (self.privacy is None):
@@ -239,16 +243,19 @@ def _work(task: Task, site: Site, weights: SiteWeights, guard: Guard | None) -> 
     started = time.perf_counter()
     if task.refused_last is not None:
         log.warning("round %d: the server did not count the last reply: %s", task.round, task.refused_last)
-    model = vector_of(weights.inbox.get(task.model), site.trainer.layout.size, task.download)
+    size, memory = site.trainer.layout.size, site.memory
+    vectors = 1 if memory is None else 1 + memory.received
+    model, *received = vectors_of(weights.inbox.get(task.model), size, task.download, vectors)
     # Looked at before anything is counted or paid.
     if not (np.isfinite(model.min()) and np.isfinite(model.max())):
         raise ProtocolError("the model's weights are not all finite")
+    correction = memory.correction(task, size, received) if memory is not None and task.train else None
     give_back = guard.begin(task) if guard is not None else _nothing
     is_paid = False
     try:
         epsilon = _spend(task, site)
         is_paid = site.privacy is not None
-        result, update = _evaluate_then_train(task, model, site, started, epsilon)
+        result, update = _evaluate_then_train(task, model, site, started, epsilon, correction)
     except Exception:
         if not is_paid:
             give_back()
@@ -256,7 +263,10 @@ def _work(task: Task, site: Site, weights: SiteWeights, guard: Guard | None) -> 
     if update is None:
         return result
     pieces = site.feedback.encode(update, task.upload)
-    return replace(result, update=weights.outbox.put(data for _, data in pieces))
+    digest = weights.outbox.put(data for _, data in pieces)
+    if memory is not None and correction is not None:
+        memory.remember(task, correction, vector_of(weights.outbox.get(digest), size, task.upload))
+    return replace(result, update=digest)
 
 
 def _nothing() -> None:
@@ -264,7 +274,7 @@ def _nothing() -> None:
 
 
 def _evaluate_then_train(
-    task: Task, weights: Vector, site: Site, started: float, epsilon: float
+    task: Task, weights: Vector, site: Site, started: float, epsilon: float, correction: Vector | None
 ) -> tuple[Result, Vector | None]:
     trainer, observer = site.trainer, site.observer
     steps = trainer.config.local_steps if task.train else 0
@@ -278,7 +288,7 @@ def _evaluate_then_train(
             if observer is not None:
                 observer.site_step(task.round, site.name, step, steps, loss)
 
-        training = trainer.train(weights, site.train_cases, task.round, site.seed, on_step)
+        training = trainer.train(weights, site.train_cases, task.round, site.seed, on_step, correction)
         local_dice, seconds_local = _score_own_model(task, weights + training.update, site)
     told: Callable[[float], float] = float if site.privacy is None else coarse
     result = Result(

@@ -26,7 +26,9 @@ from client.ledger.ledger import Ledger, LedgerError
 from client.ledger.patient_identity import Patient, PatientIndex
 from client.ledger.recognition import recognise
 from client.runner.client_app import Observer, Site
+from client.runner.gradient_memory import MEMORY, GradientMemory, memory_of
 from client.runner.site_split import SiteDataError, labelled_cases, split_site
+from client.state_folder import StateFolder
 from client.training.dp_trainer import make_trainer
 from common.config.federation import FederationConfig
 from common.errors import DataError
@@ -72,7 +74,7 @@ class SiteData:
 
 @dataclass(frozen=True)
 class LedgerAccess:
-    """What a site pays privacy with; needed only for differential privacy.
+    """What a site keeps between rounds, and pays privacy with; needed for differential privacy and some algorithms.
 
     Attributes
     ----------
@@ -180,7 +182,12 @@ class LocalSite:
             observer=self._observer,
             privacy=trainer.privacy,
             budget=None if patients is None else self._budget(people_of(patients, train, validation)),
+            memory=self._memory(),
         )
+
+    def _memory(self) -> GradientMemory | None:
+        state = self._access.state
+        return memory_of(self._config, state and StateFolder(state).vectors / MEMORY, self._data.name)
 
     def _identify(self, cases: Mapping[str, Case]) -> dict[str, Patient] | None:
         if self._config.privacy is None:

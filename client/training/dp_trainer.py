@@ -33,7 +33,6 @@ from client.training.dp_sampling import (
     scans_by_patient,
 )
 from client.training.onednn_conv import OneDnnConvolutions, is_available
-from client.training.proximal import ProximalTerm
 from client.training.trainer import LocalSteps, NextBatch, Trainer, Validation
 from common.config.federation import FederationConfig, TrainingConfig
 from common.config.privacy import PrivacyConfig
@@ -91,7 +90,7 @@ def make_trainer(config: FederationConfig, plan: Plan, device: torch.device, rep
     else:
         key_of = repeatable_key if repeatable else fresh_key
         trainer = PrivateTrainer(model, plan, config.training, total_steps, device, config.privacy, key_of)
-    trainer.proximal_mu = config.strategy.proximal_mu or 0.0
+    trainer.proximal_mu = config.strategy.proximal_mu or config.strategy.feddyn_alpha or 0.0
     return trainer
 
 
@@ -187,7 +186,7 @@ class PrivateTrainer(Trainer):
         norm = ClippingNorm(privacy.max_grad_norm, privacy.adaptive_clipping, self.device)
         noise = self._noise(key)
         expected = privacy.sample_rate * len(names)
-        proximal = ProximalTerm(self._trained, self.proximal_mu)
+        term = self._term
 
         def step(number: int, next_batch: NextBatch) -> None:
             gradients.begin()
@@ -200,7 +199,7 @@ class PrivateTrainer(Trainer):
                 norm.count(gradients.add_patient(norm.value, self._loss_scale))
             gradients.finish(torch.from_numpy(drawing.result()).to(self.device), norm.value, expected)
             norm.follow(noise, expected)
-            proximal.add_gradient()
+            term.add_gradient()
             if self.config.gradient_clip > 0:
                 nn.utils.clip_grad_norm_(self._trained, self.config.gradient_clip, foreach=True)
             optimizer.step()

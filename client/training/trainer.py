@@ -1,8 +1,8 @@
 """One site's local training and validation.
 
 Training is stateless between rounds: every round starts a fresh optimizer on the global weights and draws patches that
-depend only on (seed, step). After a crash a site therefore trains exactly as without it, and a run can be resumed
-without any state from the sites.
+depend only on (seed, step). After a crash a site therefore trains exactly as without it. Where an algorithm keeps
+something at the sites, it is handed in as ``correction`` (``client.runner.gradient_memory``).
 
 ``client.training.dp_trainer`` has the differentially private version: the same loop with another step and other scores.
 """
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from client.training.proximal import ProximalTerm
 from client.training.weight_gradients import ChannelsLastWeightGradients, is_faster
 from common.config.federation import TrainingConfig
+from common.config.schedule import poly_learning_rate
 from common.errors import FedvoxError
 from common.imaging.cache.case_cache import CachedCase
 from common.imaging.patches.sampler import Batch, BatchSource, PatchSampler, prefetch
@@ -88,11 +89,6 @@ class LocalSteps:
     step: Callable[[int, NextBatch], Tensor | None]
 
 
-def poly_learning_rate(base: float, step: int, total: int, power: float) -> float:
-    """Return ``base * (1 - step / total) ** power``: ``base`` at step 0, and 0 after the last step."""
-    return base * float((1 - step / total) ** power)
-
-
 class Trainer:
     """Trains and scores one model, for one site after another; every call brings the weights.
 
@@ -112,7 +108,7 @@ class Trainer:
     Attributes
     ----------
     proximal_mu
-        Strength of FedProx's term (``client.training.proximal``); 0 without it.
+        Strength of the term of FedProx and FedDyn (``client.training.proximal``); 0 without it.
     """
 
     proximal_mu = 0.0
@@ -136,6 +132,7 @@ class Trainer:
         )
         self._loss = build_loss(config.loss, config.class_weights, plan.model.deep_supervision).to(device)
         self._validation_loss = build_loss(config.loss, config.class_weights, False).to(device)
+        self._term = ProximalTerm((), 0.0)
 
     @property
     def precision(self) -> str:
@@ -159,6 +156,7 @@ class Trainer:
         round_number: int,
         seed: int,
         on_step: StepCallback | None = None,
+        correction: Vector | None = None,
     ) -> Training:
         """Train ``config.local_steps`` steps from the global ``weights``.
 
@@ -174,6 +172,8 @@ class Trainer:
             The site's own seed.
         on_step
             Called after each step with the number of steps done and the loss, None if that is private.
+        correction
+            Flat vector to add to every gradient, before it is clipped.
 
         Raises
         ------
@@ -186,6 +186,7 @@ class Trainer:
         # Validation may have left the weights in the memory format that is fastest for inference.
         self._model.to(memory_format=self._memory_format)  # type: ignore[call-overload]  # -- not in torch's hints
         optimizer = self._make_optimizer()
+        self._term = ProximalTerm(self._trained, self.proximal_mu, self._split(correction))
         first = (round_number - 1) * self.config.local_steps
         steps = range(first, first + self.config.local_steps)
         local = self._local_steps(cases, round_number, seed, steps, optimizer)
@@ -267,6 +268,14 @@ class Trainer:
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self._model.parameters() if parameter.requires_grad]
 
+    def _split(self, vector: Vector | None) -> list[Tensor]:
+        """Return a flat vector as one tensor for each trained parameter; none without a vector."""
+        if vector is None:
+            return []
+        named = self.layout.split(vector)
+        trained = [name for name, parameter in self._model.named_parameters() if parameter.requires_grad]
+        return [torch.from_numpy(np.array(named[name])).to(self.device) for name in trained]
+
     def _make_optimizer(self) -> torch.optim.Optimizer:
         config = self.config
         if config.optimizer == "sgd":
@@ -305,7 +314,7 @@ class Trainer:
             seed,
         )
         scaler = torch.amp.GradScaler(self.device.type, enabled=self._autocast is torch.float16)
-        proximal = ProximalTerm(self._trained, self.proximal_mu)
+        term = self._term
 
         def step(number: int, next_batch: NextBatch) -> Tensor:
             del number
@@ -313,9 +322,9 @@ class Trainer:
             optimizer.zero_grad(set_to_none=True)
             loss = self._forward(batch.image, batch.label)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # -- torch's
-            if config.gradient_clip > 0 or self.proximal_mu > 0:
+            if config.gradient_clip > 0 or not term.is_zero:
                 scaler.unscale_(optimizer)
-            proximal.add_gradient()
+            term.add_gradient()
             if config.gradient_clip > 0:
                 nn.utils.clip_grad_norm_(self._trained, config.gradient_clip, foreach=True)
             scaler.step(optimizer)

@@ -15,6 +15,8 @@ from common.plan.base import Frozen, OpenFraction, PositiveFloat, PositiveInt
 Algorithm = Literal[
     "fedavg",
     "fedprox",
+    "feddyn",
+    "scaffold",
     "fedavgm",
     "fedadam",
     "fedyogi",
@@ -28,6 +30,8 @@ _ADAPTIVE = {"server_learning_rate": 0.01, "beta_1": 0.9, "beta_2": 0.99, "tau":
 OPTIONS: Mapping[str, Mapping[str, float]] = {
     "fedavg": {},
     "fedprox": {"proximal_mu": 0.01},
+    "feddyn": {"feddyn_alpha": 0.01},
+    "scaffold": {"server_learning_rate": 1.0},
     "fedavgm": {"server_learning_rate": 1.0, "server_momentum": 0.9},
     "fedadam": _ADAPTIVE,
     "fedyogi": _ADAPTIVE,
@@ -38,8 +42,16 @@ OPTIONS: Mapping[str, Mapping[str, float]] = {
     "clipped_mean": {"clip_factor": 1.0},
 }
 """Algorithm -> its options with their defaults."""
-COUNT_SITES_ALIKE = ("median", "trimmed_mean", "multi_krum", "geometric_median")
-"""Algorithms that give no site more weight than another: a minority of sites must not hold half of the weight."""
+COUNT_SITES_ALIKE = ("feddyn", "scaffold", "median", "trimmed_mean", "multi_krum", "geometric_median")
+"""Algorithms that give no site more weight than another.
+
+A minority of sites must not hold half of the weight; the vectors of FedDyn and SCAFFOLD are means over all sites, also
+those that are absent.
+"""
+KEEP_VECTORS = ("feddyn", "scaffold")
+"""Algorithms whose sites keep a vector of the model's size between rounds (``client.runner.gradient_memory``)."""
+SENT_VECTORS: Mapping[str, tuple[str, ...]] = {"scaffold": ("control",)}
+"""Algorithm -> which of its server's vectors sites receive behind the model."""
 
 
 class AlgorithmConfig(Frozen):
@@ -51,8 +63,10 @@ class AlgorithmConfig(Frozen):
         The algorithm.
     proximal_mu
         How strongly sites stay near the global model: weight of half the squared distance to it (``fedprox``).
+    feddyn_alpha
+        Weight of half the squared distance to the global model, and of what sites remember (``feddyn``).
     server_learning_rate
-        Factor for the server's step (``fedavgm``, ``fedadam``, ``fedyogi``).
+        Factor for the server's step (``scaffold``, ``fedavgm``, ``fedadam``, ``fedyogi``).
     server_momentum
         Share of the last step that the next one keeps (``fedavgm``).
     beta_1, beta_2
@@ -67,6 +81,7 @@ class AlgorithmConfig(Frozen):
 
     name: Algorithm = "fedavg"
     proximal_mu: PositiveFloat | None = None
+    feddyn_alpha: PositiveFloat | None = None
     server_learning_rate: PositiveFloat | None = None
     server_momentum: OpenFraction | None = None
     beta_1: OpenFraction | None = None
@@ -99,6 +114,40 @@ class AlgorithmConfig(Frozen):
     def options(self) -> dict[str, Any]:
         """Return the algorithm's own options."""
         return {option: getattr(self, option) for option in OPTIONS[self.name]}
+
+    @property
+    def keeps_vectors(self) -> bool:
+        """Return whether sites keep a vector between rounds."""
+        return self.name in KEEP_VECTORS
+
+    @property
+    def sent_vectors(self) -> tuple[str, ...]:
+        """Return the names of the server's vectors that sites receive behind the model."""
+        return SENT_VECTORS.get(self.name, ())
+
+    def check_combination(self, optimizer: str, download: str, is_private: bool) -> None:
+        """Refuse what the algorithm does not work with: ``training.optimizer``, ``transport.download``, ``privacy``.
+
+        Raises
+        ------
+        ValueError
+            Names the key, the reason and what to write.
+        """
+        if self.keeps_vectors and is_private:
+            raise ValueError(
+                f"strategy.name {self.name} does not work with privacy: what a site keeps would carry the noise of "
+                "whole rounds into every later step; choose fedavg or fedprox"
+            )
+        if self.name == "scaffold" and optimizer != "sgd":
+            raise ValueError(
+                f"strategy.name scaffold needs training.optimizer sgd: {optimizer} rescales every gradient, so that an "
+                "update does not tell the mean gradient; write sgd with its own learning_rate, or choose feddyn"
+            )
+        if self.sent_vectors and download != "float32":
+            raise ValueError(
+                f"strategy.name {self.name} needs transport.download float32: the server's control variate must be the "
+                "same at the sites to the last digit"
+            )
 
     @property
     def malicious(self) -> int:

@@ -238,6 +238,13 @@ class FederationConfig(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _strategy_fits_the_training(self) -> Self:
+        self.strategy.check_combination(
+            self.training.optimizer, self.transport.download, is_private=self.privacy is not None
+        )
+        return self
+
+    @model_validator(mode="after")
     def _one_weight_per_class(self) -> Self:
         if self.labels is not None:
             check_class_weights(self.training.class_weights, len(self.labels))

@@ -79,6 +79,8 @@ def unpack_question(text: str | bytes) -> Question:
         task = Task(**_read(content, _TASK, "task"))
         if not 1 <= task.round <= task.rounds + 1:
             raise ProtocolError(f"task: round {task.round} of {task.rounds} does not exist")
+        if task.counted_last >= task.round:
+            raise ProtocolError(f"task: round {task.counted_last} cannot have counted before round {task.round}")
         return task
     raise ProtocolError("not a message to a site")
 
@@ -313,6 +315,7 @@ _TASK: Mapping[str, Reader] = {
     "download": _weights_encoding,
     "upload": _encoding,
     "refused_last": _optional(_refusal),
+    "counted_last": _count,
     **_SEEN,
 }
 _INFO: Mapping[str, Reader] = {

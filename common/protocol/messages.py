@@ -90,13 +90,17 @@ class Task:
     run
         Random ID of the run, so that a reply to another run is never counted.
     model
-        SHA-256 of the file that holds the global weights.
+        SHA-256 of the file that holds the global weights, and behind them the strategy's vectors for the sites, such as
+        SCAFFOLD's control variate.
     download
-        Encoding of the global weights.
+        Encoding of the global weights and those vectors.
     upload
         Encoding that the update must have.
     refused_last
         Why this site's last reply was rejected; None if it was accepted.
+    counted_last
+        The last round in which this site's update became part of the model; 0 if none has. What the site keeps between
+        rounds continues from there.
     epsilon_seen, ledger_seen, audit_seen
         As in ``Hello``.
     """
@@ -110,6 +114,7 @@ class Task:
     download: Encoding = "float32"
     upload: Encoding = "float32"
     refused_last: Refusal | None = None
+    counted_last: int = 0
     epsilon_seen: float = math.nan
     ledger_seen: str | None = None
     audit_seen: str | None = None

@@ -166,6 +166,20 @@ def vector_of(content: NDArray[np.uint8], size: int, encoding: Encoding) -> Vect
     return vector
 
 
+def vectors_of(content: NDArray[np.uint8], size: int, encoding: Encoding, count: int) -> list[Vector]:
+    """Decode ``count`` vectors that were encoded one after another.
+
+    Raises
+    ------
+    ProtocolError
+        As for ``vector_of``.
+    """
+    one = vector_bytes(size, encoding)
+    if content.size != count * one:
+        raise ProtocolError(f"weights have {counted(content.size, 'byte')}, {count * one} expected")
+    return [vector_of(content[start : start + one], size, encoding) for start in range(0, content.size, one)]
+
+
 def read_window(
     content: NDArray[np.uint8], stretches: Sequence[tuple[int, int]], count: int, encoding: Encoding
 ) -> Vector:

@@ -76,7 +76,7 @@ class StoredUpdates:
         self._contents = {site: contents[site] for site in results}
         self._size = size
         self._encoding = encoding
-        self._scales = scales or {}
+        self.scales = scales or {}
 
     def map(self, function: Callable[[Window], Next]) -> Iterator[Next]:
         """Call ``function`` for every window, and yield the results joined into pieces of the vector.
@@ -109,4 +109,4 @@ class StoredUpdates:
     def _windows(self, piece: Piece) -> Iterator[StoredWindow]:
         one = vector_bytes(self._size, self._encoding)
         for where, stretches in windows_of(piece, self._encoding):
-            yield StoredWindow(where, stretches, self._contents, self._scales, one, self._encoding)
+            yield StoredWindow(where, stretches, self._contents, self.scales, one, self._encoding)

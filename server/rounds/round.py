@@ -162,10 +162,13 @@ class Round:
         }
 
     def _send(self, exchange: Exchange, asked: Mapping[int, SiteInfo], model: Published) -> dict[str, Ask]:
-        refused_last = self._state.refused_last
+        state = self._state
         tasks = {
             node: replace(
-                self.task, refused_last=refused_last.get(info.site), **self._folder.reports.last(info.site).as_seen()
+                self.task,
+                refused_last=state.refused_last.get(info.site),
+                counted_last=state.counted.get(info.site, 0),
+                **self._folder.reports.last(info.site).as_seen(),
             )
             for node, info in asked.items()
         }

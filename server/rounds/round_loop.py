@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -137,7 +138,7 @@ class RoundLoop:
         exchange = Exchange(grid, link.make_message, link.patience, link.signals)
         roster = Roster(grid, exchange, state, self._folder, self._sites, link.names, link.patience)
         roster.gather(self._quorum(state.quarantine), self._say, lambda: self._look_at_quarantine(state))
-        model = self._publish(state.round, self._parts(self._folder.map_checkpoint(state.round, self._layout)))
+        model = self._publish(state, self._parts(self._folder.map_checkpoint(state.round, self._layout)))
         while state.round < self._config.rounds and not state.stopped_early:
             model = self._train_round(exchange, roster, state, model)
         if state.accepted_rounds == 0:
@@ -162,17 +163,24 @@ class RoundLoop:
             start += part.size
             yield total / np.float32(len(earlier) + 1)
 
-    def _publish(self, round_number: int, parts: Iterable[Vector]) -> Published:
-        """Publish weights whose checkpoint exists, or will once ``parts`` is consumed."""
-        checkpoint, offset = self._folder.checkpoint_values(round_number, self._layout)
-        model = self._link.transfer.publish(parts, checkpoint, offset)
+    def _publish(self, state: RunState, parts: Iterable[Vector]) -> Published:
+        """Publish weights whose checkpoint exists, or will once ``parts`` is consumed, and vectors for the sites."""
+        checkpoint, offset = self._folder.checkpoint_values(state.round, self._layout)
+        names = self._config.strategy.sent_vectors
+        behind = (partial(self._sent_vectors, names, state),) if names else ()
+        model = self._link.transfer.publish(parts, checkpoint, offset, *behind)
         if not math.isfinite(model.norm):
             raise FederationError(
-                f"the weights after round {round_number} have NaN or infinite values; look at the sites' losses in "
+                f"the weights after round {state.round} have NaN or infinite values; look at the sites' losses in "
                 f"{self._folder.path / 'rounds.jsonl'}, and start a new run, for example with a lower "
                 "training.learning_rate"
             )
         return model
+
+    def _sent_vectors(self, names: Sequence[str], state: RunState) -> Iterator[Vector]:
+        """Yield the strategy's vectors for the sites; they exist once the model before them was consumed."""
+        for name in names:
+            yield from self._parts(map_strategy_vector(self._folder, state.strategy_round, name, self._layout.size))
 
     def _task(self, state: RunState, model: Published, train: bool) -> Task:
         return Task(
@@ -197,6 +205,7 @@ class RoundLoop:
             state.sketches |= finished.copies.sketches
             state.model_sketch = finished.copies.model
             state.norms |= {site: finished.updates.updates[site].norm for site in finished.accepted}
+            state.counted |= dict.fromkeys(finished.accepted, task.round)
             state.accepted_rounds += 1
             state.failed_rounds = 0
         else:
@@ -211,7 +220,7 @@ class RoundLoop:
         else:
             fewer = (self._config.strategy.average_rounds or 1) - 1
             state.recent = [*state.recent, state.round][-fewer:] if fewer else []
-        following = self._publish(state.round, self._folder.write_checkpoint(state.round, parts, self._layout))
+        following = self._publish(state, self._folder.write_checkpoint(state.round, parts, self._layout))
         self._commit(state, finished)
         finished.updates.close()
         if state.failed_rounds >= self._config.strategy.max_failed_rounds:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -28,9 +28,9 @@ class Published:
     Attributes
     ----------
     model
-        SHA-256 of its bytes, encoded as ``encoding``.
+        SHA-256 of its bytes, encoded as ``encoding``, and of the vectors behind it.
     bytes
-        Size of the encoded model.
+        Size of what is fetched.
     norm
         L2 norm of the weights.
     """
@@ -41,10 +41,16 @@ class Published:
     norm: float
 
 
+Behind = Callable[[], Iterable[Vector]]
+"""Returns, in order, what is sent behind a model; called once the model's parts are consumed."""
+
+
 class WeightTransfer(Protocol):
     """The server's end of the weight transfer."""
 
-    def publish(self, parts: Iterable[Vector], checkpoint: Path, offset: int) -> Published:
+    def publish(
+        self, parts: Iterable[Vector], checkpoint: Path, offset: int, behind: Behind | None = None
+    ) -> Published:
         """Make a model available to sites in place of the previous one.
 
         Parameters
@@ -53,6 +59,8 @@ class WeightTransfer(Protocol):
             Its weights, in order. The iterable is consumed.
         checkpoint, offset
             The file and byte offset where the float32 weights are, once ``parts`` is consumed.
+        behind
+            Vectors of the model's size that sites receive in the same file; None for none.
         """
 
     def open_tasks(self, tasks: Mapping[str, Task], update_bytes: int) -> None:
@@ -96,14 +104,16 @@ class StoreTransfer:
         self._published: str | None = None
         self._updates: dict[str, str] = {}
 
-    def publish(self, parts: Iterable[Vector], checkpoint: Path, offset: int) -> Published:
+    def publish(
+        self, parts: Iterable[Vector], checkpoint: Path, offset: int, behind: Behind | None = None
+    ) -> Published:
         """Put the model into the store."""
         del checkpoint, offset
-        measured = _MeasuredParts(parts)
+        measured = _MeasuredParts(parts, behind)
         model = self._store.put(encode(part, self._encoding) for part in measured)
         previous, self._published = self._published, model
         self._drop(previous)
-        return Published(model, self._encoding, vector_bytes(measured.size, self._encoding), measured.norm)
+        return Published(model, self._encoding, measured.bytes(self._encoding), measured.norm)
 
     def open_tasks(self, tasks: Mapping[str, Task], update_bytes: int) -> None:
         """Do nothing: all sites can read the whole store."""
@@ -135,7 +145,8 @@ class StoreTransfer:
 class GatewayTransfer:
     """Weight transfer over a network, through files that the gateway serves and receives.
 
-    float32 models are served from the checkpoint; other encodings are written to files of their own.
+    float32 models are served from the checkpoint; other encodings, and models with vectors behind them, are written to
+    files of their own.
 
     Parameters
     ----------
@@ -152,10 +163,12 @@ class GatewayTransfer:
         self._served: tuple[Path, int] | None = None
         self._bytes = 0
 
-    def publish(self, parts: Iterable[Vector], checkpoint: Path, offset: int) -> Published:
+    def publish(
+        self, parts: Iterable[Vector], checkpoint: Path, offset: int, behind: Behind | None = None
+    ) -> Published:
         """Hash the model and write it, unless the checkpoint itself is served."""
-        measured = _MeasuredParts(parts)
-        if self._encoding == "float32":
+        measured = _MeasuredParts(parts, behind)
+        if self._encoding == "float32" and behind is None:
             total = hashlib.sha256()
             for part in measured:
                 total.update(encode(part, "float32").data)
@@ -164,7 +177,7 @@ class GatewayTransfer:
             model = self._models.put(encode(part, self._encoding) for part in measured)
             self._models.keep({model})
             self._served = (self._models.path(model), 0)
-        self._bytes = vector_bytes(measured.size, self._encoding)
+        self._bytes = measured.bytes(self._encoding)
         return Published(model, self._encoding, self._bytes, measured.norm)
 
     def open_tasks(self, tasks: Mapping[str, Task], update_bytes: int) -> None:
@@ -233,19 +246,27 @@ class GatewaySignals:
 
 
 class _MeasuredParts:
-    """Passes on the parts of a vector and measures its size and norm."""
+    """Passes on the parts of a vector and measures its size and norm; then what is sent behind it."""
 
-    def __init__(self, parts: Iterable[Vector]) -> None:
+    def __init__(self, parts: Iterable[Vector], behind: Behind | None) -> None:
         self._parts = parts
+        self._behind = behind
         self._squares = 0.0
-        self.size = 0
+        self._size = self._size_behind = 0
 
     def __iter__(self) -> Iterator[Vector]:
         for part in self._parts:
-            self.size += part.size
+            self._size += part.size
             self._squares += squared_norm(part)
+            yield part
+        for part in self._behind() if self._behind is not None else ():
+            self._size_behind += part.size
             yield part
 
     @property
     def norm(self) -> float:
         return math.sqrt(self._squares)
+
+    def bytes(self, encoding: Encoding) -> int:
+        """Return the size of everything that was passed on, as encoded."""
+        return vector_bytes(self._size, encoding) + vector_bytes(self._size_behind, encoding)

@@ -50,6 +50,8 @@ class RunState(BaseModel):
     sketches, model_sketch
         Site -> sketch of its last accepted update; sketch of the model that was sent last
         (``server.rounds.judgement.copies``).
+    counted
+        Site -> the last round in which its update became part of the model.
     conduct
         Site -> what it was blamed for, or what was odd, in each of its last rounds; None for nothing.
     refused_last
@@ -99,6 +101,7 @@ class RunState(BaseModel):
     norms: dict[str, float] = Field(default_factory=dict)
     sketches: dict[str, str] = Field(default_factory=dict)
     model_sketch: str = ""
+    counted: dict[str, int] = Field(default_factory=dict)
     conduct: dict[str, list[Refusal | Oddity | None]] = Field(default_factory=dict)
     refused_last: dict[str, Refusal] = Field(default_factory=dict)
     quarantine: dict[str, Refusal] = Field(default_factory=dict)

@@ -39,6 +39,8 @@ from server.simulation.simulated_sites import SimulatedSites, SiteEvents
 
 Engine = Literal["inline", "ray"]
 LOG_FILE = "logs/simulation.log"
+SITE_VECTORS = "site-vectors"
+"""Folder of what simulated sites keep between rounds."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def simulate(config: FederationConfig, options: SimulationOptions, emit: EventSi
             check_data(folder, config, find_simulated_dataset(config, data), options.cache, emit)
         plan = folder.plan()
         partition = read_partition(folder.path / PARTITION_FILE)
-        sites = SimulatedSites(config, plan, partition, data, options.cache, device, SiteEvents(emit))
+        kept = (folder.path / SITE_VECTORS).resolve()
+        sites = SimulatedSites(config, plan, partition, data, options.cache, device, SiteEvents(emit), kept)
         if options.arranged is not None and options.arranged.pooled:
             sites = sites.pooled(config)
         if engine == "inline":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from flwr.app import Context
 
 from client.runner.client_app import Budget, Observer, Site
+from client.runner.gradient_memory import MEMORY, GradientMemory, memory_of
 from client.training.dp_trainer import make_trainer
 from client.training.trainer import Trainer
 from common.config.federation import FederationConfig
@@ -81,6 +83,8 @@ class SimulatedSites:
         Folder of preprocessed scans; None keeps them in memory.
     device
         As in ``choose_device``.
+    vectors
+        Folder for what sites keep between rounds; only some algorithms need it.
     """
 
     config: FederationConfig
@@ -90,6 +94,7 @@ class SimulatedSites:
     cache: Path | None
     device: str
     observer: Observer | None = None
+    vectors: Path | None = None
     _opened: dict[str, Site] = field(default_factory=dict, repr=False)
     _trainer: Trainer | None = field(default=None, repr=False)
 
@@ -125,6 +130,7 @@ class SimulatedSites:
                 observer=self.observer,
                 privacy=self.trainer.privacy,
                 budget=self._budget,
+                memory=self._memory(name),
             )
         return self._opened[name]
 
@@ -140,6 +146,11 @@ class SimulatedSites:
         if self.config.privacy is None or self.trainer.privacy is None:
             return None
         return SimulatedBudget(self.trainer.privacy, self.config.privacy.delta)
+
+    def _memory(self, site: str) -> GradientMemory | None:
+        # A site's name may contain any character.
+        own = self.vectors and self.vectors / hashlib.sha256(site.encode()).hexdigest()[:24] / MEMORY
+        return memory_of(self.config, own, site)
 
     def pooled(self, config: FederationConfig) -> SimulatedSites:
         """Return one site that holds all patients; each patient keeps the scanner shift of their own site."""

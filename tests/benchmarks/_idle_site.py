@@ -47,6 +47,7 @@ class IdleTrainer(Trainer):
         round_number: int,
         seed: int,
         on_step: StepCallback | None = None,
+        correction: Vector | None = None,
     ) -> Training:
         """Nearly the same update again."""
         return Training(self._update * np.float32(1 + 0.01 * round_number), 1, 0.5, 0.0, 0.0)

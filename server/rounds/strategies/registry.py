@@ -10,12 +10,14 @@ from common.errors import ConfigError
 from server.rounds.strategies.fedadam import FedAdam
 from server.rounds.strategies.fedavg import FedAvg
 from server.rounds.strategies.fedavgm import FedAvgM
+from server.rounds.strategies.feddyn import FedDyn
 from server.rounds.strategies.fedyogi import FedYogi
 from server.rounds.strategies.robust.clipped_mean import ClippedMean
 from server.rounds.strategies.robust.geometric_median import GeometricMedian
 from server.rounds.strategies.robust.median import Median
 from server.rounds.strategies.robust.multi_krum import MultiKrum
 from server.rounds.strategies.robust.trimmed_mean import TrimmedMean
+from server.rounds.strategies.scaffold import Scaffold
 from server.rounds.strategies.strategy import Strategy
 
 
@@ -25,9 +27,17 @@ def _fedprox(proximal_mu: float) -> FedAvg:
     return FedAvg()
 
 
+def _feddyn(feddyn_alpha: float) -> FedDyn:
+    """Return the server's part of FedDyn, in which alpha cancels out."""
+    del feddyn_alpha
+    return FedDyn()
+
+
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "fedavg": FedAvg,
     "fedprox": _fedprox,
+    "feddyn": _feddyn,
+    "scaffold": Scaffold,
     "fedavgm": FedAvgM,
     "fedadam": FedAdam,
     "fedyogi": FedYogi,
@@ -53,5 +63,5 @@ def make_strategy(config: FederationConfig, sites: int) -> Strategy:
     except ValueError as error:
         raise ConfigError(str(error)) from None
     strategy = STRATEGIES[config.strategy.name](**config.strategy.options)
-    strategy.check(config)
+    strategy.prepare(config, sites)
     return strategy

@@ -60,6 +60,9 @@ class Updates(Protocol):
     weights: Mapping[str, float]
     """Site -> how much its update counts (``strategy.weights``)."""
 
+    scales: Mapping[str, float]
+    """Site -> factor by which its update was scaled down already; without one it is as sent."""
+
     def map(self, function: Callable[[Window], Next]) -> Iterator[Next]:
         """Call ``function`` for every window, some ahead and in parallel, and yield the joined results in order."""
 
@@ -88,17 +91,14 @@ class Strategy(Protocol):
 
     @property
     def update_vectors(self) -> int:
-        """Return how many vectors of the model's size a site sends per update, including the update itself.
-
-        SCAFFOLD, for instance, needs two: the changes of the weights and of the site's control variate.
-        """
+        """Return how many vectors of the model's size a site sends per update, including the update itself."""
 
     @property
     def state_vectors(self) -> tuple[str, ...]:
         """Return the names of the vectors that the server keeps between rounds, such as a momentum."""
 
-    def check(self, config: FederationConfig) -> None:
-        """Refuse federation settings that this strategy does not support.
+    def prepare(self, config: FederationConfig, sites: int) -> None:
+        """Take what the strategy needs of its federation of so many sites, and refuse settings it does not support.
 
         Raises
         ------
@@ -126,6 +126,6 @@ class OneVector:
     update_vectors = 1
     state_vectors: tuple[str, ...] = ()
 
-    def check(self, config: FederationConfig) -> None:
+    def prepare(self, config: FederationConfig, sites: int) -> None:
         """Accept every federation."""
-        del config
+        del config, sites

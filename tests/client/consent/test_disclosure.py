@@ -302,8 +302,10 @@ def test_few_sites_are_named_with_their_consequence(tmp_path: Path, min_sites: i
     [
         ({"name": "fedavg"}, "The server makes the next model from the updates by fedavg."),
         ({"name": "fedprox", "proximal_mu": 0.5}, "by fedprox (proximal_mu 0.5). Your site adds its proximal term"),
+        ({"name": "feddyn"}, "by feddyn (feddyn_alpha 0.01). Your site corrects its steps by what it remembers"),
+        ({"name": "scaffold"}, "(server_learning_rate 1). Your site corrects its steps by the difference"),
     ],
 )
 def test_the_algorithm_is_named(tmp_path: Path, algorithm: dict[str, object], sentence: str) -> None:
-    write_kit(tmp_path, strategy={"min_sites": 3} | algorithm)
+    write_kit(tmp_path, strategy={"min_sites": 3} | algorithm, training={"optimizer": "sgd"})
     assert sentence in " ".join(as_text(document(read_request(tmp_path))).split())

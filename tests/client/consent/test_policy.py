@@ -510,7 +510,7 @@ UNLISTED: dict[str, str] = {
     "scores of many labels": _with(dice={str(label): 0.5 for label in range(257)}),
     "a score of no label": _with(dice={"Smith": 0.5}),
     "a path in place of a digest": _with(update="/data/Smith.nii.gz"),
-    "a failure with a text": '{"format":4,"kind":"failure","code":1000,"reason":"/data/Smith_1963.nii.gz"}',
+    "a failure with a text": '{"format":5,"kind":"failure","code":1000,"reason":"/data/Smith_1963.nii.gz"}',
     "a failure with a long name": pack(Failure(ErrorCode.INTERNAL, "x" * 101)),
     "a question": pack(Hello("run", DIGEST)),
     "no message at all": "Smith",

@@ -65,8 +65,15 @@ class StandInTrainer:
         return Validation({1: 0.5}, 1.0, 0.0)
 
     def train(
-        self, weights: Vector, cases: Sequence[CachedCase], round: int, seed: int, on_step: Callable[..., None]
+        self,
+        weights: Vector,
+        cases: Sequence[CachedCase],
+        round: int,
+        seed: int,
+        on_step: Callable[..., None],
+        correction: Vector | None,
     ) -> Training:
+        assert correction is None
         self._on_training(round)
         for step in range(1, self._steps + 1):
             time.sleep(self._step_seconds)

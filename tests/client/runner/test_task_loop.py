@@ -182,7 +182,7 @@ def test_a_task_that_is_taken_back_gets_no_answer_and_counts_as_done(site: Stand
         ("{", ""),
         ("[]", ""),
         ("x" * 100_000, ""),
-        ('{"format":4,"kind":"failure","code":1000,"reason":"A"}', ""),
+        ('{"format":5,"kind":"failure","code":1000,"reason":"A"}', ""),
         ("", "0" * 32),
     ],
 )

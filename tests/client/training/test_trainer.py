@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from client.training.trainer import NonFiniteLossError, Trainer, poly_learning_rate
+from client.training.trainer import NonFiniteLossError, Trainer
 from common.config.federation import TrainingConfig
+from common.config.schedule import poly_learning_rate
 from common.imaging.cache.case_cache import CachedCase
 from common.imaging.patches.sampler import PatchSampler
 from common.losses import build_loss

@@ -50,7 +50,9 @@ from common.weights.digest import is_sha256
 MODEL = "0123456789abcdef" * 4
 NAME = MODEL[:32]
 HELLO = Hello("r1", "d1", 1.5, MODEL, MODEL[::-1])
-TASK = Task(run="r1", digest="d1", round=2, rounds=5, train=True, model=MODEL, refused_last=Refusal.NOT_FINITE)
+TASK = Task(
+    run="r1", digest="d1", round=2, rounds=5, train=True, model=MODEL, refused_last=Refusal.NOT_FINITE, counted_last=1
+)
 TASK = replace(TASK, epsilon_seen=1.5, ledger_seen=MODEL, audit_seen=MODEL[::-1])
 INFO = SiteInfo("a", 8, 2, "0.1.0", "1.42.0", "2.13.0", "3.11.7", "cpu", "bfloat16", MODEL, MODEL[::-1])
 RESULT = Result(
@@ -108,6 +110,7 @@ tasks = st.integers(1, MAX_STEPS - 1).flatmap(
         st.sampled_from(["float32", "bfloat16"]),
         encodings,
         st.none() | st.sampled_from(Refusal),
+        st.just(0),
         *seen,
     )
 )
@@ -268,6 +271,8 @@ def test_a_field_takes_its_own_type_alone(message: Any) -> None:
         (TASK, "download", "float64"),
         (TASK, "upload", "float16"),
         (TASK, "refused_last", "you are ugly"),
+        (TASK, "counted_last", -1),
+        (TASK, "counted_last", 2),
         (INFO, "site", "x" * (MAX_TEXT + 1)),
         (INFO, "device", "half a \udfff"),
         (INFO, "train_examples", 0),

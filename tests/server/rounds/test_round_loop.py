@@ -161,6 +161,7 @@ def test_refused_three_times_a_site_is_told_and_then_not_asked_until_released(tm
     lines = (folder.path / "rounds.jsonl").read_bytes().splitlines(keepends=True)
     (folder.path / "rounds.jsonl").write_bytes(b"".join(lines[:5]))
     state.finished, state.round, state.rounds_bytes, state.digests = False, 5, 0, {}
+    state.counted = {}
     folder.save_checkpoint(5, folder.load_checkpoint(6, LAYOUT), LAYOUT)
     folder.commit(state)
     release(folder, "bad")

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.errors import ProtocolError
 from common.protocol.codec import Task
 from common.protocol.messages import Heartbeat
-from common.weights.encoding import Encoding, encode, pieces_of, vector_bytes, vector_of
+from common.weights.encoding import Encoding, encode, pieces_of, vector_bytes, vector_of, vectors_of
 from common.weights.store import FileStore, MemoryStore, MissingWeightsError, map_file
 from server.rounds.weight_transfer import GatewaySignals, GatewayTransfer, Published, StoreTransfer
 from server.run_store.folder import RunFolder
@@ -74,6 +75,32 @@ def test_what_is_published_is_served_to_whom_it_is_for(
     np.testing.assert_array_equal(vector_of(np.frombuffer(content, np.uint8), 4, encoding), WEIGHTS)
     assert not Path(opened.file).is_absolute()
     assert ".." not in Path(opened.file).parts
+
+
+@pytest.mark.parametrize("encoding", ["float32", "bfloat16"])
+@pytest.mark.parametrize("is_network", [False, True])
+def test_vectors_are_served_behind_the_model(
+    folder: RunFolder, gateway: GatewayFolder, encoding: Encoding, is_network: bool
+) -> None:
+    """They are written while the model is consumed, and the model's norm is its own."""
+    store, written = MemoryStore(), list[np.ndarray]()
+
+    def parts() -> Iterator[np.ndarray]:
+        yield from parts_of(WEIGHTS)
+        written.append(10 * WEIGHTS)
+
+    transfer = GatewayTransfer(gateway, encoding) if is_network else StoreTransfer(store, encoding)
+    checkpoint = folder.write_checkpoint(0, parts(), LAYOUT)
+    model = transfer.publish(checkpoint, *folder.checkpoint_values(0, LAYOUT), lambda: parts_of(written[0]))
+    assert model == Published(model.model, encoding, 2 * vector_bytes(4, encoding), 5.0)
+    transfer.open_tasks({"a": task_for(model)}, UPDATE_BYTES)
+    content = served(gateway, gateway.open_tasks("a")[0]) if is_network else store.get(model.model).tobytes()
+    assert hashlib.sha256(content).hexdigest() == model.model
+    found = vectors_of(np.frombuffer(content, np.uint8), 4, encoding, 2)
+    np.testing.assert_array_equal(found, [WEIGHTS, 10 * WEIGHTS])
+    with pytest.raises(ProtocolError, match="expected"):
+        vectors_of(np.frombuffer(content, np.uint8), 4, encoding, 1)
+    np.testing.assert_array_equal(folder.map_checkpoint(0, LAYOUT), WEIGHTS)
 
 
 @pytest.mark.parametrize("encoding", ["float32", "bfloat16"])

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.runner.client_app import Site, SiteWeights, make_client_app
+from client.runner.gradient_memory import GradientMemory
+from client.site_vectors import SiteVectors
 from common.errors import FedvoxError
 from common.protocol.codec import (
     ErrorCode,
@@ -140,6 +143,54 @@ def test_the_model_that_was_trained_is_scored_in_the_rounds_that_were_agreed_on(
     sent = vector_of(hospital.inbox.get(hospital.model()), hospital.size, "float32")
     trained = hospital.inbox.put([sent + update])
     assert second.local_dice == hospital.result(hospital.task(train=False, model=trained, round=4)).mean_dice
+
+
+def one_step(folder: Path, name: str) -> Hospital:
+    """A hospital that does one step of SGD in each of three rounds, with an algorithm that keeps something."""
+    training = {"optimizer": "sgd", "local_steps": 1, "momentum": 0, "gradient_clip": 0, "weight_decay": 0}
+    config = tiny.federation(strategy={"name": name}, training=training)
+    memory = GradientMemory(config, SiteVectors(folder, "a"))
+    return Hospital(replace(tiny.site("a", 1, DIGEST, rounds=3, **training), memory=memory))
+
+
+def test_scaffold_corrects_steps_and_remembers_the_mean_gradient(tmp_path: Path) -> None:
+    """With one step, the update is -rate * (gradient + c - c_i), and then c_i is the gradient."""
+    hospital = one_step(tmp_path, "scaffold")
+    size = hospital.size
+    weights = np.random.default_rng(0).normal(0, 0.1, size).astype(np.float32)
+    control = np.random.default_rng(1).normal(0, 0.1, size).astype(np.float32)
+    gradients = []
+    for number, counted in ((1, 0), (2, 1), (3, 1), (2, 1)):
+        kept = SiteVectors(tmp_path, "a").read("r1", counted + 1).vectors.get("gradient", np.zeros(size))
+        model = hospital.inbox.put([weights, control])
+        result = hospital.result(hospital.task(model=model, round=number, counted_last=counted))
+        update = vector_of(hospital.outbox.get(str(result.update)), size, "float32")
+        rate = 2e-3 * (1 - (number - 1) / 3) ** 0.9
+        gradients.append(-update / rate - control + kept)
+        remembered = SiteVectors(tmp_path, "a").read("r1", number + 1).vectors["gradient"]
+        np.testing.assert_allclose(remembered, gradients[-1], atol=2e-4)
+    # The second round was trained again, from the same vectors.
+    np.testing.assert_array_equal(gradients[1], gradients[3])
+    assert np.abs(gradients[0]).max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["scaffold", "feddyn"])
+def test_without_what_it_kept_a_site_does_not_train(tmp_path: Path, name: str) -> None:
+    hospital = one_step(tmp_path, name)
+    weights = [np.zeros(hospital.size, "<f4")] * (2 if name == "scaffold" else 1)
+    model = hospital.inbox.put(weights)
+    error = hospital.ask(hospital.task(model=model, round=2, counted_last=1)).error
+    assert (error.code, error.reason) == (ErrorCode.INTERNAL, "DamagedFileError")
+    assert hospital.result(hospital.task(model=model, train=False, round=4, counted_last=1)).update is None
+
+
+@pytest.mark.parametrize("behind", [0, 2, math.nan])
+def test_a_model_without_the_vectors_that_belong_to_it_is_refused(tmp_path: Path, behind: float) -> None:
+    hospital = one_step(tmp_path, "scaffold")
+    weights = np.zeros(hospital.size, "<f4")
+    vectors = [weights + np.float32(behind)] if math.isnan(behind) else [weights] * int(behind)
+    error = hospital.ask(hospital.task(model=hospital.inbox.put([weights, *vectors]))).error
+    assert (error.code, error.reason) == (ErrorCode.BAD_TASK, "ProtocolError")
 
 
 def test_the_weights_of_the_store_are_not_written_to(hospital: Hospital) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from common.config.algorithms import OPTIONS, Algorithm
+from common.config.federation import FederationConfig
+from common.config.strategy import StrategyConfig
 from common.protocol.codec import Vector
 from common.weights.encoding import Encoding
 from server.rounds.strategies.registry import STRATEGIES, make_strategy
@@ -16,7 +18,15 @@ from tests import tiny
 from tests.server.rounds.strategies.quadratic import optima, train
 
 PAGE = Path(__file__).parents[4] / "deploy" / "docs" / "algorithms.md"
-COLUMNS = ["`strategy.name`", "`privacy`", "`bfloat16`", "`int8`", "`strategy.weights`", "sites"]
+COLUMNS = [
+    "`strategy.name`",
+    "`privacy`",
+    "`bfloat16`",
+    "`int8`",
+    "`training.optimizer`",
+    "`strategy.weights`",
+    "sites",
+]
 PRIVACY = {"epsilon": 8, "delta": 1e-5}
 SITES = 7
 
@@ -45,6 +55,23 @@ def test_every_algorithm_has_a_row_and_a_strategy_and_options() -> None:
     assert list(ROWS) == list(get_args(Algorithm)) == list(OPTIONS) == list(STRATEGIES)
 
 
+def federation(name: str, **values: object) -> FederationConfig:
+    """One with the algorithm, and an optimizer that it works with."""
+    optimizer = "sgd" if ROWS[name]["`training.optimizer`"] == "sgd" else "adamw"
+    return tiny.federation(strategy={"name": name}, training={"optimizer": optimizer}, **values)
+
+
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_optimizers_that_an_algorithm_does_not_work_with_are_refused(name: str, optimizer: str) -> None:
+    training = {"optimizer": optimizer}
+    if ROWS[name]["`training.optimizer`"] in ("all", optimizer):
+        assert tiny.federation(strategy={"name": name}, training=training).training.optimizer == optimizer
+        return
+    with pytest.raises(ValueError, match=rf"{name} needs training\.optimizer sgd"):
+        tiny.federation(strategy={"name": name}, training=training)
+
+
 def noisy(number: int, update: Vector) -> Vector:
     return (update + 0.02 * np.random.default_rng(number).standard_normal(update.size)).astype(np.float32)
 
@@ -54,11 +81,12 @@ def noisy(number: int, update: Vector) -> Vector:
 @pytest.mark.parametrize("upload", ["float32", "bfloat16", "int8"])
 def test_what_the_table_says(name: str, private: bool, upload: Encoding) -> None:
     row = ROWS[name]
-    holds = (not private or row["`privacy`"] == "yes") and (upload == "float32" or row[f"`{upload}`"] == "yes")
-    assert holds, "refused combinations need a test of their refusal here"
-    config = tiny.federation(
-        strategy={"name": name}, privacy=PRIVACY if private else None, transport={"upload": upload}
-    )
+    assert upload == "float32" or row[f"`{upload}`"] == "yes", "refused uploads need a test of their refusal here"
+    if private and row["`privacy`"] == "no":
+        with pytest.raises(ValueError, match=f"{name} does not work with privacy: .*; choose"):
+            federation(name, privacy=PRIVACY)
+        return
+    config = federation(name, privacy=PRIVACY if private else None, transport={"upload": upload})
     goals = optima(SITES, 100)
     found = train(
         make_strategy(config, SITES), goals, 30, upload, dict.fromkeys(range(SITES), noisy) if private else None
@@ -70,7 +98,7 @@ def test_what_the_table_says(name: str, private: bool, upload: Encoding) -> None
 
 @pytest.mark.parametrize("name", ROWS)
 def test_the_smallest_number_of_sites(name: str) -> None:
-    config, least = tiny.federation(strategy={"name": name}), int(ROWS[name]["sites"])
+    config, least = federation(name), int(ROWS[name]["sites"])
     assert make_strategy(config, least)
     assert config.strategy.least_updates == least
 
@@ -79,7 +107,7 @@ def test_the_smallest_number_of_sites(name: str) -> None:
 @pytest.mark.parametrize("weights", ["patients", "uniform", "capped:2"])
 def test_weights_that_an_algorithm_ignores_are_refused(name: str, weights: str) -> None:
     if ROWS[name]["`strategy.weights`"] in ("all", weights):
-        assert tiny.federation(strategy={"name": name, "weights": weights}).strategy.weights == weights
+        assert StrategyConfig(name=name, weights=weights).weights == weights
         return
     with pytest.raises(ValueError, match="weights"):
-        tiny.federation(strategy={"name": name, "weights": weights})
+        StrategyConfig(name=name, weights=weights)

@@ -34,7 +34,7 @@ class Momentum:
     update_vectors = 2
     state_vectors = ("momentum",)
 
-    def check(self, config: FederationConfig) -> None:
+    def prepare(self, config: FederationConfig, sites: int) -> None:
         if config.transport.upload == "int8":
             raise ConfigError("transport.upload: this strategy needs float32 or bfloat16")
 

@@ -1,0 +1,152 @@
+"""SCAFFOLD and FedDyn reach the common optimum of sites that differ, where FedAvg with several local steps does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.runner.gradient_memory import GradientMemory, memory_of
+from common.config.federation import FederationConfig
+from common.protocol.codec import Result, Task, Vector
+from server.rounds.strategies.registry import make_strategy
+from tests import tiny
+from tests.server.fake_sites import Answer, Sites, honest
+from tests.server.rounds.strategies.federated_descent import SIZE, Descent
+from tests.server.rounds.strategies.quadratic import bits_after, run_with_kills
+
+CORRECTING = ["scaffold", "feddyn"]
+FAR = 0.15
+"""FedAvg stays at least this far from the optimum, as the root of the mean square over weights."""
+NEAR = 0.005
+
+
+def federation(name: str, rounds: int = 25, upload: str = "float32", **training: object) -> FederationConfig:
+    alpha = {"feddyn_alpha": 2.0} if name == "feddyn" else {}
+    defaults = {"optimizer": "sgd", "learning_rate": 0.08, "local_steps": 10, "poly_power": 0.0, "gradient_clip": 0.0}
+    return tiny.federation(
+        rounds,
+        strategy={"name": name, "weights": "uniform"} | alpha,
+        transport={"upload": upload},
+        training=defaults | {"momentum": 0.0} | training,
+    )
+
+
+def descent(config: FederationConfig, folder: Path, sites: int = 3) -> Descent:
+    random = np.random.default_rng(3)
+    return Descent(config, folder, random.uniform(1, 8, (sites, SIZE)), 2 + random.standard_normal((sites, SIZE)))
+
+
+def error(found: Vector, optimum: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((found - optimum) ** 2)))
+
+
+@pytest.mark.parametrize("name", CORRECTING)
+@pytest.mark.parametrize("training", [{}, {"momentum": 0.6, "learning_rate": 0.03}, {"gradient_clip": 20.0}])
+def test_the_common_optimum_is_reached(tmp_path: Path, name: str, training: dict[str, object]) -> None:
+    corrected = descent(federation(name, **training), tmp_path / name)
+    assert error(corrected.trained()[0], corrected.optimum) < NEAR
+    plain = descent(federation("fedavg", **training), tmp_path / "fedavg")
+    assert error(plain.trained()[0], plain.optimum) > FAR
+
+
+@pytest.mark.parametrize("name", CORRECTING)
+@pytest.mark.parametrize("upload", ["bfloat16", "int8"])
+def test_it_is_reached_with_lossy_uploads(tmp_path: Path, name: str, upload: str) -> None:
+    found = descent(federation(name, upload=upload), tmp_path)
+    assert error(found.trained()[0], found.optimum) < NEAR
+
+
+@pytest.mark.parametrize("name", CORRECTING)
+def test_it_is_reached_although_sites_miss_rounds_and_rounds_do_not_count(tmp_path: Path, name: str) -> None:
+    absent = np.random.default_rng(1).random((81, 3)) < 0.3
+    found = descent(federation(name, rounds=80), tmp_path)
+    weights, _ = found.trained(lambda number, site: not absent[number, site], lambda number: number % 5 > 0)
+    assert error(weights, found.optimum) < NEAR
+
+
+@pytest.mark.parametrize("name", CORRECTING)
+def test_it_is_reached_although_a_site_is_always_scaled_down(tmp_path: Path, name: str) -> None:
+    """What sites remember is not scaled, and neither may be what the server knows of it."""
+    found = descent(federation(name, rounds=50), tmp_path)
+    found.scales = {"s1": 0.5}
+    assert error(found.trained()[0], found.optimum) < NEAR
+
+
+def test_the_control_variate_of_the_server_is_the_mean_of_the_sites(tmp_path: Path) -> None:
+    """Also of a site that was absent at the end; and each is the mean gradient of the site's last steps."""
+    config = federation("scaffold", rounds=5)
+    found = descent(config, tmp_path)
+    _, state = found.trained(lambda number, site: number < 4 or site != 2, lambda number: number != 3)
+    kept = [_kept(config, tmp_path, site, 5 if site != 2 else 2) for site in range(3)]
+    np.testing.assert_allclose(state.vectors["control"], np.mean(kept, axis=0), atol=1e-5)
+    assert np.abs(kept).max() > 0.1
+
+
+def _kept(config: FederationConfig, folder: Path, site: int, counted: int) -> Vector:
+    memory = memory_of(config, folder / str(site), str(site))
+    assert memory is not None
+    task = Task("r1", "d", 6, 6, True, "m", counted_last=counted)
+    return -memory.correction(task, SIZE, [])
+
+
+def test_a_control_variate_is_the_mean_gradient_where_that_is_the_same_everywhere(tmp_path: Path) -> None:
+    """On a slope, whatever the schedule and the momentum."""
+    config = federation("scaffold", rounds=3, momentum=0.7, poly_power=0.9)
+    slope = Descent(config, tmp_path, np.full((2, SIZE), 1e-6), np.full((2, SIZE), 3e6))
+    slope.trained()
+    np.testing.assert_allclose(_kept(config, tmp_path, 1, 3), np.full(SIZE, -3.0), rtol=1e-4)
+
+
+def remembers(config: FederationConfig, folder: Path, name: str, goal: float) -> tuple[str, int, Answer]:
+    """A site that goes 0.3 of its way to its optimum, with its algorithm's correction."""
+    plain, curve = honest(name, 10, 0.0), np.array([0.1, 0.3, 0.2, 0.4], np.float32)
+    memory = memory_of(config, folder / name, name)
+    assert isinstance(memory, GradientMemory)
+
+    def answer(task: Task, vectors: Vector) -> tuple[Result, Vector | None]:
+        result, update = plain(task, vectors[:4])
+        if update is None:
+            return result, None
+        correction = memory.correction(task, 4, list(vectors[4:].reshape(-1, 4)))
+        update = curve * (np.float32(goal) - vectors[:4]) - np.float32(0.1) * correction
+        memory.remember(task, correction, update)
+        return result, update
+
+    return name, 10, answer
+
+
+@pytest.mark.parametrize("name", CORRECTING)
+def test_a_killed_run_ends_as_one_that_was_never_killed(tmp_path: Path, name: str) -> None:
+    config = federation(name, rounds=6, learning_rate=0.02)
+
+    def sites(folder: str) -> Sites:
+        return [
+            remembers(config, tmp_path / folder, each, goal) for each, goal in zip("abc", (1.0, 1.5, 2.0), strict=True)
+        ]
+
+    vectors = make_strategy(config, 3).state_vectors
+    whole = run_with_kills(config, sites("of whole"), tmp_path / "whole", [])
+    pieces = run_with_kills(config, sites("of pieces"), tmp_path / "pieces", [1, 3, 6])
+    assert bits_after(config, whole, vectors) == bits_after(config, pieces, vectors)
+    assert any(np.frombuffer(bits_after(config, whole, vectors)[1], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"strategy": {"name": "feddyn"}, "privacy": {"epsilon": 8}}, "feddyn does not work with privacy"),
+        ({"strategy": {"name": "scaffold"}, "privacy": {"epsilon": 8}}, "scaffold does not work with privacy"),
+        ({"strategy": {"name": "scaffold"}, "training": {"optimizer": "adamw"}}, r"needs training\.optimizer sgd"),
+        (
+            {"strategy": {"name": "scaffold"}, "transport": {"download": "bfloat16"}},
+            r"needs transport\.download",
+        ),
+        ({"strategy": {"name": "scaffold", "feddyn_alpha": 1}}, "feddyn_alpha is an option of feddyn"),
+        ({"strategy": {"name": "feddyn", "feddyn_alpha": 0}}, "greater than 0"),
+    ],
+)
+def test_what_they_do_not_work_with_is_refused(values: dict[str, dict[str, object]], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        tiny.federation(**{"training": {"optimizer": "sgd"}} | values)
