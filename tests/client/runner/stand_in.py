@@ -28,7 +28,7 @@ from client.runner.progress import RunnerStatus, TaskProgress
 from client.runner.task_journal import TaskJournal
 from client.runner.task_loop import TaskLoop
 from client.training.trainer import Trainer, Training, Validation
-from common.config.federation import FederationConfig
+from common.config.federation import FederationConfig, TrainingConfig
 from common.imaging.cache.case_cache import CachedCase
 from common.plan.privacy import PrivacyPlan, Spend
 from common.protocol.messages import Task
@@ -52,7 +52,7 @@ class StandInTrainer:
     def __init__(
         self, steps: int, step_seconds: float, on_training: Callable[[int], None], privacy: PrivacyPlan
     ) -> None:
-        self.config = SimpleNamespace(local_steps=steps)
+        self.config = TrainingConfig(local_steps=steps)
         self.layout = SimpleNamespace(size=SIZE)
         self.device = torch.device("cpu")
         self.precision = "float32"
