@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from common.formatting import counted
 from common.plan.base import Frozen, OpenFraction, PositiveFloat, PositiveInt, Real, Switch, Whole
@@ -39,15 +39,27 @@ class QuantityPartition(Frozen):
     validation_fraction: OpenFraction = 0.2
 
 
+ShiftStrength = Annotated[PositiveFloat, Field(le=3)]
+
+
 class LabelPartition(Frozen):
-    """Label skew: cases are binned by foreground volume, and each bin is split by a Dirichlet draw."""
+    """Label skew: cases are binned by foreground volume, and each bin is split by a Dirichlet draw.
+
+    With ``strength``, each site's images also imitate a different scanner, as in ``ScannerPartition``. None is not
+    written out: digests of federations without it stay as they were.
+    """
 
     method: Literal["label"]
     sites: PositiveInt
     alpha: Annotated[Real, Field(ge=0.001, le=1e6)] = 0.5
     bins: Annotated[PositiveInt, Field(ge=2)] = 4
     minimum: Annotated[PositiveInt, Field(ge=2)] = 5
+    strength: ShiftStrength | None = None
     validation_fraction: OpenFraction = 0.2
+
+    @model_serializer(mode="wrap")
+    def _strength_if_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if value is not None}
 
 
 class ScannerPartition(Frozen):
@@ -58,7 +70,7 @@ class ScannerPartition(Frozen):
 
     method: Literal["scanner"]
     sites: PositiveInt
-    strength: Annotated[PositiveFloat, Field(le=3)] = 1.0
+    strength: ShiftStrength = 1.0
     shifts: tuple[ScannerShift, ...] | None = None
     validation_fraction: OpenFraction = 0.2
 

@@ -129,7 +129,7 @@ def make_partition(
             train=tuple(sorted(case for patient in train for case in groups[patient])),
             validation=tuple(sorted(case for patient in validation for case in groups[patient])),
             shift=shifts[name],
-            differs=_describe_shift(shifts[name]) if shifts[name] else differs[name],
+            differs="; ".join(part for part in (differs[name], _describe_shift(shifts[name])) if part),
         )
     return SitePartition(method=partition.method, seed=seed, sites=result)
 
@@ -186,7 +186,7 @@ def _assign(
         )
     if isinstance(partition, IidPartition | ScannerPartition):
         shares = [list(part) for part in np.array_split(np.array(patients), partition.sites)]
-        words = ["random share"] * partition.sites
+        words = ["random share" if isinstance(partition, IidPartition) else ""] * partition.sites
     elif isinstance(partition, QuantityPartition):
         shares = _by_quantity(partition, patients, rng)
         words = [f"{len(share)} of {counted(len(patients), 'patient')}" for share in shares]
@@ -274,11 +274,12 @@ def _split(name: str, members: list[str], fraction: float, rng: np.random.Genera
 
 
 def _shifts(partition: Partition, names: list[str], rng: np.random.Generator) -> dict[str, ScannerShift | None]:
-    if not isinstance(partition, ScannerPartition):
-        return dict.fromkeys(names)
-    if partition.shifts is not None:
+    if isinstance(partition, ScannerPartition) and partition.shifts is not None:
         return dict(zip(names, partition.shifts, strict=True))
-    return {name: _draw_shift(partition.strength, rng) for name in names}
+    if isinstance(partition, LabelPartition | ScannerPartition) and partition.strength is not None:
+        strength = partition.strength
+        return {name: _draw_shift(strength, rng) for name in names}
+    return dict.fromkeys(names)
 
 
 def _draw_shift(strength: float, rng: np.random.Generator) -> ScannerShift:

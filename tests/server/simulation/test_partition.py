@@ -191,6 +191,20 @@ def test_partition_file_with_a_leak_or_an_empty_part_is_refused(tmp_path: Path, 
         read_partition(path)
 
 
+def test_label_skew_can_have_scanners_too() -> None:
+    plain = LabelPartition(method="label", sites=4, alpha=0.1)
+    shifted = LabelPartition(method="label", sites=4, alpha=0.1, strength=1.0)
+    one, other = (make_partition(each, Path(), CASES, VOLUMES, 3) for each in (plain, shifted))
+    assert {name: sorted(cases) for name, cases in members(one).items()} == {
+        name: sorted(cases) for name, cases in members(other).items()
+    }
+    assert not any(site.shift for site in one.sites.values())
+    assert len({as_json(site.shift) for site in other.sites.values() if site.shift}) == 4
+    assert all(site.differs.startswith("share by labelled volume; scanner: ") for site in other.sites.values())
+    assert "strength" not in as_json(plain)
+    assert LabelPartition.model_validate_json(as_json(shifted)) == shifted
+
+
 def test_folds_of_a_fifth_are_a_cross_validation_at_every_site() -> None:
     owners = {case: f"patient_{index // 2:02d}" for index, case in enumerate(CASES)}
     first = make_partition(IidPartition(method="iid", sites=3), Path(), CASES, VOLUMES, 3, owners)
