@@ -14,6 +14,7 @@ ROOMS = {
         *(
             "cli",
             "comparison",
+            "contributions",
             "simulation",
             "coordinator",
             "gateway",

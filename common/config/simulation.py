@@ -129,11 +129,19 @@ class PhantomConfig(Frozen):
 class SimulationConfig(Frozen):
     """Settings for simulations only.
 
-    ``pooled`` also trains one model on the pooled data for comparison (as many steps as all sites together).
+    Attributes
+    ----------
+    pooled
+        Also train one model on the pooled data for comparison (as many steps as all sites together).
+    keep_updates_gb
+        Most space, in 10^9 bytes, for the updates that the run keeps, so that ``fedvox-server contributions`` can tell
+        what each site added; 0 keeps none. A round takes 4 bytes for each weight of the model, times the number of
+        sites and one more. If not all rounds fit, every second is kept, or every third, and so on.
     """
 
     partition: Partition
     patients: PatientTable | None = None
     engine: Literal["inline", "ray"] = "inline"
     pooled: Switch = False
+    keep_updates_gb: Annotated[Real, Field(ge=0, le=100_000)] = 0.0
     phantom: PhantomConfig | None = None

@@ -73,7 +73,7 @@ def _curves(run: RunRecord) -> str:
         Panel("Length", "round", "length of the update", lengths),
     ]
     if any(curve.x for curve in gaps):
-        panels.append(Panel("Own model", "round", "Dice above the next global model", gaps, reference=0.0))
+        panels.append(Panel("Own model", "round", "Dice above the global", gaps, reference=0.0))
     return draw_panels(panels, "conduct", "Curves of the direction and length of each site's update by round")
 
 

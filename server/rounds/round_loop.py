@@ -35,6 +35,7 @@ from server.rounds.judgement.alarms import (
     alarms_of_quarantine,
     alarms_of_round,
 )
+from server.rounds.kept_updates import keep_round, rounds_to_keep
 from server.rounds.quarantine import read_releases, record_conduct
 from server.rounds.roster import Names, Roster
 from server.rounds.round import Round
@@ -106,6 +107,8 @@ class RoundLoop:
         self._emit = emit
         self._link = link
         self._strategy = make_strategy(terms.config, sites)
+        # What hospitals sent is removed after its round.
+        self._kept = rounds_to_keep(terms.config, sites, terms.layout.size) if link.names is None else range(0)
 
     def _quorum(self, excluded: Collection[str]) -> int:
         """Return the number of accepted updates that a round needs.
@@ -201,6 +204,8 @@ class RoundLoop:
         self._record_scores(finished, state)
         weights = self._folder.map_checkpoint(state.round, self._layout)
         if self._has_quorum(finished.summary(), state):
+            if task.round in self._kept:
+                keep_round(self._folder.path, task.round, weights, finished.accepted_updates())
             parts = self._next_weights(weights, finished, state)
             state.sketches |= finished.copies.sketches
             state.model_sketch = finished.copies.model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ from common.plan.plan import Plan
 from common.plan.privacy import PrivacyPlan, Spend
 from common.planning.resolve import with_privacy
 from common.privacy.accounting import largest_epsilon
+from common.protocol.codec import Vector
+from common.protocol.messages import mean_of_known
 from common.seeds import seed_of
 from common.system.devices import choose_device
 from server.progress.events import EventSink, SiteStarted, SiteStep
@@ -151,6 +154,23 @@ class SimulatedSites:
         # A site's name may contain any character.
         own = self.vectors and self.vectors / hashlib.sha256(site.encode()).hexdigest()[:24] / MEMORY
         return memory_of(self.config, own, site)
+
+    def score(self, weights: Vector, patients: int | None = None) -> float:
+        """Return the mean Dice of a model: over labels, then over the sites' validation scans, then over sites.
+
+        Parameters
+        ----------
+        weights
+            The model, flat.
+        patients
+            Most validation scans per site, the first ones by name; None for all.
+        """
+        scores = []
+        for name in self.names:
+            found = self.trainer.validate(weights, self.open(name).validation_cases[:patients])
+            scores.append(mean_of_known(found.dice.values()))
+        mean = mean_of_known(scores)
+        return 0.0 if math.isnan(mean) else mean
 
     def pooled(self, config: FederationConfig) -> SimulatedSites:
         """Return one site that holds all patients; each patient keeps the scanner shift of their own site."""

@@ -8,8 +8,10 @@ from typing import Any
 
 FAR = 0.15
 """Dice by which the global model is far below a site's own."""
-SPAN = 3
-"""Fewest rounds, from the first to the last measured one, that say more than an uneven start."""
+SPAN = 5
+"""Fewest rounds, from the first to the last measured one: as a model begins to learn, the mean of two good ones may be
+bad for a round or three.
+"""
 
 
 def gaps(lines: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, float]]:
