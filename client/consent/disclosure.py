@@ -203,7 +203,7 @@ def document(request: Request) -> dict[str, Any]:
         "work": {
             "rounds": federation.rounds,
             "local_steps": federation.training.local_steps,
-            "batch_size": federation.training.batch_size,
+            "batch_size": federation.training.patches_per_step(plan),
             "trainable": federation.training.trainable,
             "optimizer": federation.training.optimizer,
             "loss": federation.training.loss,

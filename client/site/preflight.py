@@ -211,7 +211,7 @@ def check_memory(plan: Plan, config: FederationConfig, device: str) -> Item:
 
     if not _only_cpu(device):
         return Item("memory", "ok", "the GPU's is asked when training starts")
-    batch = 1 if config.privacy else config.training.batch_size
+    batch = 1 if config.privacy else config.training.patches_per_step(plan)
     # Whether this processor computes in bfloat16 is not asked: PyTorch takes seconds to import.
     value_bytes = 4 if config.training.precision == "float32" else 2
     wanted = training_bytes(plan.model, plan.patch_size, batch, value_bytes)

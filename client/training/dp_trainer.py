@@ -75,7 +75,7 @@ def make_trainer(config: FederationConfig, plan: Plan, device: torch.device, rep
     MemoryLimitError
         If a training step cannot fit into the memory of the machine or the GPU.
     """
-    batch = 1 if config.privacy is not None else config.training.batch_size
+    batch = 1 if config.privacy is not None else config.training.patches_per_step(plan)
     value_bytes = 4 if autocast_dtype(device, config.training.precision) is None else 2
     wanted = training_bytes(plan.model, plan.patch_size, batch, value_bytes)
     where = "a training step" if device.type == "cpu" else "a training step on the GPU"

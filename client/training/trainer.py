@@ -307,7 +307,7 @@ class Trainer:
         sampler = PatchSampler(
             cases,
             self.plan.patch_size,
-            config.batch_size,
+            config.patches_per_step(self.plan),
             config.foreground_fraction,
             config.augmentation,
             self.plan.mirror_axes,

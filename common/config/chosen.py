@@ -29,7 +29,9 @@ class Chosen(Frozen):
     """
 
     keys: Annotated[
-        tuple[Literal["preprocessing.spacing", "preprocessing.intensity", "model.patch_size"], ...],
+        tuple[
+            Literal["preprocessing.spacing", "preprocessing.intensity", "model.patch_size", "training.batch_size"], ...
+        ],
         Field(min_length=1),
     ]
     sites: Annotated[tuple[SiteName, ...], Field(min_length=1)]
@@ -40,6 +42,8 @@ class Chosen(Frozen):
             yield f"voxel size {_by(config.preprocessing.spacing)} mm (preprocessing.spacing)"
         if "model.patch_size" in self.keys and isinstance(config.model.patch_size, tuple):
             yield f"patches of {_by(config.model.patch_size)} voxels (model.patch_size)"
+        if "training.batch_size" in self.keys:
+            yield f"{config.training.batch_size} patches per step (training.batch_size)"
         if "preprocessing.intensity" in self.keys and isinstance(config.preprocessing.intensity, tuple):
             for window in config.preprocessing.intensity:
                 yield f"intensities {_window(window)} (preprocessing.intensity)"

@@ -25,8 +25,10 @@ from common.errors import ConfigError
 from common.formatting import counted
 from common.plan.augmentation import AugmentationPlan
 from common.plan.base import (
+    LEAST_BATCH,
     MOST_STAGES,
     Axis,
+    BatchSize,
     Blocks,
     Fraction,
     Frozen,
@@ -47,7 +49,7 @@ from common.plan.base import (
     check_patch_voxels,
 )
 from common.plan.describe_errors import describe_validation_error
-from common.plan.plan import IntensityPlan
+from common.plan.plan import IntensityPlan, Plan
 from common.weights.digest import Digest
 
 _ANCHORS = re.compile(r"x(-.*)?")
@@ -105,6 +107,9 @@ class TrainingConfig(Frozen):
         Initial value; it decays as (1 - step / total) ** ``poly_power`` over the whole federation.
     weight_decay, momentum
         Of AdamW (betas 0.9, 0.999) and SGD (Nesterov), respectively.
+    batch_size
+        Patches per step; ``auto`` takes as many as ``memory_gb`` holds beside the largest patch
+        (``common.planning.memory_budget``).
     gradient_clip
         Largest L2 norm of the gradient; 0 disables clipping.
     class_weights
@@ -130,7 +135,7 @@ class TrainingConfig(Frozen):
     memory_gb: Annotated[Real, Field(ge=0.1, le=1000)] | None = None
     trainable: Literal["all", "head", "norms", "head_and_norms", "decoder"] = "all"
     local_steps: PositiveInt = 40
-    batch_size: Annotated[PositiveInt, Field(le=4096)] = 2
+    batch_size: Literal["auto"] | BatchSize = 2
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: PositiveFloat = 2e-3
     poly_power: NonNegativeFloat = 0.9
@@ -145,6 +150,16 @@ class TrainingConfig(Frozen):
     workers: Annotated[PositiveInt, Field(le=32)] = 1
     augmentation: AugmentationPlan | None = AugmentationPlan()
     validate_local: Annotated[Whole, Field(ge=0, le=1_000_000)] = 5
+
+    def patches_per_step(self, plan: Plan) -> int:
+        """Return how many patches a step takes; under ``auto`` that is the plan's number."""
+        return (plan.batch_size or LEAST_BATCH) if self.batch_size == "auto" else self.batch_size
+
+    @model_validator(mode="after")
+    def _memory_for_a_batch(self) -> Self:
+        if self.batch_size == "auto" and self.memory_gb is None:
+            raise ValueError("batch_size: auto fills training.memory_gb, which is missing; write it, or a number")
+        return self
 
     def scores_own_model(self, round_number: int) -> bool:
         """Return whether sites score the models that they train in a round."""
@@ -231,6 +246,8 @@ class FederationConfig(Frozen):
             return self
         if self.early_stop is not None and self.privacy.validation == "off":
             raise ValueError("early_stop needs scores, and privacy.validation is off; remove one of them")
+        if self.training.batch_size == "auto":
+            raise ValueError("training.batch_size must be a number with privacy, whose steps take patients one by one")
         if self.training.validate_local > 0:
             raise ValueError(
                 "training.validate_local must be 0 with privacy: nothing pays for scores of the models that sites train"

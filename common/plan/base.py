@@ -39,6 +39,9 @@ TargetSpacing = tuple[
 
 MOST_STAGES = 10
 MOST_PATCH_VOXELS = 2**27
+LEAST_BATCH, MOST_PATCHES = 2, 4096
+"""Fewest patches of an automatically chosen batch, and most of any."""
+BatchSize = Annotated[PositiveInt, Field(le=MOST_PATCHES)]
 Width = Annotated[Whole, Field(ge=1, le=4096)]
 """Channels of a network's layer."""
 Blocks = Annotated[Whole, Field(ge=1, le=64)]

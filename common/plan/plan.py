@@ -16,6 +16,7 @@ from common.plan.base import (
     MOST_STAGES,
     Axes3,
     Axis,
+    BatchSize,
     Blocks,
     Frozen,
     Intensity,
@@ -155,6 +156,8 @@ class Plan(Frozen):
         Voxels along x, y, z at the target spacing.
     mirror_axes
         Spatial axes (0 is x, left-right in RAS+) along which the anatomy may be flipped.
+    batch_size
+        Patches per step, if the federation file says ``auto``; None if it gives the number.
     privacy
         Noise of a differentially private federation; None without privacy.
     """
@@ -165,6 +168,7 @@ class Plan(Frozen):
     model: ModelPlan
     patch_size: PatchSize
     mirror_axes: tuple[Axis, ...] = ()
+    batch_size: BatchSize | None = None
     privacy: PrivacyPlan | None = None
 
     @model_validator(mode="after")

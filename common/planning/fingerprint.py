@@ -71,6 +71,11 @@ class Fingerprint(Frozen):
         return tuple(label for label, volumes in sorted(self.label_volumes_ml.items()) if not any(volumes))
 
     @property
+    def cases(self) -> int:
+        """Number of cases."""
+        return len(self.shapes)
+
+    @property
     def channels(self) -> int:
         """Number of channels of every case."""
         return len(self.intensities)

@@ -1,4 +1,8 @@
-"""The largest patch whose training step fits into a memory budget."""
+"""The largest patch whose training step fits into a memory budget, and then the largest batch.
+
+The order is nnU-Net's (Isensee et al. 2021): the patch grows first, with the smallest batch; what memory is left goes
+to the batch, which covers at most a twentieth of the dataset's voxels.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,41 @@ from collections.abc import Callable
 from common.config.federation import FederationConfig
 from common.errors import ConfigError
 from common.models.memory import training_bytes
-from common.plan.base import MOST_PATCH_VOXELS
+from common.plan.base import LEAST_BATCH, MOST_PATCH_VOXELS, MOST_PATCHES
 from common.plan.plan import Plan
 
 WORKING = 3.0
 """Memory of a training step, as a multiple of what it keeps for the backward pass: 1.8 to 2.9 were measured on CPUs."""
 SMALLEST_PATCH = 16**3
+LARGEST_SHARE = 0.05
+"""Share of all voxels of the dataset that an automatically chosen batch covers at most."""
 
 
 def step_gb(plan: Plan, config: FederationConfig) -> float:
     """Return about how much memory a training step takes, in 10^9 bytes."""
-    batch = 1 if config.privacy else config.training.batch_size
+    batch = 1 if config.privacy else config.training.patches_per_step(plan)
+    return _batch_gb(plan, batch)
+
+
+def _batch_gb(plan: Plan, batch: int) -> float:
     return WORKING * training_bytes(plan.model, plan.patch_size, batch) / 1e9
+
+
+def batch_within(budget_gb: float, plan: Plan, voxels: float) -> int:
+    """Return the largest batch that fits, at least ``LEAST_BATCH``.
+
+    Parameters
+    ----------
+    budget_gb
+        Memory of a training step, in 10^9 bytes.
+    plan
+        The plan with the patch.
+    voxels
+        Of the whole dataset after resampling.
+    """
+    by_memory = math.floor(budget_gb / _batch_gb(plan, 1))
+    by_data = math.floor(LARGEST_SHARE * voxels / math.prod(plan.patch_size))
+    return max(LEAST_BATCH, min(by_memory, by_data, MOST_PATCHES))
 
 
 def check_memory_budget(plan: Plan, config: FederationConfig) -> None:
@@ -31,10 +58,11 @@ def check_memory_budget(plan: Plan, config: FederationConfig) -> None:
         It does not.
     """
     budget = config.training.memory_gb
+    batch = config.training.patches_per_step(plan)
     if budget is not None and (needed := step_gb(plan, config)) > budget:
         raise ConfigError(
-            f"training.memory_gb: a step with patch_size {list(plan.patch_size)} and batch_size "
-            f"{config.training.batch_size} takes about {needed:.1f} GB, more than {budget:g}; lower them, or raise it"
+            f"training.memory_gb: a step with patch_size {list(plan.patch_size)} and batch_size {batch} takes about "
+            f"{needed:.1f} GB, more than {budget:g}; lower them, or raise it"
         )
 
 

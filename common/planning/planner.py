@@ -37,6 +37,10 @@ class Measured(Protocol):
     def channels(self) -> int:
         """Number of channels of every case."""
 
+    @property
+    def cases(self) -> int:
+        """Number of cases."""
+
     def spacing_percentile(self, percent: float) -> Spacing:
         """Return a percentile of the voxel sizes along each axis, in mm."""
 

@@ -7,6 +7,7 @@ is made.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from pydantic import ValidationError
@@ -17,7 +18,7 @@ from common.formatting import counted
 from common.plan.base import Spacing
 from common.plan.describe_errors import describe_validation_error
 from common.plan.plan import IntensityPlan, Plan, PreprocessingPlan
-from common.planning.memory_budget import check_memory_budget, plan_within
+from common.planning.memory_budget import batch_within, check_memory_budget, plan_within
 from common.planning.planner import LARGEST_PATCH, Measured, make_plan, plan_network, plan_stages
 from common.planning.shared_fingerprint import MOST_LABELS, SharedFingerprint
 from common.privacy.calibration import calibrate, check_calibration
@@ -60,6 +61,10 @@ def _resolve(config: FederationConfig, fingerprint: Measured, channels: Sequence
         plan = plan_within(budget, config, make)
     else:
         plan = make(LARGEST_PATCH)
+    if budget is not None and config.training.batch_size == "auto":
+        shape = fingerprint.median_shape(plan.preprocessing.spacing or fingerprint.spacing_percentile(50))
+        batch = batch_within(budget, plan, float(fingerprint.cases) * math.prod(shape))
+        plan = plan.model_copy(update={"batch_size": batch})
     check_memory_budget(plan, config)
     preprocessing = plan.preprocessing.model_dump() | {
         "image_order": wanted.image_order,
@@ -141,6 +146,7 @@ def open_settings(config: FederationConfig) -> tuple[str, ...]:
         "preprocessing.spacing": wanted.spacing == "auto",
         "preprocessing.intensity": wanted.intensity == "auto" and config.modality == "CT",
         "model.patch_size": network.patch_size == "auto",
+        "training.batch_size": config.training.batch_size == "auto",
     }
     found = tuple(key for key, is_open in asked.items() if is_open)
     if not found:
@@ -182,12 +188,14 @@ def with_choices(config: FederationConfig, fingerprint: SharedFingerprint) -> Fe
         preprocessing["spacing"] = plan.preprocessing.spacing
     if "preprocessing.intensity" in chosen:
         preprocessing["intensity"] = plan.preprocessing.intensity
+    training = {"batch_size": plan.batch_size} if "training.batch_size" in chosen else {}
     # Strides and kernels as well: with spacing keep, the kits' files alone would lead to others.
     model = {"patch_size": plan.patch_size, "strides": plan.model.strides, "kernels": plan.model.kernels}
     return config.model_copy(
         update={
             "preprocessing": config.preprocessing.model_copy(update=preprocessing),
             "model": config.model.model_copy(update=model),
+            "training": config.training.model_copy(update=training),
         }
     )
 
@@ -210,6 +218,8 @@ def _plan(config: FederationConfig) -> Plan:
         raise ConfigError(f"model.patch_size: write it in voxels ([64, 64, 64]); {_AUTO}")
     if wanted.intensity == "auto" and config.modality == "CT":
         raise ConfigError(f"preprocessing.intensity: give the window, mean and std; {_AUTO}")
+    if config.training.batch_size == "auto":
+        raise ConfigError(f"training.batch_size: write a number; {_AUTO}")
     spacing: Spacing | None = wanted.spacing if isinstance(wanted.spacing, tuple) else None
     strides, kernels = plan_stages(network.patch_size, spacing or (1.0, 1.0, 1.0), len(network.channels))
     intensity = wanted.intensity if isinstance(wanted.intensity, tuple) else (IntensityPlan(),)

@@ -68,7 +68,7 @@ def test_examples_exist() -> None:
         ("roundz: 3", "roundz: unknown key; did you mean rounds?"),
         ("training: {lerning_rate: 0.1}", "training.lerning_rate: unknown key; did you mean learning_rate?"),
         ("training: {batch_size: 0}", "training.batch_size: must be at least 1 (got 0)"),
-        ("training: {batch_size: two}", "training.batch_size: must be a whole number"),
+        ("training: {batch_size: two}", "training.batch_size: must be 'auto', or a whole number"),
         ("training: {optimizer: adam}", "training.optimizer: must be 'adamw' or 'sgd' (got 'adam')"),
         ("training: 7", "training:"),
         ("seed: -1", "seed:"),

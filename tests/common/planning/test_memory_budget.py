@@ -1,13 +1,16 @@
-"""The largest patch that a memory budget holds."""
+"""The largest patch that a memory budget holds, and then the largest batch."""
 
 from __future__ import annotations
 
 import math
 
 import pytest
+from pydantic import ValidationError
 
 from common.config.federation import FederationConfig
 from common.errors import ConfigError
+from common.plan.plan import Plan
+from common.planning.fingerprint import Fingerprint
 from common.planning.memory_budget import step_gb
 from common.planning.planner import make_plan
 from common.planning.resolve import plan_from_config, resolve_plan
@@ -16,7 +19,7 @@ from tests.common.planning.test_fingerprint import describe
 SCANS = describe([(300, 280, 160)], [(0.8, 0.8, 1.5)])
 
 
-def federation(gb: float | None, batch_size: int = 2, **model: object) -> FederationConfig:
+def federation(gb: float | None, batch_size: int | str = 2, **model: object) -> FederationConfig:
     return FederationConfig.model_validate(
         {
             "name": "liver",
@@ -61,3 +64,54 @@ def test_what_does_not_fit_is_refused() -> None:
     # A few dozen voxels would fit.
     with pytest.raises(ConfigError, match=r"training\.memory_gb: a step with patch_size \[20, 20, 10\]"):
         resolve_plan(federation(0.3, 64, channels=(320, 320)), SCANS, ("CT",), {1: "liver"})
+
+
+MANY = describe([(300, 280, 160)] * 200, [(0.8, 0.8, 1.5)] * 200)
+
+
+def auto(gb: float, scans: Fingerprint = MANY, **model: object) -> tuple[FederationConfig, Plan]:
+    config = federation(gb, "auto", **model)
+    return config, resolve_plan(config, scans, ("CT",), {1: "liver"})
+
+
+@pytest.mark.parametrize("gb", [2.0, 8.0, 60.0])
+def test_a_batch_fills_what_the_largest_patch_leaves(gb: float) -> None:
+    config, plan = auto(gb)
+    assert plan.patch_size == resolve_plan(federation(gb, 2), MANY, ("CT",), {1: "liver"}).patch_size
+    assert plan.batch_size is not None and step_gb(plan, config) <= gb
+    assert step_gb(plan.model_copy(update={"batch_size": plan.batch_size + 1}), config) > gb
+
+
+def test_the_patch_grows_first_and_the_batch_once_it_holds_the_volume() -> None:
+    assert [auto(gb)[1].batch_size for gb in (2.0, 8.0)] == [2, 2]
+    whole, more = auto(120.0)[1], auto(240.0)[1]
+    assert more.patch_size == whole.patch_size and math.prod(whole.patch_size) >= 300 * 280 * 160
+    assert 2 < (whole.batch_size or 0) < (more.batch_size or 0)
+    # A patch that is written leaves the rest to the batch.
+    _, small = auto(8.0, patch_size=(64, 64, 64))
+    assert (small.batch_size or 0) > 2 and small.patch_size == (64, 64, 64)
+
+
+def test_a_batch_is_a_twentieth_of_the_dataset_at_most_and_two_patches_at_least() -> None:
+    twenty = describe([(64, 64, 64)] * 100, [(0.8, 0.8, 1.5)] * 100)
+    assert auto(900.0, twenty, patch_size=(64, 64, 64))[1].batch_size == 5
+    assert auto(900.0, SCANS, patch_size=(320, 320, 160))[1].batch_size == 2
+    with pytest.raises(ConfigError, match=r"and batch_size 2 takes about .* GB, more than 0\.5"):
+        auto(0.5, patch_size=(96, 96, 96))
+
+
+def test_the_chosen_batch_is_trained_with() -> None:
+    config, plan = auto(8.0, patch_size=(64, 64, 64))
+    assert config.training.patches_per_step(plan) == plan.batch_size
+    assert federation(8.0, 3).training.patches_per_step(plan) == 3
+
+
+def test_an_open_batch_needs_a_budget_and_no_privacy() -> None:
+    with pytest.raises(ValidationError, match=r"batch_size: auto fills training\.memory_gb, which is missing"):
+        federation(None, "auto")
+    content = federation(2.0, "auto").model_dump() | {"privacy": {"epsilon": 3}}
+    content["training"]["validate_local"] = 0
+    with pytest.raises(ValidationError, match=r"training\.batch_size must be a number with privacy"):
+        FederationConfig.model_validate(content)
+    with pytest.raises(ConfigError, match=r"training\.batch_size: write a number; auto needs the fingerprints"):
+        plan_from_config(federation(2.0, "auto", patch_size=(64, 64, 64)))

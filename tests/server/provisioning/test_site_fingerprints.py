@@ -15,6 +15,7 @@ from common.config.federation import FederationConfig, load_federation
 from common.errors import ConfigError, FedvoxError
 from common.planning.fingerprint_file import FingerprintFile, read_fingerprint
 from common.planning.histogram import EXTENT, HOUNSFIELD, SPACING, distribution
+from common.planning.memory_budget import step_gb
 from common.planning.resolve import open_settings, plan_from_config
 from common.planning.shared_fingerprint import SharedFingerprint
 from server.provisioning.kits import provision, revoke
@@ -101,6 +102,21 @@ def test_what_is_auto_follows_from_all_sites_and_is_written_into_the_kits(
     )
     assert not (tmp_path / "kits/sites/north/fingerprints").exists(), "a hospital sees no other hospital's fingerprint"
     assert {path.name for path in (tmp_path / "kits/authority/fingerprints").iterdir()} == {"north.json", "south.json"}
+
+
+def test_the_batch_that_fills_the_memory_is_written_and_shown_too(
+    given: tuple[list[Path], list[Path]], tmp_path: Path
+) -> None:
+    requests, files = given
+    config = federation(training={"memory_gb": 40.0, "batch_size": "auto"})
+    assert open_settings(config)[-1] == "training.batch_size"
+    provision(config, tmp_path / "kits", requests, fingerprints=files)
+    kit = tmp_path / "kits/sites/north"
+    settled = load_federation(kit / "federation.yaml")
+    batch, plan = settled.training.batch_size, plan_from_config(settled)
+    # A twentieth of 60 cases, each of which fills a patch; memory is left.
+    assert batch == 3 and plan.batch_size is None and step_gb(plan, settled) < 40
+    assert f"{batch} patches per step (training.batch_size)" in list(read_chosen(kit).in_words(settled))
 
 
 def test_what_mean_and_spread_stood_in_for_is_said(tmp_path: Path) -> None:
