@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
-from pydicom.dataset import Dataset, FileDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from common.errors import DataError
-from common.imaging.io.dicom.marks import MARKS
+from common.imaging.io.dicom.frames import SLICE_TAGS, slices_of
 from common.imaging.io.dicom.pixel_form import FORM_TAGS, pixel_form
-from common.imaging.io.dicom.slices import PixelForm, RefusedError, Slice
-from common.imaging.io.dicom.values import number, numbers, text
+from common.imaging.io.dicom.slices import RefusedError, Slice
+from common.imaging.io.dicom.values import text
 
 # What pydicom says about odd values quotes them; refusals here are in our words.
 warnings.filterwarnings("ignore", module=r"pydicom\.")
@@ -27,8 +26,7 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 _TAGS = [
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription"),
-    *("Modality", "FrameOfReferenceUID", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
-    *("RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", *FORM_TAGS, *MARKS),
+    *("Modality", *FORM_TAGS, *SLICE_TAGS),
 ]
 _MAGIC_OFFSET = 128
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
@@ -105,7 +103,7 @@ def read_header(path: Path) -> Instance | None:
         slices: tuple[Slice, ...] = ()
         problem = None
         try:
-            slices = _slices(dataset, pixel_form(dataset, file, kind), path)
+            slices = slices_of(dataset, pixel_form(dataset, file, kind), path)
         except RefusedError as error:
             problem = error
         return Instance(
@@ -146,44 +144,6 @@ def refused_as_damaged(path: Path, part: str = "header") -> Iterator[None]:
         raise DataError(
             path, f"is damaged: its {part} cannot be read ({type(error).__name__}). Copy it again"
         ) from None
-
-
-def _slices(dataset: FileDataset, form: PixelForm, path: Path) -> tuple[Slice, ...]:
-    position = numbers(dataset, "ImagePositionPatient", 3)
-    orientation = numbers(dataset, "ImageOrientationPatient", 6)
-    if position is None or orientation is None:
-        raise RefusedError("has no position in the patient: a projection, or a picture of a screen", left_out=True)
-    spacing = numbers(dataset, "PixelSpacing", 2)
-    if spacing is None or min(spacing) <= 0:
-        raise RefusedError("has no PixelSpacing above 0")
-    slope = number(dataset, "RescaleSlope")
-    if "ModalityLUTSequence" in dataset or slope == 0:
-        raise RefusedError("has a scaling of its values that is no straight line")
-    row, column = orientation[:3], orientation[3:]
-    return (
-        Slice(
-            path,
-            0,
-            form,
-            (position[0], position[1], position[2]),
-            (row[0], row[1], row[2]),
-            (column[0], column[1], column[2]),
-            (spacing[0], spacing[1]),
-            text(dataset, "FrameOfReferenceUID"),
-            1.0 if slope is None else slope,
-            number(dataset, "RescaleIntercept") or 0.0,
-            tuple(_mark(dataset, keyword) for keyword in MARKS),
-        ),
-    )
-
-
-def _mark(dataset: Dataset, keyword: str) -> str:
-    """Return a value by which volumes are told apart; numbers without the noise of their last digits."""
-    found = text(dataset, keyword)
-    try:
-        return f"{float(found):.6g}"
-    except ValueError:
-        return found
 
 
 def _require_moderate(path: Path) -> None:

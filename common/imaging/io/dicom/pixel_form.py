@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import BinaryIO, Literal
 
 from pydicom.dataset import FileDataset
@@ -19,8 +20,14 @@ FORM_TAGS = (
 
 IMAGE_KINDS = {
     "1.2.840.10008.5.1.4.1.1.2": "CT",
+    "1.2.840.10008.5.1.4.1.1.2.1": "CT",  # enhanced
+    "1.2.840.10008.5.1.4.1.1.2.2": "CT",  # enhanced, converted from classic ones
     "1.2.840.10008.5.1.4.1.1.4": "MR",
+    "1.2.840.10008.5.1.4.1.1.4.1": "MR",
+    "1.2.840.10008.5.1.4.1.1.4.4": "MR",
     "1.2.840.10008.5.1.4.1.1.128": "PET",
+    "1.2.840.10008.5.1.4.1.1.128.1": "PET",
+    "1.2.840.10008.5.1.4.1.1.130": "PET",
 }
 """SOP classes that are read; CT and PET have physical units."""
 
@@ -30,22 +37,14 @@ _IMPLICIT, _EXPLICIT, _DEFLATED, BIG_ENDIAN = (
 )
 _UNCOMPRESSED = (_IMPLICIT, _EXPLICIT, BIG_ENDIAN)
 _JPEG = "1.2.840.10008.1.2.4."
-_COMPRESSED = {
-    "1.2.840.10008.1.2.5": "RLE",
-    f"{_JPEG}50": "JPEG Baseline",
-    f"{_JPEG}57": "JPEG Lossless",
-    f"{_JPEG}70": "JPEG Lossless SV1",
-    f"{_JPEG}80": "JPEG-LS Lossless",
-    f"{_JPEG}81": "JPEG-LS Near-lossless",
-    f"{_JPEG}90": "JPEG 2000 Lossless",
-    f"{_JPEG}91": "JPEG 2000",
-}
-_LARGE_FRAME_BYTES = 2**26
+_COMPRESSED = ("1.2.840.10008.1.2.5", *(f"{_JPEG}{number}" for number in (50, 57, 70, 80, 81, 90, 91)))
+_LARGE_BYTES = 2**26
 _MOST_COMPRESSION = 1000
-"""A frame that is larger than any detector's and compressed more than this is a promise that no file keeps."""
+"""Large images that are compressed more than this are a promise that no file keeps."""
 
 _PIXEL_DATA = b"\xe0\x7f\x10\x00"
 _PIXEL_DATA_BIG_ENDIAN = b"\x7f\xe0\x00\x10"
+_EMPTY_SHELL = "has no pixel data: an empty shell of an image"
 _LONG_FORMS = (b"OW", b"OB", b"UN")
 
 
@@ -78,9 +77,11 @@ def pixel_form(dataset: FileDataset, file: BinaryIO, kind: str) -> PixelForm:
         raise RefusedError(f"is no grey image ({shown(photometric)})")
     allocated, stored, high, signed = _bits(dataset)
     syntax = _syntax(dataset)
+    frames = whole(dataset, "NumberOfFrames")
     form = PixelForm(
         rows=rows,
         columns=columns,
+        frames=1 if frames is None else frames,
         bits_allocated=allocated,
         bits_stored=stored,
         high_bit=high,
@@ -88,10 +89,16 @@ def pixel_form(dataset: FileDataset, file: BinaryIO, kind: str) -> PixelForm:
         is_inverted=photometric == "MONOCHROME1" and IMAGE_KINDS[kind] not in _WITH_UNITS,
         padding=_padding(dataset, stored, signed),
         syntax=syntax,
-        offset=_offset(file, syntax, rows * columns * allocated // 8) if syntax in _UNCOMPRESSED else None,
+        offset=None,
     )
-    if form.frame_bytes > _LARGE_FRAME_BYTES and form.frame_bytes > _MOST_COMPRESSION * os.fstat(file.fileno()).st_size:
-        raise RefusedError(f"promises {columns:,} x {rows:,} pixels, which its file cannot hold")
+    promised = form.frame_bytes * form.frames
+    if syntax in _UNCOMPRESSED:
+        return replace(form, offset=_offset(file, syntax, promised))
+    if syntax in _COMPRESSED and file.read(4) != _PIXEL_DATA:
+        raise RefusedError(_EMPTY_SHELL)
+    if promised > _LARGE_BYTES and promised > _MOST_COMPRESSION * os.fstat(file.fileno()).st_size:
+        size = f"{columns:,} x {rows:,} pixels" + (f" in {form.frames:,} frames" if form.frames > 1 else "")
+        raise RefusedError(f"promises {size}, which its file cannot hold")
     return form
 
 
@@ -129,18 +136,18 @@ def _padding(dataset: FileDataset, stored: int, signed: bool) -> tuple[int, int]
     return min(ends), max(ends)
 
 
-def _offset(file: BinaryIO, syntax: str, frame_bytes: int) -> int:
+def _offset(file: BinaryIO, syntax: str, promised: int) -> int:
     """Return where uncompressed pixels begin; ``file`` is at the header of their element."""
     start = file.read(12)
     order: Literal["big", "little"] = "big" if syntax == BIG_ENDIAN else "little"
     if start[:4] != (_PIXEL_DATA_BIG_ENDIAN if order == "big" else _PIXEL_DATA):
-        raise RefusedError("has no pixel data: an empty shell of an image")
+        raise RefusedError(_EMPTY_SHELL)
     is_long = start[4:6] in _LONG_FORMS
     length = int.from_bytes(start[8:12] if is_long else start[4:8], order)
     offset = file.tell() - (0 if is_long else 4)
     held = min(length, os.fstat(file.fileno()).st_size - offset)
-    if held < frame_bytes:
-        raise RefusedError(f"has truncated pixel data: {max(held, 0):,} of {frame_bytes:,} bytes. Copy it again")
+    if held < promised:
+        raise RefusedError(f"has truncated pixel data: {max(held, 0):,} of {promised:,} bytes. Copy it again")
     return offset
 
 

@@ -45,6 +45,8 @@ class PixelForm:
     ----------
     rows, columns
         Size of a frame.
+    frames
+        Number of frames.
     bits_allocated, bits_stored, high_bit
         Bits of a pixel, those in use, and the highest of these, from 0.
     is_signed
@@ -61,6 +63,7 @@ class PixelForm:
 
     rows: int
     columns: int
+    frames: int
     bits_allocated: int
     bits_stored: int
     high_bit: int

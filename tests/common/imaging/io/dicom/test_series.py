@@ -38,7 +38,7 @@ def stack(value: int, **values: object) -> list[Dataset]:
         ("DiffusionBValue", (1000, 0, 50), ["b-value 0", "b-value 50", "b-value 1000"]),
         ("TemporalPositionIdentifier", (3, 1, 2), ["time point 1", "time point 2", "time point 3"]),
         ("AcquisitionNumber", (12, 2, 7), ["acquisition 2", "acquisition 7", "acquisition 12"]),
-        ("AcquisitionTime", ("1030", "0930", "1130"), ["acquisition time 930", "acquisition time 1030"]),
+        ("AcquisitionTime", ("1030", "0930", "1130"), ["acquisition time 0930", "acquisition time 1030"]),
         ("KVP", (140, 80, 100), ["tube voltage 80", "tube voltage 100", "tube voltage 140"]),
     ],
 )
