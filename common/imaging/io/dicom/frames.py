@@ -86,7 +86,7 @@ def slices_of(dataset: Dataset, form: PixelForm, path: Path) -> tuple[Slice, ...
 def _frames(dataset: Dataset) -> Iterator[Dataset]:
     """Return for each frame its functional groups, shared ones included, as one flat data set."""
     shared = dataset.get(SHARED_GROUPS) or []
-    for of_frame in dataset[FRAME_GROUPS]:
+    for of_frame in dataset[FRAME_GROUPS].value:
         flat = Dataset()
         for groups in (*shared[:1], of_frame):
             for keyword in _GROUPS:
