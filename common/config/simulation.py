@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from common.formatting import counted
 from common.plan.base import Frozen, OpenFraction, PositiveFloat, PositiveInt, Real, Switch, Whole
@@ -131,6 +131,11 @@ class SimulationConfig(Frozen):
 
     Attributes
     ----------
+    engine
+        ``inline`` runs one site after another in one process, ``ray`` several at once on a machine or cluster.
+    cpus_per_site, gpus_per_site
+        Of engine ``ray``: processor cores and GPUs (or a fraction of one) for each site at work; how many are at work
+        at once follows. By default all that there is, in equal parts.
     pooled
         Also train one model on the pooled data for comparison (as many steps as all sites together).
     keep_updates_gb
@@ -142,6 +147,15 @@ class SimulationConfig(Frozen):
     partition: Partition
     patients: PatientTable | None = None
     engine: Literal["inline", "ray"] = "inline"
+    cpus_per_site: Annotated[PositiveFloat, Field(le=1024)] | None = None
+    gpus_per_site: Annotated[Real, Field(ge=0, le=64)] | None = None
     pooled: Switch = False
     keep_updates_gb: Annotated[Real, Field(ge=0, le=100_000)] = 0.0
     phantom: PhantomConfig | None = None
+
+    @field_validator("gpus_per_site")
+    @classmethod
+    def _whole_gpus(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
+            raise ValueError("must be a fraction of one GPU, or a whole number of them")
+        return gpus

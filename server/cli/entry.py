@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     simulate.add_argument("--data", type=Path, metavar="DIR", help="dataset folder (default: the file's phantoms)")
     simulate.add_argument("--out", type=Path, metavar="RUN_DIR", help="run folder (default: runs/NAME-TIME)")
     simulate.add_argument("--engine", choices=["inline", "ray"], help="default: the federation file's")
+    simulate.add_argument("--ray-address", metavar="ADDRESS", help="a Ray cluster, such as ray://head:10001")
     add_device(simulate)
     add_set(simulate)
     simulate.add_argument(
@@ -88,7 +89,9 @@ def _simulate(options: argparse.Namespace) -> int:
 
     out = options.out or Path("runs") / f"{config.name}-{datetime.now():%Y%m%d-%H%M%S}"
     cache = None if options.no_cache else options.cache or default_cache()
-    chosen = SimulationOptions(options.data, out, options.engine, options.device, cache, options.resume)
+    chosen = SimulationOptions(
+        options.data, out, options.engine, options.device, cache, options.resume, ray_address=options.ray_address
+    )
     with make_progress() as display:
         try:
             report = simulate(config, chosen, display)
@@ -112,7 +115,8 @@ def _simulate(options: argparse.Namespace) -> int:
 
 def _command_to_resume(options: argparse.Namespace, out: Path) -> str:
     command = ["fedvox-server", "simulate", str(options.federation)]
-    for flag, value in (("--data", options.data), ("--engine", options.engine), ("--cache", options.cache)):
+    paths = (("--data", options.data), ("--cache", options.cache))
+    for flag, value in (*paths, ("--engine", options.engine), ("--ray-address", options.ray_address)):
         command += [flag, str(value)] if value else []
     command += ["--no-cache"] if options.no_cache else []
     command += ["--device", options.device] if options.device != "auto" else []
@@ -134,7 +138,9 @@ def _sweep(options: argparse.Namespace, name: str) -> int:
 
     out = options.out or Path("runs") / f"{name}-sweep-{datetime.now():%Y%m%d-%H%M%S}"
     cache = None if options.no_cache else options.cache or default_cache()
-    chosen = SimulationOptions(options.data, out, options.engine, options.device, cache, options.resume)
+    chosen = SimulationOptions(
+        options.data, out, options.engine, options.device, cache, options.resume, ray_address=options.ray_address
+    )
     with make_progress() as display:
         try:
             report, complete = run_sweep(sweep, configurations, chosen, display)

@@ -21,7 +21,7 @@ from server.reporting.conduct_section import conduct_section
 from server.reporting.figures import MEAN_STYLE, draw_swatch, site_style
 from server.reporting.privacy_section import privacy_section
 from server.reporting.slices import draw_case, label_colour, prediction_colour
-from server.reporting.tables import absences, metric_table, pooled_table, site_table, timing_table
+from server.reporting.tables import absences, costs, metric_table, pooled_table, site_table, timing_table
 from server.reporting.training_curves import learning_curves, loss_curves
 from server.run_store.record import Example, RunRecord, as_number
 from server.run_store.record_reader import read_run
@@ -281,6 +281,7 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
         for title, key in (("Seed", "seed"), ("Engine", "engine"), ("Device", "device"), ("Precision", "precision"))
         if run.summary.get(key) is not None
     ]
+    facts += costs(run)
     versions = run.summary.get("versions")
     if isinstance(versions, dict):
         facts += [(f"Version of {name}", str(version)) for name, version in versions.items()]

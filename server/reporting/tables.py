@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import mean, median, quantiles, stdev
 from typing import Any
 
 from common.formatting import fixed
-from server.formatting import NOTHING
+from server.formatting import NOTHING, format_bytes, format_seconds
 from server.run_store.record import CaseScore, RunRecord, as_number, as_scores
 
 _METRICS = {
@@ -168,3 +168,31 @@ def _as_ranges(numbers: Sequence[int]) -> str:
         else:
             spans.append([number])
     return ", ".join(f"{span[0]}–{span[-1]}" if len(span) > 1 else str(span[0]) for span in spans)
+
+
+def costs(run: RunRecord) -> list[tuple[str, str]]:
+    """Return what a round costs per site, and what Ray took, as names and texts."""
+    parts = [part for line in run.training_rounds for part in line.sites.values() if part.status == "ok"]
+    seconds, training, scoring = (
+        _median(getattr(part, name) for part in parts) for name in ("seconds", "seconds_compute", "seconds_evaluate")
+    )
+    facts = []
+    if seconds is not None:
+        text = f"{format_seconds(seconds)} (median)"
+        if training is not None and scoring is not None:
+            text += f", of it {format_seconds(training)} training and {format_seconds(scoring)} scoring"
+        facts.append(("A round at a site", text))
+    uses = [event for event in run.events if event.get("event") == "ray"]
+    keys = ("workers", "cpus", "gpus", "largest_memory")
+    workers, cpus, gpus, memory = (as_number(uses[-1].get(key)) if uses else None for key in keys)
+    if workers is not None and cpus is not None and gpus is not None:
+        text = f"{workers:.0f}, with {cpus:g} processor cores and {gpus:g} GPUs each"
+        if memory is not None:
+            text += f"; at most {format_bytes(memory)} of memory"
+        facts.append(("Ray workers", text))
+    return facts
+
+
+def _median(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None

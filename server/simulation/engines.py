@@ -3,39 +3,45 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
-import os
+import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-import torch
-from flwr.app import ConfigRecordValues, Context, RecordDict, UserConfig
+from flwr.app import Context, RecordDict, UserConfig
 from flwr.serverapp import ServerApp
 
 from client.runner.client_app import SiteWeights, make_client_app
-from common.errors import FedvoxError
-from common.system.devices import choose_device
+from common.errors import ConfigError, FedvoxError
 from common.weights.store import FileStore, MemoryStore, WeightStore
 from server.rounds.round_loop import Link
 from server.rounds.weight_transfer import StoreTransfer
 from server.simulation.inline_grid import InlineGrid
 from server.simulation.simulated_sites import SimulatedSites
+from server.simulation.virtual_grid import VirtualGrid
 
+Engine = Literal["inline", "ray"]
 MakeServerApp = Callable[[Link], ServerApp]
+
+
+@dataclass(frozen=True)
+class RayUse:
+    """What a run on Ray took: workers, the processor cores and GPUs of each, and the largest one's memory in bytes."""
+
+    workers: int
+    cpus: float
+    gpus: float
+    largest_memory: int | None
 
 
 def run_inline(make_server_app: MakeServerApp, sites: SimulatedSites) -> None:
     """Run the apps in this process, one site after another."""
-    names = sites.names
-    nodes: dict[int, UserConfig] = {
-        index + 1: {"partition-id": index, "num-partitions": len(names)} for index in range(len(names))
-    }
     store = MemoryStore()
-    grid = InlineGrid(make_client_app(sites, SiteWeights(store, store)), nodes)
-    context = Context(run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={})
-    link = Link(StoreTransfer(store, sites.config.transport.download), make_message=grid.message)
-    make_server_app(link)(grid, context)
+    grid = InlineGrid(make_client_app(sites, SiteWeights(store, store)), _nodes(sites))
+    _serve(make_server_app, sites, grid, store)
 
 
 def require_ray() -> None:
@@ -52,10 +58,38 @@ def require_ray() -> None:
         )
 
 
-def run_on_ray(make_server_app: MakeServerApp, sites: SimulatedSites, folder: Path) -> None:
-    """Run the apps on Flower's simulation engine, several sites at a time.
+@contextmanager
+def engine_ready(engine: Engine, ray_address: str | None) -> Iterator[None]:
+    """Have the engine ready for a block; inline always is.
 
-    As many sites run at once as there are processor cores. They share the GPUs in equal fractions.
+    Parameters
+    ----------
+    engine
+        The engine.
+    ray_address
+        Of a Ray cluster, such as ``ray://head:10001``; None uses ``$RAY_ADDRESS``, or starts Ray on this machine.
+
+    Raises
+    ------
+    ConfigError
+        There is no cluster at the address, or it is for the other engine.
+    FedvoxError
+        Ray is not installed.
+    """
+    if engine == "inline":
+        if ray_address is not None:
+            raise ConfigError("--ray-address: is for --engine ray")
+        yield
+        return
+    require_ray()
+    from server.simulation.ray_workers import connected
+
+    with connected(ray_address):
+        yield
+
+
+def run_on_ray(make_server_app: MakeServerApp, sites: SimulatedSites, folder: Path, log: Path) -> RayUse:
+    """Run the sites in Ray workers, several at a time; ``engine_ready`` has connected to Ray.
 
     Parameters
     ----------
@@ -64,25 +98,56 @@ def run_on_ray(make_server_app: MakeServerApp, sites: SimulatedSites, folder: Pa
     sites
         The sites that take part.
     folder
-        Holds the weights exchanged between processes, on a disk that all of them can read. Removed at the end.
-    """
-    require_ray()
-    from flwr.simulation import run_simulation
+        Holds the weights exchanged between processes, on a disk that all machines share. Removed at the end.
+    log
+        File for the causes of failures at the sites.
 
-    count = len(sites.names)
-    processors = os.cpu_count() or 1
-    at_once = min(count, processors)
-    resources: dict[str, ConfigRecordValues] = {"num_cpus": max(1, processors // at_once), "num_gpus": 0.0}
-    if choose_device(sites.device).type == "cuda":
-        resources["num_gpus"] = torch.cuda.device_count() / at_once
-    logging.getLogger("flwr").setLevel(logging.ERROR)
-    store: WeightStore = FileStore(folder.resolve())
+    Returns
+    -------
+    RayUse
+        What the run took.
+    """
+    from server.simulation.ray_grid import RayGrid
+    from server.simulation.ray_workers import Shared, divide, largest_memory, share_of, start_workers
+
+    settings = sites.config.simulation
+    cpus, gpus = (settings.cpus_per_site, settings.gpus_per_site) if settings is not None else (None, None)
+    nodes = _nodes(sites)
+    store = FileStore(folder.resolve())
     try:
-        run_simulation(
-            server_app=make_server_app(Link(StoreTransfer(store, sites.config.transport.download))),
-            client_app=make_client_app(sites, SiteWeights(store, store)),
-            num_supernodes=count,
-            backend_config={"client_resources": resources, "init_args": {"include_dashboard": False}},
-        )
+        share = share_of(len(nodes), cpus, gpus)
+        grid = RayGrid(nodes)
+        shared = Shared(folder.resolve(), store.put([secrets.token_bytes(32)]), log.resolve())
+        workers = start_workers(_for_workers(sites, share.gpus), grid.run.run_id, nodes, share, shared)
+        members = (sites.partition.sites[name] for name in sites.names)
+        chosen = divide([len(site.train) + len(site.validation) for site in members], len(workers))
+        grid.use({node: workers[worker] for node, worker in zip(nodes, chosen, strict=True)})
+        _serve(make_server_app, sites, grid, store)
+        return RayUse(len(workers), share.cpus, share.gpus, largest_memory(workers))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _for_workers(sites: SimulatedSites, gpus: float) -> SimulatedSites:
+    """Return the sites as other processes open them: by whole paths, and on no GPU that is not theirs."""
+    if gpus == 0 and sites.device == "cuda":
+        raise ConfigError(
+            "--device cuda: the Ray workers have no GPU; raise simulation.gpus_per_site, or leave --device out"
+        )
+    return replace(
+        sites,
+        data=sites.data.resolve(),
+        cache=sites.cache.resolve() if sites.cache is not None else None,
+        device="cpu" if gpus == 0 else sites.device,
+    )
+
+
+def _nodes(sites: SimulatedSites) -> dict[int, UserConfig]:
+    count = len(sites.names)
+    return {index + 1: {"partition-id": index, "num-partitions": count} for index in range(count)}
+
+
+def _serve(make_server_app: MakeServerApp, sites: SimulatedSites, grid: VirtualGrid, store: WeightStore) -> None:
+    context = Context(run_id=grid.run.run_id, node_id=0, node_config={}, state=RecordDict(), run_config={})
+    link = Link(StoreTransfer(store, sites.config.transport.download), make_message=grid.message)
+    make_server_app(link)(grid, context)

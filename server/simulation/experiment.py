@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from flwr.serverapp import ServerApp
 
@@ -32,12 +32,11 @@ from server.run_store.damage import SUMMARY_FILE, check_files
 from server.run_store.folder import FEDERATION_FILE, PARTITION_FILE, PLAN_FILE, RunFolder, RunState
 from server.simulation.data_record import DATA_FILE, check_data
 from server.simulation.data_setup import Arranged, find_or_make_data, find_simulated_dataset, plan_and_partition
-from server.simulation.engines import require_ray, run_inline, run_on_ray
+from server.simulation.engines import Engine, engine_ready, run_inline, run_on_ray
 from server.simulation.partition import read_partition
 from server.simulation.run_opening import open_run
 from server.simulation.simulated_sites import SimulatedSites, SiteEvents
 
-Engine = Literal["inline", "ray"]
 LOG_FILE = "logs/simulation.log"
 SITE_VECTORS = "site-vectors"
 """Folder of what simulated sites keep between rounds."""
@@ -61,6 +60,8 @@ class SimulationOptions:
         Whether to resume the run in ``out``.
     arranged
         Plan and sites of a comparison; None derives both from the data.
+    ray_address
+        Of a Ray cluster; None starts Ray on this machine, unless ``$RAY_ADDRESS`` names a cluster.
     """
 
     data: Path | None
@@ -70,6 +71,7 @@ class SimulationOptions:
     cache: Path | None = None
     resume: bool = False
     arranged: Arranged | None = None
+    ray_address: str | None = None
 
 
 def simulate(config: FederationConfig, options: SimulationOptions, emit: EventSink) -> Path:
@@ -90,12 +92,14 @@ def simulate(config: FederationConfig, options: SimulationOptions, emit: EventSi
     if config.simulation is None:
         raise ConfigError("simulation: is missing; a simulation needs simulation.partition (see deploy/examples)")
     engine: Engine = options.engine or config.simulation.engine
-    if engine == "ray":
-        require_ray()
     if config.privacy is not None and config.privacy.sample_rate < 1:
         check_epsilon(config.privacy.epsilon, config.privacy.delta)
-    device = choose_device(options.device).type
-    with open_run(options.out, options.resume, config, emit) as folder:
+    # A cluster's machines choose for themselves.
+    device = options.device if engine == "ray" else choose_device(options.device).type
+    with (
+        engine_ready(engine, options.ray_address),
+        open_run(options.out, options.resume, config, emit) as folder,
+    ):
         data = find_or_make_data(config, options.data, folder, emit)
         complete = _has_plan(folder, emit)
         if not complete:
@@ -218,7 +222,8 @@ class _Experiment:
             return make_server_app(lambda: RoundLoop(terms, count, folder, self._emit, link))
 
         if engine == "ray":
-            run_on_ray(app, sites, folder.path / "weights")
+            use = run_on_ray(app, sites, folder.path / "weights", folder.path / LOG_FILE)
+            folder.event("ray", **asdict(use))
         else:
             run_inline(app, sites)
 

@@ -219,20 +219,6 @@ def test_bad_input_is_told_in_a_line(
     assert len(lines) <= 6, "warnings, and the error in two lines at most"
 
 
-def test_ray_engine_gives_what_inline_gives(finished: Path, tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
-    federation = tiny.write_federation(tmp_path)
-    options = ("--out", tmp_path / "run", "--cache", tmp_path / "cache", "--engine", "ray")
-    done = process("server", "simulate", federation, *options)
-    assert done.returncode == 0, done.stderr
-    ours, inline = (
-        [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
-        for run in (tmp_path / "run", finished)
-    )
-    for line, expected in zip(ours, inline, strict=True):
-        assert line["mean_dice"] == pytest.approx(expected["mean_dice"], abs=0.02)
-
-
 @pytest.mark.parametrize("program", ["server", "client"])
 def test_help_answers_without_importing_torch(program: str) -> None:
     code = (
