@@ -11,8 +11,7 @@ from common.errors import ConfigError
 from common.system.cli import add_command, add_device, add_json, default_cache, show
 from common.system.files import write_atomically
 
-EXAMPLES = ("runs/first", "runs/hippocampus --data Task04_Hippocampus --patients 10 --rounds 5")
-CONTRIBUTIONS_FILE = "contributions.json"
+EXAMPLES = ("runs/kept", "runs/hippocampus --data Task04_Hippocampus --patients 10 --rounds 5")
 
 
 def add_contributions(commands: argparse._SubParsersAction[Any]) -> None:
@@ -41,6 +40,8 @@ def _contributions(options: argparse.Namespace) -> int:
     from server.contributions.valuation import Sampling
     from server.progress.display import make_progress
     from server.progress.events import Stage
+    from server.reporting.report import write_report
+    from server.run_store.record_reader import CONTRIBUTIONS_FILE
 
     with make_progress() as display:
         found = contributions_of_run(
@@ -53,5 +54,6 @@ def _contributions(options: argparse.Namespace) -> int:
         )
     text = json.dumps(found.as_dict(), indent=2)
     write_atomically(options.run / CONTRIBUTIONS_FILE, text + "\n")
-    show(text if options.json else "\n".join(found.as_lines()))
+    report = write_report(options.run)
+    show(text if options.json else "\n".join([*found.as_lines(), f"report: {report}"]))
     return 0

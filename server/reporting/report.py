@@ -18,6 +18,7 @@ from common.formatting import visible
 from common.system.files import write_atomically
 from server.formatting import NOTHING, format_bytes, format_seconds, scores_are_noised
 from server.reporting.conduct_section import conduct_section
+from server.reporting.contributions_section import contributions_section
 from server.reporting.figures import MEAN_STYLE, draw_swatch, site_style
 from server.reporting.privacy_section import privacy_section
 from server.reporting.slices import draw_case, label_colour, prediction_colour
@@ -91,6 +92,7 @@ def render_report(run: RunRecord) -> str:
         labels=run.labels,
         privacy=privacy_section(run),
         conduct=conduct_section(run),
+        contributions=contributions_section(run),
         sites=site_table(run, best_round),
         metrics=metric_table(run),
         pooled=pooled_table(run),

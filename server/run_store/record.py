@@ -113,6 +113,8 @@ class RunRecord:
         Name by label value, for all known foreground labels.
     rounds
         Training rounds and the final evaluation, in order.
+    contributions
+        What each site contributed (``server.contributions``), if that was asked.
     notes
         One sentence for each problem with reading a file.
     """
@@ -128,6 +130,7 @@ class RunRecord:
     cases: list[CaseScore] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)
     events: list[Mapping[str, Any]] = field(default_factory=list)
+    contributions: Mapping[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property

@@ -25,6 +25,7 @@ from server.run_store.damage import find_damage
 from server.run_store.folder import RunFolder
 from server.run_store.record import CaseScore, Example, Round, RunRecord, Site, SiteRound, as_number, as_scores
 
+CONTRIBUTIONS_FILE = "contributions.json"
 _MARKS_OF_A_RUN = ("federation.yaml", "rounds.jsonl", "summary.json")
 # All errors that zipfile and NumPy raise for an archive that is damaged or made by other software.
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile, zlib.error)
@@ -74,6 +75,8 @@ def read_run(folder: Path) -> RunRecord:
     run.labels = _collect_labels(run, names)
     run.examples = _read_examples(run)
     run.events = _read_lines(run, "events.jsonl")
+    text = _read_text(run, CONTRIBUTIONS_FILE)
+    run.contributions = _parse_mapping(run, CONTRIBUTIONS_FILE, text, json.loads)
     return run
 
 

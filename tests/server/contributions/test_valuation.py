@@ -186,6 +186,8 @@ def test_the_command_says_what_the_rounds_gained(tmp_path: Path, capsys: pytest.
     assert found["rounds"] == [1, 2, 3] and found["scored"] == 3 * 2 ** len(found["sites"])
     assert main([*command, "--rounds", "1", "--patients", "1"]) == 0
     text = capsys.readouterr().out
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "What each site contributed" in page and "(at most 1 validation scan per site)" in page
     assert "mean Dice gained in 1 round" in text and "at most 1 validation scan" in text
     assert main([*command, "--orders", "1"]) == 2
     assert "--orders 1: write 2 or more" in capsys.readouterr().err
