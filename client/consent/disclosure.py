@@ -203,6 +203,7 @@ def document(request: Request) -> dict[str, Any]:
         "work": {
             "rounds": federation.rounds,
             "local_steps": federation.training.local_steps,
+            "local_epochs": federation.training.local_epochs,
             "batch_size": federation.training.patches_per_step(plan),
             "trainable": federation.training.trainable,
             "optimizer": federation.training.optimizer,
@@ -313,13 +314,16 @@ def _work(work: Mapping[str, Any], privacy: Mapping[str, Any] | None) -> list[st
     least = f", and at least {work['min_fraction']:.0%} of the participating sites do" if work["min_fraction"] else ""
     ending = "; it may end earlier" if work["early_stop"] else ""
     batch = f"{counted(work['batch_size'], 'patch', 'patches')} each"
+    steps = counted(work["local_steps"], "step")
+    if work["local_epochs"] is not None:
+        steps = f"as many steps as draw {work['local_epochs']:g} patches for every scan, at most {work['local_steps']},"
     if privacy is not None:
         patches = privacy["patches_per_patient"]
         views = f"{patches} patches" if patches > 1 else "one patch"
         batch = f"{views} of each patient drawn ({100 * privacy['sample_rate']:.3g} % of your patients on average)"
     return [
         f"{counted(work['rounds'], 'round')}{ending}. In each round, your site scores the model on its validation "
-        f"patients and trains {_trained(work['trainable'])} for {counted(work['local_steps'], 'step')} with {batch} "
+        f"patients and trains {_trained(work['trainable'])} for {steps} with {batch} "
         f"({work['optimizer']}, loss {work['loss']}). {_own_model(work['validate_local'])}A final task only scores the "
         "finished model.",
         f"Your approval covers that and no more: {counted(work['rounds'], 'training')} and "

@@ -265,7 +265,7 @@ def _work(task: Task, site: Site, weights: SiteWeights, guard: Guard | None) -> 
     pieces = site.feedback.encode(update, task.upload)
     digest = weights.outbox.put(data for _, data in pieces)
     if memory is not None and correction is not None:
-        memory.remember(task, correction, vector_of(weights.outbox.get(digest), size, task.upload))
+        memory.remember(task, result.steps, correction, vector_of(weights.outbox.get(digest), size, task.upload))
     return replace(result, update=digest)
 
 
@@ -277,7 +277,7 @@ def _evaluate_then_train(
     task: Task, weights: Vector, site: Site, started: float, epsilon: float, correction: Vector | None
 ) -> tuple[Result, Vector | None]:
     trainer, observer = site.trainer, site.observer
-    steps = trainer.config.local_steps if task.train else 0
+    steps = trainer.config.steps_of(len(site.train_cases)) if task.train else 0
     if observer is not None:
         observer.site_started(task.round, site.name, steps)
     validation = trainer.validate(weights, site.validation_cases, task.round, site.seed)

@@ -80,13 +80,15 @@ class GradientMemory:
             raise ProtocolError("the vectors behind the model are not all finite")
         return correction
 
-    def remember(self, task: Task, correction: Vector, update: Vector) -> None:
+    def remember(self, task: Task, steps: int, correction: Vector, update: Vector) -> None:
         """Keep what a task has taught, before its reply leaves.
 
         Parameters
         ----------
         task
             The task.
+        steps
+            Steps that were made.
         correction
             From ``correction``.
         update
@@ -98,7 +100,7 @@ class GradientMemory:
             It cannot be written.
         """
         alpha = self._config.strategy.feddyn_alpha
-        factor = np.float32(1 / round_length(self._config, task.round) if alpha is None else alpha)
+        factor = np.float32(1 / round_length(self._config, task.round, steps) if alpha is None else alpha)
         self._vectors.write(task.run, task.round, {NAME: -correction - factor * update})
 
 

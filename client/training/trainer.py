@@ -101,7 +101,7 @@ class Trainer:
     plan, config
         The plan and training settings that all sites agreed to.
     total_steps
-        Local steps over the whole federation, for the learning rate schedule.
+        ``local_steps`` of all rounds together, for the learning rate schedule.
     device
         Device to compute on.
 
@@ -158,7 +158,7 @@ class Trainer:
         on_step: StepCallback | None = None,
         correction: Vector | None = None,
     ) -> Training:
-        """Train ``config.local_steps`` steps from the global ``weights``.
+        """Train the site's steps of a round (``config.steps_of``) from the global ``weights``.
 
         Parameters
         ----------
@@ -187,8 +187,9 @@ class Trainer:
         self._model.to(memory_format=self._memory_format)  # type: ignore[call-overload]  # -- not in torch's hints
         optimizer = self._make_optimizer()
         self._term = ProximalTerm(self._trained, self.proximal_mu, self._split(correction))
-        first = (round_number - 1) * self.config.local_steps
-        steps = range(first, first + self.config.local_steps)
+        count = self.config.steps_of(len(cases))
+        first = (round_number - 1) * count
+        steps, total = range(first, first + count), self.total_steps * count // self.config.local_steps
         local = self._local_steps(cases, round_number, seed, steps, optimizer)
         pinned = self.device.type == "cuda"
         losses: list[Tensor] = []
@@ -203,7 +204,7 @@ class Trainer:
                 return batch
 
             for step in steps:
-                self._set_learning_rate(optimizer, step)
+                self._set_learning_rate(optimizer, step, total)
                 loss = local.step(step, next_batch)
                 if loss is not None:
                     losses.append(loss)
@@ -288,8 +289,8 @@ class Trainer:
             )
         return torch.optim.AdamW(self._trained, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
 
-    def _set_learning_rate(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        rate = poly_learning_rate(self.config.learning_rate, step, self.total_steps, self.config.poly_power)
+    def _set_learning_rate(self, optimizer: torch.optim.Optimizer, step: int, total: int) -> None:
+        rate = poly_learning_rate(self.config.learning_rate, step, total, self.config.poly_power)
         for group in optimizer.param_groups:
             group["lr"] = rate
 

@@ -15,6 +15,7 @@ from common.plan.base import Frozen, OpenFraction, PositiveFloat, PositiveInt
 Algorithm = Literal[
     "fedavg",
     "fedprox",
+    "fednova",
     "feddyn",
     "scaffold",
     "fedavgm",
@@ -30,6 +31,7 @@ _ADAPTIVE = {"server_learning_rate": 0.01, "beta_1": 0.9, "beta_2": 0.99, "tau":
 OPTIONS: Mapping[str, Mapping[str, float]] = {
     "fedavg": {},
     "fedprox": {"proximal_mu": 0.01},
+    "fednova": {},
     "feddyn": {"feddyn_alpha": 0.01},
     "scaffold": {"server_learning_rate": 1.0},
     "fedavgm": {"server_learning_rate": 1.0, "server_momentum": 0.9},
@@ -50,6 +52,8 @@ those that are absent.
 """
 KEEP_VECTORS = ("feddyn", "scaffold")
 """Algorithms whose sites keep a vector of the model's size between rounds (``client.runner.gradient_memory``)."""
+NEED_SGD = ("fednova", "scaffold")
+"""Algorithms that compute the mean gradient of a site's steps from its update."""
 SENT_VECTORS: Mapping[str, tuple[str, ...]] = {"scaffold": ("control",)}
 """Algorithm -> which of its server's vectors sites receive behind the model."""
 
@@ -138,10 +142,15 @@ class AlgorithmConfig(Frozen):
                 f"strategy.name {self.name} does not work with privacy: what a site keeps would carry the noise of "
                 "whole rounds into every later step; choose fedavg or fedprox"
             )
-        if self.name == "scaffold" and optimizer != "sgd":
+        if self.name == "fednova" and is_private:
             raise ValueError(
-                f"strategy.name scaffold needs training.optimizer sgd: {optimizer} rescales every gradient, so that an "
-                "update does not tell the mean gradient; write sgd with its own learning_rate, or choose feddyn"
+                "strategy.name fednova does not work with privacy: under privacy all sites make the same number of "
+                "steps, and there is nothing to normalise; choose fedavg or fedprox"
+            )
+        if self.name in NEED_SGD and optimizer != "sgd":
+            raise ValueError(
+                f"strategy.name {self.name} needs training.optimizer sgd: {optimizer} rescales every gradient, so "
+                "that an update does not tell the mean gradient; write sgd with its own learning_rate, or choose feddyn"
             )
         if self.sent_vectors and download != "float32":
             raise ValueError(

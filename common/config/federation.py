@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -102,7 +103,10 @@ class TrainingConfig(Frozen):
     Attributes
     ----------
     local_steps
-        Optimisation steps per site and round.
+        Optimisation steps per site and round; with ``local_epochs`` the most that a site makes.
+    local_epochs
+        Sites make as many steps a round as draw that many patches for every training scan, so that sites with more
+        scans make more of them. None: all sites make ``local_steps``.
     learning_rate
         Initial value; it decays as (1 - step / total) ** ``poly_power`` over the whole federation.
     weight_decay, momentum
@@ -135,6 +139,7 @@ class TrainingConfig(Frozen):
     memory_gb: Annotated[Real, Field(ge=0.1, le=1000)] | None = None
     trainable: Literal["all", "head", "norms", "head_and_norms", "decoder"] = "all"
     local_steps: PositiveInt = 40
+    local_epochs: Annotated[PositiveFloat, Field(le=1000)] | None = None
     batch_size: Literal["auto"] | BatchSize = 2
     optimizer: Literal["adamw", "sgd"] = "adamw"
     learning_rate: PositiveFloat = 2e-3
@@ -159,7 +164,15 @@ class TrainingConfig(Frozen):
     def _memory_for_a_batch(self) -> Self:
         if self.batch_size == "auto" and self.memory_gb is None:
             raise ValueError("batch_size: auto fills training.memory_gb, which is missing; write it, or a number")
+        if self.batch_size == "auto" and self.local_epochs is not None:
+            raise ValueError("local_epochs needs a number for training.batch_size, not auto; write it")
         return self
+
+    def steps_of(self, scans: int) -> int:
+        """Return the steps per round of a site with so many training scans."""
+        if self.local_epochs is None or self.batch_size == "auto":
+            return self.local_steps
+        return min(max(1, math.ceil(self.local_epochs * scans / self.batch_size)), self.local_steps)
 
     def scores_own_model(self, round_number: int) -> bool:
         """Return whether sites score the models that they train in a round."""
@@ -244,6 +257,11 @@ class FederationConfig(Frozen):
     def _privacy_allows_the_rest(self) -> Self:
         if self.privacy is None:
             return self
+        if self.training.local_epochs is not None:
+            raise ValueError(
+                "training.local_epochs does not go with privacy, whose noise is for a fixed number of steps; write "
+                "training.local_steps"
+            )
         if self.early_stop is not None and self.privacy.validation == "off":
             raise ValueError("early_stop needs scores, and privacy.validation is off; remove one of them")
         if self.training.batch_size == "auto":
@@ -256,10 +274,20 @@ class FederationConfig(Frozen):
 
     @model_validator(mode="after")
     def _strategy_fits_the_training(self) -> Self:
+        self.check_combination()
+        return self
+
+    def check_combination(self) -> None:
+        """Refuse settings that the algorithm does not work with.
+
+        Raises
+        ------
+        ValueError
+            Names the key, the reason and what to write.
+        """
         self.strategy.check_combination(
             self.training.optimizer, self.transport.download, is_private=self.privacy is not None
         )
-        return self
 
     @model_validator(mode="after")
     def _one_weight_per_class(self) -> Self:

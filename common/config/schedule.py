@@ -10,7 +10,7 @@ def poly_learning_rate(base: float, step: int, total: int, power: float) -> floa
     return base * float((1 - step / total) ** power)
 
 
-def round_length(config: FederationConfig, round_number: int) -> float:
+def round_length(config: FederationConfig, round_number: int, steps: int) -> float:
     """Return how far a round of SGD moves a weight whose gradient is always -1.
 
     An update is that many times a weighted mean of its steps' negative gradients. For plain SGD it is the sum of the
@@ -23,9 +23,11 @@ def round_length(config: FederationConfig, round_number: int) -> float:
         The federation; its ``training.optimizer`` must be ``sgd``.
     round_number
         1 for the first.
+    steps
+        Steps that the site makes in every round.
     """
     training = config.training
-    steps, total = training.local_steps, config.rounds * training.local_steps
+    total = config.rounds * steps
     length = velocity = 0.0
     for step in range((round_number - 1) * steps, round_number * steps):
         velocity = training.momentum * velocity + 1

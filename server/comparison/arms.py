@@ -112,6 +112,10 @@ def configuration(arm: Arm, config: FederationConfig, sites: int, seed: int) -> 
     ConfigError
         The federation cannot run the arm.
     """
+    if config.training.local_epochs is not None:
+        raise ConfigError(
+            "training.local_epochs: the arms of a comparison make the same number of steps; write local_steps instead"
+        )
     steps = config.training.local_steps * (sites if arm.all_steps else 1)
     changes: dict[str, Any] = {
         "seed": seed,

@@ -73,7 +73,7 @@ def admit(
     task: Task,
     info: SiteInfo,
     labels: set[int],
-    most_steps: int | None = None,
+    steps: range | None = None,
     privacy: PrivacyConfig | None = None,
     scores_own: bool = False,
 ) -> None:
@@ -89,8 +89,8 @@ def admit(
         What the site declared.
     labels
         Labels that need a Dice; no others may have one.
-    most_steps
-        Local steps that the federation allows per round.
+    steps
+        Numbers of training steps that the federation allows this site; None: any.
     privacy
         The federation's privacy settings; with them a reply must report an epsilon and no loss.
     scores_own
@@ -111,7 +111,7 @@ def admit(
         raise RefusedError(Refusal.WRONG_LABELS)
     if (result.examples, result.validation_examples) != (info.train_examples, info.validation_examples):
         raise RefusedError(Refusal.EXAMPLES_DIFFER)
-    if not _numbers_are_sane(result, task, most_steps, privacy):
+    if not _numbers_are_sane(result, task, steps, privacy):
         raise RefusedError(Refusal.NUMBER_OUT_OF_RANGE)
     if not (scores_own and task.train and result.validation_examples) and not math.isnan(result.local_dice):
         raise RefusedError(Refusal.NUMBER_OUT_OF_RANGE)
@@ -121,11 +121,11 @@ def admit(
         raise RefusedError(Refusal.UNEXPECTED_UPDATE)
 
 
-def _numbers_are_sane(result: Result, task: Task, most_steps: int | None, privacy: PrivacyConfig | None) -> bool:
+def _numbers_are_sane(result: Result, task: Task, steps: range | None, privacy: PrivacyConfig | None) -> bool:
     seconds = (result.seconds, result.seconds_data, result.seconds_compute, result.seconds_evaluate)
     if not all(0 <= value <= LARGEST_SECONDS for value in seconds):
         return False
-    if not (1 <= result.steps <= (most_steps or result.steps) if task.train else result.steps == 0):
+    if not (result.steps >= 1 and (steps is None or result.steps in steps) if task.train else result.steps == 0):
         return False
     if privacy is None:
         return _scores_are_sane(result, task)

@@ -10,6 +10,7 @@ from typing import Any
 
 from flwr.app import Message, MessageType
 
+from common.config.algorithms import NEED_SGD
 from common.errors import ProtocolError
 from common.protocol.codec import (
     Refusal,
@@ -175,10 +176,27 @@ class Round:
         by_site = {asked[node].site: task for node, task in tasks.items()}
         self._transfer.open_tasks(by_site, self._reader.bytes if self.task.train else 0)
         kind = MessageType.TRAIN if self.task.train else MessageType.EVALUATE
-        steps = self._terms.config.training.local_steps if self.task.train else 0
-        asks = [Ask(node, pack(task), kind, str(task.round), task.name, steps) for node, task in tasks.items()]
+        asks = [
+            Ask(node, pack(task), kind, str(task.round), task.name, self._steps(asked[node]) if task.train else 0)
+            for node, task in tasks.items()
+        ]
         self.bytes_down = len(asks) * model.bytes
         return exchange.send(asks)
+
+    def _steps(self, info: SiteInfo) -> int:
+        """Return how many steps a site has to make."""
+        return self._terms.config.training.steps_of(info.train_examples)
+
+    def length(self, site: str) -> float:
+        """Return the norm of a site's update, comparable with those of other sites.
+
+        FedNova counts updates by step, so there it is the norm of as many steps as the federation allows.
+        """
+        update = self.updates.updates[site]
+        training = self._terms.config.training
+        if self._terms.config.strategy.name != "fednova":
+            return update.norm
+        return update.norm * training.local_steps / update.result.steps
 
     def _recover_accepted(self) -> None:
         """Count updates accepted in this round before a crash; drop those of sites that no longer take part."""
@@ -206,7 +224,10 @@ class Round:
             config = self._terms.config
             training = config.training
             scores_own = training.scores_own_model(self.task.round)
-            admit(result, self.task, info, self._labels, training.local_steps, config.privacy, scores_own)
+            # These algorithms divide by the steps: a site would count for more with fewer of them than it should make.
+            most = self._steps(info)
+            steps = range(most if config.strategy.name in NEED_SGD else 1, most + 1)
+            admit(result, self.task, info, self._labels, steps, config.privacy, scores_own)
             # The hash in the site's sent log: of the update or, without one, of the whole reply.
             sha256 = result.update or hashlib.sha256(text.encode()).hexdigest()
             if result.update is not None:
@@ -234,9 +255,9 @@ class Round:
 
     def _judge(self, weights_norm: float) -> None:
         """Judge all updates together: refuse outlying norms, compare directions, and scale down the longest."""
-        norms = {site: update.norm for site, update in self.updates.updates.items()}
+        lengths = {site: self.length(site) for site in self.updates.updates}
         infos = {info.site: info for info in self._sites.values()}
-        for site, reason in judge_norms(norms, self._state.norms, weights_norm, self._size).items():
+        for site, reason in judge_norms(lengths, self._state.norms, weights_norm, self._size).items():
             self.updates.drop(site)
             self._record(site, self._refuse(reason, infos[site]))
         norms = {site: self.updates.updates[site].norm for site in self.accepted}
@@ -245,7 +266,7 @@ class Round:
             if is_enough(with_round(self._state.conduct.get(site, []), Refusal.OPPOSED)):
                 self.updates.drop(site)
                 self._record(site, self._refuse(Refusal.OPPOSED, infos[site]))
-        self.scales = scales({site: norms[site] for site in self.accepted})
+        self.scales = scales({site: lengths[site] for site in self.accepted})
         model = self._folder.map_checkpoint(self._state.round, self._terms.layout)
         self.copies = find_copies(self._stored(self.accepted, {}), model, self._state)
         for site, norm in norms.items():

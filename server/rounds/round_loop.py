@@ -209,7 +209,7 @@ class RoundLoop:
             parts = self._next_weights(weights, finished, state)
             state.sketches |= finished.copies.sketches
             state.model_sketch = finished.copies.model
-            state.norms |= {site: finished.updates.updates[site].norm for site in finished.accepted}
+            state.norms |= {site: finished.length(site) for site in finished.accepted}
             state.counted |= dict.fromkeys(finished.accepted, task.round)
             state.accepted_rounds += 1
             state.failed_rounds = 0

@@ -19,7 +19,7 @@ from flwr.app import Context, Error, Message, MessageType
 from safetensors.numpy import load_file
 
 from client.runner.client_app import SiteWeights, make_client_app
-from client.runner.local_site import LocalSite, SiteData
+from client.runner.local_site import LedgerAccess, LocalSite, SiteData
 from client.state_folder import StateFolder, site_status
 from common.config.federation import load_federation
 from common.imaging.phantoms.dataset import PHANTOM_LABELS, write_phantom_dataset
@@ -301,7 +301,16 @@ def simulated(
         absent: round and site of every update that is lost.
     """
     config, plan, names = made.config, plan_from_config(made.config), names or made.sites
-    sites = {name: LocalSite(config, plan, SiteData(name, made.data(name), None, 0.2), "cpu") for name in names}
+    sites = {
+        name: LocalSite(
+            config,
+            plan,
+            SiteData(name, made.data(name), None, 0.2),
+            "cpu",
+            access=LedgerAccess(folder.with_name(f"{folder.name} of {name}")),
+        )
+        for name in names
+    }
     store = MemoryStore()
     client_app = make_client_app(
         lambda context: sites[str(context.node_config["name"])].open(), SiteWeights(store, store)

@@ -32,8 +32,11 @@ pytestmark = pytest.mark.network
 
 @pytest.fixture(scope="module")
 def waiting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    """A server that waits for all its sites, however late they come; ``lost`` was provisioned and then revoked."""
-    everybody = ("strategy.min_sites=3",)
+    """A server that waits for all its sites, however late they come; ``lost`` was provisioned and then revoked.
+
+    With SCAFFOLD, whose sites receive a second vector and keep one.
+    """
+    everybody = ("strategy.min_sites=3", "strategy.name=scaffold", "training.optimizer=sgd")
     with federation(tmp_path_factory.mktemp("waiting"), ("east", "lost", "north", "west"), everybody) as made:
         revoke(made.kits, "lost")
         made.start_server()
@@ -110,6 +113,17 @@ def test_three_sites_finish_three_rounds(finished: Federation) -> None:
     events = verify(finished.run / "audit.jsonl").events
     assert events["round_done"] == 4
     assert events["model_released"] == 1
+
+
+def test_sites_keep_what_they_learnt_of_their_gradient(finished: Federation) -> None:
+    """In their state folders; with every model goes a second vector as long, and with no update."""
+    values = finished.run / "checkpoints" / "strategy_0003_control.f32"
+    assert finished.rounds()[1]["bytes_down"] == 3 * 2 * values.stat().st_size
+    assert finished.rounds()[1]["bytes_up"] == 3 * values.stat().st_size
+    run = json.loads((finished.run / "state.json").read_bytes())["run"]
+    for site in ("east", "north", "west"):
+        kept = finished.state(site).vectors / "gradients" / run
+        assert sorted(file.name for file in kept.iterdir()) == ["round_0002.safetensors", "round_0003.safetensors"]
 
 
 def test_the_model_is_the_one_that_a_simulation_gives(finished: Federation, tmp_path: Path) -> None:

@@ -26,19 +26,20 @@ class FedDyn(OneVector):
     state_vectors = ("sums",)
 
     def prepare(self, config: FederationConfig, sites: int) -> None:
-        """Remember the number of sites."""
+        """Remember the number of sites; that of the first round holds for the whole run."""
         del config
         self._sites = sites
 
     def aggregate(self, updates: Updates, weights: Vector, state: StrategyState) -> Iterator[Next]:
         """Yield the next model and the sums; these are of updates as sent, as sites remember them."""
         before = state.vectors["sums"]
+        sites = state.numbers.setdefault("sites", self._sites)
 
         def step(window: Window) -> Next:
             total = np.zeros(window.size, np.float64)
             for site, (update, *_) in window.updates():
                 total += update / np.float64(updates.scales.get(site, 1.0))
-            sums = (before[window.where] + total / self._sites).astype(np.float32)
+            sums = (before[window.where] + total / sites).astype(np.float32)
             return Next(weights[window.where] + mean_update(window, updates.weights) + sums, {"sums": sums})
 
         return updates.map(step)

@@ -11,6 +11,7 @@ from server.rounds.strategies.fedadam import FedAdam
 from server.rounds.strategies.fedavg import FedAvg
 from server.rounds.strategies.fedavgm import FedAvgM
 from server.rounds.strategies.feddyn import FedDyn
+from server.rounds.strategies.fednova import FedNova
 from server.rounds.strategies.fedyogi import FedYogi
 from server.rounds.strategies.robust.clipped_mean import ClippedMean
 from server.rounds.strategies.robust.geometric_median import GeometricMedian
@@ -36,6 +37,7 @@ def _feddyn(feddyn_alpha: float) -> FedDyn:
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "fedavg": FedAvg,
     "fedprox": _fedprox,
+    "fednova": FedNova,
     "feddyn": _feddyn,
     "scaffold": Scaffold,
     "fedavgm": FedAvgM,
@@ -60,6 +62,8 @@ def make_strategy(config: FederationConfig, sites: int) -> Strategy:
     """
     try:
         check_enough_sites(config.strategy, sites)
+        # Also for a configuration that was changed after it was read, such as an arm of a comparison.
+        config.check_combination()
     except ValueError as error:
         raise ConfigError(str(error)) from None
     strategy = STRATEGIES[config.strategy.name](**config.strategy.options)

@@ -28,14 +28,15 @@ class Scaffold(OneVector):
     state_vectors = ("control",)
 
     def prepare(self, config: FederationConfig, sites: int) -> None:
-        """Remember the federation's steps and its number of sites."""
+        """Remember the federation's steps and its number of sites; that of the first round holds for the whole run."""
         self._config, self._sites = config, sites
 
     def aggregate(self, updates: Updates, weights: Vector, state: StrategyState) -> Iterator[Next]:
         """Yield the next model and c; the latter from updates as sent, as sites remember them."""
         control = state.vectors["control"]
+        sites = state.numbers.setdefault("sites", self._sites)
         lengths = {
-            site: updates.scales.get(site, 1.0) * round_length(self._config, result.round)
+            site: updates.scales.get(site, 1.0) * round_length(self._config, result.round, result.steps)
             for site, result in updates.results.items()
         }
 
@@ -44,7 +45,7 @@ class Scaffold(OneVector):
             changes = np.zeros(window.size, np.float64)
             for site, (update, *_) in window.updates():
                 changes -= before + update / np.float64(lengths[site])
-            after = (before + changes / self._sites).astype(np.float32)
+            after = (before + changes / sites).astype(np.float32)
             change = np.float32(self.server_learning_rate) * mean_update(window, updates.weights)
             return Next(weights[window.where] + change, {"control": after})
 

@@ -297,6 +297,12 @@ def test_few_sites_are_named_with_their_consequence(tmp_path: Path, min_sites: i
     assert ("work out" in text or "read it off" in text) == (min_sites < 3)
 
 
+def test_epochs_are_named_with_the_most_steps(tmp_path: Path) -> None:
+    write_kit(tmp_path, training={"local_epochs": 1.5, "local_steps": 30})
+    text = " ".join(as_text(document(read_request(tmp_path))).split())
+    assert "for as many steps as draw 1.5 patches for every scan, at most 30, with" in text
+
+
 @pytest.mark.parametrize(
     ("algorithm", "sentence"),
     [

@@ -26,6 +26,17 @@ def initial(trainer: Trainer) -> Vector:
     return trainer.layout.flatten(build_model(tiny.plan().model).state_dict())
 
 
+@pytest.mark.parametrize(("epochs", "batch", "steps"), [(1, 2, 2), (0.1, 2, 1), (2, 1, 8), (50, 1, 9)])
+def test_a_site_makes_as_many_steps_as_its_scans_and_epochs_say(epochs: float, batch: int, steps: int) -> None:
+    """With the schedule of those steps; four scans, and at most nine steps."""
+    by_epochs = tiny.trainer(local_steps=9, local_epochs=epochs, batch_size=batch)
+    by_steps = tiny.trainer(local_steps=steps, batch_size=batch)
+    weights = by_steps.layout.flatten(build_model(tiny.plan().model).state_dict())
+    one, other = (trainer.train(weights, CASES, 2, 0) for trainer in (by_epochs, by_steps))
+    assert one.steps == other.steps == steps
+    np.testing.assert_array_equal(one.update, other.update)
+
+
 def test_learning_raises_dice() -> None:
     trainer = tiny.trainer(local_steps=60)
     weights = initial(trainer)

@@ -48,7 +48,7 @@ def measured(content: np.ndarray, size: int, encoding: Encoding) -> float:
 
 
 def test_a_good_reply_is_admitted() -> None:
-    admit(GOOD, TASK, INFO, {1, 2}, 4)
+    admit(GOOD, TASK, INFO, {1, 2}, range(1, 5))
     admit(SCORED, ONLY_SCORES, INFO, {1, 2})
     nobody = {"validation_examples": 0}
     alone = replace(GOOD, **nobody, validation_loss=math.nan, dice={1: math.nan, 2: math.nan})  # type: ignore[arg-type]
@@ -80,13 +80,13 @@ def test_a_good_reply_is_admitted() -> None:
 )
 def test_a_bad_number_is_refused(change: dict[str, object], code: str) -> None:
     with pytest.raises(RefusedError, match=code):
-        admit(replace(GOOD, **change), TASK, INFO, {1, 2}, 4)  # type: ignore[arg-type]
+        admit(replace(GOOD, **change), TASK, INFO, {1, 2}, range(1, 5))  # type: ignore[arg-type]
 
 
 def test_the_score_of_a_site_s_own_model_is_admitted_where_it_was_asked_for() -> None:
     own = replace(GOOD, local_dice=0.5)
     for asked in (GOOD, own):
-        admit(asked, TASK, INFO, {1, 2}, 4, scores_own=True)
+        admit(asked, TASK, INFO, {1, 2}, range(1, 5), scores_own=True)
     nobody = {"validation_examples": 0, "validation_loss": math.nan, "dice": {1: math.nan, 2: math.nan}}
     for reply, task, info, scores_own in (
         (own, TASK, INFO, False),
@@ -94,7 +94,7 @@ def test_the_score_of_a_site_s_own_model_is_admitted_where_it_was_asked_for() ->
         (replace(own, **nobody), TASK, replace(INFO, validation_examples=0), True),  # type: ignore[arg-type]
     ):
         with pytest.raises(RefusedError, match="number-out-of-range"):
-            admit(reply, task, info, {1, 2}, 4, scores_own=scores_own)
+            admit(reply, task, info, {1, 2}, range(1, 5), scores_own=scores_own)
 
 
 def test_scores_of_no_patients_are_refused() -> None:
@@ -235,12 +235,12 @@ SILENT = replace(PROTECTED, dice={1: math.nan, 2: math.nan})
 
 
 def test_a_private_reply_is_admitted_in_a_private_federation_alone() -> None:
-    admit(PROTECTED, TASK, INFO, {1, 2}, 4, PRIVATE)
-    admit(SILENT, TASK, INFO, {1, 2}, 4, UNSCORED)
-    admit(replace(PROTECTED, steps=0, update=None), ONLY_SCORES, INFO, {1, 2}, 4, PRIVATE)
+    admit(PROTECTED, TASK, INFO, {1, 2}, range(1, 5), PRIVATE)
+    admit(SILENT, TASK, INFO, {1, 2}, range(1, 5), UNSCORED)
+    admit(replace(PROTECTED, steps=0, update=None), ONLY_SCORES, INFO, {1, 2}, range(1, 5), PRIVATE)
     for reply in (PROTECTED, SILENT, replace(GOOD, train_loss=math.nan), replace(GOOD, validation_loss=math.nan)):
         with pytest.raises(RefusedError) as caught:
-            admit(reply, TASK, INFO, {1, 2}, 4)
+            admit(reply, TASK, INFO, {1, 2}, range(1, 5))
         assert caught.value.code == "number-out-of-range"
 
 
@@ -261,7 +261,7 @@ def test_a_private_reply_is_admitted_in_a_private_federation_alone() -> None:
 )
 def test_a_reply_that_protects_nobody_is_refused(reply: Result, privacy: PrivacyConfig) -> None:
     with pytest.raises(RefusedError) as caught:
-        admit(reply, TASK, INFO, {1, 2}, 4, privacy)
+        admit(reply, TASK, INFO, {1, 2}, range(1, 5), privacy)
     assert caught.value.code == "number-out-of-range"
 
 

@@ -38,10 +38,14 @@ class Descent:
     curvatures: np.ndarray
     optima: np.ndarray
     scales: dict[str, float] = field(default_factory=dict)
+    scans: list[int] = field(default_factory=list)
 
     @property
     def optimum(self) -> np.ndarray:
         return np.average(self.optima, axis=0, weights=self.curvatures)
+
+    def steps(self, site: int) -> int:
+        return self.config.training.steps_of(self.scans[site] if self.scans else 1)
 
     def trained(
         self,
@@ -67,9 +71,9 @@ class Descent:
                 update = self.local_update(site, number, weights, correction)
                 content = np.concatenate([data for _, data in feedback[site].encode(update, task.upload)])
                 if memory is not None and correction is not None:
-                    memory.remember(task, correction, vector_of(content, SIZE, task.upload))
+                    memory.remember(task, self.steps(site), correction, vector_of(content, SIZE, task.upload))
                 contents[f"s{site}"] = content
-                results[f"s{site}"] = replace(GOOD, site=f"s{site}", round=number, steps=config.training.local_steps)
+                results[f"s{site}"] = replace(GOOD, site=f"s{site}", round=number, steps=self.steps(site))
             if not contents or not does_count(number):
                 continue
             updates = StoredUpdates(
@@ -92,8 +96,9 @@ class Descent:
         curvature, optimum = (
             torch.tensor(values[site], dtype=torch.float32) for values in (self.curvatures, self.optima)
         )
-        first, total = (number - 1) * training.local_steps, self.config.rounds * training.local_steps
-        for step in range(first, first + training.local_steps):
+        count = self.steps(site)
+        total = self.config.rounds * count
+        for step in range((number - 1) * count, number * count):
             for group in optimizer.param_groups:
                 group["lr"] = poly_learning_rate(training.learning_rate, step, total, training.poly_power)
             weights.grad = curvature * (weights.detach() - optimum)

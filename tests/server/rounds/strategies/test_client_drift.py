@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ from client.runner.gradient_memory import GradientMemory, memory_of
 from common.config.federation import FederationConfig
 from common.protocol.codec import Result, Task, Vector
 from server.rounds.strategies.registry import make_strategy
+from server.rounds.strategies.strategy import StrategyState
 from tests import tiny
 from tests.server.fake_sites import Answer, Sites, honest
 from tests.server.rounds.strategies.federated_descent import SIZE, Descent
-from tests.server.rounds.strategies.quadratic import bits_after, run_with_kills
+from tests.server.rounds.strategies.quadratic import bits_after, round_of, run_with_kills
 
 CORRECTING = ["scaffold", "feddyn"]
 FAR = 0.15
@@ -74,6 +76,28 @@ def test_it_is_reached_although_a_site_is_always_scaled_down(tmp_path: Path, nam
     assert error(found.trained()[0], found.optimum) < NEAR
 
 
+def test_it_is_reached_with_different_numbers_of_steps(tmp_path: Path) -> None:
+    found = descent(federation("scaffold", local_epochs=1, batch_size=1), tmp_path)
+    found.scans = [3, 10, 6]
+    assert error(found.trained()[0], found.optimum) < NEAR
+
+
+@pytest.mark.parametrize("name", CORRECTING)
+def test_the_number_of_sites_is_that_of_the_first_round(name: str) -> None:
+    """Sites may be revoked while a run is interrupted: the mean stays one over the same sites."""
+    config = federation(name, rounds=2)
+    state = StrategyState({key: np.zeros(4, np.float32) for key in make_strategy(config, 4).state_vectors})
+    found = []
+    for sites in (4, 3):
+        _, state = round_of(make_strategy(config, sites), [np.ones(4, np.float32)], np.zeros(4, np.float32), state)
+        found.append(next(iter(state.vectors.values())))
+    assert state.numbers == {"sites": 4}
+    length = 0.8 if name == "scaffold" else None
+    first = np.full(4, -1 / length / 4 if length else 1 / 4)
+    second = first + (-1 / length - first) / 4 if length else first + 1 / 4
+    np.testing.assert_allclose(found, [first, second], rtol=1e-5)
+
+
 def test_the_control_variate_of_the_server_is_the_mean_of_the_sites(tmp_path: Path) -> None:
     """Also of a site that was absent at the end; and each is the mean gradient of the site's last steps."""
     config = federation("scaffold", rounds=5)
@@ -109,9 +133,10 @@ def remembers(config: FederationConfig, folder: Path, name: str, goal: float) ->
         result, update = plain(task, vectors[:4])
         if update is None:
             return result, None
+        result = replace(result, steps=config.training.local_steps)
         correction = memory.correction(task, 4, list(vectors[4:].reshape(-1, 4)))
         update = curve * (np.float32(goal) - vectors[:4]) - np.float32(0.1) * correction
-        memory.remember(task, correction, update)
+        memory.remember(task, config.training.local_steps, correction, update)
         return result, update
 
     return name, 10, answer
