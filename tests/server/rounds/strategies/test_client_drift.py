@@ -92,7 +92,7 @@ def test_the_number_of_sites_is_that_of_the_first_round(name: str) -> None:
         _, state = round_of(make_strategy(config, sites), [np.ones(4, np.float32)], np.zeros(4, np.float32), state)
         found.append(next(iter(state.vectors.values())))
     assert state.numbers == {"sites": 4}
-    length = 0.8 if name == "scaffold" else None
+    length = 0.32 if name == "scaffold" else None
     first = np.full(4, -1 / length / 4 if length else 1 / 4)
     second = first + (-1 / length - first) / 4 if length else first + 1 / 4
     np.testing.assert_allclose(found, [first, second], rtol=1e-5)
