@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import pytest
 
+from common.imaging.phantoms.dataset import write_phantom_dataset
 from server.cli.entry import main
+from server.run_store.locks import only_start
+from tests.conftest import REPOSITORY
 from tests.server.reporting.test_report import Page
 
 FEDERATION = """
@@ -28,7 +34,8 @@ SITES = ["phantom-site-a", "phantom-site-b"]
 
 
 def command(place: Path, *more: str, arms: str = "local,fedavg", seeds: int = 1) -> int:
-    arguments = ["--out", str(place / "out"), "--cache", str(place / "cache"), "--device", "cpu"]
+    data = ["--data", str(place / "data")] if (place / "data").exists() else []
+    arguments = [*data, "--out", str(place / "out"), "--cache", str(place / "cache"), "--device", "cpu"]
     return main(["compare", str(place / "federation.yaml"), "--arms", arms, "--seeds", str(seeds), *arguments, *more])
 
 
@@ -50,6 +57,7 @@ def times(place: Path) -> dict[str, int]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("comparison")
     (place / "federation.yaml").write_text(FEDERATION, encoding="utf-8")
+    write_phantom_dataset(place / "data", [3, 4], 0, (16, 16, 16))
     assert command(place) == 0
     return place
 
@@ -142,14 +150,24 @@ def test_a_changed_question_is_refused(
 
 
 def test_changed_data_are_refused_by_name(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = copied / "data"
-    shutil.copytree(copied / "out" / "phantoms", data)
-    shutil.rmtree(copied / "out")
-    assert command(copied, "--data", str(data), arms="pooled_short") == 0
-    one, other = sorted((data / "labelsTr").iterdir())[:2]
+    one, other = sorted((copied / "data" / "labelsTr").iterdir())[:2]
     shutil.copyfile(other, one)
-    assert command(copied, "--data", str(data), arms="pooled_short") == 1
+    assert command(copied) == 1
     assert f"labelsTr/{one.name} was changed since the run began" in capsys.readouterr().err
+
+
+def test_one_process_at_a_time(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with only_start(copied / "out"):
+        assert command(copied) == 1
+    assert f"is running already (process {os.getpid()} on " in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_a_comparison_killed_again_and_again_gives_the_same(copied: Path) -> None:
+    command = [sys.executable, "-m", "tests.server.comparison.killed_comparisons", str(copied), "25"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=1800, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(done.stdout.split()[1]) >= 5
 
 
 def test_a_folder_of_something_else_is_left_alone(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -162,7 +180,8 @@ def test_a_folder_of_something_else_is_left_alone(copied: Path, capsys: pytest.C
 
 
 def test_a_refused_start_leaves_nothing(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.rmtree(copied / "out")
+    for name in ("out", "data"):
+        shutil.rmtree(copied / name)
     assert command(copied, arms="fedavg,trimmed_mean") == 2
     assert "--arms trimmed_mean: strategy.name trimmed_mean needs at least 3 sites" in capsys.readouterr().err
     assert not (copied / "out").exists()
