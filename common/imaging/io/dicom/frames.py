@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from common.formatting import counted
 from common.imaging.io.dicom.marks import KINDS, MARKS
 from common.imaging.io.dicom.slices import PixelForm, RefusedError, Slice
-from common.imaging.io.dicom.values import number, numbers, text
+from common.imaging.io.dicom.values import number, numbers, tag_of, text
 
 SHARED_GROUPS, FRAME_GROUPS = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
 
@@ -68,9 +68,9 @@ def slices_of(dataset: Dataset, form: PixelForm, path: Path) -> tuple[Slice, ...
     RefusedError
         Something about them is missing or cannot be read.
     """
-    if "ModalityLUTSequence" in dataset:
+    if tag_of("ModalityLUTSequence") in dataset:
         raise RefusedError("has a scaling of its values that is no straight line")
-    if FRAME_GROUPS in dataset:
+    if tag_of(FRAME_GROUPS) in dataset:
         frames = list(_frames(dataset))
         names = {keyword: _NAMES_IN_FRAMES.get(keyword, keyword) for keyword in MARKS}
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import stat
 import warnings
 import zlib
@@ -12,22 +13,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
+from pydicom.tag import BaseTag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from common.errors import DataError
+from common.imaging.io.dicom.elements import read_elements
 from common.imaging.io.dicom.frames import SLICE_TAGS, slices_of
 from common.imaging.io.dicom.pixel_form import FORM_TAGS, pixel_form
 from common.imaging.io.dicom.slices import RefusedError, Slice
-from common.imaging.io.dicom.values import text
+from common.imaging.io.dicom.values import tag_of, text
 
 # What pydicom says about odd values quotes them; refusals here are in our words.
 warnings.filterwarnings("ignore", module=r"pydicom\.")
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
-_TAGS = [
-    *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription"),
-    *("Modality", *FORM_TAGS, *SLICE_TAGS),
-]
+_NAMES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SeriesNumber", "SeriesDescription", "Modality")
+_TAGS: list[BaseTag | int] = [tag_of(keyword) for keyword in ("SOPClassUID", *_NAMES, *FORM_TAGS, *SLICE_TAGS)]
 _MAGIC_OFFSET = 128
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
 _DEFLATE_RATIO = 1032  # deflate cannot compress better
@@ -93,10 +94,10 @@ def read_header(path: Path) -> Instance | None:
         The file cannot be read or is damaged.
     """
     with refused_as_damaged(path), path.open("rb") as file:
-        _require_moderate(path)
-        dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=[*_TAGS])
+        _require_moderate(path, os.fstat(file.fileno()).st_size)
+        dataset = read_elements(file, _TAGS)
         kind = text(dataset, "SOPClassUID")
-        if dataset.file_meta.get("MediaStorageSOPClassUID") == MediaStorageDirectoryStorage or not (
+        if text(dataset.file_meta, "MediaStorageSOPClassUID") == MediaStorageDirectoryStorage or not (
             kind and text(dataset, "SeriesInstanceUID")
         ):
             return None
@@ -146,9 +147,9 @@ def refused_as_damaged(path: Path, part: str = "header") -> Iterator[None]:
         ) from None
 
 
-def _require_moderate(path: Path) -> None:
+def _require_moderate(path: Path, size: int) -> None:
     """Refuse a deflated file that inflates to far more than any image; others hold no more than their bytes."""
-    if path.stat().st_size * _DEFLATE_RATIO <= _MOST_INFLATED_BYTES:
+    if size * _DEFLATE_RATIO <= _MOST_INFLATED_BYTES:
         return
     with path.open("rb") as file:
         if pydicom.filereader.read_preamble(file, force=True) is None:
@@ -158,8 +159,8 @@ def _require_moderate(path: Path) -> None:
             return
         file.seek(_MAGIC_OFFSET + 4 + 12 + int(meta.FileMetaInformationGroupLength))
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-        size = 0
+        inflated = 0
         while piece := (inflater.unconsumed_tail or file.read(2**16)):
-            size += len(inflater.decompress(piece, 2**20))
-            if size > _MOST_INFLATED_BYTES:
+            inflated += len(inflater.decompress(piece, 2**20))
+            if inflated > _MOST_INFLATED_BYTES:
                 raise DataError(path, f"inflates to more than {_MOST_INFLATED_BYTES:,} bytes: no image is as large")

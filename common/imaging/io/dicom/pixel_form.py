@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from typing import BinaryIO, Literal
 
-from pydicom.dataset import FileDataset
+from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from common.imaging.io.dicom.slices import PixelForm, RefusedError, shown
@@ -48,7 +48,7 @@ _EMPTY_SHELL = "has no pixel data: an empty shell of an image"
 _LONG_FORMS = (b"OW", b"OB", b"UN")
 
 
-def pixel_form(dataset: FileDataset, file: BinaryIO, kind: str) -> PixelForm:
+def pixel_form(dataset: Dataset, file: BinaryIO, kind: str) -> PixelForm:
     """Return how an image's pixels are stored.
 
     Parameters
@@ -102,7 +102,7 @@ def pixel_form(dataset: FileDataset, file: BinaryIO, kind: str) -> PixelForm:
     return form
 
 
-def _bits(dataset: FileDataset) -> tuple[int, int, int, bool]:
+def _bits(dataset: Dataset) -> tuple[int, int, int, bool]:
     allocated = whole(dataset, "BitsAllocated") or 16
     stored = whole(dataset, "BitsStored") or allocated
     found = whole(dataset, "HighBit")
@@ -112,11 +112,10 @@ def _bits(dataset: FileDataset) -> tuple[int, int, int, bool]:
     return allocated, stored, high, whole(dataset, "PixelRepresentation") == 1
 
 
-def _syntax(dataset: FileDataset) -> str:
-    found = dataset.file_meta.get("TransferSyntaxUID")
-    if found is None:
+def _syntax(dataset: Dataset) -> str:
+    syntax = text(dataset.file_meta, "TransferSyntaxUID")
+    if not syntax:
         return _IMPLICIT if dataset.original_encoding[0] else _EXPLICIT
-    syntax = str(found)
     if syntax in _UNCOMPRESSED or syntax == _DEFLATED or syntax in _COMPRESSED:
         return syntax
     name = UID(syntax).name
@@ -124,7 +123,7 @@ def _syntax(dataset: FileDataset) -> str:
     raise RefusedError(f"is stored in {what} ({shown(syntax)}), which is not read: export it uncompressed")
 
 
-def _padding(dataset: FileDataset, stored: int, signed: bool) -> tuple[int, int] | None:
+def _padding(dataset: Dataset, stored: int, signed: bool) -> tuple[int, int] | None:
     value = whole(dataset, "PixelPaddingValue")
     if value is None:
         return None

@@ -7,6 +7,7 @@ import resource
 import zipfile
 import zlib
 from contextlib import suppress
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    generate_uid,
+)
 
 from common.errors import DataError
 from common.imaging.io.dicom.find import find_series, holds_dicom
@@ -158,6 +165,31 @@ def test_damage_anywhere_ends_in_a_volume_or_in_an_error(
         if not series.refusal:
             with suppress(DataError):
                 read_series(series)
+
+
+@pytest.mark.parametrize("change", ["sequence", "letters", "order"])
+def test_unusual_headers_are_read_as_usual_ones(tmp_path: Path, change: str) -> None:
+    """The same elements, skimmed here and read by pydicom."""
+    values = {"EchoTime": "3.25", "RescaleSlope": "2", "RescaleIntercept": "-7", "PixelPaddingValue": 3, "KVP": ""}
+    (one,) = make_series(np.ones((1, 6, 6), dtype=np.int16), **values)
+    usual = read_header(save(tmp_path / "usual", [one]) / "000.dcm")
+    if change == "sequence":
+        one.ReferencedImageSequence = [Dataset()]
+        one["ReferencedImageSequence"].is_undefined_length = True
+    elif change == "letters":
+        one.SpecificCharacterSet, one.SeriesDescription = "ISO_IR 192", "头"
+    save(tmp_path / "other", [one], ImplicitVRLittleEndian if change == "order" else ExplicitVRLittleEndian)
+    other = read_header(tmp_path / "other" / "000.dcm")
+    assert usual is not None and other is not None
+    description = "头" if change == "letters" else "made up"
+    assert other.description == description and usual.description == "made up"
+    for name in ("study", "series", "uid", "kind", "number", "modality", "image_type", "problem"):
+        assert getattr(other, name) == getattr(usual, name)
+    ((ours,), (theirs,)) = usual.slices, other.slices
+    for field in fields(ours):
+        if field.name not in ("path", "form"):
+            assert getattr(ours, field.name) == getattr(theirs, field.name)
+    assert replace(ours.form, offset=0, syntax="") == replace(theirs.form, offset=0, syntax="")
 
 
 def test_only_files_that_begin_as_dicom_does_are_opened_as_such(tmp_path: Path) -> None:
