@@ -47,6 +47,13 @@ def render_comparison(results: Mapping[str, Any], out: Path) -> str:
             for row in results["against_alone"]
         ],
         alone_plot=_alone_plot(results, sites),
+        contributed=[
+            row
+            | {key: fixed(row[key], 4, signed=True) for key in ("shapley", "without")}
+            | {"error": fixed(row["error"], 4) if row["error"] else None}
+            | {"sd": NOTHING if row["sd_over_seeds"] is None else fixed(row["sd_over_seeds"], 4)}
+            for row in results["contributed"]
+        ],
         labels=list(results["labels"].values()),
         runs=[
             run | {"link": f"{run['folder']}/report.html" if (out / run["folder"] / "report.html").exists() else None}

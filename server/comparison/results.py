@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from server.comparison.arms import ALONE, POOLED, REFERENCE, Arm
+from server.comparison.contributed import contributed
 from server.comparison.folder import Question
 from server.comparison.patients import BySeed, own_scores, paired, patient_scores, pooled
 from server.comparison.runs import ModelRun, Setting
@@ -65,6 +66,7 @@ def results_of(
         "against_reference": _against_reference(own, sites),
         "matrix": [row for arm, found in known.items() for row in _matrix_rows(arm, found, sites)],
         "against_alone": _against_alone(own, federated, sites),
+        "contributed": contributed([run for run, done in runs if done]),
         "best": _best(own, federated, sites),
         "runs": [_run_row(setting, run, done, problems) for run, done in runs],
     }

@@ -6,16 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common.config.federation import FederationConfig
+from common.config.federation import FederationConfig, as_json
 from common.errors import FedvoxError
 from common.plan.plan import Plan
+from common.system.files import write_atomically
 from server.comparison.arms import Arm, configuration
 from server.comparison.folder import RUNS
 from server.comparison.scores import ModelScores, Score, read_scores, scores_of, write_scores
+from server.contributions.valuation import MEANS, Sampling, contributions
 from server.progress.events import EventSink, Stage
 from server.release import validation
+from server.reporting.report import write_report
+from server.rounds.kept_updates import KEPT
 from server.run_store.damage import SUMMARY_FILE
 from server.run_store.folder import RunFolder, RunState
+from server.run_store.record_reader import CONTRIBUTIONS_FILE
 from server.simulation.data_setup import Arranged
 from server.simulation.experiment import SimulationOptions, simulate
 from server.simulation.partition import SitePartition, next_fold
@@ -108,7 +113,22 @@ def finish(setting: Setting, run: ModelRun, emit: EventSink) -> None:
     state = _finished_state(folder, run)
     if state is None:
         raise FedvoxError(f"{run.folder}: the run did not finish; repeat the command")
+    _write_contributions(setting, run, emit)
     write_scores(run.folder, _model_of(state), _score(setting, run, folder, state, emit))
+
+
+def _write_contributions(setting: Setting, run: ModelRun, emit: EventSink) -> None:
+    """Write what each site contributed to a run's model, if the run kept updates from which that is known."""
+    config = run.config
+    if config.strategy.name not in MEANS or config.privacy is not None or not (run.folder / KEPT).is_dir():
+        return
+
+    def progress(done: int, total: int) -> None:
+        emit(Stage(f"contributions to {run.name}", done, total))
+
+    found = contributions(run.folder, _sites(setting, run).score, Sampling(), progress)
+    write_atomically(run.folder / CONTRIBUTIONS_FILE, as_json(found.as_dict()))
+    write_report(run.folder)
 
 
 def scores_of_run(run: ModelRun) -> ModelScores | None:
@@ -131,12 +151,16 @@ def _model_of(state: RunState) -> dict[str, object]:
     return {"run": state.run, "round": state.round}
 
 
-def _score(setting: Setting, run: ModelRun, folder: RunFolder, state: RunState, emit: EventSink) -> list[Score]:
+def _sites(setting: Setting, run: ModelRun) -> SimulatedSites:
+    """Return all sites, as they train and validate with a run's seed."""
     options, partition = setting.options, setting.fold(run.seed)
     if options.data is None:
         raise FedvoxError(f"{options.out}: has no data")
-    plan = setting.plan
-    sites = SimulatedSites(setting.config, plan, partition, options.data, options.cache, options.device)
+    return SimulatedSites(setting.config, setting.plan, partition, options.data, options.cache, options.device)
+
+
+def _score(setting: Setting, run: ModelRun, folder: RunFolder, state: RunState, emit: EventSink) -> list[Score]:
+    plan, sites = setting.plan, _sites(setting, run)
     cases = {name: list(sites.open(name).validation_cases) for name in sites.names}
     total = sum(map(len, cases.values()))
     model = validation.load_model(folder, plan, state.round)
