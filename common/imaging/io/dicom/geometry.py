@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from common.formatting import counted
 from common.imaging.geometry import AXIS_COSINE_TOLERANCE, Grid
 from common.imaging.io.dicom.slices import RefusedError, Slice
+from common.imaging.io.dicom.tilt import UPRIGHT, Shift
 
 DOUBLED_MM = 0.01
 """Slices that are closer to each other lie at the same position."""
@@ -68,18 +69,21 @@ def require_one_plane(slices: Sequence[Slice]) -> None:
         )
 
 
-def arrange(slices: Sequence[Slice]) -> tuple[tuple[Slice, ...], Grid]:
+def arrange(slices: Sequence[Slice], straighten: bool) -> tuple[tuple[Slice, ...], Grid, Shift]:
     """Sort parallel slices and place them in the patient.
 
     Parameters
     ----------
     slices
         At least two, as :func:`require_one_plane` wants them.
+    straighten
+        Whether slices of a tilted gantry will be moved to an upright stack, instead of being refused.
 
     Returns
     -------
-    tuple[tuple[Slice, ...], Grid]
-        The slices along the normal of their plane, and the grid (columns, rows, slices) in RAS+.
+    tuple[tuple[Slice, ...], Grid, Shift]
+        The slices along the normal of their plane, the grid (columns, rows, slices) in RAS+, and how the slices lie
+        in it.
 
     Raises
     ------
@@ -97,19 +101,24 @@ def arrange(slices: Sequence[Slice]) -> tuple[tuple[Slice, ...], Grid]:
     places = np.array([slices[index].position for index in order])
     step = (places[-1] - places[0]) / (len(places) - 1)
     _require_regular(places, step, gaps)
-    _require_upright(step, np.cross(row, column))
     first = slices[0]
+    axes = np.stack((row * first.spacing[1], column * first.spacing[0], step), axis=1)
+    size = np.array((first.form.columns, first.form.rows, len(places)))
+    start, shift = places[0], UPRIGHT
+    if (degrees := _tilt_degrees(step, np.cross(row, column))) > 0:
+        if not straighten:
+            raise RefusedError(f"was taken with a tilted gantry: its slices are shifted by {degrees:.1f} degrees")
+        axes[:, 2] = np.cross(row, column) * (step @ np.cross(row, column))
+        shift = Shift(float((step @ row) / first.spacing[1]), float((step @ column) / first.spacing[0]))
+        start = start + axes[:, :2] @ shift.start(len(places))
+        size[:2] += shift.margin(len(places))
     affine = np.eye(4)
-    affine[:3, 0] = row * first.spacing[1]
-    affine[:3, 1] = column * first.spacing[0]
-    affine[:3, 2] = step
-    affine[:3, 3] = places[0]
-    affine[:3] = _LPS_TO_RAS @ affine[:3]
+    affine[:3] = _LPS_TO_RAS @ np.column_stack((axes, start))
     try:
-        grid = Grid((first.form.columns, first.form.rows, len(places)), affine)
+        grid = Grid((int(size[0]), int(size[1]), int(size[2])), affine)
     except ValueError as error:
         raise RefusedError(f"has no usable geometry: {error}") from None
-    return tuple(slices[index] for index in order), grid
+    return tuple(slices[index] for index in order), grid, shift
 
 
 def _require_regular(places: Vector, step: Vector, gaps: Vector) -> None:
@@ -128,11 +137,10 @@ def _require_regular(places: Vector, step: Vector, gaps: Vector) -> None:
     raise RefusedError(f"has irregular slice distances, from {gaps.min():.4g} to {gaps.max():.4g} mm")
 
 
-def _require_upright(step: Vector, normal: Vector) -> None:
+def _tilt_degrees(step: Vector, normal: Vector) -> float:
+    """Return the angle between the way from slice to slice and the normal of their plane; 0 if it is tolerable."""
     sine = float(np.linalg.norm(np.cross(step, normal)) / np.linalg.norm(step))
-    if sine > AXIS_COSINE_TOLERANCE:
-        degrees = float(np.degrees(np.arcsin(min(1.0, sine))))
-        raise RefusedError(f"was taken with a tilted gantry: its slices are shifted by {degrees:.1f} degrees")
+    return float(np.degrees(np.arcsin(min(1.0, sine)))) if sine > AXIS_COSINE_TOLERANCE else 0.0
 
 
 def _directions(one: Slice) -> tuple[Vector, Vector]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -16,9 +16,12 @@ class DicomRules(Frozen):
     ----------
     min_slices
         A series with fewer slices is left out: it is no volume.
+    gantry_tilt
+        ``refuse`` series of a tilted gantry, or ``resample`` them to upright ones.
     """
 
     min_slices: Annotated[PositiveInt, Field(ge=2)] = 5
+    gantry_tilt: Literal["refuse", "resample"] = "refuse"
 
 
 USUAL_RULES = DicomRules()

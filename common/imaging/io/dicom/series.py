@@ -129,10 +129,10 @@ def _volume(series: Series, slices: list[Slice], rules: DicomRules) -> Series:
     try:
         if len(slices) < rules.min_slices:
             raise RefusedError(f"has {counted(len(slices), 'slice')}, fewer than {rules.min_slices}", left_out=True)
-        ordered, grid = arrange(slices)
+        ordered, grid, shift = arrange(slices, straighten=rules.gantry_tilt == "resample")
     except RefusedError as error:
         return replace(series, refusal=error.reason, left_out=error.left_out)
-    return replace(series, slices=ordered, grid=grid)
+    return replace(series, slices=ordered, grid=grid, shift=shift)
 
 
 def _common_folder(paths: Sequence[Path]) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from common.formatting import counted, visible
 from common.imaging.geometry import Grid
+from common.imaging.io.dicom.tilt import UPRIGHT, Shift
 
 LONGEST_SHOWN = 64
 """Characters of a value from a file that are shown; some programs write whole pages into a description."""
@@ -137,7 +138,9 @@ class Series:
     slices
         In order along the normal of the image plane; empty if refused.
     grid
-        Columns, rows, slices to RAS+ in mm; None if refused.
+        Columns, rows, slices to RAS+ in mm; None if refused. With a shift, that of the upright volume.
+    shift
+        How slices of a tilted gantry lie, if they are to be moved.
     refusal
         Why it is not read; empty if it can be.
     left_out
@@ -154,6 +157,7 @@ class Series:
     instances: int
     slices: tuple[Slice, ...] = ()
     grid: Grid | None = None
+    shift: Shift = UPRIGHT
     refusal: str = ""
     left_out: bool = False
 

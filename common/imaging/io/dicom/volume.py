@@ -9,6 +9,7 @@ from common.errors import DataError
 from common.imaging.geometry import reorient_from_ras
 from common.imaging.io.dicom.pixels import scale, stored_frames
 from common.imaging.io.dicom.slices import Series, Slice
+from common.imaging.io.dicom.tilt import UPRIGHT, straighten
 from common.imaging.threads import map_in_threads
 from common.imaging.volume import Source, Volume
 from common.system.memory import MemoryLimitError, require_memory
@@ -45,6 +46,18 @@ def read_series(series: Series) -> Volume:
     array = np.empty((1, *shape), dtype=np.float32)
     # Indexed by column, row and slice.
     view = reorient_from_ras(array[0], series.grid)
+    if series.shift == UPRIGHT:
+        _read(view, series)
+    else:
+        form = series.slices[0].form
+        stack = np.empty((form.columns, form.rows, len(series.slices)), dtype=np.float32)
+        _read(stack, series)
+        straighten(stack, series.shift, float(stack.min()), view)
+    return Volume(array, series.grid.to_ras(), Source(series.grid))
+
+
+def _read(view: NDArray[np.float32], series: Series) -> None:
+    """Write all voxels to ``view`` (columns, rows, slices)."""
     lowest = _fill(view, series.slices)
     if lowest is not None:
         if not np.isfinite(lowest):
@@ -52,7 +65,6 @@ def read_series(series: Series) -> Volume:
         for index in range(view.shape[2]):
             plane = view[:, :, index]
             plane[np.isnan(plane)] = lowest
-    return Volume(array, series.grid.to_ras(), Source(series.grid))
 
 
 def _fill(view: NDArray[np.float32], slices: tuple[Slice, ...]) -> float | None:
