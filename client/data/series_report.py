@@ -17,10 +17,8 @@ class SeriesReport:
     ----------
     study
         Number of the study in this report, from 1.
-    study_uid, series_uid
-        As stored; any text.
-    number, description, modality, part
-        As in ``Series``; shortened, with control characters visible.
+    study_uid, series_uid, number, description, modality, part
+        As in ``Series``; shortened if too long, with control characters visible.
     instances
         Number of files.
     case
@@ -67,8 +65,8 @@ def report_series(dataset: Dataset, broken: Collection[str]) -> tuple[SeriesRepo
         found.append(
             SeriesReport(
                 study=studies.setdefault(series.study, len(studies) + 1),
-                study_uid=series.study,
-                series_uid=series.uid,
+                study_uid=shown(series.study),
+                series_uid=shown(series.uid),
                 number=shown(series.number),
                 description=shown(series.description),
                 modality=shown(series.modality),

@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.errors import DataError
 from common.formatting import counted
 from common.imaging.datasets.case import Case, Problem
 
@@ -42,9 +41,9 @@ def find_dicom_cases(root: Path, rules: DicomRules) -> tuple[tuple[Series, ...],
         text = f"{len(found.others):,} {are} not DICOM images and are ignored, such as {found.others[0].name}"
         problems.append(Problem(None, root, text, "warning"))
     volumes = [series for series in found.series if not series.refusal]
-    if not volumes and not any(problem.severity == "error" for problem in problems):
+    if not volumes:
         series_count = counted(len(found.series), "series", "series")
-        raise DataError(root, f"holds {series_count} of DICOM and no volume: {problems[0].text}")
+        problems.append(Problem(None, root, f"holds {series_count} of DICOM, and none of them is a volume"))
     return found.series, _cases(root, volumes), problems
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from pydicom.dataset import Dataset
 
 from client.cli.entry import main
 from client.data.dataset_check import check_dataset
@@ -62,6 +63,23 @@ def test_an_archive_of_volumes_and_localizers_is_usable(tmp_path: Path) -> None:
     report = check_dataset(tmp_path / "a")
     assert report.usable and report.layout == "dicom"
     assert sorted(problem.severity for problem in report.problems) == ["warning", "warning"]
+
+
+def test_an_archive_without_volumes_is_told_series_by_series(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path / "shell", [hollow(one) for one in make_series()])
+    save(tmp_path / "scout", make_series(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]))
+    assert main(["check", "--data", str(tmp_path)]) == 1
+    out = capsys.readouterr().out
+    assert "left out: is a localizer" in out
+    assert "refused: has no pixel data: an empty shell of an image (in 8 instances, such as 000.dcm)" in out
+    assert "NOT USABLE: there is no complete case." in out
+
+
+def hollow(one: Dataset) -> Dataset:
+    del one.PixelData
+    return one
 
 
 def test_what_a_file_says_reaches_a_terminal_only_escaped_and_cut(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from client.inference.predict import Predictor, predict_path
-from common.errors import DataError, OutputError
+from common.errors import OutputError
 from common.imaging.io.dicom.volume import read_series
 from common.imaging.io.nifti import read_label
 from tests.client.inference.test_predict import make_bundle
@@ -82,7 +82,9 @@ def test_several_volumes_need_a_folder_for_their_results(predictor: Predictor, t
         predict_path(predictor, tmp_path / "archive", tmp_path / "out.nii.gz")
 
 
-def test_a_folder_without_any_volume_says_why(predictor: Predictor, tmp_path: Path) -> None:
+def test_a_folder_without_any_volume_is_a_failure(predictor: Predictor, tmp_path: Path) -> None:
     write_series(tmp_path / "archive", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
-    with pytest.raises(DataError, match=r"holds 1 series of DICOM and no volume: .*is a localizer"):
-        predict_path(predictor, tmp_path / "archive", tmp_path / "out")
+    report = predict_path(predictor, tmp_path / "archive", tmp_path / "out")
+    assert (report.written, report.exit_status) == ((), 1)
+    assert str(report.failures[0]) == f"{tmp_path}/archive: holds 1 series of DICOM, and none of them is a volume"
+    assert "is a localizer" in report.warnings[0]

@@ -39,7 +39,13 @@ def holds_dicom(root: Path) -> bool:
 
 
 def find_series(root: Path, rules: DicomRules) -> Found:
-    """Read the headers of all files under a folder, or of one file, and group them into series."""
+    """Read the headers of all files under a folder, or of one file, and group them into series.
+
+    Raises
+    ------
+    DataError
+        A folder cannot be read.
+    """
     instances: list[Instance] = []
     damaged: list[DataError] = []
     others: list[Path] = []
@@ -62,7 +68,7 @@ def _files(root: Path) -> Iterator[Path]:
         yield root
         return
     entered: set[tuple[int, int]] = set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
+    for folder, subfolders, names in os.walk(root, followlinks=True, onerror=_unreadable):
         subfolders.sort()
         state = Path(folder).stat()
         if (state.st_dev, state.st_ino) in entered:
@@ -70,3 +76,8 @@ def _files(root: Path) -> Iterator[Path]:
             continue
         entered.add((state.st_dev, state.st_ino))
         yield from (Path(folder, name) for name in sorted(names))
+
+
+def _unreadable(error: OSError) -> None:
+    """Raise instead of leaving a folder out without a word."""
+    raise DataError(Path(error.filename), f"cannot be read ({error.strerror})") from error
