@@ -59,6 +59,8 @@ class StateFolder:
         What the runner has done with each task.
     vectors
         Vectors that the site keeps between rounds, one folder for each purpose (``client.site_vectors``).
+    personal_model
+        The bundle of the site's personal model.
     runner
         The runner's status.
     contact
@@ -76,6 +78,7 @@ class StateFolder:
         self.shared = path / "shared"
         self.journal = path / "journal"
         self.vectors = path / "vectors"
+        self.personal_model = path / "personal-model"
         self.runner = path / "runner.json"
         self.contact = path / "contact"
         self.status = path / "status.json"

@@ -18,6 +18,7 @@ from typing import Any
 import common
 from client.consent.algorithm_terms import algorithm_sentence
 from client.consent.fingerprint_terms import fingerprint_lines, fingerprint_terms
+from client.consent.personal_terms import personal_terms
 from client.consent.privacy_terms import privacy_terms, private_meanings
 from common.config.chosen import CHOSEN_FILE, Chosen, read_chosen
 from common.config.federation import FederationConfig, load_federation
@@ -73,6 +74,8 @@ MEANINGS: Mapping[type, Mapping[str, str]] = {
         "local_dice": "one Dice of the model as trained at your site: the mean over labels and validation scans; empty "
         "in rounds in which your site does not score it",
         **_HEADS,
+        "personal_dice": "as dice, of your site's personal model; empty without one, and unless "
+        "privacy.share_personal_score is true in your site.yaml",
     },
     Failure: {
         "code": "number of one of the error codes below",
@@ -214,6 +217,7 @@ def document(request: Request) -> dict[str, Any]:
             "min_fraction": federation.strategy.min_fraction,
             "early_stop": federation.early_stop is not None,
             "validate_local": federation.training.validate_local,
+            "personal": personal_terms(federation),
         },
         "model": {
             "kind": "3D U-Net with GroupNorm",
@@ -331,6 +335,7 @@ def _work(work: Mapping[str, Any], privacy: Mapping[str, Any] | None) -> list[st
         f"A round counts if {counted(work['min_sites'], 'site')} or more answer with an update{least}."
         f"{_consequence(work['min_sites'])}",
         algorithm_sentence(work["algorithm"], work["algorithm_options"]),
+        *work["personal"],
     ]
 
 

@@ -93,6 +93,16 @@ class TaskGuard:
             raise
         return give_back
 
+    def shares_personal_score(self) -> bool:
+        """Return whether the hospital lets the score of its personal model leave, as its site file says now.
+
+        Raises
+        ------
+        PolicyError
+            The file cannot be read.
+        """
+        return self._policy.shares_personal_score()
+
     def more_rounds(self) -> int:
         """Return how many rounds a person allowed beyond the federation's own.
 
@@ -181,6 +191,9 @@ class TaskGuard:
         if (update is None) != (update_bytes == 0):
             self._log("held_back", **about, reason="an update without its digest, or a digest without its update")
             raise HeldBackError(ErrorCode.REFUSED_BY_SITE, "the answer does not match its update")
+        if isinstance(content, Result) and content.personal_dice and not self._policy.shares_personal_score():
+            self._log("held_back", **about, reason="the score of the personal model, which is not shared")
+            raise HeldBackError(ErrorCode.REFUSED_BY_SITE, "privacy.share_personal_score in the site file is not true")
         if isinstance(content, Failure):
             self._log(SENT_EVENT, **about, bytes=0, error=_code_word(content.code), reason=content.reason)
             return

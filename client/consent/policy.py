@@ -160,6 +160,17 @@ class Policy:
         with _refused():
             self._change(lambda contract: contract.without(work, self._config.rounds))
 
+    def shares_personal_score(self) -> bool:
+        """Return whether the site file lets the score of the site's personal model leave.
+
+        Raises
+        ------
+        PolicyError
+            The file cannot be read.
+        """
+        with _refused():
+            return load_site_config(self._state / SITE_FILE).privacy.share_personal_score
+
     def contract(self) -> Contract:
         """Return what was begun of this federation.
 

@@ -58,6 +58,7 @@ PRIVATE_MEANINGS = {
     "seconds_compute": f"how much of that was spent training, {_ROUNDED}",
     "seconds_evaluate": f"how much of that was spent scoring, {_ROUNDED}",
     "epsilon": "what this federation has cost any one patient so far, at its delta; other federations are not included",
+    "personal_dice": "always empty: no score of your site's personal model is sent under differential privacy",
 }
 """Meanings by field, where they differ from those without differential privacy."""
 NO_SCORES = {"dice": "always empty: this federation sends no scores"}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Self
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
 from common.config.federation import FederationConfig
+from common.config.personal import own_steps
 from common.config.yaml_file import read_yaml
 from common.errors import ConfigError
 from common.imaging.datasets.name_rule import compile_rule
@@ -42,7 +43,7 @@ class Limits(Frozen):
     max_rounds
         Rounds of the whole federation.
     max_local_steps
-        Training steps per round.
+        Training steps per round, of all models together.
     federations
         Names of federations.
     labels
@@ -75,7 +76,8 @@ class Limits(Frozen):
             found.append(f"federation {federation.name!r} is not among limits.federations")
         if self.max_rounds is not None and federation.rounds > self.max_rounds:
             found.append(f"{federation.rounds} rounds are more than limits.max_rounds ({self.max_rounds})")
-        steps = federation.training.local_steps
+        local_steps = federation.training.local_steps
+        steps = local_steps + own_steps(federation.personal, local_steps)
         if self.max_local_steps is not None and steps > self.max_local_steps:
             found.append(
                 f"{steps} training steps a round are more than limits.max_local_steps ({self.max_local_steps})"
@@ -97,11 +99,14 @@ class SitePrivacy(Frozen):
         limited.
     delta
         The delta at which ``max_epsilon`` applies, whatever a federation's own delta.
+    share_personal_score
+        The Dice of the site's personal model (``personal`` in a federation file) is sent beside the global model's.
     """
 
     required: Switch = False
     max_epsilon: Annotated[Real, Field(gt=0, le=1000)] | None = None
     delta: Annotated[Real, Field(gt=0, lt=0.01)] = 1e-5
+    share_personal_score: Switch = False
 
     def violations(self, federation: FederationConfig) -> list[str]:
         """List the reasons to refuse a federation before anything is spent, one sentence each."""

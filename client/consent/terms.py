@@ -134,6 +134,8 @@ def _weaker_privacy(now: SitePrivacy, then: SitePrivacy) -> Iterator[str]:
     # The same epsilon at a larger delta promises less.
     elif then.max_epsilon is not None and now.delta > then.delta:
         yield "delta"
+    if now.share_personal_score and not then.share_personal_score:
+        yield "share_personal_score"
 
 
 def _most(limit: float | None) -> float:

@@ -22,6 +22,8 @@ from flwr.clientapp import ClientApp
 
 import common
 from client.runner.gradient_memory import GradientMemory
+from client.runner.personal_model import PersonalModel
+from client.training.personal import LocalRound
 from client.training.trainer import NonFiniteLossError, Trainer
 from common.errors import ProtocolError
 from common.imaging.cache.case_cache import CachedCase
@@ -69,6 +71,9 @@ class Guard(Protocol):
         Raises a FedvoxError with a ``code`` if it is too much. Returns what takes the task out of the count, for work
         that failed before anything was paid or sent.
         """
+
+    def shares_personal_score(self) -> bool:
+        """Return whether the hospital lets the score of its personal model leave."""
 
 
 class Continuity(Protocol):
@@ -122,6 +127,8 @@ class Site:
         What a round costs the patients, and the ledger that pays; None without differential privacy.
     memory
         What the site keeps between rounds for its algorithm; None for most algorithms.
+    personal
+        The site's personal model; None if the federation has none.
     """
 
     name: str
@@ -135,6 +142,7 @@ class Site:
     privacy: PrivacyPlan | None = None
     budget: Budget | None = None
     memory: GradientMemory | None = None
+    personal: PersonalModel | None = None
 
     def __post_init__(self) -> None:
         if self.trainer.privacy != self.privacy or (self.budget is None) != (self.privacy is None):
@@ -149,6 +157,12 @@ class Site:
     def validation_examples(self) -> int:
         """As ``train_examples``, of the validation cases."""
         return self._examples(self.validation_cases)
+
+    @property
+    def steps(self) -> int:
+        """Training steps of a round, those of a personal model included."""
+        scans = len(self.train_cases)
+        return self.trainer.config.steps_of(scans) + (self.personal.method.own_steps(scans) if self.personal else 0)
 
     def _examples(self, cases: Sequence[CachedCase]) -> int:
         return len(cases) if self.privacy is None else len({case.owner for case in cases})
@@ -250,12 +264,16 @@ def _work(task: Task, site: Site, weights: SiteWeights, guard: Guard | None) -> 
     if not (np.isfinite(model.min()) and np.isfinite(model.max())):
         raise ProtocolError("the model's weights are not all finite")
     correction = memory.correction(task, size, received) if memory is not None and task.train else None
+    kept = site.personal.kept(task) if site.personal is not None else None
+    shares = site.personal is not None and (guard is None or guard.shares_personal_score())
     give_back = guard.begin(task) if guard is not None else _nothing
     is_paid = False
     try:
         epsilon = _spend(task, site)
         is_paid = site.privacy is not None
-        result, update = _evaluate_then_train(task, model, site, started, epsilon, correction)
+        result, update = _evaluate_then_train(task, model, site, started, epsilon, correction, kept)
+        if not shares:
+            result = replace(result, personal_dice={})
     except Exception:
         if not is_paid:
             give_back()
@@ -274,13 +292,21 @@ def _nothing() -> None:
 
 
 def _evaluate_then_train(
-    task: Task, weights: Vector, site: Site, started: float, epsilon: float, correction: Vector | None
+    task: Task,
+    weights: Vector,
+    site: Site,
+    started: float,
+    epsilon: float,
+    correction: Vector | None,
+    kept: Vector | None,
 ) -> tuple[Result, Vector | None]:
     trainer, observer = site.trainer, site.observer
-    steps = trainer.config.steps_of(len(site.train_cases)) if task.train else 0
+    steps = site.steps if task.train else 0
     if observer is not None:
         observer.site_started(task.round, site.name, steps)
     validation = trainer.validate(weights, site.validation_cases, task.round, site.seed)
+    personal = site.personal
+    own = None if personal is None else personal.score(task, weights, kept, site.validation_cases)
     training, local_dice, seconds_local = None, math.nan, 0.0
     if task.train:
 
@@ -288,7 +314,8 @@ def _evaluate_then_train(
             if observer is not None:
                 observer.site_step(task.round, site.name, step, steps, loss)
 
-        training = trainer.train(weights, site.train_cases, task.round, site.seed, on_step, correction)
+        local = LocalRound(site.train_cases, task.round, site.seed, on_step, correction)
+        training = local.train(trainer, weights) if personal is None else personal.train(task, weights, kept, local)
         local_dice, seconds_local = _score_own_model(task, weights + training.update, site)
     told: Callable[[float], float] = float if site.privacy is None else coarse
     result = Result(
@@ -304,9 +331,11 @@ def _evaluate_then_train(
         seconds=told(time.perf_counter() - started),
         seconds_data=told(training.seconds_data if training else 0.0),
         seconds_compute=told(training.seconds_compute if training else 0.0),
-        seconds_evaluate=told(validation.seconds + seconds_local),
+        seconds_evaluate=told(validation.seconds + seconds_local + (own.seconds if own else 0.0)),
         epsilon=epsilon,
         local_dice=local_dice,
+        # Exact, so that it stays here under differential privacy.
+        personal_dice=own.dice if own and site.privacy is None else {},
     )
     return result, training.update if training else None
 

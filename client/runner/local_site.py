@@ -27,9 +27,11 @@ from client.ledger.patient_identity import Patient, PatientIndex
 from client.ledger.recognition import recognise
 from client.runner.client_app import Observer, Site
 from client.runner.gradient_memory import MEMORY, GradientMemory, memory_of
+from client.runner.personal_model import KEPT, PersonalModel, open_personal_model
 from client.runner.site_split import SiteDataError, labelled_cases, split_site
 from client.state_folder import StateFolder
 from client.training.dp_trainer import make_trainer
+from client.training.trainer import Trainer
 from common.config.federation import FederationConfig
 from common.errors import DataError
 from common.imaging.cache.case_cache import CachedCase, CaseCache
@@ -183,11 +185,18 @@ class LocalSite:
             privacy=trainer.privacy,
             budget=None if patients is None else self._budget(people_of(patients, train, validation)),
             memory=self._memory(),
+            personal=self._personal(trainer),
         )
 
     def _memory(self) -> GradientMemory | None:
         state = self._access.state
         return memory_of(self._config, state and StateFolder(state).vectors / MEMORY, self._data.name)
+
+    def _personal(self, trainer: Trainer) -> PersonalModel | None:
+        state = self._access.state
+        folder = None if state is None else StateFolder(state)
+        kept, bundle = (folder.vectors / KEPT, folder.personal_model) if folder else (None, None)
+        return open_personal_model(self._config, trainer, self._data.name, kept, bundle)
 
     def _identify(self, cases: Mapping[str, Case]) -> dict[str, Patient] | None:
         if self._config.privacy is None:

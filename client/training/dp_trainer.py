@@ -75,7 +75,8 @@ def make_trainer(config: FederationConfig, plan: Plan, device: torch.device, rep
     MemoryLimitError
         If a training step cannot fit into the memory of the machine or the GPU.
     """
-    batch = 1 if config.privacy is not None else config.training.patches_per_step(plan)
+    one_by_one = config.privacy is not None and (config.personal is None or config.personal.method == "norms")
+    batch = 1 if one_by_one else config.training.patches_per_step(plan)
     value_bytes = 4 if autocast_dtype(device, config.training.precision) is None else 2
     wanted = training_bytes(plan.model, plan.patch_size, batch, value_bytes)
     where = "a training step" if device.type == "cpu" else "a training step on the GPU"

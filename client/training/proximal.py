@@ -13,7 +13,7 @@ class ProximalTerm:
 
     Its first part is FedProx's (Li et al. 2020, arXiv 1812.06127): local training stays near the global model. It does
     not depend on the data: after the noise of differential privacy it costs no privacy. SCAFFOLD and FedDyn have the
-    constant (``client.runner.gradient_memory``).
+    constant (``client.runner.gradient_memory``); with both parts the term is Ditto's (``client.training.personal``).
 
     Parameters
     ----------

@@ -135,6 +135,11 @@ class Trainer:
         self._term = ProximalTerm((), 0.0)
 
     @property
+    def model(self) -> nn.Module:
+        """The network; every call overwrites its weights."""
+        return self._model
+
+    @property
     def precision(self) -> str:
         """The number format of forward and backward passes."""
         return str(self._autocast or torch.float32).removeprefix("torch.")
@@ -220,7 +225,7 @@ class Trainer:
     def validate(
         self, weights: Vector, cases: Sequence[CachedCase], round_number: int = 0, seed: int = 0
     ) -> Validation:
-        """Score ``weights`` on whole volumes at the plan's spacing, case by case.
+        """Score ``weights`` for the server: exactly, or with noise.
 
         Parameters
         ----------
@@ -232,6 +237,13 @@ class Trainer:
             As in ``train``; only noise depends on them.
         """
         del round_number, seed
+        return self.score(weights, cases)
+
+    def score(self, weights: Vector, cases: Sequence[CachedCase]) -> Validation:
+        """Score ``weights`` exactly, on whole volumes at the plan's spacing, case by case.
+
+        With differential privacy, this stays at the site.
+        """
         started = time.perf_counter()
         scores: dict[int, list[float]] = {label: [] for label in self.plan.labels}
         losses = []

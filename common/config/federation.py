@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from common.config.initial_model import resolve_initial_model
 from common.config.network import FederationName, NetworkConfig
+from common.config.personal import PersonalConfig, check_personal
 from common.config.privacy import PrivacyConfig, with_unscored_training
 from common.config.simulation import SimulationConfig
 from common.config.strategy import StrategyConfig, check_average, check_least_sites, with_least_sites
@@ -219,6 +220,7 @@ class FederationConfig(Frozen):
     rounds: PositiveInt
     seed: Annotated[Whole, Field(ge=0, lt=2**32)] = 0
     strategy: StrategyConfig = StrategyConfig()
+    personal: PersonalConfig | None = None
     early_stop: EarlyStop | None = None
     preprocessing: PreprocessingConfig = PreprocessingConfig()
     model: ModelConfig = ModelConfig()
@@ -288,6 +290,7 @@ class FederationConfig(Frozen):
         self.strategy.check_combination(
             self.training.optimizer, self.transport.download, is_private=self.privacy is not None
         )
+        check_personal(self.personal, self.training.trainable)
 
     @model_validator(mode="after")
     def _one_weight_per_class(self) -> Self:

@@ -348,6 +348,7 @@ _RESULT: Mapping[str, Reader] = {
     "update": _optional(_sha256),
     "local_dice": _share,
     **_HEADS,
+    "personal_dice": _dice,
 }
 _FAILURE: Mapping[str, Reader] = {"code": _error_code, "reason": _class_name}
 _HEARTBEAT: Mapping[str, Reader] = {

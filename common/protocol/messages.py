@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
 from common.weights.encoding import Encoding
@@ -53,6 +53,7 @@ class Refusal(StrEnum):
     REPEATED_UPDATE = "repeated-update"
     OPPOSED = "opposed"
     DIRECTION_DISPUTED = "direction-disputed"
+    PERSONAL_WEIGHTS = "personal-weights"
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,9 @@ class Result:
         Epsilon spent so far; NaN without differential privacy.
     ledger_head, audit_head
         As in ``SiteInfo``.
+    personal_dice
+        As ``dice``, of the site's personal model (``common.config.personal``); empty without one, or if the hospital
+        does not share its score.
     """
 
     site: str
@@ -230,11 +234,17 @@ class Result:
     ledger_head: str | None = None
     audit_head: str | None = None
     local_dice: float = math.nan
+    personal_dice: dict[int, float] = field(default_factory=dict)
 
     @property
     def mean_dice(self) -> float:
         """Mean Dice over the labels that have one; NaN if none has."""
         return mean_of_known(self.dice.values())
+
+    @property
+    def personal_mean_dice(self) -> float:
+        """As ``mean_dice``, of the site's personal model."""
+        return mean_of_known(self.personal_dice.values())
 
 
 def mean_of_known(values: Iterable[float]) -> float:

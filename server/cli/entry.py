@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from common.errors import ConfigError, OutputError
+from common.formatting import visible
 from common.system.cli import add_command, add_device, add_json, base_parser, default_cache, run, show
 from common.system.files import new_folder
 from server.cli.compare import add_compare_command
@@ -181,12 +182,14 @@ def _export(options: argparse.Namespace) -> int:
     if not source.is_dir():
         raise RunError(f"{source}: there is no released model yet; finish the run first (simulate --resume)")
     check_model(folder)
-    load_bundle(source)
+    note = load_bundle(source).provenance.get("note")
     if options.out.exists():
         raise OutputError(f"{options.out}: already exists; choose another --out")
     with new_folder(options.out) as temporary:
         shutil.copytree(source, temporary, dirs_exist_ok=True)
     show(options.out)
+    if note:
+        show(visible(f"note: {note}"), file=sys.stderr)
     return 0
 
 

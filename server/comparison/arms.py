@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from common.config.algorithms import COUNT_SITES_ALIKE, OPTIONS
 from common.config.federation import FederationConfig
+from common.config.personal import Method, PersonalConfig, check_personal
 from common.config.strategy import StrategyConfig
 from common.errors import ConfigError
 from common.plan.describe_errors import describe_validation_error
@@ -39,12 +40,15 @@ class Arm:
         Whether a baseline's model makes as many steps as all sites of the federation together, or as many as one site.
     meaning
         For the report.
+    personal
+        Method of the sites' personal models: each is scored on its own site's patients. None for one shared model.
     """
 
     name: str
     data: Literal["sites", "alone", "pooled"]
     all_steps: bool = False
     meaning: str = ""
+    personal: Method | None = None
 
 
 _BASELINES = (
@@ -53,9 +57,15 @@ _BASELINES = (
     Arm(POOLED, "pooled", True, "one model from all data in one place; steps as all sites make together"),
     Arm("pooled_short", "pooled", False, "like pooled; steps as one site makes in the federation"),
 )
-ARMS: Mapping[str, Arm] = {arm.name: arm for arm in _BASELINES} | {
-    name: Arm(name, "sites", meaning=f"federation with strategy.name: {name}") for name in OPTIONS
-}
+_PERSONAL: Mapping[str, Method] = {"fedbn": "norms", "ditto": "ditto"}
+ARMS: Mapping[str, Arm] = (
+    {arm.name: arm for arm in _BASELINES}
+    | {name: Arm(name, "sites", meaning=f"federation with strategy.name: {name}") for name in OPTIONS}
+    | {
+        name: Arm(name, "sites", False, f"the file's federation with personal.method: {method}", method)
+        for name, method in _PERSONAL.items()
+    }
+)
 """Every arm by its name."""
 
 
@@ -118,6 +128,7 @@ def configuration(arm: Arm, config: FederationConfig, sites: int, seed: int) -> 
         )
     steps = config.training.local_steps * (sites if arm.all_steps else 1)
     changes: dict[str, Any] = {
+        "personal": _personal(arm, config),
         "seed": seed,
         "training": config.training.model_copy(update={"local_steps": steps}),
         "strategy": _strategy(arm, config.strategy),
@@ -131,6 +142,19 @@ def configuration(arm: Arm, config: FederationConfig, sites: int, seed: int) -> 
         except ConfigError as error:
             raise ConfigError(f"--arms {arm.name}: {error}") from None
     return changed
+
+
+def _personal(arm: Arm, config: FederationConfig) -> PersonalConfig | None:
+    """Return a personal arm's section with the options that the file has for its method, else with its defaults."""
+    if arm.personal is None:
+        return None
+    written = config.personal
+    personal = written if written and written.method == arm.personal else PersonalConfig(method=arm.personal)
+    try:
+        check_personal(personal, config.training.trainable)
+    except ValueError as error:
+        raise ConfigError(f"--arms {arm.name}: {error}") from None
+    return personal
 
 
 def check_configuration(config: FederationConfig, arms: Sequence[Arm], sites: Sequence[str]) -> None:
@@ -152,7 +176,7 @@ def _strategy(arm: Arm, written: StrategyConfig) -> StrategyConfig:
     if arm.data != "sites":
         # One site's update is the next model: there is nothing to weigh, to wait for, or to protect from.
         return StrategyConfig(max_failed_rounds=written.max_failed_rounds, average_rounds=written.average_rounds)
-    if arm.name == written.name:
+    if arm.name == written.name or arm.personal is not None:
         return written
     content = written.model_dump(mode="json", exclude={"name", *written.options})
     if arm.name in COUNT_SITES_ALIKE or written.name in COUNT_SITES_ALIKE:

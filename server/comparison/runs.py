@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from torch.nn import Module
+
 from common.config.federation import FederationConfig, as_json
 from common.errors import FedvoxError
+from common.imaging.cache.case_cache import CachedCase
+from common.models.bundle import load_bundle
 from common.plan.plan import Plan
 from common.system.files import write_atomically
 from server.comparison.arms import Arm, configuration
@@ -22,9 +26,12 @@ from server.run_store.damage import SUMMARY_FILE
 from server.run_store.folder import RunFolder, RunState
 from server.run_store.record_reader import CONTRIBUTIONS_FILE
 from server.simulation.data_setup import Arranged
-from server.simulation.experiment import SimulationOptions, simulate
+from server.simulation.experiment import PERSONAL_MODELS, SimulationOptions, simulate
 from server.simulation.partition import SitePartition, next_fold
-from server.simulation.simulated_sites import SimulatedSites
+from server.simulation.simulated_sites import SimulatedSites, folder_name
+
+Cases = Mapping[str, Sequence[CachedCase]]
+"""Site -> its validation cases."""
 
 
 @dataclass(frozen=True)
@@ -163,10 +170,23 @@ def _score(setting: Setting, run: ModelRun, folder: RunFolder, state: RunState, 
     plan, sites = setting.plan, _sites(setting, run)
     cases = {name: list(sites.open(name).validation_cases) for name in sites.names}
     total = sum(map(len, cases.values()))
-    model = validation.load_model(folder, plan, state.round)
     scored: list[Score] = []
-    precision = run.config.training.precision
-    for done, item in enumerate(validation.score_cases(model, plan, cases, sites.trainer.device, precision), start=1):
-        scored += scores_of([item], setting.owners)
-        emit(Stage(f"scoring {run.name}", done, total))
+    done, precision = 0, run.config.training.precision
+    for model, some in _models(run, folder, plan, state, cases):
+        for item in validation.score_cases(model, plan, some, sites.trainer.device, precision):
+            scored += scores_of([item], setting.owners)
+            done += 1
+            emit(Stage(f"scoring {run.name}", done, total))
     return scored
+
+
+def _models(
+    run: ModelRun, folder: RunFolder, plan: Plan, state: RunState, cases: Cases
+) -> Iterator[tuple[Module, Cases]]:
+    """Yield each model of a run with the cases that it is scored on: all, or those of a personal model's own site."""
+    if run.arm.personal is None:
+        yield validation.load_model(folder, plan, state.round), cases
+        return
+    for name, own in cases.items():
+        bundle = load_bundle(folder.path / PERSONAL_MODELS / folder_name(name))
+        yield bundle.build_model(), {name: own}

@@ -59,6 +59,8 @@ def site_summary(line: Mapping[str, Any]) -> str:
         parts.insert(0, f"loss {number_text(line['train_loss'])}")
     if line.get("local_dice") is not None:
         parts.insert(-1, f"own model {number_text(line['local_dice'])}")
+    if line.get("personal_mean_dice") is not None:
+        parts.insert(-1, f"personal model {number_text(line['personal_mean_dice'])}")
     if line.get("epsilon") is not None:
         parts.append(f"epsilon {number_text(line['epsilon'])}")
     return ", ".join(parts)
@@ -70,4 +72,6 @@ def round_summary(line: Mapping[str, Any]) -> str:
     Sites score the model before they train: the Dice belongs to the model of the previous round.
     """
     model_round = line.get("model_round", int(line["round"]) - 1)
-    return f"mean Dice {number_text(line.get('mean_dice'))} (model after round {model_round})"
+    own = line.get("personal_mean_dice")
+    personal = "" if own is None else f", personal models {number_text(own)}"
+    return f"mean Dice {number_text(line.get('mean_dice'))}{personal} (model after round {model_round})"

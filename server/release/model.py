@@ -9,6 +9,7 @@ import common
 from common.config.federation import FederationConfig
 from common.models.bundle_file import write_bundle
 from common.plan.plan import Plan
+from server.release.personal import NORMS_KEPT
 from server.run_store.folder import RunFolder, RunState
 
 
@@ -28,8 +29,11 @@ def save_released_model(
         "mean_validation_dice": state.best_mean_dice if round_number == state.best_round else state.final_mean_dice,
         "sites": len(sites),
         "strategy": config.strategy.name,
+        "personal": None if config.personal is None else config.personal.method,
         "started": state.started,
         "fedvox": common.__version__,
         "torch": version("torch"),
     }
+    if config.personal is not None and config.personal.method == "norms":
+        provenance["note"] = NORMS_KEPT
     write_bundle(folder.path / "model", weights, plan, provenance)

@@ -12,6 +12,7 @@ from common.config.federation import FederationConfig, as_json
 from common.errors import DamagedFileError
 from common.plan.plan import Plan
 from server.privacy.forecast import privacy_summary
+from server.release.personal import personal_summary
 from server.run_store.damage import SUMMARY_FILE, note_results
 from server.run_store.folder import RunFolder, RunState, now
 
@@ -85,6 +86,7 @@ def summary_of(folder: RunFolder, state: RunState, config: FederationConfig, pla
         "bytes_down": state.bytes_down,
         "labels": {str(label): name for label, name in plan.labels.items()},
         "privacy": privacy_summary(config, plan),
+        "personal": personal_summary(config, folder.read_rounds()),
     }
 
 

@@ -20,6 +20,7 @@ from server.formatting import NOTHING, format_bytes, format_seconds, scores_are_
 from server.reporting.conduct_section import conduct_section
 from server.reporting.contributions_section import contributions_section
 from server.reporting.figures import MEAN_STYLE, draw_swatch, site_style
+from server.reporting.personal_section import personal_section
 from server.reporting.privacy_section import privacy_section
 from server.reporting.slices import draw_case, label_colour, prediction_colour
 from server.reporting.tables import absences, costs, metric_table, pooled_table, site_table, timing_table
@@ -93,6 +94,7 @@ def render_report(run: RunRecord) -> str:
         privacy=privacy_section(run),
         conduct=conduct_section(run),
         contributions=contributions_section(run),
+        personal=personal_section(run),
         sites=site_table(run, best_round),
         metrics=metric_table(run),
         pooled=pooled_table(run),

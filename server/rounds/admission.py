@@ -11,7 +11,7 @@ that a site has the patients it declared, so ``strategy.weights`` caps how much 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -22,6 +22,7 @@ from common.errors import ProtocolError
 from common.formatting import counted
 from common.protocol.codec import Refusal, Result, SiteInfo, Task
 from common.weights.encoding import Encoding, decode_parts, pieces_of, squared_norm, vector_bytes
+from common.weights.part import WeightPart
 from common.weights.store import Content, MissingWeightsError, digest_of
 from server.rounds.weight_transfer import WeightTransfer
 
@@ -153,7 +154,35 @@ def _private_scores_are_sane(result: Result, privacy: PrivacyConfig) -> bool:
     return all(math.isnan(value) != scored for value in result.dice.values())
 
 
-def measure(content: Content, digest: str, size: int, encoding: Encoding, vectors: int = 1) -> float:
+def admit_personal_score(result: Result, labels: Set[int]) -> None:
+    """Check the score that a reply reports of a site's personal model; a reply without one passes.
+
+    Parameters
+    ----------
+    result
+        The reply.
+    labels
+        Labels that such a score needs; empty if there may be none.
+
+    Raises
+    ------
+    RefusedError
+        The score is not of these labels, or of no patients.
+    """
+    if result.personal_dice and set(result.personal_dice) != labels:
+        raise RefusedError(Refusal.WRONG_LABELS)
+    if not (result.validation_examples or math.isnan(result.personal_mean_dice)):
+        raise RefusedError(Refusal.NUMBER_OUT_OF_RANGE)
+
+
+def measure(
+    content: Content,
+    digest: str,
+    size: int,
+    encoding: Encoding,
+    vectors: int = 1,
+    kept: WeightPart | None = None,
+) -> float:
     """Check an update's content part by part and return its L2 norm.
 
     Parameters
@@ -168,11 +197,13 @@ def measure(content: Content, digest: str, size: int, encoding: Encoding, vector
         Encoding of the vectors.
     vectors
         Number of vectors that the strategy needs.
+    kept
+        Weights that sites keep to themselves; they must be zero in every vector.
 
     Raises
     ------
     RefusedError
-        If a value is NaN or infinite.
+        If a value is NaN or infinite, or a weight that sites keep to themselves is not zero.
     ProtocolError
         If the length, a piece's encoding or the digest is wrong.
     """
@@ -181,7 +212,7 @@ def measure(content: Content, digest: str, size: int, encoding: Encoding, vector
         raise ProtocolError(f"an update has {counted(content.size, 'byte')}, {vectors * one} expected")
     with ThreadPoolExecutor(1) as hasher:
         hashed = hasher.submit(digest_of, content)
-        norms = [_norm(content[start : start + one], size, encoding) for start in range(0, content.size, one)]
+        norms = [_norm(content[start : start + one], size, encoding, kept) for start in range(0, content.size, one)]
         if hashed.result() != digest:
             raise ProtocolError("an update was changed or damaged after it arrived")
     return norms[0]
@@ -203,6 +234,8 @@ class UpdateReader:
         Number of vectors per update.
     earlier
         Digests of all updates that counted in earlier rounds of the run.
+    kept
+        As in ``measure``.
     """
 
     transfer: WeightTransfer
@@ -210,6 +243,7 @@ class UpdateReader:
     encoding: Encoding
     vectors: int = 1
     earlier: Collection[str] = frozenset()
+    kept: WeightPart | None = None
 
     @property
     def bytes(self) -> int:
@@ -236,7 +270,7 @@ class UpdateReader:
         digest = result.update or ""
         content = self.transfer.update(result.site, digest)
         try:
-            norm = measure(content, digest, self.size, self.encoding, self.vectors)
+            norm = measure(content, digest, self.size, self.encoding, self.vectors, self.kept)
             if norm == 0:
                 raise RefusedError(Refusal.ZERO_UPDATE)
             if digest in self.earlier:
@@ -254,14 +288,17 @@ class UpdateReader:
             return None
 
 
-def _norm(content: Content, size: int, encoding: Encoding) -> float:
+def _norm(content: Content, size: int, encoding: Encoding, kept: WeightPart | None) -> float:
     total = 0.0
     for piece in pieces_of(size, encoding):
         data = content[piece.offset : piece.offset + piece.size]
-        squares = sum(squared_norm(values) for _, values in decode_parts(data, piece.count, encoding))
-        if not math.isfinite(squares):
-            raise RefusedError(Refusal.NOT_FINITE)
-        total += squares
+        for part, values in decode_parts(data, piece.count, encoding):
+            squares = squared_norm(values)
+            if not math.isfinite(squares):
+                raise RefusedError(Refusal.NOT_FINITE)
+            if kept is not None and not kept.is_clear(values, piece.start + part.start):
+                raise RefusedError(Refusal.PERSONAL_WEIGHTS)
+            total += squares
     return math.sqrt(total)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from flwr.app import Message, MessageType
 
 from common.config.algorithms import NEED_SGD
+from common.config.personal import own_steps
 from common.errors import ProtocolError
 from common.protocol.codec import (
     Refusal,
@@ -24,7 +25,7 @@ from common.protocol.codec import (
 from common.weights.store import MissingWeightsError
 from server.progress.events import EventSink, SiteDone, SiteStep
 from server.rounds import round_log
-from server.rounds.admission import RefusedError, UpdateReader, admit, judge_norms
+from server.rounds.admission import RefusedError, UpdateReader, admit, admit_personal_score, judge_norms
 from server.rounds.aggregation import StoredUpdates
 from server.rounds.exchange import Ask, Exchange, NoReply
 from server.rounds.judgement.conduct import is_enough, with_round
@@ -86,7 +87,8 @@ class Round:
         self._transfer = transfer
         self._emit = emit
         earlier = folder.read_rounds()
-        self._reader = UpdateReader(transfer, self._size, task.upload, vectors, round_log.digests(earlier))
+        known = round_log.digests(earlier)
+        self._reader = UpdateReader(transfer, self._size, task.upload, vectors, known, terms.kept)
         self._longest = round_log.longest(earlier)
         self._started = time.perf_counter()
         self.lines: dict[str, dict[str, Any]] = {}
@@ -177,7 +179,7 @@ class Round:
         self._transfer.open_tasks(by_site, self._reader.bytes if self.task.train else 0)
         kind = MessageType.TRAIN if self.task.train else MessageType.EVALUATE
         asks = [
-            Ask(node, pack(task), kind, str(task.round), task.name, self._steps(asked[node]) if task.train else 0)
+            Ask(node, pack(task), kind, str(task.round), task.name, self._all_steps(asked[node]) if task.train else 0)
             for node, task in tasks.items()
         ]
         self.bytes_down = len(asks) * model.bytes
@@ -186,6 +188,11 @@ class Round:
     def _steps(self, info: SiteInfo) -> int:
         """Return how many steps a site has to make."""
         return self._terms.config.training.steps_of(info.train_examples)
+
+    def _all_steps(self, info: SiteInfo) -> int:
+        """Return how many steps a site has to make, those of a personal model included."""
+        steps = self._steps(info)
+        return steps + own_steps(self._terms.config.personal, steps)
 
     def length(self, site: str) -> float:
         """Return the norm of a site's update, comparable with those of other sites.
@@ -228,6 +235,7 @@ class Round:
             most = self._steps(info)
             steps = range(most if config.strategy.name in NEED_SGD else 1, most + 1)
             admit(result, self.task, info, self._labels, steps, config.privacy, scores_own)
+            admit_personal_score(result, self._terms.personal_labels)
             # The hash in the site's sent log: of the update or, without one, of the whole reply.
             sha256 = result.update or hashlib.sha256(text.encode()).hexdigest()
             if result.update is not None:

@@ -36,6 +36,8 @@ def accepted(result: Result, sha256: str | None) -> dict[str, Any]:
         "scale": None,
         "cosine": None,
         "likeness": None,
+        "personal_mean_dice": _known(result.personal_mean_dice),
+        "personal_dice": {str(label): _known(dice) for label, dice in sorted(result.personal_dice.items())},
         "ledger_head": result.ledger_head,
         "audit_head": result.audit_head,
     }
@@ -103,13 +105,17 @@ def scores(line: Mapping[str, Any]) -> dict[str, float]:
 
 
 def totals(sites: Mapping[str, Mapping[str, Any]], labels: Collection[int]) -> dict[str, Any]:
-    """Return means over the accepted sites: Dice, also by label, and the training loss weighted by patients."""
+    """Return means over the accepted sites: Dice, also by label and of personal models, and training loss.
+
+    The loss is weighted by patients.
+    """
     counted = [line for line in sites.values() if line["status"] == "ok"]
     losses = [(line["train_loss"], line["examples"]) for line in counted if line["train_loss"] is not None]
     patients = sum(examples for _, examples in losses)
     return {
         "mean_dice": mean(line["mean_dice"] for line in counted),
         "dice": {str(label): mean(line["dice"][str(label)] for line in counted) for label in sorted(labels)},
+        "personal_mean_dice": mean(line["personal_mean_dice"] for line in counted),
         "train_loss": sum(loss * examples for loss, examples in losses) / patients if patients else None,
     }
 

@@ -132,8 +132,9 @@ class UpdateStore:
         try:
             content = json.loads(file.read_bytes())
             values = content.pop("result")
-            dice = {int(label): float(value) for label, value in values.pop("dice").items()}
-            found = AcceptedUpdate(result=Result(**values, dice=dice), **content)
+            for name in ("dice", "personal_dice"):
+                values[name] = {int(label): float(value) for label, value in values[name].items()}
+            found = AcceptedUpdate(result=Result(**values), **content)
             this_round = (found.result.run, found.result.round) == (self._run, self._round)
             norm = read_again(found.result) if this_round else None
             if norm is not None and math.isclose(norm, found.norm):

@@ -23,6 +23,7 @@ from server.privacy.forecast_text import verdict_text
 from server.progress.events import EventSink, Notice, RunStarted, Stage
 from server.release import validation
 from server.release.model import save_released_model
+from server.release.personal import with_bundle_scores
 from server.release.summary import save_summary, summary_of
 from server.reporting.report import write_report
 from server.rounds.initial_weights import first_weights, weight_layout
@@ -35,11 +36,13 @@ from server.simulation.data_setup import Arranged, find_or_make_data, find_simul
 from server.simulation.engines import Engine, engine_ready, run_inline, run_on_ray
 from server.simulation.partition import read_partition
 from server.simulation.run_opening import open_run
-from server.simulation.simulated_sites import SimulatedSites, SiteEvents
+from server.simulation.simulated_sites import SimulatedSites, SiteEvents, folder_name
 
 LOG_FILE = "logs/simulation.log"
 SITE_VECTORS = "site-vectors"
 """Folder of what simulated sites keep between rounds."""
+PERSONAL_MODELS = "personal-models"
+"""Folder of the bundles of simulated sites' personal models."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,8 @@ def simulate(config: FederationConfig, options: SimulationOptions, emit: EventSi
             check_data(folder, config, find_simulated_dataset(config, data), options.cache, emit)
         plan = folder.plan()
         partition = read_partition(folder.path / PARTITION_FILE)
-        kept = (folder.path / SITE_VECTORS).resolve()
-        sites = SimulatedSites(config, plan, partition, data, options.cache, device, SiteEvents(emit), kept)
+        kept, own = (folder.path / SITE_VECTORS).resolve(), (folder.path / PERSONAL_MODELS).resolve()
+        sites = SimulatedSites(config, plan, partition, data, options.cache, device, SiteEvents(emit), kept, own)
         if options.arranged is not None and options.arranged.pooled:
             sites = sites.pooled(config)
         if engine == "inline":
@@ -251,7 +254,8 @@ class _Experiment:
         # One site's update is the next model: there is nothing to weigh, to wait for, or to protect from.
         ours = self._config.strategy
         strategy = StrategyConfig(max_failed_rounds=ours.max_failed_rounds, average_rounds=ours.average_rounds)
-        changes = {"training": training.model_copy(update={"local_steps": steps}), "strategy": strategy}
+        pooled_training = training.model_copy(update={"local_steps": steps})
+        changes = {"training": pooled_training, "strategy": strategy, "personal": None}
         config = self._config.model_copy(update=changes)
         folder = RunFolder(pooled_folder)
         if not folder.has_begun():
@@ -292,4 +296,6 @@ class _Experiment:
             "privacy": self._privacy,
         }
         summary = summary_of(self._folder, state, self._config, self._plan, status) | about
+        bundles = {name: self._folder.path / PERSONAL_MODELS / folder_name(name) for name in self._sites.names}
+        summary["personal"] = with_bundle_scores(summary["personal"], bundles)
         save_summary(self._folder, state, summary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from flwr.app import Context
 
 from client.runner.client_app import Budget, Observer, Site
 from client.runner.gradient_memory import MEMORY, GradientMemory, memory_of
+from client.runner.personal_model import KEPT, PersonalModel, open_personal_model
 from client.training.dp_trainer import make_trainer
 from client.training.trainer import Trainer
 from common.config.federation import FederationConfig
@@ -29,6 +31,16 @@ from common.system.devices import choose_device
 from server.progress.events import EventSink, SiteStarted, SiteStep
 from server.simulation.data_setup import find_simulated_dataset
 from server.simulation.partition import SiteCases, SitePartition
+
+_FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def folder_name(site: str) -> str:
+    """Return a site's name as that of a folder; names that are none get a part of their SHA-256."""
+    if _FOLDER.fullmatch(site):
+        return site
+    kept = re.sub(r"[^A-Za-z0-9-]+", "-", site)[:40]
+    return f"site-{kept}-{hashlib.sha256(site.encode(errors='surrogatepass')).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,9 @@ class SimulatedSites:
     device
         As in ``choose_device``.
     vectors
-        Folder for what sites keep between rounds; only some algorithms need it.
+        Folder for what sites keep between rounds; None if nothing is trained.
+    models
+        Folder for the bundles of personal models.
     """
 
     config: FederationConfig
@@ -98,6 +112,7 @@ class SimulatedSites:
     device: str
     observer: Observer | None = None
     vectors: Path | None = None
+    models: Path | None = None
     _opened: dict[str, Site] = field(default_factory=dict, repr=False)
     _trainer: Trainer | None = field(default=None, repr=False)
 
@@ -134,6 +149,7 @@ class SimulatedSites:
                 privacy=self.trainer.privacy,
                 budget=self._budget,
                 memory=self._memory(name),
+                personal=self._personal(name),
             )
         return self._opened[name]
 
@@ -151,9 +167,18 @@ class SimulatedSites:
         return SimulatedBudget(self.trainer.privacy, self.config.privacy.delta)
 
     def _memory(self, site: str) -> GradientMemory | None:
+        own = self._kept(site)
+        return None if own is None else memory_of(self.config, own / MEMORY, site)
+
+    def _personal(self, site: str) -> PersonalModel | None:
+        own = self._kept(site)
+        if own is None or self.models is None:
+            return None
+        return open_personal_model(self.config, self.trainer, site, own / KEPT, self.models / folder_name(site))
+
+    def _kept(self, site: str) -> Path | None:
         # A site's name may contain any character.
-        own = self.vectors and self.vectors / hashlib.sha256(site.encode()).hexdigest()[:24] / MEMORY
-        return memory_of(self.config, own, site)
+        return self.vectors and self.vectors / hashlib.sha256(site.encode()).hexdigest()[:24]
 
     def score(self, weights: Vector, patients: int | None = None) -> float:
         """Return the mean Dice of a model: over labels, then over the sites' validation scans, then over sites.

@@ -107,7 +107,16 @@ def test_more_fields_have_another_digest(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_every_part_of_a_federation_file_was_considered() -> None:
     shown = {"name", "description", "labels", "channels", "modality", "rounds", "strategy", "early_stop"}
-    shown |= {"preprocessing", "model", "training", "transport", "network", "privacy", "initial_model_sha256"}
+    shown |= {
+        "preprocessing",
+        "model",
+        "training",
+        "transport",
+        "network",
+        "privacy",
+        "initial_model_sha256",
+        "personal",
+    }
     # The place where a model lies at the coordinator; its hash is shown.
     of_no_matter_to_a_site = {"seed", "simulation", "initial_model"}
     # A new part must be shown by ``document`` or, if it says nothing to a hospital, be listed here.
@@ -140,6 +149,32 @@ def test_the_text_leaves_nothing_out(request_: Request) -> None:
     for part in ("3 rounds", "7 steps", "ball (label 1)", "1 x 1 x 2 mm", "int8", "coordinator.example:9443"):
         assert part in text
     assert text.endswith(f"Digest: {request_.federation.digest()}")
+
+
+NORMS, DITTO = {"method": "norms"}, {"method": "ditto", "ditto_lambda": 0.5, "steps": 9}
+
+
+@pytest.mark.parametrize(
+    ("personal", "private", "told"),
+    [
+        (NORMS, False, ("the update has zeros in their places", "only if privacy.share_personal_score is true")),
+        (NORMS, True, ("no privacy budget pays for it",)),
+        (DITTO, False, ("9 steps a round", "ditto_lambda 0.5", "only if privacy.share_personal_score is true")),
+        (DITTO, True, ("It is trained without noise", "no privacy budget pays for it")),
+    ],
+)
+def test_the_text_says_what_a_personal_model_is_and_that_it_stays(
+    tmp_path: Path, personal: dict[str, object], private: bool, told: tuple[str, ...]
+) -> None:
+    write_kit(tmp_path, personal=personal, privacy=PRIVATE if private else None)
+    text = as_text(document(read_request(tmp_path)), 10_000)
+    for sentence in ("for fedvox-client predict and evaluate, and never leaves", *told):
+        assert sentence in text
+
+
+def test_without_personal_models_the_text_has_no_word_on_them(request_: Request) -> None:
+    content = document(request_)
+    assert content["work"]["personal"] == [] and "personal-model" not in as_text(content)
 
 
 PRIVATE = {"epsilon": 3, "delta": 1e-6, "sample_rate": 0.25, "max_grad_norm": 0.5}

@@ -288,6 +288,7 @@ WEAKER = [
     ("max_epsilon: 8, ", "", "privacy.max_epsilon"),
     ("delta: 1.0e-5", "delta: 1.0e-4", "privacy.delta"),
     ("required: true", "required: false", "privacy.required"),
+    ("required: true", "required: true, share_personal_score: true", "privacy.share_personal_score"),
     ('patient_from_name: "(?P<patient>.*)_[0-9]+"', "", "patient_from_name"),
     ("_[0-9]+", "_x[0-9]+", "patient_from_name"),
 ]
@@ -533,6 +534,18 @@ def test_a_field_that_the_consent_document_does_not_show_does_not_leave(
     monkeypatch.setattr(client.consent.guard, "fields_that_leave", lambda: shown)
     with pytest.raises(HeldBackError, match="on no list: seconds"):
         guard.record("train", pack(task()), pack(RESULT), 400)
+
+
+def test_the_score_of_a_personal_model_leaves_only_if_the_site_file_says_so(state: Path, guard: TaskGuard) -> None:
+    answer = pack(replace(RESULT, personal_dice={1: 0.5}))
+    with pytest.raises(HeldBackError, match="share_personal_score in the site file is not true"):
+        guard.record("train", pack(task()), answer, 400)
+    assert not guard.shares_personal_score() and sent(state) == []
+    assert read_entries(state / AUDIT_FILE)[-1].event == "held_back"
+    (state / SITE_FILE).write_text("privacy: {share_personal_score: true}\n")
+    guard.record("train", pack(task()), answer, 400)
+    assert guard.shares_personal_score()
+    assert sent(state)[-1].details["fields"]["personal_dice"] == {"1": 0.5}
 
 
 @pytest.mark.parametrize(("update", "size"), [(UPDATE, 0), (None, 400)])

@@ -36,6 +36,15 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     assert load_site_config(file) == SiteConfig()
 
 
+def test_steps_of_a_personal_model_count_against_the_limit() -> None:
+    limits = Limits(max_local_steps=50)
+    ditto = {"method": "ditto", "steps": 11}
+    assert limits.violations(tiny.federation(training={"local_steps": 40})) == []
+    assert limits.violations(tiny.federation(training={"local_steps": 40}, personal={"method": "norms"})) == []
+    [said] = limits.violations(tiny.federation(training={"local_steps": 40}, personal=ditto))
+    assert "51 training steps a round are more than limits.max_local_steps (50)" in said
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

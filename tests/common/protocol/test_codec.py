@@ -74,6 +74,7 @@ RESULT = Result(
     ledger_head=MODEL,
     audit_head=MODEL[::-1],
     local_dice=0.5,
+    personal_dice={1: 0.5, 2: 0.875},
 )
 FAILURE = Failure(ErrorCode.NO_DATA, "DataError")
 BEAT = Heartbeat((NAME,), NAME, 3, 40)
@@ -122,7 +123,7 @@ infos = st.builds(
 results = st.builds(
     Result,
     *(text, runs, count, count, count, count, number, number, dice, number, number, number, number, number),
-    *(heads, heads, heads, st.floats(0, 1) | st.just(math.nan)),
+    *(heads, heads, heads, st.floats(0, 1) | st.just(math.nan), dice),
 )
 failures = st.builds(Failure, st.sampled_from(ErrorCode), st.from_regex(r"[A-Za-z_][A-Za-z0-9_]{0,99}", fullmatch=True))
 beats = st.lists(names, max_size=MAX_TASKS).flatmap(
@@ -167,7 +168,7 @@ def test_what_may_leave_a_site_is_this_list() -> None:
     counts = {"round", "examples", "validation_examples", "steps"}
     heads_named = {"ledger_head", "audit_head"}
     assert set(content(RESULT)) - {"format", "kind"} == (
-        numbers | counts | {"site", "run", "dice", "local_dice", "epsilon", "update"} | heads_named
+        numbers | counts | {"site", "run", "dice", "local_dice", "personal_dice", "epsilon", "update"} | heads_named
     )
     versions = {"fedvox", "flwr", "torch", "python", "device", "precision"}
     sizes = {"train_examples", "validation_examples"}
@@ -237,6 +238,7 @@ ALLOWED: dict[type, dict[str, list[Any]]] = {
         **dict.fromkeys(("train_loss", "validation_loss", "epsilon"), NUMBERS),
         **dict.fromkeys(("seconds", "seconds_data", "seconds_compute", "seconds_evaluate"), NUMBERS),
         "dice": [{}],
+        "personal_dice": [{}],
         "local_dice": [0.5, None],
         "update": [None],
         **HEADS,
@@ -299,6 +301,9 @@ def test_a_field_takes_its_own_type_alone(message: Any) -> None:
         (RESULT, "dice", {"1" * 5000: 0.5}),
         (RESULT, "dice", {str(label): 0.5 for label in range(MAX_LABELS + 1)}),
         (RESULT, "dice", [0.5]),
+        (RESULT, "personal_dice", {"1": 1.5}),
+        (RESULT, "personal_dice", {"01": 0.5}),
+        (RESULT, "personal_dice", None),
         (RESULT, "local_dice", 1.5),
         (RESULT, "local_dice", -0.1),
         (RESULT, "local_dice", "0.5"),
@@ -446,9 +451,8 @@ def test_a_run_has_a_name_that_is_safe_to_print(run: str) -> None:
 
 def test_the_largest_message_fits() -> None:
     longest = "\U0001f600" * MAX_TEXT
-    largest = replace(
-        RESULT, site=longest, run="r" * 64, dice={10**9 + label: 1 / 3 + label / 1e9 for label in range(MAX_LABELS)}
-    )
+    scores = {10**9 + label: 1 / 3 + label / 1e9 for label in range(MAX_LABELS)}
+    largest = replace(RESULT, site=longest, run="r" * 64, dice=scores, personal_dice=scores)
     assert read(largest, pack(largest)) == largest
     assert len(pack(largest)) < MAX_MESSAGE_BYTES
 

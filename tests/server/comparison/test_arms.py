@@ -77,3 +77,17 @@ def test_too_few_sites_for_an_arm_are_refused_with_the_smallest_number() -> None
     check_configuration(federation(), arms, ["a", "b", "c", "d", "e"])
     with pytest.raises(ConfigError, match="gives one site \\(a\\); a comparison needs at least 2"):
         check_configuration(federation(), parse_arms("local,fedavg"), ["a"])
+
+
+def test_personal_arms_keep_the_files_algorithm_and_their_own_options_alone() -> None:
+    written = federation(
+        strategy={"name": "fedprox"}, personal={"method": "ditto", "ditto_lambda": 2.0}, training={"trainable": "head"}
+    )
+    ditto = configuration(ARMS["ditto"], written, 4, 7)
+    assert (ditto.strategy, ditto.personal) == (written.strategy, written.personal)
+    assert configuration(ARMS["fedprox"], written, 4, 7).personal is None
+    assert configuration(ARMS["local"], written, 4, 7).personal is None
+    with pytest.raises(ConfigError, match=r"--arms fedbn: .* training\.trainable head never trains them"):
+        configuration(ARMS["fedbn"], written, 4, 7)
+    norms = configuration(ARMS["fedbn"], federation(), 4, 7).personal
+    assert norms is not None and norms.method == "norms"

@@ -12,8 +12,10 @@ from common.config.privacy import PrivacyConfig
 from common.errors import ProtocolError
 from common.protocol.codec import Refusal, Result, SiteInfo, Task
 from common.weights.encoding import VALUES_PER_PIECE, Encoding, encode_vector, vector_of
+from common.weights.layout import WeightLayout
+from common.weights.part import norm_part
 from common.weights.store import digest_of
-from server.rounds.admission import RefusedError, admit, judge_norms, measure
+from server.rounds.admission import RefusedError, admit, admit_personal_score, judge_norms, measure
 
 MODEL, UPDATE = "a" * 64, "b" * 64
 TASK = Task(run="r1", digest="d", round=2, rounds=5, train=True, model=MODEL)
@@ -280,3 +282,45 @@ def test_content_of_another_digest_is_refused() -> None:
     content = content_of(np.ones(3))
     with pytest.raises(ProtocolError, match="changed or damaged"):
         measure(content, "0" * 64, 3, "float32")
+
+
+def test_a_personal_score_is_of_all_labels_or_none() -> None:
+    for score in ({}, {1: 0.5, 2: math.nan}):
+        admit_personal_score(replace(GOOD, personal_dice=score), {1, 2})
+    admit_personal_score(GOOD, set())
+    alone = replace(GOOD, validation_examples=0, personal_dice={1: math.nan, 2: math.nan})
+    admit_personal_score(alone, {1, 2})
+
+
+@pytest.mark.parametrize(
+    ("change", "labels", "code"),
+    [
+        ({"personal_dice": {1: 0.5}}, {1, 2}, "wrong-labels"),
+        ({"personal_dice": {1: 0.5, 2: 0.5, 3: 0.5}}, {1, 2}, "wrong-labels"),
+        ({"personal_dice": {1: 0.5, 2: 0.5}}, set(), "wrong-labels"),
+        ({"personal_dice": {1: 0.5, 2: 0.5}, "validation_examples": 0}, {1, 2}, "number-out-of-range"),
+    ],
+)
+def test_a_personal_score_that_nobody_asked_for_is_refused(
+    change: dict[str, object], labels: set[int], code: str
+) -> None:
+    with pytest.raises(RefusedError) as refused:
+        admit_personal_score(replace(GOOD, **change), labels)  # type: ignore[arg-type]
+    assert refused.value.code == code
+
+
+@pytest.mark.parametrize("encoding", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("place", [0, 4, 5, 9])
+def test_an_update_of_weights_that_sites_keep_is_refused(encoding: Encoding, place: int) -> None:
+    layout = WeightLayout({"conv.weight": (2, 2), "norm.weight": (2,), "norm.bias": (2,), "head.weight": (1, 2)})
+    vector = np.zeros(layout.size)
+    vector[place] = 1.0
+    content = content_of(vector, encoding)
+    digest, part = digest_of(content), norm_part(layout)
+    assert measure(content, digest, layout.size, encoding) > 0
+    if place in (0, 9):
+        assert measure(content, digest, layout.size, encoding, 1, part) > 0
+        return
+    with pytest.raises(RefusedError) as refused:
+        measure(content, digest, layout.size, encoding, 1, part)
+    assert refused.value.code == Refusal.PERSONAL_WEIGHTS

@@ -89,6 +89,9 @@ class Guard:
     def begin(self, task: Task) -> Callable[[], None]:
         return lambda: None
 
+    def shares_personal_score(self) -> bool:
+        return False
+
 
 @pytest.fixture
 def hospital() -> Hospital:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from common.config.algorithms import OPTIONS, Algorithm
-from common.config.federation import FederationConfig
+from common.config.federation import FederationConfig, TrainingConfig
+from common.config.personal import Method
 from common.config.strategy import StrategyConfig
 from common.protocol.codec import Vector
 from common.weights.encoding import Encoding
@@ -27,6 +28,14 @@ COLUMNS = [
     "`strategy.weights`",
     "sites",
 ]
+PERSONAL_COLUMNS = [
+    "`personal.method`",
+    "`privacy`",
+    "`bfloat16`",
+    "`int8`",
+    "`strategy.name`",
+    "`training.trainable`",
+]
 PRIVACY = {"epsilon": 8, "delta": 1e-5}
 SITES = 7
 
@@ -35,20 +44,20 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip().strip("|").split("|")]
 
 
-def table() -> dict[str, dict[str, str]]:
-    """The table's rows by algorithm."""
+def table(columns: list[str]) -> dict[str, dict[str, str]]:
+    """The rows of the table with these columns, by their first cell."""
     lines = PAGE.read_text(encoding="utf-8").splitlines()
-    start = next(index for index, line in enumerate(lines) if cells(line) == COLUMNS)
+    start = next(index for index, line in enumerate(lines) if cells(line) == columns)
     rows = {}
     for line in lines[start + 2 :]:
         if not line.startswith("|"):
             break
         values = cells(line)
-        rows[values[0].strip("`")] = dict(zip(COLUMNS, values, strict=True))
+        rows[values[0].strip("`")] = dict(zip(columns, values, strict=True))
     return rows
 
 
-ROWS = table()
+ROWS, PERSONAL = table(COLUMNS), table(PERSONAL_COLUMNS)
 
 
 def test_every_algorithm_has_a_row_and_a_strategy_and_options() -> None:
@@ -111,3 +120,34 @@ def test_weights_that_an_algorithm_ignores_are_refused(name: str, weights: str) 
         return
     with pytest.raises(ValueError, match="weights"):
         StrategyConfig(name=name, weights=weights)
+
+
+def test_every_personal_method_has_a_row() -> None:
+    assert list(PERSONAL) == list(get_args(Method))
+
+
+@pytest.mark.parametrize("method", PERSONAL)
+@pytest.mark.parametrize("trainable", get_args(TrainingConfig.model_fields["trainable"].annotation))
+def test_parts_that_a_personal_method_cannot_train_are_refused(method: str, trainable: str) -> None:
+    values = {"personal": {"method": method}, "training": {"trainable": trainable}}
+    if trainable in PERSONAL[method]["`training.trainable`"].split(", "):
+        assert tiny.federation(**values).personal is not None
+        return
+    with pytest.raises(ValueError, match="remove personal"):
+        tiny.federation(**values)
+
+
+@pytest.mark.parametrize("method", PERSONAL)
+@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("upload", ["float32", "bfloat16", "int8"])
+def test_personal_models_go_with_every_algorithm(method: str, name: str, upload: Encoding) -> None:
+    """Weights that sites keep, whose updates are zero, stay as they were at the server."""
+    row = PERSONAL[method]
+    assert (row["`strategy.name`"], row["`privacy`"]) == ("all", "yes")
+    assert upload == "float32" or row[f"`{upload}`"] == "yes"
+    privacy = PRIVACY if ROWS[name]["`privacy`"] == "yes" else None
+    config = federation(name, personal={"method": method}, transport={"upload": upload}, privacy=privacy)
+    goals = optima(SITES, 100)
+    goals[:, 40:70] = 0
+    found = train(make_strategy(config, SITES), goals, 4, upload)
+    assert not found[40:70].any() and found[:40].any()
