@@ -128,6 +128,17 @@ def test_what_is_there_is_kept_and_what_is_missing_is_made_again(
     assert results(copied)["finished"]
 
 
+def test_an_arm_of_personal_models_scores_each_on_its_own_sites_patients(copied: Path) -> None:
+    assert command(copied, arms="local,fedavg,fedbn") == 0
+    rows = [row for row in table(copied) if row["arm"] == "fedbn"]
+    assert {row["model_site"] for row in rows} == {""} and {row["site"] for row in rows} == set(SITES)
+    for site in SITES:
+        about = json.loads((copied / f"out/runs/seed-1/fedbn/personal-models/{site}/model.json").read_text())
+        assert about["provenance"]["site"] == site
+        found = [float(row["dice"]) for row in rows if row["site"] == site and row["dice"]]
+        assert mean(found) == pytest.approx(about["provenance"]["mean_validation_dice"], abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("arguments", "change", "complaint"),
     [
