@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.imaging.datasets.dataset import Dataset
+
+if TYPE_CHECKING:
+    from common.imaging.io.dicom.slices import Series
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ def report_series(dataset: Dataset, broken: Collection[str]) -> tuple[SeriesRepo
     found = []
     for series in dataset.series:
         name = names.get(id(series), "")
-        reason = series.refusal or ("has errors that are listed below" if name in broken else "")
+        outcome, reason = _outcome(series, name, name in broken)
         found.append(
             SeriesReport(
                 study=studies.setdefault(series.study, len(studies) + 1),
@@ -73,11 +76,19 @@ def report_series(dataset: Dataset, broken: Collection[str]) -> tuple[SeriesRepo
                 part=series.part,
                 instances=series.instances,
                 case=name,
-                outcome="left out" if series.left_out else "refused" if reason else "read",
+                outcome=outcome,
                 reason=reason,
             )
         )
     return tuple(sorted(found, key=lambda one: one.study))
+
+
+def _outcome(series: Series, name: str, is_broken: bool) -> tuple[str, str]:
+    if series.refusal:
+        return ("left out" if series.left_out else "refused"), series.refusal
+    if not name:
+        return "left out", "has no label map"
+    return ("refused", "has errors that are listed below") if is_broken else ("read", "")
 
 
 def series_rows(series: Sequence[SeriesReport]) -> list[tuple[str, ...]]:

@@ -4,7 +4,8 @@ A patient is a set of marks, and patients who share one are the same:
 
 * ``id:``, a hash of the identifier that ``patients.csv`` or the site file's rule gives (``client.ledger.identifiers``);
 * the SHA-256 of each image file of all their cases, unpacked if its name ends in ``.gz``, so that it stays the same if
-  files are renamed, moved, copied or compressed again. Label maps do not count;
+  files are renamed, moved, copied or compressed again; for a DICOM series, that of the sorted SHA-256 of its files.
+  Label maps do not count;
 * ``near:``, coarse prints of each image (``common.imaging.coarse_print``), which it keeps if a voxel or the header is
   changed, or if it is converted to other numbers.
 """
@@ -23,7 +24,7 @@ from common.errors import DataError, FedvoxError
 from common.formatting import counted
 from common.imaging.cache.entry_file import FileDigests
 from common.imaging.coarse_print import coarse_prints
-from common.imaging.datasets.case import Case, errors_of
+from common.imaging.datasets.case import Case, errors_of, read_image
 from common.imaging.datasets.patients_csv import PATIENTS_FILE
 from common.imaging.io.nifti import read_volume
 from common.imaging.threads import CountProgress, map_in_threads
@@ -106,8 +107,21 @@ class PatientIndex:
         return {case.name: tuple(sorted(marks[case.owner])) for case in cases}
 
     def _identify(self, case: Case) -> list[str]:
+        if case.series is not None:
+            return self._identify_series(case)
         found = [self._digests.digest(path) for path in case.images]
         return found + [f"{_NEAR}{one}" for path in case.images for one in self._prints.digest(path).split()]
+
+    def _identify_series(self, case: Case) -> list[str]:
+        """Identify a series as one scan, whatever the number of its files."""
+        digests = "".join(sorted(self._digests.digest(path) for path in case.image_files))
+        try:
+            with errors_of(case.images[0]):
+                prints = coarse_prints(read_image(case).array)
+        except DataError:
+            prints = ()  # whoever prepares the scans reports it
+        whole = hashlib.sha256(digests.encode()).hexdigest()
+        return [whole, *(f"{_NEAR}{one}" for one in prints)]
 
 
 _IDENTIFIER, _NEAR = "id:", "near:"

@@ -126,7 +126,7 @@ def remember(folder: Path, made: Made) -> None:
 
 def _content_of(case: Case) -> str:
     with errors_of(case.images[0]):
-        return " ".join(sha256_of_content(path) for path in (*case.images, *([case.label] if case.label else [])))
+        return " ".join(sha256_of_content(path) for path in case.files)
 
 
 def _read(path: Path) -> _Record:

@@ -201,9 +201,9 @@ def fingerprint_dataset(
 
 
 def _measure_once(case: Case, labels: tuple[int, ...], digests: FileDigests, folder: Path | None) -> Entry:
-    files = [digests.digest(path) for path in (*case.images, *([case.label] if case.label else []))]
+    files = [digests.digest(path) for path in case.files]
     settings = {"fingerprint": _REVISION, "files": files, "labels": labels, "labelled": case.label is not None}
-    key = digest_json(settings | case.reading.changes)
+    key = digest_json(settings | case.changes)
     entry = read_entry(folder, key) if folder else None
     if entry is None:
         with errors_of(case.images[0]):

@@ -90,10 +90,9 @@ def _describe(config: FederationConfig, dataset: Dataset, cases: Iterable[Case],
     digests = FileDigests(cache)
 
     def describe(case: Case) -> dict[str, Any]:
-        files = [*case.images, *([case.label] if case.label else [])]
         return {
             "patient": case.owner,
-            "files": {os.path.relpath(path, dataset.root): digests.digest(path) for path in files},
+            "files": {os.path.relpath(path, dataset.root): digests.digest(path) for path in case.files},
         }
 
     chosen = list(cases)

@@ -157,7 +157,7 @@ class CaseCache:
     def _get(self, case: Case, shift: ScannerShift | None, shift_seed: int) -> CachedCase:
         if case.label is None:
             raise DataError(case.images[0], "has no label map, and training needs one")
-        images = [self._digests.digest(path) for path in case.images]
+        images = [self._digests.digest(path) for path in case.image_files]
         settings: dict[str, Any] = {
             "revision": _REVISION,
             "images": images,
@@ -165,8 +165,8 @@ class CaseCache:
             "labels": self._labels,
             "plan": self._plan.model_dump(mode="json"),
         }
-        if case.reading.changes:
-            settings["reading"] = case.reading.changes
+        if case.changes:
+            settings["reading"] = case.changes
         if shift is not None:
             settings |= {"shift": shift.model_dump(mode="json"), "shift_seed": shift_seed}
         key = digest_json(settings)

@@ -78,6 +78,27 @@ class Case:
     series: Series | None = None
 
     @property
+    def image_files(self) -> tuple[Path, ...]:
+        """All files of its image, those of a series in order of its slices."""
+        if self.series is None:
+            return self.images
+        return tuple(dict.fromkeys(one.path for one in self.series.slices))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files of its image and label map."""
+        return self.image_files if self.label is None else (*self.image_files, self.label)
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What decides, beside the content of its files, what is read from them; for the keys of caches."""
+        found = self.reading.changes
+        if self.series is not None:
+            shift = self.series.shift
+            found["series"] = (self.series.part, shift.columns, shift.rows)
+        return found
+
+    @property
     def owner(self) -> str:
         """Identifier of the patient: equal for two cases of a dataset only if they are scans of one patient."""
         return self.name if self.patient is None else self.patient

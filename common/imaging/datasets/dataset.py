@@ -7,6 +7,8 @@ Layouts:
 * ``nnunet``, nnU-Net raw: ``imagesTr/CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ..., ``labelsTr/CASE.nii.gz``.
 * ``plain``: ``images/`` and ``labels/`` with the same case names.
 * ``files``: a folder of NIfTI files (or a single file), without labels.
+* ``dicom_nifti``: ``images/`` (or ``imagesTr/``) with a folder of DICOM for each case, and ``labels/CASE.nii.gz`` (or
+  ``labelsTr/``) for each series that is to be used.
 * ``dicom``: a folder with DICOM files anywhere inside (or a single file), and no NIfTI files; without labels.
 
 All layouts with labels may contain ``patients.csv`` (``common.imaging.datasets.patients_csv``).
@@ -26,7 +28,7 @@ from common.errors import DataError
 from common.formatting import counted
 from common.imaging.datasets.case import Case, Problem, Reading
 from common.imaging.datasets.dataset_json import Declaration, read_declaration
-from common.imaging.datasets.dicom_cases import find_dicom_cases
+from common.imaging.datasets.dicom_cases import find_dicom_cases, with_label_maps
 from common.imaging.datasets.hints import folder_hint, is_half, missing_folder, why_ignored
 from common.imaging.datasets.name_rule import patients_by_name
 from common.imaging.datasets.patients_csv import PATIENTS_FILE, read_patients
@@ -36,7 +38,7 @@ from common.imaging.io.nifti import channel_count, nifti_stem
 if TYPE_CHECKING:
     from common.imaging.io.dicom.slices import Series
 
-Layout = Literal["decathlon", "nnunet", "plain", "files", "dicom"]
+Layout = Literal["decathlon", "nnunet", "plain", "files", "dicom_nifti", "dicom"]
 
 _CHANNEL_FILE = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 _LOOKED_FOR = (
@@ -139,10 +141,11 @@ def scan_dataset(root: Path, rules: DicomRules = USUAL_RULES) -> tuple[Dataset, 
         declaration = Declaration()
     problems += [Problem(None, root / "dataset.json", text, "warning") for text in declaration.doubts]
     layout: Layout = "files"
-    if (root / "imagesTr").is_dir():
-        layout, cases = _paired_cases(root / "imagesTr", root / "labelsTr", declaration, problems)
-    elif (root / "images").is_dir():
-        layout, cases = _paired_cases(root / "images", root / "labels", declaration, problems)
+    series: tuple[Series, ...] = ()
+    ending = next((ending for ending in ("Tr", "") if (root / f"images{ending}").is_dir()), None)
+    if ending is not None:
+        folders = (root / f"images{ending}", root / f"labels{ending}")
+        layout, cases, series = _paired_cases(folders, declaration, rules, problems)
     else:
         images = _nifti_files(root, problems, report_others=False)
         cases = [Case(name, files, None) for name, files in _case_images(images, (), declaration, problems).items()]
@@ -161,7 +164,7 @@ def scan_dataset(root: Path, rules: DicomRules = USUAL_RULES) -> tuple[Dataset, 
             cases = with_patients(cases, read_patients(root / PATIENTS_FILE, names, others))
         except DataError as error:
             problems.append(Problem(None, error.path, error.problem))
-    return _dataset_of(root, layout, cases, declaration), problems
+    return replace(_dataset_of(root, layout, cases, declaration), series=series), problems
 
 
 def _without_layout(root: Path, rules: DicomRules) -> tuple[Dataset, list[Problem]] | None:
@@ -199,14 +202,20 @@ def with_patients(cases: Sequence[Case], patients: Mapping[str, str]) -> list[Ca
 
 
 def _paired_cases(
-    image_folder: Path, label_folder: Path, declaration: Declaration, problems: list[Problem]
-) -> tuple[Layout, list[Case]]:
-    images = _nifti_files(image_folder, problems)
+    folders: tuple[Path, Path], declaration: Declaration, rules: DicomRules, problems: list[Problem]
+) -> tuple[Layout, list[Case], tuple[Series, ...]]:
+    image_folder, label_folder = folders
+    dicom = None if _holds_nifti(image_folder) else find_dicom_cases(image_folder, rules)
+    images = _nifti_files(image_folder, problems) if dicom is None else {}
     labels: dict[str, Path] = {}
     if label_folder.is_dir():
         labels = _nifti_files(label_folder, problems)
     else:
         problems.append(Problem(None, label_folder, missing_folder(label_folder)))
+    if dicom is not None:
+        series, found, more = dicom
+        problems += more
+        return "dicom_nifti", with_label_maps(found, labels, problems), series
     grouped = _case_images(images, labels, declaration, problems)
     if declaration.training is not None:
         grouped = _listed_cases(grouped, (image_folder, label_folder), declaration.training, problems)
@@ -221,9 +230,9 @@ def _paired_cases(
         if name not in known:
             problems.append(Problem(name, path, f"has no image in {image_folder.name}/"))
     if image_folder.name == "images":
-        return "plain", cases
+        return "plain", cases, ()
     is_nnunet = declaration.numbered_channels or not set(grouped) <= set(images)
-    return ("nnunet" if is_nnunet else "decathlon"), cases
+    return ("nnunet" if is_nnunet else "decathlon"), cases, ()
 
 
 def _nifti_files(folder: Path, problems: list[Problem], report_others: bool = True) -> dict[str, Path]:

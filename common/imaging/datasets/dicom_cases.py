@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +47,30 @@ def find_dicom_cases(root: Path, rules: DicomRules) -> tuple[tuple[Series, ...],
         series_count = counted(len(found.series), "series", "series")
         problems.append(Problem(None, root, f"holds {series_count} of DICOM, and none of them is a volume"))
     return found.series, _cases(root, volumes), problems
+
+
+def with_label_maps(cases: Sequence[Case], labels: Mapping[str, Path], problems: list[Problem]) -> list[Case]:
+    """Return the series that have a label map of the same name; an archive holds more series than were annotated.
+
+    Parameters
+    ----------
+    cases
+        From :func:`find_dicom_cases`.
+    labels
+        Name -> label map.
+    problems
+        Gets a warning for each series without a label map, and an error for each label map without a series.
+    """
+    for case in cases:
+        if case.name not in labels:
+            text = f"has no label map {case.name}.nii.gz and is left out"
+            problems.append(Problem(case.name, case.images[0], text, "warning"))
+    names = {case.name for case in cases}
+    for name, path in labels.items():
+        if name not in names:
+            known = ", ".join(sorted(names)[:5]) or "none"
+            problems.append(Problem(name, path, f"has no series of its name; the names of series are: {known}"))
+    return [replace(case, label=labels[case.name]) for case in cases if case.name in labels]
 
 
 def _cases(root: Path, volumes: list[Series]) -> list[Case]:

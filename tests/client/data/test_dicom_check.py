@@ -10,6 +10,7 @@ from pydicom.dataset import Dataset
 
 from client.cli.entry import main
 from client.data.dataset_check import check_dataset
+from tests.common.imaging.datasets.test_dicom_cases import write_pair
 from tests.dicom_series import make_series, save
 
 
@@ -80,6 +81,18 @@ def test_an_archive_without_volumes_is_told_series_by_series(
 def hollow(one: Dataset) -> Dataset:
     del one.PixelData
     return one
+
+
+def test_series_with_label_maps_are_checked_with_them(tmp_path: Path) -> None:
+    write_pair(tmp_path, "a", 1)
+    write_pair(tmp_path, "b", 2)
+    (tmp_path / "dicom" / "labels" / "b.nii.gz").unlink()
+    report = check_dataset(tmp_path / "dicom")
+    assert report.usable and report.cases[0].label_ml == {1: pytest.approx(5 * 6 * 4 * 2 * 1.22 / 1000, rel=1e-4)}
+    assert [(one.case, one.outcome, one.reason) for one in report.series] == [
+        ("a", "read", ""),
+        ("", "left out", "has no label map"),
+    ]
 
 
 def test_what_a_file_says_reaches_a_terminal_only_escaped_and_cut(
