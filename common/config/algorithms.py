@@ -32,7 +32,7 @@ OPTIONS: Mapping[str, Mapping[str, float]] = {
     "fedavg": {},
     "fedprox": {"proximal_mu": 0.01},
     "fednova": {},
-    "feddyn": {"feddyn_alpha": 0.01},
+    "feddyn": {"feddyn_alpha": 0.1},
     "scaffold": {"server_learning_rate": 1.0},
     "fedavgm": {"server_learning_rate": 1.0, "server_momentum": 0.9},
     "fedadam": _ADAPTIVE,

@@ -29,6 +29,8 @@ from tests.kits import change_kit
 
 pytestmark = pytest.mark.network
 
+SCAFFOLD = ("strategy.name=scaffold", "training.optimizer=sgd", "training.learning_rate=0.2")
+
 
 @pytest.fixture(scope="module")
 def waiting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
@@ -36,7 +38,7 @@ def waiting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
 
     With SCAFFOLD, whose sites receive a second vector and keep one.
     """
-    everybody = ("strategy.min_sites=3", "strategy.name=scaffold", "training.optimizer=sgd")
+    everybody = ("strategy.min_sites=3", *SCAFFOLD)
     with federation(tmp_path_factory.mktemp("waiting"), ("east", "lost", "north", "west"), everybody) as made:
         revoke(made.kits, "lost")
         made.start_server()

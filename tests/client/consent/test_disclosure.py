@@ -343,7 +343,7 @@ def test_epochs_are_named_with_the_most_steps(tmp_path: Path) -> None:
     [
         ({"name": "fedavg"}, "The server makes the next model from the updates by fedavg."),
         ({"name": "fedprox", "proximal_mu": 0.5}, "by fedprox (proximal_mu 0.5). Your site adds its proximal term"),
-        ({"name": "feddyn"}, "by feddyn (feddyn_alpha 0.01). Your site corrects its steps by what it remembers"),
+        ({"name": "feddyn"}, "by feddyn (feddyn_alpha 0.1). Your site corrects its steps by what it remembers"),
         ({"name": "scaffold"}, "(server_learning_rate 1). Your site corrects its steps by the difference"),
     ],
 )

@@ -70,6 +70,13 @@ def test_baselines_wait_for_one_site_and_end_as_the_federation_does() -> None:
         assert (made.name, made.min_sites, made.average_rounds) == ("fedavg", 1, 2)
 
 
+def test_what_an_arm_does_not_work_with_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"--arms scaffold: strategy\.name scaffold needs training\.optimizer sgd"):
+        configuration(ARMS["scaffold"], federation(), 4, 7)
+    with pytest.raises(ConfigError, match=r"training\.local_epochs: the arms .* the same number of steps"):
+        configuration(ARMS["fedavg"], federation(training={"local_epochs": 1}), 4, 7)
+
+
 def test_too_few_sites_for_an_arm_are_refused_with_the_smallest_number() -> None:
     arms = parse_arms("local,fedavg,multi_krum")
     with pytest.raises(ConfigError, match=r"--arms multi_krum: .* needs at least 5 sites .* there are 3"):
