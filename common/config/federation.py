@@ -349,7 +349,7 @@ def load_federation(path: Path, overrides: Sequence[str] = ()) -> FederationConf
         raise ConfigError(f"{path}: must be a mapping of keys such as name, rounds, training")
     content = {key: value for key, value in content.items() if not _ANCHORS.fullmatch(str(key))}
     for override in overrides:
-        _apply_override(content, override)
+        apply_override(content, override)
     # Paths on the command line are relative to the working directory, paths in the file to the file.
     typed = any(override.partition("=")[0].strip() == "initial_model" for override in overrides)
     resolve_initial_model(content, path, Path.cwd() if typed else path.parent)
@@ -359,7 +359,8 @@ def load_federation(path: Path, overrides: Sequence[str] = ()) -> FederationConf
         raise ConfigError(describe_validation_error(error, FederationConfig, str(path))) from None
 
 
-def _apply_override(content: dict[Any, Any], override: str) -> None:
+def apply_override(content: dict[Any, Any], override: str) -> None:
+    """Replace a value of a federation file's content with that of a ``key.path=value`` item."""
     key_path, equals, text = override.partition("=")
     keys = key_path.strip().split(".")
     if not equals or not all(keys):

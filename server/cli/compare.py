@@ -29,6 +29,13 @@ def add_compare_command(commands: argparse._SubParsersAction[Any]) -> None:
         metavar="ARM,...",
         help="local, pooled, or a name of strategy.name (default: local,pooled,fedavg)",
     )
+    compare.add_argument(
+        "--set-arm",
+        action="append",
+        default=[],
+        metavar="ARM:KEY.PATH=VALUE",
+        help="replace one value in one arm, or in a variant of it (fedprox@strong)",
+    )
     compare.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of every arm (default: 3)")
     compare.add_argument(
         "--out", type=Path, metavar="DIR", help="folder of the comparison; one that exists is continued"
@@ -45,7 +52,7 @@ def _compare(options: argparse.Namespace) -> int:
     from server.comparison.arms import parse_arms, seeds_from
 
     config = load_federation(options.federation, options.set)
-    arms, seeds = parse_arms(options.arms), seeds_from(config, options.seeds)
+    arms, seeds = parse_arms(options.arms, options.set_arm), seeds_from(config, options.seeds)
     from server.comparison.compare import compare
     from server.comparison.results import RESULTS_FILE
     from server.progress.display import make_progress

@@ -6,19 +6,22 @@ of the learning rate, which decays over all steps of a model.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from common.config.algorithms import COUNT_SITES_ALIKE, OPTIONS
-from common.config.federation import FederationConfig
+from common.config.federation import FederationConfig, apply_override
 from common.config.personal import Method, PersonalConfig, check_personal
 from common.config.strategy import StrategyConfig
+from common.config.yaml_file import parse_yaml
 from common.errors import ConfigError
 from common.plan.describe_errors import describe_validation_error
+from server.contributions.valuation import MEANS
 from server.rounds.strategies.registry import make_strategy
 
 REFERENCE = "fedavg"
@@ -26,6 +29,9 @@ REFERENCE = "fedavg"
 ALONE = "local"
 """The arm that says what a site reaches by itself."""
 POOLED = "pooled"
+_VARIANT = re.compile(r"[A-Za-z0-9._]{1,40}")
+_EQUAL = ("strategy.name", "training.local_steps", "training.local_epochs", "training.memory_gb")
+"""Keys that no arm may change: its algorithm is its name, and steps and plan are those of all arms."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class Arm:
 
     Attributes
     ----------
+    name
+        Its own name: a baseline or an algorithm, or a variant of one, such as ``fedprox@strong``.
     data
         ``sites``: a federation; ``alone``: a model for each site, from its data only; ``pooled``: all data in a place.
     all_steps
@@ -42,6 +50,8 @@ class Arm:
         For the report.
     personal
         Method of the sites' personal models: each is scored on its own site's patients. None for one shared model.
+    changes
+        ``key.path=value`` items that replace values of the federation file in this arm only.
     """
 
     name: str
@@ -49,6 +59,12 @@ class Arm:
     all_steps: bool = False
     meaning: str = ""
     personal: Method | None = None
+    changes: tuple[str, ...] = ()
+
+    @property
+    def base(self) -> str:
+        """The baseline or the algorithm."""
+        return self.name.partition("@")[0]
 
 
 _BASELINES = (
@@ -69,25 +85,67 @@ ARMS: Mapping[str, Arm] = (
 """Every arm by its name."""
 
 
-def parse_arms(text: str) -> tuple[Arm, ...]:
-    """Parse ``local,pooled,fedavg``.
+def parse_arms(text: str, changes: Sequence[str] = ()) -> tuple[Arm, ...]:
+    """Parse ``local,pooled,fedavg,fedprox@strong``.
+
+    Parameters
+    ----------
+    text
+        Names of arms; a variant has a name of its own after ``@``.
+    changes
+        ``arm:key.path=value`` items.
 
     Raises
     ------
     ConfigError
-        An arm does not exist, or is named twice, or none is named.
+        An arm does not exist, or is named twice, or none is named; a change belongs to no arm, or is one that would
+        make arms incomparable; a variant differs in nothing.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     if not names:
         raise ConfigError(f"--arms: names no arm; there are {', '.join(ARMS)}")
     for name in names:
-        if name not in ARMS:
-            similar = get_close_matches(name, ARMS, 1)
-            hint = f"; did you mean {similar[0]}?" if similar else ""
+        base, at, variant = name.partition("@")
+        if base not in ARMS:
+            similar = get_close_matches(base, ARMS, 1)
+            hint = f"; did you mean {similar[0]}?" if similar else "."
             raise ConfigError(f"--arms {name}: is no arm{hint} There are {', '.join(ARMS)}")
+        if at and not _VARIANT.fullmatch(variant):
+            raise ConfigError(f"--arms {name}: write letters, digits, dots and underscores after the @")
         if names.count(name) > 1:
             raise ConfigError(f"--arms {name}: is given twice; keep one of them")
-    return tuple(ARMS[name] for name in names)
+    by_arm: dict[str, list[str]] = {name: [] for name in names}
+    for item in changes:
+        name, change = _parse_change(item)
+        if name not in by_arm:
+            raise ConfigError(f"--set-arm {item}: {name} is not among --arms; add it")
+        by_arm[name].append(change)
+    for name, own in by_arm.items():
+        if "@" in name and not own:
+            raise ConfigError(f"--arms {name}: differs in nothing; say in what with --set-arm {name}:KEY.PATH=VALUE")
+    return tuple(_arm(name, tuple(own)) for name, own in by_arm.items())
+
+
+def _arm(name: str, changes: tuple[str, ...]) -> Arm:
+    arm = ARMS[name.partition("@")[0]]
+    if not changes:
+        return arm
+    return replace(arm, name=name, meaning=f"{arm.meaning}; {', '.join(changes)}", changes=changes)
+
+
+def _parse_change(item: str) -> tuple[str, str]:
+    """Return the arm and the change of ``arm:key.path=value``."""
+    name, _, change = (part.strip() for part in item.partition(":"))
+    key, equals, _ = (part.strip() for part in change.partition("="))
+    if not equals:
+        raise ConfigError(f"--set-arm {item}: write it as ARM:KEY.PATH=VALUE, such as fedprox:strategy.proximal_mu=0.1")
+    section, _, below = key.partition(".")
+    if section not in ("strategy", "training") or key in _EQUAL or not below:
+        raise ConfigError(
+            f"--set-arm {item}: {key} must be equal in all arms; an arm may change keys of strategy and training but "
+            f"{', '.join(_EQUAL)}"
+        )
+    return name, f"{key}={change.partition('=')[2].strip()}"
 
 
 def seeds_from(config: FederationConfig, count: int) -> tuple[int, ...]:
@@ -134,13 +192,14 @@ def configuration(arm: Arm, config: FederationConfig, sites: int, seed: int) -> 
         "strategy": _strategy(arm, config.strategy),
     }
     if config.simulation is not None:
-        changes["simulation"] = config.simulation.model_copy(update={"pooled": False})
-    changed = config.model_copy(update=changes)
-    if arm.data == "sites":
-        try:
+        kept = config.simulation.keep_updates_gb if arm.base in MEANS else 0.0
+        changes["simulation"] = config.simulation.model_copy(update={"pooled": False, "keep_updates_gb": kept})
+    try:
+        changed = _with_changes(config.model_copy(update=changes), arm.changes)
+        if arm.data == "sites":
             make_strategy(changed, sites)
-        except ConfigError as error:
-            raise ConfigError(f"--arms {arm.name}: {error}") from None
+    except ConfigError as error:
+        raise ConfigError(f"--arms {arm.name}: {error}") from None
     return changed
 
 
@@ -155,6 +214,18 @@ def _personal(arm: Arm, config: FederationConfig) -> PersonalConfig | None:
     except ValueError as error:
         raise ConfigError(f"--arms {arm.name}: {error}") from None
     return personal
+
+
+def _with_changes(config: FederationConfig, changes: Sequence[str]) -> FederationConfig:
+    if not changes:
+        return config
+    content = parse_yaml(config.resolved(), config.name)
+    for change in changes:
+        apply_override(content, change)
+    try:
+        return FederationConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(describe_validation_error(error, FederationConfig, ", ".join(changes))) from None
 
 
 def check_configuration(config: FederationConfig, arms: Sequence[Arm], sites: Sequence[str]) -> None:
@@ -176,12 +247,12 @@ def _strategy(arm: Arm, written: StrategyConfig) -> StrategyConfig:
     if arm.data != "sites":
         # One site's update is the next model: there is nothing to weigh, to wait for, or to protect from.
         return StrategyConfig(max_failed_rounds=written.max_failed_rounds, average_rounds=written.average_rounds)
-    if arm.name == written.name or arm.personal is not None:
+    if arm.base == written.name or arm.personal is not None:
         return written
     content = written.model_dump(mode="json", exclude={"name", *written.options})
-    if arm.name in COUNT_SITES_ALIKE or written.name in COUNT_SITES_ALIKE:
+    if arm.base in COUNT_SITES_ALIKE or written.name in COUNT_SITES_ALIKE:
         del content["weights"]
     try:
-        return StrategyConfig.model_validate(content | {"name": arm.name})
+        return StrategyConfig.model_validate(content | {"name": arm.base})
     except ValidationError as error:
         raise ConfigError(describe_validation_error(error, StrategyConfig, f"--arms {arm.name}")) from None

@@ -37,7 +37,12 @@ class Question:
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
         federation = self.config.model_dump(mode="json", exclude=_SAME_RESULT)
-        return {"federation": federation, "arms": [arm.name for arm in self.arms], "seeds": list(self.seeds)}
+        return {
+            "federation": federation,
+            "arms": [arm.name for arm in self.arms],
+            "changes": {arm.name: list(arm.changes) for arm in self.arms},
+            "seeds": list(self.seeds),
+        }
 
 
 class ComparisonFolder:
@@ -83,6 +88,12 @@ class ComparisonFolder:
                 raise ConfigError(
                     f"{option}: {self.path} also compares {key[:-1]} {', '.join(map(str, missing))}; name all that it "
                     f"has and any that are new, or choose another --out"
+                )
+        for arm, before in content["changes"].items():
+            if before != now["changes"][arm]:
+                raise ConfigError(
+                    f"--set-arm {arm}: {self.path} has {', '.join(before) or 'no change'} for this arm; use the same, "
+                    f"or compare it as a variant ({arm.partition('@')[0]}@NAME)"
                 )
         for name, digest in content["files"].items():
             check_digest(self.path / name, digest, _RESTORE)

@@ -34,6 +34,47 @@ def test_what_is_no_arm(text: str, complaint: str) -> None:
     assert complaint in str(error.value)
 
 
+def test_an_arm_may_have_settings_of_its_own_and_variants() -> None:
+    changes = ["fedprox@strong:strategy.proximal_mu=0.5", "scaffold:training.optimizer=sgd"]
+    plain, strong, scaffold = parse_arms("fedprox,fedprox@strong,scaffold", changes)
+    made = {arm.name: configuration(arm, federation(), 4, 8) for arm in (plain, strong, scaffold)}
+    assert [made[name].strategy.proximal_mu for name in ("fedprox", "fedprox@strong")] == [0.01, 0.5]
+    assert made["fedprox@strong"].strategy.name == "fedprox"
+    assert (made["scaffold"].training.optimizer, made["fedprox"].training.optimizer) == ("sgd", "adamw")
+    assert {config.training.local_steps for config in made.values()} == {10}
+    assert "strategy.proximal_mu=0.5" in strong.meaning
+    with pytest.raises(ConfigError, match=r"--arms scaffold: .* needs training\.optimizer sgd"):
+        configuration(ARMS["scaffold"], federation(), 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("arms", "change", "complaint"),
+    [
+        ("fedavg@", None, "write letters, digits, dots and underscores after the @"),
+        ("fedavg@a-b", None, "write letters, digits, dots and underscores after the @"),
+        ("fedavg@b", None, "--arms fedavg@b: differs in nothing"),
+        ("fedagv@b", None, "is no arm; did you mean fedavg?"),
+        ("fedavg", "fedprox:strategy.proximal_mu=1", "fedprox is not among --arms"),
+        ("fedavg", "fedavg", "write it as ARM:KEY.PATH=VALUE"),
+        ("fedavg", "training.optimizer=sgd", "write it as ARM:KEY.PATH=VALUE"),
+        ("fedavg", "fedavg:training.local_steps=9", "training.local_steps must be equal in all arms"),
+        ("fedavg", "fedavg:model.channels=[8, 16]", "model.channels must be equal in all arms"),
+        ("fedavg", "fedavg:training=null", "training must be equal in all arms"),
+        ("fedavg", "fedavg:strategy.name=fedprox", "strategy.name must be equal in all arms"),
+    ],
+)
+def test_what_is_no_variant(arms: str, change: str | None, complaint: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_arms(arms, [change] if change else [])
+    assert complaint in str(error.value)
+
+
+def test_a_wrong_setting_of_an_arm_is_refused_with_its_key() -> None:
+    (arm,) = parse_arms("fedprox", ["fedprox:strategy.proximal_mu=-1"])
+    with pytest.raises(ConfigError, match=r"--arms fedprox: .*proximal_mu"):
+        configuration(arm, federation(), 4, 8)
+
+
 def test_seeds_follow_the_files() -> None:
     assert seeds_from(federation(), 3) == (7, 8, 9)
     for count in (0, -1):
