@@ -145,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     data = Path(os.environ.get("FEDVOX_TEST_DATA", REPOSITORY.parent / "shared" / "data")) / "Task04_Hippocampus"
     parser.add_argument("dataset", type=Path, nargs="?", default=data)
-    parser.add_argument("--arms", type=lambda text: text.split(","), default=["fedavg", "momentum", "pooled"])
+    parser.add_argument("--arms", type=lambda text: text.split(","), default=["fedavg", "epochs-momentum", "pooled"])
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[1, 2])
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--steps", type=int, default=25, help="local steps")
