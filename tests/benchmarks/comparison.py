@@ -1,9 +1,9 @@
 """``fedvox-server compare`` on the real hippocampus scans: three natural sites, or a hard split.
 
 ``python -m tests.benchmarks.comparison [--split natural|hard] [--arms ...] [--seeds N] [--out DIR] [--data DATASET]
-[--set KEY=VALUE ...]``. The hard split has four sites: a Dirichlet draw of 0.1 over the labelled volume, and another
-scanner each. With ``--out`` it continues what is there. Last line: the best federated arm, its mean Dice, its share of
-pooled training's (mean of sites), and its margin over FedAvg, each with its 95 % interval over patients.
+[--set KEY=VALUE ...] [--set-arm ARM:KEY=VALUE ...]``. The hard split has four sites: a Dirichlet draw of 0.1 over the
+labelled volume, and another scanner each. With ``--out`` it continues what is there. Last line: the best federated arm,
+its mean Dice, its share of pooled training's (mean of sites), and its margin over FedAvg, each with its 95 % interval.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--data", type=Path, default=data / "Task04_Hippocampus")
     parser.add_argument("--set", action="append", default=[])
+    parser.add_argument("--set-arm", action="append", default=[])
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         show(options.split, compare(options, options.out or Path(folder) / "comparison"))
@@ -45,7 +46,9 @@ def compare(options: argparse.Namespace, out: Path) -> Mapping[str, Any]:
     file, changes = SPLITS[options.split]
     command = [sys.executable, "-m", "server.cli", "compare", REPOSITORY / "deploy" / "examples" / file]
     command += ["--data", options.data, "--arms", options.arms, "--seeds", options.seeds, "--out", out, *changes]
-    subprocess.run([*map(str, command), *(f"--set={change}" for change in options.set)], check=True)
+    command += [f"--set={change}" for change in options.set]
+    command += [f"--set-arm={change}" for change in options.set_arm]
+    subprocess.run([*map(str, command)], check=True)
     results: dict[str, Any] = json.loads((out / "results.json").read_text(encoding="utf-8"))
     return results
 
