@@ -161,7 +161,7 @@ def seeds_from(config: FederationConfig, count: int) -> tuple[int, ...]:
     return tuple(range(config.seed, config.seed + count))
 
 
-def configuration(arm: Arm, config: FederationConfig, sites: int, seed: int) -> FederationConfig:
+def configuration(arm: Arm, config: FederationConfig, scans: Sequence[int], seed: int) -> FederationConfig:
     """Return the federation file of one run of an arm.
 
     Parameters
@@ -170,8 +170,8 @@ def configuration(arm: Arm, config: FederationConfig, sites: int, seed: int) -> 
         The arm.
     config
         The federation that is compared.
-    sites
-        Number of its sites.
+    scans
+        Number of training scans at each of its sites.
     seed
         Of initial weights and patches.
 
@@ -180,15 +180,18 @@ def configuration(arm: Arm, config: FederationConfig, sites: int, seed: int) -> 
     ConfigError
         The federation cannot run the arm.
     """
-    if config.training.local_epochs is not None:
+    training = config.training
+    if arm.all_steps:
+        steps = sum(training.steps_of(count) for count in scans)
+        training = training.model_copy(update={"local_steps": steps, "local_epochs": None})
+    elif arm.data == "pooled" and training.local_epochs is not None:
         raise ConfigError(
-            "training.local_epochs: the arms of a comparison make the same number of steps; write local_steps instead"
+            f"--arms {arm.name}: sites make different numbers of steps (training.local_epochs); remove it"
         )
-    steps = config.training.local_steps * (sites if arm.all_steps else 1)
     changes: dict[str, Any] = {
         "personal": _personal(arm, config),
         "seed": seed,
-        "training": config.training.model_copy(update={"local_steps": steps}),
+        "training": training,
         "strategy": _strategy(arm, config.strategy),
     }
     if config.simulation is not None:
@@ -197,7 +200,7 @@ def configuration(arm: Arm, config: FederationConfig, sites: int, seed: int) -> 
     try:
         changed = _with_changes(config.model_copy(update=changes), arm.changes)
         if arm.data == "sites":
-            make_strategy(changed, sites)
+            make_strategy(changed, len(scans))
     except ConfigError as error:
         raise ConfigError(f"--arms {arm.name}: {error}") from None
     return changed
@@ -228,18 +231,25 @@ def _with_changes(config: FederationConfig, changes: Sequence[str]) -> Federatio
         raise ConfigError(describe_validation_error(error, FederationConfig, ", ".join(changes))) from None
 
 
-def check_configuration(config: FederationConfig, arms: Sequence[Arm], sites: Sequence[str]) -> None:
+def check_configuration(config: FederationConfig, arms: Sequence[Arm], scans: Mapping[str, int]) -> None:
     """Check, before anything is trained, that a federation of these sites can run every arm.
+
+    Parameters
+    ----------
+    config, arms
+        The federation and the arms.
+    scans
+        Site -> number of its training scans.
 
     Raises
     ------
     ConfigError
         It cannot.
     """
-    if len(sites) < 2:
-        raise ConfigError(f"simulation.partition: gives one site ({sites[0]}); a comparison needs at least 2")
+    if len(scans) < 2:
+        raise ConfigError(f"simulation.partition: gives one site ({', '.join(scans)}); a comparison needs at least 2")
     for arm in arms:
-        configuration(arm, config, len(sites), config.seed)
+        configuration(arm, config, list(scans.values()), config.seed)
 
 
 def _strategy(arm: Arm, written: StrategyConfig) -> StrategyConfig:

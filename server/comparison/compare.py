@@ -90,7 +90,8 @@ def _prepare(
     if not folder.begun:
         plan_and_partition(config, dataset, files, options.cache, emit)
     partition = read_partition(folder.path / PARTITION_FILE)
-    check_configuration(config, question.arms, list(partition.sites))
+    scans = {name: len(site.train) for name, site in partition.sites.items()}
+    check_configuration(config, question.arms, scans)
     owners = {case.name: case.owner for case in dataset.cases}
     return Setting(config, files.plan(), partition, owners, replace(options, data=data))
 

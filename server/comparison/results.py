@@ -48,6 +48,7 @@ def results_of(
     known = {arm: found for arm, found in by_arm.items() if found}
     own = {arm.name: own_scores(found, "dice") for arm, found in known.items()}
     federated = [arm.name for arm in known if arm.data == "sites"]
+    site_steps = _site_steps(setting)
     return {
         "name": setting.config.name,
         "description": setting.config.description,
@@ -56,7 +57,8 @@ def results_of(
         "sites": {name: setting.partition.sites[name].differs for name in sites},
         "labels": {str(label): name for label, name in setting.plan.labels.items()},
         "rounds": setting.config.rounds,
-        "local_steps": setting.config.training.local_steps,
+        "local_steps": max(site_steps),
+        "steps_differ": len(set(site_steps)) > 1,
         "seeds": list(question.seeds),
         "reference": REFERENCE,
         "arms": [
@@ -95,9 +97,14 @@ def _json(interval: Interval | None) -> dict[str, Any] | None:
 
 
 def _steps(arm: Arm, setting: Setting) -> int:
-    """Return the gradient steps of one model at one site."""
-    sites = len(setting.partition.sites) if arm.all_steps else 1
-    return setting.config.rounds * setting.config.training.local_steps * sites
+    """Return the gradient steps of one model at one site; the most if sites make different numbers."""
+    steps = _site_steps(setting)
+    return setting.config.rounds * (sum(steps) if arm.all_steps else max(steps))
+
+
+def _site_steps(setting: Setting) -> list[int]:
+    """Return the steps per round of every site in the federation."""
+    return [setting.config.training.steps_of(len(site.train)) for site in setting.partition.sites.values()]
 
 
 def _arm_row(

@@ -85,7 +85,8 @@ class ModelRun:
 def runs_of(setting: Setting, arm: Arm, seed: int) -> list[ModelRun]:
     """Return the runs of an arm with a seed."""
     partition = setting.fold(seed)
-    config = configuration(arm, setting.config, len(partition.sites), seed)
+    scans = [len(site.train) for site in partition.sites.values()]
+    config = configuration(arm, setting.config, scans, seed)
     folder = setting.options.out / RUNS / f"seed-{seed}"
     if arm.data != "alone":
         arranged = Arranged(setting.plan, partition, pooled=arm.data == "pooled")

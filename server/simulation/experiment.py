@@ -250,11 +250,11 @@ class _Experiment:
         """Train with all data in one site, for as many steps per round as all sites take together."""
         pooled_folder = self._folder.path / "pooled"
         training = self._config.training
-        steps = training.local_steps * len(self._sites.names)
+        steps = sum(training.steps_of(len(site.train)) for site in self._sites.partition.sites.values())
         # One site's update is the next model: there is nothing to weigh, to wait for, or to protect from.
         ours = self._config.strategy
         strategy = StrategyConfig(max_failed_rounds=ours.max_failed_rounds, average_rounds=ours.average_rounds)
-        pooled_training = training.model_copy(update={"local_steps": steps})
+        pooled_training = training.model_copy(update={"local_steps": steps, "local_epochs": None})
         changes = {"training": pooled_training, "strategy": strategy, "personal": None}
         config = self._config.model_copy(update=changes)
         folder = RunFolder(pooled_folder)
