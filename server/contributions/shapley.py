@@ -62,18 +62,19 @@ def sampled_shares(
     orders
         How many orders to draw, at least 2.
     tolerance
-        An order ends once its players reach all but this much of what everybody reaches. The rest is shared equally
-        among those who would have come later, so that the values still add up.
+        An order ends once half of the players or more reach all but this much of what everybody reaches. The rest is
+        shared equally among those who would have come later, so that the values still add up. Not before: where all
+        reach nothing together, some may still undo what others add.
     rng
         Draws the orders.
     """
-    whole = worth(frozenset(players))
+    whole, least = worth(frozenset(players)), (len(players) + 1) // 2
     added = np.zeros((orders, len(players)))
     for order in range(orders):
         reached, before = worth(frozenset()), frozenset[str]()
         positions = [int(place) for place in rng.permutation(len(players))]
         for place, position in enumerate(positions):
-            if abs(whole - reached) <= tolerance:
+            if place >= least and abs(whole - reached) <= tolerance:
                 rest = positions[place:]
                 added[order, rest] = (whole - reached) / len(rest)
                 break

@@ -6,10 +6,11 @@ after another. Ray starts a worker that died anew and asks it again.
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,20 +156,28 @@ def share_of(sites: int, cpus: float | None, gpus: float | None) -> Share:
     at_once = min(sites, cores if cpus is None else max(1, int(cores / cpus)))
     return Share(
         cpus=float(max(1, cores // at_once)) if cpus is None else cpus,
-        gpus=min(1.0, have.get("GPU", 0.0) / at_once) if gpus is None else gpus,
+        gpus=equal_part(int(have.get("GPU", 0)), at_once) if gpus is None else gpus,
     )
 
 
+def equal_part(gpus: int, at_once: int) -> float:
+    """Return what each of so many workers gets of these GPUs: at most one, and a fraction that divides one evenly."""
+    return 1 / max(1, math.ceil(at_once / gpus)) if gpus else 0.0
+
+
 def places(share: Share) -> int:
-    """Return how many workers the cluster has room for; none of them is spread over machines."""
-    found = 0
-    for node in ray.nodes():  # type: ignore[no-untyped-call]  # -- Ray's
-        have = node["Resources"] if node["Alive"] else {}
-        room = [int(have.get("CPU", 0) / share.cpus + 1e-9)]
-        if share.gpus > 0:
-            room.append(int(have.get("GPU", 0) / share.gpus + 1e-9))
-        found += min(room)
-    return found
+    """Return how many workers the cluster has room for."""
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # -- Ray's
+    return sum(room_for(share, node["Resources"]) for node in nodes if node["Alive"])
+
+
+def room_for(share: Share, have: Mapping[str, float]) -> int:
+    """Return how many workers a machine has room for; a fraction of a GPU is never made of pieces of two."""
+    rooms = [int(have.get("CPU", 0) / share.cpus + 1e-9)]
+    if share.gpus > 0:
+        gpus = int(have.get("GPU", 0))
+        rooms.append(gpus * int(1 / share.gpus + 1e-9) if share.gpus < 1 else int(gpus / share.gpus))
+    return min(rooms)
 
 
 def start_workers(

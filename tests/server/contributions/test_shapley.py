@@ -53,6 +53,16 @@ def test_in_an_additive_game_everybody_gets_what_they_add() -> None:
     assert max(sampled_shares(PLAYERS, additive, 9, 0, np.random.default_rng(0)).errors.values()) < 1e-12
 
 
+def test_who_undoes_what_others_add_is_seen_although_all_together_gain_nothing() -> None:
+    def worth(group: frozenset[str]) -> float:
+        return 0.05 * ("a" in group) - 0.05 * ("e" in group)
+
+    found = sampled("abcde", worth, 200, 0.002)
+    assert found["a"] > 0.03
+    assert found["e"] < -0.03
+    assert max(abs(found[name]) for name in "bcd") < 0.02
+
+
 def test_a_game_of_textbooks() -> None:
     assert dict(exact_shares("abc", gloves).values) == pytest.approx({"a": 2 / 3, "b": 1 / 6, "c": 1 / 6})
     assert losses_without("abc", gloves) == {"a": 1.0, "b": 0.0, "c": 0.0}
@@ -93,15 +103,27 @@ def test_players_who_add_the_same_get_the_same() -> None:
     assert values["c"] == pytest.approx(values["a"] + 2)
 
 
-def test_an_order_ends_once_the_rest_adds_next_to_nothing() -> None:
-    """Any three of twelve players reach everything; no larger group is asked for."""
+def test_half_of_the_players_come_even_if_fewer_reach_everything() -> None:
     players = [f"p{index:02}" for index in range(12)]
     asked: set[frozenset[str]] = set()
 
     def worth(group: frozenset[str]) -> float:
         asked.add(group)
-        return min(1.0, len(group) / 3)
+        return min(1.0, float(len(group)))
+
+    sampled(players, worth, 5, 0.01)
+    assert max(map(len, asked - {frozenset(players)})) == 6
+
+
+def test_an_order_ends_once_the_rest_adds_next_to_nothing() -> None:
+    """Any seven of twelve players reach everything; no larger group is asked for."""
+    players = [f"p{index:02}" for index in range(12)]
+    asked: set[frozenset[str]] = set()
+
+    def worth(group: frozenset[str]) -> float:
+        asked.add(group)
+        return min(1.0, len(group) / 7)
 
     values = sampled(players, worth, 40, 0.01)
-    assert max(map(len, asked - {frozenset(players)})) == 3
+    assert max(map(len, asked - {frozenset(players)})) == 7
     assert values == pytest.approx(dict.fromkeys(players, 1 / 12), abs=0.1)

@@ -38,6 +38,20 @@ def test_workers_get_as_much_to_do_as_each_other(
     assert workers.divide(sizes, count) == expected
 
 
+@pytest.mark.parametrize(("gpus", "at_once", "part"), [(0, 4, 0.0), (1, 1, 1.0), (4, 2, 1.0), (2, 3, 0.5), (4, 6, 0.5)])
+def test_gpus_are_divided_so_that_everybody_fits(workers: Any, gpus: int, at_once: int, part: float) -> None:
+    assert workers.equal_part(gpus, at_once) == part
+    machine = {"CPU": 16.0, "GPU": float(gpus)}
+    assert workers.room_for(workers.Share(1.0, part), machine) >= at_once
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "room"), [(1.0, 0.0, 8), (3.0, 0.0, 2), (0.1, 0.4, 4), (1.0, 0.3, 6), (1.0, 2.0, 1), (1.0, 3.0, 0)]
+)
+def test_no_worker_gets_pieces_of_two_gpus(workers: Any, cpus: float, gpus: float, room: int) -> None:
+    assert workers.room_for(workers.Share(cpus, gpus), {"CPU": 8.0, "GPU": 2.0}) == room
+
+
 @pytest.mark.parametrize(
     ("missing", "complaint"),
     [("data", "absent; put --data"), ("weights", "put --out"), ("version", "and the server 0.0"), ("nothing", None)],
