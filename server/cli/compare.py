@@ -76,6 +76,7 @@ def _compare(options: argparse.Namespace) -> int:
     for row in results["against_alone"]:
         if row["worse"]:
             shown = "worse than alone" if row["clearly_worse"] else "worse than alone on average"
-            show(f"{row['arm']} at {row['site']}: {shown}, by {-row['difference']['value']:.3f}")
+            doubt = "; too few patients to tell" if row["too_few"] else ""
+            show(f"{row['arm']} at {row['site']}: {shown}, by {-row['difference']['value']:.3f}{doubt}")
     show(f"report: {report}")
     return 0 if complete else 1

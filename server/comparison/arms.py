@@ -1,7 +1,7 @@
 """The arms of a comparison: what each of them trains, on whose data, and for how many gradient steps.
 
-Equal in all arms are the data, the plan, the split of every site's patients, the batch, the optimizer and the schedule
-of the learning rate, which decays over all steps of a model.
+Equal in all arms are the data, the plan, the split of every site's patients and the batch; but for an arm's own
+settings also the optimizer and the schedule of the learning rate, which decays over all steps of a model.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from common.config.algorithms import COUNT_SITES_ALIKE, OPTIONS
-from common.config.federation import FederationConfig, apply_override
+from common.config.algorithms import COUNT_SITES_ALIKE, NEED_SGD, OPTIONS
+from common.config.federation import FederationConfig, TrainingConfig, apply_override
 from common.config.personal import Method, PersonalConfig, check_personal
 from common.config.strategy import StrategyConfig
 from common.config.yaml_file import parse_yaml
@@ -30,8 +30,9 @@ ALONE = "local"
 """The arm that says what a site reaches by itself."""
 POOLED = "pooled"
 _VARIANT = re.compile(r"[A-Za-z0-9._]{1,40}")
-_EQUAL = ("strategy.name", "training.local_steps", "training.local_epochs", "training.memory_gb")
-"""Keys that no arm may change: its algorithm is its name, and steps and plan are those of all arms."""
+_STEPS = ("training.local_steps", "training.local_epochs", "training.batch_size")
+_EQUAL = ("strategy.name", *_STEPS, "training.memory_gb")
+"""Keys that no arm may change: its algorithm is its name, and steps, batch and plan are those of all arms."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,18 @@ def configuration(arm: Arm, config: FederationConfig, scans: Sequence[int], seed
         raise ConfigError(
             f"--arms {arm.name}: sites make different numbers of steps (training.local_epochs); remove it"
         )
+    changed = _changed(arm, config, training, seed)
+    if arm.data == "sites":
+        try:
+            make_strategy(changed, len(scans))
+        except ConfigError as error:
+            raise ConfigError(f"--arms {arm.name}: {error}") from None
+    return changed
+
+
+def _changed(arm: Arm, config: FederationConfig, training: TrainingConfig, seed: int) -> FederationConfig:
+    """Return the federation file of a run, with all that does not depend on the sites checked."""
+    _check_optimizer(arm, config)
     changes: dict[str, Any] = {
         "personal": _personal(arm, config),
         "seed": seed,
@@ -199,11 +212,20 @@ def configuration(arm: Arm, config: FederationConfig, scans: Sequence[int], seed
         changes["simulation"] = config.simulation.model_copy(update={"pooled": False, "keep_updates_gb": kept})
     try:
         changed = _with_changes(config.model_copy(update=changes), arm.changes)
-        if arm.data == "sites":
-            make_strategy(changed, len(scans))
-    except ConfigError as error:
+        changed.check_combination()
+    except (ConfigError, ValueError) as error:
         raise ConfigError(f"--arms {arm.name}: {error}") from None
     return changed
+
+
+def _check_optimizer(arm: Arm, config: FederationConfig) -> None:
+    chosen = config.training.optimizer == "sgd" or any(item.startswith("training.optimizer=") for item in arm.changes)
+    if arm.base in NEED_SGD and not chosen:
+        key = f"--set-arm {arm.name}:training"
+        raise ConfigError(
+            f"--arms {arm.name}: strategy.name {arm.base} needs training.optimizer sgd, which needs a learning rate of "
+            f"its own; add {key}.optimizer=sgd {key}.learning_rate=0.05, or another rate"
+        )
 
 
 def _personal(arm: Arm, config: FederationConfig) -> PersonalConfig | None:
@@ -229,6 +251,18 @@ def _with_changes(config: FederationConfig, changes: Sequence[str]) -> Federatio
         return FederationConfig.model_validate(content)
     except ValidationError as error:
         raise ConfigError(describe_validation_error(error, FederationConfig, ", ".join(changes))) from None
+
+
+def check_settings(config: FederationConfig, arms: Sequence[Arm]) -> None:
+    """Check, before any scan is read, what every arm changes.
+
+    Raises
+    ------
+    ConfigError
+        An arm's settings do not exist or do not go together.
+    """
+    for arm in arms:
+        _changed(arm, config, config.training, config.seed)
 
 
 def check_configuration(config: FederationConfig, arms: Sequence[Arm], scans: Mapping[str, int]) -> None:

@@ -11,11 +11,11 @@ from common.errors import ConfigError, FedvoxError, OutputError
 from common.privacy.calibration import check_epsilon
 from common.system.devices import choose_device
 from common.system.files import write_atomically
-from server.comparison.arms import Arm, check_configuration
+from server.comparison.arms import Arm, check_configuration, check_settings
 from server.comparison.folder import ComparisonFolder, Question, open_comparison
 from server.comparison.report import write_comparison_report
 from server.comparison.results import RESULTS_FILE, results_of
-from server.comparison.runs import ModelRun, Setting, finish, runs_of, scores_of_run
+from server.comparison.runs import ModelRun, Setting, add_contributions, finish, runs_of, scores_of_run
 from server.comparison.scores import scores_table
 from server.progress.events import EventSink, Notice
 from server.run_store.folder import PARTITION_FILE, RunFolder
@@ -58,7 +58,7 @@ def compare(
     KeyboardInterrupt
         If the user stops the comparison. Finished rounds stay, with a report.
     """
-    _check(config, options)
+    _check(config, arms, options)
     question = Question(config, tuple(arms), tuple(seeds))
     with open_comparison(options.out, question) as folder:
         setting = _prepare(config, question, folder, options, emit)
@@ -66,13 +66,14 @@ def compare(
         return _run_all(setting, question, emit)
 
 
-def _check(config: FederationConfig, options: SimulationOptions) -> None:
+def _check(config: FederationConfig, arms: Sequence[Arm], options: SimulationOptions) -> None:
     if config.simulation is None:
         raise ConfigError("simulation: is missing; a comparison needs simulation.partition (see deploy/examples)")
     if config.early_stop is not None:
         raise ConfigError(
             "early_stop: arms would make different numbers of gradient steps; remove it, or add --set early_stop=null"
         )
+    check_settings(config, arms)
     if (options.engine or config.simulation.engine) == "ray":
         require_ray()
     if config.privacy is not None and config.privacy.sample_rate < 1:
@@ -101,18 +102,19 @@ def _run_all(setting: Setting, question: Question, emit: EventSink) -> tuple[Pat
     problems: dict[str, str] = {}
     try:
         for number, run in enumerate(runs, start=1):
-            if scores_of_run(run) is not None:
-                emit(Notice(f"{run.name} ({number} of {len(runs)}): is there already"))
-                continue
-            emit(Notice(f"{run.name} ({number} of {len(runs)})"))
+            there = scores_of_run(run) is not None
+            emit(Notice(f"{run.name} ({number} of {len(runs)}){': is there already' if there else ''}"))
             try:
-                finish(setting, run, emit)
+                if not there:
+                    finish(setting, run, emit)
+                add_contributions(setting, run, emit)
             except (ConfigError, OutputError):
                 raise
             except FedvoxError as error:
                 problems[run.name] = str(error)
                 emit(Notice(f"{run.name} failed: {error}"))
-            _write(setting, question, runs, problems)
+            if number < len(runs) and runs[number].seed != run.seed:
+                _write(setting, question, runs, problems)
     finally:
         report = _write(setting, question, runs, problems)
     return report, not problems

@@ -47,6 +47,7 @@ def render_comparison(results: Mapping[str, Any], out: Path) -> str:
             for row in results["against_alone"]
         ],
         alone_plot=_alone_plot(results, sites),
+        plotted_sites=min(len(sites), MOST_SITE_PANELS),
         contributed=[
             row
             | {key: fixed(row[key], 4, signed=True) for key in ("shapley", "without")}
@@ -91,8 +92,9 @@ def _cards(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     cards = []
     if best is not None:
         dice = _text(best["dice"], 3)
+        over = "" if results["finished"] else ", over the patients and seeds that all federated arms have"
         cards.append(
-            ("Best federated arm", best["arm"], f"mean Dice {dice['value']} ({dice['range'] or 'no interval'})")
+            ("Best federated arm", best["arm"], f"mean Dice {dice['value']} ({dice['range'] or 'no interval'}){over}")
         )
         if "margin" in best:
             margin = _signed(best["margin"])
@@ -118,35 +120,54 @@ def _arm_row(row: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, An
     against = next((found for found in results["against_reference"] if found["arm"] == row["arm"]), None)
     return {
         "arm": row["arm"],
+        "name": _name(row),
+        "runs": "" if row["runs_done"] == row["runs"] else f"{row['runs_done']} of {counted(row['runs'], 'run')}",
+        "patients": row["dice"]["patients"] if row["dice"] else 0,
+        "seeds": len(row["seeds"]),
         "meaning": row["meaning"],
         "steps": row["steps"],
         "cells": [_text(row[column], digits) for column, (_, _, digits) in _COLUMNS.items()],
         "of_sites": _text(row["dice_of_sites"], 3),
         "labels": [_text(row["labels"][name], 3) for name in results["labels"].values()],
-        "sd": NOTHING if row["sd_over_seeds"] is None else fixed(row["sd_over_seeds"], 3),
+        "sd": _sd_text(row),
         "undefined": row["undefined_distances"],
         "difference": _signed(against["difference"]) if against else None,
+        "difference_sd": _sd_text(against) if against else NOTHING,
         "p": _p_text(against["p"]) if against else NOTHING,
         "p_holm": _p_text(against["p_holm"]) if against else NOTHING,
     }
 
 
+def _name(row: Mapping[str, Any]) -> str:
+    """Return an arm's name, with a star if some of its runs are missing."""
+    return f"{row['arm']}{'' if row['runs_done'] == row['runs'] else ' *'}"
+
+
+def _sd_text(row: Mapping[str, Any]) -> str:
+    return NOTHING if row["sd_over_seeds"] is None else fixed(row["sd_over_seeds"], 3)
+
+
 def _matrix(results: Mapping[str, Any], column: str, sites: Sequence[str]) -> list[dict[str, Any]]:
-    """Return a row of cells for each model; the best value of each column is marked."""
+    """Return a row of cells for each model; of those with all runs, the best value of each column is marked."""
     digits = _COLUMNS[column][2]
     better = min if column == "hd95_mm" else max
     models = results["matrix"]
+    names = {row["arm"]: _name(row) for row in results["arms"]}
+    complete = [names[row["arm"]] == row["arm"] for row in models]
     cells = [[_text(row[column][site], digits) for site in [*sites, ""]] for row in models]
     best = []
     for texts in zip(*cells, strict=True):
-        values = [text["value"] for text in texts if text["value"] != NOTHING]
+        values = [text["value"] for text, all_runs in zip(texts, complete, strict=True) if all_runs]
+        values = [value for value in values if value != NOTHING]
         best.append(better(values, key=float) if values else None)
     return [
         {
-            "name": f"{row['arm']}, {row['model_site']}" if row["model_site"] else row["arm"],
-            "cells": [text | {"best": text["value"] == top} for text, top in zip(texts, best, strict=True)],
+            "name": f"{names[row['arm']]}, {row['model_site']}" if row["model_site"] else names[row["arm"]],
+            "cells": [
+                text | {"best": all_runs and text["value"] == top} for text, top in zip(texts, best, strict=True)
+            ],
         }
-        for row, texts in zip(models, cells, strict=True)
+        for row, texts, all_runs in zip(models, cells, complete, strict=True)
     ]
 
 
@@ -158,7 +179,7 @@ def _interval_row(interval: Mapping[str, Any] | None) -> tuple[float, float, flo
 
 
 def _arm_plot(results: Mapping[str, Any]) -> str | None:
-    names = [row["arm"] for row in results["arms"]]
+    names = [_name(row) for row in results["arms"]]
     if not names:
         return None
     pooled = next((row["dice"]["value"] for row in results["arms"] if row["arm"] == "pooled" and row["dice"]), None)

@@ -17,7 +17,7 @@ from server.comparison.folder import Question
 from server.comparison.patients import BySeed, own_scores, paired, patient_scores, pooled
 from server.comparison.runs import ModelRun, Setting
 from server.comparison.scores import METRICS, ModelScores
-from server.comparison.statistics import Interval, Values, bootstrap, holm, wilcoxon_p
+from server.comparison.statistics import FEWEST_TO_TELL, Interval, Values, bootstrap, holm, wilcoxon_p
 from server.run_store.damage import SUMMARY_FILE
 
 RESULTS_FILE = "results.json"
@@ -62,7 +62,7 @@ def results_of(
         "seeds": list(question.seeds),
         "reference": REFERENCE,
         "arms": [
-            _arm_row(arm, found, own, sites, setting.plan.labels) | {"steps": _steps(arm, setting)}
+            _arm_row(arm, found, own, sites, setting.plan.labels) | _made(arm, setting, runs)
             for arm, found in known.items()
         ],
         "against_reference": _against_reference(own, sites),
@@ -70,6 +70,8 @@ def results_of(
         "against_alone": _against_alone(own, federated, sites),
         "contributed": contributed([run for run, done in runs if done]),
         "best": _best(own, federated, sites),
+        "personal": [arm.name for arm in known if arm.personal is not None],
+        "settings_differ": any(arm.changes for arm in question.arms),
         "runs": [_run_row(setting, run, done, problems) for run, done in runs],
     }
 
@@ -96,6 +98,12 @@ def _json(interval: Interval | None) -> dict[str, Any] | None:
     return asdict(interval)
 
 
+def _made(arm: Arm, setting: Setting, runs: Sequence[tuple[ModelRun, bool]]) -> dict[str, Any]:
+    """Return the steps of an arm's models, and how many of its runs are done, and so on whose patients it is scored."""
+    own = [done for run, done in runs if run.arm == arm]
+    return {"steps": _steps(arm, setting), "runs_done": sum(own), "runs": len(own)}
+
+
 def _steps(arm: Arm, setting: Setting) -> int:
     """Return the gradient steps of one model at one site; the most if sites make different numbers."""
     steps = _site_steps(setting)
@@ -120,6 +128,7 @@ def _arm_row(
         name: _json(bootstrap(pooled(paired([own_scores(models, "dice", label)], sites)), _first))
         for label, name in labels.items()
     }
+    row["seeds"] = sorted({model.seed for model in models})
     row["sd_over_seeds"] = _sd_over_seeds(own[arm.name])
     row["undefined_distances"] = _undefined(models)
     return row
@@ -132,6 +141,17 @@ def _sd_over_seeds(scores: BySeed) -> float | None:
         for seed, value in values.items():
             by_seed.setdefault(seed, []).append(value)
     return stdev(mean(values) for values in by_seed.values()) if len(by_seed) > 1 else None
+
+
+def _differences(scores: BySeed, reference: BySeed) -> BySeed:
+    """Return each patient's difference from the reference, in the seeds in which both have scored them."""
+    return {
+        patient: {
+            seed: value - reference[patient][seed] for seed, value in values.items() if seed in reference[patient]
+        }
+        for patient, values in scores.items()
+        if patient in reference
+    }
 
 
 def _undefined(models: Sequence[ModelScores]) -> int:
@@ -156,6 +176,7 @@ def _against_reference(own: Mapping[str, BySeed], sites: Sequence[str]) -> list[
         {
             "arm": arm,
             "difference": _json(bootstrap(groups, _difference)),
+            "sd_over_seeds": _sd_over_seeds(_differences(own[arm], own[REFERENCE])),
             "p": p_values[arm],
             "p_holm": corrected[arm],
         }
@@ -188,21 +209,27 @@ def _against_alone(own: Mapping[str, BySeed], federated: Sequence[str], sites: S
         for site, group in zip(sites, groups, strict=True):
             found = bootstrap([group], _difference)
             if found is not None:
-                worse = found.value < 0
-                clearly = worse and found.high is not None and found.high < 0
-                rows.append(
-                    {"arm": arm, "site": site, "difference": _json(found), "worse": worse, "clearly_worse": clearly}
-                )
+                too_few = found.patients < FEWEST_TO_TELL
+                row: dict[str, Any] = {"arm": arm, "site": site, "difference": _json(found), "too_few": too_few}
+                row["worse"] = found.value < 0
+                row["clearly_worse"] = not too_few and found.high is not None and found.high < 0
+                rows.append(row)
     return rows
 
 
 def _best(own: Mapping[str, BySeed], federated: Sequence[str], sites: Sequence[str]) -> dict[str, Any] | None:
-    """Compare the federated arm with the highest mean Dice with pooled training and with the reference."""
+    """Compare the best federated arm with pooled training and with the reference.
+
+    It is the one with the highest mean Dice over the patients and seeds that all federated arms have.
+    """
     if not federated:
         return None
-    means = {arm: bootstrap(pooled(paired([own[arm]], sites)), _first) for arm in federated}
-    best = max(federated, key=lambda arm: -1.0 if (found := means[arm]) is None else found.value)
-    row: dict[str, Any] = {"arm": best, "dice": _json(means[best])}
+    (common,) = pooled(paired([own[arm] for arm in federated], sites))
+    if not len(common):
+        return None
+    column = int(np.argmax(common.mean(axis=0)))
+    best = federated[column]
+    row: dict[str, Any] = {"arm": best, "dice": _json(bootstrap([common[:, column : column + 1]], _first))}
     if POOLED in own:
         groups = paired([own[best], own[POOLED]], sites)
         row["ratio_to_pooled"] = _json(bootstrap(pooled(groups), _ratio))

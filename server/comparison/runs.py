@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from torch.nn import Module
 
 from common.config.federation import FederationConfig, as_json
-from common.errors import FedvoxError
+from common.errors import DamagedFileError, FedvoxError
 from common.imaging.cache.case_cache import CachedCase
 from common.models.bundle import load_bundle
 from common.plan.plan import Plan
@@ -18,10 +19,10 @@ from server.comparison.arms import Arm, configuration
 from server.comparison.folder import RUNS
 from server.comparison.scores import ModelScores, Score, read_scores, scores_of, write_scores
 from server.contributions.valuation import MEANS, Sampling, contributions
-from server.progress.events import EventSink, Stage
+from server.progress.events import EventSink, Notice, Stage
 from server.release import validation
 from server.reporting.report import write_report
-from server.rounds.kept_updates import KEPT
+from server.rounds.kept_updates import kept_numbers
 from server.run_store.damage import SUMMARY_FILE
 from server.run_store.folder import RunFolder, RunState
 from server.run_store.record_reader import CONTRIBUTIONS_FILE
@@ -121,22 +122,40 @@ def finish(setting: Setting, run: ModelRun, emit: EventSink) -> None:
     state = _finished_state(folder, run)
     if state is None:
         raise FedvoxError(f"{run.folder}: the run did not finish; repeat the command")
-    _write_contributions(setting, run, emit)
     write_scores(run.folder, _model_of(state), _score(setting, run, folder, state, emit))
 
 
-def _write_contributions(setting: Setting, run: ModelRun, emit: EventSink) -> None:
-    """Write what each site contributed to a run's model, if the run kept updates from which that is known."""
+def add_contributions(setting: Setting, run: ModelRun, emit: EventSink) -> None:
+    """Write what each site contributed to a finished run's model, if it kept updates from which that is known.
+
+    What is there for the kept rounds stays. Damaged updates are told, and the run then has no contributions.
+    """
     config = run.config
-    if config.strategy.name not in MEANS or config.privacy is not None or not (run.folder / KEPT).is_dir():
+    if config.strategy.name not in MEANS or config.privacy is not None:
+        return
+    kept = kept_numbers(run.folder)
+    if not kept or _contributed_rounds(run.folder) == kept:
         return
 
     def progress(done: int, total: int) -> None:
         emit(Stage(f"contributions to {run.name}", done, total))
 
-    found = contributions(run.folder, _sites(setting, run).score, Sampling(), progress)
+    try:
+        found = contributions(run.folder, _sites(setting, run).score, Sampling(), progress)
+    except DamagedFileError as error:
+        emit(Notice(f"{run.name} has no contributions: {error}"))
+        return
     write_atomically(run.folder / CONTRIBUTIONS_FILE, as_json(found.as_dict()))
     write_report(run.folder)
+
+
+def _contributed_rounds(folder: Path) -> list[int] | None:
+    """Return the rounds of the contributions that are there; None if there are none over all validation scans."""
+    try:
+        found = json.loads((folder / CONTRIBUTIONS_FILE).read_bytes())
+        return None if found["patients"] is not None else list(found["rounds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def scores_of_run(run: ModelRun) -> ModelScores | None:

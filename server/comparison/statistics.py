@@ -15,6 +15,8 @@ RESAMPLES = 10_000
 _AT_ONCE = 2_000_000
 """Most values drawn in one piece, which bounds memory."""
 _SEED = 20_231
+FEWEST_TO_TELL = 6
+"""Paired patients below which even differences of one sign are no evidence: Wilcoxon's p is 0.06 at least."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Interval:
     Attributes
     ----------
     low, high
-        None with fewer than two patients.
+        None if a group has a single patient: its spread is unknown.
     patients
         How many there are.
     """
@@ -51,7 +53,7 @@ def bootstrap(groups: Sequence[Values], statistic: Callable[[Values], Values]) -
     if not patients:
         return None
     value = float(statistic(np.mean([group.mean(axis=0) for group in filled], axis=0)))
-    if patients < 2:
+    if min(map(len, filled)) < 2:
         return Interval(value, None, None, patients)
     # The same draws for every statistic of the same groups: intervals of arms differ by their scores alone.
     rng = np.random.default_rng(_SEED)

@@ -115,6 +115,11 @@ def keep_round(run: Path, number: int, model: Vector, updates: Updates) -> None:
         (temporary / _ABOUT).write_text(json.dumps({"size": model.size, "weights": weights}), encoding="utf-8")
 
 
+def kept_numbers(run: Path) -> list[int]:
+    """Return the rounds whose updates a run kept, in order, without a look at these."""
+    return [int(folder.name.removeprefix("round_")) for folder in _folders(run)]
+
+
 def _vectors(window: Window) -> tuple[int, dict[str, Vector]]:
     return window.where.start, {site: update for site, (update, *_) in window.updates()}
 
@@ -127,7 +132,7 @@ def kept_rounds(run: Path) -> Iterator[KeptRound]:
     DamagedFileError
         A file is missing or damaged.
     """
-    for folder in sorted((run / KEPT).glob("round_*")):
+    for folder in _folders(run):
         try:
             about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
             weights = {str(site): float(weight) for site, weight in about["weights"].items()}
@@ -137,6 +142,10 @@ def kept_rounds(run: Path) -> Iterator[KeptRound]:
         rows = [row.astype(np.float32, copy=False) for row in vectors]
         number = int(folder.name.removeprefix("round_"))
         yield KeptRound(number, rows[0], dict(zip(weights, rows[1:], strict=True)), weights)
+
+
+def _folders(run: Path) -> list[Path]:
+    return sorted((run / KEPT).glob("round_*"))
 
 
 def _folder(run: Path, number: int) -> Path:

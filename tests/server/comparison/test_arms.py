@@ -6,7 +6,7 @@ import pytest
 
 from common.config.federation import FederationConfig
 from common.errors import ConfigError
-from server.comparison.arms import ARMS, check_configuration, configuration, parse_arms, seeds_from
+from server.comparison.arms import ARMS, check_configuration, check_settings, configuration, parse_arms, seeds_from
 from tests import tiny
 
 SCANS = [8, 8, 8, 8]
@@ -60,6 +60,7 @@ def test_an_arm_may_have_settings_of_its_own_and_variants() -> None:
         ("fedavg", "fedavg", "write it as ARM:KEY.PATH=VALUE"),
         ("fedavg", "training.optimizer=sgd", "write it as ARM:KEY.PATH=VALUE"),
         ("fedavg", "fedavg:training.local_steps=9", "training.local_steps must be equal in all arms"),
+        ("fedavg", "fedavg:training.batch_size=4", "training.batch_size must be equal in all arms"),
         ("fedavg", "fedavg:model.channels=[8, 16]", "model.channels must be equal in all arms"),
         ("fedavg", "fedavg:training=null", "training must be equal in all arms"),
         ("fedavg", "fedavg:strategy.name=fedprox", "strategy.name must be equal in all arms"),
@@ -75,6 +76,17 @@ def test_a_wrong_setting_of_an_arm_is_refused_with_its_key() -> None:
     (arm,) = parse_arms("fedprox", ["fedprox:strategy.proximal_mu=-1"])
     with pytest.raises(ConfigError, match=r"--arms fedprox: .*proximal_mu"):
         configuration(arm, federation(), SCANS, 8)
+
+
+@pytest.mark.parametrize("name", ["scaffold", "fednova@other"])
+def test_an_arm_that_needs_sgd_says_how_to_give_it_that(name: str) -> None:
+    """What it says to add is enough."""
+    other = [f"{name}:training.weight_decay=0"]
+    with pytest.raises(ConfigError, match=r"needs training\.optimizer sgd") as error:
+        check_settings(federation(), parse_arms(name, other))
+    added = [word.rstrip(",") for word in str(error.value).split() if word.startswith(f"{name}:training")]
+    assert added == [f"{name}:training.optimizer=sgd", f"{name}:training.learning_rate=0.05"]
+    check_settings(federation(), parse_arms(name, [*other, *added]))
 
 
 def test_seeds_follow_the_files() -> None:

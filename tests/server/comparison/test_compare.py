@@ -191,6 +191,21 @@ def test_a_folder_of_something_else_is_left_alone(copied: Path, capsys: pytest.C
     assert [path.name for path in (copied / "out").iterdir()] == ["plan.json"]
 
 
+@pytest.mark.parametrize(
+    ("arms", "more", "complaint"),
+    [
+        ("fedavg,scaffold", [], "--set-arm scaffold:training.optimizer=sgd"),
+        ("fedavg", ["--set-arm", "fedavg:training.optimiser=sgd"], "--arms fedavg: training.optimiser"),
+    ],
+)
+def test_settings_of_arms_are_refused_before_data_are_looked_for(
+    tmp_path: Path, arms: str, more: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "federation.yaml").write_text(FEDERATION, encoding="utf-8")
+    assert command(tmp_path, "--data", str(tmp_path / "nowhere"), *more, arms=arms) == 2
+    assert complaint in capsys.readouterr().err
+
+
 def test_a_refused_start_leaves_nothing(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("out", "data"):
         shutil.rmtree(copied / name)

@@ -8,6 +8,7 @@ from statistics import mean, stdev
 
 import pytest
 
+from server.comparison.scores import SCORES_FILE
 from server.run_store.record_reader import CONTRIBUTIONS_FILE
 from tests.server.comparison.test_compare import FEDERATION, SITES, command, results
 from tests.server.reporting.test_report import Page
@@ -28,3 +29,24 @@ def test_contributions_are_the_means_of_those_of_the_seeds(tmp_path: Path) -> No
         assert row["shapley"] == pytest.approx(mean(values)) and row["sd_over_seeds"] == pytest.approx(stdev(values))
     page = Page(tmp_path / "out/report.html")
     assert page.open == [] and "What each site contributed" in page.words
+
+
+def test_contributions_that_are_there_stay_and_damaged_updates_take_no_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "federation.yaml").write_text(FEDERATION + "  keep_updates_gb: 0.1\n", encoding="utf-8")
+    assert command(tmp_path, arms="fedavg", seeds=2) == 0
+    kept, damaged = (tmp_path / f"out/runs/seed-{seed}/fedavg" for seed in (1, 2))
+    before, dice = (kept / CONTRIBUTIONS_FILE).stat().st_mtime_ns, results(tmp_path)["arms"][0]["dice"]
+    for name in (CONTRIBUTIONS_FILE, SCORES_FILE):
+        (damaged / name).unlink()
+    (vectors,) = damaged.glob("kept_updates/*/vectors.f32")
+    vectors.write_bytes(b"")
+    capsys.readouterr()
+    assert command(tmp_path, arms="fedavg", seeds=2) == 0
+    assert "fedavg, seed 2 has no contributions: " in capsys.readouterr().err
+    assert results(tmp_path)["arms"][0]["dice"] == dice
+    assert (kept / CONTRIBUTIONS_FILE).stat().st_mtime_ns == before
+    (kept / CONTRIBUTIONS_FILE).unlink()
+    assert command(tmp_path, arms="fedavg", seeds=2) == 0
+    assert (kept / CONTRIBUTIONS_FILE).exists()

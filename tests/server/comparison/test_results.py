@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import numpy as np
@@ -51,7 +53,15 @@ def compared(tmp_path: Path) -> dict[str, Any]:
     return compare(tmp_path)
 
 
-def compare(out: Path, arms: str = ARMS, seeds: tuple[int, ...] = (0, 1), noise: float = 0.0) -> dict[str, Any]:
+def compare(
+    out: Path,
+    arms: str = ARMS,
+    seeds: tuple[int, ...] = (0, 1),
+    noise: float = 0.0,
+    patients: dict[int, set[int]] | None = None,
+    missing: tuple[tuple[str, int], ...] = (),
+) -> dict[str, Any]:
+    """Compare; ``patients`` are those that validate with a seed (all), and arm and seed of runs may be ``missing``."""
     config = tiny.federation(rounds=4, training={"local_steps": 10})
     sites = {name: SiteCases(train=(f"{name}-t",), validation=(f"{name}-v",)) for name in SITES}
     owners = {case: case for site in sites.values() for case in (*site.train, *site.validation)}
@@ -59,8 +69,15 @@ def compare(out: Path, arms: str = ARMS, seeds: tuple[int, ...] = (0, 1), noise:
     setting = Setting(config, tiny.plan(), partition, owners, SimulationOptions(None, out))
     question = Question(config, parse_arms(arms), seeds)
     runs = [run for seed in seeds for arm in question.arms for run in runs_of(setting, arm, seed)]
-    models = [scores(run.arm.name, run.model_site, run.seed, noise) for run in runs]
-    return results_of(setting, question, models, [(run, True) for run in runs], {})
+    done = [(run, (run.arm.name, run.seed) not in missing) for run in runs]
+    models = [scores(run.arm.name, run.model_site, run.seed, noise) for run, finished in done if finished]
+    if patients is not None:
+        names = {seed: {f"patient_{index}" for index in found} for seed, found in patients.items()}
+        models = [
+            replace(model, scores=tuple(score for score in model.scores if score.patient in names[model.seed]))
+            for model in models
+        ]
+    return results_of(setting, question, models, done, {})
 
 
 def test_means_count_patients_or_sites(compared: dict[str, Any]) -> None:
@@ -125,6 +142,61 @@ def test_the_best_federated_arm_is_compared_with_pooled_training_and_the_referen
     sites = [(BASE[:6] + 0.1).mean() + (BASE[6:] - 0.01).mean(), (BASE[:6] + 0.1).mean() + (BASE[6:] + 0.1).mean()]
     assert best["ratio_to_pooled_of_sites"]["value"] == pytest.approx(sites[0] / sites[1])
     assert best["ratio_to_pooled"]["value"] == pytest.approx((BASE.mean() + 0.48 / 18) / (BASE.mean() + 0.1))
+
+
+def test_the_spread_over_seeds_beside_a_difference_is_that_of_the_pairs(tmp_path: Path) -> None:
+    """Every seed has other patients, who differ much; what an arm gains on them is the same in all seeds."""
+    folds = {0: {0, 1, 6, 7}, 1: {2, 3, 8, 9}}
+    found = compare(tmp_path, "pooled,fedavg,fedprox", patients=folds)
+    rows = {row["arm"]: row for row in found["against_reference"]}
+    assert rows["pooled"]["sd_over_seeds"] == pytest.approx(0)
+    assert rows["fedprox"]["sd_over_seeds"] == pytest.approx(0)
+    means = [BASE[sorted(fold)].mean() for fold in folds.values()]
+    assert found["arms"][0]["sd_over_seeds"] == pytest.approx(stdev(means)) and stdev(means) > 0.01
+
+
+def test_arms_are_ranked_over_the_patients_that_all_have(tmp_path: Path) -> None:
+    """Without the seed of the worst patients, FedAvg looks best, and is not."""
+    order = np.argsort(BASE)
+    folds = {0: set(order[9:].tolist()), 1: set(order[:9].tolist())}
+    found = compare(tmp_path, "local,fedavg,fedprox", patients=folds, missing=(("fedavg", 1),))
+    rows = {row["arm"]: row for row in found["arms"]}
+    assert rows["fedavg"]["dice"]["value"] > rows["fedprox"]["dice"]["value"]
+    assert (rows["fedavg"]["runs_done"], rows["fedavg"]["runs"], rows["fedavg"]["seeds"]) == (1, 2, [0])
+    assert (rows["local"]["runs_done"], rows["local"]["runs"], rows["local"]["seeds"]) == (4, 4, [0, 1])
+    assert found["best"]["arm"] == "fedprox" and found["best"]["dice"]["patients"] == 9
+    page = Page(write_comparison_report(tmp_path, found))
+    names = {row[0].split(" *")[0]: row for row in page.rows if row[0].split(" ")[0] in rows and len(row) > 7}
+    assert names["fedavg"][0].split() == ["fedavg", "*", "1", "of", "2", "runs"]
+    assert (names["fedavg"][-2:], names["fedprox"][-2:]) == (["9", "1"], ["18", "2"])
+    nothing = compare(tmp_path, "fedavg,fedprox", patients=folds, missing=(("fedavg", 1), ("fedprox", 0)))
+    assert nothing["best"] is None
+
+
+@pytest.mark.parametrize(("patients", "clearly"), [(5, False), (6, True)])
+def test_few_patients_are_no_evidence(tmp_path: Path, patients: int, clearly: bool) -> None:
+    """All of them are worse off by the same; only from six on, chance is an unlikely reason."""
+    found = compare(tmp_path, "local,fedavg", (0,), patients={0: set(range(patients))})
+    (row,) = found["against_alone"]
+    assert (row["worse"], row["clearly_worse"], row["too_few"]) == (True, clearly, not clearly)
+    text = Page(write_comparison_report(tmp_path, found)).text
+    assert ("too few patients to tell" in text) is not clearly
+    assert "not corrected for the number of sites and arms" in text
+
+
+def test_the_page_says_what_differs_between_arms_and_which_sites_it_plots(tmp_path: Path) -> None:
+    plain = compare(tmp_path, "fedavg,fedprox,local")
+    text = Page(write_comparison_report(tmp_path, plain)).text
+    assert "but for what the table says" not in text and "The plot shows the first" not in text
+    many = {f"site_{index}": "" for index in range(9)}
+    changed = plain | {"settings_differ": True, "personal": ["fedbn"], "sites": plain["sites"] | many}
+    for row in changed["matrix"]:
+        for column in ("dice", "hd95_mm", "nsd"):
+            row[column] |= dict.fromkeys(many)
+    text = Page(write_comparison_report(tmp_path, changed)).text
+    assert "but for what the table says" in text
+    assert "The plot shows the first 8 of 11 sites" in text
+    assert "Rows of fedbn have the scores of every site's personal model, on the site's own patients only" in text
 
 
 def test_without_a_reference_or_a_baseline_there_is_no_test(tmp_path: Path) -> None:

@@ -34,10 +34,10 @@ def test_the_interval_of_zeros_and_ones_is_that_of_the_binomial_distribution() -
 
 def test_groups_count_alike_and_patients_are_drawn_within_theirs() -> None:
     """Groups without spread have no interval, however much they differ from each other."""
-    found = bootstrap([column(0.2, 0.2, 0.2), column(0.8), column()], first)
+    found = bootstrap([column(0.2, 0.2, 0.2), column(0.8, 0.8), column()], first)
     assert found is not None
     assert (found.value, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5))
-    assert found.patients == 4
+    assert found.patients == 5
 
 
 def test_pairs_stay_pairs() -> None:
@@ -53,6 +53,13 @@ def test_one_patient_has_no_interval_and_none_has_nothing() -> None:
     assert found is not None
     assert (found.value, found.low, found.high) == (pytest.approx(0.7), None, None)
     assert bootstrap([column(), column()], first) is None
+
+
+def test_a_group_of_one_patient_leaves_no_interval() -> None:
+    """Resampling one patient gives the same patient: an interval would leave the group's spread out."""
+    found = bootstrap([column(0.2, 0.4, 0.6), column(0.8)], first)
+    assert found is not None
+    assert (found.value, found.low, found.high, found.patients) == (pytest.approx(0.6), None, None, 4)
 
 
 def test_memory_is_bounded_and_the_interval_the_same_for_many_patients() -> None:
