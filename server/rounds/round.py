@@ -12,6 +12,7 @@ from flwr.app import Message, MessageType
 
 from common.config.algorithms import NEED_SGD
 from common.config.personal import own_steps
+from common.config.schedule import round_length
 from common.errors import ProtocolError
 from common.protocol.codec import (
     Refusal,
@@ -197,13 +198,15 @@ class Round:
     def length(self, site: str) -> float:
         """Return the norm of a site's update, comparable with those of other sites.
 
-        FedNova counts updates by step, so there it is the norm of as many steps as the federation allows.
+        FedNova and SCAFFOLD divide updates by the length of their steps, so there it is the norm of as many steps as
+        the federation allows.
         """
         update = self.updates.updates[site]
-        training = self._terms.config.training
-        if self._terms.config.strategy.name != "fednova":
+        config, number = self._terms.config, self.task.round
+        if config.strategy.name not in NEED_SGD:
             return update.norm
-        return update.norm * training.local_steps / update.result.steps
+        longest = round_length(config, number, config.training.local_steps)
+        return update.norm * longest / round_length(config, number, update.result.steps)
 
     def _recover_accepted(self) -> None:
         """Count updates accepted in this round before a crash; drop those of sites that no longer take part."""

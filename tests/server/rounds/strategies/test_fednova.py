@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from common.config.federation import FederationConfig
+from common.config.schedule import round_length
 from common.protocol.codec import Result, Task, Vector
 from server.run_store.folder import RunFolder
 from tests import tiny
@@ -88,15 +89,33 @@ def test_more_steps_than_the_declared_scans_allow_are_refused(tmp_path: Path) ->
     assert (lines["a"]["status"], lines["b"]["reason"]) == ("ok", "number-out-of-range")
 
 
-@pytest.mark.parametrize("name", ["fedavg", "fednova"])
+@pytest.mark.parametrize("name", ["fednova", "scaffold"])
+def test_an_update_of_few_steps_is_judged_as_one_of_many(tmp_path: Path, name: str) -> None:
+    """Both divide by the length of the steps: as long as the others' after fewer steps, it would count for more."""
+    config = federation(name, 1, momentum=0.5)
+    few, many = round_length(config, 1, 5), round_length(config, 1, 20)
+    assert many > 4.2 * few, "momentum makes late steps longer"
+    sites: Sites = [stepping(site, 20, 20, 1.0) for site in "abc"]
+    found = {}
+    for scans in (1, 5):
+        folder = RunFolder.create(tmp_path / str(scans))
+        run(config, app_of([*sites, stepping("liar", scans, scans, 1.0)]), LAYOUT, 4, folder)
+        lines = folder.read_rounds()[0]["sites"]
+        assert all(lines[site]["scale"] == 1 for site in "abc")
+        found[scans] = lines["liar"]
+    assert (found[1]["status"], found[1]["reason"]) == ("refused", "norm-outlier")
+    assert found[5]["scale"] == pytest.approx(few / many, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fednova", "scaffold"])
 def test_an_update_of_many_steps_is_not_too_long(tmp_path: Path, name: str) -> None:
-    """With FedNova, lengths are compared by step, and the mean is of updates by step."""
+    """With FedNova and SCAFFOLD, lengths are compared by step; with FedNova, the mean is of updates by step."""
     sites = [stepping(site, scans, scans, 0.1 * scans) for site, scans in (("a", 4), ("b", 5), ("c", 20))]
     folder = RunFolder.create(tmp_path / "run")
     run(federation(name, 1), app_of(sites), LAYOUT, 3, folder)
     line = folder.read_rounds()[0]["sites"]["c"]
     assert line["length"] == pytest.approx(4.0, rel=1e-3)
-    assert line["scale"] == pytest.approx(1.0 if name == "fednova" else 0.25, rel=1e-3)
+    assert line["scale"] == pytest.approx(0.25 if name == "fedavg" else 1.0, rel=1e-3)
     if name == "fednova":
         np.testing.assert_allclose(folder.load_checkpoint(1, LAYOUT), np.full(4, 0.1 * 29 / 3), rtol=1e-3)
 
