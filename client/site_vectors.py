@@ -23,8 +23,6 @@ from common.weights.safetensors_file import float32_header, read_shapes
 from common.weights.store import MissingWeightsError, map_file
 
 RESTORE = "restore it from a backup of the state folder, or ask the coordinator to begin a new run"
-KEPT_ROUNDS = 2
-"""A round that did not count is followed by one that starts where it started."""
 _FILE = re.compile(r"round_([0-9]{4,})\.safetensors")
 
 
@@ -52,25 +50,24 @@ class SiteVectors:
         self._site = site
 
     def read(self, run: str, before_round: int) -> Kept:
-        """Return the newest vectors from before a round, and remove those of this round and later ones.
+        """Return the newest vectors from before a round; no file changes.
 
         Raises
         ------
         DamagedFileError
             They were changed or cannot be read.
-        OutputError
-            Later ones cannot be removed.
         """
-        files = self._files(run)
-        for number in [number for number in files if number >= before_round]:
-            _remove(files.pop(number))
+        files = {number: file for number, file in self._files(run).items() if number < before_round}
         if not files:
             return Kept()
         newest = max(files)
         return Kept(newest, self._checked(files[newest], run, newest))
 
-    def write(self, run: str, round_number: int, vectors: Mapping[str, Vector]) -> None:
+    def write(self, run: str, round_number: int, vectors: Mapping[str, Vector], started_from: int) -> None:
         """Keep the vectors after a round; they are on disk when this returns.
+
+        Those that the round started from (``Kept.round``) stay too, since a round that does not count is followed by
+        one that starts there again. All others are removed.
 
         Raises
         ------
@@ -91,9 +88,9 @@ class SiteVectors:
             flush_folder(file.parent)
         except OSError as error:
             raise cannot_write(file.parent, error) from None
-        files = self._files(run)
-        for number in sorted(files)[:-KEPT_ROUNDS]:
-            _remove(files[number])
+        for number, other in self._files(run).items():
+            if number not in (started_from, round_number):
+                _remove(other)
 
     def path(self, run: str, round_number: int) -> Path:
         """Return the path of the vectors after a round."""

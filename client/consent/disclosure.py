@@ -71,8 +71,8 @@ MEANINGS: Mapping[type, Mapping[str, str]] = {
         "seconds_evaluate": "how much of that was spent scoring",
         "epsilon": "privacy cost so far (epsilon); empty without differential privacy",
         "update": "SHA-256 of the model update file, which is sent with this message; empty without training",
-        "local_dice": "one Dice of the model as trained at your site: the mean over labels and validation scans; empty "
-        "in rounds in which your site does not score it",
+        "local_dice": "one Dice of the model as trained at your site, with the global norm layers if those stay at the "
+        "site: the mean over labels and validation scans; empty in rounds in which your site does not score it",
         **_HEADS,
         "personal_dice": "as dice, of your site's personal model; empty without one, and unless "
         "privacy.share_personal_score is true in your site.yaml",

@@ -23,6 +23,7 @@ from flwr.clientapp import ClientApp
 import common
 from client.runner.gradient_memory import GradientMemory
 from client.runner.personal_model import PersonalModel
+from client.site_vectors import Kept
 from client.training.personal import LocalRound
 from client.training.trainer import NonFiniteLossError, Trainer
 from common.errors import ProtocolError
@@ -263,16 +264,16 @@ def _work(task: Task, site: Site, weights: SiteWeights, guard: Guard | None) -> 
     # Looked at before anything is counted or paid.
     if not (np.isfinite(model.min()) and np.isfinite(model.max())):
         raise ProtocolError("the model's weights are not all finite")
-    correction = memory.correction(task, size, received) if memory is not None and task.train else None
-    kept = site.personal.kept(task) if site.personal is not None else None
-    shares = site.personal is not None and (guard is None or guard.shares_personal_score())
     give_back = guard.begin(task) if guard is not None else _nothing
     is_paid = False
     try:
+        correction = memory.correction(task, size, received) if memory is not None and task.train else None
+        kept = Kept() if site.personal is None else site.personal.kept(task)
         epsilon = _spend(task, site)
         is_paid = site.privacy is not None
         result, update = _evaluate_then_train(task, model, site, started, epsilon, correction, kept)
-        if not shares:
+        # Asked last: the hospital may have changed its mind during the training.
+        if result.personal_dice and guard is not None and not guard.shares_personal_score():
             result = replace(result, personal_dice={})
     except Exception:
         if not is_paid:
@@ -298,7 +299,7 @@ def _evaluate_then_train(
     started: float,
     epsilon: float,
     correction: Vector | None,
-    kept: Vector | None,
+    kept: Kept,
 ) -> tuple[Result, Vector | None]:
     trainer, observer = site.trainer, site.observer
     steps = site.steps if task.train else 0

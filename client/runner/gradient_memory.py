@@ -101,7 +101,7 @@ class GradientMemory:
         """
         alpha = self._config.strategy.feddyn_alpha
         factor = np.float32(1 / round_length(self._config, task.round, steps) if alpha is None else alpha)
-        self._vectors.write(task.run, task.round, {NAME: -correction - factor * update})
+        self._vectors.write(task.run, task.round, {NAME: -correction - factor * update}, task.counted_last)
 
 
 def memory_of(config: FederationConfig, folder: Path | None, site: str) -> GradientMemory | None:

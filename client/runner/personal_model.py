@@ -6,6 +6,7 @@ last in the final evaluation.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import common
-from client.site_vectors import SiteVectors
+from client.site_vectors import Kept, SiteVectors
 from client.training.personal import LocalRound, PersonalMethod, make_personal_method
 from client.training.trainer import Trainer, Training, Validation
 from common.config.federation import FederationConfig
+from common.errors import DamagedFileError, OutputError
 from common.imaging.cache.case_cache import CachedCase
 from common.models.bundle_file import write_bundle
 from common.protocol.codec import Task, Vector
 from common.protocol.messages import mean_of_known
+from common.system.state_file import MISSING
+
+log = logging.getLogger("fedvox.client")
 
 KEPT = "personal"
 """Name of the folder of what a site keeps between rounds."""
@@ -52,23 +57,29 @@ class PersonalModel:
     bundle: Path
     about: Mapping[str, Any]
 
-    def kept(self, task: Task) -> Vector | None:
-        """Return what was kept before a task's round; None before the first training."""
-        return self.vectors.read(task.run, task.round).vectors.get(_OWN)
+    def kept(self, task: Task) -> Kept:
+        """Return what was kept before a task's round; nothing before the first training.
 
-    def score(self, task: Task, weights: Vector, kept: Vector | None, cases: Sequence[CachedCase]) -> Validation | None:
+        Nothing, with a warning, also if it is damaged, or missing although a round of this site counted: no other site
+        depends on it.
+        """
+        try:
+            kept = self.vectors.read(task.run, task.round)
+        except DamagedFileError as error:
+            return _lost(task, error.path, error.problem)
+        if kept.round < task.counted_last:
+            return _lost(task, self.vectors.path(task.run, task.counted_last), MISSING)
+        return kept
+
+    def score(self, task: Task, weights: Vector, kept: Kept, cases: Sequence[CachedCase]) -> Validation | None:
         """Score the personal model that goes with the global ``weights``, and write its bundle; None if there is none.
 
-        The score is exact, also under differential privacy.
-
-        Raises
-        ------
-        OutputError
-            The bundle cannot be written.
+        The score is exact, also under differential privacy. A bundle that cannot be written ends no round, which may be
+        paid for already: the log says why.
         """
-        if kept is None:
+        if not kept.vectors:
             return None
-        own = self.method.model(weights, kept)
+        own = self.method.model(weights, kept.vectors[_OWN])
         found = self.trainer.score(own, cases)
         about = {
             "run": task.run,
@@ -78,10 +89,13 @@ class PersonalModel:
             "fedvox": common.__version__,
             "torch": version("torch"),
         }
-        write_bundle(self.bundle, self.trainer.layout.split(own), self.trainer.plan, dict(self.about) | about)
+        try:
+            write_bundle(self.bundle, self.trainer.layout.split(own), self.trainer.plan, dict(self.about) | about)
+        except OutputError as error:
+            log.error("round %d: the personal model is not up to date: %s", task.round, error)
         return found
 
-    def train(self, task: Task, weights: Vector, kept: Vector | None, local: LocalRound) -> Training:
+    def train(self, task: Task, weights: Vector, kept: Kept, local: LocalRound) -> Training:
         """Train the global and the personal model; what is kept is on disk when this returns.
 
         Raises
@@ -89,8 +103,8 @@ class PersonalModel:
         OutputError
             It cannot be written.
         """
-        training, own = self.method.train(weights, kept, local)
-        self.vectors.write(task.run, task.round, {_OWN: own})
+        training, own = self.method.train(weights, kept.vectors.get(_OWN), local)
+        self.vectors.write(task.run, task.round, {_OWN: own}, kept.round)
         return training
 
 
@@ -132,6 +146,11 @@ def open_personal_model(
         "personal": config.personal.method,
     }
     return PersonalModel(trainer, method, SiteVectors(kept, site), bundle, about)
+
+
+def _lost(task: Task, file: Path, problem: str) -> Kept:
+    log.warning("round %d: %s: %s; the personal model begins again with the global one", task.round, file, problem)
+    return Kept()
 
 
 def _known(value: float) -> float | None:

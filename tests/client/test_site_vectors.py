@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from client.site_vectors import KEPT_ROUNDS, Kept, SiteVectors
+from client.site_vectors import Kept, SiteVectors
 from common.errors import DamagedFileError, OutputError
 
 SIZE = 1000
@@ -24,8 +25,8 @@ def vectors(round_number: int) -> dict[str, np.ndarray]:
 
 def after(folder: Path, *rounds: int, run: str = "run", site: str = "a") -> SiteVectors:
     kept = SiteVectors(folder, site)
-    for number in rounds:
-        kept.write(run, number, vectors(number))
+    for started_from, number in pairwise((0, *rounds)):
+        kept.write(run, number, vectors(number), started_from)
     return kept
 
 
@@ -52,9 +53,23 @@ def test_before_the_first_round_there_is_nothing(tmp_path: Path) -> None:
 def test_a_round_that_is_trained_again_starts_where_it_started(tmp_path: Path) -> None:
     kept = after(tmp_path, 3, 4)
     assert_round(kept.read("run", 4), 3)
-    assert not kept.path("run", 4).exists()
-    kept.write("run", 4, vectors(9))
+    kept.write("run", 4, vectors(9), 3)
     assert kept.read("run", 5).vectors["one"].tobytes() == vectors(9)["one"].tobytes()
+
+
+@pytest.mark.parametrize("before_round", [1, 3, 4])
+def test_reading_changes_no_file(tmp_path: Path, before_round: int) -> None:
+    kept = after(tmp_path, 3, 4)
+    before = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+    kept.read("run", before_round)
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == before
+    assert len(before) == 2
+
+
+def test_what_lies_after_the_round_that_was_started_from_goes_when_a_round_is_written(tmp_path: Path) -> None:
+    kept = after(tmp_path, 3, 4)
+    kept.write("run", 2, vectors(2), 0)
+    assert [file.name for file in (tmp_path / "run").iterdir()] == ["round_0002.safetensors"]
 
 
 def test_a_site_that_missed_rounds_goes_on_from_its_last_one(tmp_path: Path) -> None:
@@ -65,8 +80,8 @@ def test_rounds_that_did_not_count_do_not_push_out_the_one_that_did(tmp_path: Pa
     kept = after(tmp_path, 1)
     for number in range(2, 8):
         assert_round(kept.read("run", 2), 1)
-        kept.write("run", number, vectors(number))
-    assert len(list((tmp_path / "run").iterdir())) == KEPT_ROUNDS
+        kept.write("run", number, vectors(number), 1)
+    assert len(list((tmp_path / "run").iterdir())) == 2
 
 
 def test_runs_do_not_touch_each_other(tmp_path: Path) -> None:
@@ -116,7 +131,7 @@ def write_on(folder: Path) -> None:
     number = kept.read("run", 10**6).round
     while True:
         number += 1
-        kept.write("run", number, vectors(number))
+        kept.write("run", number, vectors(number), number - 1)
 
 
 def test_a_process_killed_at_any_moment_leaves_whole_rounds(tmp_path: Path) -> None:

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from client.consent.policy import PolicyError
 from client.consent.site_config import SITE_FILE
 from client.inference.predict import PredictOptions, Predictor
 from client.runner.app_call import ask as ask_app
 from client.runner.client_app import Site, SiteWeights, make_client_app
+from client.runner.gradient_memory import memory_of
 from client.runner.personal_model import open_personal_model
 from client.training.dp_trainer import make_trainer
 from common.config.federation import FederationConfig
 from common.models.bundle import load_bundle
 from common.models.unet3d import build_model
 from common.protocol.codec import pack, unpack_answer
-from common.protocol.messages import Failure, Result, Task
+from common.protocol.messages import ErrorCode, Failure, Result, Task
 from common.weights.encoding import Encoding, Vector, vector_of
 from common.weights.layout import WeightLayout
 from common.weights.part import norm_part
@@ -34,17 +37,33 @@ NORMS, DITTO = {"method": "norms"}, {"method": "ditto", "ditto_lambda": 0.5}
 
 
 class Hospital:
-    """A guard that allows every task, and says whether the personal score may leave."""
+    """A guard that allows every task or none, and says whether the personal score may leave."""
 
-    def __init__(self, shares: bool) -> None:
+    def __init__(self, shares: bool = True, allows: bool = True) -> None:
         self.shares = shares
+        self.allows = allows
+        self.counted: list[Task] = []
 
     def check(self, digest: str) -> None: ...
     def begin(self, task: Task) -> Callable[[], None]:
-        return lambda: None
+        if not self.allows:
+            raise PolicyError(ErrorCode.NOT_APPROVED, "the approval is used up")
+        self.counted.append(task)
+        return lambda: self.counted.remove(task)
 
     def shares_personal_score(self) -> bool:
         return self.shares
+
+
+class ChangesItsMind:
+    """An observer for whose hospital the personal score may no longer leave once a training has begun."""
+
+    def __init__(self, hospital: Hospital) -> None:
+        self.hospital = hospital
+
+    def site_started(self, round: int, site: str, steps: int) -> None: ...
+    def site_step(self, round: int, site: str, step: int, steps: int, loss: float | None) -> None:
+        self.hospital.shares = False
 
 
 class Place:
@@ -72,10 +91,13 @@ class Place:
     def task(self, round_number: int, run: str = "r1", train: bool = True, upload: Encoding = "float32") -> Task:
         return Task(run, self.config.digest(), round_number, 3, train, self.model, upload=upload)
 
-    def answer(self, task: Task, site: Site | None = None, shares: bool = True) -> tuple[Result, str]:
+    def ask(self, task: Task, hospital: Hospital, site: Site | None = None) -> str:
         opened = site or self.open()
-        app = make_client_app(lambda context: opened, SiteWeights(self.weights, self.weights), Hospital(shares))
-        text = ask_app(app, task.name, task, pack(task))
+        app = make_client_app(lambda context: opened, SiteWeights(self.weights, self.weights), hospital)
+        return ask_app(app, task.name, task, pack(task))
+
+    def answer(self, task: Task, site: Site | None = None, shares: bool = True) -> tuple[Result, str]:
+        text = self.ask(task, Hospital(shares), site)
         answer = unpack_answer(text)
         assert isinstance(answer, Result), answer
         return answer, text
@@ -135,6 +157,75 @@ def test_the_score_leaves_only_where_the_hospital_says_so(tmp_path: Path, person
     private.answer(private.task(1))
     assert private.answer(private.task(2), shares=True)[0].personal_dice == {}, "nothing pays for it"
     assert load_bundle(private.folder / BUNDLE).provenance["mean_validation_dice"] is not None
+
+
+def test_the_hospital_is_asked_after_the_training_whether_the_score_may_leave(tmp_path: Path) -> None:
+    place, hospital = Place(tmp_path, NORMS), Hospital()
+    place.answer(place.task(1))
+    site = replace(place.open(), observer=ChangesItsMind(hospital))
+    result = unpack_answer(place.ask(place.task(2), hospital, site))
+    assert isinstance(result, Result) and result.personal_dice == {}
+
+
+@pytest.mark.parametrize("personal", [NORMS, DITTO], ids=["norms", "ditto"])
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, lambda file: file.write_bytes(file.read_bytes()[:-1])], ids=["missing", "cut"]
+)
+def test_a_lost_personal_model_begins_again_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, personal: dict[str, object], damage: Callable[[Path], object]
+) -> None:
+    place, fresh = Place(tmp_path / "a", personal), Place(tmp_path / "b", personal)
+    site = place.open()
+    assert site.personal is not None
+    place.answer(place.task(1), site)
+    damage(site.personal.vectors.path("r1", 1))
+    caplog.clear()
+    task = replace(place.task(2), counted_last=1)
+    found = [place.answer(task)[0] for _ in range(2)]
+    [warning, _] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "round_0001.safetensors: " in warning and "begins again with the global one" in warning
+    caplog.clear()
+    expected, _ = fresh.answer(fresh.task(2))
+    assert not [record for record in caplog.records if record.levelname == "WARNING"], "nothing was lost there"
+    assert {result.update for result in found} == {expected.update} and found[0].personal_dice == {}
+    np.testing.assert_array_equal(place.kept(site, 3), fresh.kept(fresh.open(), 3))
+    assert place.answer(replace(place.task(3), counted_last=2))[0].personal_dice != {}, "it goes on from there"
+
+
+def test_neither_a_refused_task_nor_an_early_evaluation_changes_what_is_kept(tmp_path: Path) -> None:
+    place = Place(tmp_path, NORMS)
+    place.answer(place.task(1))
+    place.answer(place.task(2))
+    before = {file: file.read_bytes() for file in (tmp_path / "kept" / "r1").iterdir()}
+    assert len(before) == 2
+    refused = unpack_answer(place.ask(place.task(1), Hospital(allows=False)))
+    assert refused == Failure(ErrorCode.NOT_APPROVED, "PolicyError")
+    place.answer(place.task(1, train=False))
+    assert {file: file.read_bytes() for file in (tmp_path / "kept" / "r1").iterdir()} == before
+
+
+def test_what_a_site_keeps_is_read_once_the_task_is_allowed_and_a_failure_gives_it_back(tmp_path: Path) -> None:
+    place, training = Place(tmp_path, NORMS), {"optimizer": "sgd"}
+    memory = memory_of(tiny.federation(strategy={"name": "feddyn"}, training=training), tmp_path / "gradients", "a")
+    site, lost = replace(place.open(), memory=memory), replace(place.task(2), counted_last=1)
+    refused = unpack_answer(place.ask(lost, Hospital(allows=False), site))
+    assert refused == Failure(ErrorCode.NOT_APPROVED, "PolicyError")
+    hospital = Hospital()
+    failed = unpack_answer(place.ask(lost, hospital, site))
+    assert failed == Failure(ErrorCode.INTERNAL, "DamagedFileError") and hospital.counted == []
+
+
+@pytest.mark.parametrize("privacy", [None, {"epsilon": 5, "sample_rate": 0.9}], ids=["", "private"])
+def test_a_bundle_that_cannot_be_written_ends_no_round(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, privacy: object
+) -> None:
+    place = Place(tmp_path, NORMS, privacy=privacy)
+    place.answer(place.task(1))
+    (tmp_path / BUNDLE).touch()
+    result, _ = place.answer(place.task(2))
+    assert result.update is not None
+    [error] = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert "the personal model is not up to date" in error and BUNDLE in error
 
 
 def test_the_bundle_is_the_model_that_was_scored(tmp_path: Path) -> None:
