@@ -169,6 +169,8 @@ def test_arms_are_ranked_over_the_patients_that_all_have(tmp_path: Path) -> None
     names = {row[0].split(" *")[0]: row for row in page.rows if row[0].split(" ")[0] in rows and len(row) > 7}
     assert names["fedavg"][0].split() == ["fedavg", "*", "1", "of", "2", "runs"]
     assert (names["fedavg"][-2:], names["fedprox"][-2:]) == (["9", "1"], ["18", "2"])
+    marked = page.source.split('<td class="name">fedavg *</td>')[1].split("</tr>")[0]
+    assert fixed(rows["fedavg"]["dice"]["value"], 3) in marked and "<strong>" not in marked
     nothing = compare(tmp_path, "fedavg,fedprox", patients=folds, missing=(("fedavg", 1), ("fedprox", 0)))
     assert nothing["best"] is None
 
