@@ -41,6 +41,7 @@ def add_compare_command(commands: argparse._SubParsersAction[Any]) -> None:
         "--out", type=Path, metavar="DIR", help="folder of the comparison; one that exists is continued"
     )
     compare.add_argument("--engine", choices=["inline", "ray"], help="default: the federation file's")
+    compare.add_argument("--ray-address", metavar="ADDRESS", help="a Ray cluster, such as ray://head:10001")
     add_device(compare)
     add_set(compare)
     compare.add_argument("--cache", type=Path, metavar="DIR", help="for preprocessed scans (default: $FEDVOX_CACHE)")
@@ -60,7 +61,9 @@ def _compare(options: argparse.Namespace) -> int:
 
     out = options.out or Path("runs") / f"{config.name}-comparison-{datetime.now():%Y%m%d-%H%M%S}"
     cache = None if options.no_cache else options.cache or default_cache()
-    chosen = SimulationOptions(options.data, out, options.engine, options.device, cache)
+    chosen = SimulationOptions(
+        options.data, out, options.engine, options.device, cache, ray_address=options.ray_address
+    )
     with make_progress() as display:
         try:
             report, complete = compare(config, arms, seeds, chosen, display)

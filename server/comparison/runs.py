@@ -116,6 +116,7 @@ def finish(setting: Setting, run: ModelRun, emit: EventSink) -> None:
         arranged=run.arranged,
         # A baseline has one site, and so nothing to share out.
         engine=setting.options.engine if run.arm.data == "sites" else "inline",
+        ray_address=setting.options.ray_address if run.arm.data == "sites" else None,
     )
     simulate(run.config, options, emit)
     folder = RunFolder(run.folder)

@@ -24,6 +24,7 @@ from server.simulation.simulated_sites import SimulatedSites
 from server.simulation.virtual_grid import VirtualGrid
 
 Engine = Literal["inline", "ray"]
+RAY_ONLY = "--ray-address: is for --engine ray"
 MakeServerApp = Callable[[Link], ServerApp]
 
 
@@ -78,7 +79,7 @@ def engine_ready(engine: Engine, ray_address: str | None) -> Iterator[None]:
     """
     if engine == "inline":
         if ray_address is not None:
-            raise ConfigError("--ray-address: is for --engine ray")
+            raise ConfigError(RAY_ONLY)
         yield
         return
     require_ray()

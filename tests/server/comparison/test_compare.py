@@ -149,6 +149,7 @@ def test_an_arm_of_personal_models_scores_each_on_its_own_sites_patients(copied:
         ([], {"arms": "local,fedsgd"}, "--arms fedsgd: is no arm"),
         ([], {"seeds": 0}, "--seeds 0: must be at least 1"),
         (["--set-arm", "fedavg:training.weight_decay=0"], {}, "has no change for this arm"),
+        (["--ray-address", "ray://head:10001"], {}, "--ray-address: is for --engine ray"),
         (["--set", "early_stop={}"], {}, "early_stop: arms would make different numbers of gradient steps"),
     ],
 )
