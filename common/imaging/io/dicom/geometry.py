@@ -42,6 +42,15 @@ def lie_on_each_other(slices: Sequence[Slice]) -> bool:
     return bool((np.diff(np.sort(positions_along(slices))) <= DOUBLED_MM).any())
 
 
+def same_positions(parts: Sequence[Sequence[Slice]]) -> bool:
+    """Return whether all parts have slices at the same positions."""
+    if len({len(part) for part in parts}) > 1:
+        return False
+    whole = positions_along([one for part in parts for one in part])
+    each = np.sort(whole.reshape(len(parts), -1), axis=1)
+    return bool((np.abs(each - each[0]) <= DOUBLED_MM).all())
+
+
 def require_one_plane(slices: Sequence[Slice]) -> None:
     """Check that all slices are of one size, and parallel, in one frame of reference.
 

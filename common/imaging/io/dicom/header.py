@@ -30,6 +30,7 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 _NAMES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SeriesNumber", "SeriesDescription", "Modality")
 _TAGS: list[BaseTag | int] = [tag_of(keyword) for keyword in ("SOPClassUID", *_NAMES, *FORM_TAGS, *SLICE_TAGS)]
 _MAGIC_OFFSET = 128
+_HEAD_BYTES = 2**16
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
 _DEFLATE_RATIO = 1032  # deflate cannot compress better
 _MOST_INFLATED_BYTES = 2**30
@@ -153,6 +154,9 @@ def _require_moderate(path: Path, size: int) -> None:
         return
     with path.open("rb") as file:
         if pydicom.filereader.read_preamble(file, force=True) is None:
+            file.seek(0)
+            if DeflatedExplicitVRLittleEndian.encode() in file.read(_HEAD_BYTES):
+                raise DataError(path, "is deflated and has no preamble: export it again")
             return
         meta = pydicom.filereader.read_file_meta_info(path)
         if meta.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:

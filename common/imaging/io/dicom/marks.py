@@ -9,11 +9,11 @@ KINDS = {
     "ImageType": "image type",
     "KVP": "tube voltage",
     "ConvolutionKernel": "kernel",
+    "TemporalPositionIdentifier": "time point",
 }
 """Slices that differ in one of these never belong to one volume. Keyword -> words for people."""
 
 COUNTERS = {
-    "TemporalPositionIdentifier": "time point",
     "AcquisitionNumber": "acquisition",
     "DiffusionGradientOrientation": "gradient direction",
     "TriggerTime": "trigger time",
@@ -21,6 +21,9 @@ COUNTERS = {
     "ContentTime": "content time",
 }
 """May differ within one volume: looked at only where slices lie on each other. The likeliest first."""
+
+TIMES = ("TriggerTime", "AcquisitionTime", "ContentTime")
+"""Counters that several volumes may share by chance."""
 
 MARKS = {**KINDS, **COUNTERS}
 """All of them, in the order of ``Slice.marks``."""

@@ -87,7 +87,7 @@ def pixel_form(dataset: Dataset, file: BinaryIO, kind: str) -> PixelForm:
         high_bit=high,
         is_signed=signed,
         is_inverted=photometric == "MONOCHROME1" and IMAGE_KINDS[kind] not in _WITH_UNITS,
-        padding=_padding(dataset, stored, signed),
+        padding=_padding(dataset, allocated, signed),
         syntax=syntax,
         offset=None,
     )
@@ -123,15 +123,16 @@ def _syntax(dataset: Dataset) -> str:
     raise RefusedError(f"is stored in {what} ({shown(syntax)}), which is not read: export it uncompressed")
 
 
-def _padding(dataset: Dataset, stored: int, signed: bool) -> tuple[int, int] | None:
+def _padding(dataset: Dataset, allocated: int, signed: bool) -> tuple[int, int] | None:
     value = whole(dataset, "PixelPaddingValue")
     if value is None:
         return None
     limit = whole(dataset, "PixelPaddingRangeLimit")
     ends = [value, value if limit is None else limit]
-    # Often written as if the pixels had a sign, or had none.
-    ends = [end - 2**stored if signed and end >= 2 ** (stored - 1) else end for end in ends]
-    ends = [end + 2**stored if not signed and end < 0 else end for end in ends]
+    # Often written, or read, as if the pixels had a sign, or had none. The element has 16 bits at least.
+    bits = max(16, allocated)
+    ends = [end - 2**bits if signed and end >= 2 ** (bits - 1) else end for end in ends]
+    ends = [end + 2**bits if not signed and end < 0 else end for end in ends]
     return min(ends), max(ends)
 
 
@@ -143,6 +144,8 @@ def _offset(file: BinaryIO, syntax: str, promised: int) -> int:
         raise RefusedError(_EMPTY_SHELL)
     is_long = start[4:6] in _LONG_FORMS
     length = int.from_bytes(start[8:12] if is_long else start[4:8], order)
+    if length == 0xFFFFFFFF:
+        raise RefusedError("has compressed pixel data under an uncompressed transfer syntax: export it again")
     offset = file.tell() - (0 if is_long else 4)
     held = min(length, os.fstat(file.fileno()).st_size - offset)
     if held < promised:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,13 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.pixels.utils import iter_pixels
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import (
+    JPEG2000,
+    DeflatedExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    JPEGLSNearLossless,
+)
 
 from common.errors import DataError
 from common.imaging.io.dicom.header import refused_as_damaged
@@ -20,6 +26,14 @@ from common.imaging.io.dicom.slices import PixelForm, Slice
 
 _EXACT_BITS = 16
 """Values with at most so many bits, and whole numbers added to them, are exact in float32."""
+
+_DECODERS: Mapping[str, str] = {
+    JPEGLSLossless: "pyjpegls",
+    JPEGLSNearLossless: "pyjpegls",
+    JPEG2000Lossless: "pylibjpeg",
+    JPEG2000: "pylibjpeg",
+}
+"""Who decodes what, where there is a choice: damaged streams end the process in GDCM, which pydicom would ask first."""
 
 
 def stored_frames(slices: Sequence[Slice]) -> Iterator[NDArray[Any]]:
@@ -80,7 +94,7 @@ def _plain(path: Path, form: PixelForm, offset: int, frames: Sequence[int]) -> I
 def _decoded(path: Path, form: PixelForm, frames: Sequence[int]) -> Iterator[NDArray[Any]]:
     with refused_as_damaged(path, "pixel data"):
         if form.syntax != DeflatedExplicitVRLittleEndian:
-            yield from iter_pixels(path, indices=frames, raw=True)
+            yield from iter_pixels(path, indices=frames, raw=True, decoding_plugin=_DECODERS.get(form.syntax, ""))
             return
         data = pydicom.dcmread(path, specific_tags=["PixelData"]).PixelData
         for frame in frames:

@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import median
 
 from common.formatting import counted
-from common.imaging.io.dicom.geometry import arrange, lie_on_each_other, require_one_plane
+from common.imaging.io.dicom.geometry import arrange, lie_on_each_other, require_one_plane, same_positions
 from common.imaging.io.dicom.header import Instance
-from common.imaging.io.dicom.marks import COUNTERS, KINDS, MARKS
+from common.imaging.io.dicom.marks import COUNTERS, KINDS, MARKS, TIMES
 from common.imaging.io.dicom.rules import DicomRules
 from common.imaging.io.dicom.slices import RefusedError, Series, Slice, shown
 
@@ -90,8 +90,12 @@ def _split(slices: list[Slice], rules: DicomRules) -> list[tuple[str, list[Slice
 
 def _tells_apart(slices: list[Slice], keyword: str, rules: DicomRules) -> bool:
     parts = [part for _, part in _divided(slices, [keyword])]
-    enough = median(len(part) for part in parts) >= rules.min_slices
-    return enough and not any(len(part) > 1 and lie_on_each_other(part) for part in parts)
+    if median(len(part) for part in parts) < rules.min_slices:
+        return False
+    # Several volumes share a second, or a volume takes two: only times that divide the slices into like stacks count.
+    if keyword in TIMES and not same_positions(parts):
+        return False
+    return not any(len(part) > 1 and lie_on_each_other(part) for part in parts)
 
 
 def _varying(slices: Sequence[Slice], keywords: Iterable[str]) -> list[str]:

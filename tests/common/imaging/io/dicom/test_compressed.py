@@ -101,6 +101,17 @@ def test_pixels_of_another_size_than_the_header_says_are_an_error(tmp_path: Path
         read_series(only_series_in(save(tmp_path, slices, JPEG2000Lossless)))
 
 
+def test_a_stream_of_another_size_is_an_error_and_does_not_end_the_process(tmp_path: Path) -> None:
+    """It says 40000 x 40000 in its own header, where DICOM's says 64 x 72; GDCM aborts on it."""
+    slices = make_series(head("u2", 16))
+    for one in slices:
+        compress(one, JPEGLSLossless)
+        at = one.PixelData.index(b"\xff\xf7") + 5
+        one.PixelData = one.PixelData[:at] + 2 * (40_000).to_bytes(2, "big") + one.PixelData[at + 4 :]
+    with pytest.raises(DataError, match=r"\.dcm: (is damaged: its pixel data|holds pixels of another size)"):
+        read_series(only_series_in(save(tmp_path, slices, JPEGLSLossless)))
+
+
 @pytest.mark.parametrize("tool", ["JPEG Lossless SV1", "JPEG-LS", "RLE"])
 def test_a_real_slice_is_the_same_compressed(real_dicom: Path, tmp_path: Path, tool: str) -> None:
     program, *options = TOOLS[tool]

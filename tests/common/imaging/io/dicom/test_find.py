@@ -116,6 +116,9 @@ def test_a_deflated_file_that_fills_the_memory_is_refused_before(tmp_path: Path)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(DataError, match=r"inflates to more than 1,073,741,824 bytes"):
         read_header(tmp_path / "000.dcm")
+    (tmp_path / "000.dcm").write_bytes((meta + bomb)[132:])
+    with pytest.raises(DataError, match=r"is deflated and has no preamble"):
+        read_header(tmp_path / "000.dcm")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
 
 

@@ -108,6 +108,29 @@ def test_padding_gets_the_lowest_value_of_the_image(
     np.testing.assert_array_equal(values_in(save(tmp_path, slices)), wanted)
 
 
+@pytest.mark.parametrize("implicit", [False, True])
+def test_padding_below_the_bits_that_are_stored_is_found(tmp_path: Path, implicit: bool) -> None:
+    """12 of 16 bits; without types in the file, the element is read as if it had no sign."""
+    voxels = np.random.default_rng(2).integers(-900, 2000, SHAPE, dtype=np.int16)
+    voxels[:, 0, :3] = -2000
+    slices = make_series(voxels, kind=CT, bits_stored=12)
+    for one in slices:
+        one.add_new("PixelPaddingValue", "SS", -2000)
+    folder = save(tmp_path, slices, ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian)
+    wanted = np.where(voxels == -2000, voxels[voxels > -2000].min(), voxels).astype(np.float32)
+    np.testing.assert_array_equal(values_in(folder), wanted)
+
+
+def test_items_of_a_compressed_image_are_no_pixels(tmp_path: Path) -> None:
+    folder = save(tmp_path, make_series())
+    for path in folder.glob("**/*.dcm"):
+        content = path.read_bytes()
+        at = content.index(b"\xe0\x7f\x10\x00O")
+        path.write_bytes(content[: at + 8] + b"\xff\xff\xff\xff" + content[at + 12 :])
+    with pytest.raises(DataError, match="compressed pixel data under an uncompressed transfer syntax"):
+        values_in(folder)
+
+
 def test_nothing_but_padding_is_refused(tmp_path: Path) -> None:
     slices = make_series(np.full(SHAPE, 7, dtype=np.uint16), PixelPaddingValue=7)
     with pytest.raises(DataError, match=r"series 7 'made up', 8 instances: holds nothing but padding"):

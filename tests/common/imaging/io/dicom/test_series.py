@@ -98,6 +98,27 @@ def test_a_time_series_that_ended_early_loses_only_its_last_volume(tmp_path: Pat
     assert [one.refusal for one in found] == ["", "", "has 3 slices, fewer than 5"]
 
 
+def test_time_points_between_each_others_slices_are_two_volumes(tmp_path: Path) -> None:
+    first, second = (stack(time, TemporalPositionIdentifier=time) for time in (1, 2))
+    for one in second:
+        x, y, z = map(float, one.ImagePositionPatient)
+        one.ImagePositionPatient = [x, y, z + 0.5]
+    found = series_in(save(tmp_path, of_one_series(first, second)))
+    assert [one.part for one in found] == ["time point 1", "time point 2"]
+
+
+def test_a_second_that_two_volumes_share_makes_no_third_one(tmp_path: Path) -> None:
+    """The second half of one volume and the first of the next one have the same time."""
+    first, second = stack(1), stack(2)
+    for index in range(8):
+        first[index].ContentTime = "101500" if index < 4 else "101501"
+        second[index].ContentTime = "101501" if index < 4 else "101502"
+    for one in (*first, *second):
+        one.AcquisitionTime = one.ContentTime
+    series = only_series_in(save(tmp_path, of_one_series(first, second)), DicomRules(min_slices=2))
+    assert "no tag that tells them apart" in series.refusal
+
+
 def test_copies_of_instances_are_refused(tmp_path: Path) -> None:
     slices = make_series()
     save(tmp_path / "export", slices)
