@@ -21,7 +21,7 @@ from server.progress.events import EventSink, Notice
 from server.run_store.folder import PARTITION_FILE, RunFolder
 from server.simulation.data_record import check_data
 from server.simulation.data_setup import find_or_make_data, find_simulated_dataset, plan_and_partition
-from server.simulation.engines import RAY_ONLY, require_ray
+from server.simulation.engines import check_engine
 from server.simulation.experiment import SimulationOptions
 from server.simulation.partition import read_partition
 
@@ -74,10 +74,7 @@ def _check(config: FederationConfig, arms: Sequence[Arm], options: SimulationOpt
             "early_stop: arms would make different numbers of gradient steps; remove it, or add --set early_stop=null"
         )
     check_settings(config, arms)
-    if (options.engine or config.simulation.engine) == "ray":
-        require_ray()
-    elif options.ray_address is not None:
-        raise ConfigError(RAY_ONLY)
+    check_engine(options.engine or config.simulation.engine, options.ray_address)
     if config.privacy is not None and config.privacy.sample_rate < 1:
         check_epsilon(config.privacy.epsilon, config.privacy.delta)
     choose_device(options.device)

@@ -304,7 +304,8 @@ class RoundLoop:
         copied = current.copies.copied
         record_conduct(self._folder, state, current.refusals, current.directions, current.scales, copied)
         self._raise_alarms(state, alarms_of_round(state, current.scales))
-        self._raise_alarms(state, alarms_of_drift([*self._folder.read_rounds(), current.summary()]))
+        if self._config.training.validate_local:
+            self._raise_alarms(state, alarms_of_drift([*self._folder.read_rounds(), current.summary()]))
         patients = {site: current.lines[site]["examples"] for site in current.accepted}
         self._raise_alarms(state, alarms_of_patients(self._config.strategy.weights, patients))
         return current

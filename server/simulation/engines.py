@@ -24,7 +24,6 @@ from server.simulation.simulated_sites import SimulatedSites
 from server.simulation.virtual_grid import VirtualGrid
 
 Engine = Literal["inline", "ray"]
-RAY_ONLY = "--ray-address: is for --engine ray"
 MakeServerApp = Callable[[Link], ServerApp]
 
 
@@ -45,15 +44,20 @@ def run_inline(make_server_app: MakeServerApp, sites: SimulatedSites) -> None:
     _serve(make_server_app, sites, grid, store)
 
 
-def require_ray() -> None:
-    """Require Ray to be installed.
+def check_engine(engine: Engine, ray_address: str | None) -> None:
+    """Check that an engine can be used, without starting it.
 
     Raises
     ------
+    ConfigError
+        The address is for the other engine.
     FedvoxError
-        If it is not.
+        Ray is not installed.
     """
-    if importlib.util.find_spec("ray") is None:
+    if engine == "inline":
+        if ray_address is not None:
+            raise ConfigError("--ray-address: is for --engine ray")
+    elif importlib.util.find_spec("ray") is None:
         raise FedvoxError(
             "engine ray: Ray is not installed; install the extra (pip install 'fedvox[ray]') or use inline"
         )
@@ -77,12 +81,10 @@ def engine_ready(engine: Engine, ray_address: str | None) -> Iterator[None]:
     FedvoxError
         Ray is not installed.
     """
+    check_engine(engine, ray_address)
     if engine == "inline":
-        if ray_address is not None:
-            raise ConfigError(RAY_ONLY)
         yield
         return
-    require_ray()
     from server.simulation.ray_workers import connected
 
     with connected(ray_address):

@@ -29,6 +29,17 @@ COMPARISON_PREPARED = frozenset({COMPARISON_FILE, PLAN_FILE, PARTITION_FILE, DAT
 _UNFINISHED = re.compile(r"\.+(?P<name>[^.].*?)(\.[0-9a-f]{12}\.part)+")
 
 
+def _entries(path: Path) -> dict[str, Path] | None:
+    """Return what lies in a folder besides the lock of a start; None if there is something, and no such lock."""
+    entries = {entry.name: entry for entry in path.iterdir() if entry.name != START_LOCK}
+    return None if entries and not (path / START_LOCK).is_file() else entries
+
+
+def _with_sound_phantoms(path: Path, names: set[str]) -> set[str] | None:
+    """Return the names, or None if phantoms are among them that do not have their digests."""
+    return None if PHANTOMS in names and damage_of_phantoms(RunFolder(path)) is not None else names
+
+
 def leftovers(path: Path) -> set[str] | None:
     """Return the names of what a killed start left in a run folder; None if anything may be somebody else's.
 
@@ -41,17 +52,15 @@ def leftovers(path: Path) -> set[str] | None:
     OSError
         The folder cannot be read.
     """
-    entries = {entry.name: entry for entry in path.iterdir() if entry.name != START_LOCK}
+    entries = _entries(path)
     if not entries:
-        return set()
-    if not (path / START_LOCK).is_file() or not all(_may_be_left(entry) for entry in entries.values()):
+        return None if entries is None else set()
+    if not all(_may_be_left(entry) for entry in entries.values()):
         return None
     if entries.keys() - {_CHECKPOINTS} and not _is_written_by_a_start(path / FEDERATION_FILE):
         unfinished = {name for name in entries if _unfinished_name(name) == FEDERATION_FILE}
         return set(entries) if entries.keys() == unfinished | {_CHECKPOINTS} else None
-    if PHANTOMS in entries and damage_of_phantoms(RunFolder(path)) is not None:
-        return None
-    return set(entries)
+    return _with_sound_phantoms(path, set(entries))
 
 
 def leftovers_of_sweep(path: Path) -> set[str] | None:
@@ -65,10 +74,10 @@ def leftovers_of_sweep(path: Path) -> set[str] | None:
     OSError
         The folder cannot be read.
     """
-    entries = {entry.name: entry for entry in path.iterdir() if entry.name != START_LOCK}
+    entries = _entries(path)
     if not entries:
-        return set()
-    if not (path / START_LOCK).is_file() or any(entry.is_symlink() for entry in entries.values()):
+        return None if entries is None else set()
+    if any(entry.is_symlink() for entry in entries.values()):
         return None
     own = {name for name in entries if (_unfinished_name(name) or name) in SWEEP_PREPARED}
     if any(not entries[name].is_dir() or leftovers(entries[name]) is None for name in entries.keys() - own):
@@ -76,9 +85,7 @@ def leftovers_of_sweep(path: Path) -> set[str] | None:
     first = {name for name in own if _unfinished_name(name) == SWEEP_FILE}
     if entries.keys() - first and not _is_written_by_a_sweep(path / SWEEP_FILE):
         return None
-    if PHANTOMS in own and damage_of_phantoms(RunFolder(path)) is not None:
-        return None
-    return own
+    return _with_sound_phantoms(path, own)
 
 
 def leftovers_of_comparison(path: Path) -> set[str] | None:
@@ -91,19 +98,17 @@ def leftovers_of_comparison(path: Path) -> set[str] | None:
     OSError
         The folder cannot be read.
     """
-    entries = {entry.name: entry for entry in path.iterdir() if entry.name != START_LOCK}
+    entries = _entries(path)
     if not entries:
-        return set()
-    if not (path / START_LOCK).is_file() or any(entry.is_symlink() for entry in entries.values()):
+        return None if entries is None else set()
+    if any(entry.is_symlink() for entry in entries.values()):
         return None
     if any((_unfinished_name(name) or name) not in COMPARISON_PREPARED for name in entries):
         return None
     first = {name for name in entries if _unfinished_name(name) == COMPARISON_FILE}
     if entries.keys() - first and not _is_sealed(path / COMPARISON_FILE):
         return None
-    if PHANTOMS in entries and damage_of_phantoms(RunFolder(path)) is not None:
-        return None
-    return set(entries)
+    return _with_sound_phantoms(path, set(entries))
 
 
 def _is_sealed(file: Path) -> bool:

@@ -120,13 +120,12 @@ class Hospitals:
     """The sites, reached through a grid."""
 
     def __init__(self, sites: SimulatedSites, folder: Path, share: Any) -> None:
-        grids, workers = ray_grid, ray_workers
         self.nodes = {index + 1: {"partition-id": index, "num-partitions": 2} for index in range(2)}
         store = FileStore(folder)
-        shared = workers.Shared(folder, store.put([b"token"]), folder / "log")
-        self.grid = grids.RayGrid(self.nodes)
+        shared = ray_workers.Shared(folder, store.put([b"token"]), folder / "log")
+        self.grid = ray_grid.RayGrid(self.nodes)
         self.digest = sites.config.digest()
-        self.workers = workers.start_workers(sites, self.grid.run.run_id, self.nodes, share, shared)
+        self.workers = ray_workers.start_workers(sites, self.grid.run.run_id, self.nodes, share, shared)
         self.grid.use({1: self.workers[0], 2: self.workers[-1]})
 
     def hello(self) -> list[Message]:

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from client.training.onednn_conv import LARGEST_FOR_TORCH, OneDnnConvolutions, is_available
 from common.models.unet3d import build_model
 from common.plan.plan import ModelPlan
+from tests.client.training.convolutions import outcome
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="this Torch was built without oneDNN")
 
 SMALL, LARGE = (6, 8, 6), (24, 32, 24)
-
-
-def outcome(layer: nn.Conv3d, image: Tensor) -> list[Tensor]:
-    """The output, and the gradients of image, weight and bias for a loss that weighs every value differently."""
-    image = image.clone().requires_grad_()
-    layer.zero_grad()
-    output = layer(image)
-    (output * torch.linspace(-1, 1, output.numel()).reshape(output.shape)).sum().backward()
-    gradients = [image.grad, *(parameter.grad for parameter in layer.parameters())]
-    return [output.detach(), *(gradient.clone() for gradient in gradients if gradient is not None)]
 
 
 @pytest.mark.parametrize("shape", [SMALL, LARGE])

@@ -11,19 +11,10 @@ from client.training.weight_gradients import ChannelsLastWeightGradients, is_fas
 from common.losses import build_loss
 from common.models.unet3d import build_model
 from common.plan.plan import ModelPlan
+from tests.client.training.convolutions import outcome
 
 pytestmark = pytest.mark.skipif(not is_available(), reason="this Torch was built without oneDNN")
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
-
-
-def outcome(layer: nn.Conv3d, image: Tensor) -> list[Tensor]:
-    """The output, and the gradients of image, weight and bias for a loss that weighs every value differently."""
-    image = image.clone().requires_grad_()
-    layer.zero_grad()
-    output = layer(image)
-    (output * torch.linspace(-1, 1, output.numel()).reshape(output.shape)).sum().backward()
-    gradients = [image.grad, *(parameter.grad for parameter in layer.parameters())]
-    return [output.detach(), *(gradient.clone() for gradient in gradients if gradient is not None)]
 
 
 @pytest.mark.parametrize("batch", [1, 3])
