@@ -86,8 +86,8 @@ deploy-tools: $(INSTALLED)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[deploy]'
 
 # Second opinions on DICOM, for tests that are skipped without them.
-DICOM_PROGRAMS := dcm2niix dcmcjpeg dciodvfy
-DICOM_PACKAGES := dcm2niix dcmtk dicom3tools
+DICOM_PROGRAMS := dcm2niix dcmcjpeg dciodvfy Orthanc
+DICOM_PACKAGES := dcm2niix dcmtk dicom3tools orthanc orthanc-dicomweb
 dicom-tools:
 	@for program in $(DICOM_PROGRAMS); do command -v $$program >/dev/null || missing=1; done; \
 		test -z "$$missing" || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
