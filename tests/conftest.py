@@ -5,10 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.orthanc import Orthanc
 
 # No example fails for being slow on a machine that has other things to do.
 settings.register_profile("any-machine", deadline=None)
@@ -78,3 +83,13 @@ def known_faults() -> Path:
     if not folder.is_dir():
         pytest.skip("the inputs with known faults are missing: set FEDVOX_TEST_CASES to their folder")
     return folder
+
+
+@pytest.fixture
+def orthanc(tmp_path: Path) -> Iterator[Orthanc]:
+    """An empty PACS, in a network of the test's own: what the test starts is there too, and reaches nothing else."""
+    # Late: tests that need no PACS need not wait for what it imports.
+    from tests.orthanc import private_network, run_orthanc
+
+    with private_network(), run_orthanc(tmp_path / "orthanc") as server:
+        yield server

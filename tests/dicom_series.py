@@ -120,7 +120,7 @@ def need_tool(name: str) -> str:
     """The path of a program of a Debian package; skips the test, or fails it where all must run."""
     found = shutil.which(name)
     if found is None:
-        reason = f"{name} is missing: install the Debian packages dcm2niix, dcmtk and dicom3tools"
+        reason = f"{name} is missing: make dicom-tools installs the Debian packages"
         if os.environ.get("FEDVOX_REQUIRE_DICOM_TOOLS") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
