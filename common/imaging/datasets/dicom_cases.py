@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from common.imaging.io.dicom.slices import Series
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
+_BETWEEN = "__"
+"""Between the folders of a path."""
+_SERIES = "+series"
+"""Before a series number: no name of a folder has the plus sign."""
+_LONGEST, _LONGEST_NUMBER, _DIGEST_LENGTH = 160, 12, 12
+_LIKE_DIGEST = re.compile(rf"-[0-9a-f]{{{_DIGEST_LENGTH}}}$")
 
 
 def find_dicom_cases(root: Path, rules: DicomRules) -> tuple[tuple[Series, ...], list[Case], list[Problem]] | None:
@@ -74,24 +81,36 @@ def with_label_maps(cases: Sequence[Case], labels: Mapping[str, Path], problems:
 
 
 def _cases(root: Path, volumes: list[Series]) -> list[Case]:
-    """Make a case of each volume, named after its folder, and after its number where a folder has several.
-
-    Names become files: they hold nothing but letters, digits, points, dashes and underscores, and nothing of what a
-    file says about itself but the series number.
-    """
+    """Make a case of each volume."""
     alone = Counter(series.folder for series in volumes)
+    names = [_name(root, series, alone[series.folder] == 1) for series in volumes]
+    doubled = Counter(names)
     cases = []
-    used: Counter[str] = Counter()
-    for series in volumes:
-        below = series.folder.relative_to(root).parts if root.is_dir() else ()
-        words = list(below or (root.resolve().name,))
-        if alone[series.folder] > 1:
-            words.append(f"series{series.number}" if series.number.isdecimal() else "series")
-        name = _NOT_IN_NAMES.sub("_", "_".join(words)).strip(".")[:200] or "series"
-        used[name] += 1
-        if used[name] > 1:
-            name = f"{name}_{used[name]}"
-            used[name] += 1
+    for name, series in zip(names, volumes, strict=True):
+        if doubled[name] > 1:
+            name = f"{name}-{_digest(series.study, series.uid, *series.slices[0].marks)}"
         path = series.folder if alone[series.folder] == 1 and root.is_dir() else series.slices[0].path
         cases.append(Case(name, (path,), None, series=series))
     return cases
+
+
+def _name(root: Path, series: Series, is_alone: bool) -> str:
+    """Name a volume after its folder, and after its number where the folder has several.
+
+    No two folders give one name, and no name depends on what is in other folders: where a path cannot be told from
+    its name alone, a digest of it follows. Names become files: they hold nothing but letters, digits, points, dashes,
+    underscores and the plus sign, and nothing of what a file says about itself but the series number.
+    """
+    below = series.folder.relative_to(root).parts if root.is_dir() else ()
+    words = below or (root.resolve().name,)
+    name = _BETWEEN.join(_NOT_IN_NAMES.sub("_", word) for word in words).strip(".")[:_LONGEST]
+    told = name.split(_BETWEEN) == list(words) and not any(word.strip("_") != word for word in words)
+    if not told or _LIKE_DIGEST.search(name):
+        name = f"{name or 'series'}-{_digest(*words)}"
+    number = series.number if series.number.isdecimal() and series.number.isascii() else ""
+    return name if is_alone else f"{name}{_SERIES}{number[:_LONGEST_NUMBER]}"
+
+
+def _digest(*texts: str) -> str:
+    content = "\0".join(texts).encode("utf-8", "surrogateescape")
+    return hashlib.sha256(content).hexdigest()[:_DIGEST_LENGTH]

@@ -117,8 +117,8 @@ def _slice(dataset: Dataset, place: Place, marks: tuple[str, ...]) -> Slice:
         column=(down[0], down[1], down[2]),
         spacing=(spacing[0], spacing[1]),
         frame_of_reference=place.reference,
-        slope=1.0 if slope is None else slope,
-        intercept=number(dataset, "RescaleIntercept") or 0.0,
+        slope=slope,
+        intercept=number(dataset, "RescaleIntercept"),
         marks=marks,
     )
 

@@ -64,17 +64,18 @@ def scale(values: NDArray[Any], one: Slice, out: NDArray[np.float32]) -> bool:
         Whether there is any padding.
     """
     form = one.form
+    slope, intercept = one.slope if one.slope is not None else 1.0, one.intercept or 0.0
     padding = None if form.padding is None else (values >= form.padding[0]) & (values <= form.padding[1])
     if form.is_inverted:
         # The brightest value becomes the darkest.
         values = ~values if form.is_signed else np.asarray(2**form.bits_stored - 1 - values.astype(np.int64))
-    exact = form.bits_stored <= _EXACT_BITS and one.slope == 1 and one.intercept.is_integer()
-    if exact and abs(one.intercept) < 2**_EXACT_BITS:
-        np.add(values, np.float32(one.intercept), out=out, casting="unsafe")
+    exact = form.bits_stored <= _EXACT_BITS and slope == 1 and intercept.is_integer()
+    if exact and abs(intercept) < 2**_EXACT_BITS:
+        np.add(values, np.float32(intercept), out=out, casting="unsafe")
     else:
         # Some values may exceed float32 and become infinite, which is reported with the file later.
         with np.errstate(over="ignore", invalid="ignore"):
-            out[...] = values * np.float64(one.slope) + one.intercept
+            out[...] = values * np.float64(slope) + intercept
     if padding is None or not padding.any():
         return False
     out[padding] = np.nan

@@ -36,8 +36,18 @@ def group_series(instances: Iterable[Instance], rules: DicomRules) -> list[Serie
 
 def _judge(instances: Sequence[Instance], rules: DicomRules) -> list[Series]:
     """Return the volumes of one series, in order of what tells them apart, or the refused series."""
+    scouts = [one for one in instances if "LOCALIZER" in one.image_type.split("\\")]
+    others = [one for one in instances if "LOCALIZER" not in one.image_type.split("\\")]
+    found = _volumes(others, rules) if others else []
+    if scouts:
+        part = "localizer" if others else ""
+        found.append(replace(_whole(scouts), part=part, refusal="is a localizer", left_out=True))
+    return found
+
+
+def _whole(instances: Sequence[Instance]) -> Series:
     first = instances[0]
-    whole = Series(
+    return Series(
         study=first.study,
         uid=first.series,
         number=first.number,
@@ -47,6 +57,10 @@ def _judge(instances: Sequence[Instance], rules: DicomRules) -> list[Series]:
         folder=_common_folder([instance.path for instance in instances]),
         instances=len(instances),
     )
+
+
+def _volumes(instances: Sequence[Instance], rules: DicomRules) -> list[Series]:
+    whole = _whole(instances)
     try:
         _require_images(instances)
         slices = [one for instance in instances for one in instance.slices]
@@ -68,8 +82,13 @@ def _require_images(instances: Sequence[Instance]) -> None:
         where = "" if len(instances) == 1 else f" (in {counted(len(broken), 'instance')}, such as {instance.path.name})"
         all_left_out = len(broken) == len(instances) and all(item.left_out for _, item in broken)
         raise RefusedError(problem.reason + where, all_left_out)
-    if any("LOCALIZER" in instance.image_type.split("\\") for instance in instances):
-        raise RefusedError("is a localizer", left_out=True)
+
+
+def _require_like_scaling(slices: Sequence[Slice]) -> None:
+    """Check that slope and intercept are stated for all slices or for none: their usual values are no guess then."""
+    lacking = [sum(one.slope is None for one in slices), sum(one.intercept is None for one in slices)]
+    if any(0 < count < len(slices) for count in lacking):
+        raise RefusedError(f"has {counted(max(lacking), 'slice')} without slope or intercept among others with them")
 
 
 def _split(slices: list[Slice], rules: DicomRules) -> list[tuple[str, list[Slice]]]:
@@ -133,6 +152,7 @@ def _volume(series: Series, slices: list[Slice], rules: DicomRules) -> Series:
     try:
         if len(slices) < rules.min_slices:
             raise RefusedError(f"has {counted(len(slices), 'slice')}, fewer than {rules.min_slices}", left_out=True)
+        _require_like_scaling(slices)
         ordered, grid, shift = arrange(slices, straighten=rules.gantry_tilt == "resample")
     except RefusedError as error:
         return replace(series, refusal=error.reason, left_out=error.left_out)

@@ -101,7 +101,7 @@ class Slice:
     frame_of_reference
         UID of the coordinate system.
     slope, intercept
-        Scaling of stored values.
+        Scaling of stored values; None if the file does not state it, which means 1 and 0.
     marks
         Values of ``marks.MARKS``, in their order.
     """
@@ -114,8 +114,8 @@ class Slice:
     column: Point
     spacing: tuple[float, float]
     frame_of_reference: str
-    slope: float
-    intercept: float
+    slope: float | None
+    intercept: float | None
     marks: tuple[str, ...]
 
 

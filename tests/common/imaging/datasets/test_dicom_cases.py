@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import nibabel
@@ -91,3 +92,40 @@ def test_a_label_map_on_another_grid_is_refused(both: Path) -> None:
     (case, *_) = find_dataset(both / "dicom").cases
     with pytest.raises(Exception, match="mm away from those of a"):
         load_case(case, {1})
+
+
+def names_in(root: Path) -> dict[str, str]:
+    """Names of cases by the folders of their series."""
+    return {str(case.series.folder.relative_to(root)): case.name for case in scan_dataset(root)[0].cases if case.series}
+
+
+FOLDERS = ("p1/a", "p1/a_2", "p1_a", "p1__a", "p1_/a", "p1/_a", "p 1/a", "p_1/a", "p1/a/series3", ".p1/a", "Schädel")
+
+
+def test_names_of_cases_are_unique_and_the_same_whatever_else_is_there(tmp_path: Path) -> None:
+    for folder in FOLDERS:
+        save(tmp_path / "all" / folder, make_series())
+        save(tmp_path / "alone" / folder.replace("/", "%") / folder, make_series())
+    names = names_in(tmp_path / "all")
+    assert set(names) == set(FOLDERS) and len(set(names.values())) == len(FOLDERS)
+    for folder in FOLDERS:
+        assert names_in(tmp_path / "alone" / folder.replace("/", "%")) == {folder: names[folder]}
+    assert [names[folder] for folder in ("p1/a", "p1_a", "p1/a/series3")] == ["p1__a", "p1_a", "p1__a__series3"]
+    assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", name) for name in names.values())
+
+
+def test_a_folder_that_looks_like_another_ones_name_has_a_name_of_its_own(tmp_path: Path) -> None:
+    save(tmp_path / "p 1", make_series())
+    (taken,) = names_in(tmp_path).values()
+    save(tmp_path / taken, make_series())
+    assert len(set(names_in(tmp_path).values())) == 2
+
+
+def test_volumes_of_one_folder_are_told_apart_by_number_and_else_by_digest(tmp_path: Path) -> None:
+    for index, number in enumerate((3, 4, 4)):
+        save(tmp_path / "p1", make_series(SeriesNumber=number), names=[f"{index}-{file}" for file in range(8)])
+    save(tmp_path / "p1" / "series3", make_series())
+    names = sorted(case.name for case in scan_dataset(tmp_path)[0].cases)
+    assert names[0] == "p1+series3" and names[3] == "p1__series3"
+    assert len(set(names)) == 4
+    assert all(re.fullmatch(r"p1\+series4-[0-9a-f]{12}", name) for name in names[1:3])

@@ -12,7 +12,7 @@ from pydicom.uid import generate_uid
 
 from common.imaging.io.dicom.rules import DicomRules
 from common.imaging.io.dicom.volume import read_series
-from tests.dicom_series import make_series, only_series_in, save, series_in
+from tests.dicom_series import CT, make_series, only_series_in, save, series_in
 
 
 def of_one_series(*stacks: Sequence[Dataset]) -> list[Dataset]:
@@ -161,3 +161,32 @@ def test_the_same_series_uid_in_two_studies_is_two_series(tmp_path: Path) -> Non
     for name in ("a", "b"):
         save(tmp_path / name, make_series(SeriesInstanceUID=uid))
     assert [series.refusal for series in series_in(tmp_path)] == ["", ""]
+
+
+def test_a_localizer_among_the_slices_is_split_off_and_told(tmp_path: Path) -> None:
+    """In another plane, of another size, and without what its series else has: none of this matters."""
+    slices = stack(7, kind=CT, RescaleIntercept="-1024", RescaleSlope="1")
+    (scout,) = make_series(np.ones((1, 9, 5), dtype=np.uint16), kind=CT, axes=np.eye(3)[:, (1, 2, 0)] * 3.0)
+    scout.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER", "CT_SOM5 TOP"]
+    volume, localizer = series_in(save(tmp_path, of_one_series(slices, [scout])))
+    assert (volume.refusal, volume.part, volume.instances) == ("", "", 8)
+    assert (read_series(volume).array == 7 - 1024).all()
+    assert (localizer.refusal, localizer.part, localizer.instances) == ("is a localizer", "localizer", 1)
+    assert localizer.left_out
+
+
+@pytest.mark.parametrize("lacking", [("RescaleSlope",), ("RescaleIntercept",), ("RescaleSlope", "RescaleIntercept")])
+def test_slices_without_the_scaling_that_others_have_are_refused(tmp_path: Path, lacking: tuple[str, ...]) -> None:
+    slices = stack(7, kind=CT, RescaleIntercept="-1024", RescaleSlope="1")
+    for keyword in lacking:
+        del slices[3][keyword]
+    series = only_series_in(save(tmp_path, slices))
+    assert series.refusal == "has 1 slice without slope or intercept among others with them"
+    assert not series.left_out
+
+
+def test_volumes_of_one_series_may_be_scaled_in_their_own_ways(tmp_path: Path) -> None:
+    magnitude = stack(5, ImageType=["ORIGINAL", "PRIMARY", "M"])
+    phase = stack(5, ImageType=["ORIGINAL", "PRIMARY", "P"], RescaleSlope="2", RescaleIntercept="-4096")
+    found = series_in(save(tmp_path, of_one_series(magnitude, phase)))
+    assert [float(read_series(one).array[0, 0, 0, 0]) for one in found] == [5, 10 - 4096]
