@@ -6,11 +6,15 @@ import argparse
 import hashlib
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.errors import ConfigError
 from common.formatting import visible
 from common.system.cli import add_command, show
+
+if TYPE_CHECKING:
+    from client.consent.site_config import SiteConfig
+    from common.config.federation import FederationConfig
 
 EXAMPLE = "--name north --federation federation.yaml --data scans --key key --site site.yaml --out north.json"
 
@@ -31,21 +35,47 @@ def add_fingerprint_command(commands: Any) -> None:
         "--site", type=Path, metavar="site.yaml", help="the hospital's limits, minimum_cell, and how its data is read"
     )
     rules.add_argument("--no-site", action="store_true", help="the hospital has no site file, and so no limits")
-    command.add_argument("--state", type=Path, metavar="DIR", help="state folder, if any: its audit log notes it")
+    command.add_argument(
+        "--state", type=Path, metavar="DIR", help="state folder, if any: its pause counts, its audit log notes it"
+    )
 
 
 def _fingerprint(options: argparse.Namespace) -> int:
     from client.consent.site_config import SiteConfig, load_site_config
-    from client.site.fingerprint import in_words, make_fingerprint
-    from client.state_folder import AUDIT_FILE, FINGERPRINT_EVENT
-    from common.audit import AuditLog
+    from client.site.earlier_fingerprints import lock_record
     from common.config.federation import load_federation
-    from common.system.files import to_appear
 
     if options.site is not None and not options.site.is_file():
         raise ConfigError(f"--site {options.site}: there is no such file")
     terms = SiteConfig() if options.site is None else load_site_config(options.site)
     config = load_federation(options.federation)
+    if options.state is not None:
+        _check_not_stopped(options.state)
+    with lock_record(options.key):
+        _make(config, terms, options)
+    return 0
+
+
+def _check_not_stopped(state: Path) -> None:
+    """Check that nobody has paused the site, or withdrawn it."""
+    from client.consent.decisions import DecisionBook
+    from client.state_folder import default_consent
+
+    decisions = DecisionBook(state, default_consent()).read()
+    for done, decision, end in (
+        ("withdrawn", decisions.withdrawn, "approve"),
+        ("paused", decisions.paused, "resume"),
+    ):
+        if decision is not None:
+            raise ConfigError(f"{state}: {done} by {decision.user}, so nothing is shared; fedvox-client {end} ends it")
+
+
+def _make(config: FederationConfig, terms: SiteConfig, options: argparse.Namespace) -> None:
+    from client.site.fingerprint import in_words, make_fingerprint
+    from client.state_folder import AUDIT_FILE, FINGERPRINT_EVENT
+    from common.audit import AuditLog
+    from common.system.files import to_appear
+
     made = make_fingerprint(config, options.name, options.data, options.key, terms, _progress)
     content = made.file.as_json().encode()
     with to_appear(options.out, content):
@@ -63,7 +93,6 @@ def _fingerprint(options: argparse.Namespace) -> int:
     for line in in_words(made.file):
         show(visible(f"  {line}"))
     show(f"{options.out}: nothing was sent; send it to the coordinator together with the request ({options.name}.csr)")
-    return 0
 
 
 def _progress(done: int, total: int) -> None:

@@ -22,6 +22,7 @@ from common.imaging.datasets.case import Case, errors_of
 from common.imaging.threads import map_in_threads
 from common.plan.base import Frozen, MinimumCell
 from common.system.files import PRIVATE
+from common.system.locks import FileLock, lock_for_one
 from common.system.state_file import read_sealed, write_sealed
 
 RECORD_FILE = "fingerprints-made.json"
@@ -52,6 +53,20 @@ class Made(Frozen):
 class _Record(Frozen):
     format: Literal[1] = 1
     made: tuple[Made, ...] = ()
+
+
+def lock_record(folder: Path) -> FileLock:
+    """Lock the record from the check until the new fingerprint is in it: two at once would not know of each other.
+
+    Raises
+    ------
+    ConfigError
+        Another fingerprint is being made with this key.
+    OutputError
+        The folder is missing or cannot be written.
+    """
+    held = ConfigError(f"{folder}: another fingerprint is being made with this key; wait until that is done")
+    return lock_for_one(folder / f".{RECORD_FILE}.lock", held)
 
 
 def hash_patients(cases: Sequence[Case], key: ec.EllipticCurvePrivateKey) -> tuple[str, ...]:

@@ -10,12 +10,14 @@ import pytest
 from pydantic import ValidationError
 
 from client.cli import main
+from client.consent.decisions import DecisionBook
 from client.consent.fingerprint_terms import FINGERPRINT_MEANINGS
 from client.consent.sent_summary import departures, summary
 from client.consent.site_config import SiteConfig, load_site_config
+from client.site.earlier_fingerprints import lock_record
 from client.site.fingerprint import in_words, make_fingerprint
 from client.site.signing_request import make_request
-from client.state_folder import AUDIT_FILE
+from client.state_folder import AUDIT_FILE, default_consent
 from common.audit import read_entries
 from common.certificates import CertificateError, load_key
 from common.config.federation import FederationConfig
@@ -85,6 +87,40 @@ def test_it_is_noted_in_the_audit_log_before_it_is_there(data: Path, tmp_path: P
     left = departures(read_entries(tmp_path / "state" / AUDIT_FILE))
     assert summary(left)["total"]["kinds"] == {"fingerprints": 1}
     assert left[0].bytes == (tmp_path / "north.json").stat().st_size
+
+
+@pytest.mark.parametrize(("stop", "reason"), [("pause", "paused"), ("withdraw", "withdrawn")])
+def test_a_site_that_is_stopped_shares_none(
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    stop: str,
+    reason: str,
+) -> None:
+    monkeypatch.setenv("FEDVOX_LEDGER", str(tmp_path / "hospital/ledger.jsonl"))
+    book = DecisionBook(tmp_path / "state", default_consent())
+    getattr(book, stop)("Dr. Ada")
+    words = command(data, tmp_path, "--state", str(tmp_path / "state"))
+    assert main(words) == 2
+    assert f"{reason} by Dr. Ada" in capsys.readouterr().err and not (tmp_path / "north.json").exists()
+    if stop == "pause":
+        book.resume("Dr. Ada")
+        assert main(words) == 0
+
+
+def test_two_are_not_made_at_once_with_one_key(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = command(data, tmp_path)
+    with lock_record(tmp_path / "key"):
+        assert main(words) == 2
+    assert "another fingerprint is being made with this key" in capsys.readouterr().err
+    assert not (tmp_path / "north.json").exists() and main(words) == 0
+
+
+def command(data: Path, folder: Path, *more: str) -> list[str]:
+    (folder / "federation.yaml").write_text(federation(data).resolved())
+    words = ["fingerprint", "--name", "north", "--federation", str(folder / "federation.yaml"), "--data", str(data)]
+    return [*words, "--key", str(folder / "key"), "--out", str(folder / "north.json"), "--no-site", *more]
 
 
 @pytest.mark.parametrize(
