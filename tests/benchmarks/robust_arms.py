@@ -2,8 +2,8 @@
 
 ``python -m tests.benchmarks.robust_arms [--data Task04_Hippocampus] [--arms fedavg,median] [--seeds 3,4]`` trains a
 small network on phantoms, or on 46 hippocampus scans, for each algorithm with five honest sites, with one that lies in
-one of three ways, and with two that lie in the same way. What comes before every algorithm, such as bounds on the length
-of updates and quarantine, is on, as in every federation. Dice are the honest sites' own scores of the released model,
+one of three ways, and with two that lie in the same way. What comes before every algorithm, such as bounds on lengths
+and quarantine, is on, as in every federation. Dice are the honest sites' own scores of the released model,
 compared with what the same sites reach with the same algorithm when all five are honest. Last line: the worst ratio of
 FedAvg and of each robust algorithm with one liar, and the best algorithm with two.
 """
