@@ -198,11 +198,8 @@ def document(request: Request) -> dict[str, Any]:
         "site": request.kit.site,
         "server": request.kit.endpoint,
         "software": {"fedvox": common.__version__},
-        "data": {
-            "channels": list(plan.channels),
-            "labels": {str(value): name for value, name in plan.labels.items()},
-            "modality": federation.modality,
-        },
+        "data": plan.model_dump(mode="json", include={"channels", "labels", "label_codes"})
+        | {"modality": federation.modality},
         "work": {
             "rounds": federation.rounds,
             "local_steps": federation.training.local_steps,
@@ -300,7 +297,8 @@ def as_text(content: Mapping[str, Any], width: int = 100) -> str:
 
 
 def _learned(data: Mapping[str, Any], model: Mapping[str, Any]) -> list[str]:
-    labels = ", ".join(f"{name} (label {value})" for value, name in data["labels"].items())
+    codes = {value: ", " + " ".join(code.values()) for value, code in data["label_codes"].items()}
+    labels = ", ".join(f"{name} (label {value}{codes.get(value, '')})" for value, name in data["labels"].items())
     spacing = model["spacing_mm"]
     start = f", starting from a given model (SHA-256 {model['starts_from']})" if model["starts_from"] else ""
     grid = f"resampled to {_by(spacing)} mm" if spacing else "on their own grids"

@@ -82,7 +82,7 @@ class Limits(Frozen):
             found.append(
                 f"{steps} training steps a round are more than limits.max_local_steps ({self.max_local_steps})"
             )
-        found += _strangers("labels", self.labels, (federation.labels or {}).values())
+        found += _strangers("labels", self.labels, (federation.label_names or {}).values())
         found += _strangers("channels", self.channels, federation.channels or ())
         return found
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from common.config.initial_model import resolve_initial_model
+from common.config.labels import LabelTable, check_class_weights, codes_of, names_of
 from common.config.network import FederationName, NetworkConfig
 from common.config.personal import PersonalConfig, check_personal
 from common.config.privacy import PrivacyConfig, with_unscored_training
@@ -24,7 +25,6 @@ from common.config.simulation import SimulationConfig
 from common.config.strategy import StrategyConfig, check_average, check_least_sites, with_least_sites
 from common.config.yaml_file import dump_yaml, parse_yaml, read_yaml
 from common.errors import ConfigError
-from common.formatting import counted
 from common.plan.augmentation import AugmentationPlan
 from common.plan.base import (
     LEAST_BATCH,
@@ -32,10 +32,10 @@ from common.plan.base import (
     Axis,
     BatchSize,
     Blocks,
+    Code,
     Fraction,
     Frozen,
     Kernel,
-    Labels,
     Name,
     NonNegativeFloat,
     PatchSize,
@@ -200,7 +200,7 @@ class FederationConfig(Frozen):
     Attributes
     ----------
     labels
-        Value in the label maps -> name, foreground only; by default the dataset's own.
+        Value in the label maps -> name, or name and code, foreground only; by default the dataset's own.
     channels
         Names of the input channels; by default the dataset's own.
     modality
@@ -214,7 +214,7 @@ class FederationConfig(Frozen):
 
     name: FederationName
     description: str = ""
-    labels: Labels | None = None
+    labels: LabelTable | None = None
     channels: Annotated[tuple[Name, ...], Field(min_length=1, max_length=64)] | None = None
     modality: Literal["CT", "MR", "other"] = "MR"
     rounds: PositiveInt
@@ -298,6 +298,16 @@ class FederationConfig(Frozen):
             check_class_weights(self.training.class_weights, len(self.labels))
         return self
 
+    @property
+    def label_names(self) -> dict[int, str] | None:
+        """Names of the labels; None if they are the dataset's own."""
+        return names_of(self.labels)
+
+    @property
+    def label_codes(self) -> dict[int, Code]:
+        """Codes of the labels that have one."""
+        return codes_of(self.labels)
+
     def resolved(self) -> str:
         """Return the configuration as YAML with every default written out."""
         return dump_yaml(self.model_dump(mode="json"))
@@ -307,21 +317,6 @@ class FederationConfig(Frozen):
         # The initial model's hash identifies it, not its path.
         content = self.model_dump(mode="json", exclude={"description": True, "initial_model": True})
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def check_class_weights(weights: Sequence[float] | None, labels: int) -> None:
-    """Check that there is one weight for the background and one for each label.
-
-    Raises
-    ------
-    ValueError
-        There are more or fewer.
-    """
-    if weights is not None and len(weights) != labels + 1:
-        raise ValueError(
-            f"training.class_weights has {counted(len(weights), 'entry', 'entries')}, but there are "
-            f"{counted(labels, 'label')} and the background; write {labels + 1}"
-        )
 
 
 def load_federation(path: Path, overrides: Sequence[str] = ()) -> FederationConfig:

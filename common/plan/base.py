@@ -7,9 +7,10 @@ can ask for what no computer has.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Axes3 = tuple[int, int, int]
 """Whole numbers along x, y, z."""
@@ -86,11 +87,11 @@ def _value_first(labels: Any) -> Any:
 
 Name = Annotated[str, Field(max_length=200), AfterValidator(_check_name)]
 """Name of a label or channel."""
-Labels = Annotated[
-    dict[Annotated[Whole, Field(ge=1, le=65535), BeforeValidator(_label_value)], Name],
-    Field(min_length=1),
-    BeforeValidator(_value_first),
-]
+LabelValue = Annotated[Whole, Field(ge=1, le=65535), BeforeValidator(_label_value)]
+"""A value of label maps, foreground only."""
+ValueFirst = BeforeValidator(_value_first)
+"""Says so where name and value of labels are swapped."""
+Labels = Annotated[dict[LabelValue, Name], Field(min_length=1), ValueFirst]
 """Value in the label maps -> name, foreground only."""
 
 
@@ -98,6 +99,86 @@ class Frozen(BaseModel):
     """Base of all plan and configuration models: immutable; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _check_code_text(text: str) -> str:
+    """Refuse what DICOM would store in another way than it is written, or as several values."""
+    if not text.isprintable() or "\\" in text:
+        raise ValueError("must be printable characters without backslashes")
+    if text != text.strip():
+        raise ValueError("must not begin or end with spaces")
+    return text
+
+
+def _check_ascii(text: str) -> str:
+    if not text.isascii():
+        raise ValueError("must be ASCII")
+    return text
+
+
+def _text_of_digits(value: object) -> object:
+    """Read the values of codes, of which most look like numbers."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else value
+
+
+_Short = Annotated[
+    str, Field(min_length=1, max_length=16), AfterValidator(_check_code_text), AfterValidator(_check_ascii)
+]
+
+
+class Code(Frozen):
+    """What a label means, as DICOM codes it; a file may also write ``[scheme, value, meaning]``.
+
+    Attributes
+    ----------
+    scheme
+        Coding scheme designator: ``SCT`` for SNOMED CT.
+    value
+        Code value within the scheme.
+    meaning
+        Words for people; two codes with the same scheme and value mean the same whatever their words.
+    """
+
+    scheme: _Short
+    value: Annotated[_Short, BeforeValidator(_text_of_digits)]
+    meaning: Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_check_code_text)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_list(cls, content: Any) -> Any:
+        if isinstance(content, dict | Code):
+            return content
+        if not isinstance(content, list | tuple) or len(content) != 3:
+            raise ValueError("must be [scheme, value, meaning], such as [SCT, 10200004, Liver]")
+        return dict(zip(("scheme", "value", "meaning"), content, strict=True))
+
+    def __str__(self) -> str:
+        """Return scheme, value and meaning."""
+        return f"{self.scheme} {self.value} {self.meaning}"
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Scheme and value: equal for codes of the same meaning."""
+        return self.scheme, self.value
+
+
+def check_codes_differ(codes: Mapping[int, Code]) -> dict[int, Code]:
+    """Return the codes of labels if no two labels have the same one.
+
+    Raises
+    ------
+    ValueError
+        Names two labels that have.
+    """
+    first: dict[tuple[str, str], int] = {}
+    for value, code in codes.items():
+        if (other := first.setdefault(code.key, value)) != value:
+            raise ValueError(f"labels {other} and {value} have the same code, {code.scheme} {code.value}")
+    return dict(codes)
+
+
+LabelCodes = Annotated[dict[LabelValue, Code], AfterValidator(check_codes_differ)]
+"""Value in the label maps -> code, for labels that have one."""
 
 
 def check_patch_voxels(size: tuple[int, int, int]) -> None:

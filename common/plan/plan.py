@@ -21,6 +21,7 @@ from common.plan.base import (
     Frozen,
     Intensity,
     Kernel,
+    LabelCodes,
     Labels,
     Name,
     PatchSize,
@@ -152,6 +153,8 @@ class Plan(Frozen):
         Names of the input channels (modalities), in order.
     labels
         Value in the label map -> name, for foreground labels only; values run from 1 without gaps.
+    label_codes
+        What labels mean in coding schemes, for labels that have a code.
     patch_size
         Voxels along x, y, z at the target spacing.
     mirror_axes
@@ -164,6 +167,7 @@ class Plan(Frozen):
 
     channels: Annotated[tuple[Name, ...], Field(min_length=1)]
     labels: Labels
+    label_codes: LabelCodes = Field(default_factory=dict)
     preprocessing: PreprocessingPlan
     model: ModelPlan
     patch_size: PatchSize
@@ -175,6 +179,8 @@ class Plan(Frozen):
     def _check_parts_agree(self) -> Plan:
         if sorted(self.labels) != list(range(1, len(self.labels) + 1)):
             raise ValueError(f"labels must be 1, 2, 3, ... without gaps, not {sorted(self.labels)}")
+        if strangers := sorted(set(self.label_codes) - set(self.labels)):
+            raise ValueError(f"label_codes has label {strangers[0]}, which labels has not")
         if self.model.classes != len(self.labels) + 1:
             raise ValueError(
                 f"model.classes is {self.model.classes} for {counted(len(self.labels), 'label')} and the background"

@@ -84,8 +84,10 @@ class FingerprintFile(Frozen):
 
     def differences(self, config: FederationConfig) -> list[str]:
         """List the keys of a federation file that this was not made for."""
-        asked = {"name": self.federation, "channels": self.channels, "labels": self.labels, "modality": self.modality}
-        return [key for key, value in asked.items() if getattr(config, key) != value]
+        made_for = (self.federation, self.channels, self.labels, self.modality)
+        asked = (config.name, config.channels, config.label_names, config.modality)
+        keys = ("name", "channels", "labels", "modality")
+        return [key for key, own, other in zip(keys, made_for, asked, strict=True) if own != other]
 
     def as_json(self) -> str:
         """Return the file's text."""

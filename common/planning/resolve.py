@@ -76,7 +76,8 @@ def _resolve(config: FederationConfig, fingerprint: Measured, channels: Sequence
         preprocessing["spacing"] = None
     if isinstance(wanted.intensity, tuple):
         preprocessing["intensity"] = _per_channel(wanted.intensity, len(channels))
-    return with_privacy(Plan.model_validate(plan.model_dump() | {"preprocessing": preprocessing}), config)
+    wishes = {"preprocessing": preprocessing, "label_codes": config.label_codes}
+    return with_privacy(Plan.model_validate(plan.model_dump() | wishes), config)
 
 
 def with_privacy(plan: Plan, config: FederationConfig) -> Plan:
@@ -202,11 +203,11 @@ def with_choices(config: FederationConfig, fingerprint: SharedFingerprint) -> Fe
 
 def _names(config: FederationConfig) -> tuple[tuple[str, ...], dict[int, str]]:
     """Return the names of channels and labels."""
-    if not config.labels:
+    if not (names := config.label_names):
         raise ConfigError("labels: is missing; name every label: {1: name, ...}")
     if not config.channels:
         raise ConfigError("channels: is missing; name every input channel: [T1]")
-    return config.channels, config.labels
+    return config.channels, names
 
 
 def _plan(config: FederationConfig) -> Plan:
@@ -227,6 +228,7 @@ def _plan(config: FederationConfig) -> Plan:
         return Plan(
             channels=channels,
             labels=labels,
+            label_codes=config.label_codes,
             preprocessing=PreprocessingPlan(
                 spacing=spacing,
                 intensity=_per_channel(intensity, len(channels)),

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.config.federation import FederationConfig, as_json, check_class_weights
+from common.config.federation import FederationConfig, as_json
+from common.config.labels import check_class_weights
 from common.errors import ConfigError, DataError
 from common.formatting import counted
 from common.imaging.cache.case_cache import CaseCache
@@ -183,7 +184,7 @@ def examine(
 def _plan_of(
     config: FederationConfig, dataset: Dataset, cache: Path | None, emit: EventSink
 ) -> tuple[Plan, Fingerprint]:
-    _, problems = compare(dataset, Wanted(config.labels, config.channels, config.modality))
+    _, problems = compare(dataset, Wanted(config.label_names, config.channels, config.modality))
     for problem in problems:
         if problem.severity == "error":
             raise DataError(problem.path, problem.text)
@@ -215,7 +216,7 @@ def _partition_of(config: FederationConfig, dataset: Dataset, fingerprint: Finge
 
 
 def _labels_of(config: FederationConfig, dataset: Dataset) -> dict[int, str]:
-    labels = config.labels or dataset.labels
+    labels = config.label_names or dataset.labels
     if not labels:
         raise ConfigError(f"labels: is missing, and {dataset.root} declares none; add labels: {{1: name, ...}}")
     if sorted(labels) != list(range(1, len(labels) + 1)):

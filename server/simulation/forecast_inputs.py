@@ -137,7 +137,7 @@ def _model_without_data(config: FederationConfig) -> tuple[ModelPlan, tuple[str,
     except ConfigError:
         pass
     phantom = config.simulation.phantom if config.simulation else None
-    labels = config.labels or (phantom_labels(phantom.anatomy) if phantom else None)
+    labels = config.label_names or (phantom_labels(phantom.anatomy) if phantom else None)
     if labels is None:
         raise ConfigError("labels: is missing; name every label ({1: name, ...}), or give --data")
     stages = len(config.model.channels)

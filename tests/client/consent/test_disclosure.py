@@ -151,6 +151,11 @@ def test_the_text_leaves_nothing_out(request_: Request) -> None:
     assert text.endswith(f"Digest: {request_.federation.digest()}")
 
 
+def test_the_text_says_what_labels_mean(tmp_path: Path) -> None:
+    write_kit(tmp_path, labels={1: {"name": "ball", "code": ["SCT", 113676009, "Round shape"]}})
+    assert "To segment ball (label 1, SCT 113676009 Round shape)." in as_text(document(read_request(tmp_path)), 10_000)
+
+
 NORMS, DITTO = {"method": "norms"}, {"method": "ditto", "ditto_lambda": 0.5, "steps": 9}
 
 

@@ -65,7 +65,7 @@ def write(folder: Path, site: str, content: SharedFingerprint, made_at: str = "2
         site=site,
         made_at=made_at,
         channels=config.channels or (),
-        labels=config.labels or {},
+        labels=config.label_names or {},
         modality=config.modality,
         fingerprint=content,
     )
