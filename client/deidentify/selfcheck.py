@@ -1,0 +1,88 @@
+"""The last look at what was made: as its bytes, read again, before anybody can see them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import pydicom
+from pydicom.datadict import keyword_for_tag
+from pydicom.dataelem import DataElement, RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
+from pydicom.tag import BaseTag
+from pydicom.uid import PYDICOM_IMPLEMENTATION_UID
+
+from client.deidentify import attributes
+from client.deidentify.choices import InstanceRefusedError, Reason
+from client.deidentify.kinds import is_registered
+from client.deidentify.traces import Traces
+from common.imaging.io.dicom.values import tag_of
+
+_PIXELS = frozenset(map(tag_of, ("PixelData", "FloatPixelData", "DoubleFloatPixelData")))
+_MOVED = frozenset({"DA", "DT", "TM"})
+_PREAMBLE = 128
+_MADE_UID = "2.25."
+
+
+def require_clean(content: bytes, patient: str, traces: Traces) -> None:
+    """Require that a de-identified file holds no identifier of the original outside its uncompressed pixels.
+
+    Parameters
+    ----------
+    content
+        The file.
+    patient
+        The pseudonym.
+    traces
+        What identifies the patient in the original.
+
+    Raises
+    ------
+    InstanceRefusedError
+        It does, or it holds what should not be there at all. The text names the attribute and not its value.
+    """
+    found = pydicom.dcmread(io.BytesIO(content))
+    is_compressed = found.file_meta.TransferSyntaxUID.is_encapsulated
+    if content[:_PREAMBLE].strip(b"\0"):
+        raise InstanceRefusedError(Reason.IDENTIFIERS, "would still hold a preamble")
+    for dataset in (found.file_meta, found):
+        for tag, element in _elements(dataset):
+            if not _is_clean(tag, element, patient, traces, is_compressed):
+                name = keyword_for_tag(tag) or "an element"
+                raise InstanceRefusedError(
+                    Reason.IDENTIFIERS, f"would still hold an identifier of the patient in {name} {tag}"
+                )
+
+
+def _elements(dataset: Dataset) -> Iterator[tuple[BaseTag, DataElement | RawDataElement]]:
+    for tag in list(dataset.keys()):
+        if dataset.get_item(tag).VR == "SQ" or dataset[tag].VR == "SQ":
+            for item in dataset[tag].value or ():
+                yield from _elements(item)
+        else:
+            yield tag, dataset[tag]
+
+
+def _is_clean(
+    tag: BaseTag, element: DataElement | RawDataElement, patient: str, traces: Traces, is_compressed: bool
+) -> bool:
+    if tag.is_private:
+        return False
+    value = element.value
+    if value is None or element.VR in _MOVED:  # dates of other days; times are kept
+        return True
+    if tag in attributes.PSEUDONYMS:
+        return str(value) == patient
+    parts = [str(one) for one in value] if isinstance(value, list | MultiValue) else [str(value)]
+    if element.VR == "UI":
+        return all(map(_is_of_nobody, parts))
+    if isinstance(value, bytes):
+        return (tag in _PIXELS and not is_compressed) or not traces.are_in_bytes(value)
+    if element.VR in attributes.NUMBERS:
+        return not traces.are_in_numbers("\\".join(parts))
+    return not traces.are_in_text("\\".join(parts))
+
+
+def _is_of_nobody(uid: str) -> bool:
+    return not uid or uid.startswith(_MADE_UID) or uid == PYDICOM_IMPLEMENTATION_UID or is_registered(uid)
