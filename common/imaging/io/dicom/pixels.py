@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -10,30 +10,18 @@ from typing import Any
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.pixels.utils import iter_pixels
-from pydicom.uid import (
-    JPEG2000,
-    DeflatedExplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-)
+from pydicom.encaps import get_frame
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from common.errors import DataError
+from common.imaging.io.dicom.decoding.decoder import FrameDecoder, frame_decoder
 from common.imaging.io.dicom.header import refused_as_damaged
 from common.imaging.io.dicom.pixel_form import BIG_ENDIAN
 from common.imaging.io.dicom.slices import PixelForm, Slice
 
 _EXACT_BITS = 16
 """Values with at most so many bits, and whole numbers added to them, are exact in float32."""
-
-_DECODERS: Mapping[str, str] = {
-    JPEGLSLossless: "pyjpegls",
-    JPEGLSNearLossless: "pyjpegls",
-    JPEG2000Lossless: "pylibjpeg",
-    JPEG2000: "pylibjpeg",
-}
-"""Who decodes what, where there is a choice: damaged streams end the process in GDCM, which pydicom would ask first."""
+_COMPRESSED = ("PixelData", "ExtendedOffsetTable", "ExtendedOffsetTableLengths")
 
 
 def stored_frames(slices: Sequence[Slice]) -> Iterator[NDArray[Any]]:
@@ -44,15 +32,17 @@ def stored_frames(slices: Sequence[Slice]) -> Iterator[NDArray[Any]]:
     DataError
         A file cannot be read, or its pixels cannot be decoded.
     """
-    for path, of_file in groupby(slices, key=lambda one: one.path):
-        wanted = list(of_file)
-        form = wanted[0].form
-        frames = [one.frame for one in wanted]
-        found = _decoded(path, form, frames) if form.offset is None else _plain(path, form, form.offset, frames)
-        for values in found:
-            if values.shape != (form.rows, form.columns):
-                raise DataError(path, "holds pixels of another size than its header says")
-            yield _own_bits(values, form)
+    with frame_decoder() as decoder:
+        for path, of_file in groupby(slices, key=lambda one: one.path):
+            wanted = list(of_file)
+            form = wanted[0].form
+            frames = [one.frame for one in wanted]
+            if form.offset is None:
+                found = _decoded(path, form, frames, decoder)
+            else:
+                found = _plain(path, form, form.offset, frames)
+            for values in found:
+                yield _own_bits(values, form)
 
 
 def scale(values: NDArray[Any], one: Slice, out: NDArray[np.float32]) -> bool:
@@ -92,14 +82,19 @@ def _plain(path: Path, form: PixelForm, offset: int, frames: Sequence[int]) -> I
         raise DataError(path, f"cannot be read ({error.strerror or error})") from error
 
 
-def _decoded(path: Path, form: PixelForm, frames: Sequence[int]) -> Iterator[NDArray[Any]]:
+def _decoded(path: Path, form: PixelForm, frames: Sequence[int], decoder: FrameDecoder) -> Iterator[NDArray[Any]]:
     with refused_as_damaged(path, "pixel data"):
-        if form.syntax != DeflatedExplicitVRLittleEndian:
-            yield from iter_pixels(path, indices=frames, raw=True, decoding_plugin=_DECODERS.get(form.syntax, ""))
+        if form.syntax == DeflatedExplicitVRLittleEndian:
+            data = pydicom.dcmread(path, specific_tags=["PixelData"]).PixelData
+            for frame in frames:
+                yield _as_frame(data[frame * form.frame_bytes : (frame + 1) * form.frame_bytes], form, path)
             return
-        data = pydicom.dcmread(path, specific_tags=["PixelData"]).PixelData
+        held = pydicom.dcmread(path, specific_tags=[*_COMPRESSED])
+        tables = held.get("ExtendedOffsetTable"), held.get("ExtendedOffsetTableLengths")
+        offsets = tables if all(tables) else None
         for frame in frames:
-            yield _as_frame(data[frame * form.frame_bytes : (frame + 1) * form.frame_bytes], form, path)
+            part = get_frame(held.PixelData, frame, number_of_frames=form.frames, extended_offsets=offsets)
+            yield decoder.decode(part, form)
 
 
 def _as_frame(data: bytes, form: PixelForm, path: Path) -> NDArray[Any]:
