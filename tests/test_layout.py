@@ -25,7 +25,10 @@ ROOMS = {
         ),
         *("reporting", "progress", "release", "privacy", "run_store"),
     ),
-    "client": ("cli", "site", "courier", "runner", "ledger", "consent", "training", "inference", "data", "deidentify"),
+    "client": (
+        *("cli", "site", "courier", "runner", "ledger", "consent", "training", "inference", "data", "pacs"),
+        *("deidentify",),
+    ),
     "common": (
         *("planning", "privacy", "config", "protocol", "models", "losses", "metrics", "weights", "imaging/phantoms"),
         *("imaging/patches", "imaging/cache", "imaging/datasets", "imaging/io/dicom", "imaging/io", "imaging"),

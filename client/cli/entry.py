@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from client.cli.archive import add_import_command
 from client.cli.consent import add_consent_commands
 from client.cli.fingerprint import add_fingerprint_command
 from client.cli.ledger import add_ledger_command
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     evaluate.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder with labels")
     evaluate.add_argument("--out", type=Path, required=True, metavar="metrics.csv", help="one row per case and label")
     evaluate.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    add_import_command(commands)
     add_consent_commands(commands)
     add_ledger_command(commands)
     add_network_commands(commands)

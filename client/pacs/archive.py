@@ -1,0 +1,211 @@
+"""What an archive holds and gives, however it is spoken to."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Protocol
+
+import pydicom
+
+from client.pacs.peer import PeerError
+from common.errors import DataError
+from common.imaging.io.dicom.header import refused_as_damaged
+from common.imaging.io.dicom.values import tag_of, text
+from common.system.files import write_atomically
+
+STUDY_FIELDS = ("StudyInstanceUID", "AccessionNumber", "StudyDate", "StudyDescription")
+SERIES_FIELDS = ("SeriesInstanceUID", "Modality", "SeriesDescription", "BodyPartExamined")
+INSTANCE_FIELDS = ("SOPInstanceUID", "SOPClassUID", "Rows", "Columns", "NumberOfFrames")
+MOST_ANSWERS = 100_000
+"""To one question: an archive that gives more did not understand it."""
+_USUAL_BYTES = 2**19
+_UID = re.compile(r"[0-9.]{1,64}")
+_HEAD = [tag_of(keyword) for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")]
+
+Answer = Mapping[str, str]
+"""One answer of an archive: keyword -> text, shortened to nothing but what was asked for."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study of an archive: its UID, and what people know it by; these may be empty."""
+
+    uid: str
+    accession: str
+    date: str
+    description: str
+
+
+@dataclass(frozen=True)
+class Series:
+    """A series of an archive: its UID, and what people know it by; these may be empty."""
+
+    uid: str
+    modality: str
+    description: str
+    body_part: str
+
+
+@dataclass(frozen=True)
+class Instance:
+    """An instance of an archive: UID, SOP class (may be empty), and about how many bytes it has."""
+
+    uid: str
+    kind: str
+    size: int
+
+
+class Archive(Protocol):
+    """A way to ask and to fetch.
+
+    All methods raise ``PeerError`` if the archive cannot be reached or does not do what it is asked for.
+    """
+
+    def ask(self, level: str, keys: Mapping[str, str], fields: Sequence[str]) -> list[Answer]:
+        """Return all answers to a question.
+
+        Parameters
+        ----------
+        level
+            ``STUDY``, ``SERIES`` or ``IMAGE``.
+        keys
+            Keyword -> value that must match, with the wildcards of DICOM.
+        fields
+            Keywords to return.
+        """
+
+    def probe(self) -> None:
+        """Ask whether it is there."""
+
+    def fetch(self, study: str, series: Mapping[str, Sequence[Instance]], inbox: Inbox) -> None:
+        """Fetch some series of a study; what arrives goes to the inbox, and may be more or less than was asked for."""
+
+
+def find_studies(archive: Archive, keys: Mapping[str, str]) -> list[Study]:
+    """Return the studies that an archive finds, each once."""
+    answers = _valid(archive, "StudyInstanceUID", archive.ask("STUDY", keys, STUDY_FIELDS))
+    return [
+        Study(uid, answer["AccessionNumber"], answer["StudyDate"], answer["StudyDescription"])
+        for uid, answer in answers.items()
+    ]
+
+
+def find_series(archive: Archive, study: str) -> list[Series]:
+    """Return all series of a study, each once."""
+    answers = _valid(archive, "SeriesInstanceUID", archive.ask("SERIES", {"StudyInstanceUID": study}, SERIES_FIELDS))
+    return [
+        Series(
+            uid,
+            answer["Modality"],
+            answer["SeriesDescription"],
+            answer["BodyPartExamined"],
+        )
+        for uid, answer in answers.items()
+    ]
+
+
+def find_instances(archive: Archive, study: str, series: str) -> list[Instance]:
+    """Return all instances of a series, each once."""
+    keys = {"StudyInstanceUID": study, "SeriesInstanceUID": series}
+    answers = _valid(archive, "SOPInstanceUID", archive.ask("IMAGE", keys, INSTANCE_FIELDS))
+    return [Instance(uid, answer["SOPClassUID"], _size(answer)) for uid, answer in answers.items()]
+
+
+def _valid(archive: Archive, key: str, answers: Sequence[Answer]) -> dict[str, Answer]:
+    """Index answers by a UID.
+
+    Raises
+    ------
+    PeerError
+        One is none: it would become a part of a question or of a URL.
+    """
+    for answer in answers:
+        if not _UID.fullmatch(answer[key]):
+            raise PeerError(str(archive), f"answered with a {key} that is no UID", is_passing=False)
+    return {answer[key]: answer for answer in answers}
+
+
+def _number(value: str) -> int | None:
+    return int(value) if value.isascii() and value.isdecimal() and len(value) < 9 else None
+
+
+def _size(answer: Answer) -> int:
+    rows, columns = _number(answer["Rows"]), _number(answer["Columns"])
+    frames = _number(answer["NumberOfFrames"]) or 1
+    return 2 * rows * columns * frames if rows and columns else frames * _USUAL_BYTES
+
+
+class Inbox:
+    """Takes the instances of one study, and nothing else.
+
+    Parameters
+    ----------
+    folder
+        An empty folder. Files get numbers for names: nothing that an archive sends becomes one.
+    study
+        Its UID.
+    expected
+        Series UID -> UIDs of its instances.
+
+    Attributes
+    ----------
+    received
+        UIDs of the instances that are in the folder.
+    files
+        Series UID -> its files.
+    strangers
+        How many were sent that belong to another study or series, or were not announced.
+    """
+
+    def __init__(self, folder: Path, study: str, expected: Mapping[str, Sequence[str]]) -> None:
+        self._folder = folder
+        self._study = study
+        self._series = {uid: series for series, uids in expected.items() for uid in uids}
+        self.received: set[str] = set()
+        self.files: dict[str, list[Path]] = {}
+        self.strangers = 0
+
+    @property
+    def expected(self) -> int:
+        """How many instances there will be."""
+        return len(self._series)
+
+    def is_whole(self, series: Sequence[Instance]) -> bool:
+        """Return whether all of these have been received."""
+        return self.received.issuperset(one.uid for one in series)
+
+    def keep(self, content: bytes) -> str:
+        """Write a DICOM file, if it is one of those that are expected, and not there yet.
+
+        Returns
+        -------
+        str
+            Why it was not kept; empty if it is there now.
+
+        Raises
+        ------
+        OutputError
+            It cannot be written.
+        """
+        try:
+            with refused_as_damaged(self._folder):
+                head = pydicom.dcmread(BytesIO(content), stop_before_pixels=True, specific_tags=[*_HEAD])
+                uid, study, series = (
+                    text(head, keyword) for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+                )
+        except DataError:
+            self.strangers += 1
+            return "cannot be read"
+        if study != self._study or self._series.get(uid) != series:
+            self.strangers += 1
+            return "was not asked for"
+        if uid not in self.received:
+            path = self._folder / f"{len(self.received):06d}.dcm"
+            write_atomically(path, content, durable=False)
+            self.received.add(uid)
+            self.files.setdefault(series, []).append(path)
+        return ""

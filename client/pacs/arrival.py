@@ -1,0 +1,104 @@
+"""From files as they came to a folder of the dataset: de-identified, and named after nothing that identifies."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from client.deidentify.choices import Choices, InstanceRefusedError, Reason
+from client.deidentify.identities import Identities
+from client.deidentify.instance import Deidentifier
+from common.formatting import counted
+
+_HOPELESS = frozenset({Reason.DAMAGED, Reason.IDENTIFIERS})
+"""Wrong in the archive: a study with such an instance is not taken. Of other series, the study is what remains."""
+_DIGITS = 12
+
+
+class StudyRefusedError(Exception):
+    """A study that was fetched must not become part of the dataset.
+
+    Attributes
+    ----------
+    reason
+        Why.
+    """
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+class Arrivals:
+    """Names folders of studies, and fills them.
+
+    Parameters
+    ----------
+    identities
+        The hospital's secret.
+    choices
+        How to de-identify; None for not at all.
+    """
+
+    def __init__(self, identities: Identities, choices: Choices | None) -> None:
+        self._identities = identities
+        self._how = repr(choices)
+        self._deidentifier = None if choices is None else Deidentifier(identities, choices)
+
+    def prefix_of(self, study: str) -> str:
+        """Return how all folders of a study begin."""
+        return f"study-{_short([self._identities.uid(study)])}-"
+
+    def folder_of(self, study: str, instances: Iterable[str]) -> str:
+        """Return the folder of some instances of a study: another name for others, and for another way of taking them.
+
+        Only the hospital's secret leads from a study to the name of its folder.
+        """
+        return self.prefix_of(study) + _short([self._how, *sorted(map(self._identities.uid, instances))])
+
+    def take(self, files: Mapping[str, Sequence[Path]], folder: Path) -> list[str]:
+        """De-identify files into an empty folder, or move them there if they stay as they are.
+
+        Parameters
+        ----------
+        files
+            Series UID -> its files.
+        folder
+            Where they go.
+
+        Returns
+        -------
+        list[str]
+            What was left out, and why: series of kinds that are not taken.
+
+        Raises
+        ------
+        StudyRefusedError
+            An instance is damaged, or an identifier in it cannot be removed.
+        """
+        left_out, number = [], 0
+        for paths in files.values():
+            targets = [folder / f"{number + index:06d}.dcm" for index in range(len(paths))]
+            try:
+                for path, target in zip(paths, targets, strict=True):
+                    self._take_one(path, target)
+                number += len(paths)
+            except InstanceRefusedError as error:
+                if error.reason in _HOPELESS:
+                    raise StudyRefusedError(f"an instance {error}") from None
+                for target in targets:
+                    target.unlink(missing_ok=True)
+                left_out.append(f"left out a series of {counted(len(paths), 'instance')}, of which one {error}")
+        return left_out
+
+    def _take_one(self, path: Path, target: Path) -> None:
+        if self._deidentifier is None:
+            shutil.move(path, target)
+        else:
+            self._deidentifier.deidentify(path).write(target)
+
+
+def _short(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:_DIGITS]
