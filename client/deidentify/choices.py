@@ -65,6 +65,10 @@ class Choices:
     device: Literal["kept", "removed"] = "kept"
     allowed: frozenset[Reason] = field(default=frozenset())
 
+    def __repr__(self) -> str:
+        """Return the same text for the same choices in every process, so that it can be part of a name."""
+        return f"Choices({self.dates}, {self.device}, {sorted(map(str, self.allowed))})"
+
     def __post_init__(self) -> None:
         if wrong := self.allowed - ALLOWABLE:
             raise ValueError(f"cannot be allowed: {', '.join(sorted(wrong))}")

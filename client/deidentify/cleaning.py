@@ -97,7 +97,7 @@ class Cleaner:
             return DataElement(tag, dictionary_VR(tag), REMOVED)
         if tag in attributes.DESCRIPTIONS:
             return self._description(original, tag)
-        if tag in attributes.TIMES | attributes.DEVICE or attributes.is_kept(tag):
+        if tag in attributes.TIMES or tag in attributes.DEVICE or attributes.is_kept(tag):
             return self._kept(original, tag)
         return None
 

@@ -20,6 +20,16 @@ from client.deidentify.traces import Traces
 from common.imaging.io.dicom.values import tag_of
 
 _PIXELS = frozenset(map(tag_of, ("PixelData", "FloatPixelData", "DoubleFloatPixelData")))
+_OURS = frozenset(
+    map(
+        tag_of,
+        (
+            *("PatientIdentityRemoved", "DeidentificationMethod", "DeidentificationMethodCodeSequence"),
+            *("LongitudinalTemporalInformationModified", "SpecificCharacterSet", "ImplementationVersionName"),
+        ),
+    )
+)
+"""Words of ours, which may happen to be somebody's name."""
 _MOVED = frozenset({"DA", "DT", "TM"})
 _PREAMBLE = 128
 _MADE_UID = "2.25."
@@ -47,6 +57,8 @@ def require_clean(content: bytes, patient: str, traces: Traces) -> None:
     if content[:_PREAMBLE].strip(b"\0"):
         raise InstanceRefusedError(Reason.IDENTIFIERS, "would still hold a preamble")
     for dataset in (found.file_meta, found):
+        for tag in _OURS & dataset.keys():
+            del dataset[tag]
         for tag, element in _elements(dataset):
             if not _is_clean(tag, element, patient, traces, is_compressed):
                 name = keyword_for_tag(tag) or "an element"

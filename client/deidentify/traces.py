@@ -131,9 +131,12 @@ def _identifiers(text: str) -> Iterator[str]:
 
 
 def _pattern(needle: str, long: int, character: str) -> str:
-    """Return a pattern that finds a short text only where no further character of its kind adjoins it."""
+    """Return a pattern that finds a short text only where no further character of its kind adjoins it.
+
+    Chinese characters stand without spaces between words.
+    """
     escaped = re.escape(needle)
-    return escaped if len(needle) >= long else rf"(?<!{character}){escaped}(?!{character})"
+    return escaped if len(needle) >= long or needle >= _FIRST_SIGN else rf"(?<!{character}){escaped}(?!{character})"
 
 
 def _any_of(patterns: list[str]) -> re.Pattern[str] | None:

@@ -40,7 +40,7 @@ _WORDS = """
 """
 WORDS = frozenset(_WORDS.split())
 _COMPOUND = re.compile(rf"(?:{'|'.join(sorted(map(re.escape, WORDS), key=len, reverse=True))})+")
-_NUMBER = re.compile(r"\d{1,2}(?:\.\d{1,2})?(?:mm)?|te\d{1,3}|b\d{1,4}")
+_NUMBER = re.compile(r"\d|\d{1,2}(?:\.\d{1,2})?mm|te\d{1,3}|b\d{1,4}")
 _TOKEN = re.compile(r"[^\W_]+(?:\.\d+[^\W_]*)?")
 _LONGEST = 256
 
