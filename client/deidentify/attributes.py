@@ -122,7 +122,7 @@ DESCRIPTIONS = _tags("SeriesDescription ProtocolName ContrastBolusAgent")
 EMPTIED = _tags(
     """
     AccessionNumber ReferringPhysicianName PatientBirthDate PatientSex StudyID ContentCreatorName ContentDescription
-    ROIInterpreter AcquisitionContextSequence
+    OperatorsName ROIInterpreter AcquisitionContextSequence
     """
 )
 """What objects must have, but may have without a value."""

@@ -48,7 +48,7 @@ _TEXTS = {
 
 def is_registered(uid: str) -> bool:
     """Return whether a UID is one of the standard's own, which stands for the same everywhere."""
-    return uid.startswith(_STANDARD) and uids.UID(uid).name != uid
+    return uid in _TAKEN or (uid.startswith(_STANDARD) and uids.UID(uid).name != uid)
 
 
 def require_taken(dataset: Dataset, choices: Choices) -> None:

@@ -1,9 +1,13 @@
 """What is refused, each with the reason."""
 
+import functools
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     BasicTextSRStorage,
@@ -16,7 +20,7 @@ from pydicom.uid import (
 )
 
 from client.deidentify.choices import ALLOWABLE, Choices, InstanceRefusedError, Reason
-from tests.client.deidentify.made import IDENTITIES, deidentified, deidentifier, one_image, read
+from tests.client.deidentify.made import IDENTITIES, deidentified, deidentifier, one_image, outside_pixels, read
 from tests.dicom_series import save
 
 Change = Callable[[Dataset], object]
@@ -142,3 +146,38 @@ def test_an_identifier_that_would_stay_is_refused_and_only_the_attribute_named(t
 def test_nothing_of_a_refused_instance_is_recorded(tmp_path: Path) -> None:
     refusal(tmp_path, one_image(PatientID="48151623", WindowCenter="48151623", WindowWidth=1))
     assert "48151623" not in (tmp_path / IDENTITIES / "identities.jsonl").read_text()
+
+
+@functools.cache
+def sound_file() -> bytes:
+    item = Dataset()
+    item.PatientName, item.CodeMeaning = "Zebulon^Quist", "Brain"
+    one = one_image(PatientName="Zebulon^Quist", AnatomicRegionSequence=[item], RequestAttributesSequence=[item])
+    return (save(Path(tempfile.mkdtemp(prefix="sound-")), [one]) / "000.dcm").read_bytes()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(132, 1100), st.binary(min_size=1, max_size=4)), min_size=1, max_size=4))
+def test_a_damaged_file_is_refused_or_clean(changes: list[tuple[int, bytes]]) -> None:
+    content = bytearray(sound_file())
+    for position, change in changes:
+        content[position : position + len(change)] = change
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "x.dcm")
+        path.write_bytes(content)
+        try:
+            made = deidentifier(Path(folder)).deidentify(path)
+        except InstanceRefusedError as error:
+            assert "Quist" not in str(error)
+        else:
+            assert b"zebulon" not in outside_pixels(made.content)
+
+
+def test_sequences_without_end_are_refused(tmp_path: Path) -> None:
+    item = bytes.fromhex("08001822") + b"SQ\0\0" + b"\xff" * 4 + bytes.fromhex("feff00e0") + b"\xff" * 4
+    path = save(tmp_path / "in", [one_image()]) / "000.dcm"
+    content = path.read_bytes()
+    at = content.index(bytes.fromhex("10001000"))
+    path.write_bytes(content[:at] + item * 5000 + content[at:])
+    with pytest.raises(InstanceRefusedError):
+        deidentifier(tmp_path).deidentify(path)

@@ -96,7 +96,7 @@ def folder() -> Path:
     return Path(tempfile.mkdtemp(prefix="traces-"))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.sampled_from(sorted(CHARACTER_SETS)),
     st.lists(
