@@ -53,7 +53,7 @@ def find_dicom_cases(root: Path, rules: DicomRules) -> tuple[tuple[Series, ...],
     if not volumes:
         series_count = counted(len(found.series), "series", "series")
         problems.append(Problem(None, root, f"holds {series_count} of DICOM, and none of them is a volume"))
-    return found.series, _cases(root, volumes), problems
+    return found.series, _cases(root, found.series), problems
 
 
 def with_label_maps(cases: Sequence[Case], labels: Mapping[str, Path], problems: list[Problem]) -> list[Case]:
@@ -80,17 +80,19 @@ def with_label_maps(cases: Sequence[Case], labels: Mapping[str, Path], problems:
     return [replace(case, label=labels[case.name]) for case in cases if case.name in labels]
 
 
-def _cases(root: Path, volumes: list[Series]) -> list[Case]:
-    """Make a case of each volume."""
-    alone = Counter(series.folder for series in volumes)
-    names = [_name(root, series, alone[series.folder] == 1) for series in volumes]
+def _cases(root: Path, series: Sequence[Series]) -> list[Case]:
+    """Make a case of each volume that is chosen; those that are not have their names too."""
+    volumes = [one for one in series if one.grid is not None]
+    alone = Counter(one.folder for one in volumes)
+    names = [_name(root, one, alone[one.folder] == 1) for one in volumes]
     doubled = Counter(names)
     cases = []
-    for name, series in zip(names, volumes, strict=True):
+    for name, one in zip(names, volumes, strict=True):
         if doubled[name] > 1:
-            name = f"{name}-{_digest(series.study, series.uid, *series.slices[0].marks)}"
-        path = series.folder if alone[series.folder] == 1 and root.is_dir() else series.slices[0].path
-        cases.append(Case(name, (path,), None, series=series))
+            name = f"{name}-{_digest(one.study, one.uid, *one.slices[0].marks)}"
+        path = one.folder if alone[one.folder] == 1 and root.is_dir() else one.slices[0].path
+        if not one.refusal:
+            cases.append(Case(name, (path,), None, series=one))
     return cases
 
 

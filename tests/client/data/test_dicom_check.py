@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
 
 from client.cli.entry import main
 from client.data.dataset_check import check_dataset
@@ -57,6 +58,31 @@ def test_the_site_file_says_how_few_slices_are_no_volume(tmp_path: Path) -> None
     for least, status in ((8, 0), (9, 1)):
         site.write_text(f"dicom: {{min_slices: {least}}}\n")
         assert main(["check", "--data", str(tmp_path / "data" / "a"), "--site", str(site)]) == status
+
+
+def test_series_are_chosen_as_the_site_file_says_and_keep_their_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = generate_uid()
+    for number, description in ((1, "T1 axial"), (2, "T2 axial"), (3, "T1 axial")):
+        slices = make_series(SeriesNumber=number, SeriesDescription=description, StudyInstanceUID=study)
+        save(tmp_path / "data" / "p1", slices, names=[f"{number}-{index}" for index in range(8)])
+    site = tmp_path / "site.yaml"
+    arguments = ["check", "--data", str(tmp_path / "data"), "--site", str(site)]
+    site.write_text("dicom: {series: {description: t2*, modality: MR, contrast: no}}")
+    assert main(arguments) == 0
+    rows = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert rows[1:4] == [
+        "1 1 T1 axial MR - 8 - left out: is not chosen: its description is 'T1 axial', not t2*",
+        "1 2 T2 axial MR - 8 p1+series2 read",
+        "1 3 T1 axial MR - 8 - left out: is not chosen: its description is 'T1 axial', not t2*",
+    ]
+    site.write_text("dicom: {series: {description: T1*, choose: only}}")
+    assert main(arguments) == 1
+    assert "refused: cannot be chosen: series 3 fits as well, and only one may" in capsys.readouterr().out
+    site.write_text("dicom: {series: {description: [T1*, 5], choose: best}}")
+    assert main(arguments) == 2
+    assert "dicom.series.0.choose: must be 'all'" in capsys.readouterr().err
 
 
 def test_an_archive_of_volumes_and_localizers_is_usable(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import DataError
+from common.imaging.io.dicom.choice.apply import mark_chosen
 from common.imaging.io.dicom.header import Instance, looks_like_dicom, read_header
 from common.imaging.io.dicom.rules import DicomRules
 from common.imaging.io.dicom.series import group_series
@@ -21,7 +22,7 @@ class Found:
     Attributes
     ----------
     series
-        Volumes and refused series, sorted by folder and number.
+        Volumes and refused series, those included that the rules do not choose; sorted by folder and number.
     damaged
         DICOM files that could not be assigned to a series.
     others
@@ -59,7 +60,8 @@ def find_series(root: Path, rules: DicomRules) -> Found:
             others.append(path)
         else:
             instances.append(instance)
-    return Found(tuple(group_series(instances, rules)), tuple(damaged), tuple(others))
+    series = mark_chosen(group_series(instances, rules), rules.series)
+    return Found(tuple(series), tuple(damaged), tuple(others))
 
 
 def _files(root: Path) -> Iterator[Path]:

@@ -136,13 +136,13 @@ class Series:
     instances
         Number of instances (files).
     slices
-        In order along the normal of the image plane; empty if refused.
+        In order along the normal of the image plane; empty if it is no volume.
     grid
-        Columns, rows, slices to RAS+ in mm; None if refused. With a shift, that of the upright volume.
+        Columns, rows, slices to RAS+ in mm; None if it is no volume. With a shift, that of the upright volume.
     shift
         How slices of a tilted gantry lie, if they are to be moved.
     refusal
-        Why it is not read; empty if it can be.
+        Why it is not read; empty if it is. A volume that the rules do not choose has a reason, and slices.
     left_out
         Whether the refusal is no fault, as for a localizer.
     """

@@ -36,7 +36,7 @@ def read_series(series: Series) -> Volume:
     DataError
         The series was refused, a file cannot be read or decoded, or it does not fit into memory.
     """
-    if series.grid is None:
+    if series.grid is None or series.refusal:
         raise DataError(series.folder, f"{series.title}: {series.refusal}")
     shape = series.grid.to_ras().shape
     try:

@@ -1,0 +1,1 @@
+"""Which series of an archive are used, as the hospital's rules say."""
