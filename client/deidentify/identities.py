@@ -14,6 +14,7 @@ import hmac
 import json
 import os
 import secrets
+import unicodedata
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,17 +62,17 @@ class Identities:
         except OSError as error:
             raise cannot_write(folder, error) from None
 
-    def patient(self, patient_id: str, issuer: str, study: str) -> str:
+    def patient(self, patient_id: str, study: str) -> str:
         """Return the pseudonym of a patient.
 
         Parameters
         ----------
-        patient_id, issuer
-            PatientID and IssuerOfPatientID; may be empty.
+        patient_id
+            PatientID; may be empty. Its issuer does not count: archives do not give it for all studies of a patient.
         study
             StudyInstanceUID: without a PatientID every study has a patient of its own.
         """
-        key = ("patient", patient_id, issuer) if patient_id else ("patient of study", study)
+        key = ("patient", unicodedata.normalize("NFC", patient_id)) if patient_id else ("patient of study", study)
         return "FV" + base64.b32encode(self._digest(*key)[:10]).decode()
 
     def days(self, patient: str) -> int:

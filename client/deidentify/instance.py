@@ -117,7 +117,7 @@ class Deidentifier:
             _require_whole(original)
             about = {keyword: text(original, keyword) for keyword in _ABOUT}
             traces = Traces(original)
-        patient = self._identities.patient(about["PatientID"], about["IssuerOfPatientID"], about["StudyInstanceUID"])
+        patient = self._identities.patient(about["PatientID"], about["StudyInstanceUID"])
         new = Replacements(patient, self._identities.days(patient), self._identities.uid)
         with _refused(source):
             result = Cleaner(new, self._choices, traces).clean(original)
@@ -197,14 +197,23 @@ def _require_whole(original: Dataset) -> None:
 
 
 def _cut_pixels(result: Dataset) -> None:
-    """Remove what lies behind the last pixel of an uncompressed image."""
+    """Remove what lies behind the last pixel of an uncompressed image, which must have all of its pixels.
+
+    Raises
+    ------
+    InstanceRefusedError
+        It has fewer, or none.
+    """
     element = result.get_item(_PIXEL_DATA)
+    value = element.value or b""
     sizes = [whole(result, keyword) for keyword in ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel")]
     rows, columns, bits, samples = (size or 0 for size in sizes)
-    expected = (rows * columns * bits * (whole(result, "NumberOfFrames") or 1) + 7) // 8
-    expected += expected % 2
-    if samples == 1 and isinstance(element, RawDataElement) and element.length != _UNKNOWN_LENGTH:
-        value = (element.value or b"")[:expected]
+    count = (rows * columns * bits * (whole(result, "NumberOfFrames") or 1) + 7) // 8
+    is_plain = samples == 1 and getattr(element, "length", _UNKNOWN_LENGTH) != _UNKNOWN_LENGTH
+    if not value or (is_plain and not 0 < count <= len(value)):
+        raise InstanceRefusedError(Reason.DAMAGED, "has fewer pixels than it says")
+    if is_plain and isinstance(element, RawDataElement):
+        value = value[: count + count % 2]
         result[_PIXEL_DATA] = element._replace(value=value, length=len(value))
 
 

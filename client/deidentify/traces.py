@@ -21,12 +21,8 @@ _IDENTIFIERS = frozenset(
             *("MedicalRecordLocator", "InsurancePlanIdentification", "RequestedProcedureID", "SpecimenAccessionNumber"),
             *("PlacerOrderNumberImagingServiceRequest", "FillerOrderNumberImagingServiceRequest"),
             *("ScheduledProcedureStepID", "PerformedProcedureStepID", "ClinicalTrialSubjectID"),
-            *(
-                "ClinicalTrialSubjectReadingID",
-                "PatientAddress",
-                "PatientTelephoneNumbers",
-                "PatientTelecomInformation",
-            ),
+            *("ClinicalTrialSubjectReadingID", "PatientAddress", "PatientTelephoneNumbers"),
+            *("PatientTelecomInformation", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"),
             *("InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName", "ResponsibleOrganization"),
             *("ReferringPhysicianAddress", "ReferringPhysicianTelephoneNumbers", "PatientBirthDate"),
         ),
@@ -61,11 +57,12 @@ class Traces:
         identifiers: set[str] = set()
         self._bytes: set[bytes] = set()
         for tag, text in _texts(dataset):
+            self._note_bytes(text)
             if tag in _IDENTIFIERS:
                 identifiers.update(_identifiers(text))
-            else:
-                names.update(_parts(text))
-            for part in (text, *_LETTERS.findall(text)):
+                continue
+            names.update(_parts(text))
+            for part in _LETTERS.findall(text):
                 self._note_bytes(part)
         self.names = frozenset(names)
         self._numbers = frozenset(one for one in identifiers if one.isdigit() and len(one) >= _LONG)

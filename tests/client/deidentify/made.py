@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,8 +76,8 @@ def elements(dataset: Dataset) -> Iterator[DataElement]:
 
 
 def outside_pixels(content: bytes) -> bytes:
-    """The bytes of an uncompressed file without its pixels, in lower case."""
-    return content.replace(read(content).PixelData, b"").lower()
+    """The bytes of an uncompressed file without its pixels and new UIDs, whose digits are random; in lower case."""
+    return re.sub(rb"2\.25\.\d+", b"", content.replace(read(content).PixelData, b"")).lower()
 
 
 def described(found: Sequence[DataElement]) -> set[str]:

@@ -32,7 +32,7 @@ def recorded(folder: Path) -> list[dict[str, object]]:
 
 def pseudonyms(folder: Path) -> list[object]:
     identities = Identities(folder)
-    patient = identities.patient("P1", "", "1.2")
+    patient = identities.patient("P1", "1.2")
     return [patient, identities.days(patient), identities.uid("1.2.3")]
 
 
@@ -75,14 +75,13 @@ def test_uids_are_valid_and_different(originals: list[str]) -> None:
     assert all(UID_FORM.fullmatch(uid) and len(uid) <= 64 for uid in found)
 
 
-def test_patients_are_told_apart_by_number_and_issuer_and_without_a_number_by_study(tmp_path: Path) -> None:
+def test_patients_are_told_apart_by_number_and_without_a_number_by_study(tmp_path: Path) -> None:
     patient = Identities(tmp_path).patient
-    assert patient("1", "", "1.2") == patient("1", "", "1.3")
-    assert (
-        len({patient("1", "", "1.2"), patient("1", "x", "1.2"), patient("2", "", "1.2"), patient("1x", "", "1.2")}) == 4
-    )
-    assert patient("", "", "1.2") != patient("", "", "1.3")
-    assert re.fullmatch("FV[A-Z2-7]{16}", patient("1", "", "1.2"))
+    assert patient("1", "1.2") == patient("1", "1.3")
+    assert len({patient(number, "1.2") for number in ("", "1", "2", "1x")}) == 4
+    assert patient("", "1.2") != patient("", "1.3")
+    assert patient("u\N{COMBINING DIAERESIS}", "1.2") == patient("ü", "1.2")
+    assert re.fullmatch("FV[A-Z2-7]{16}", patient("1", "1.2"))
 
 
 def test_the_files_are_for_their_owner_alone(tmp_path: Path) -> None:

@@ -103,6 +103,14 @@ def test_an_instance_without_its_uids_is_refused(tmp_path: Path, missing: str) -
 
 
 @pytest.mark.parametrize(
+    "size", [{"Rows": 0}, {"Rows": 17}, {"Columns": 65535}, {"NumberOfFrames": 2}, {"PixelData": b""}]
+)
+def test_an_image_with_fewer_pixels_than_it_says_is_refused(tmp_path: Path, size: dict[str, object]) -> None:
+    found = refusal(tmp_path, one_image(**size))
+    assert found.reason is Reason.DAMAGED and "fewer pixels" in str(found)
+
+
+@pytest.mark.parametrize(
     ("content", "reason"),
     [
         (b"", Reason.DAMAGED),

@@ -194,6 +194,7 @@ def test_names_are_found_as_people_write_them(name: str, text: str, found: bool)
         ("InstitutionName", "St. Elsewhere  General", "at st. elsewhere general", True),
         ("InstitutionName", "Hospital", "Hospital", False),
         ("PatientAddress", "Lane 5, Oxford", "x", False),
+        ("SOPInstanceUID", "1.2.826.5.77", "made from 1.2.826.5.77", True),
     ],
 )
 def test_numbers_and_places_are_found(keyword: str, value: str, text: str, found: bool) -> None:
