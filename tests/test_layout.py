@@ -41,6 +41,7 @@ NESTED = {
     "gateway/fleet": "gateway",
     "rounds/strategies/robust": "rounds/strategies",
     "courier/transfers": "courier",
+    "inference/dicom": "inference",
 }
 """Parts of a room that is too large for one folder: for arrows they are that room."""
 MOST_FILES = 15

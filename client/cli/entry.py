@@ -43,8 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     predict = add_command(commands, "predict", _predict, "segment scans with a trained model", PREDICT_EXAMPLE)
     _add_model_options(predict)
     predict.add_argument("--input", type=Path, required=True, metavar="FILE_OR_DIR", help="a scan, or a folder of them")
-    predict.add_argument("--output", type=Path, required=True, metavar="FILE_OR_DIR", help="where the label maps go")
-    predict.add_argument("--probabilities", action="store_true", help="also write the probability of every class")
+    predict.add_argument("--output", type=Path, required=True, metavar="FILE_OR_DIR", help="where the results go")
+    predict.add_argument(
+        "--format", choices=["dicom", "nifti", "both"], help="default: dicom for DICOM series, nifti for NIfTI files"
+    )
+    predict.add_argument(
+        "--seg", choices=["binary", "labelmap", "fractional"], default="binary", help="kind of DICOM-SEG (binary)"
+    )
+    predict.add_argument("--report", choices=["sr"], help="also write sizes as a DICOM structured report")
+    predict.add_argument("--probabilities", action="store_true", help="also write NIfTI with every class's probability")
     predict.add_argument("--overwrite", action="store_true", help="replace files that exist")
 
     evaluate_text = "evaluate a trained model on labelled scans"
@@ -119,19 +126,20 @@ def _check(options: argparse.Namespace) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     from client.inference.predict import predict_path
+    from client.inference.results import ResultForms
 
     report = predict_path(
         _predictor(options),
         options.input,
         options.output,
-        probabilities=options.probabilities,
+        forms=ResultForms(options.format, options.seg, options.report == "sr", options.probabilities),
         overwrite=options.overwrite,
         progress=_ProgressLines(),
     )
     for path in report.written:
         show(visible(str(path)))
     _show_warnings("predict", report.warnings)
-    _print_failures("predict", len(report.written), report.failures)
+    _print_failures("predict", report.done, report.failures)
     return report.exit_status
 
 

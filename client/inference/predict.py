@@ -8,13 +8,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from client.inference.results import check_targets, targets_of
+from client.inference.applied_model import AppliedModel, Prediction
+from client.inference.results import USUAL_FORMS, CaseFiles, ResultForms, check_targets, targets_of
 from common.errors import ConfigError, DataError
 from common.formatting import counted
 from common.imaging import sliding_window
@@ -49,7 +51,9 @@ class PredictionReport:
     Attributes
     ----------
     written
-        Label maps, in order of case names.
+        Results, in order of case names; files with probabilities are not listed.
+    done
+        Number of scans that were predicted.
     failures
         Scans that could not be used, with the reason; the others were predicted.
     warnings
@@ -57,6 +61,7 @@ class PredictionReport:
     """
 
     written: tuple[Path, ...]
+    done: int
     failures: tuple[DataError, ...]
     warnings: tuple[str, ...] = ()
 
@@ -125,6 +130,12 @@ class Predictor:
             precision=options.precision,
         )
         self.terms = options.terms
+        self.applied = AppliedModel(
+            bundle.plan,
+            bundle.sha256,
+            federation=str(bundle.provenance.get("federation") or ""),
+            settings=(f"overlap={options.overlap:g}", f"mirror={options.mirror}", f"precision={options.precision}"),
+        )
         self._model = bundle.build_model()
 
     @classmethod
@@ -233,7 +244,7 @@ def predict_path(
     input_path: Path,
     output_path: Path,
     *,
-    probabilities: bool = False,
+    forms: ResultForms = USUAL_FORMS,
     overwrite: bool = False,
     progress: FractionProgress | None = None,
 ) -> PredictionReport:
@@ -250,10 +261,11 @@ def predict_path(
         A NIfTI file, or a folder of them (``CASE_0000.nii.gz``, ``CASE_0001.nii.gz``, ... are the channels of one
         scan), or a dataset folder, whose images are used; or a DICOM file, or a folder with DICOM series.
     output_path
-        For one file or series, a name ending in ``.nii.gz`` or ``.nii``; otherwise a folder for ``CASE.nii.gz``,
-        created if missing.
-    probabilities
-        Also write ``CASE_probabilities.nii.gz``: float32, 4D, one volume per class, background first.
+        For one file or series, a name ending in ``.nii.gz``, ``.nii`` or ``.dcm``; otherwise a folder, created if
+        missing, for ``CASE.nii.gz``, or ``CASE_seg.dcm`` and ``CASE_sr.dcm``.
+    forms
+        Which files are written. Probabilities are ``CASE_probabilities.nii.gz``: float32, 4D, one volume per class,
+        background first.
     overwrite
         Replace existing results; otherwise an existing result is an error. An input scan is never replaced.
     progress
@@ -265,6 +277,8 @@ def predict_path(
         The input is missing or holds no scans, or it is a dataset that declares other channels than the model's.
     OutputError
         A result exists or cannot be written.
+    ConfigError
+        The forms contradict each other, or do not fit the input.
     """
     dataset, problems = scan_dataset(input_path, predictor.terms.dicom)
     dataset, warnings = _with_channels(dataset, predictor)
@@ -273,18 +287,19 @@ def predict_path(
     failures = [DataError(problem.path, problem.text) for problem in errors]
     if dataset.series:
         warnings += tuple(str(problem) for problem in problems if problem.severity == "warning")
-    targets = targets_of(dataset.cases, input_path, output_path, probabilities)
+    targets = targets_of(dataset.cases, input_path, output_path, forms)
     check_targets(targets, dataset.cases, overwrite)
-    written: list[Path] = []
-    for index, (case, paths) in enumerate(zip(dataset.cases, targets, strict=True)):
+    done: list[CaseFiles] = []
+    for index, (case, files) in enumerate(zip(dataset.cases, targets, strict=True)):
         try:
             with errors_of(case.images[0]):
-                _predict_case(predictor, case, paths, part_of(progress, case.name, index, len(dataset.cases)))
+                predict_case(predictor, case, files, forms, part_of(progress, case.name, index, len(dataset.cases)))
         except DataError as error:
             failures.append(error)
         else:
-            written.append(paths[0])
-    return PredictionReport(tuple(written), tuple(failures), warnings)
+            done.append(files)
+    written = tuple(path for files in done for path in files.all if path != files.probabilities)
+    return PredictionReport(written, len(done), tuple(failures), warnings)
 
 
 def _with_channels(dataset: Dataset, predictor: Predictor) -> tuple[Dataset, tuple[str, ...]]:
@@ -299,16 +314,51 @@ def _with_channels(dataset: Dataset, predictor: Predictor) -> tuple[Dataset, tup
     return dataset, tuple(map(str, differences))
 
 
-def _predict_case(predictor: Predictor, case: Case, paths: tuple[Path, ...], progress: CountProgress) -> None:
-    """Write the label map to the first path and, if there is a second, the probabilities to it."""
+def predict_case(
+    predictor: Predictor, case: Case, files: CaseFiles, forms: ResultForms, progress: CountProgress
+) -> None:
+    """Label a scan and write its files.
+
+    Parameters
+    ----------
+    predictor
+        The model.
+    case
+        The scan.
+    files
+        What to write; their folder exists.
+    forms
+        Kind of a DICOM-SEG.
+    progress
+        Called with windows done and windows in all.
+
+    Raises
+    ------
+    DataError
+        The scan cannot be used, or no DICOM object can refer to it.
+    OutputError
+        A file cannot be written.
+    """
     progress(0, 1)
+    write = None
+    if files.segmentation is not None and case.series is not None:
+        # Late: few scans need it, and it imports much.
+        from client.inference.dicom.source import read_source
+        from client.inference.dicom.write import write_dicom
+
+        source = read_source(case.series)
+        write = partial(write_dicom, source, model=predictor.applied, kind=forms.segmentation, files=files)
     volume, _ = predictor.load(replace(case, label=None))
-    if len(paths) == 1:
-        label = predictor.predict(volume, paths[0].parent, progress)
+    if files.probabilities is None and (files.segmentation is None or forms.segmentation != "fractional"):
+        prediction = Prediction(predictor.predict(volume, files.folder, progress))
     else:
-        label, probabilities = predictor.predict_probabilities(volume, paths[0].parent, progress)
-        write_probabilities(paths[1], probabilities, volume.source)
-    write_label(paths[0], label, volume.source)
+        prediction = Prediction(*predictor.predict_probabilities(volume, files.folder, progress))
+    if files.probabilities is not None and prediction.probabilities is not None:
+        write_probabilities(files.probabilities, prediction.probabilities, volume.source)
+    if write is not None:
+        write(prediction)
+    if files.label is not None:
+        write_label(files.label, prediction.label, volume.source)
 
 
 def part_of(progress: FractionProgress | None, name: str, index: int, cases: int) -> CountProgress:

@@ -1,4 +1,4 @@
-"""Predictions for DICOM series: those of the same scan as NIfTI, on the grid of the series."""
+"""Predictions for DICOM series: those of the same scan as NIfTI, on the grid of the series, as NIfTI and as DICOM."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pydicom
 import pytest
 
 from client.inference.predict import Predictor, predict_path
+from client.inference.results import ResultForms, SegmentationKind
 from common.errors import OutputError
 from common.imaging.io.dicom.volume import read_series
-from common.imaging.io.nifti import read_label
+from common.imaging.io.nifti import read_label, read_volume
+from tests.client.inference.dicom.by_hand import on_grid
 from tests.client.inference.test_predict import make_bundle
 from tests.dicom_series import make_series, only_series_in, save
 
@@ -40,7 +43,48 @@ def test_a_series_is_labelled_as_the_same_scan_in_nifti(predictor: Predictor, tm
     assert len(np.unique(np.asarray(ours.dataobj))) > 1
 
 
-def test_every_volume_of_a_folder_gets_a_label_map_and_every_refused_series_is_named(
+@pytest.mark.parametrize("kind", ["binary", "labelmap", "fractional"])
+def test_a_dicom_seg_has_the_voxels_of_the_nifti_prediction(
+    predictor: Predictor, tmp_path: Path, kind: SegmentationKind
+) -> None:
+    write_series(tmp_path / "series")
+    forms = ResultForms("both", kind, report=True, probabilities=True)
+    report = predict_path(predictor, tmp_path / "series", tmp_path / "out", forms=forms)
+    names = ["series.nii.gz", "series_seg.dcm", "series_sr.dcm"]
+    assert report.written == tuple(tmp_path / "out" / name for name in names) and report.done == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "series.nii.gz",
+        "series_probabilities.nii.gz",
+        "series_seg.dcm",
+        "series_sr.dcm",
+    ]
+    label, grid = read_label(tmp_path / "out" / "series.nii.gz")
+    found = on_grid(pydicom.dcmread(tmp_path / "out" / "series_seg.dcm"), grid)
+    if kind == "fractional":
+        probabilities = read_volume(tmp_path / "out" / "series_probabilities.nii.gz").array[1:]
+        assert np.abs(found / np.float32(255) - probabilities).max() <= 0.5 / 255 + 1e-6
+    else:
+        np.testing.assert_array_equal(found, [label == 1, label == 2])
+        assert found.any()
+
+
+def test_an_output_may_be_one_dicom_file(predictor: Predictor, tmp_path: Path) -> None:
+    write_series(tmp_path / "series")
+    forms = ResultForms(report=True)
+    report = predict_path(predictor, tmp_path / "series", tmp_path / "out" / "x.dcm", forms=forms)
+    assert report.written == (tmp_path / "out" / "x.dcm", tmp_path / "out" / "x_sr.dcm")
+
+
+def test_no_result_replaces_a_file_of_a_series(predictor: Predictor, tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "series")
+    (folder / "000.dcm").rename(folder / "series_seg.dcm")
+    content = (folder / "series_seg.dcm").read_bytes()
+    with pytest.raises(OutputError, match=r"series_seg\.dcm: is one of the scans"):
+        predict_path(predictor, folder, folder, overwrite=True)
+    assert (folder / "series_seg.dcm").read_bytes() == content
+
+
+def test_every_volume_of_a_folder_gets_a_result_and_every_refused_series_is_named(
     predictor: Predictor, tmp_path: Path
 ) -> None:
     for seed, name in enumerate(("one", "two")):
@@ -48,7 +92,7 @@ def test_every_volume_of_a_folder_gets_a_label_map_and_every_refused_series_is_n
     (tmp_path / "archive" / "two" / "003.dcm").unlink()
     write_series(tmp_path / "archive" / "scout", ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
     report = predict_path(predictor, tmp_path / "archive", tmp_path / "out")
-    assert report.written == (tmp_path / "out" / "one.nii.gz",)
+    assert report.written == (tmp_path / "out" / "one_seg.dcm",)
     assert [str(failure) for failure in report.failures] == [
         f"{tmp_path}/archive/two: series 7 'made up', 10 instances: lacks 1 slice: some are 1.5 mm apart, others 3 mm"
     ]
@@ -65,6 +109,9 @@ def test_no_text_of_a_file_becomes_a_path(predictor: Predictor, tmp_path: Path) 
             one.SOPInstanceUID = f"../{one.SOPInstanceUID}"
         save(tmp_path / "in" / "mixed", slices, names=[f"{number}-{index}" for index in range(8)])
     report = predict_path(predictor, tmp_path / "in", tmp_path / "out")
+    assert not report.written
+    assert all("has a StudyInstanceUID that is none" in str(failure) for failure in report.failures)
+    report = predict_path(predictor, tmp_path / "in", tmp_path / "out", forms=ResultForms("nifti"))
     names = [path.name for path in report.written]
     assert len(names) == 2 and all(re.fullmatch(r"mixed\+series7-[0-9a-f]{12}\.nii\.gz", name) for name in names)
     assert not list(tmp_path.rglob("*escaped*"))

@@ -11,6 +11,7 @@ import torch
 
 import client.inference.predict
 from client.inference.predict import PredictOptions, Predictor, predict_path
+from client.inference.results import ResultForms
 from common.errors import BundleError, ConfigError, DataError, OutputError
 from common.imaging.datasets.comparison import SiteTerms
 from common.imaging.io.nifti import read_volume
@@ -112,8 +113,10 @@ def test_probabilities_never_replace_the_result_of_another_scan(model, tmp_path,
     for name in ("a.nii.gz", "a_probabilities.nii.gz", "b.nii.gz"):
         make_scan(tmp_path / "scans" / name)
     predictor = Predictor.open(model)
-    with pytest.raises(OutputError, match=r"result of both a and a_probabilities; rename one of the scans, or leave"):
-        predict_path(predictor, tmp_path / "scans", tmp_path / "out", probabilities=True, overwrite=overwrite)
+    with pytest.raises(OutputError, match=r"result of both a and a_probabilities; rename one of the scans, or write"):
+        predict_path(
+            predictor, tmp_path / "scans", tmp_path / "out", forms=ResultForms(probabilities=True), overwrite=overwrite
+        )
     assert not list(tmp_path.glob("out/*"))
     assert len(predict_path(predictor, tmp_path / "scans", tmp_path / "out").written) == 3
 
@@ -151,7 +154,7 @@ def test_channels_that_a_dataset_declares_are_those_of_the_model(tmp_path, chann
 def test_probabilities_add_up_and_leave_the_labels_as_they_are(model, tmp_path):
     scan = make_scan(tmp_path / "scan.nii.gz")
     predict_path(Predictor.open(model), scan, tmp_path / "plain")
-    report = predict_path(Predictor.open(model), scan, tmp_path / "both", probabilities=True)
+    report = predict_path(Predictor.open(model), scan, tmp_path / "both", forms=ResultForms(probabilities=True))
     assert report.written == (tmp_path / "both" / "scan.nii.gz",)
     probabilities = nibabel.load(tmp_path / "both" / "scan_probabilities.nii.gz")
     assert probabilities.shape == (*SHAPE, 3)
@@ -166,9 +169,9 @@ def test_probabilities_add_up_and_leave_the_labels_as_they_are(model, tmp_path):
 
 def test_large_scores_go_to_a_file_that_is_gone_afterwards(model, tmp_path, monkeypatch):
     scan = make_scan(tmp_path / "scan.nii.gz")
-    predict_path(Predictor.open(model), scan, tmp_path / "memory", probabilities=True)
+    predict_path(Predictor.open(model), scan, tmp_path / "memory", forms=ResultForms(probabilities=True))
     monkeypatch.setattr(client.inference.predict, "SCORES_IN_MEMORY_BYTES", 100)
-    predict_path(Predictor.open(model), scan, tmp_path / "disk", probabilities=True)
+    predict_path(Predictor.open(model), scan, tmp_path / "disk", forms=ResultForms(probabilities=True))
     assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == [
         "scan.nii.gz",
         "scan_probabilities.nii.gz",

@@ -1,0 +1,238 @@
+"""What a result takes over from the series that it was made from: references, patient and study.
+
+Archives hold values that the standard does not allow. Patient and study of a result are those of its source, but for
+values that would make the result itself invalid: these are left empty. Without valid UIDs nothing can refer to an
+instance, so there are no DICOM results then.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from io import BytesIO
+from pathlib import Path
+
+import pydicom
+from pydicom.charset import convert_encodings, python_encoding
+from pydicom.config import RAISE
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
+from pydicom.dataset import Dataset
+from pydicom.valuerep import validate_value
+from pydicom.values import convert_value
+
+from client.inference.dicom.elements import with_elements
+from common.errors import DataError
+from common.imaging.geometry import Grid
+from common.imaging.io.dicom.elements import read_elements
+from common.imaging.io.dicom.header import refused_as_damaged
+from common.imaging.io.dicom.slices import Series
+from common.imaging.io.dicom.values import is_plain, tag_of, text
+
+REQUIRED = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
+    *("AccessionNumber", "ReferringPhysicianName"),
+)
+"""Elements that every result has, empty if unknown."""
+
+OPTIONAL = ("IssuerOfPatientID", "PatientAge", "PatientSize", "PatientWeight", "StudyDescription")
+"""Elements that a result has if its source has them."""
+
+UNICODE = "ISO_IR 192"
+
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+_LONGEST_UID = 64
+_MOST_DIGITS = 6
+_SEXES = ("", "M", "F", "O")
+_ASCII = frozenset({"", "ISO_IR 6", "ISO 2022 IR 6"})
+_TEXTS = frozenset({"LO", "PN", "SH"})
+_IDENTITY = ("SOPClassUID", "SOPInstanceUID", "SpecificCharacterSet", "PatientID")
+_ADVICE = "write NIfTI instead: --format nifti"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFrame:
+    """Where a slice of the source is stored.
+
+    Attributes
+    ----------
+    instance, kind
+        UIDs of the instance and of its SOP class.
+    number
+        Frame number from 1, if the instance is a multi-frame image; else None.
+    """
+
+    instance: str
+    kind: str
+    number: int | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A series, or the part of it that makes up one volume, as its results refer to it.
+
+    Attributes
+    ----------
+    series
+        The series.
+    frame_of_reference
+        UID; empty if it is missing.
+    frames
+        In order of the volume's slices.
+    values
+        Patient and study: keyword -> valid value.
+    character_set
+        Defined terms of the source's character set; empty for ASCII.
+    """
+
+    series: Series
+    frame_of_reference: str
+    frames: tuple[SourceFrame, ...]
+    values: dict[str, str]
+    character_set: tuple[str, ...]
+
+    @property
+    def grid(self) -> Grid:
+        """Columns, rows and slices of the volume, in RAS+."""
+        if self.series.grid is None:
+            raise ValueError(f"{self.series.title} is no volume")
+        return self.series.grid
+
+    @property
+    def instances(self) -> dict[str, str]:
+        """UID of each instance -> UID of its SOP class."""
+        return {frame.instance: frame.kind for frame in self.frames}
+
+    def patient_and_study(self) -> Dataset:
+        """Return a new data set with patient and study."""
+        known = {keyword: value or None for keyword, value in self.values.items() if value or keyword in REQUIRED}
+        return with_elements(Dataset(), StudyInstanceUID=self.series.study, **known)
+
+    def result_number(self, offset: int) -> int:
+        """Return the number of a result's series: 701, 702, ... for series 7."""
+        number = self.series.number
+        return 100 * (int(number) if number.isdecimal() and len(number) <= _MOST_DIGITS else 0) + offset
+
+    def character_set_for(self, texts: Iterable[str]) -> tuple[str, ...]:
+        """Return the source's character set if it can hold the source's values and other texts too, else Unicode."""
+        found = "\n".join(texts)
+        if found.isascii() and all(value.isascii() for value in self.values.values()):
+            return self.character_set
+        return self.character_set if _can_hold(self.character_set, self.values, found) else (UNICODE,)
+
+
+def read_source(series: Series) -> Source:
+    """Read what results of a series take over from it; the headers of all of its files are read.
+
+    Raises
+    ------
+    DataError
+        Nothing can refer to the series, because UIDs are missing or invalid, or its instances name several patients;
+        or a file cannot be read.
+    """
+    _require_uid(series.folder, series, "StudyInstanceUID", series.study)
+    _require_uid(series.folder, series, "SeriesInstanceUID", series.uid)
+    first = series.slices[0]
+    headers: dict[Path, Dataset] = {}
+    for one in series.slices:
+        if one.path not in headers:
+            headers[one.path] = _read(
+                one.path, (*_IDENTITY, *REQUIRED, *OPTIONAL) if one.path == first.path else _IDENTITY
+            )
+    if len({text(header, "PatientID") for header in headers.values()}) > 1:
+        raise DataError(series.folder, f"{series.title}: names several patients; {_ADVICE}")
+    instances = {path: (text(one, "SOPInstanceUID"), text(one, "SOPClassUID")) for path, one in headers.items()}
+    for path, (instance, _) in instances.items():
+        _require_uid(path, series, "SOPInstanceUID", instance)
+    frames = tuple(
+        SourceFrame(*instances[one.path], number=one.frame + 1 if _is_multi_frame(instances[one.path][1]) else None)
+        for one in series.slices
+    )
+    header = headers[first.path]
+    character_set = _character_set(header)
+    values = {keyword: _valid_value(header, keyword, character_set) for keyword in (*REQUIRED, *OPTIONAL)}
+    reference = first.frame_of_reference if _is_uid(first.frame_of_reference) else ""
+    return Source(series, reference, frames, values, character_set)
+
+
+_MULTI_FRAME = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.(2\.[12]|4\.[14]|128\.1|130)")
+
+
+def _is_multi_frame(kind: str) -> bool:
+    return _MULTI_FRAME.fullmatch(kind) is not None
+
+
+def _read(path: Path, keywords: Iterable[str]) -> Dataset:
+    with refused_as_damaged(path), path.open("rb") as file:
+        return read_elements(file, [tag_of(keyword) for keyword in keywords])
+
+
+def _is_uid(value: str) -> bool:
+    return len(value) <= _LONGEST_UID and _UID.fullmatch(value) is not None
+
+
+def _require_uid(path: Path, series: Series, keyword: str, value: str) -> None:
+    if not _is_uid(value):
+        problem = f"has no {keyword}" if not value else f"has a {keyword} that is none"
+        raise DataError(path, f"{series.title}: {problem}, so that no DICOM object can refer to it; {_ADVICE}")
+
+
+def _character_set(header: Dataset) -> tuple[str, ...]:
+    """Return the declared terms if all of them are defined ones; empty for ASCII."""
+    terms = tuple(term.strip() for term in text(header, "SpecificCharacterSet").split("\\"))
+    return terms if not set(terms) <= _ASCII and all(term in python_encoding for term in terms) else ()
+
+
+def _valid_value(header: Dataset, keyword: str, character_set: tuple[str, ...]) -> str:
+    """Return a value as text; empty if it is missing or not valid."""
+    element = header.get_item(tag_of(keyword))
+    if not isinstance(element, RawDataElement):
+        found = str(element.value or "") if element is not None else ""
+        plain = character_set or found.isascii()
+        return found if plain and _is_valid(keyword, found) else ""
+    raw = element.value or b""
+    kind = dictionary_VR(element.tag)
+    if is_plain(raw):
+        found = raw.decode("ascii")
+    elif kind in _TEXTS and character_set:
+        found = str(convert_value(kind, element, convert_encodings(list(character_set))))
+    else:
+        return ""
+    found = found.strip("\0 ")
+    return found if _is_valid(keyword, found) else ""
+
+
+def _is_valid(keyword: str, value: str) -> bool:
+    """Return whether the standard allows a single value of this element."""
+    if not value.isprintable() or "\\" in value or "\N{REPLACEMENT CHARACTER}" in value:
+        return False
+    kind = dictionary_VR(tag_of(keyword))
+    if keyword == "PatientSex" and value not in _SEXES:
+        return False
+    if kind == "DA" and value:
+        try:
+            datetime.strptime(value, "%Y%m%d")
+        except ValueError:
+            return False
+    if kind == "TM" and "-" in value:  # a range, for queries only
+        return False
+    try:
+        validate_value(kind, value, RAISE)
+    except ValueError:
+        return False
+    return True
+
+
+def _can_hold(character_set: tuple[str, ...], values: dict[str, str], texts: str) -> bool:
+    """Return whether texts written in a character set are read as they were."""
+    if not character_set:
+        return False
+    written = {"TextValue": texts} | {keyword: value for keyword, value in values.items() if value}
+    content = with_elements(Dataset(), SpecificCharacterSet=list(character_set), **written)
+    with BytesIO() as buffer:
+        content.save_as(buffer, implicit_vr=True, little_endian=True)
+        buffer.seek(0)
+        again = pydicom.dcmread(buffer, force=True)
+    return all(str(again.get(keyword)) == value for keyword, value in written.items())

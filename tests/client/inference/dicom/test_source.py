@@ -1,0 +1,184 @@
+"""What results take over from odd sources: all that is valid, nothing that is not."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import pydicom
+import pytest
+
+from client.inference.dicom.source import read_source
+from common.errors import DataError
+from common.imaging.io.dicom.volume import read_series
+from tests.client.inference.dicom.by_hand import errors_of_dciodvfy, made_up, model, write
+from tests.common.imaging.io.dicom.test_enhanced import enhance
+from tests.dicom_series import make_series, only_series_in, save
+
+GREEK, JAPANESE = "Διονυσιος", "Yamada^Tarou=山田^太郎=やまだ^たろう"
+REQUIRED = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID")
+
+
+def written(tmp_path: Path, **values: object) -> tuple[pydicom.Dataset, pydicom.Dataset]:
+    """Both objects for a series with these values, of which dciodvfy finds both valid."""
+    series = only_series_in(save(tmp_path / "series", make_series(**values)))
+    objects = write(tmp_path, series, made_up(read_series(series).grid))
+    assert not errors_of_dciodvfy(tmp_path / "seg.dcm") and not errors_of_dciodvfy(tmp_path / "sr.dcm")
+    return objects
+
+
+def test_patient_and_study_are_those_of_the_source(tmp_path: Path) -> None:
+    values = {
+        "PatientBirthDate": "19700102",
+        "PatientSex": "O",
+        "PatientAge": "050Y",
+        "StudyDate": "20200304",
+        "StudyTime": "112233.4",
+        "StudyID": "S7",
+        "AccessionNumber": "A 17*",
+        "ReferringPhysicianName": "Doc^The",
+        "StudyDescription": "Head",
+        "IssuerOfPatientID": "here",
+        "PatientWeight": "70",
+    }
+    series = make_series(**values)
+    save(tmp_path / "source", series)
+    for one in written(tmp_path, StudyInstanceUID=series[0].StudyInstanceUID, **values):
+        assert one.StudyInstanceUID == series[0].StudyInstanceUID
+        assert {keyword: one.get(keyword) for keyword in values} == values
+        assert (one.PatientName, one.PatientID) == ("Nobody^Here", "P1")
+
+
+def test_what_is_missing_is_empty(tmp_path: Path) -> None:
+    slices = make_series()
+    for one in slices:
+        del one.PatientName, one.PatientID, one.FrameOfReferenceUID
+    series = only_series_in(save(tmp_path / "series", slices))
+    for one in write(tmp_path, series, made_up(read_series(series).grid)):
+        assert [one[keyword].value or "" for keyword in (*REQUIRED, "AccessionNumber")] == [""] * 8
+    assert not errors_of_dciodvfy(tmp_path / "seg.dcm") and not errors_of_dciodvfy(tmp_path / "sr.dcm")
+    assert pydicom.dcmread(tmp_path / "seg.dcm").FrameOfReferenceUID.startswith("2.25.")
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        ("PatientID", "x" * 65),
+        ("PatientID", "one\\two"),
+        ("PatientID", "P1\x1b[2J"),
+        ("PatientName", "x" * 65),
+        ("PatientName", "a=b=c=d"),
+        ("PatientBirthDate", "19701345"),
+        ("PatientBirthDate", "19700102-19800102"),
+        ("PatientBirthDate", "2.1.1970"),
+        ("PatientSex", "X"),
+        ("PatientAge", "50"),
+        ("StudyTime", "250000"),
+        ("StudyTime", "11:22:33"),
+        ("StudyID", "x" * 17),
+        ("AccessionNumber", "x" * 17),
+        ("StudyDescription", "x" * 200),
+    ],
+)
+def test_a_value_that_the_standard_does_not_allow_is_left_out(tmp_path: Path, keyword: str, value: str) -> None:
+    for one in written(tmp_path, **{keyword: value}):
+        assert str(one.get(keyword) or "") == ""
+        assert keyword == "PatientID" or one.PatientID == "P1"
+
+
+@pytest.mark.parametrize(
+    ("character_set", "name"),
+    [
+        ("ISO_IR 100", "Müller^Jörg"),
+        ("ISO_IR 126", GREEK),
+        ("ISO_IR 192", "Müller^山田"),
+        (["", "ISO 2022 IR 87"], JAPANESE),
+        ("GB18030", "Wang^XiaoDong=王^小东"),
+    ],
+)
+def test_names_in_any_character_set_stay_as_they_are(tmp_path: Path, character_set: str, name: str) -> None:
+    for one in written(tmp_path, SpecificCharacterSet=character_set, PatientName=name):
+        assert str(one.PatientName) == name
+        assert one.SpecificCharacterSet == character_set
+
+
+def test_labels_that_the_sources_character_set_lacks_make_it_unicode(tmp_path: Path) -> None:
+    slices = make_series(SpecificCharacterSet="ISO_IR 100", PatientName="Müller^Jörg")
+    series = only_series_in(save(tmp_path / "series", slices))
+    applied = model({1: "海馬", 2: "Schwanz"})
+    segmentation, report = write(tmp_path, series, made_up(read_series(series).grid), applied=applied)
+    assert segmentation.SpecificCharacterSet == report.SpecificCharacterSet == "ISO_IR 192"
+    assert str(segmentation.PatientName) == str(report.PatientName) == "Müller^Jörg"
+    assert segmentation.SegmentSequence[0].SegmentLabel == "海馬"
+    assert not errors_of_dciodvfy(tmp_path / "seg.dcm")
+
+
+@pytest.mark.parametrize("declared", [None, "LATIN1"])
+def test_a_name_in_no_character_set_is_left_out(tmp_path: Path, declared: str | None) -> None:
+    slices = make_series(SpecificCharacterSet="ISO_IR 100", PatientName="Müller^Jörg")
+    folder = save(tmp_path / "series", slices)
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"ISO_IR 100", b"ISO_IR 6  " if declared is None else b"LATIN1    "))
+    series = only_series_in(folder)
+    for one in write(tmp_path, series, made_up(read_series(series).grid)):
+        assert not one.PatientName and one.PatientID == "P1"
+        assert "SpecificCharacterSet" not in one
+    assert not errors_of_dciodvfy(tmp_path / "seg.dcm")
+
+
+def test_bytes_that_the_character_set_does_not_know_are_left_out(tmp_path: Path) -> None:
+    folder = save(tmp_path / "series", make_series(SpecificCharacterSet="ISO_IR 192", PatientName="M__ller"))
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes().replace(b"M__ller", b"M\xfcxller"))
+    series = only_series_in(folder)
+    segmentation, _ = write(tmp_path, series, made_up(read_series(series).grid))
+    assert not segmentation.PatientName
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"StudyInstanceUID": "../../1.2"}, "StudyInstanceUID that is none"),
+        ({"StudyInstanceUID": ""}, "has no StudyInstanceUID"),
+        ({"SeriesInstanceUID": "1.2/3"}, "SeriesInstanceUID that is none"),
+        ({"SeriesInstanceUID": "1." + "2" * 63}, "SeriesInstanceUID that is none"),
+    ],
+)
+def test_nothing_refers_to_what_has_no_uid(tmp_path: Path, values: dict[str, str], problem: str) -> None:
+    series = only_series_in(save(tmp_path, make_series(**values)))
+    with pytest.raises(DataError, match=f"{problem}.*no DICOM object can refer to it; write NIfTI instead"):
+        read_source(series)
+
+
+def test_an_instance_without_uid_is_named_by_its_file(tmp_path: Path) -> None:
+    slices = make_series()
+    slices[3].SOPInstanceUID = "1.2.x"
+    series = only_series_in(save(tmp_path, slices))
+    with pytest.raises(DataError, match=r"003\.dcm: series 7.* has a SOPInstanceUID that is none"):
+        read_source(series)
+
+
+def test_a_series_of_several_patients_is_refused_without_naming_them(tmp_path: Path) -> None:
+    slices = make_series()
+    slices[5].PatientID = "Somebody"
+    series = only_series_in(save(tmp_path, slices))
+    with pytest.raises(DataError, match="names several patients") as caught:
+        read_source(series)
+    assert "Somebody" not in str(caught.value)
+
+
+def test_no_warning_and_no_log_quotes_a_name(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with warnings.catch_warnings(record=True) as caught, caplog.at_level(logging.DEBUG):
+        written(tmp_path, PatientName="Singlename", PatientID="x" * 70, StudyTime="99")
+    said = " ".join([*(str(one.message) for one in caught), caplog.text, *capfd.readouterr()])
+    assert "Singlename" not in said and "xxx" not in said
+
+
+def test_enhanced_sources_without_patient_are_written(tmp_path: Path) -> None:
+    series = only_series_in(save(tmp_path / "series", [enhance(make_series())]))
+    write(tmp_path, series, made_up(read_series(series).grid))
+    assert not errors_of_dciodvfy(tmp_path / "seg.dcm") and not errors_of_dciodvfy(tmp_path / "sr.dcm")
