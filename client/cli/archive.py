@@ -91,8 +91,11 @@ def _import(options: argparse.Namespace) -> int:
                 results.append(result)
                 if not options.json:
                     show(_line(result))
-        finally:
-            reports = () if options.dry_run else write_reports(beside, results)
+        except BaseException:
+            if results and not options.dry_run:
+                write_reports(beside, results)
+            raise
+        reports = () if options.dry_run else write_reports(beside, results)
     _summarise(results, reports, options.json)
     return 0 if results and all(one.outcome.is_right for one in results) else 1
 

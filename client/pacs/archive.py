@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -73,7 +73,8 @@ class Archive(Protocol):
         level
             ``STUDY``, ``SERIES`` or ``IMAGE``.
         keys
-            Keyword -> value that must match, with the wildcards of DICOM.
+            Keyword -> value that must match, with the wildcards of DICOM. The archive may widen it: answers must be
+            compared with what is wanted.
         fields
             Keywords to return.
         """
@@ -85,9 +86,10 @@ class Archive(Protocol):
         """Fetch some series of a study; what arrives goes to the inbox, and may be more or less than was asked for."""
 
 
-def find_studies(archive: Archive, keys: Mapping[str, str]) -> list[Study]:
-    """Return the studies that an archive finds, each once."""
-    answers = _valid(archive, "StudyInstanceUID", archive.ask("STUDY", keys, STUDY_FIELDS))
+def find_studies(archive: Archive, questions: Iterable[Mapping[str, str]]) -> list[Study]:
+    """Return the studies that an archive finds, for any of some questions, each once."""
+    found = [answer for keys in questions for answer in archive.ask("STUDY", keys, STUDY_FIELDS)]
+    answers = _valid(archive, "StudyInstanceUID", found)
     return [
         Study(uid, answer["AccessionNumber"], answer["StudyDate"], answer["StudyDescription"])
         for uid, answer in answers.items()

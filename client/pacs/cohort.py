@@ -60,7 +60,7 @@ class Cohort(Frozen):
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> Self:
-        if not (self.accession_numbers or self.study_keys()):
+        if not (self.accession_numbers or any(self.questions())):
             raise ValueError(
                 "would ask for the whole archive: give accession_numbers, first_date, last_date, study_description or "
                 "modality"
@@ -69,18 +69,17 @@ class Cohort(Frozen):
             raise ValueError("first_date is after last_date")
         return self
 
-    def study_keys(self) -> dict[str, str]:
-        """Return the keys of a question for studies, without accession numbers: keyword -> value."""
+    def questions(self) -> list[dict[str, str]]:
+        """Return what to ask an archive for studies, without accession numbers: keyword -> value.
+
+        One question for each modality: not all archives understand several values.
+        """
         keys = {}
         if self.first_date or self.last_date:
             keys["StudyDate"] = "-".join(f"{day:%Y%m%d}" if day else "" for day in (self.first_date, self.last_date))
         if self.study_description:
             keys["StudyDescription"] = self.study_description
-        if len(self.modality) == 1:
-            keys["ModalitiesInStudy"] = self.modality[0]
-        elif self.modality:
-            keys["ModalitiesInStudy"] = "\\".join(self.modality)
-        return keys
+        return [{**keys, "ModalitiesInStudy": modality} for modality in self.modality] or [keys]
 
     def wants_study(self, study: Study) -> bool:
         """Return whether an answer is what was asked for: archives ignore keys that they do not support."""

@@ -101,7 +101,7 @@ def import_studies(importer: Importer, cohort: Cohort, accessions: Sequence[str]
     importer.archive.probe()
     run = _Run(importer, cohort)
     if not accessions:
-        yield from run.studies(find_studies(importer.archive, cohort.study_keys()))
+        yield from run.studies(find_studies(importer.archive, cohort.questions()))
     for accession in accessions:
         yield from run.accession(accession)
 
@@ -123,7 +123,8 @@ class _Run:
             return
         try:
             self._require_archive()
-            answers = find_studies(self._archive, {**self._cohort.study_keys(), "AccessionNumber": accession})
+            questions = [{**keys, "AccessionNumber": accession} for keys in self._cohort.questions()]
+            answers = find_studies(self._archive, questions)
         except PeerError as error:
             yield self._failed(error, accession)
             return

@@ -168,7 +168,9 @@ def _address(peer: Peer) -> str:
         found = socket.getaddrinfo(peer.host, peer.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         raise PeerError(str(peer), "cannot be reached: no address is known for this host") from None
-    return str(found[0][4][0])
+    # Few archives listen on IPv6, and hosts in a hospital's names may have both.
+    ipv4 = [one for one in found if one[0] == socket.AF_INET]
+    return str((ipv4 or found)[0][4][0])
 
 
 def _why_not(association: Association, watch: Watch) -> str:

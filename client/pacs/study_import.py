@@ -14,7 +14,7 @@ from pathlib import Path
 from client.pacs.archive import Archive, Inbox, Instance, Study, find_instances
 from client.pacs.arrival import Arrivals, StudyRefusedError
 from client.pacs.peer import PeerError
-from common.errors import DataError, OutputError
+from common.errors import DataError
 from common.formatting import counted
 from common.imaging.io.dicom.find import find_series
 from common.imaging.io.dicom.rules import DicomRules
@@ -146,11 +146,15 @@ class Importer:
         for attempt in range(self.attempts):
             self._pause(attempt)
             try:
-                return {uid: find_instances(self.archive, study.uid, uid) for uid in series}
+                found = {uid: find_instances(self.archive, study.uid, uid) for uid in series}
             except PeerError as error:
                 problem = error.problem
                 if not error.is_passing:
                     break
+                continue
+            if all(found.values()):
+                return found
+            problem = "lists no instances of a series: nobody could say whether it is complete"
         raise _NotTakenError(Outcome.FAILED, f"the archive {problem}")
 
     def _require_no_other(self, study: Study) -> None:
@@ -167,7 +171,8 @@ class Importer:
         needed = _COPIES * sum(one.size for instances in expected.values() for one in instances) + RESERVE_BYTES
         for folder in {self.out, self.work}:
             if (free := shutil.disk_usage(folder).free) < needed:
-                raise OutputError(f"{folder}: the next study needs {needed:,} bytes, and {free:,} are free; free space")
+                reason = f"needs {needed:,} bytes, and {free:,} are free in {folder}: free space"
+                raise _NotTakenError(Outcome.FAILED, reason)
 
     def _bring(self, study: Study, expected: Mapping[str, Sequence[Instance]], name: str) -> str:
         """Fetch a study and let it appear in the dataset; return what was left out."""

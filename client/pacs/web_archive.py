@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import socket
 import ssl
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from typing import Any
@@ -21,9 +23,12 @@ from client.pacs.watch import Watch
 from common.errors import FedvoxError
 from common.formatting import visible
 
-# It logs addresses with what was asked for.
+# It logs addresses with what was asked for, and warns of answers that it reads all the same.
+warnings.filterwarnings("ignore", module=r"dicomweb_client\.")
 logging.getLogger("dicomweb_client").setLevel(logging.CRITICAL)
 
+_NOT_PLAIN = re.compile(r"[^A-Za-z0-9._~*?-]+")
+"""Characters that would be escaped in a URL, which some services do not undo. They are asked for as any characters."""
 _PAGE = 1000
 _CHUNK = 2**16
 _LONGEST_VALUE = 1024
@@ -66,7 +71,7 @@ class WebArchive:
     ) -> None:
         self._url = url
         self._idle_seconds, self._total_seconds = idle_seconds, total_seconds
-        self._session = requests.Session()
+        self._session = _Session()
         # Neither proxies and passwords of the environment, nor another host than the one that was given.
         self._session.trust_env = False
         self._session.max_redirects = 0
@@ -90,7 +95,7 @@ class WebArchive:
     def ask(self, level: str, keys: Mapping[str, str], fields: Sequence[str]) -> list[Answer]:
         """Ask by QIDO-RS; see ``Archive``."""
         uids = {keyword: value for keyword, value in keys.items() if level != "STUDY" and keyword.endswith("UID")}
-        filters = {keyword: value for keyword, value in keys.items() if keyword not in uids}
+        filters = {keyword: self._widened(value) for keyword, value in keys.items() if keyword not in uids}
         found: dict[str, Answer] = {}
         while True:
             with self._bounded("QIDO-RS"):
@@ -104,6 +109,12 @@ class WebArchive:
             # Also of an archive that always gives the first page.
             if len(page) < _PAGE or len(found) == before:
                 return list(found.values())
+
+    def _widened(self, value: str) -> str:
+        widened = _NOT_PLAIN.sub("*", value)
+        if not widened.strip("*?"):
+            raise PeerError(str(self), "cannot be asked for what has neither letters nor digits", is_passing=False)
+        return widened
 
     def _page(
         self, level: str, uids: Mapping[str, str], filters: Mapping[str, str], fields: Sequence[str], offset: int
@@ -164,6 +175,14 @@ class WebArchive:
             except Exception as error:  # an answer from anywhere may break any line of a parser
                 problem = watch.reason or f"gave {service} an answer that cannot be read ({type(error).__name__})"
                 raise PeerError(str(self), problem) from None
+
+
+class _Session(requests.Session):
+    """Leaves wildcards as they are in URLs, for services that do not undo escapes."""
+
+    def request(self, method: str, url: str | bytes, *args: Any, **kwargs: Any) -> requests.Response:
+        """Send a request."""
+        return super().request(method, str(url).replace("%2A", "*").replace("%3F", "?"), *args, **kwargs)
 
 
 class _Adapter(HTTPAdapter):

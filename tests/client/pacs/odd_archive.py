@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -36,6 +37,10 @@ class OddArchive:
         Whether C-FIND returns everything at every question.
     aborts_get
         Whether C-GET ends the association instead of answering.
+    hidden_level
+        Level at which C-FIND finds nothing.
+    tls
+        For DICOM TLS.
     asked
         Every question so far.
     """
@@ -46,6 +51,8 @@ class OddArchive:
     get_status: int = 0
     ignores_keys: bool = False
     aborts_get: bool = False
+    hidden_level: str = ""
+    tls: ssl.SSLContext | None = None
     port: int = 0
     asked: list[Dataset] = field(default_factory=list)
 
@@ -59,7 +66,7 @@ class OddArchive:
             assert context.abstract_syntax is not None
             entity.add_supported_context(context.abstract_syntax, scu_role=True, scp_role=True)
         handlers: list[Any] = [(evt.EVT_C_FIND, self._find), (evt.EVT_C_GET, self._get)]
-        server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+        server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers, ssl_context=self.tls)
         assert server is not None and server.socket is not None
         self.port = server.socket.getsockname()[1]
         try:
@@ -72,6 +79,8 @@ class OddArchive:
         self.asked.append(question)
         key = {"STUDY": "StudyInstanceUID", "SERIES": "SeriesInstanceUID", "IMAGE": "SOPInstanceUID"}
         seen = set()
+        if question.QueryRetrieveLevel == self.hidden_level:
+            return
         for one in self.slices:
             uid = one[key[question.QueryRetrieveLevel]].value
             if uid in seen or not (self.ignores_keys or _matches(one, question)):

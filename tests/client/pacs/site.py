@@ -51,7 +51,8 @@ class Site:
     def run(self, *options: str) -> tuple[int, list[Row]]:
         """Import, and return the exit status and the report."""
         status = main(self.arguments(*options))
-        return status, json.loads((self.beside / "report.json").read_text(encoding="utf-8"))["studies"]
+        report = self.beside / "report.json"
+        return status, json.loads(report.read_text(encoding="utf-8"))["studies"] if report.exists() else []
 
     def _write(self, name: str, content: object) -> None:
         (self.folder / name).write_text(yaml.safe_dump(content), encoding="utf-8")

@@ -20,11 +20,10 @@ def cohort_of(folder: Path, text: str) -> Cohort:
 def test_keys_become_questions_and_are_applied_to_the_answers(tmp_path: Path) -> None:
     dates = "first_date: 2024-01-31\nlast_date: 2024-02-29\n"
     cohort = cohort_of(tmp_path, dates + 'study_description: "*kn[e]e?"\nmodality: [MR, CT]\nbody_part: knee\n')
-    assert cohort.study_keys() == {
-        "StudyDate": "20240131-20240229",
-        "StudyDescription": "*kn[e]e?",
-        "ModalitiesInStudy": "MR\\CT",
-    }
+    assert cohort.questions() == [
+        {"StudyDate": "20240131-20240229", "StudyDescription": "*kn[e]e?", "ModalitiesInStudy": modality}
+        for modality in ("MR", "CT")
+    ]
     assert cohort.wants_study(Study("1", "", "20240229", "left KN[E]Es"))
     assert not cohort.wants_study(Study("1", "", "20240229", "left KNEEs"))
     assert not cohort.wants_study(Study("1", "", "20240301", "left KN[E]Es"))
@@ -36,7 +35,7 @@ def test_keys_become_questions_and_are_applied_to_the_answers(tmp_path: Path) ->
 
 def test_an_open_range_of_dates_is_asked_for_as_such(tmp_path: Path) -> None:
     cohort = cohort_of(tmp_path, "first_date: 2024-01-31\n")
-    assert cohort.study_keys() == {"StudyDate": "20240131-"}
+    assert cohort.questions() == [{"StudyDate": "20240131-"}]
     assert cohort.wants_study(Study("1", "", "20991231", ""))
     assert not cohort.wants_study(Study("1", "", "20240130", ""))
 

@@ -125,6 +125,26 @@ def test_several_studies_of_an_accession_number_are_all_told(site: Site, tmp_pat
     assert len(site.files) == 12
 
 
+def test_a_study_for_which_the_disk_has_no_room_is_not_fetched(site: Site, tmp_path: Path) -> None:
+    def change(answer: Dataset) -> None:
+        if "Rows" in answer:
+            answer.Rows = answer.Columns = 65535
+            answer.NumberOfFrames = 1_000_000
+
+    archive = OddArchive(prepared(study("A1", 1), tmp_path / "1"), change=change)
+    (result,) = import_from(site, archive, "A1")
+    assert result["outcome"] == "failed"
+    assert "needs 103,076,069,936,870,912 bytes" in str(result["reason"])
+    assert {one.QueryRetrieveLevel for one in archive.asked} == {"STUDY", "SERIES", "IMAGE"}
+
+
+def test_a_series_of_which_no_instance_is_listed_is_not_taken_for_complete(site: Site, tmp_path: Path) -> None:
+    slices = prepared(study("A1", 1), tmp_path / "1")
+    (result,) = import_from(site, OddArchive(slices, hidden_level="IMAGE"), "A1")
+    assert result["outcome"] == "failed"
+    assert "lists no instances" in str(result["reason"])
+
+
 @pytest.mark.parametrize("fault", ["silence", "close", "reset"])
 @pytest.mark.parametrize("way", ["dicom", "web"])
 def test_a_line_that_breaks_within_an_object_is_tried_again(
