@@ -31,7 +31,15 @@ ROOMS = {
     ),
     "common": (
         *("planning", "privacy", "config", "protocol", "models", "losses", "metrics", "weights", "imaging/phantoms"),
-        *("imaging/patches", "imaging/cache", "imaging/datasets", "imaging/io/dicom", "imaging/io", "imaging"),
+        *(
+            "imaging/patches",
+            "imaging/cache",
+            "imaging/datasets",
+            "imaging/io/dicom/labels",
+            "imaging/io/dicom",
+            "imaging/io",
+            "imaging",
+        ),
         *("plan",),
         *("audit", "certificates", "system"),
     ),

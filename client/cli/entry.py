@@ -118,7 +118,7 @@ def _check(options: argparse.Namespace) -> int:
         from common.config.federation import load_federation
 
         config = load_federation(options.federation)
-        wanted = Wanted(config.label_names, config.channels, config.modality)
+        wanted = Wanted.of(config.label_names, config.label_codes, config.channels, config.modality)
     report = check_dataset(options.data, wanted, terms=_terms(options))
     show(report.to_json() if options.json else report.to_text())
     return 0 if report.usable else 1

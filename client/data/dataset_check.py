@@ -23,8 +23,8 @@ from common.imaging.datasets.case import (
     image_problems,
     label_counts,
     label_problems,
+    read_case_label,
     read_image,
-    read_mapped_label,
 )
 from common.imaging.datasets.comparison import ANYTHING, OWN_TERMS, SiteTerms, Wanted, compare
 from common.imaging.datasets.dataset import scan_dataset
@@ -96,7 +96,7 @@ def check_dataset(
         channels=dataset.channels,
         labels=shown,
         cases=cases,
-        problems=tuple(problems),
+        problems=tuple(dict.fromkeys(problems)),
         patients=len(owners) or None,
         series=report_series(dataset, broken),
     )
@@ -153,7 +153,7 @@ def _read_case_image(found: _Found, channels: int, preprocessing: PreprocessingP
 
 
 def _read_case_label(found: _Found, path: Path, labels: Collection[int]) -> None:
-    label, grid = read_mapped_label(path, found.case.reading)
+    label, grid = read_case_label(found.case, path)
     found.counts, found.voxel_ml = label_counts(label), grid.voxel_volume_ml
     # Without a readable image there is no grid to compare with, but the label values can still be checked.
     found.problems += label_problems(found.case, found.grid or grid, grid, found.counts, labels)

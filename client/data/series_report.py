@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from common.imaging.datasets.case import Case
 from common.imaging.datasets.dataset import Dataset
 
 if TYPE_CHECKING:
+    from common.imaging.io.dicom.labels.matching import Match
     from common.imaging.io.dicom.slices import Series
 
 
@@ -27,9 +29,11 @@ class SeriesReport:
     case
         Its case; empty if it was refused or left out.
     outcome
-        ``read``, ``refused`` or ``left out``.
+        ``read``, ``refused``, ``left out``, or ``labels`` for a series of segmentations or structure sets.
     reason
         Why it was not read; empty if it was.
+    labels
+        What labels it: each DICOM file with the names of the labels that it carries, or of what it labels itself.
     """
 
     study: int
@@ -43,6 +47,7 @@ class SeriesReport:
     case: str
     outcome: str
     reason: str
+    labels: tuple[str, ...] = ()
 
 
 def report_series(dataset: Dataset, broken: Collection[str]) -> tuple[SeriesReport, ...]:
@@ -59,12 +64,14 @@ def report_series(dataset: Dataset, broken: Collection[str]) -> tuple[SeriesRepo
         return ()
     from common.imaging.io.dicom.slices import shown
 
-    names = {id(case.series): case.name for case in dataset.cases}
+    cases = {id(case.series): case for case in dataset.cases}
     studies: dict[str, int] = {}
     found = []
     for series in dataset.series:
-        name = names.get(id(series), "")
-        outcome, reason = _outcome(series, name, name in broken)
+        case = cases.get(id(series))
+        name = case.name if case else ""
+        own = [match for match in dataset.label_files if (match.study, match.uid) == (series.study, series.uid)]
+        outcome, reason = _outcome_of_labels(own, cases) if own else _outcome(series, name, name in broken)
         found.append(
             SeriesReport(
                 study=studies.setdefault(series.study, len(studies) + 1),
@@ -78,16 +85,44 @@ def report_series(dataset: Dataset, broken: Collection[str]) -> tuple[SeriesRepo
                 case=name,
                 outcome=outcome,
                 reason=reason,
+                labels=_labels(case) if case and case.objects else (),
             )
         )
     return tuple(sorted(found, key=lambda one: one.study))
+
+
+def _labels(case: Case) -> tuple[str, ...]:
+    """Say which labels each file gives a series."""
+    from common.imaging.io.dicom.labels.meaning import assign
+    from common.imaging.io.dicom.slices import RefusedError, shown
+
+    names = {one.value: one.name for one in case.reading.structures}
+    try:
+        assigned = assign(case.objects, case.reading.structures)
+    except RefusedError:
+        return tuple(shown(one.path.name) for one in case.objects)
+    return tuple(
+        f"{shown(one.path.name)} ({', '.join(shown(names[value]) for value in sorted(set(values.values()))) or 'none'})"
+        for one, values in zip(case.objects, assigned.values, strict=True)
+    )
+
+
+def _outcome_of_labels(own: Sequence[Match], cases: Mapping[int, Case]) -> tuple[str, str]:
+    from common.imaging.io.dicom.slices import shown
+
+    refused = sorted((match for match in own if match.refusal), key=lambda match: match.left_out)
+    if refused:
+        first = refused[0]
+        return ("left out" if first.left_out else "refused"), f"{shown(first.path.name)}: {first.refusal}"
+    about = sorted({cases[id(match.series)].name for match in own if id(match.series) in cases})
+    return ("labels", ", ".join(about)) if about else ("left out", "no segment is a label that is wanted")
 
 
 def _outcome(series: Series, name: str, is_broken: bool) -> tuple[str, str]:
     if series.refusal:
         return ("left out" if series.left_out else "refused"), series.refusal
     if not name:
-        return "left out", "has no label map"
+        return "left out", "has no labels"
     return ("refused", "has errors that are listed below") if is_broken else ("read", "")
 
 
@@ -96,6 +131,8 @@ def series_rows(series: Sequence[SeriesReport]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("study", "series", "description", "modality", "part", "files", "case", "outcome")]
     for one in series:
         outcome = f"{one.outcome}: {one.reason}" if one.reason else one.outcome
+        if one.labels:
+            outcome += f", labelled by {', '.join(one.labels)}"
         words = [cell or "-" for cell in (one.number, one.description, one.modality, one.part)]
         rows.append((str(one.study), *words, str(one.instances), one.case or "-", outcome))
     return rows
@@ -117,6 +154,7 @@ def studies_json(series: Sequence[SeriesReport]) -> list[dict[str, Any]]:
                 "case": one.case or None,
                 "outcome": one.outcome,
                 "reason": one.reason or None,
+                "labels": list(one.labels),
             }
         )
     return list(studies.values())

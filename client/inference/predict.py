@@ -280,7 +280,7 @@ def predict_path(
     ConfigError
         The forms contradict each other, or do not fit the input.
     """
-    dataset, problems = scan_dataset(input_path, predictor.terms.dicom)
+    dataset, problems = scan_dataset(input_path, predictor.terms.dicom, labelled=False)
     dataset, warnings = _with_channels(dataset, predictor)
     # What a dataset declares about its label maps does not matter here.
     errors = [problem for problem in problems if problem.severity == "error" and problem.path.name != "dataset.json"]

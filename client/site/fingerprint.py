@@ -98,7 +98,11 @@ def make_fingerprint(
         raise ConfigError(f"--name {site}: is no site of the federation (network.sites: {', '.join(sites) or 'none'})")
     key = load_key(key_folder / SITE_KEY_FILE, "make a new one with fedvox-client request")
     channels, labels = config.channels or (), config.label_names or {}
-    cases = list(labelled_cases(data, Wanted(labels, channels, config.modality), terms.data_terms).values())
+    cases = list(
+        labelled_cases(
+            data, Wanted.of(config.label_names, config.label_codes, config.channels, config.modality), terms.data_terms
+        ).values()
+    )
     patients = hash_patients(cases, key)
     check_against_earlier(key_folder, patients, terms.minimum_cell)
     found = fingerprint_to_share(

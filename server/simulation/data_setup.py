@@ -156,6 +156,11 @@ def find_simulated_dataset(config: FederationConfig, data: Path) -> Dataset:
         If the folder or its table of patients cannot be used.
     """
     dataset = find_dataset(data)
+    if dataset.structures:
+        # Which segments are labels depends on the federation; what contradicts it is told where the plan is made.
+        dataset, _ = compare(
+            dataset, Wanted.of(config.label_names, config.label_codes, config.channels, config.modality)
+        )
     table = config.simulation.patients if config.simulation else None
     if table is None:
         return dataset
@@ -184,7 +189,7 @@ def examine(
 def _plan_of(
     config: FederationConfig, dataset: Dataset, cache: Path | None, emit: EventSink
 ) -> tuple[Plan, Fingerprint]:
-    _, problems = compare(dataset, Wanted(config.label_names, config.channels, config.modality))
+    _, problems = compare(dataset, Wanted.of(config.label_names, config.label_codes, config.channels, config.modality))
     for problem in problems:
         if problem.severity == "error":
             raise DataError(problem.path, problem.text)

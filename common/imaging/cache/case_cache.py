@@ -158,10 +158,11 @@ class CaseCache:
         if case.label is None:
             raise DataError(case.images[0], "has no label map, and training needs one")
         images = [self._digests.digest(path) for path in case.image_files]
+        labels = [self._digests.digest(path) for path in case.label_files]
         settings: dict[str, Any] = {
             "revision": _REVISION,
             "images": images,
-            "label": self._digests.digest(case.label),
+            "label": labels[0] if len(labels) == 1 else labels,
             "labels": self._labels,
             "plan": self._plan.model_dump(mode="json"),
         }

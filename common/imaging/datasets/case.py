@@ -22,6 +22,7 @@ from common.imaging.volume import Volume
 from common.system.memory import MemoryLimitError
 
 if TYPE_CHECKING:
+    from common.imaging.io.dicom.labels.objects import LabelObject, Structure
     from common.imaging.io.dicom.slices import Series
 
 
@@ -39,12 +40,18 @@ class Reading:
         Stored value and value after reading, of each label that changes.
     channel_order
         Stored channels in the order wanted; empty for all as stored.
+    structures
+        Labels as the segments of DICOM are compared with them.
+    later_wins
+        Whether voxels of DICOM with two labels get the larger value; they are refused otherwise.
     """
 
     ranges: GeometryRanges = USUAL_RANGES
     patient_rule: re.Pattern[str] | None = None
     label_values: tuple[tuple[int, int], ...] = ()
     channel_order: tuple[int, ...] = ()
+    structures: tuple[Structure, ...] = ()
+    later_wins: bool = False
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -68,6 +75,8 @@ class Case:
         How its files are read.
     series
         The DICOM series that is its image; ``images`` then holds its folder, or a file of it, for messages.
+    objects
+        DICOM files with its labels; ``label`` is then the first of them, for messages.
     """
 
     name: str
@@ -76,6 +85,7 @@ class Case:
     patient: str | None = None
     reading: Reading = AS_STORED
     series: Series | None = None
+    objects: tuple[LabelObject, ...] = ()
 
     @property
     def image_files(self) -> tuple[Path, ...]:
@@ -87,7 +97,14 @@ class Case:
     @property
     def files(self) -> tuple[Path, ...]:
         """All files of its image and label map."""
-        return self.image_files if self.label is None else (*self.image_files, self.label)
+        return (*self.image_files, *self.label_files)
+
+    @property
+    def label_files(self) -> tuple[Path, ...]:
+        """All files of its label map."""
+        if self.objects:
+            return tuple(one.path for one in self.objects)
+        return () if self.label is None else (self.label,)
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -96,6 +113,9 @@ class Case:
         if self.series is not None:
             shift = self.series.shift
             found["series"] = (self.series.part, shift.columns, shift.rows)
+        if self.objects:
+            known = [(one.value, one.name, one.code, one.aliases) for one in self.reading.structures]
+            found["structures"] = (known, self.reading.later_wins)
         return found
 
     @property
@@ -150,7 +170,7 @@ def load_case(
         problems = image_problems(case, volume, channels)
         label = None
         if case.label is not None:
-            label, grid = read_mapped_label(case.label, case.reading)
+            label, grid = read_case_label(case, case.label)
             problems += label_problems(case, volume.grid, grid, label_counts(label), labels)
     if problems:
         raise DataError(problems[0].path, problems[0].text)
@@ -184,12 +204,23 @@ def read_image(case: Case) -> Volume:
     return replace(volume, array=np.ascontiguousarray(volume.array[list(order)]))
 
 
-def read_mapped_label(path: Path, reading: Reading) -> tuple[NDArray[np.uint8], Grid]:
-    """Read a label map as ``read_label`` does, with the values that are wanted."""
+def read_case_label(case: Case, path: Path) -> tuple[NDArray[np.uint8], Grid]:
+    """Read a case's label map, from ``path`` if it is NIfTI, with the values that are wanted.
+
+    Raises
+    ------
+    DataError
+        As for ``read_label`` or ``read_label_map``.
+    """
+    if case.objects and case.series is not None:
+        # Late: importing pydicom takes long.
+        from common.imaging.io.dicom.labels.label_map import read_label_map
+
+        return read_label_map(case.series, case.objects, case.reading.structures, case.reading.later_wins)
     label, grid = read_label(path)
-    if reading.label_values:
+    if case.reading.label_values:
         table = np.arange(256, dtype=np.uint8)
-        for stored, value in reading.label_values:
+        for stored, value in case.reading.label_values:
             table[stored] = value
         label = table[label]
     return label, grid

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.formatting import counted
 from common.imaging.datasets.case import Problem, Reading
 from common.imaging.datasets.dataset import Dataset
+from common.imaging.datasets.dicom_labels import MOST_LABEL, compare_segments, wanted_structures
 from common.imaging.io.dicom.rules import USUAL_RULES, DicomRules
 from common.imaging.ranges import USUAL_RANGES, GeometryRanges
 
 if TYPE_CHECKING:
+    from common.imaging.io.dicom.labels.objects import Structure
+    from common.plan.base import Code
     from common.plan.plan import Plan, PreprocessingPlan
 
 BACKGROUND = "background"
@@ -61,17 +64,32 @@ class Wanted:
         As in the federation file: ``CT``, ``MR`` or ``other``.
     preprocessing
         How cases will be preprocessed.
+    codes
+        Foreground value -> scheme and value of its code, for labels that have one.
     """
 
     labels: Mapping[int, str] | None = None
     channels: tuple[str, ...] | None = None
     modality: str | None = None
     preprocessing: PreprocessingPlan | None = None
+    codes: Mapping[int, tuple[str, str]] = field(default_factory=dict)
 
     @classmethod
     def by(cls, plan: Plan, modality: str | None = None) -> Wanted:
         """Return what a plan wants."""
-        return cls(plan.labels, plan.channels, modality, plan.preprocessing)
+        codes = {value: code.key for value, code in plan.label_codes.items()}
+        return cls(plan.labels, plan.channels, modality, plan.preprocessing, codes)
+
+    @classmethod
+    def of(
+        cls,
+        labels: Mapping[int, str] | None,
+        codes: Mapping[int, Code],
+        channels: tuple[str, ...] | None,
+        modality: str,
+    ) -> Wanted:
+        """Return what a federation file wants, before there is a plan."""
+        return cls(labels, channels, modality, codes={value: code.key for value, code in codes.items()})
 
 
 ANYTHING = Wanted()
@@ -105,14 +123,23 @@ OWN_TERMS = SiteTerms()
 
 def compare(dataset: Dataset, wanted: Wanted, terms: SiteTerms = OWN_TERMS) -> tuple[Dataset, list[Problem]]:
     """Return the dataset as it must be read to give what is wanted, and what contradicts it."""
-    place = dataset.root / "dataset.json" if dataset.root.is_dir() else dataset.root
+    place = dataset.root / "dataset.json" if dataset.root.is_dir() and not dataset.structures else dataset.root
     findings = _Findings(place)
-    values, labels = _map_labels(dataset, wanted.labels, terms.labels_map, findings)
+    reading = Reading(terms.ranges, terms.patient_rule, later_wins=terms.dicom.overlap == "later")
+    if dataset.structures:
+        structures, labels = _map_segments(dataset, wanted, terms.labels_map, findings)
+        reading = replace(reading, structures=structures)
+    else:
+        values, labels = _map_labels(dataset, wanted.labels, terms.labels_map, findings)
+        reading = replace(reading, label_values=values)
     order, channels = _map_channels(dataset, wanted.channels, terms.channels_map, findings)
     if wanted.modality is not None:
         _compare_modality(channels, wanted.modality, findings)
-    read = dataset.read_as(Reading(terms.ranges, terms.patient_rule, values, order))
-    return read.declared_as(channels, labels), findings.problems
+    read = dataset.read_as(replace(reading, channel_order=order)).declared_as(channels, labels)
+    if reading.structures:
+        cases, problems = compare_segments(read.cases, reading.structures, place)
+        return replace(read, cases=cases), findings.problems + problems
+    return read, findings.problems
 
 
 class _Findings:
@@ -134,6 +161,24 @@ class _Findings:
                 self.error(f"site.yaml: {key} names {name!r}, and the dataset declares {_listed(names)}")
             if not _index(target, targets):
                 self.error(f"site.yaml: {key} leads to {target!r}, and the federation has {_listed(targets)}")
+
+
+def _map_segments(
+    dataset: Dataset, wanted: Wanted, given: Mapping[str, str], findings: _Findings
+) -> tuple[tuple[Structure, ...], dict[int, str]]:
+    """Return the labels as the segments of DICOM are compared with them, and their names."""
+    if wanted.labels is None:
+        return dataset.structures, dict(dataset.labels)
+    labels = dict(wanted.labels) | {0: BACKGROUND}
+    findings.check_map("labels_map", given, [one.name for one in dataset.structures], list(labels.values()))
+    by_word: dict[str, int] = {}
+    for value, name in labels.items():
+        if (other := by_word.setdefault(_word(name), value)) != value:
+            findings.error(f"labels {other} and {value} of the federation have one name, by which segments are found")
+    if max(labels) > MOST_LABEL:
+        findings.error(f"label {max(labels)} of the federation is more than {MOST_LABEL}, the most for DICOM")
+    names = {name: by_word[_word(target)] for name, target in given.items() if _word(target) in by_word}
+    return wanted_structures(labels, wanted.codes, names), dict(wanted.labels)
 
 
 def _map_labels(

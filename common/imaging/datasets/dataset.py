@@ -9,6 +9,8 @@ Layouts:
 * ``files``: a folder of NIfTI files (or a single file), without labels.
 * ``dicom_nifti``: ``images/`` (or ``imagesTr/``) with a folder of DICOM for each case, and ``labels/CASE.nii.gz`` (or
   ``labelsTr/``) for each series that is to be used.
+* ``dicom_labels``: the same with DICOM segmentations or structure sets in ``labels/`` or among the series; or a folder
+  with series and these anywhere inside.
 * ``dicom``: a folder with DICOM files anywhere inside (or a single file), and no NIfTI files; without labels.
 
 All layouts with labels may contain ``patients.csv`` (``common.imaging.datasets.patients_csv``).
@@ -17,30 +19,32 @@ All layouts with labels may contain ``patients.csv`` (``common.imaging.datasets.
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from common.errors import DataError
 from common.formatting import counted
 from common.imaging.datasets.case import Case, Problem, Reading
 from common.imaging.datasets.dataset_json import Declaration, read_declaration
-from common.imaging.datasets.dicom_cases import find_dicom_cases, with_label_maps
+from common.imaging.datasets.dicom_cases import DicomCases, find_dicom_cases, with_label_maps
+from common.imaging.datasets.dicom_labels import with_own_structures
 from common.imaging.datasets.hints import folder_hint, is_half, missing_folder, why_ignored
 from common.imaging.datasets.name_rule import patients_by_name
 from common.imaging.datasets.patients_csv import PATIENTS_FILE, read_patients
+from common.imaging.datasets.training_list import CHANNEL_FILE, case_name, listed_cases, other_endings
 from common.imaging.io.dicom.rules import USUAL_RULES, DicomRules
 from common.imaging.io.nifti import channel_count, nifti_stem
 
 if TYPE_CHECKING:
+    from common.imaging.io.dicom.labels.matching import Match
+    from common.imaging.io.dicom.labels.objects import Structure
     from common.imaging.io.dicom.slices import Series
 
-Layout = Literal["decathlon", "nnunet", "plain", "files", "dicom_nifti", "dicom"]
+Layout = Literal["decathlon", "nnunet", "plain", "files", "dicom_nifti", "dicom_labels", "dicom"]
 
-_CHANNEL_FILE = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 _LOOKED_FOR = (
     "looked for imagesTr/ and labelsTr/ (Decathlon, nnU-Net), images/ and labels/ (plain), "
     "or NIfTI files (.nii, .nii.gz) directly inside, or DICOM files anywhere inside"
@@ -65,6 +69,10 @@ class Dataset:
         Declared foreground value -> name; empty if the folder declares none.
     series
         All DICOM series of the folder, those that are no cases included.
+    label_files
+        All DICOM files with labels, and the series that they are about.
+    structures
+        What the segments of these are, numbered as in ``labels``.
     """
 
     root: Path
@@ -73,6 +81,8 @@ class Dataset:
     channels: tuple[str, ...]
     labels: dict[int, str]
     series: tuple[Series, ...] = ()
+    label_files: tuple[Match, ...] = ()
+    structures: tuple[Structure, ...] = ()
 
     @property
     def has_labels(self) -> bool:
@@ -115,7 +125,9 @@ def find_dataset(root: Path, rules: DicomRules = USUAL_RULES) -> Dataset:
     return dataset
 
 
-def scan_dataset(root: Path, rules: DicomRules = USUAL_RULES) -> tuple[Dataset, list[Problem]]:
+def scan_dataset(
+    root: Path, rules: DicomRules = USUAL_RULES, *, labelled: bool = True
+) -> tuple[Dataset, list[Problem]]:
     """Find the complete cases of a dataset folder and all problems; :func:`find_dataset` stops at errors instead.
 
     Parameters
@@ -124,6 +136,8 @@ def scan_dataset(root: Path, rules: DicomRules = USUAL_RULES) -> tuple[Dataset, 
         The folder, or a single file.
     rules
         How DICOM is read.
+    labelled
+        Whether labels in DICOM are wanted; they are left out otherwise, and series without them are cases too.
 
     Raises
     ------
@@ -131,21 +145,21 @@ def scan_dataset(root: Path, rules: DicomRules = USUAL_RULES) -> tuple[Dataset, 
         If no case can be found: the folder is missing, empty or has no known layout.
     """
     root = Path(root)
-    if (found := _without_layout(root, rules)) is not None:
+    if (found := _without_layout(root, rules, labelled)) is not None:
         return found
     problems: list[Problem] = []
-    try:
-        declaration = read_declaration(root / "dataset.json")
-    except DataError as error:
-        problems.append(Problem(None, error.path, error.problem))
-        declaration = Declaration()
-    problems += [Problem(None, root / "dataset.json", text, "warning") for text in declaration.doubts]
+    declaration = _declaration_of(root, problems)
     layout: Layout = "files"
-    series: tuple[Series, ...] = ()
+    dicom: DicomCases | None = None
     ending = next((ending for ending in ("Tr", "") if (root / f"images{ending}").is_dir()), None)
     if ending is not None:
         folders = (root / f"images{ending}", root / f"labels{ending}")
-        layout, cases, series = _paired_cases(folders, declaration, rules, problems)
+        if not _holds_nifti(folders[0]):
+            dicom = find_dicom_cases(folders[0], rules, folders[1], labelled=labelled)
+        if dicom is None:
+            layout, cases = _paired_cases(folders, declaration, problems)
+        else:
+            layout, cases = _labelled_series(folders[1], dicom, problems)
     else:
         images = _nifti_files(root, problems, report_others=False)
         cases = [Case(name, files, None) for name, files in _case_images(images, (), declaration, problems).items()]
@@ -153,7 +167,8 @@ def scan_dataset(root: Path, rules: DicomRules = USUAL_RULES) -> tuple[Dataset, 
     if layout != "files" and declaration.cases not in (None, listed):
         text = f"numTraining is {declaration.cases}, and there are {counted(listed, 'case')}"
         problems.append(Problem(None, root / "dataset.json", text, "warning"))
-    problems += _other_endings(root, layout, declaration, cases)
+    if layout != "files":
+        problems += other_endings(root, declaration, cases)
     if not cases and not any(problem.severity == "error" for problem in problems):
         raise DataError(root, f"holds no cases: {_LOOKED_FOR}.{folder_hint(root, declaration)}")
     if layout != "files" and (root / PATIENTS_FILE).exists():
@@ -164,16 +179,36 @@ def scan_dataset(root: Path, rules: DicomRules = USUAL_RULES) -> tuple[Dataset, 
             cases = with_patients(cases, read_patients(root / PATIENTS_FILE, names, others))
         except DataError as error:
             problems.append(Problem(None, error.path, error.problem))
-    return replace(_dataset_of(root, layout, cases, declaration), series=series), problems
+    dataset = _dataset_of(root, layout, cases, declaration)
+    return (dataset if dicom is None else _of_dicom(dataset, dicom)), problems
 
 
-def _without_layout(root: Path, rules: DicomRules) -> tuple[Dataset, list[Problem]] | None:
+def _declaration_of(root: Path, problems: list[Problem]) -> Declaration:
+    try:
+        declaration = read_declaration(root / "dataset.json")
+    except DataError as error:
+        problems.append(Problem(None, error.path, error.problem))
+        return Declaration()
+    problems += [Problem(None, root / "dataset.json", text, "warning") for text in declaration.doubts]
+    return declaration
+
+
+def _of_dicom(dataset: Dataset, found: DicomCases) -> Dataset:
+    cases, structures = with_own_structures(dataset.cases)
+    labels = {one.value: one.name for one in structures} or dataset.labels
+    return replace(
+        dataset, cases=cases, labels=labels, series=found.series, label_files=found.labels, structures=structures
+    )
+
+
+def _without_layout(root: Path, rules: DicomRules, labelled: bool) -> tuple[Dataset, list[Problem]] | None:
     """Return a single file or a folder of DICOM as a dataset; None for other folders."""
     if root.is_file() and nifti_stem(root):
         return _dataset_of(root, "files", [Case(str(nifti_stem(root)), (root,), None)], Declaration()), []
-    if not _holds_nifti(root) and (found := find_dicom_cases(root, rules)) is not None:
-        series, cases, problems = found
-        return replace(_dataset_of(root, "dicom", cases, Declaration()), series=series), problems
+    if not _holds_nifti(root) and (found := find_dicom_cases(root, rules, labelled=labelled)) is not None:
+        layout: Layout = "dicom_labels" if found.labels else "dicom"
+        cases = with_label_maps(found, {}, None) if found.labels else found.cases
+        return _of_dicom(_dataset_of(root, layout, cases, Declaration()), found), found.problems
     if not root.is_dir():
         what = "is not a dataset folder, a NIfTI file or a DICOM file"
         raise DataError(root, what if root.exists() else "does not exist")
@@ -201,47 +236,58 @@ def with_patients(cases: Sequence[Case], patients: Mapping[str, str]) -> list[Ca
     return [replace(case, patient=patients[case.name]) for case in cases]
 
 
+def _labelled_series(folder: Path, found: DicomCases, problems: list[Problem]) -> tuple[Layout, list[Case]]:
+    labels: dict[str, Path] = {}
+    if folder.is_dir():
+        own = {
+            folder / match.path.relative_to(folder).parts[0] for match in found.labels if folder in match.path.parents
+        }
+        labels = _nifti_files(folder, problems, known=own)
+    elif not found.labels:
+        problems.append(Problem(None, folder, missing_folder(folder)))
+    cases = with_label_maps(found, labels, folder)
+    problems += found.problems
+    return ("dicom_labels" if found.labels else "dicom_nifti"), cases
+
+
 def _paired_cases(
-    folders: tuple[Path, Path], declaration: Declaration, rules: DicomRules, problems: list[Problem]
-) -> tuple[Layout, list[Case], tuple[Series, ...]]:
+    folders: tuple[Path, Path], declaration: Declaration, problems: list[Problem]
+) -> tuple[Layout, list[Case]]:
     image_folder, label_folder = folders
-    dicom = None if _holds_nifti(image_folder) else find_dicom_cases(image_folder, rules)
-    images = _nifti_files(image_folder, problems) if dicom is None else {}
+    images = _nifti_files(image_folder, problems)
     labels: dict[str, Path] = {}
     if label_folder.is_dir():
         labels = _nifti_files(label_folder, problems)
     else:
         problems.append(Problem(None, label_folder, missing_folder(label_folder)))
-    if dicom is not None:
-        series, found, more = dicom
-        problems += more
-        return "dicom_nifti", with_label_maps(found, labels, problems), series
     grouped = _case_images(images, labels, declaration, problems)
     if declaration.training is not None:
-        grouped = _listed_cases(grouped, (image_folder, label_folder), declaration.training, problems)
+        grouped = listed_cases(grouped, (image_folder, label_folder), declaration.training, problems)
     cases = []
     for name, files in grouped.items():
         if name in labels:
             cases.append(Case(name, files, labels[name]))
         elif label_folder.is_dir():
             problems.append(Problem(name, files[0], f"has no label map: {label_folder.name}/{name}.nii.gz is missing"))
-    known = {_case_name(stem) for stem in images} | set(images)
+    known = {case_name(stem) for stem in images} | set(images)
     for name, path in labels.items():
         if name not in known:
             problems.append(Problem(name, path, f"has no image in {image_folder.name}/"))
     if image_folder.name == "images":
-        return "plain", cases, ()
+        return "plain", cases
     is_nnunet = declaration.numbered_channels or not set(grouped) <= set(images)
-    return ("nnunet" if is_nnunet else "decathlon"), cases, ()
+    return ("nnunet" if is_nnunet else "decathlon"), cases
 
 
-def _nifti_files(folder: Path, problems: list[Problem], report_others: bool = True) -> dict[str, Path]:
+def _nifti_files(
+    folder: Path, problems: list[Problem], report_others: bool = True, known: Collection[Path] = ()
+) -> dict[str, Path]:
     """Return the NIfTI files of a folder by name without suffix; hidden files and subfolders are ignored."""
     files: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         stem = nifti_stem(path)
         if stem is None or path.is_dir():
-            if (report_others or is_half(path)) and not path.name.startswith("."):
+            if (report_others or is_half(path)) and not path.name.startswith(".") and path not in known:
                 problems.append(Problem(None, path, why_ignored(path), "warning" if report_others else "error"))
         elif text := _unusable_file(path):
             problems.append(Problem(_readable(stem), Path(_readable(str(path))), text))
@@ -271,13 +317,13 @@ def _case_images(
 
     The digits are part of the case name if no file ends in ``_0000`` or a label map has the full name.
     """
-    numbered = all(_CHANNEL_FILE.fullmatch(stem) for stem in images)
+    numbered = all(CHANNEL_FILE.fullmatch(stem) for stem in images)
     by_name = numbered and any(stem.endswith("_0000") for stem in images) and not any(stem in labels for stem in images)
     if not (declaration.numbered_channels or by_name):
         return {stem: (path,) for stem, path in images.items()}
     groups: dict[str, dict[int, Path]] = {}
     for stem, path in images.items():
-        match = _CHANNEL_FILE.fullmatch(stem)
+        match = CHANNEL_FILE.fullmatch(stem)
         if match:
             groups.setdefault(match["case"], {})[int(match["channel"])] = path
         else:
@@ -293,62 +339,6 @@ def _case_images(
             text = f"belongs to a case with channels {found}; expected 0000 to {expected - 1:04d}"
             problems.append(Problem(name, next(iter(group.values())), text))
     return complete
-
-
-def _listed_cases(
-    grouped: dict[str, tuple[Path, ...]],
-    folders: tuple[Path, Path],
-    training: Sequence[tuple[str, str | None]],
-    problems: list[Problem],
-) -> dict[str, tuple[Path, ...]]:
-    """Compare the folders of images and label maps with the training list of ``dataset.json``."""
-    listed: dict[str, tuple[Path, ...]] = {}
-    reported = {problem.case for problem in problems}
-    root = folders[0].parent
-    for image, label in training:
-        path = root / image
-        stem = nifti_stem(path) or path.name
-        name = stem if stem in grouped else _case_name(stem)
-        if name in listed:
-            problems.append(Problem(name, root / "dataset.json", f"lists {name} twice in training"))
-        elif name in grouped:
-            listed[name] = grouped[name]
-            for kind, entry, folder in (("image", image, folders[0]), ("label", label, folders[1])):
-                text = f"training names the {kind} {entry} of {name}, and {folder.name}/ is read: correct one of them"
-                if entry is not None and not _leads_to(entry, folder, name):
-                    problems.append(Problem(name, root / "dataset.json", text))
-        elif not {name, stem} & reported:
-            problems.append(Problem(stem, path, "is listed in dataset.json but does not exist"))
-    for name, files in grouped.items():
-        if name not in listed:
-            text = "is not in the training list of dataset.json and is ignored"
-            problems.append(Problem(name, files[0], text, "warning"))
-    return listed
-
-
-def _other_endings(root: Path, layout: Layout, declaration: Declaration, cases: Sequence[Case]) -> list[Problem]:
-    """Compare the suffix that ``dataset.json`` states with the files' own."""
-    if declaration.ending is None or layout == "files":
-        return []
-    files = [path for case in cases for path in (*case.images, case.label) if path is not None]
-    stems = {path: nifti_stem(path) or path.name for path in files}
-    others = [path for path in files if path.name[len(stems[path]) :] != declaration.ending]
-    if not others:
-        return []
-    text = f"file_ending is {declaration.ending!r}, and {counted(len(others), 'file')} of {len(files)} end otherwise"
-    return [Problem(None, root / "dataset.json", f"{text}, such as {others[0].name}", "warning")]
-
-
-def _leads_to(entry: str, folder: Path, case: str) -> bool:
-    """Return whether a path of the training list means a file of this case in this folder."""
-    path = PurePosixPath(entry)
-    name = nifti_stem(Path(path.name)) or path.name
-    return path.parent.name in ("", folder.name) and case in (name, _case_name(name))
-
-
-def _case_name(stem: str) -> str:
-    match = _CHANNEL_FILE.fullmatch(stem)
-    return match["case"] if match else stem
 
 
 def _dataset_of(root: Path, layout: Layout, cases: list[Case], declaration: Declaration) -> Dataset:

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,9 @@ from common.formatting import counted
 from common.imaging.datasets.case import Case, Problem
 
 if TYPE_CHECKING:
+    from common.imaging.io.dicom.header import Instance
+    from common.imaging.io.dicom.labels.matching import Match
+    from common.imaging.io.dicom.labels.objects import LabelObject
     from common.imaging.io.dicom.rules import DicomRules
     from common.imaging.io.dicom.slices import Series
 
@@ -26,13 +29,48 @@ _LONGEST, _LONGEST_NUMBER, _DIGEST_LENGTH = 160, 12, 12
 _LIKE_DIGEST = re.compile(rf"-[0-9a-f]{{{_DIGEST_LENGTH}}}$")
 
 
-def find_dicom_cases(root: Path, rules: DicomRules) -> tuple[tuple[Series, ...], list[Case], list[Problem]] | None:
+@dataclass(frozen=True, eq=False)
+class DicomCases:
+    """What a folder of DICOM holds.
+
+    Attributes
+    ----------
+    series
+        All series.
+    cases
+        A case for each series that is a volume.
+    problems
+        Problems with all others.
+    labels
+        Segmentation objects and structure sets, and the series that they are about.
+    """
+
+    series: tuple[Series, ...]
+    cases: list[Case]
+    problems: list[Problem]
+    labels: tuple[Match, ...] = ()
+
+
+def find_dicom_cases(
+    root: Path, rules: DicomRules, label_folder: Path | None = None, *, labelled: bool = True
+) -> DicomCases | None:
     """Find the series of a folder, or of one file; no pixels are read.
+
+    Parameters
+    ----------
+    root
+        The folder or file.
+    rules
+        How DICOM is read.
+    label_folder
+        Another folder that may hold segmentation objects and structure sets, beside those among the series.
+    labelled
+        Whether these are wanted; they are left out otherwise.
 
     Returns
     -------
-    tuple[tuple[Series, ...], list[Case], list[Problem]] | None
-        All series; a case for each that is a volume; problems with all others. None if there is no DICOM file.
+    DicomCases | None
+        None if there is no DICOM file.
     """
     # Late: importing pydicom takes long, and few folders need it.
     from common.imaging.io.dicom.find import find_series, holds_dicom
@@ -41,8 +79,10 @@ def find_dicom_cases(root: Path, rules: DicomRules) -> tuple[tuple[Series, ...],
         return None
     found = find_series(root, rules)
     problems = [Problem(None, error.path, error.problem) for error in found.damaged]
+    instances = list(found.labels) if labelled else []
+    known = {(instance.study, instance.series) for instance in instances}
     for series in found.series:
-        if series.refusal:
+        if series.refusal and (series.study, series.uid) not in known:
             text = f"{series.title}: {series.refusal}"
             problems.append(Problem(None, series.folder, text, "warning" if series.left_out else "error"))
     if found.others:
@@ -53,31 +93,84 @@ def find_dicom_cases(root: Path, rules: DicomRules) -> tuple[tuple[Series, ...],
     if not volumes:
         series_count = counted(len(found.series), "series", "series")
         problems.append(Problem(None, root, f"holds {series_count} of DICOM, and none of them is a volume"))
-    return found.series, _cases(root, found.series), problems
+    if labelled and label_folder is not None and label_folder.is_dir():
+        instances += _beside(label_folder, problems)
+    cases = _cases(root, found.series)
+    return DicomCases(found.series, cases, problems, _matched(instances, found.series, problems))
 
 
-def with_label_maps(cases: Sequence[Case], labels: Mapping[str, Path], problems: list[Problem]) -> list[Case]:
-    """Return the series that have a label map of the same name; an archive holds more series than were annotated.
+def _beside(folder: Path, problems: list[Problem]) -> tuple[Instance, ...]:
+    """Return the labels of a folder that should hold nothing else."""
+    from common.imaging.io.dicom.find import find_series
+    from common.imaging.io.dicom.rules import USUAL_RULES
+
+    found = find_series(folder, USUAL_RULES)
+    problems += [Problem(None, error.path, error.problem) for error in found.damaged]
+    own = {(instance.study, instance.series) for instance in found.labels}
+    for series in found.series:
+        if (series.study, series.uid) not in own:
+            problems.append(Problem(None, series.folder, f"{series.title}: is no label and is ignored", "warning"))
+    return found.labels
+
+
+def _matched(instances: Sequence[Instance], series: tuple[Series, ...], problems: list[Problem]) -> tuple[Match, ...]:
+    if not instances:
+        return ()
+    from common.imaging.io.dicom.labels.matching import match_labels
+
+    found = match_labels(instances, series)
+    for match in found:
+        if match.refusal:
+            problems.append(Problem(None, match.path, match.refusal, "warning" if match.left_out else "error"))
+    return found
+
+
+def with_label_maps(found: DicomCases, labels: Mapping[str, Path], folder: Path | None) -> list[Case]:
+    """Return the series with labels: in DICOM, or a label map of the same name; an archive holds more series.
 
     Parameters
     ----------
-    cases
-        From :func:`find_dicom_cases`.
+    found
+        From :func:`find_dicom_cases`; its problems get a warning for each series without labels, and an error for each
+        label map without a series, or beside other labels.
     labels
-        Name -> label map.
-    problems
-        Gets a warning for each series without a label map, and an error for each label map without a series.
+        Name -> label map in NIfTI.
+    folder
+        The folder of label maps; None in an archive, whose series need none.
     """
-    for case in cases:
-        if case.name not in labels:
-            text = f"has no label map {case.name}.nii.gz and is left out"
-            problems.append(Problem(case.name, case.images[0], text, "warning"))
-    names = {case.name for case in cases}
+    objects: dict[int, list[LabelObject]] = {}
+    for match in found.labels:
+        if match.series is not None and match.labels is not None:
+            objects.setdefault(id(match.series), []).append(match.labels)
+    cases, unlabelled = [], []
+    for case in found.cases:
+        own = objects.get(id(case.series), [])
+        if own and case.name in labels:
+            text = f"labels {case.name}, and so does {own[0].path.name}: keep one of them"
+            found.problems.append(Problem(case.name, labels[case.name], text))
+        elif own:
+            cases.append(replace(case, label=own[0].path, objects=tuple(own)))
+        elif case.name in labels:
+            cases.append(replace(case, label=labels[case.name]))
+        else:
+            unlabelled.append(case)
+    found.problems.extend(_without_labels(unlabelled, folder))
+    names = {case.name for case in found.cases}
     for name, path in labels.items():
         if name not in names:
             known = ", ".join(sorted(names)[:5]) or "none"
-            problems.append(Problem(name, path, f"has no series of its name; the names of series are: {known}"))
-    return [replace(case, label=labels[case.name]) for case in cases if case.name in labels]
+            found.problems.append(Problem(name, path, f"has no series of its name; the names of series are: {known}"))
+    return cases
+
+
+def _without_labels(cases: Sequence[Case], folder: Path | None) -> list[Problem]:
+    if folder is not None:
+        text = "has no label map {}.nii.gz and is left out"
+        return [Problem(case.name, case.images[0], text.format(case.name), "warning") for case in cases]
+    if not cases:
+        return []
+    text = f"no segmentation refers to {counted(len(cases), 'series', 'series')}, such as {cases[0].name}: left out"
+    return [Problem(None, cases[0].images[0], text, "warning")]
 
 
 def _cases(root: Path, series: Sequence[Series]) -> list[Case]:

@@ -12,6 +12,7 @@ from pydicom.uid import generate_uid
 from client.cli.entry import main
 from client.data.dataset_check import check_dataset
 from tests.common.imaging.datasets.test_dicom_cases import write_pair
+from tests.common.imaging.datasets.test_dicom_labels import write_case
 from tests.dicom_series import make_series, save
 
 
@@ -117,7 +118,25 @@ def test_series_with_label_maps_are_checked_with_them(tmp_path: Path) -> None:
     assert report.usable and report.cases[0].label_ml == {1: pytest.approx(5 * 6 * 4 * 2 * 1.22 / 1000, rel=1e-4)}
     assert [(one.case, one.outcome, one.reason) for one in report.series] == [
         ("a", "read", ""),
-        ("", "left out", "has no label map"),
+        ("", "left out", "has no labels"),
+    ]
+
+
+def test_the_table_says_what_labels_each_series(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_case(tmp_path / "data", "a", "Leber", "Milz")
+    write_case(tmp_path / "data", "b", "Tumour")
+    federation = tmp_path / "federation.yaml"
+    federation.write_text("{name: f, rounds: 1, labels: {1: {name: liver, code: [SCT, 10200004, Liver]}}}")
+    assert main(["check", "--data", str(tmp_path / "data"), "--federation", str(federation)]) == 0
+    out = capsys.readouterr().out
+    assert "read, labelled by seg.dcm (liver)" in out and "labels: a" in out
+    assert "segments that are no label and are ignored: 'Milz' (SCT 78961009 Spleen)" in out
+    assert "left out: no segment is a label that is wanted" in out
+    assert main(["check", "--data", str(tmp_path / "data"), "--json"]) == 0
+    studies = json.loads(capsys.readouterr().out)["studies"]
+    assert [[(one["outcome"], one["labels"]) for one in study["series"]] for study in studies] == [
+        [("read", ["seg.dcm (Leber, Milz)"]), ("labels", [])],
+        [("read", ["seg.dcm (Tumour)"]), ("labels", [])],
     ]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from common.errors import DataError
 from common.imaging.io.dicom.choice.apply import mark_chosen
 from common.imaging.io.dicom.header import Instance, looks_like_dicom, read_header
+from common.imaging.io.dicom.pixel_form import LABEL_KINDS
 from common.imaging.io.dicom.rules import DicomRules
 from common.imaging.io.dicom.series import group_series
 from common.imaging.io.dicom.slices import Series
@@ -27,11 +28,14 @@ class Found:
         DICOM files that could not be assigned to a series.
     others
         Files that are not DICOM, or a DICOMDIR.
+    labels
+        Segmentation objects and structure sets, which are in ``series`` as well, left out.
     """
 
     series: tuple[Series, ...]
     damaged: tuple[DataError, ...]
     others: tuple[Path, ...]
+    labels: tuple[Instance, ...]
 
 
 def holds_dicom(root: Path) -> bool:
@@ -61,7 +65,8 @@ def find_series(root: Path, rules: DicomRules) -> Found:
         else:
             instances.append(instance)
     series = mark_chosen(group_series(instances, rules), rules.series)
-    return Found(tuple(series), tuple(damaged), tuple(others))
+    labels = tuple(one for one in instances if one.kind in LABEL_KINDS)
+    return Found(tuple(series), tuple(damaged), tuple(others), labels)
 
 
 def _files(root: Path) -> Iterator[Path]:

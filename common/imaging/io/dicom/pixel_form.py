@@ -31,6 +31,10 @@ IMAGE_KINDS = {
 }
 """SOP classes that are read; CT and PET have physical units."""
 
+STRUCTURE_SET = "1.2.840.10008.5.1.4.1.1.481.3"
+LABEL_KINDS = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7", STRUCTURE_SET})
+"""SOP classes of labels: segmentations, label map segmentations, and structure sets."""
+
 _WITH_UNITS = ("CT", "PET")
 _IMPLICIT, _EXPLICIT, _DEFLATED, BIG_ENDIAN = (
     *("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.2"),
@@ -67,14 +71,35 @@ def pixel_form(dataset: Dataset, file: BinaryIO, kind: str) -> PixelForm:
     """
     if kind not in IMAGE_KINDS:
         raise RefusedError(f"holds {_kind_name(kind)} objects, which are not read as images", left_out=True)
+    form = stored_form(dataset, file)
+    if form.bits_allocated == 1:
+        raise RefusedError("stores 1 of 1 bits for each pixel, which is not read as an image")
+    photometric = text(dataset, "PhotometricInterpretation") or "MONOCHROME2"
+    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        raise RefusedError(f"is no grey image ({shown(photometric)})")
+    return replace(form, is_inverted=photometric == "MONOCHROME1" and IMAGE_KINDS[kind] not in _WITH_UNITS)
+
+
+def stored_form(dataset: Dataset, file: BinaryIO) -> PixelForm:
+    """Return how pixels with one sample each are stored, whatever they mean.
+
+    Parameters
+    ----------
+    dataset
+        The header, with ``FORM_TAGS``.
+    file
+        The file, positioned where pydicom stopped before pixel data.
+
+    Raises
+    ------
+    RefusedError
+        They are missing, truncated or in a form that is not read.
+    """
     rows, columns = whole(dataset, "Rows") or 0, whole(dataset, "Columns") or 0
     if rows < 1 or columns < 1:
         raise RefusedError("has no rows or columns: an empty shell of an image")
     if (samples := whole(dataset, "SamplesPerPixel") or 1) != 1:
         raise RefusedError(f"is in colour ({samples} samples per pixel)")
-    photometric = text(dataset, "PhotometricInterpretation") or "MONOCHROME2"
-    if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise RefusedError(f"is no grey image ({shown(photometric)})")
     allocated, stored, high, signed = _bits(dataset)
     syntax = _syntax(dataset)
     frames = whole(dataset, "NumberOfFrames")
@@ -86,12 +111,12 @@ def pixel_form(dataset: Dataset, file: BinaryIO, kind: str) -> PixelForm:
         bits_stored=stored,
         high_bit=high,
         is_signed=signed,
-        is_inverted=photometric == "MONOCHROME1" and IMAGE_KINDS[kind] not in _WITH_UNITS,
+        is_inverted=False,
         padding=_padding(dataset, allocated, signed),
         syntax=syntax,
         offset=None,
     )
-    promised = form.frame_bytes * form.frames
+    promised = -(-form.rows * form.columns * form.frames * form.bits_allocated // 8)
     if syntax in _UNCOMPRESSED:
         return replace(form, offset=_offset(file, syntax, promised))
     if syntax in _COMPRESSED and file.read(4) != _PIXEL_DATA:
@@ -107,7 +132,7 @@ def _bits(dataset: Dataset) -> tuple[int, int, int, bool]:
     stored = whole(dataset, "BitsStored") or allocated
     found = whole(dataset, "HighBit")
     high = stored - 1 if found is None else found
-    if allocated not in (8, 16, 32) or not 1 <= stored <= high + 1 <= allocated:
+    if allocated not in (1, 8, 16, 32) or not 1 <= stored <= high + 1 <= allocated:
         raise RefusedError(f"stores {stored} of {allocated} bits up to number {high}, which is not read")
     return allocated, stored, high, whole(dataset, "PixelRepresentation") == 1
 

@@ -56,6 +56,7 @@ def _whole(instances: Sequence[Instance]) -> Series:
         part="",
         folder=_common_folder([instance.path for instance in instances]),
         instances=len(instances),
+        uids=frozenset(instance.uid for instance in instances),
     )
 
 
@@ -68,7 +69,11 @@ def _volumes(instances: Sequence[Instance], rules: DicomRules) -> list[Series]:
         parts = _split(slices, rules)
     except RefusedError as error:
         return [replace(whole, refusal=error.reason, left_out=error.left_out)]
-    return [_volume(replace(whole, part=name), part, rules) for name, part in parts]
+    uids = {instance.path: instance.uid for instance in instances}
+    return [
+        _volume(replace(whole, part=name, uids=frozenset(uids[one.path] for one in part)), part, rules)
+        for name, part in parts
+    ]
 
 
 def _require_images(instances: Sequence[Instance]) -> None:

@@ -135,6 +135,8 @@ class Series:
         Folder with all of its files.
     instances
         Number of instances (files).
+    uids
+        SOP instance UIDs of these.
     slices
         In order along the normal of the image plane; empty if it is no volume.
     grid
@@ -155,6 +157,7 @@ class Series:
     part: str
     folder: Path
     instances: int
+    uids: frozenset[str] = frozenset()
     slices: tuple[Slice, ...] = ()
     grid: Grid | None = None
     shift: Shift = UPRIGHT

@@ -1,0 +1,180 @@
+"""The header of a segmentation object or a structure set: what it refers to, and its segments."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pydicom
+from pydicom.dataset import Dataset
+
+from common.imaging.io.dicom.header import refused_as_damaged
+from common.imaging.io.dicom.labels.objects import Kind, LabelObject, Meaning, Segment
+from common.imaging.io.dicom.pixel_form import STRUCTURE_SET
+from common.imaging.io.dicom.slices import RefusedError, shown
+from common.imaging.io.dicom.values import text, whole
+
+_FRAME_GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_SEGMENTATION_TAGS = (
+    *("SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SegmentationType"),
+    *("ReferencedSeriesSequence", "StudiesContainingOtherReferencedInstancesSequence", "SegmentSequence"),
+)
+_STRUCTURE_TAGS = (
+    *("SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "ReferencedFrameOfReferenceSequence"),
+    *("StructureSetROISequence", "RTROIObservationsSequence"),
+)
+_BY_PROGRAM = "AUTOMATIC"
+
+
+def read_label_object(path: Path) -> LabelObject:
+    """Read the header of a segmentation object or a structure set.
+
+    Raises
+    ------
+    DataError
+        The file cannot be read, or is not what it claims to be.
+    """
+    with refused_as_damaged(path):
+        dataset = pydicom.dcmread(
+            path,
+            stop_before_pixels=True,
+            force=True,
+            specific_tags=["SpecificCharacterSet", *dict.fromkeys((*_SEGMENTATION_TAGS, *_STRUCTURE_TAGS))],
+        )
+        if text(dataset, "SOPClassUID") == STRUCTURE_SET:
+            return _structure_set(path, dataset)
+        return _segmentation(path, dataset)
+
+
+def items(dataset: Dataset, keyword: str) -> list[Dataset]:
+    """Return the items of a sequence; none if it is missing or empty.
+
+    Raises
+    ------
+    RefusedError
+        It is no sequence.
+    """
+    found = dataset.get(keyword)
+    if found is None:
+        return []
+    if not isinstance(found, pydicom.Sequence):
+        raise RefusedError(f"has a {keyword} that is no sequence")
+    return list(found)
+
+
+def first_item(dataset: Dataset, keyword: str) -> Dataset:
+    """Return the first item of a sequence; an empty one if there is none."""
+    found = items(dataset, keyword)
+    return found[0] if found else Dataset()
+
+
+def sources_of_frames(dataset: Dataset) -> Iterator[str]:
+    """Return the SOP instance UIDs that the frames of a segmentation say they were derived from."""
+    for keyword in _FRAME_GROUPS:
+        for groups in items(dataset, keyword):
+            for derivation in items(groups, "DerivationImageSequence"):
+                yield from _instances(derivation, "SourceImageSequence")
+
+
+def _segmentation(path: Path, dataset: Dataset) -> LabelObject:
+    kind = _kind(dataset)
+    references = set(_instances_of_series(dataset))
+    for study in items(dataset, "StudiesContainingOtherReferencedInstancesSequence"):
+        references.update(_instances_of_series(study))
+    if not references:
+        # Frames by the thousand: read only where nothing else says what they are about.
+        frames = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(_FRAME_GROUPS))
+        references.update(sources_of_frames(frames))
+    segments = [_segment(item) for item in items(dataset, "SegmentSequence")]
+    if kind == "LABELMAP":
+        segments = [one for one in segments if one.number != 0]
+    return _checked(path, kind, dataset, (text(dataset, "FrameOfReferenceUID"),), references, segments)
+
+
+def _kind(dataset: Dataset) -> Kind:
+    kind = text(dataset, "SegmentationType")
+    if kind == "BINARY":
+        return "BINARY"
+    if kind == "FRACTIONAL":
+        return "FRACTIONAL"
+    if kind == "LABELMAP":
+        return "LABELMAP"
+    raise RefusedError(f"has the segmentation type {shown(kind) or 'none'}, which is not read")
+
+
+def _structure_set(path: Path, dataset: Dataset) -> LabelObject:
+    references: set[str] = set()
+    for frame in items(dataset, "ReferencedFrameOfReferenceSequence"):
+        for study in items(frame, "RTReferencedStudySequence"):
+            for series in items(study, "RTReferencedSeriesSequence"):
+                references.update(_instances(series, "ContourImageSequence"))
+    codes: dict[int | None, Meaning | None] = {}
+    for observation in items(dataset, "RTROIObservationsSequence"):
+        code = _meaning(first_item(observation, "RTROIIdentificationCodeSequence"))
+        codes.setdefault(whole(observation, "ReferencedROINumber"), code)
+    regions = items(dataset, "StructureSetROISequence")
+    segments = []
+    for region in regions:
+        number = _number(region, "ROINumber")
+        by_program = text(region, "ROIGenerationAlgorithm") == _BY_PROGRAM
+        segments.append(Segment(number, text(region, "ROIName"), codes.get(number), by_program))
+    frames = tuple(text(region, "ReferencedFrameOfReferenceUID") for region in regions)
+    return _checked(path, "RTSTRUCT", dataset, frames, references, segments)
+
+
+def _checked(
+    path: Path,
+    kind: Kind,
+    dataset: Dataset,
+    frames: tuple[str, ...],
+    references: set[str],
+    segments: list[Segment],
+) -> LabelObject:
+    if not segments:
+        raise RefusedError("describes no segments")
+    doubled = [number for number, count in Counter(one.number for one in segments).items() if count > 1]
+    if doubled:
+        raise RefusedError(f"describes segment {doubled[0]} more than once")
+    return LabelObject(
+        path=path,
+        kind=kind,
+        study=text(dataset, "StudyInstanceUID"),
+        series=text(dataset, "SeriesInstanceUID"),
+        frames_of_reference=frozenset(frames),
+        references=frozenset(references),
+        segments=tuple(segments),
+    )
+
+
+def _instances_of_series(dataset: Dataset) -> Iterator[str]:
+    for series in items(dataset, "ReferencedSeriesSequence"):
+        yield from _instances(series, "ReferencedInstanceSequence")
+
+
+def _instances(dataset: Dataset, keyword: str) -> Iterator[str]:
+    for item in items(dataset, keyword):
+        if uid := text(item, "ReferencedSOPInstanceUID"):
+            yield uid
+
+
+def _segment(item: Dataset) -> Segment:
+    return Segment(
+        number=_number(item, "SegmentNumber"),
+        name=text(item, "SegmentLabel"),
+        code=_meaning(first_item(item, "SegmentedPropertyTypeCodeSequence")),
+        by_program=text(item, "SegmentAlgorithmType") == _BY_PROGRAM,
+    )
+
+
+def _number(dataset: Dataset, keyword: str) -> int:
+    number = whole(dataset, keyword)
+    if number is None or number < 0:
+        raise RefusedError(f"has a segment without a {keyword}")
+    return number
+
+
+def _meaning(item: Dataset) -> Meaning | None:
+    value = text(item, "CodeValue") or text(item, "LongCodeValue")
+    scheme = text(item, "CodingSchemeDesignator")
+    return Meaning(scheme, value, text(item, "CodeMeaning")) if value and scheme else None

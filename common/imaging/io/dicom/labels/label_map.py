@@ -1,0 +1,63 @@
+"""From files with labels to the label map of a series."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.errors import DataError
+from common.imaging.geometry import Grid, reorient_to_ras
+from common.imaging.io.dicom.header import refused_as_damaged
+from common.imaging.io.dicom.labels.meaning import assign
+from common.imaging.io.dicom.labels.objects import LabelObject, Structure
+from common.imaging.io.dicom.labels.painting import Painter
+from common.imaging.io.dicom.labels.segmentation import paint_segmentation
+from common.imaging.io.dicom.slices import Series
+from common.system.memory import MemoryLimitError, require_memory
+
+
+def read_label_map(
+    series: Series, objects: Sequence[LabelObject], structures: Sequence[Structure], later_wins: bool
+) -> tuple[NDArray[np.uint8], Grid]:
+    """Read the label map of a series.
+
+    Parameters
+    ----------
+    series
+        The series.
+    objects
+        Segmentation objects and structure sets that are about it.
+    structures
+        The labels; segments that are none of them are not read.
+    later_wins
+        Whether voxels with two labels get the larger value; they are refused otherwise.
+
+    Returns
+    -------
+    tuple[NDArray[np.uint8], Grid]
+        Label map (x, y, z) in RAS+ order, and its grid, which is that of ``read_series``.
+
+    Raises
+    ------
+    DataError
+        A file cannot be read, does not fit the series, or contradicts another.
+    """
+    first = objects[0].path
+    if series.grid is None:
+        raise DataError(series.folder, f"{series.title}: {series.refusal}")
+    with refused_as_damaged(first, "labels"):
+        assigned = assign(objects, structures)
+        shape = series.grid.shape
+        try:
+            require_memory(2 * int(np.prod(shape)), f"a label map of {' x '.join(map(str, shape))} voxels", "crop it")
+        except MemoryLimitError as error:
+            raise DataError(first, str(error)) from error
+        painter = Painter(shape)
+    for one, values in zip(objects, assigned.values, strict=True):
+        paint_segmentation(one, values, series, series.grid, painter)
+    if not later_wins:
+        with refused_as_damaged(objects[-1].path, "labels"):
+            painter.require_no_overlaps()
+    return np.ascontiguousarray(reorient_to_ras(painter.label, series.grid)), series.grid.to_ras()
