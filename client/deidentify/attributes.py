@@ -119,6 +119,8 @@ DEVICE = _tags("DeviceSerialNumber StationName")
 """What tells one scanner from another of its model."""
 DESCRIPTIONS = _tags("SeriesDescription ProtocolName ContrastBolusAgent")
 """Descriptions in free text, of which only words of the field stay."""
+AGENTS = _tags("ContrastBolusAgent")
+"""Those of them of which it matters whether anything was stated."""
 EMPTIED = _tags(
     """
     AccessionNumber ReferringPhysicianName PatientBirthDate PatientSex StudyID ContentCreatorName ContentDescription

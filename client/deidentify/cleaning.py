@@ -140,9 +140,12 @@ class Cleaner:
         return DataElement(tag, dictionary_VR(tag), kept if len(kept) != 1 else kept[0])
 
     def _description(self, original: Dataset, tag: BaseTag) -> Element:
-        words = words_of_the_field(" ".join(_texts(original, tag)), self._traces.names)[:64].strip()
+        stated = " ".join(_texts(original, tag)).strip()
+        words = words_of_the_field(stated, self._traces.names)[:64].strip()
         if self._traces.are_in_text(words):
             words = ""
+        if stated and not words and tag in attributes.AGENTS:
+            words = REMOVED
         return DataElement(tag, dictionary_VR(tag), words)
 
     def _date(self, part: str) -> str | None:

@@ -248,6 +248,16 @@ def test_a_word_of_the_field_that_is_the_name_of_the_patient_leaves_descriptions
     assert result.SeriesDescription == "T2" and result.BodyPartExamined == "HEAD"
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("9ml Gadovist by Watson", "Gadovist"), ("9ml Watson", "REMOVED"), ("none", "none"), ("", ""), (" ", "")],
+)
+def test_whether_a_contrast_agent_was_stated_stays(tmp_path: Path, before: str, after: str) -> None:
+    one = one_image(ContrastBolusAgent=before, SeriesDescription="Watson")
+    result = read(deidentified(tmp_path, one).content)
+    assert (result.ContrastBolusAgent, result.SeriesDescription) == (after, "")
+
+
 def test_words_of_the_field_are_lower_case_and_no_names_of_months_or_people() -> None:
     assert all(word == word.lower() for word in WORDS)
     assert WORDS.isdisjoint({"smith", "john", "mary", "anna", "miller", "may", "june", "lee", "kim"})
