@@ -26,8 +26,8 @@ ROOMS = {
         *("reporting", "progress", "release", "privacy", "run_store"),
     ),
     "client": (
-        *("cli", "site", "courier", "runner", "ledger", "consent", "training", "inference", "data", "pacs"),
-        *("deidentify",),
+        *("cli", "site", "courier", "runner", "node", "ledger", "consent", "training", "inference", "data"),
+        *("pacs", "deidentify"),
     ),
     "common": (
         *("planning", "privacy", "config", "protocol", "models", "losses", "metrics", "weights", "imaging/phantoms"),

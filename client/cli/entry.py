@@ -16,6 +16,7 @@ from client.cli.consent import add_consent_commands
 from client.cli.fingerprint import add_fingerprint_command
 from client.cli.ledger import add_ledger_command
 from client.cli.network import add_network_commands
+from client.cli.node import add_node_command
 from common.errors import ConfigError, DataError
 from common.formatting import counted, visible
 from common.system.cli import Parser, add_command, add_device, add_json, base_parser, run, show
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_ledger_command(commands)
     add_network_commands(commands)
     add_fingerprint_command(commands)
+    add_node_command(commands)
     return run(parser, arguments)
 
 

@@ -79,7 +79,8 @@ def made_by_compose(folder: Path, *names: str) -> dict[str, str]:
     podman.chmod(0o755)
     files = [option for name in names for option in ("-f", DEPLOY / name)]
     command = [program("podman-compose", "extra deploy"), "--in-pod=false", *files, "up", "-d"]
-    environment = os.environ | {"FEDVOX_KIT": str(folder), "FEDVOX_DATA": str(folder)}
+    names = ("FEDVOX_KIT", "FEDVOX_DATA", "FEDVOX_CONFIG", "FEDVOX_MODEL")
+    environment = os.environ | dict.fromkeys(names, str(folder))
     environment["PATH"] = os.pathsep.join([str(folder), PLACES])
     subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
     commands = (folder / "commands").read_text(encoding="utf-8").splitlines()
@@ -207,3 +208,18 @@ def test_courier_and_runner_share_one_folder_and_nothing_else() -> None:
         assert "--shared /var/lib/fedvox-shared" in (DEPLOY / "systemd" / unit).read_text(encoding="utf-8")
     courier, runner = (settings(f"fedvox-{half}.service", "StateDirectory") for half in ("courier", "runner"))
     assert not set(courier[0].split()) & set(runner[0].split())
+
+
+def test_the_node_listens_on_one_port_and_sees_no_scans_for_training() -> None:
+    assert settings("fedvox-node.service", "SocketBindDeny") == ["any"]
+    assert settings("fedvox-node.service", "SocketBindAllow") == ["tcp:11112"]
+    assert any("/srv/fedvox/scans" in value for value in settings("fedvox-node.service", "InaccessiblePaths"))
+
+
+def test_the_nodes_container_has_no_rights_and_one_port(tmp_path: Path) -> None:
+    made = made_by_compose(tmp_path, "node/compose.yaml", "node/compose.gpu.yaml")
+    (line,) = made.values()
+    assert "--cap-drop ALL" in line and "--read-only" in line and "no-new-privileges" in line
+    assert re.findall(r" -p (\S+)", line) == ["0.0.0.0:11112:11112"]
+    places = mounts(line)
+    assert {place: how for place, (_, how) in places.items()} == {"/config": "ro", "/model": "ro", "/state": ""}

@@ -42,6 +42,9 @@ _IMPLICIT, _EXPLICIT, _DEFLATED, BIG_ENDIAN = (
 _UNCOMPRESSED = (_IMPLICIT, _EXPLICIT, BIG_ENDIAN)
 _JPEG = "1.2.840.10008.1.2.4."
 _COMPRESSED = ("1.2.840.10008.1.2.5", *(f"{_JPEG}{number}" for number in (50, 57, 70, 80, 81, 90, 91)))
+SYNTAXES = (*_UNCOMPRESSED, _DEFLATED, *_COMPRESSED)
+"""Transfer syntaxes that are read."""
+
 _LARGE_BYTES = 2**26
 _MOST_COMPRESSION = 1000
 """Large images that are compressed more than this are a promise that no file keeps."""
@@ -141,7 +144,7 @@ def _syntax(dataset: Dataset) -> str:
     syntax = text(dataset.file_meta, "TransferSyntaxUID")
     if not syntax:
         return _IMPLICIT if dataset.original_encoding[0] else _EXPLICIT
-    if syntax in _UNCOMPRESSED or syntax == _DEFLATED or syntax in _COMPRESSED:
+    if syntax in SYNTAXES:
         return syntax
     name = UID(syntax).name
     what = "an unknown or private transfer syntax" if name == syntax else f"the transfer syntax {name}"

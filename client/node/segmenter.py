@@ -1,0 +1,96 @@
+"""The process that segments: loads the model once, then takes study after study until SIGTERM."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+from pydicom.filereader import read_file_meta_info
+
+from client.inference.predict import PredictOptions, Predictor, part_of, predict_case
+from client.inference.results import CaseFiles, ResultForms
+from client.node.config import Node, load_node
+from client.node.folders import NodeFolders
+from client.node.studies import SeriesOutcome, StudyQueue
+from common.errors import DataError, FedvoxError, OutputError
+from common.imaging.datasets.case import Case, Reading, errors_of
+from common.imaging.io.dicom.find import find_series
+from common.imaging.io.dicom.slices import Series
+from common.system.logs import log_to_stderr
+
+log = logging.getLogger("fedvox.node")
+
+_POLL_SECONDS = 0.5
+_FULL_DISK_PAUSE_SECONDS = 30.0
+
+
+def main(config_file: Path, model: Path) -> int:
+    """Segment until SIGTERM; return an exit status only if the model or the configuration cannot be used."""
+    log_to_stderr(logging.INFO)
+    try:
+        node = load_node(config_file)
+        segmenter = Segmenter(node, Predictor.open(model, _options(node)))
+        queue = StudyQueue(NodeFolders(node.state), segmenter, [one.name for one in node.destinations])
+        log.info("the model is ready")
+        while True:
+            _work(queue)
+    except FedvoxError as error:
+        log.error("%s", error)
+        return error.exit_status
+
+
+def _work(queue: StudyQueue) -> None:
+    try:
+        if not queue.work():
+            time.sleep(_POLL_SECONDS)
+    except OutputError as error:
+        log.error("%s; trying again in %.0f s", error, _FULL_DISK_PAUSE_SECONDS)
+        time.sleep(_FULL_DISK_PAUSE_SECONDS)
+
+
+def _options(node: Node) -> PredictOptions:
+    how = node.config.inference
+    return PredictOptions(how.overlap, how.mirror, how.device, how.precision, node.data_terms)
+
+
+class Segmenter:
+    """Segments the chosen series of a study.
+
+    Parameters
+    ----------
+    node
+        Has the forms of results.
+    predictor
+        The model, and the rules for series.
+    """
+
+    def __init__(self, node: Node, predictor: Predictor) -> None:
+        self._predictor = predictor
+        self._forms = ResultForms("dicom", node.config.results.segmentation, node.config.results.report)
+
+    def __call__(self, instances: Path, results: Path) -> list[SeriesOutcome]:
+        """See ``client.node.studies.Segment``."""
+        found = find_series(instances, self._predictor.terms.dicom)
+        outcomes = [SeriesOutcome("file", "refused", error.problem) for error in found.damaged]
+        for series in found.series:
+            try:
+                outcomes.append(self._outcome(series, results))
+            except DataError as error:
+                outcomes.append(SeriesOutcome(series.title, "refused", error.problem))
+        return outcomes
+
+    def _outcome(self, series: Series, results: Path) -> SeriesOutcome:
+        if series.left_out:
+            return SeriesOutcome(series.title, "left out", series.refusal)
+        if series.refusal:
+            return SeriesOutcome(series.title, "refused", series.refusal)
+        files = CaseFiles(
+            segmentation=results / "segmentation", report=results / "report" if self._forms.report else None
+        )
+        case = Case(series.title, (series.folder,), None, reading=Reading(self._predictor.terms.ranges), series=series)
+        with errors_of(series.folder):
+            predict_case(self._predictor, case, files, self._forms, part_of(None, case.name, 0, 1))
+        for path in files.all:
+            path.rename(results / f"{read_file_meta_info(path).MediaStorageSOPInstanceUID}.dcm")
+        return SeriesOutcome(series.title, "segmented")

@@ -1,0 +1,153 @@
+"""From complete studies to results in the outboxes."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from client.node.folders import (
+    ATTEMPTS_FILE,
+    INSTANCES,
+    RESULTS,
+    STUDY_FILE,
+    NodeFolders,
+    move,
+    names_in,
+    read_note,
+    write_note,
+)
+from common.errors import OutputError
+from common.formatting import counted
+from common.system.files import cannot_write, flush_folder, new_folder
+
+log = logging.getLogger("fedvox.node")
+
+MOST_ATTEMPTS = 5
+"""Times that segmenting a study may end the process before the study is set aside."""
+
+
+_FAULTS_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+
+
+@dataclass(frozen=True)
+class SeriesOutcome:
+    """What became of a series.
+
+    Attributes
+    ----------
+    title
+        Number and description, for people at the hospital.
+    state
+        Segmented; left out, as the rules say; or refused, although it was chosen.
+    reason
+        Why it was not segmented.
+    """
+
+    title: str
+    state: Literal["segmented", "left out", "refused"]
+    reason: str = ""
+
+
+Segment = Callable[[Path, Path], list[SeriesOutcome]]
+"""Segments the study with the instances in the first folder, and writes results into the second, named by their UIDs.
+
+Raises OutputError if these cannot be written, which is no fault of the study.
+"""
+
+
+class StudyQueue:
+    """Segments waiting studies, one after another, and hands their results to the outboxes.
+
+    Parameters
+    ----------
+    folders
+        The state folder.
+    segment
+        See ``Segment``.
+    destinations
+        Names of outboxes; none in shadow mode.
+    """
+
+    def __init__(self, folders: NodeFolders, segment: Segment, destinations: Sequence[str]) -> None:
+        self._folders = folders
+        self._segment = segment
+        self._destinations = destinations
+
+    def work(self) -> bool:
+        """Take one study to its end; return whether there was one.
+
+        Raises
+        ------
+        OutputError
+            The disk is full, or fails. The study goes on waiting.
+        """
+        waiting = [self._folders.waiting / study for study in names_in(self._folders.waiting)]
+        if not waiting:
+            return False
+        # Those that ended the process last, then in the order in which they came.
+        study = min(waiting, key=lambda path: (_attempts(path), path.stat().st_mtime))
+        try:
+            if not (study / RESULTS).exists():
+                self._find(study)
+            self._hand_on(study)
+        except OSError as error:
+            raise cannot_write(study, error) from None
+        return True
+
+    def _find(self, study: Path) -> None:
+        """Segment a study; results and a note of them appear in it together."""
+        attempts = _attempts(study)
+        for path in list(study.glob(".*")):  # what a killed process left
+            self._folders.discard(path)
+        with new_folder(study / RESULTS) as results:
+            if attempts >= MOST_ATTEMPTS:
+                outcomes = [SeriesOutcome("study", "refused", f"ended the process {attempts} times")]
+            else:
+                write_note(study / ATTEMPTS_FILE, {"attempts": attempts + 1})
+                outcomes = self._outcomes(study / INSTANCES, results)
+            write_note(results / STUDY_FILE, {"series": [asdict(one) for one in outcomes]})
+            flush_folder(results)
+        flush_folder(study)
+
+    def _outcomes(self, instances: Path, results: Path) -> list[SeriesOutcome]:
+        try:
+            return self._segment(instances, results)
+        except Exception as error:  # one study must not stop the others
+            if isinstance(error, OutputError) or getattr(error, "errno", None) in _FAULTS_OF_DISKS:
+                write_note(instances.parent / ATTEMPTS_FILE, {"attempts": _attempts(instances.parent) - 1})
+                raise
+            log.exception("study %s", instances.parent.name)
+            return [SeriesOutcome("study", "refused", f"internal error ({type(error).__name__}), see the log")]
+
+    def _hand_on(self, study: Path) -> None:
+        """Put results into the outboxes, unless they are there or have left already, and move the study on."""
+        results = [name for name in names_in(study / RESULTS) if name.endswith(".dcm")]
+        for destination in self._destinations:
+            outbox = self._folders.outbox / destination
+            outbox.mkdir(exist_ok=True)
+            for name in results:
+                places = (outbox, self._folders.sent / destination, self._folders.unsent / destination)
+                if not any((place / name).exists() for place in places):
+                    os.link(study / RESULTS / name, outbox / name)
+            flush_folder(outbox)
+        series = read_note(study / RESULTS / STUDY_FILE).get("series", [])
+        refused = any(one["state"] == "refused" for one in series)
+        target = self._folders.set_aside if refused else self._folders.done
+        if (target / study.name).exists():
+            self._folders.discard(target / study.name)
+        move(study, target / study.name)
+        log.log(
+            logging.WARNING if refused else logging.INFO,
+            "study %s is %s, with %s",
+            *(study.name, "set aside" if refused else "done", counted(len(results), "result")),
+        )
+
+
+def _attempts(study: Path) -> int:
+    attempts = read_note(study / ATTEMPTS_FILE).get("attempts", 0)
+    return attempts if isinstance(attempts, int) else 0

@@ -1,0 +1,147 @@
+"""Outbox: every result arrives, or is set aside with the reason, and nothing is sent again that has arrived."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from client.node.folders import NodeFolders, names_in, read_note
+from client.node.outbox import DESTINATION_FILE, Outbox, Patience, retry_unsent
+from common.errors import FedvoxError
+from tests.client.node.studies import Clock, Killed, killed_at
+
+PATIENCE = Patience(first_pause=10, longest_pause=100, give_up_seconds=3600)
+
+
+class Destination:
+    """Keeps what it gets, and does what a test wants."""
+
+    def __init__(self) -> None:
+        self.got: list[str] = []
+        self.problem = ""
+        self.down = False
+        self.calls = 0
+
+    def __call__(self, paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+        self.calls += 1
+        if self.down:
+            raise FedvoxError("PACS@pacs:104 cannot be reached")
+        for path in paths:
+            if not self.problem:
+                self.got.append(path.stem)
+            yield path, self.problem
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> NodeFolders:
+    return filled(tmp_path / "state")
+
+
+def filled(root: Path, *results: str) -> NodeFolders:
+    folders = NodeFolders(root)
+    with folders.locked():
+        pass
+    (folders.outbox / "pacs").mkdir(exist_ok=True)
+    for result in results or ("1.1", "1.2"):
+        (folders.outbox / "pacs" / f"{result}.dcm").write_text(result)
+    return folders
+
+
+def clock_of(folders: NodeFolders) -> Clock:
+    clock = Clock()
+    clock.now = max(path.stat().st_mtime for path in (folders.outbox / "pacs").iterdir())
+    return clock
+
+
+def test_sends_each_result_once(folders: NodeFolders) -> None:
+    destination, outbox = Destination(), Outbox(folders, "pacs", PATIENCE)
+    outbox.deliver(destination)
+    outbox.deliver(destination)
+    assert sorted(destination.got) == ["1.1", "1.2"] and destination.calls == 1
+    assert names_in(folders.sent / "pacs") == ["1.1.dcm", "1.2.dcm"]
+    assert not names_in(folders.outbox / "pacs")
+
+
+def test_pauses_grow_while_a_destination_is_down_and_end_when_it_is_back(folders: NodeFolders) -> None:
+    clock, destination = clock_of(folders), Destination()
+    destination.down = True
+    tries = []
+    for _ in range(1000):
+        before = destination.calls
+        Outbox(folders, "pacs", PATIENCE, clock).deliver(destination)  # a new one each time, as after a restart
+        if destination.calls > before:
+            tries.append(clock.now)
+        clock.now += 1
+    pauses = [round(after - before) for before, after in pairwise(tries)]
+    assert pauses[:4] == [10, 20, 40, 80] and set(pauses[4:]) == {100}
+    assert "cannot be reached" in read_note(folders.outbox / "pacs" / DESTINATION_FILE)["reason"]
+    destination.down = False
+    clock.now += 100
+    Outbox(folders, "pacs", PATIENCE, clock).deliver(destination)
+    assert sorted(destination.got) == ["1.1", "1.2"] and not names_in(folders.outbox / "pacs")
+
+
+def test_a_destination_that_is_down_for_long_sets_results_aside_and_another_try_sends_them(
+    folders: NodeFolders,
+) -> None:
+    clock, destination = clock_of(folders), Destination()
+    outbox = Outbox(folders, "pacs", PATIENCE, clock)
+    destination.down = True
+    outbox.deliver(destination)
+    assert not names_in(folders.unsent / "pacs")
+    clock.now += PATIENCE.give_up_seconds
+    outbox.deliver(destination)
+    assert names_in(folders.unsent / "pacs") == ["1.1.dcm", "1.1.json", "1.2.dcm", "1.2.json"]
+    assert "cannot be reached" in read_note(folders.unsent / "pacs" / "1.1.json")["reason"]
+    destination.down = False
+    outbox.deliver(destination)
+    assert not destination.got
+    assert retry_unsent(folders) == 2
+    Outbox(folders, "pacs", PATIENCE).deliver(destination)
+    assert sorted(destination.got) == ["1.1", "1.2"] and not names_in(folders.unsent / "pacs")
+
+
+def test_a_refused_result_does_not_keep_others(folders: NodeFolders) -> None:
+    clock, destination = clock_of(folders), Destination()
+    outbox = Outbox(folders, "pacs", PATIENCE, clock)
+    destination.problem = "status 0xA900"
+    outbox.deliver(destination)
+    destination.problem = ""
+    (folders.outbox / "pacs" / "1.3.dcm").write_text("new")
+    outbox.deliver(destination)
+    assert destination.got == ["1.3"]
+    clock.now += PATIENCE.first_pause
+    outbox.deliver(destination)
+    assert sorted(destination.got) == ["1.1", "1.2", "1.3"]
+    assert not names_in(folders.outbox / "pacs")
+
+
+def test_what_is_refused_for_long_is_set_aside(folders: NodeFolders) -> None:
+    clock, destination = clock_of(folders), Destination()
+    destination.problem = "status 0xA900"
+    clock.now += PATIENCE.give_up_seconds
+    Outbox(folders, "pacs", PATIENCE, clock).deliver(destination)
+    assert read_note(folders.unsent / "pacs" / "1.2.json") == {"reason": "status 0xA900"}
+    assert not names_in(folders.outbox / "pacs")
+
+
+def test_the_destination_has_each_result_after_a_kill_at_any_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in range(100):
+        folders = filled(tmp_path / str(step))
+        destination = Destination()
+        with killed_at(step, monkeypatch) as steps:
+            with contextlib.suppress(Killed):
+                Outbox(folders, "pacs", PATIENCE).deliver(destination)
+            done = steps()
+        Outbox(folders, "pacs", PATIENCE).deliver(destination)
+        assert set(destination.got) == {"1.1", "1.2"}
+        assert len(destination.got) <= 3  # at most the one that was under way, again
+        assert names_in(folders.sent / "pacs") == ["1.1.dcm", "1.2.dcm"]
+        if done < step:
+            assert step > 1
+            return
+    pytest.fail("it never came to its end")

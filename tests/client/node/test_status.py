@@ -1,0 +1,92 @@
+"""Status: what is shown is what lies in the folders; another try begins anew."""
+
+from pathlib import Path
+
+import pytest
+
+from client.cli import main
+from client.node.folders import (
+    ATTEMPTS_FILE,
+    INSTANCES,
+    RESULTS,
+    STUDY_FILE,
+    NodeFolders,
+    names_in,
+    write_note,
+)
+from client.node.service import remove_old
+from client.node.status import node_status, retry, status_lines
+from common.errors import FedvoxError
+from tests.client.node.studies import put_waiting
+from tests.e2e.commands import call
+
+CONFIG = """
+ae_title: FEDVOX
+callers: [{ae_title: CT1, addresses: [10.0.0.0/8]}]
+destinations: [{name: pacs, ae_title: PACS, host: pacs.example, port: 104}]
+"""
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> NodeFolders:
+    """A study that was set aside, one that waits, a result that was sent and one that cannot be."""
+    (tmp_path / "node.yaml").write_text(CONFIG)
+    folders = NodeFolders(tmp_path / "state")
+    with folders.locked():
+        put_waiting(folders, "1.1", "1.1.1")
+        bad = put_waiting(folders, "1.2", "1.2.1")
+        (bad / RESULTS).mkdir()
+        refused = {"title": "series 3", "state": "refused", "reason": "lacks 1 slice\x1b[31m"}
+        write_note(bad / RESULTS / STUDY_FILE, {"series": [refused]})
+        write_note(bad / ATTEMPTS_FILE, {"attempts": 1})
+        bad.rename(folders.set_aside / "1.2")
+        for home, result in ((folders.sent, "2.1"), (folders.unsent, "2.2"), (folders.outbox, "2.3")):
+            (home / "pacs").mkdir()
+            (home / "pacs" / f"{result}.dcm").write_text(result)
+        write_note(folders.unsent / "pacs" / "2.2.json", {"reason": "status 0xA900"})
+    return folders
+
+
+def test_shows_what_lies_where(folders: NodeFolders) -> None:
+    status = node_status(folders)
+    assert not status["running"] and status["waiting"] == 1 and status["incoming"] == status["done"] == 0
+    pacs = status["destinations"]["pacs"]
+    assert pacs == {"waiting": 1, "sent": 1, "unsent": {"2.2": "status 0xA900"}, "problem": ""}
+    shown = "\n".join(status_lines(status))
+    assert r"study 1.2: series 3: lacks 1 slice\x1b[31m" in shown and "2.2: status 0xA900" in shown
+
+
+def test_commands_show_it_and_try_again(folders: NodeFolders) -> None:
+    config = folders.root.parent / "node.yaml"
+    shown = call(main, "listen", "status", "--config", config)
+    assert shown.returncode == 1 and "not running" in shown.stdout and "1 set aside" in shown.stdout
+    assert '"unsent"' in call(main, "listen", "status", "--config", config, "--json").stdout
+    tried = call(main, "listen", "retry", "--config", config)
+    assert tried.returncode == 0 and "1 study and 1 result" in tried.stdout
+    assert names_in(folders.waiting) == ["1.1", "1.2"]
+    assert names_in(folders.waiting / "1.2") == [INSTANCES]
+    assert names_in(folders.outbox / "pacs") == ["2.2.dcm", "2.3.dcm"]
+    assert not names_in(folders.set_aside) and not names_in(folders.unsent / "pacs")
+    assert retry(folders) == "0 studies and 0 results are tried again"
+
+
+def test_two_nodes_do_not_share_a_folder(folders: NodeFolders) -> None:
+    with folders.locked():
+        assert node_status(folders)["running"]
+        with pytest.raises(FedvoxError, match="another node"), folders.locked():
+            pass
+
+
+def test_only_what_was_done_and_sent_is_removed(folders: NodeFolders) -> None:
+    put_waiting(folders, "1.3", "1.3.1").rename(folders.done / "1.3")
+    remove_old(folders, 3600)
+    assert names_in(folders.done) == ["1.3"] and names_in(folders.sent / "pacs")
+    remove_old(folders, -1)
+    assert not names_in(folders.done) and not names_in(folders.sent / "pacs")
+    assert names_in(folders.waiting) == ["1.1"] and names_in(folders.set_aside) == ["1.2"]
+    assert names_in(folders.unsent / "pacs") and names_in(folders.outbox / "pacs") and not names_in(folders.trash)
+
+
+def test_running_without_a_model_is_wrong_usage(folders: NodeFolders) -> None:
+    shown = call(main, "listen", "--config", folders.root.parent / "node.yaml")
+    assert shown.returncode == 2 and "--model" in shown.stderr
