@@ -14,6 +14,7 @@ from common.imaging.io.dicom.labels.meaning import assign
 from common.imaging.io.dicom.labels.objects import LabelObject, Structure
 from common.imaging.io.dicom.labels.painting import Painter
 from common.imaging.io.dicom.labels.segmentation import paint_segmentation
+from common.imaging.io.dicom.labels.structure_set import paint_structure_set
 from common.imaging.io.dicom.slices import Series
 from common.system.memory import MemoryLimitError, require_memory
 
@@ -56,7 +57,10 @@ def read_label_map(
             raise DataError(first, str(error)) from error
         painter = Painter(shape)
     for one, values in zip(objects, assigned.values, strict=True):
-        paint_segmentation(one, values, series, series.grid, painter)
+        if one.kind == "RTSTRUCT":
+            paint_structure_set(one, values, series.grid, painter)
+        else:
+            paint_segmentation(one, values, series, series.grid, painter)
     if not later_wins:
         with refused_as_damaged(objects[-1].path, "labels"):
             painter.require_no_overlaps()
