@@ -145,7 +145,7 @@ class Cleaner:
         if self._traces.are_in_text(words):
             words = ""
         if stated and not words and tag in attributes.AGENTS:
-            words = REMOVED
+            words = "none" if stated.casefold() == "n/a" else REMOVED
         return DataElement(tag, dictionary_VR(tag), words)
 
     def _date(self, part: str) -> str | None:

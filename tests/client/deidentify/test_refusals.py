@@ -13,6 +13,7 @@ from pydicom.uid import (
     BasicTextSRStorage,
     EncapsulatedPDFStorage,
     GrayscaleSoftcopyPresentationStateStorage,
+    MediaStorageDirectoryStorage,
     RawDataStorage,
     SecondaryCaptureImageStorage,
     UltrasoundImageStorage,
@@ -132,6 +133,19 @@ def test_a_file_that_was_cut_off_is_refused(tmp_path: Path, share: float) -> Non
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(InstanceRefusedError):
         deidentifier(tmp_path).deidentify(path)
+
+
+def test_a_private_transfer_syntax_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "in", [one_image()]) / "000.dcm"
+    path.write_bytes(path.read_bytes().replace(b"1.2.840.10008.1.2.1\0", b"1.2.826.0.1.3680043\0"))
+    with pytest.raises(InstanceRefusedError, match="transfer syntax"):
+        deidentifier(tmp_path).deidentify(path)
+
+
+def test_a_dicomdir_is_refused(tmp_path: Path) -> None:
+    one = one_image()
+    one.SOPClassUID = MediaStorageDirectoryStorage
+    assert refusal(tmp_path, one).reason is Reason.KIND
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def test_a_word_of_the_field_that_is_the_name_of_the_patient_leaves_descriptions
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [("9ml Gadovist by Watson", "Gadovist"), ("9ml Watson", "REMOVED"), ("none", "none"), ("", ""), (" ", "")],
+    [("9ml Gadovist by Watson", "Gadovist"), ("9ml Watson", "REMOVED"), ("none", "none"), ("n/a", "none"), ("", "")],
 )
 def test_whether_a_contrast_agent_was_stated_stays(tmp_path: Path, before: str, after: str) -> None:
     one = one_image(ContrastBolusAgent=before, SeriesDescription="Watson")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import highdicom
 import numpy as np
+import pydicom
 import pytest
 from highdicom.sr.coding import CodedConcept
 from pydicom.datadict import dictionary_VR
@@ -28,6 +29,11 @@ from tests.common.imaging.io.dicom.test_enhanced import enhance
 from tests.dicom_series import CT, MR, PET, exact, make_series, need_tool, only_series_in, save
 
 REAL = ("brain-ge", "hippocrop-1")
+OTHERS = [
+    *("693_J2KI", "CT_small", "MR_small", "MR_small_RLE", "MR_small_bigendian", "MR_small_implicit"),
+    *("MR_small_jp2klossless", "examples_overlay", "liver_1frame", "liver_expb_1frame", "rtstruct"),
+]
+"""Files that come with pydicom."""
 ALL = Choices(allowed=frozenset({Reason.DERIVED}))
 
 
@@ -257,6 +263,34 @@ def test_structure_sets_still_belong_to_their_images(tmp_path: Path) -> None:
     assert before.ContourSequence[0].ContourData == after.ContourSequence[0].ContourData
     assert (result.StructureSetLabel, result.RTROIObservationsSequence[0].ROIInterpreter) == ("STRUCTURES", "")
     assert result.StructureSetTime == "101112" and result.StructureSetDate < "20200102"
+
+
+def test_another_secret_makes_another_file(tmp_path: Path) -> None:
+    one, *_ = make_series(StudyDate="20200131", ReferencedImageSequence=[])
+    path = save(tmp_path / "in", [one]) / "000.dcm"
+    first, again, other = (
+        read(deidentifier(tmp_path / name).deidentify(path).content) for name in ("first", "first", "other")
+    )
+    ours = {"SOPClassUID", "MediaStorageSOPClassUID", "TransferSyntaxUID", "ImplementationClassUID"}
+    uids, repeated, others = (
+        {str(element.value) for element in elements(made) if element.VR == "UI" and element.keyword not in ours}
+        for made in (first, again, other)
+    )
+    assert uids == repeated and len(uids) == 4 and uids.isdisjoint(others)
+    assert first.PatientID == again.PatientID != other.PatientID
+    assert first.StudyDate == again.StudyDate
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_files_of_other_programs_stay_readable_and_valid(tmp_path: Path, name: str) -> None:
+    path = Path(pydicom.__file__).parent / "data" / "test_files" / f"{name}.dcm"
+    out = tmp_path / "out.dcm"
+    deidentifier(tmp_path, ALL).deidentify(path).write(out)
+    before, after = pydicom.dcmread(path, force=True), read(out.read_bytes())
+    assert before.get("PixelData") == after.get("PixelData")
+    assert before.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian) == after.file_meta.TransferSyntaxUID
+    assert {element.keyword for element in before if element.tag.group == 0x28} - {"", *after.dir()} == set()
+    assert errors_of(out) - errors_of(path) == set()
 
 
 def test_a_patient_keeps_the_distance_of_their_dates_and_others_get_another(tmp_path: Path) -> None:
