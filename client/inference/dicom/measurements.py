@@ -12,7 +12,7 @@ from scipy.spatial import ConvexHull
 
 from common.imaging.geometry import Grid
 
-_AT_A_TIME = 4000
+_AT_A_TIME = 500
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,16 @@ def largest_diameter(mask: NDArray[np.bool_], axes: NDArray[np.float64]) -> floa
         Columns: steps in mm from voxel to voxel along x, y, z.
     """
     corners = _outer_corners(mask)
-    hull = corners[ConvexHull(corners).vertices] @ axes.T
-    return max(_largest(hull[start : start + _AT_A_TIME], hull[start:]) for start in range(0, len(hull), _AT_A_TIME))
-
-
-def _largest(some: NDArray[np.float64], others: NDArray[np.float64]) -> float:
-    return float(np.sqrt(max(((others - one) ** 2).sum(axis=1).max() for one in some)))
+    hull = (corners[ConvexHull(corners).vertices] - corners.mean(axis=0)) @ axes.T
+    squares = (hull**2).sum(axis=1)
+    furthest, pair = -1.0, (0, 0)
+    for start in range(0, len(hull), _AT_A_TIME):
+        part = slice(start, start + _AT_A_TIME)
+        distances = squares[part, None] + squares - 2 * hull[part] @ hull.T
+        one, other = np.unravel_index(distances.argmax(), distances.shape)
+        if distances[one, other] > furthest:
+            furthest, pair = distances[one, other], (start + one, other)
+    return float(np.linalg.norm(hull[pair[0]] - hull[pair[1]]))
 
 
 def _outer_corners(mask: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from highdicom.content import AlgorithmIdentificationSequence
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentDescription
@@ -65,10 +67,11 @@ def build_segmentation(
         parameters=model.parameters,
     )
     planes = _planes(source)
+    stack = _by_slices(voxels)
     character_set = source.character_set_for([model.federation, *model.plan.labels.values()])
     segmentation = Segmentation(
         source_images=planes,
-        pixel_array=np.moveaxis(voxels, (-1, -2, -3), (0, 1, 2)),
+        pixel_array=stack if stack.ndim == 3 else np.moveaxis(stack, 0, -1),
         segmentation_type=kind.upper(),
         segment_descriptions=[
             SegmentDescription(
@@ -103,6 +106,15 @@ def build_segmentation(
         with_elements(item, DimensionOrganizationUID=dimensions)
     _refer(segmentation, source, moved=source.series.shift != UPRIGHT)
     return segmentation
+
+
+def _by_slices(voxels: NDArray[Any]) -> NDArray[Any]:
+    """Copy (..., columns, rows, slices) to (..., slices, rows, columns): highdicom reads each slice several times."""
+    swapped = np.swapaxes(voxels, -1, -3)
+    found = np.empty(swapped.shape, dtype=voxels.dtype)
+    for row in range(found.shape[-2]):  # what is between two such arrays fits the processor's cache
+        found[..., row, :] = swapped[..., row, :]
+    return found
 
 
 def _planes(source: Source) -> list[Dataset]:
