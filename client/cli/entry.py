@@ -128,7 +128,7 @@ def _check(options: argparse.Namespace) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     from client.inference.predict import predict_path
-    from client.inference.results import ResultForms
+    from client.inference.results import ResultForms, counts_of
 
     report = predict_path(
         _predictor(options),
@@ -141,7 +141,9 @@ def _predict(options: argparse.Namespace) -> int:
     for path in report.written:
         show(visible(str(path)))
     _show_warnings("predict", report.warnings)
-    _print_failures("predict", report.done, report.failures)
+    if report.done:
+        show(f"fedvox-client predict: wrote {counts_of(report.done)}", file=sys.stderr)
+    _print_failures("predict", len(report.done), report.failures)
     return report.exit_status
 
 

@@ -50,20 +50,22 @@ class PredictionReport:
 
     Attributes
     ----------
-    written
-        Results, in order of case names; files with probabilities are not listed.
     done
-        Number of scans that were predicted.
+        Files of each scan that was predicted, in order of case names.
     failures
         Scans that could not be used, with the reason; the others were predicted.
     warnings
         Differences between the dataset's channels and the model's that may be only of words.
     """
 
-    written: tuple[Path, ...]
-    done: int
+    done: tuple[CaseFiles, ...]
     failures: tuple[DataError, ...]
     warnings: tuple[str, ...] = ()
+
+    @property
+    def written(self) -> tuple[Path, ...]:
+        """All results but files with probabilities."""
+        return tuple(path for files in self.done for path in files.all if path != files.probabilities)
 
     @property
     def exit_status(self) -> int:
@@ -298,8 +300,7 @@ def predict_path(
             failures.append(error)
         else:
             done.append(files)
-    written = tuple(path for files in done for path in files.all if path != files.probabilities)
-    return PredictionReport(written, len(done), tuple(failures), warnings)
+    return PredictionReport(tuple(done), tuple(failures), warnings)
 
 
 def _with_channels(dataset: Dataset, predictor: Predictor) -> tuple[Dataset, tuple[str, ...]]:

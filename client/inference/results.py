@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from common.errors import ConfigError, OutputError
+from common.formatting import counted
 from common.imaging.datasets.case import Case
 from common.imaging.io.nifti import nifti_stem
 
@@ -69,6 +71,19 @@ class CaseFiles:
     def folder(self) -> Path:
         """The folder that they are in."""
         return self.all[0].parent
+
+
+def counts_of(files: Sequence[CaseFiles]) -> str:
+    """Say how many results of each kind there are; empty for none."""
+    kinds = {
+        "label map": [one.label for one in files],
+        "file with probabilities": [one.probabilities for one in files],
+        "DICOM-SEG": [one.segmentation for one in files],
+        "structured report": [one.report for one in files],
+    }
+    plurals = {"file with probabilities": "files with probabilities", "DICOM-SEG": "DICOM-SEG"}
+    found = {kind: sum(path is not None for path in paths) for kind, paths in kinds.items()}
+    return ", ".join(counted(count, kind, plurals.get(kind)) for kind, count in found.items() if count)
 
 
 def targets_of(cases: tuple[Case, ...], input_path: Path, output_path: Path, forms: ResultForms) -> list[CaseFiles]:

@@ -31,6 +31,11 @@ def result_uid(source: Source, model: AppliedModel, *kind: str) -> str:
     return f"2.25.{uuid5(_NAMESPACE, content).int}"
 
 
+def structure_uid(source: Source, model: AppliedModel, label: int) -> str:
+    """Return the UID by which segment and report name one structure of a scan."""
+    return result_uid(source, model, "structure", str(label))
+
+
 def frame_of_reference(source: Source) -> str:
     """Return the UID of the source's frame of reference, or one made from its series if it has none."""
     series = source.series

@@ -24,7 +24,7 @@ from pydicom.sr.codedict import codes
 
 from client.inference.applied_model import AppliedModel
 from client.inference.dicom.elements import with_elements
-from client.inference.dicom.identity import result_uid
+from client.inference.dicom.identity import result_uid, structure_uid
 from client.inference.dicom.measurements import Size
 from client.inference.dicom.source import Source
 from client.inference.dicom.wording import (
@@ -117,7 +117,7 @@ def _group(
         )
     return VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(
-            uid=result_uid(source, model, "structure", str(label)), identifier=model.plan.labels[label]
+            uid=structure_uid(source, model, label), identifier=model.plan.labels[label]
         ),
         referenced_segment=ReferencedSegment(
             segmentation.SOPClassUID,

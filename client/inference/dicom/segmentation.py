@@ -14,7 +14,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, 
 
 from client.inference.applied_model import AppliedModel
 from client.inference.dicom.elements import with_elements
-from client.inference.dicom.identity import frame_of_reference, result_uid
+from client.inference.dicom.identity import frame_of_reference, result_uid, structure_uid
 from client.inference.dicom.source import Source
 from client.inference.dicom.wording import (
     MANUFACTURER,
@@ -81,6 +81,8 @@ def build_segmentation(
                 segmented_property_type=concepts[label],
                 algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
                 algorithm_identification=algorithm,
+                tracking_uid=structure_uid(source, model, label),
+                tracking_id=name,
             )
             for label, name in model.plan.labels.items()
         ],
@@ -141,7 +143,7 @@ def _planes(source: Source) -> list[Dataset]:
             Rows=grid.shape[1],
             ImagePositionPatient=[float(value) for value in position],
             ImageOrientationPatient=orientation,
-            PixelSpacing=[float(steps[1]), float(steps[0])],
+            PixelSpacing=list(one.spacing),
             SliceThickness=float(steps[2]),
             SpacingBetweenSlices=float(steps[2]),
         )

@@ -37,7 +37,10 @@ REQUIRED = (
 )
 """Elements that every result has, empty if unknown."""
 
-OPTIONAL = ("IssuerOfPatientID", "PatientAge", "PatientSize", "PatientWeight", "StudyDescription")
+OPTIONAL = (
+    *("IssuerOfPatientID", "PatientAge", "PatientSize", "PatientWeight", "StudyDescription"),
+    *("PatientIdentityRemoved", "DeidentificationMethod"),
+)
 """Elements that a result has if its source has them."""
 
 UNICODE = "ISO_IR 192"
@@ -45,7 +48,7 @@ UNICODE = "ISO_IR 192"
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _LONGEST_UID = 64
 _MOST_DIGITS = 6
-_SEXES = ("", "M", "F", "O")
+_TERMS = {"PatientSex": ("M", "F", "O"), "PatientIdentityRemoved": ("YES", "NO")}
 _ASCII = frozenset({"", "ISO_IR 6", "ISO 2022 IR 6"})
 _TEXTS = frozenset({"LO", "PN", "SH"})
 _IDENTITY = ("SOPClassUID", "SOPInstanceUID", "SpecificCharacterSet", "PatientID")
@@ -153,6 +156,8 @@ def read_source(series: Series) -> Source:
     header = headers[first.path]
     character_set = _character_set(header)
     values = {keyword: _valid_value(header, keyword, character_set) for keyword in (*REQUIRED, *OPTIONAL)}
+    if not (values["PatientIdentityRemoved"] and values["DeidentificationMethod"]):  # one needs the other
+        values |= {"PatientIdentityRemoved": "", "DeidentificationMethod": ""}
     reference = first.frame_of_reference if _is_uid(first.frame_of_reference) else ""
     return Source(series, reference, frames, values, character_set)
 
@@ -209,7 +214,7 @@ def _is_valid(keyword: str, value: str) -> bool:
     if not value.isprintable() or "\\" in value or "\N{REPLACEMENT CHARACTER}" in value:
         return False
     kind = dictionary_VR(tag_of(keyword))
-    if keyword == "PatientSex" and value not in _SEXES:
+    if value and value not in _TERMS.get(keyword, (value,)):
         return False
     if kind == "DA" and value:
         try:

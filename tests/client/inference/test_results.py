@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from client.inference.results import CaseFiles, ResultForms, targets_of
+from client.inference.results import CaseFiles, ResultForms, counts_of, targets_of
 from common.errors import ConfigError, OutputError
 from common.imaging.datasets.case import Case
 from tests.dicom_series import make_series, only_series_in, save
@@ -77,3 +77,10 @@ def test_one_name_is_for_one_file_of_its_format(
 ) -> None:
     with pytest.raises(OutputError, match=problem):
         files_of(series, tmp_path / name, *forms)
+
+
+def test_results_are_counted_by_kind() -> None:
+    path = Path("x")
+    assert counts_of([CaseFiles(path), CaseFiles(path, segmentation=path)]) == "2 label maps, 1 DICOM-SEG"
+    assert counts_of([CaseFiles(segmentation=path, report=path)] * 2) == "2 DICOM-SEG, 2 structured reports"
+    assert counts_of([]) == ""

@@ -55,6 +55,8 @@ def test_it_refers_to_segments_and_to_every_instance_of_the_source(objects: tupl
         (reference,) = items(group, "Referenced Segment")[0].ReferencedSOPSequence
         assert reference.ReferencedSOPInstanceUID == segmentation.SOPInstanceUID
         assert reference.ReferencedSegmentNumber == label
+        tracking = items(group, "Tracking Unique Identifier")[0].UID
+        assert tracking == segmentation.SegmentSequence[label - 1].TrackingUID
         source = items(group, "Source Series for Segmentation")[0].UID
         assert source == pydicom.dcmread(folder / "series" / "000.dcm").SeriesInstanceUID
     (study,) = report.CurrentRequestedProcedureEvidenceSequence

@@ -41,6 +41,8 @@ def test_patient_and_study_are_those_of_the_source(tmp_path: Path) -> None:
         "StudyDescription": "Head",
         "IssuerOfPatientID": "here",
         "PatientWeight": "70",
+        "PatientIdentityRemoved": "YES",
+        "DeidentificationMethod": "some",
     }
     series = make_series(**values)
     save(tmp_path / "source", series)
@@ -79,6 +81,7 @@ def test_what_is_missing_is_empty(tmp_path: Path) -> None:
         ("StudyID", "x" * 17),
         ("AccessionNumber", "x" * 17),
         ("StudyDescription", "x" * 200),
+        ("PatientIdentityRemoved", "YES"),
     ],
 )
 def test_a_value_that_the_standard_does_not_allow_is_left_out(tmp_path: Path, keyword: str, value: str) -> None:
