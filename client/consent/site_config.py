@@ -18,6 +18,7 @@ from common.config.federation import FederationConfig
 from common.config.personal import own_steps
 from common.config.yaml_file import read_yaml
 from common.errors import ConfigError
+from common.imaging.datasets.bids.rules import USUAL_BIDS, BidsRules
 from common.imaging.datasets.name_rule import compile_rule
 from common.imaging.io.dicom.rules import USUAL_RULES, DicomRules
 from common.imaging.ranges import USUAL_RANGES, GeometryRanges
@@ -178,6 +179,8 @@ class SiteConfig(Frozen):
         What the geometry of a scan may be (``common.imaging.ranges``).
     dicom
         How DICOM is read (``common.imaging.io.dicom.rules``).
+    bids
+        Which label maps of BIDS are read (``common.imaging.datasets.bids.rules``).
     labels_map, channels_map
         Name in the hospital's dataset -> name in the federation, of labels and of channels that differ; a label may
         become ``background``.
@@ -197,6 +200,7 @@ class SiteConfig(Frozen):
     network: SiteNetwork = SiteNetwork()
     geometry: GeometryRanges = USUAL_RANGES
     dicom: DicomRules = USUAL_RULES
+    bids: BidsRules = USUAL_BIDS
     labels_map: dict[str, str] = Field(default_factory=dict)
     channels_map: dict[str, str] = Field(default_factory=dict)
     minimum_cell: MinimumCell = 5
@@ -223,7 +227,7 @@ class SiteConfig(Frozen):
         # Late: the half without scans reads this file too, and needs no imaging.
         from common.imaging.datasets.comparison import SiteTerms
 
-        return SiteTerms(self.geometry, self.labels_map, self.channels_map, self.patient_rule, self.dicom)
+        return SiteTerms(self.geometry, self.labels_map, self.channels_map, self.patient_rule, self.dicom, self.bids)
 
     @model_validator(mode="after")
     def _cases_once(self) -> Self:

@@ -63,7 +63,7 @@ def check_dataset(
         There is nothing to check: the folder is missing, empty or in no known layout, or the rule for patients does
         not fit the name of a case.
     """
-    dataset, problems = scan_dataset(root, terms.dicom)
+    dataset, problems = scan_dataset(root, terms.dicom, bids=terms.bids)
     dataset, differences = compare(dataset, wanted, terms)
     problems += differences
     declared = dict(wanted.labels if wanted.labels is not None else dataset.labels)

@@ -107,7 +107,7 @@ def evaluate_dataset(
         The file exists or cannot be written.
     """
     labels = predictor.plan.labels
-    dataset, problems = scan_dataset(data, predictor.terms.dicom)
+    dataset, problems = scan_dataset(data, predictor.terms.dicom, bids=predictor.terms.bids)
     dataset, differences = compare(dataset, Wanted.by(predictor.plan), predictor.terms)
     problems += differences
     errors = [problem for problem in problems if problem.severity == "error"]

@@ -35,7 +35,7 @@ def labelled_cases(data: Path, wanted: Wanted = ANYTHING, terms: SiteTerms = OWN
     DataError
         The folder cannot be used, or declares something else than what is wanted.
     """
-    dataset, problems = compare(find_dataset(data, terms.dicom), wanted, terms)
+    dataset, problems = compare(find_dataset(data, terms.dicom, bids=terms.bids), wanted, terms)
     for problem in problems:
         if problem.severity == "error":
             raise DataError(problem.path, problem.text)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.formatting import counted
+from common.imaging.datasets.bids.rules import USUAL_BIDS, BidsRules
 from common.imaging.datasets.case import Problem, Reading
 from common.imaging.datasets.dataset import Dataset
 from common.imaging.datasets.dicom_labels import MOST_LABEL, compare_segments, wanted_structures
@@ -109,6 +110,8 @@ class SiteTerms:
         As in ``Reading``.
     dicom
         How DICOM is read.
+    bids
+        Which label maps of BIDS are read.
     """
 
     ranges: GeometryRanges = USUAL_RANGES
@@ -116,6 +119,7 @@ class SiteTerms:
     channels_map: Mapping[str, str] = field(default_factory=dict)
     patient_rule: re.Pattern[str] | None = None
     dicom: DicomRules = USUAL_RULES
+    bids: BidsRules = USUAL_BIDS
 
 
 OWN_TERMS = SiteTerms()
@@ -125,6 +129,9 @@ def compare(dataset: Dataset, wanted: Wanted, terms: SiteTerms = OWN_TERMS) -> t
     """Return the dataset as it must be read to give what is wanted, and what contradicts it."""
     place = dataset.root / "dataset.json" if dataset.root.is_dir() and not dataset.structures else dataset.root
     findings = _Findings(place)
+    if wanted.channels is not None:
+        dataset, unlike = dataset.with_channels(wanted.channels, terms.channels_map)
+        findings.problems += unlike
     reading = Reading(terms.ranges, terms.patient_rule, later_wins=terms.dicom.overlap == "later")
     if dataset.structures:
         structures, labels = _map_segments(dataset, wanted, terms.labels_map, findings)

@@ -11,6 +11,8 @@ Layouts:
   ``labelsTr/``) for each series that is to be used.
 * ``dicom_labels``: the same with DICOM segmentations or structure sets in ``labels/`` or among the series; or a folder
   with series and these anywhere inside.
+* ``bids``: ``sub-*/[ses-*/]anat/`` with images, ``derivatives/`` with label maps (``common.imaging.datasets.bids``).
+* ``bids_images``: the same without label maps.
 * ``dicom``: a folder with DICOM files anywhere inside (or a single file), and no NIfTI files; without labels.
 
 All layouts with labels may contain ``patients.csv`` (``common.imaging.datasets.patients_csv``).
@@ -18,7 +20,6 @@ All layouts with labels may contain ``patients.csv`` (``common.imaging.datasets.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,11 +28,13 @@ from typing import TYPE_CHECKING, Literal
 
 from common.errors import DataError
 from common.formatting import counted
+from common.imaging.datasets.bids.rules import USUAL_BIDS, BidsRules
+from common.imaging.datasets.bids.scans import BidsScans, choose_channels, find_bids, is_bids
 from common.imaging.datasets.case import Case, Problem, Reading
 from common.imaging.datasets.dataset_json import Declaration, read_declaration
 from common.imaging.datasets.dicom_cases import DicomCases, find_dicom_cases, with_label_maps
 from common.imaging.datasets.dicom_labels import with_own_structures
-from common.imaging.datasets.hints import folder_hint, is_half, missing_folder, why_ignored
+from common.imaging.datasets.hints import folder_hint, is_half, missing_folder, readable, unusable_file, why_ignored
 from common.imaging.datasets.name_rule import patients_by_name
 from common.imaging.datasets.patients_csv import PATIENTS_FILE, read_patients
 from common.imaging.datasets.training_list import CHANNEL_FILE, case_name, listed_cases, other_endings
@@ -43,10 +46,10 @@ if TYPE_CHECKING:
     from common.imaging.io.dicom.labels.objects import Structure
     from common.imaging.io.dicom.slices import Series
 
-Layout = Literal["decathlon", "nnunet", "plain", "files", "dicom_nifti", "dicom_labels", "dicom"]
+Layout = Literal["decathlon", "nnunet", "plain", "files", "dicom_nifti", "dicom_labels", "dicom", "bids", "bids_images"]
 
 _LOOKED_FOR = (
-    "looked for imagesTr/ and labelsTr/ (Decathlon, nnU-Net), images/ and labels/ (plain), "
+    "looked for imagesTr/ and labelsTr/ (Decathlon, nnU-Net), images/ and labels/ (plain), sub-*/anat/ (BIDS), "
     "or NIfTI files (.nii, .nii.gz) directly inside, or DICOM files anywhere inside"
 )
 
@@ -73,6 +76,8 @@ class Dataset:
         All DICOM files with labels, and the series that they are about.
     structures
         What the segments of these are, numbered as in ``labels``.
+    scans
+        All scans of a BIDS folder, of which ``cases`` has those with all ``channels``.
     """
 
     root: Path
@@ -83,11 +88,12 @@ class Dataset:
     series: tuple[Series, ...] = ()
     label_files: tuple[Match, ...] = ()
     structures: tuple[Structure, ...] = ()
+    scans: BidsScans | None = None
 
     @property
     def has_labels(self) -> bool:
         """Whether its layout has label maps."""
-        return self.layout not in ("files", "dicom")
+        return self.layout not in ("files", "dicom", "bids_images")
 
     def read_as(self, reading: Reading) -> Dataset:
         """Return the dataset with cases that are read in another way.
@@ -103,12 +109,25 @@ class Dataset:
             cases = with_patients(cases, patients_by_name(names, reading.patient_rule, self.root))
         return replace(self, cases=tuple(cases))
 
+    def with_channels(self, wanted: Sequence[str] | None, given: Mapping[str, str]) -> tuple[Dataset, list[Problem]]:
+        """Return the dataset with the images that are the channels wanted, where these can be chosen.
+
+        Parameters
+        ----------
+        wanted, given
+            As for ``choose_channels``.
+        """
+        if self.scans is None:
+            return self, []
+        channels, cases, problems = choose_channels(self.scans, wanted, given, self.root)
+        return replace(self, channels=channels, cases=cases), problems
+
     def declared_as(self, channels: tuple[str, ...], labels: dict[int, str]) -> Dataset:
         """Return the dataset with other channels and labels."""
         return replace(self, channels=channels, labels=labels)
 
 
-def find_dataset(root: Path, rules: DicomRules = USUAL_RULES) -> Dataset:
+def find_dataset(root: Path, rules: DicomRules = USUAL_RULES, *, bids: BidsRules = USUAL_BIDS) -> Dataset:
     """Find the cases of a dataset folder; no voxels are read.
 
     Raises
@@ -117,7 +136,7 @@ def find_dataset(root: Path, rules: DicomRules = USUAL_RULES) -> Dataset:
         If the folder is missing, empty or has no known layout, if an image or label has no counterpart, if a case
         appears twice, or if ``dataset.json`` or ``patients.csv`` is invalid.
     """
-    dataset, problems = scan_dataset(root, rules)
+    dataset, problems = scan_dataset(root, rules, bids=bids)
     errors = [problem for problem in problems if problem.severity == "error"]
     if errors:
         more = f" (and {len(errors) - 1} more; fedvox-client check lists them all)" if len(errors) > 1 else ""
@@ -126,7 +145,7 @@ def find_dataset(root: Path, rules: DicomRules = USUAL_RULES) -> Dataset:
 
 
 def scan_dataset(
-    root: Path, rules: DicomRules = USUAL_RULES, *, labelled: bool = True
+    root: Path, rules: DicomRules = USUAL_RULES, *, bids: BidsRules = USUAL_BIDS, labelled: bool = True
 ) -> tuple[Dataset, list[Problem]]:
     """Find the complete cases of a dataset folder and all problems; :func:`find_dataset` stops at errors instead.
 
@@ -136,8 +155,10 @@ def scan_dataset(
         The folder, or a single file.
     rules
         How DICOM is read.
+    bids
+        Which label maps of BIDS are read.
     labelled
-        Whether labels in DICOM are wanted; they are left out otherwise, and series without them are cases too.
+        Whether labels in DICOM or BIDS are wanted; they are left out otherwise, and scans without them are cases too.
 
     Raises
     ------
@@ -145,7 +166,7 @@ def scan_dataset(
         If no case can be found: the folder is missing, empty or has no known layout.
     """
     root = Path(root)
-    if (found := _without_layout(root, rules, labelled)) is not None:
+    if (found := _by_content(root, rules, bids, labelled)) is not None:
         return found
     problems: list[Problem] = []
     declaration = _declaration_of(root, problems)
@@ -193,6 +214,15 @@ def _declaration_of(root: Path, problems: list[Problem]) -> Declaration:
     return declaration
 
 
+def _of_bids(root: Path, rules: BidsRules, labelled: bool) -> tuple[Dataset, list[Problem]]:
+    scans, problems = find_bids(root, rules, labelled)
+    layout: Layout = "bids" if scans.has_labels else "bids_images"
+    dataset, more = Dataset(root, layout, scans.cases, (), scans.labels, scans=scans).with_channels(None, {})
+    if not dataset.cases and not any(problem.severity == "error" for problem in problems):
+        raise DataError(root, "holds subjects, as BIDS has them, and no scan of any that is named as BIDS wants")
+    return dataset, problems + more
+
+
 def _of_dicom(dataset: Dataset, found: DicomCases) -> Dataset:
     cases, structures = with_own_structures(dataset.cases)
     labels = {one.value: one.name for one in structures} or dataset.labels
@@ -201,10 +231,12 @@ def _of_dicom(dataset: Dataset, found: DicomCases) -> Dataset:
     )
 
 
-def _without_layout(root: Path, rules: DicomRules, labelled: bool) -> tuple[Dataset, list[Problem]] | None:
-    """Return a single file or a folder of DICOM as a dataset; None for other folders."""
+def _by_content(root: Path, rules: DicomRules, bids: BidsRules, labelled: bool) -> tuple[Dataset, list[Problem]] | None:
+    """Return a single file, or a folder of BIDS or DICOM, as a dataset; None for other folders."""
     if root.is_file() and nifti_stem(root):
         return _dataset_of(root, "files", [Case(str(nifti_stem(root)), (root,), None)], Declaration()), []
+    if not _holds_nifti(root) and is_bids(root):
+        return _of_bids(root, bids, labelled)
     if not _holds_nifti(root) and (found := find_dicom_cases(root, rules, labelled=labelled)) is not None:
         layout: Layout = "dicom_labels" if found.labels else "dicom"
         cases = with_label_maps(found, {}, None) if found.labels else found.cases
@@ -289,25 +321,13 @@ def _nifti_files(
         if stem is None or path.is_dir():
             if (report_others or is_half(path)) and not path.name.startswith(".") and path not in known:
                 problems.append(Problem(None, path, why_ignored(path), "warning" if report_others else "error"))
-        elif text := _unusable_file(path):
-            problems.append(Problem(_readable(stem), Path(_readable(str(path))), text))
+        elif text := unusable_file(path):
+            problems.append(Problem(readable(stem), Path(readable(str(path))), text))
         elif stem in files:
             problems.append(Problem(stem, path, f"is a second file of this case beside {files[stem].name}: remove one"))
         else:
             files[stem] = path
     return files
-
-
-def _unusable_file(path: Path) -> str | None:
-    """Say why nothing should open this file, or why no result could be named after it."""
-    if not path.is_file():
-        return "is not a regular file: it is a pipe, a device or a broken link"
-    return None if _readable(path.name) == path.name else "its name is not UTF-8: rename it"
-
-
-def _readable(name: str) -> str:
-    """Replace the bytes of a file name that are not UTF-8, so that the name can be printed and written."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _case_images(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -23,6 +24,18 @@ def why_ignored(path: Path) -> str:
     if is_half(path):
         return "is half of a two-file NIfTI (.hdr and .img) and is ignored: convert it to a single .nii or .nii.gz"
     return "is not a NIfTI file (.nii, .nii.gz) and is ignored"
+
+
+def unusable_file(path: Path) -> str | None:
+    """Say why nothing should open this file, or why no result could be named after it."""
+    if not path.is_file():
+        return "is not a regular file: it is a pipe, a device or a broken link"
+    return None if readable(path.name) == path.name else "its name is not UTF-8: rename it"
+
+
+def readable(name: str) -> str:
+    """Replace the bytes of a file name that are not UTF-8, so that the name can be printed and written."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def missing_folder(folder: Path) -> str:

@@ -16,7 +16,7 @@ from common.errors import DataError
 PATIENTS_FILE = "patients.csv"
 
 
-def read_column(path: Path, key: str, column: str) -> dict[str, tuple[str, int]]:
+def read_column(path: Path, key: str, column: str, delimiter: str = ",") -> dict[str, tuple[str, int]]:
     """Read two columns of a CSV file with a header.
 
     Parameters
@@ -27,6 +27,8 @@ def read_column(path: Path, key: str, column: str) -> dict[str, tuple[str, int]]
         Name of the column with unique values.
     column
         Name of the other column.
+    delimiter
+        Between columns.
 
     Returns
     -------
@@ -40,7 +42,7 @@ def read_column(path: Path, key: str, column: str) -> dict[str, tuple[str, int]]
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
+            reader = csv.DictReader(stream, delimiter=delimiter)
             names = reader.fieldnames or []
             for name in (key, column):
                 if name not in names:
