@@ -98,6 +98,7 @@ def check_dataset(
         cases=cases,
         problems=tuple(dict.fromkeys(problems)),
         patients=len(owners) or None,
+        patients_by="PatientID" if any(case.patient_id for case in dataset.cases) else PATIENTS_FILE,
         series=report_series(dataset, broken),
     )
 

@@ -65,6 +65,8 @@ class DatasetReport:
         Reports of the cases, in order of their names.
     patients
         Number of patients; None if the folder does not say.
+    patients_by
+        What tells them.
     problems
         Errors and warnings, each with its case (None: the dataset itself) and file.
     series
@@ -78,6 +80,7 @@ class DatasetReport:
     cases: tuple[CaseReport, ...]
     problems: tuple[Problem, ...] = field(default=())
     patients: int | None = None
+    patients_by: str = PATIENTS_FILE
     series: tuple[SeriesReport, ...] = ()
 
     @property
@@ -151,7 +154,7 @@ def _summary(report: DatasetReport) -> str:
         ("cases", f"{len(report.cases)}, usable {sum(case.usable for case in report.cases)}"),
     ]
     if report.patients is not None:
-        rows.append(("patients", f"{report.patients}, by {PATIENTS_FILE}"))
+        rows.append(("patients", f"{report.patients}, by {report.patients_by}"))
     if read:
         orientations = Counter(case.orientation for case in read).most_common()
         ends = [pair for case in read for pair in case.intensity if all(map(math.isfinite, pair))] or [(0.0, 0.0)]

@@ -2,7 +2,8 @@
 
 A patient is a set of marks, and patients who share one are the same:
 
-* ``id:``, a hash of the identifier that ``patients.csv`` or the site file's rule gives (``client.ledger.identifiers``);
+* ``id:``, a hash (``client.ledger.identifiers``) of the identifier that ``patients.csv`` or the site file's rule gives
+  or, for DICOM without these, of the PatientID;
 * the SHA-256 of each image file of all their cases, unpacked if its name ends in ``.gz``, so that it stays the same if
   files are renamed, moved, copied or compressed again; for a DICOM series, that of the sorted SHA-256 of its files.
   Label maps do not count;
@@ -79,10 +80,12 @@ class PatientIndex:
         DataError
             A file cannot be read.
         PatientsError
-            Cases of two patients share an image: one patient would contribute as two.
+            Cases of two patients share an image: one patient would contribute as two. Or a DICOM series has no
+            PatientID, and nothing else names its patient.
         LedgerError
             There are identifiers, but the ledger's secret cannot be used.
         """
+        _require_identifiers(cases)
         workers = min(MOST_WORKERS, os.cpu_count() or 1)
         try:
             scans = map_in_threads(self._identify, cases, workers, progress)
@@ -101,9 +104,9 @@ class PatientIndex:
                         "protected half as well"
                     )
             marks.setdefault(case.owner, set()).update(scan)
-        for patient in {case.patient for case in cases if case.patient is not None}:
-            if self._mark is not None and (mark := self._mark(patient)) is not None:
-                marks[patient].add(mark)
+        for owner, identifier in {(case.owner, case.patient_id or case.patient) for case in cases}:
+            if self._mark is not None and identifier is not None and (mark := self._mark(identifier)) is not None:
+                marks[owner].add(mark)
         return {case.name: tuple(sorted(marks[case.owner])) for case in cases}
 
     def _identify(self, case: Case) -> list[str]:
@@ -122,6 +125,17 @@ class PatientIndex:
             prints = ()  # whoever prepares the scans reports it
         whole = hashlib.sha256(digests.encode()).hexdigest()
         return [whole, *(f"{_NEAR}{one}" for one in prints)]
+
+
+def _require_identifiers(cases: Sequence[Case]) -> None:
+    """Check that the patient of each DICOM series is known: an archive holds many series of each."""
+    unknown = [case for case in cases if case.series is not None and case.patient is None]
+    if unknown:
+        more = f" (and {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        raise PatientsError(
+            f"{unknown[0].images[0]}: {unknown[0].name}{more} has no PatientID, so that nobody knows which series are "
+            f"of one patient; name the patients of all cases in {PATIENTS_FILE}, or by patient_from_name in site.yaml"
+        )
 
 
 _IDENTIFIER, _NEAR = "id:", "near:"

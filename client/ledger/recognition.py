@@ -12,7 +12,7 @@ from common.formatting import counted
 WITHOUT_IDENTIFIERS = (
     "A patient without an identifier is known by their scans alone, also if voxels, the header or the type of numbers "
     "change. A scan that is resampled, cropped or scaled, and another scan of the same person, begin a new budget. To "
-    "give identifiers: patients.csv in the dataset folder, or patient_from_name in site.yaml."
+    "give identifiers: patients.csv in the dataset folder, patient_from_name in site.yaml, or the PatientID of DICOM."
 )
 
 

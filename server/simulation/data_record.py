@@ -83,7 +83,7 @@ def _what_changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     for name in files:
         if before["files"].get(name) != now["files"].get(name):
             return f"{name} was {'changed' if name in before['files'] and name in now['files'] else 'added or removed'}"
-    return "it belongs to another patient (patients.csv)"
+    return "it belongs to another patient (patients.csv, or PatientID of DICOM)"
 
 
 def _describe(config: FederationConfig, dataset: Dataset, cases: Iterable[Case], cache: Path | None) -> dict[str, Any]:

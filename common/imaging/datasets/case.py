@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -70,13 +70,17 @@ class Case:
     Attributes
     ----------
     patient
-        Patient from the folder's ``patients.csv`` or the site's rule; None means that the case is its own patient.
+        Patient from the folder's ``patients.csv`` or the site's rule, or the first of the cases with one PatientID of
+        DICOM; None means that the case is its own patient.
     reading
         How its files are read.
     series
         The DICOM series that is its image; ``images`` then holds its folder, or a file of it, for messages.
     objects
         DICOM files with its labels; ``label`` is then the first of them, for messages.
+    patient_id
+        PatientID of DICOM, where ``patient`` follows from it: for the hospital's ledger alone, which hashes it. It has
+        no place in messages, nor in a file.
     """
 
     name: str
@@ -86,6 +90,7 @@ class Case:
     reading: Reading = AS_STORED
     series: Series | None = None
     objects: tuple[LabelObject, ...] = ()
+    patient_id: str | None = field(default=None, repr=False)
 
     @property
     def image_files(self) -> tuple[Path, ...]:

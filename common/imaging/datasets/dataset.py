@@ -104,7 +104,7 @@ class Dataset:
             The rule for patients, which is used without ``patients.csv``, does not fit the name of a case.
         """
         cases = [replace(case, reading=reading) for case in self.cases]
-        if reading.patient_rule is not None and all(case.patient is None for case in cases):
+        if reading.patient_rule is not None and all(case.patient is None or case.patient_id for case in cases):
             names = [case.name for case in cases]
             cases = with_patients(cases, patients_by_name(names, reading.patient_rule, self.root))
         return replace(self, cases=tuple(cases))
@@ -265,7 +265,7 @@ def with_patients(cases: Sequence[Case], patients: Mapping[str, str]) -> list[Ca
     patients
         Case name -> patient, for every case.
     """
-    return [replace(case, patient=patients[case.name]) for case in cases]
+    return [replace(case, patient=patients[case.name], patient_id=None) for case in cases]
 
 
 def _labelled_series(folder: Path, found: DicomCases, problems: list[Problem]) -> tuple[Layout, list[Case]]:

@@ -185,8 +185,17 @@ def _cases(root: Path, series: Sequence[Series]) -> list[Case]:
             name = f"{name}-{_digest(one.study, one.uid, *one.slices[0].marks)}"
         path = one.folder if alone[one.folder] == 1 and root.is_dir() else one.slices[0].path
         if not one.refusal:
-            cases.append(Case(name, (path,), None, series=one))
-    return cases
+            cases.append(Case(name, (path,), None, series=one, patient_id=one.patient or None))
+    return _with_patients(cases)
+
+
+def _with_patients(cases: Sequence[Case]) -> list[Case]:
+    """Name the patient of each PatientID after their first case: so no file and no message holds a PatientID."""
+    first: dict[str, str] = {}
+    for case in sorted(cases, key=lambda case: case.name):
+        if case.patient_id is not None:
+            first.setdefault(case.patient_id, case.name)
+    return [replace(case, patient=None if case.patient_id is None else first[case.patient_id]) for case in cases]
 
 
 def _name(root: Path, series: Series, is_alone: bool) -> str:

@@ -9,7 +9,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pydicom
@@ -27,7 +27,10 @@ from common.imaging.io.dicom.values import tag_of, text
 warnings.filterwarnings("ignore", module=r"pydicom\.")
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
-_NAMES = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SeriesNumber", "SeriesDescription", "Modality")
+_NAMES = (
+    *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SeriesNumber", "SeriesDescription", "Modality"),
+    "PatientID",
+)
 _TAGS: list[BaseTag | int] = [tag_of(keyword) for keyword in ("SOPClassUID", *_NAMES, *FORM_TAGS, *SLICE_TAGS)]
 _MAGIC_OFFSET = 128
 _HEAD_BYTES = 2**16
@@ -49,6 +52,8 @@ class Instance:
         UIDs of study, series, instance and SOP class, as stored.
     number, description, modality, image_type
         As text; may be empty.
+    patient
+        PatientID; may be empty.
     slices
         Slices of an image that can be read.
     problem
@@ -64,6 +69,7 @@ class Instance:
     description: str
     modality: str
     image_type: str
+    patient: str = field(repr=False)
     slices: tuple[Slice, ...]
     problem: RefusedError | None
 
@@ -118,6 +124,7 @@ def read_header(path: Path) -> Instance | None:
             description=text(dataset, "SeriesDescription"),
             modality=text(dataset, "Modality"),
             image_type=text(dataset, "ImageType"),
+            patient=text(dataset, "PatientID").strip(),
             slices=slices,
             problem=problem,
         )

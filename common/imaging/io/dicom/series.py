@@ -57,6 +57,7 @@ def _whole(instances: Sequence[Instance]) -> Series:
         folder=_common_folder([instance.path for instance in instances]),
         instances=len(instances),
         uids=frozenset(instance.uid for instance in instances),
+        patient=first.patient,
     )
 
 
@@ -81,6 +82,8 @@ def _require_images(instances: Sequence[Instance]) -> None:
     counts = Counter(instance.uid for instance in instances)
     if copies := len(instances) - len(counts):
         raise RefusedError(f"holds {counted(copies, 'instance')} more than once: remove the copies")
+    if (patients := len({instance.patient for instance in instances})) > 1:
+        raise RefusedError(f"has instances of {patients:,} patients (PatientID)")
     broken = [(instance, instance.problem) for instance in instances if instance.problem is not None]
     if broken:
         instance, problem = broken[0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.formatting import counted, visible
@@ -147,6 +147,8 @@ class Series:
         Why it is not read; empty if it is. A volume that the rules do not choose has a reason, and slices.
     left_out
         Whether the refusal is no fault, as for a localizer.
+    patient
+        PatientID; may be empty. For messages it has no place, nor in a file.
     """
 
     study: str
@@ -163,6 +165,7 @@ class Series:
     shift: Shift = UPRIGHT
     refusal: str = ""
     left_out: bool = False
+    patient: str = field(default="", repr=False)
 
     @property
     def title(self) -> str:

@@ -25,7 +25,9 @@ def write_pair(root: Path, name: str, seed: int) -> None:
     random = np.random.default_rng(seed)
     voxels = random.integers(0, 900, SHAPE, dtype=np.uint16)
     axes = np.array(((1.1, 0.1, 0), (-0.1, 1.1, 0), (0, 0, 2.0)))
-    series = only_series_in(save(root / "dicom" / "images" / name, make_series(voxels, axes=axes)))
+    series = only_series_in(
+        save(root / "dicom" / "images" / name, make_series(voxels, axes=axes, PatientID=f"P1{name}"))
+    )
     volume = read_series(series)
     label = np.zeros(volume.grid.shape, dtype=np.uint8)
     label[4:9, 3:9, 2:6] = 1

@@ -35,7 +35,9 @@ def masks(*names: str) -> dict[str, NDArray[np.bool_]]:
 
 def write_case(root: Path, name: str, *segments: str, at: str | None = None, **options: Any) -> Path:
     """A series in a folder, and its segmentation beside it or elsewhere."""
-    slices = make_series(np.random.default_rng(len(name)).integers(0, 900, (8, 16, 16), dtype=np.uint16))
+    slices = make_series(
+        np.random.default_rng(len(name)).integers(0, 900, (8, 16, 16), dtype=np.uint16), PatientID=f"P1{name}"
+    )
     save(root / name, slices)
     one = segmentation(slices, masks(*segments), codes=CODES, **options)
     return write(root / (at or f"{name}/seg.dcm"), one)
