@@ -124,13 +124,14 @@ def _archive(address: ArchiveAddress, folder: Path) -> Archive:
         if tls is None and address.url.startswith("https:"):
             tls = tls_context(Tls(), folder)
         return WebArchive(address.url, tls, token, address.idle_seconds, address.study_seconds)
-    from client.pacs.dimse_archive import DimseArchive
+    from client.pacs.dimse_archive import DimseArchive, receiver_settings
     from client.pacs.peer import Peer
 
     if address.ae_title is None or address.host is None or address.port is None:
         raise ConfigError("--from: needs ae_title, host and port")
     limits = (address.idle_seconds, address.study_seconds)
-    return DimseArchive(Peer(address.ae_title, address.host, address.port, address.own_ae_title, tls, *limits))
+    peer = Peer(address.ae_title, address.host, address.port, address.own_ae_title, tls, *limits)
+    return DimseArchive(peer, receiver_settings(address, folder))
 
 
 def _rules(site: Path | None) -> DicomRules:

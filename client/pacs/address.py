@@ -5,10 +5,18 @@ from __future__ import annotations
 import re
 import ssl
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    IPvAnyAddress,
+    IPvAnyNetwork,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from common.config.yaml_file import read_yaml
 from common.errors import ConfigError
@@ -44,6 +52,25 @@ class Tls(Frozen):
     ca: str | None = None
     certificate: str | None = None
     key: str | None = None
+
+
+class Store(Frozen):
+    """Where an archive sends to by C-MOVE.
+
+    Attributes
+    ----------
+    address, port
+        Of this machine, as the archive has it beside our AE title.
+    sender_titles
+        AE titles that the archive sends from; its own by default.
+    sender_networks
+        Addresses that it sends from, such as 10.1.2.0/24; those of its host by default.
+    """
+
+    address: IPvAnyAddress
+    port: Port
+    sender_titles: tuple[Title, ...] = ()
+    sender_networks: tuple[IPvAnyNetwork, ...] = ()
 
 
 class Patience(Frozen):
@@ -82,6 +109,8 @@ class ArchiveAddress(Patience):
         A file with a bearer token for DICOMweb.
     tls
         For DICOM, TLS is used if this is there; a URL says it itself.
+    retrieve, store
+        For DICOM: by C-GET, or by C-MOVE to our own store.
     """
 
     ae_title: Title | None = None
@@ -91,6 +120,8 @@ class ArchiveAddress(Patience):
     url: Annotated[str, AfterValidator(_web_address)] | None = None
     token_file: str | None = None
     tls: Tls | None = None
+    retrieve: Literal["get", "move"] = "get"
+    store: Store | None = None
 
     @model_validator(mode="after")
     def _is_one_of_both(self) -> Self:
@@ -101,6 +132,10 @@ class ArchiveAddress(Patience):
             raise ValueError("has both url and ae_title, host or port: keep one of the two")
         if self.token_file and (self.url is None or urlsplit(self.url).scheme != "https"):
             raise ValueError("token_file is for a url with https alone: elsewhere others could read the token")
+        if (self.retrieve == "move") != (self.store is not None) or (self.store and self.url):
+            raise ValueError("retrieve: move and store belong together, and to DICOM")
+        if self.store and self.tls and not (self.tls.ca and self.tls.certificate):
+            raise ValueError("tls needs ca, certificate and key, because the archive connects to our store")
         if self.tls and bool(self.tls.certificate) != bool(self.tls.key):
             raise ValueError("tls needs both certificate and key, or neither")
         return self

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Protocol
 
-import pydicom
-
 from client.pacs.peer import PeerError
 from common.errors import DataError
-from common.imaging.io.dicom.header import refused_as_damaged
-from common.imaging.io.dicom.values import tag_of, text
+from common.imaging.io.dicom.header import read_header
 from common.system.files import write_atomically
 
 STUDY_FIELDS = ("StudyInstanceUID", "AccessionNumber", "StudyDate", "StudyDescription")
@@ -22,9 +19,10 @@ SERIES_FIELDS = ("SeriesInstanceUID", "Modality", "SeriesDescription", "BodyPart
 INSTANCE_FIELDS = ("SOPInstanceUID", "SOPClassUID", "Rows", "Columns", "NumberOfFrames")
 MOST_ANSWERS = 100_000
 """To one question: an archive that gives more did not understand it."""
+LONGEST_VALUE = 80
+"""Characters of a value in an answer that are looked at: more than any that is asked for may have."""
 _USUAL_BYTES = 2**19
 _UID = re.compile(r"[0-9.]{1,64}")
-_HEAD = [tag_of(keyword) for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")]
 
 Answer = Mapping[str, str]
 """One answer of an archive: keyword -> text, shortened to nothing but what was asked for."""
@@ -142,7 +140,7 @@ def _size(answer: Answer) -> int:
 
 
 class Inbox:
-    """Takes the instances of one study, and nothing else.
+    """Takes the instances of one study, from several threads, and nothing else.
 
     Parameters
     ----------
@@ -170,6 +168,7 @@ class Inbox:
         self.received: set[str] = set()
         self.files: dict[str, list[Path]] = {}
         self.strangers = 0
+        self._lock = threading.Lock()
 
     @property
     def expected(self) -> int:
@@ -193,21 +192,20 @@ class Inbox:
         OutputError
             It cannot be written.
         """
-        try:
-            with refused_as_damaged(self._folder):
-                head = pydicom.dcmread(BytesIO(content), stop_before_pixels=True, specific_tags=[*_HEAD])
-                uid, study, series = (
-                    text(head, keyword) for keyword in ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
-                )
-        except DataError:
-            self.strangers += 1
-            return "cannot be read"
-        if study != self._study or self._series.get(uid) != series:
-            self.strangers += 1
-            return "was not asked for"
-        if uid not in self.received:
+        with self._lock:
             path = self._folder / f"{len(self.received):06d}.dcm"
             write_atomically(path, content, durable=False)
-            self.received.add(uid)
-            self.files.setdefault(series, []).append(path)
+            try:
+                head = read_header(path)
+            except DataError:
+                head = None
+            if head is None or head.study != self._study or self._series.get(head.uid) != head.series:
+                path.unlink()
+                self.strangers += 1
+                return "was not asked for, or cannot be read"
+            if head.uid in self.received:
+                path.unlink()
+            else:
+                self.received.add(head.uid)
+                self.files.setdefault(head.series, []).append(path)
         return ""

@@ -75,11 +75,13 @@ class BoundedSocket(socket.socket):
 class BoundedTlsSocket(ssl.SSLSocket):
     """The same under TLS, before its handshake; made by ``bounded_socket``."""
 
-    frames: Frames
+    frames: Frames | None = None
+    """Set as soon as there is a connection."""
 
     def recv(self, size: int = 1024, flags: int = 0) -> bytes:
         """Read at most ``size`` bytes of a PDU."""
-        return self.frames.follow(super().recv(size, flags))
+        data = super().recv(size, flags)
+        return data if self.frames is None else self.frames.follow(data)
 
 
 def server_context(certificate: Path, key: Path, authorities: Path) -> ssl.SSLContext:

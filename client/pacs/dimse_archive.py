@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from ipaddress import ip_network
+from pathlib import Path
 
 from pydicom.dataset import Dataset
 from pydicom.uid import (
@@ -35,22 +38,27 @@ from pynetdicom import build_context, evt
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StudyRootQueryRetrieveInformationModelFind,
     StudyRootQueryRetrieveInformationModelGet,
+    StudyRootQueryRetrieveInformationModelMove,
 )
 
-from client.pacs.archive import MOST_ANSWERS, Answer, Inbox, Instance
+from client.pacs.address import ArchiveAddress
+from client.pacs.archive import LONGEST_VALUE, MOST_ANSWERS, Answer, Inbox, Instance
+from client.pacs.bounded_socket import server_context
 from client.pacs.peer import (
     SUCCESS,
     WARNING,
     Peer,
     PeerError,
+    addresses_of,
     associated,
     contexts_for,
     echo,
     require_answer,
     status_text,
 )
+from client.pacs.receiver import MISMATCH, AllowedPeer, Arrival, NotStoredError, Receiver, ReceiverSettings
 from client.pacs.watch import Watch
-from common.errors import OutputError
+from common.errors import ConfigError, OutputError
 from common.imaging.io.dicom.slices import RefusedError
 from common.imaging.io.dicom.values import text
 
@@ -67,9 +75,9 @@ _USUAL_KINDS = (
 )
 """Asked for where an archive does not say what it has."""
 _PENDING = (0xFF00, 0xFF01)
-_HOPELESS = frozenset({0x0122, 0x0124, 0xA900})
-"""Not supported, not allowed, not understood: it will be so again."""
-_NOT_TAKEN, _DISK_FULL = 0xA900, 0xA700
+_HOPELESS = frozenset({0x0122, 0x0124, 0xA801, 0xA900})
+"""Not supported, not allowed, unknown destination, not understood: it will be so again."""
+_DISK_FULL = 0xA700
 
 
 class DimseArchive:
@@ -79,10 +87,13 @@ class DimseArchive:
     ----------
     peer
         Its address.
+    store
+        Where it sends to by C-MOVE; None for C-GET.
     """
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, store: ReceiverSettings | None = None) -> None:
         self._peer = peer
+        self._store = store
 
     def __str__(self) -> str:
         return str(self._peer)
@@ -107,7 +118,13 @@ class DimseArchive:
         return found
 
     def fetch(self, study: str, series: Mapping[str, Sequence[Instance]], inbox: Inbox) -> None:
-        """Fetch by C-GET; see ``Archive``."""
+        """Fetch by C-GET or C-MOVE; see ``Archive``."""
+        if self._store is None:
+            self._get(study, series, inbox)
+        else:
+            self._move(self._store, study, series, inbox)
+
+    def _get(self, study: str, series: Mapping[str, Sequence[Instance]], inbox: Inbox) -> None:
         kinds = {one.kind for instances in series.values() for one in instances if one.kind} or {*_USUAL_KINDS}
         model = StudyRootQueryRetrieveInformationModelGet
         pairs = [(kind, syntax) for syntax in _SYNTAXES for kind in sorted(kinds)]
@@ -116,7 +133,7 @@ class DimseArchive:
 
         def store(event: evt.Event) -> int:
             try:
-                return _NOT_TAKEN if inbox.keep(event.encoded_dataset()) else SUCCESS
+                return MISMATCH if inbox.keep(event.encoded_dataset()) else SUCCESS
             except OutputError as error:
                 problems.append(error)
                 return _DISK_FULL
@@ -131,6 +148,32 @@ class DimseArchive:
                         raise problems[0]
                     self._judge(watch, status, "C-GET")
 
+    def _move(
+        self, store: ReceiverSettings, study: str, series: Mapping[str, Sequence[Instance]], inbox: Inbox
+    ) -> None:
+        model = StudyRootQueryRetrieveInformationModelMove
+        with associated(self._peer, [build_context(model)]) as (association, watch):
+            self._require(bool(association.accepted_contexts), "C-MOVE")
+            problems: list[OutputError] = []
+
+            def keep(arrival: Arrival) -> None:
+                watch.touch()
+                try:
+                    problem = inbox.keep(arrival.content)
+                except OutputError as error:
+                    problems.append(error)
+                    raise
+                if problem:
+                    raise NotStoredError(MISMATCH, problem)
+
+            with _listening(store, keep):
+                for uid in series:
+                    question = _question("SERIES", {"StudyInstanceUID": study, "SeriesInstanceUID": uid})
+                    for status, _answer in association.send_c_move(question, store.ae_title, model):
+                        if problems:
+                            raise problems[0]
+                        self._judge(watch, status, "C-MOVE")
+
     def _require(self, offers: bool, service: str) -> None:
         if not offers:
             raise PeerError(str(self), f"does not offer {service} to {self._peer.own_title}", is_passing=False)
@@ -143,6 +186,17 @@ class DimseArchive:
             raise PeerError(str(self), f"answered {service} with {status_text(status)}", code not in _HOPELESS)
 
 
+@contextmanager
+def _listening(store: ReceiverSettings, keep: Callable[[Arrival], None]) -> Iterator[None]:
+    try:
+        receiver = Receiver(store, keep)
+    except OSError as error:
+        where = f"store: {store.address}, port {store.port}"
+        raise ConfigError(f"{where}: cannot listen there: {error.strerror or error}") from None
+    with receiver:
+        yield
+
+
 def _question(level: str, keys: Mapping[str, str]) -> Dataset:
     question = Dataset()
     for keyword, value in {"QueryRetrieveLevel": level, **keys}.items():
@@ -152,6 +206,41 @@ def _question(level: str, keys: Mapping[str, str]) -> Dataset:
 
 def _text(answer: Dataset, keyword: str) -> str:
     try:
-        return text(answer, keyword)
+        return text(answer, keyword)[:LONGEST_VALUE]
     except RefusedError:
         return ""
+
+
+def receiver_settings(address: ArchiveAddress, folder: Path) -> ReceiverSettings | None:
+    """Return the settings of the store for C-MOVE; None for C-GET.
+
+    Parameters
+    ----------
+    address
+        The archive.
+    folder
+        Where files that it names lie.
+
+    Raises
+    ------
+    ConfigError
+        The archive's host has no address, or a file of TLS cannot be used.
+    """
+    store, tls = address.store, address.tls
+    if store is None:
+        return None
+    networks = store.sender_networks or tuple(map(ip_network, addresses_of(address.host or "")))
+    if not networks:
+        raise ConfigError(f"host {address.host}: no address is known for it; give store.sender_networks")
+    titles = store.sender_titles or (address.ae_title or "",)
+    context = None
+    if tls is not None and tls.ca and tls.certificate and tls.key:
+        context = server_context(folder / tls.certificate, folder / tls.key, folder / tls.ca)
+    return ReceiverSettings(
+        address.own_ae_title,
+        str(store.address),
+        store.port,
+        tuple(AllowedPeer(title, networks) for title in titles),
+        context,
+        timeout_seconds=address.idle_seconds,
+    )

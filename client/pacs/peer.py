@@ -14,11 +14,13 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, build_context, build_role, evt
 from pynetdicom.association import Association
+from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.presentation import PresentationContext
 
 # The class for Verification is made when its module is imported.
 from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
+from client.pacs.bounded_socket import BoundedTlsSocket, Frames, bounded_socket
 from client.pacs.watch import Watch
 from common.errors import FedvoxError
 from common.formatting import visible
@@ -32,6 +34,8 @@ SUCCESS, WARNING = 0x0000, 0xB
 """Status of an answer; the first digit of those that are as good, but not quite what was asked for."""
 _UNCOMPRESSED = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
 _LONGEST_PDU = 2**17
+_LARGEST_OBJECT = 2**32
+"""Bytes of an object, which pynetdicom holds in memory."""
 _LONGEST_COMMENT = 64
 
 Handler = tuple[Any, Callable[..., Any]]
@@ -115,32 +119,19 @@ def associated(
     PeerError
         The peer cannot be reached or refuses.
     """
+    addresses = addresses_of(peer.host)
+    if not addresses:
+        raise PeerError(str(peer), "cannot be reached: no address is known for this host")
+    if peer.tls is not None:
+        peer.tls.sslsocket_class = BoundedTlsSocket
     entity = AE(peer.own_title)
     # The watch sees to all waits but these; a limit for whole messages would cut off large ones on slow lines.
     entity.connection_timeout = entity.acse_timeout = peer.idle_seconds
     entity.dimse_timeout = entity.network_timeout = None
     with Watch(peer.idle_seconds, peer.total_seconds) as watch:
-        connections: list[socket.socket] = []
-
-        def hold(event: evt.Event) -> None:
-            outer = event.assoc.dul.socket
-            connection = None if outer is None else outer.socket
-            if connection is None:
-                return
-            connection.settimeout(peer.idle_seconds)
-            # A message is sent in several pieces: without this, each would wait for the peer to acknowledge the last.
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            watch.hold(connection)
-            connections.append(connection)
-
-        def moved(_: evt.Event) -> None:
-            watch.touch()
-            # Nor may the peer have to wait for ours, 40 ms for every object; the kernel forgets this again and again.
-            for connection in connections:
-                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-
+        line = _Line(watch, peer.idle_seconds)
         association = entity.associate(
-            _address(peer),
+            addresses[0],
             peer.port,
             list(contexts),
             peer.title,
@@ -148,9 +139,11 @@ def associated(
             ext_neg=[build_role(kind, scp_role=True) for kind in stored],
             tls_args=(peer.tls, peer.host) if peer.tls else None,
             evt_handlers=[
-                (evt.EVT_CONN_OPEN, hold),
-                (evt.EVT_DATA_RECV, moved),
-                (evt.EVT_PDU_SENT, moved),
+                (evt.EVT_CONN_OPEN, line.open),
+                (evt.EVT_DATA_RECV, line.move),
+                (evt.EVT_PDU_SENT, line.move),
+                (evt.EVT_PDU_RECV, line.count),
+                (evt.EVT_DIMSE_RECV, line.count_anew),
                 *handlers,
             ],
         )
@@ -163,14 +156,57 @@ def associated(
             association.abort()
 
 
-def _address(peer: Peer) -> str:
+class _Line:
+    """The connection of an association: fast, and bounded in all that a peer can send."""
+
+    def __init__(self, watch: Watch, idle_seconds: float) -> None:
+        self._watch = watch
+        self._idle_seconds = idle_seconds
+        self._connection: socket.socket | None = None
+        self._received = 0
+
+    def open(self, event: evt.Event) -> None:
+        """Take over the connection before anything is read from it."""
+        outer = event.assoc.dul.socket
+        if outer is None or outer.socket is None:
+            return
+        if isinstance(outer.socket, ssl.SSLSocket):
+            self._connection = outer.socket
+            outer.socket.settimeout(self._idle_seconds)
+            if isinstance(outer.socket, BoundedTlsSocket):
+                outer.socket.frames = Frames(_LONGEST_PDU, self._idle_seconds)
+        else:
+            self._connection = outer.socket = bounded_socket(outer.socket, None, _LONGEST_PDU, self._idle_seconds)
+        # A message is sent in several pieces: without this, each would wait for the peer to acknowledge the last.
+        self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._watch.hold(self._connection)
+
+    def move(self, _: evt.Event) -> None:
+        """Note that the peer is there."""
+        self._watch.touch()
+        # Nor may the peer have to wait for ours, 40 ms for every object; the kernel forgets this again and again.
+        if self._connection is not None:
+            self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    def count(self, event: evt.Event) -> None:
+        """End the association if an object does not end."""
+        if isinstance(event.pdu, P_DATA_TF):
+            self._received += event.pdu.pdu_length
+            if self._received > _LARGEST_OBJECT:
+                self._watch.end(f"sent an object of more than {_LARGEST_OBJECT:,} bytes")
+
+    def count_anew(self, _: evt.Event) -> None:
+        """Begin with the next object."""
+        self._received = 0
+
+
+def addresses_of(host: str) -> list[str]:
+    """Return the IP addresses of a host, IPv4 first: few archives listen on IPv6; empty if none is known."""
     try:
-        found = socket.getaddrinfo(peer.host, peer.port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        raise PeerError(str(peer), "cannot be reached: no address is known for this host") from None
-    # Few archives listen on IPv6, and hosts in a hospital's names may have both.
-    ipv4 = [one for one in found if one[0] == socket.AF_INET]
-    return str((ipv4 or found)[0][4][0])
+        return []
+    return [str(one[4][0]) for one in sorted(found, key=lambda one: one[0] != socket.AF_INET)]
 
 
 def _why_not(association: Association, watch: Watch) -> str:

@@ -65,12 +65,16 @@ class Watch:
         if self._reason:
             self._shut_down()
 
+    def end(self, reason: str) -> None:
+        """Shut connections down now, for a reason of the caller's."""
+        self._reason = self._reason or reason
+        self._shut_down()
+
     def _run(self) -> None:
         while not self._ended.wait(max(0.0, self._left()[0])):
             left, reason = self._left()
             if left <= 0:
-                self._reason = reason
-                self._shut_down()
+                self.end(reason)
                 return
 
     def _left(self) -> tuple[float, str]:

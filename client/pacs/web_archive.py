@@ -17,7 +17,7 @@ from dicomweb_client.web import DICOMwebClient
 from pydicom.filewriter import dcmwrite
 from requests.adapters import HTTPAdapter
 
-from client.pacs.archive import MOST_ANSWERS, Answer, Inbox, Instance
+from client.pacs.archive import LONGEST_VALUE, MOST_ANSWERS, Answer, Inbox, Instance
 from client.pacs.peer import PeerError
 from client.pacs.watch import Watch
 from common.errors import FedvoxError
@@ -31,7 +31,6 @@ _NOT_PLAIN = re.compile(r"[^A-Za-z0-9._~*?-]+")
 """Characters that would be escaped in a URL, which some services do not undo. They are asked for as any characters."""
 _PAGE = 1000
 _CHUNK = 2**16
-_LONGEST_VALUE = 1024
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 _AS_STORED = (("application/dicom", "*"),)
 _TAGS = {
@@ -209,4 +208,4 @@ def _value(item: Any, keyword: str) -> str:
     values = item.get(_TAGS[keyword], {}) if isinstance(item, dict) else {}
     values = values.get("Value") if isinstance(values, dict) else None
     first = values[0] if isinstance(values, list) and values else ""
-    return str(first)[:_LONGEST_VALUE].strip(" \0") if isinstance(first, str | int | float) else ""
+    return str(first)[:LONGEST_VALUE].strip(" \0") if isinstance(first, str | int | float) else ""

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from client.cli import main
-from tests.orthanc import HTTP_PORT, Orthanc
+from tests.orthanc import HTTP_PORT, LOCAL_PORT, Orthanc
 
 Row = dict[str, Any]
 
@@ -31,7 +31,10 @@ class Site:
         """Keys of ``pacs.yaml``."""
         if way == "web":
             return {"url": f"http://{orthanc.host}:{port or HTTP_PORT}/dicom-web"}
-        return {"ae_title": orthanc.title, "host": orthanc.host, "port": port or orthanc.port}
+        peer: Row = {"ae_title": orthanc.title, "host": orthanc.host, "port": port or orthanc.port}
+        if way == "move":
+            peer |= {"retrieve": "move", "store": {"address": "127.0.0.1", "port": LOCAL_PORT}}
+        return peer
 
     def write_address(self, **values: object) -> None:
         self._write("pacs.yaml", {"pause_seconds": 0, **values})

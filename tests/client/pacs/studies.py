@@ -115,7 +115,7 @@ BROKEN: dict[str, tuple[Callable[[Slices], Slices], str]] = {
     "spacings": (_two_spacings, "several pixel spacings"),
     "sizes": (_two_sizes, "several sizes"),
     "tilted": (_tilted, "tilted gantry"),
-    "truncated": (_truncated, "truncated pixel data"),
+    "truncated": (_truncated, "fewer pixels than it says"),
     "burned in": (_burned_in, "no volume.*BurnedInAnnotation"),
     "nowhere": (_no_positions, "no volume.*no position"),
     "unspaced": (_unspaced, "no PixelSpacing"),

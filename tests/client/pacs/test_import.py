@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import socket
 import stat
 from pathlib import Path
 
@@ -14,10 +15,10 @@ from pydicom import dcmread
 from client.cli import main
 from tests.client.pacs.site import Site
 from tests.client.pacs.studies import BROKEN, study, write
-from tests.orthanc import Orthanc
+from tests.orthanc import LOCAL_PORT, Orthanc
 
 
-@pytest.mark.parametrize("way", ["dicom", "web"])
+@pytest.mark.parametrize("way", ["dicom", "move", "web"])
 def test_studies_become_a_dataset_and_a_second_call_does_nothing_new(
     orthanc: Orthanc, site: Site, tmp_path: Path, way: str
 ) -> None:
@@ -141,3 +142,20 @@ def test_an_archive_that_is_not_there_is_one_error(site: Site, capsys: pytest.Ca
     site.write_cohort("A1", "A2")
     assert main(site.arguments()) == 1
     assert "PACS@127.0.0.1:1 cannot be reached" in capsys.readouterr().err
+
+
+def test_a_store_that_cannot_listen_is_told_and_a_sender_that_was_not_named_is_refused(
+    orthanc: Orthanc, site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    orthanc.upload(write(tmp_path / "made", study("A1", 1)))
+    peer = site.peer(orthanc, "move")
+    site.write_cohort("A1")
+    site.write_address(**peer)
+    with socket.create_server(("127.0.0.1", LOCAL_PORT)):
+        assert main(site.arguments()) == 2
+    assert "store: 127.0.0.1, port 11112: cannot listen there" in capsys.readouterr().err
+    for limits in ({"sender_titles": ["OTHER"]}, {"sender_networks": ["10.0.0.0/8"]}):
+        site.write_address(**peer | {"store": {**peer["store"], **limits}}, attempts=1)
+        status, (result,) = site.run()
+        assert (status, result["received"]) == (1, 0)
+        assert result["outcome"] in ("failed", "incomplete")

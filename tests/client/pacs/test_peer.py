@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,6 +46,24 @@ def test_nobody_waits_for_a_silent_peer() -> None:
         silent = Peer("SILENT", "127.0.0.1", server.getsockname()[1], idle_seconds=0.3)
         with pytest.raises(PeerError, match=r"silent|in time"):
             echo(silent)
+
+
+@pytest.mark.parametrize("head", [b"\x02\0\xff\xff\xff\xff", b"\x02\0\0\0\0\x04abcd", b"HTTP/1.1 400 Bad Request"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of a thread of pynetdicom
+def test_an_answer_that_is_none_or_promises_too_much_ends_the_call(head: bytes) -> None:
+    with private_network(), socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(head)
+                while connection.recv(2**16):
+                    connection.sendall(b"\0" * 2**16)
+
+        threading.Thread(target=answer, daemon=True).start()
+        odd = Peer("ODD", "127.0.0.1", server.getsockname()[1], idle_seconds=30)
+        with pytest.raises(PeerError, match=r"ended the connection|refused"):
+            echo(odd)
 
 
 @pytest.mark.parametrize("after_bytes", [0, 3, 100])

@@ -43,7 +43,7 @@ def test_dicom_over_tls_checks_both_sides(
         status, (result,) = site.run()
         assert (status, result["outcome"]) == (0, "imported")
         for other in (None, {"ca": "ca.crt"}, {**FILES, "ca": "other.crt"}):
-            site.write_address(**peer, **({"tls": other} if other else {}))
+            site.write_address(**{**peer, "idle_seconds": 1}, **({"tls": other} if other else {}))
             assert main(site.arguments()) == 1
             assert f"ODD@localhost:{archive.port}" in capsys.readouterr().err
 
