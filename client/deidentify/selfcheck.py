@@ -88,7 +88,7 @@ def _is_clean(
         return str(value) == patient
     parts = [str(one) for one in value] if isinstance(value, list | MultiValue) else [str(value)]
     if element.VR == "UI":
-        return all(map(_is_of_nobody, parts))
+        return all(_is_of_nobody(one) and one not in traces.uids for one in parts)
     if isinstance(value, bytes):
         return (tag in _PIXELS and not is_compressed) or not traces.are_in_bytes(value)
     if element.VR in attributes.NUMBERS:

@@ -10,6 +10,7 @@ from pydicom.datadict import dictionary_has_tag, dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 
+from client.deidentify.kinds import is_registered
 from client.deidentify.vocabulary import without_words_of_the_field
 from common.imaging.io.dicom.values import tag_of
 
@@ -34,7 +35,7 @@ _FEWEST_LETTERS, _FEWEST_SIGNS, _FEWEST_DIGITS = 3, 2, 4
 _FIRST_SIGN = "\N{CJK RADICAL REPEAT}"
 _SPELLED = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue", "ß": "ss", "å": "aa", "ø": "oe", "æ": "ae"})
 _LONG_NAME = 5
-_LONG = 6
+_LONG, _LONG_NUMBER = 6, 8
 """Characters from which a name, or any identifier, is looked for within other words too."""
 
 
@@ -50,13 +51,20 @@ class Traces:
     ----------
     names
         Parts of the names of all persons, normalised.
+    uids
+        All UIDs that are not the standard's own.
     """
 
     def __init__(self, dataset: Dataset) -> None:
         names: set[str] = set()
         identifiers: set[str] = set()
+        uids: set[str] = set()
         self._bytes: set[bytes] = set()
-        for tag, text in _texts(dataset):
+        for tag, kind, text in _texts(dataset):
+            if kind == "UI" and not is_registered(text):
+                uids.add(text)
+            if kind == "UI" and tag not in _IDENTIFIERS:
+                continue
             self._note_bytes(text)
             if tag in _IDENTIFIERS:
                 identifiers.update(_identifiers(text))
@@ -64,7 +72,7 @@ class Traces:
             names.update(_parts(text))
             for part in _LETTERS.findall(text):
                 self._note_bytes(part)
-        self.names = frozenset(names)
+        self.names, self.uids = frozenset(names), frozenset(uids)
         self._numbers = frozenset(one for one in identifiers if one.isdigit() and len(one) >= _LONG)
         self._names = _any_of([_pattern(name, _LONG_NAME, r"[^\W\d_]") for name in names])
         self._identifiers = _any_of([_pattern(one, _LONG, r"[^\W_]") for one in identifiers])
@@ -91,8 +99,8 @@ class Traces:
                 self._bytes.add(found)
 
 
-def _texts(dataset: Dataset) -> Iterator[tuple[BaseTag, str]]:
-    """Yield all names of persons, and all values of ``_IDENTIFIERS``, at any depth."""
+def _texts(dataset: Dataset) -> Iterator[tuple[BaseTag, str, str]]:
+    """Yield all names of persons, all UIDs, and all values of ``_IDENTIFIERS``, at any depth, with their types."""
     for tag in list(dataset.keys()):
         kind = dataset.get_item(tag).VR
         if kind in {None, "UN"} and dictionary_has_tag(tag):
@@ -100,10 +108,10 @@ def _texts(dataset: Dataset) -> Iterator[tuple[BaseTag, str]]:
         if kind == "SQ":
             for item in dataset[tag].value or ():
                 yield from _texts(item)
-        elif kind == "PN" or tag in _IDENTIFIERS:
+        elif kind in {"PN", "UI"} or tag in _IDENTIFIERS:
             value = dataset[tag].value
             several = value if isinstance(value, list | tuple) or hasattr(value, "append") else [value]
-            yield from ((tag, str(one)) for one in several if one)
+            yield from ((tag, kind, str(one)) for one in several if one)
 
 
 def _normal(text: str) -> str:
@@ -130,9 +138,11 @@ def _identifiers(text: str) -> Iterator[str]:
 def _pattern(needle: str, long: int, character: str) -> str:
     """Return a pattern that finds a short text only where no further character of its kind adjoins it.
 
-    Chinese characters stand without spaces between words.
+    Chinese characters stand without spaces between words. Numbers that are not very long occur within codes by chance.
     """
     escaped = re.escape(needle)
+    if needle.isdigit() and long <= len(needle) < _LONG_NUMBER:
+        return rf"(?<!\d)0*{escaped}(?!\d)"
     return escaped if len(needle) >= long or needle >= _FIRST_SIGN else rf"(?<!{character}){escaped}(?!{character})"
 
 

@@ -10,34 +10,38 @@ import re
 from collections.abc import Collection
 
 _WORDS = """
-    2d 3d 4d abdomen abdominal ac acq acquisition adc add adrenal adult angio ankle anonymous aorta aqc arm arterial
-    artery asl average ax axial b0 b100 b1000 b1400 b1500 b200 b2000 b3000 b400 b50 b500 b600 b800 bh bladder blade
-    body bold bolus bone bowel brain brainstem bravo breast breath breathhold canon cardiac caudate cbf cbv cerebellum
-    cerebral cervical chest cine circle ciss clariscan clavicle coil colon contrast cor cord coronal corrected cranium
-    cspine ct cta cube deep default delayed derived detector diff diffusion diffusivity dir dixon dotarem dti dual dwi
-    dynamic ear early ecg echo eddy elbow enhanced eovist ep2d epi equilibrium esophagus exam extremity eye fa fast
-    fat fatsat fb fbp fdg feet female femur ffe fgre field fiesta filter filtered finger first fl2d fl3d flair flash
-    flip foot forearm fov frfse fs fse fspgr full function fusion ga gad gadavist gadolinium gadovist gallbladder
-    gating gd ge general gland gradient grase gre hand hardi haste head heart hfs high hip hippocampus hires hitachi
-    hospital hr humerus iac ijv image imaging inflow inj inphase intestine inversion iomeron ir iso isotropic isovue
-    iv jaw joint kernel kidney kidneys knee l1 l5 larynx last late lava left leg lge limb liver loc localizer low
-    lower lspine lumbar lung lymph mag magnevist magnitude male mandible map max maxilla mean mediastinum medical
-    medium min minimum mip mixed mm mmi moco modified monochrome1 monochrome2 motion mp2rage mpr mprage mprange mr mra
-    mri ms mt mtt multi multiecho multihance multiplanar muscle nac nativ native neck neuro no nobody node nodes non
-    none normal nuclear obl oblique ol omnipaque omniscan opp opposed optiray orbit orbits organ original other out
-    outphase ovary pancreas parallel parotid patient pd pdw pelvis perf perfusion pet petct phantom phase philips
-    physician pilot pituitary plain plane plus portal post post1 post2 post3 postcontrast pre precontrast primary
-    primovist prohance projection prone propeller prostate prot protocol proton psif pss qsm quick rad radiologist
-    rage rapid rare raw rcbf rcbv real recon reconstructed rectum ref reformat reformatted reg relaxation resampled
-    research resolve rest restore reverse rf rib ribs right rm rot routine rtb sacrum sag sagittal satellite scan
-    scout se se2d secondary sense sequence series sfov shimadzu short shoulder siemens signal single sinus skull slice
-    slices small smooth soft space spair spc spgr spin spinal spine spir spiral spleen spoiled ssfp standard star std
-    ste sternum stir stomach stress study sub subtracted subtraction supine susceptibility swan swi sys system systems
-    t1 t1w t2 t2s t2star t2w tag te technologist temporal test testis tfe tfl thalamus thick thigh thin thoracic
-    thorax thymus thyroid ti tibia tilt time tir tirm tissue toe tof tongue toshiba tra trace trachea trans transverse
-    trufi trufisp tse tspine tumor tumour turbo uih ultrasound ultravist undefined united unknown unnamed upper ureter
-    urethra utero uterus vein venous vertebra vessel vessels vibe view visipaque vista vol volume w wash water wb
-    weighted whole wholebody wholespine wi window with without wo wrist ww
+    2d 3d 4d abdomen abdominal ac acq acquisition adc add adrenal adult airway anatomical angio ankle anonymous
+    anterior aorta aqc arm arterial artery artifact asl atrium average ax axial b0 b100 b1000 b1400 b1500 b200 b2000
+    b3000 b400 b50 b500 b600 b800 background bh bladder blade body bold bolus bone bowel brain brainstem bravo breast
+    breath breathhold bronchus canon cardiac cartilage caudate cavity cbf cbv cerebellum cerebral cervical chest cine
+    circle ciss clariscan clavicle coil colon contrast cor cord core coronal corrected cortex cranium cspine ct cta
+    ctv cube cyst deep default delayed derived detector diff diffusion diffusivity dir disc dixon dotarem dti dual dwi
+    dynamic ear early ecg echo eddy edema elbow enhanced enhancing eovist ep2d epi equilibrium esophagus exam
+    extremity eye fa fast fat fatsat fb fbp fdg feet female femur ffe fgre field fiesta filter filtered finger first
+    fl2d fl3d flair flash flip foot forearm fov frfse frontal fs fse fspgr full function fusion ga gad gadavist
+    gadolinium gadovist gallbladder gating gd ge general gland gradient grase gray gre grey gtv gyrus hand hardi haste
+    head heart hepatic hfs high hip hippocampus hires hitachi hospital hr humerus iac ijv image imaging inferior
+    inflow inj inphase insula intestine inversion iomeron ir iso isotropic isovue iv jaw joint kernel kidney kidneys
+    knee l1 l5 larynx last late lateral lava left leg lesion lesions lge ligament limb liver lobar lobe lobes loc
+    localizer low lower lspine lumbar lumen lung lymph mag magnevist magnitude male mandible map mass matter max
+    maxilla mean medial mediastinum medical medium middle min minimum mip mixed mm mmi moco modified monochrome1
+    monochrome2 motion mp2rage mpr mprage mprange mr mra mri ms mt mtt multi multiecho multihance multiplanar muscle
+    nac nativ native neck necrosis nerve neuro no nobody node nodes nodule non none normal nuclear nucleus oar obl
+    oblique occipital oedema ol omnipaque omniscan opp opposed optiray orbit orbits organ original other out outphase
+    ovary pancreas parallel parietal parotid patient pd pdw pelvis perf perfusion pet petct phantom phase philips
+    physician pilot pituitary plain plane plexus plus portal post post1 post2 post3 postcontrast posterior pre
+    precontrast primary primovist prohance projection prone propeller prostate prot protocol proton psif pss ptv qsm
+    quick rad radiologist rage rapid rare raw rcbf rcbv real recon reconstructed rectum ref reformat reformatted reg
+    relaxation renal resampled research resolve rest restore reverse rf rib ribs right rm rot routine rtb sacrum sag
+    sagittal satellite scan scout se se2d secondary segment segmentation sense sequence series sfov shimadzu short
+    shoulder siemens signal single sinus skull slice slices small smooth soft space spair spc spgr spin spinal spine
+    spir spiral spleen splenic spoiled ssfp standard star std ste sternum stir stomach stress structure study sub
+    subtracted subtraction superior supine susceptibility swan swi sys system systems t1 t1w t2 t2s t2star t2w tag te
+    technologist temporal tendon test testis tfe tfl thalamus thick thigh thin thoracic thorax thymus thyroid ti tibia
+    tilt time tir tirm tissue toe tof tongue toshiba tra trace trachea trans transverse trufi trufisp tse tspine tumor
+    tumour turbo uih ultrasound ultravist undefined united unknown unnamed upper ureter urethra utero uterus valve
+    vein venous ventricle ventricles ventricular vertebra vessel vessels vibe view visipaque vista vol volume w wall
+    wash water wb weighted white whole wholebody wholespine wi window with without wo wrist ww
 """
 WORDS = frozenset(_WORDS.split())
 _COMPOUND = re.compile(rf"(?:{'|'.join(sorted(map(re.escape, WORDS), key=len, reverse=True))})+")

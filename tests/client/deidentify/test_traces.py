@@ -188,7 +188,9 @@ def test_names_are_found_as_people_write_them(name: str, text: str, found: bool)
         ("PatientID", "1234", "(1234)", True),
         ("PatientID", "1234", "12345", False),
         ("PatientID", "A12", "a12", True),
-        ("PatientID", "123456", "91234567", True),
+        ("PatientID", "200004", "10200004", False),  # within a code
+        ("PatientID", "200004", "X00200004", True),
+        ("PatientID", "20000456", "1200004567", True),
         ("PatientBirthDate", "19630517", "born 17.05.1963", True),
         ("PatientBirthDate", "19630517", "1963-05-17", True),
         ("InstitutionName", "St. Elsewhere  General", "at st. elsewhere general", True),
