@@ -34,6 +34,8 @@ STUDY_FILE = "study.json"
 ATTEMPTS_FILE = "attempts.json"
 """In a study: how often segmenting it was begun."""
 STATUS_FILE = "status.json"
+SEGMENTER_FILE = "segmenter.json"
+"""Process number of a segmenter whose model is ready."""
 INSTANCES, RESULTS = "instances", "results"
 
 

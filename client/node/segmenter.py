@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from pydicom.filereader import read_file_meta_info
 from client.inference.predict import PredictOptions, Predictor, part_of, predict_case
 from client.inference.results import CaseFiles, ResultForms
 from client.node.config import Node, load_node
-from client.node.folders import NodeFolders
+from client.node.folders import SEGMENTER_FILE, NodeFolders
 from client.node.studies import SeriesOutcome, StudyQueue
+from client.state_folder import write_json
 from common.errors import DataError, FedvoxError, OutputError
 from common.imaging.datasets.case import Case, Reading, errors_of
 from common.imaging.io.dicom.find import find_series
@@ -32,6 +34,7 @@ def main(config_file: Path, model: Path) -> int:
         node = load_node(config_file)
         segmenter = Segmenter(node, Predictor.open(model, _options(node)))
         queue = StudyQueue(NodeFolders(node.state), segmenter, [one.name for one in node.destinations])
+        write_json(node.state / SEGMENTER_FILE, {"pid": os.getpid()})
         log.info("the model is ready")
         while True:
             _work(queue)

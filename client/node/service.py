@@ -43,6 +43,7 @@ def listen(node: Node, config_file: Path, model: Path) -> None:
     """
     log_to_stderr(logging.INFO)
     logging.getLogger("fedvox").setLevel(logging.INFO)
+    threading.excepthook = _one_line
     folders, config = NodeFolders(node.state), node.config
     _ = node.data_terms  # refused now, and not by the other process alone
     with folders.locked():
@@ -77,6 +78,11 @@ def _receiver(settings: ReceiverSettings, incoming: Incoming) -> Receiver:
 def _segmenter(config_file: Path, model: Path, folders: NodeFolders) -> Child:
     command = [sys.executable, "-m", "client.node", str(config_file.absolute()), str(model.absolute())]
     return Child("segmenter", command, dict(os.environ), folders.logs / "segmenter.log", gives_up=True)
+
+
+def _one_line(thread: threading.ExceptHookArgs) -> None:
+    """Log what ended a thread: with pynetdicom, a message that is none, and with it that association alone."""
+    log.warning("an association ended with %s", thread.exc_type.__name__)
 
 
 def _say(name: str, event: str) -> None:

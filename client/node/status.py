@@ -9,6 +9,7 @@ from typing import Any
 from client.node.folders import (
     ATTEMPTS_FILE,
     RESULTS,
+    SEGMENTER_FILE,
     STATUS_FILE,
     STUDY_FILE,
     NodeFolders,
@@ -34,16 +35,23 @@ def node_status(folders: NodeFolders) -> dict[str, Any]:
         ``unsent``, result -> reason, and ``problem``, why it cannot be reached, empty if it can).
     """
     running = folders.is_running()
-    segmenter = read_note(folders.root / STATUS_FILE).get("segmenter", {}) if running else {}
     return {
         "running": running,
-        "segmenter": segmenter.get("state", "stopped"),
+        "segmenter": _segmenter(folders) if running else "stopped",
         "incoming": len(names_in(folders.incoming)),
         "waiting": len(names_in(folders.waiting)),
         "done": len(names_in(folders.done)),
         "set_aside": {study: _reasons(folders, study) for study in names_in(folders.set_aside)},
         "destinations": {name: _destination(folders, name) for name in names_in(folders.outbox)},
     }
+
+
+def _segmenter(folders: NodeFolders) -> str:
+    known = read_note(folders.root / STATUS_FILE).get("segmenter", {})
+    state = str(known.get("state", "starting"))
+    if state == "ready" and read_note(folders.root / SEGMENTER_FILE).get("pid") != known.get("pid"):
+        return "loading the model"
+    return state
 
 
 def _reasons(folders: NodeFolders, study: str) -> list[str]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
+import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address
@@ -43,6 +46,7 @@ CONNECTIONS_PER_ASSOCIATION = 4
 """Connections that are kept for each association that is allowed; all others are closed at once."""
 _PERMANENT, _BY_USER, _CALLING_UNKNOWN, _CALLED_UNKNOWN = 1, 1, 3, 7
 _LONGEST_COMMENT = 64
+_QUIET_SECONDS = 1.0
 _MOST_WAITING_REQUESTS = 2
 
 Network = IPv4Network | IPv6Network
@@ -170,9 +174,10 @@ class Receiver:
 
     def __exit__(self, *_: object) -> None:
         """Listen no more, and abort what is under way."""
-        self._server.end()
         for association in self._server.active_associations:
-            association.abort()
+            if association.is_established:
+                association.abort()
+        self._server.end()
 
     def _admit(self, event: Event) -> None:
         """Reject a peer that is not known, before anything is negotiated."""
@@ -271,6 +276,7 @@ class _Server(ThreadedAssociationServer):
     def __init__(self, settings: ReceiverSettings, entity: AE, handlers: list[Any]) -> None:
         self._settings = settings
         self._connections: list[Any] = []
+        self._refused, self._quiet_until = 0, 0.0
         address = (settings.address, settings.port)
         contexts: Any = supported_contexts()
         super().__init__(entity, address, settings.ae_title, contexts, evt_handlers=handlers)
@@ -287,13 +293,19 @@ class _Server(ThreadedAssociationServer):
         address = client_address[0]
         self._connections = [one for one in self._connections if one.fileno() >= 0]
         if not is_allowed(self._settings.peers, address):
-            log.warning("refused a connection: no peer has the address %s", address)
-            return False
+            return self._refuse(address, "no peer has this address")
         if len(self._connections) >= CONNECTIONS_PER_ASSOCIATION * self._settings.most_associations:
-            log.warning("refused a connection from %s: too many at once", address)
-            return False
+            return self._refuse(address, "too many at once")
         self._connections.append(request)
         return True
+
+    def _refuse(self, address: str, reason: str) -> bool:
+        """Log a refusal, but not each of a flood."""
+        self._refused += 1
+        if time.monotonic() >= self._quiet_until:
+            self._quiet_until = time.monotonic() + _QUIET_SECONDS
+            log.warning("refused a connection from %s: %s (%d so far)", address, reason, self._refused)
+        return False
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         """Begin an association; runs in a thread of its own."""
@@ -309,3 +321,6 @@ class _Server(ThreadedAssociationServer):
         """Listen no more."""
         BaseServer.shutdown(self)
         self.server_close()
+        for connection in self._connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)

@@ -203,6 +203,44 @@ def test_a_pdu_longer_than_announced_ends_the_association(tmp_path: Path) -> Non
         require_alive(receiver.port)
 
 
+def pdv(content: bytes, control: int = 3, context: int = 1) -> bytes:
+    """A PDU with one presentation data value."""
+    item = (len(content) + 2).to_bytes(4, "big") + bytes((context, control)) + content
+    return b"\x04\0" + len(item).to_bytes(4, "big") + item
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(
+    "message",
+    [
+        pdv(b""),
+        pdv(b"\xff" * 20),
+        pdv(b"\0\0\0\x01\x02\0\0\0\x77\x77"),  # an unknown command
+        pdv(b"\0\0\0\x01\x02\0\0\0\x30\0", context=201),
+        pdv(b"data before a command", control=2),
+        b"\x04\0\0\0\0\x05\0\0\0\x01\x01",
+        b"\x04\0\0\0\0\x05\xff\xff\xff\xff\x01",
+        b"\x04\0\0\0\0\0",
+    ],
+)
+def test_a_message_that_is_none_ends_its_association_only(tmp_path: Path, message: bytes) -> None:
+    with receiving(tmp_path / "got") as receiver:
+        association = call(receiver.port)
+        association.dul.socket.socket.sendall(message)
+        association.join(20)
+        assert association.is_aborted
+        require_alive(receiver.port)
+
+
+def test_a_flood_of_refusals_is_not_a_flood_of_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    peers = (AllowedPeer("MODALITY", (ip_network("10.0.0.0/8"),)),)
+    with receiving(tmp_path / "got", replace(SETTINGS, peers=peers)) as receiver:
+        for _ in range(50):
+            with socket.create_connection(("127.0.0.1", receiver.port), timeout=20) as line:
+                assert not line.recv(1)
+    assert 1 <= caplog.text.count("refused a connection from 127.0.0.1") < 50
+
+
 def test_a_pdu_must_come_in_time() -> None:
     frames = Frames(longest_pdu=100, seconds=-1)
     with pytest.raises(TimeoutError):
