@@ -15,9 +15,9 @@ Slices = list[Dataset]
 SHAPE = (6, 8, 8)
 
 
-def study(accession: str, seed: int = 0, **values: object) -> Slices:
+def study(accession: str, seed: int = 0, shape: tuple[int, int, int] = SHAPE, **values: object) -> Slices:
     """A study of one series with voxels of its own."""
-    voxels = np.random.default_rng(seed).integers(0, 1000, SHAPE, dtype=np.uint16)
+    voxels = np.random.default_rng(seed).integers(0, 1000, shape, dtype=np.uint16)
     slices = make_series(voxels, AccessionNumber=accession, PatientID=f"P{seed}", PatientName=f"Muster^Anna{seed}")
     for one in slices:
         for keyword, value in {"StudyDate": "20240131", "StudyDescription": "Knee", **values}.items():
