@@ -27,7 +27,7 @@ from common.imaging.datasets.case import (
     read_image,
 )
 from common.imaging.datasets.comparison import ANYTHING, OWN_TERMS, SiteTerms, Wanted, compare
-from common.imaging.datasets.dataset import scan_dataset
+from common.imaging.datasets.dataset import Dataset, scan_dataset
 from common.imaging.datasets.patients_csv import PATIENTS_FILE
 from common.imaging.geometry import Grid
 from common.imaging.io.nifti import read_volume
@@ -98,9 +98,16 @@ def check_dataset(
         cases=cases,
         problems=tuple(dict.fromkeys(problems)),
         patients=len(owners) or None,
-        patients_by="PatientID" if any(case.patient_id for case in dataset.cases) else PATIENTS_FILE,
+        patients_by=_patients_by(dataset),
         series=report_series(dataset, broken),
     )
+
+
+def _patients_by(dataset: Dataset) -> str:
+    """Say what names the patients."""
+    if any(case.patient_id for case in dataset.cases):
+        return "PatientID"
+    return "subject" if dataset.scans is not None and not (dataset.root / PATIENTS_FILE).exists() else PATIENTS_FILE
 
 
 @dataclass(eq=False)

@@ -20,7 +20,7 @@ from client.inference.results import USUAL_FORMS, CaseFiles, ResultForms, check_
 from common.errors import ConfigError, DataError
 from common.formatting import counted
 from common.imaging import sliding_window
-from common.imaging.datasets.case import Case, Reading, errors_of, load_case
+from common.imaging.datasets.case import Case, Problem, Reading, errors_of, load_case
 from common.imaging.datasets.comparison import OWN_TERMS, SiteTerms, Wanted, compare
 from common.imaging.datasets.dataset import Dataset, scan_dataset
 from common.imaging.io.nifti import write_label, write_probabilities
@@ -252,8 +252,7 @@ def predict_path(
 ) -> PredictionReport:
     """Label a scan or a folder of scans.
 
-    Each label map is on its scan's own grid: same shape, same affine, integers. A scan that cannot be used, for
-    whatever reason, does not stop the others.
+    Each label map is on its scan's own grid, in integers. A scan that cannot be used does not stop the others.
 
     Parameters
     ----------
@@ -283,7 +282,7 @@ def predict_path(
         The forms contradict each other, or do not fit the input.
     """
     dataset, problems = scan_dataset(input_path, predictor.terms.dicom, labelled=False)
-    dataset, warnings = _with_channels(dataset, predictor)
+    dataset, warnings = _with_channels(dataset, predictor, problems)
     # What a dataset declares about its label maps does not matter here.
     errors = [problem for problem in problems if problem.severity == "error" and problem.path.name != "dataset.json"]
     failures = [DataError(problem.path, problem.text) for problem in errors]
@@ -303,16 +302,17 @@ def predict_path(
     return PredictionReport(tuple(done), tuple(failures), warnings)
 
 
-def _with_channels(dataset: Dataset, predictor: Predictor) -> tuple[Dataset, tuple[str, ...]]:
+def _with_channels(data: Dataset, predictor: Predictor, problems: list[Problem]) -> tuple[Dataset, tuple[str, ...]]:
     """Return the dataset as it must be read for the model, and doubts about the channels that it declares."""
-    if not (dataset.has_labels and (dataset.root / "dataset.json").exists()):
-        return dataset.read_as(Reading(predictor.terms.ranges)), ()
+    if data.scans is None and not (data.has_labels and (data.root / "dataset.json").exists()):
+        return data.read_as(Reading(predictor.terms.ranges)), ()
     terms = replace(predictor.terms, patient_rule=None)
-    dataset, differences = compare(dataset, Wanted(channels=predictor.plan.channels), terms)
+    dataset, differences = compare(data, Wanted(channels=predictor.plan.channels), terms)
     for item in differences:
-        if item.severity == "error":
+        if item.severity == "error" and item.case is None:
             raise DataError(item.path, item.text)
-    return dataset, tuple(map(str, differences))
+    problems += [item for item in differences if item.case is not None]
+    return dataset, tuple(str(item) for item in differences if item.severity == "warning")
 
 
 def predict_case(

@@ -127,8 +127,10 @@ OWN_TERMS = SiteTerms()
 
 def compare(dataset: Dataset, wanted: Wanted, terms: SiteTerms = OWN_TERMS) -> tuple[Dataset, list[Problem]]:
     """Return the dataset as it must be read to give what is wanted, and what contradicts it."""
-    place = dataset.root / "dataset.json" if dataset.root.is_dir() and not dataset.structures else dataset.root
+    declares = dataset.root.is_dir() and not dataset.structures and dataset.scans is None
+    place = dataset.root / "dataset.json" if declares else dataset.root
     findings = _Findings(place)
+    unlike: list[Problem] = []
     if wanted.channels is not None:
         dataset, unlike = dataset.with_channels(wanted.channels, terms.channels_map)
         findings.problems += unlike
@@ -139,7 +141,9 @@ def compare(dataset: Dataset, wanted: Wanted, terms: SiteTerms = OWN_TERMS) -> t
     else:
         values, labels = _map_labels(dataset, wanted.labels, terms.labels_map, findings)
         reading = replace(reading, label_values=values)
-    order, channels = _map_channels(dataset, wanted.channels, terms.channels_map, findings)
+    unclear = any(problem.case is None for problem in unlike)
+    given = None if unclear else wanted.channels
+    order, channels = _map_channels(dataset, given, terms.channels_map, findings)
     if wanted.modality is not None:
         _compare_modality(channels, wanted.modality, findings)
     read = dataset.read_as(replace(reading, channel_order=order)).declared_as(channels, labels)

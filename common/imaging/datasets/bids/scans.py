@@ -141,11 +141,11 @@ def choose_channels(
         if all(_folded(target) in names for target in wanted):
             channels = tuple(names[_folded(target)] for target in wanted)
         elif len(scans.channels) > 1:
-            text = (
-                f"holds {', '.join(scans.channels)}, and {', '.join(wanted)} is wanted: say which is which by "
-                f"channels_map in site.yaml, such as channels_map: {{{scans.channels[0]}: {wanted[0]}}}"
-            )
-            problems.append(Problem(None, root, text))
+            text = f"holds {', '.join(scans.channels)}, and {', '.join(wanted)} is wanted: say which is which by "
+            target = next(target for target in wanted if _folded(target) not in names)
+            like = next((name for name in scans.channels if _folded(target) in _folded(name)), scans.channels[0])
+            problems.append(Problem(None, root, f"{text}channels_map in site.yaml, such as {{{like}: {target}}}"))
+            channels = scans.channels[: len(wanted)]  # so that no case has another error for the same reason
     cases = []
     for case in scans.cases:
         found = scans.files[case.name]

@@ -98,12 +98,13 @@ def test_suffixes_are_the_channels_that_the_federation_names(
 
 
 def test_a_channel_that_nothing_names_is_asked_for(study: Path) -> None:
-    _, problems = compare(find_dataset(study), Wanted(LABELS, ("MRI",)))
-    assert problems[0].severity == "error"
-    assert problems[0].text == (
-        "holds FLAIR, T1w, T2w, and MRI is wanted: say which is which by channels_map in site.yaml, such as "
-        "channels_map: {FLAIR: MRI}"
-    )
+    for wanted, advice in ((("MRI",), "{FLAIR: MRI}"), (("FLAIR", "t1"), "{T1w: t1}")):
+        _, (problem,) = compare(find_dataset(study), Wanted(LABELS, wanted))
+        assert problem.severity == "error"
+        assert problem.text == (
+            f"holds FLAIR, T1w, T2w, and {', '.join(wanted)} is wanted: say which is which by channels_map in "
+            f"site.yaml, such as {advice}"
+        )
 
 
 def test_a_scan_without_one_of_the_channels_is_an_error(study: Path) -> None:
