@@ -74,7 +74,8 @@ def make_series(
 
 def exact(values: NDArray[np.float64]) -> list[str]:
     """Decimal strings of at most 16 characters."""
-    return [f"{value:.12g}"[:16] for value in values]
+    # Rounded first: the sixteenth character of a tiny number may lie within its exponent.
+    return [f"{round(float(value), 10):.12g}"[:16] for value in values]
 
 
 def set_pixels(one: Dataset, plane: NDArray[np.integer], bits_stored: int | None = None) -> None:
