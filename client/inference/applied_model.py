@@ -51,6 +51,11 @@ class AppliedModel:
         return named | {"model_sha256": self.sha256} | dict(one.split("=", 1) for one in self.settings)
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """Names and meanings that results quote, in any letters."""
+        return (self.federation, *self.plan.labels.values(), *(one.meaning for one in self.plan.label_codes.values()))
+
+    @property
     def key(self) -> str:
         """A digest that differs between models, versions and options that may give different results."""
         content = [self.plan.model_dump(mode="json"), self.sha256, self.federation, self.version, self.settings]

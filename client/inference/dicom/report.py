@@ -101,7 +101,7 @@ def build_report(
         coding_schemes=coding_schemes(model) or None,
         specific_character_set=None,
     )
-    if character_set := source.character_set_for([model.federation, *model.plan.labels.values()]):
+    if character_set := source.character_set_for(model.texts):
         with_elements(report, SpecificCharacterSet=list(character_set))
     return report
 

@@ -68,7 +68,7 @@ def build_segmentation(
     )
     planes = _planes(source)
     stack = _by_slices(voxels)
-    character_set = source.character_set_for([model.federation, *model.plan.labels.values()])
+    character_set = source.character_set_for(model.texts)
     segmentation = Segmentation(
         source_images=planes,
         pixel_array=stack if stack.ndim == 3 else np.moveaxis(stack, 0, -1),

@@ -51,7 +51,7 @@ _MOST_DIGITS = 6
 _TERMS = {"PatientSex": ("M", "F", "O"), "PatientIdentityRemoved": ("YES", "NO")}
 _ASCII = frozenset({"", "ISO_IR 6", "ISO 2022 IR 6"})
 _TEXTS = frozenset({"LO", "PN", "SH"})
-_IDENTITY = ("SOPClassUID", "SOPInstanceUID", "SpecificCharacterSet", "PatientID")
+_IDENTITY = ("SOPClassUID", "SOPInstanceUID", "SpecificCharacterSet")
 _ADVICE = "write NIfTI instead: --format nifti"
 
 
@@ -132,8 +132,7 @@ def read_source(series: Series) -> Source:
     Raises
     ------
     DataError
-        Nothing can refer to the series, because UIDs are missing or invalid, or its instances name several patients;
-        or a file cannot be read.
+        Nothing can refer to the series, because UIDs are missing or invalid; or a file cannot be read.
     """
     _require_uid(series.folder, series, "StudyInstanceUID", series.study)
     _require_uid(series.folder, series, "SeriesInstanceUID", series.uid)
@@ -144,8 +143,6 @@ def read_source(series: Series) -> Source:
             headers[one.path] = _read(
                 one.path, (*_IDENTITY, *REQUIRED, *OPTIONAL) if one.path == first.path else _IDENTITY
             )
-    if len({text(header, "PatientID") for header in headers.values()}) > 1:
-        raise DataError(series.folder, f"{series.title}: names several patients; {_ADVICE}")
     instances = {path: (text(one, "SOPInstanceUID"), text(one, "SOPClassUID")) for path, one in headers.items()}
     for path, (instance, _) in instances.items():
         _require_uid(path, series, "SOPInstanceUID", instance)

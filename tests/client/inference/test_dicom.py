@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 
+from client.cli.entry import main
 from client.inference.predict import Predictor, predict_path
 from client.inference.results import ResultForms, SegmentationKind, counts_of
 from common.errors import OutputError
@@ -68,6 +69,31 @@ def test_a_dicom_seg_has_the_voxels_of_the_nifti_prediction(
     else:
         np.testing.assert_array_equal(found, [label == 1, label == 2])
         assert found.any()
+
+
+def test_the_command_lists_its_results_and_counts_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_series(tmp_path / "in" / "a")
+    write_series(tmp_path / "in" / "b", StudyInstanceUID="none")
+    out = tmp_path / "out"
+    options = [
+        "--model",
+        make_bundle(tmp_path / "model"),
+        "--input",
+        tmp_path / "in",
+        "--output",
+        out,
+        "--report",
+        "sr",
+    ]
+    assert main(["predict", *map(str, options), "--seg", "labelmap"]) == 1
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [str(out / "a_seg.dcm"), str(out / "a_sr.dcm")]
+    assert "predict: wrote 1 DICOM-SEG, 1 structured report\n" in said.err
+    assert (
+        "has a StudyInstanceUID that is none, so that no DICOM object can refer to it; write NIfTI instead" in said.err
+    )
+    assert "1 of 2 scans done" in said.err
+    assert pydicom.dcmread(out / "a_seg.dcm").SegmentationType == "LABELMAP"
 
 
 def test_an_output_may_be_one_dicom_file(predictor: Predictor, tmp_path: Path) -> None:
