@@ -94,6 +94,14 @@ class Orthanc:
         """Return what the REST interface says, such as ``get("/studies")``."""
         return json.loads(self._call(path))
 
+    def sends(self, title: str, resource: str) -> bool:
+        """Send a study, series or instance to a modality by C-STORE, and return whether this took all of it."""
+        try:
+            self._call(f"/modalities/{title}/store", resource.encode())
+        except httpx.HTTPStatusError:
+            return False
+        return True
+
     def delete_everything(self) -> None:
         for study in self.get("/studies"):
             self._call(f"/studies/{study}", method="DELETE")

@@ -40,7 +40,6 @@ def _listen(options: argparse.Namespace) -> int:
         from client.node.service import listen
 
         listen(node, options.config, options.model)
-        return 0
     from client.node.status import node_status, retry, status_lines
     from common.config.federation import as_json
 

@@ -15,7 +15,7 @@ from client.node.config import Node, load_node
 from client.node.folders import SEGMENTER_FILE, NodeFolders
 from client.node.studies import SeriesOutcome, StudyQueue
 from client.state_folder import write_json
-from common.errors import DataError, FedvoxError, OutputError
+from common.errors import RESTART_CANNOT_HELP, BundleError, DataError, FedvoxError, OutputError
 from common.imaging.datasets.case import Case, Reading, errors_of
 from common.imaging.io.dicom.find import find_series
 from common.imaging.io.dicom.slices import Series
@@ -40,7 +40,8 @@ def main(config_file: Path, model: Path) -> int:
             _work(queue)
     except FedvoxError as error:
         log.error("%s", error)
-        return error.exit_status
+        # A model is not repaired by another start.
+        return RESTART_CANNOT_HELP if isinstance(error, BundleError) else error.exit_status
 
 
 def _work(queue: StudyQueue) -> None:

@@ -18,6 +18,7 @@ from client.node.sending import delivery
 from client.pacs.receiver import Receiver, ReceiverSettings
 from client.state_folder import write_json
 from common.errors import ConfigError, OutputError
+from common.models.bundle_file import DESCRIPTION_FILE
 from common.system.logs import log_to_stderr
 from common.system.supervisor import Child, Supervisor
 
@@ -29,7 +30,7 @@ _CLEANING_SECONDS = 3600.0
 _DAY_SECONDS = 86_400.0
 
 
-def listen(node: Node, config_file: Path, model: Path) -> None:
+def listen(node: Node, config_file: Path, model: Path) -> NoReturn:
     """Run the node until SIGTERM or Ctrl-C.
 
     Raises
@@ -46,6 +47,8 @@ def listen(node: Node, config_file: Path, model: Path) -> None:
     threading.excepthook = _one_line
     folders, config = NodeFolders(node.state), node.config
     _ = node.data_terms  # refused now, and not by the other process alone
+    if not (model / DESCRIPTION_FILE).is_file():
+        raise ConfigError(f"--model {model}: has no {DESCRIPTION_FILE}; give the folder of a model")
     with folders.locked():
         incoming = Incoming(
             folders, config.settle_seconds, config.limits.waiting_studies, int(config.limits.free_gigabytes * 10**9)
@@ -54,9 +57,10 @@ def listen(node: Node, config_file: Path, model: Path) -> None:
             _Sender(Outbox(folders, one.name, config.retry.patience), delivery(node, one)) for one in node.destinations
         ]
         supervisor = Supervisor([_segmenter(config_file, model, folders)], _say)
+        receiver = _receiver(node.receiver, incoming)
         supervisor.start()
         try:
-            with _receiver(node.receiver, incoming) as receiver:
+            with receiver:
                 log.info("listening as %s on %s port %d", config.ae_title, config.address, receiver.port)
                 for sender in senders:
                     sender.start()
@@ -65,6 +69,9 @@ def listen(node: Node, config_file: Path, model: Path) -> None:
             log.info("stopping")
         finally:
             supervisor.stop()
+    # Without waiting for threads of pynetdicom that wait for a peer: what they do is done again after the next start.
+    logging.shutdown()
+    os._exit(0)
 
 
 def _receiver(settings: ReceiverSettings, incoming: Incoming) -> Receiver:

@@ -12,7 +12,8 @@ from client.cli import main
 from tests.dicom_series import need_tool, save
 from tests.e2e.commands import call
 from tests.e2e.network_federation import wait_for
-from tests.listening import PACS, PATIENCE_SECONDS, RunningNode, burst, free_port, pacs_at, small_series, storescu
+from tests.listening import NODE, PACS, PATIENCE_SECONDS, RunningNode, burst, free_port, pacs_at, small_series, storescu
+from tests.orthanc import Orthanc, private_network, run_orthanc
 
 COMPREHENSIVE_REPORT = "1.2.840.10008.5.1.4.1.1.88.33"
 
@@ -58,6 +59,29 @@ def test_results_reach_a_destination_that_was_down(tmp_path: Path) -> None:
     assert all("not for clinical use" in one.SeriesDescription.lower() for one in results)
     status = node.status
     assert not status["running"] and status["done"] == 2 and not status["set_aside"]
+
+
+def test_from_a_pacs_and_back_to_it(tmp_path: Path) -> None:
+    """Orthanc sends a series three times, and has it with one segmentation and one report afterwards."""
+    with private_network():
+        pacs = {"name": "pacs", "ae_title": Orthanc.title, "host": "127.0.0.1", "port": Orthanc.port}
+        node = RunningNode(tmp_path / "node", [pacs], callers=[{"ae_title": Orthanc.title, "addresses": ["127.0.0.1"]}])
+        modalities = [(NODE, node.port)]
+        with run_orthanc(tmp_path / "orthanc", modalities) as orthanc:
+            orthanc.upload(save(tmp_path / "study", small_series(0)))
+            (series,) = orthanc.get("/series?expand")
+            node.start()
+            try:
+                wait_for(lambda: orthanc.sends(NODE, series["ID"]), PATIENCE_SECONDS, "the node to listen")
+                assert orthanc.sends(NODE, series["ID"])
+                wait_for(lambda: node.status["done"] == 1, PATIENCE_SECONDS, "the study")
+                wait_for(lambda: node.status["destinations"]["pacs"]["sent"] == 2, PATIENCE_SECONDS, "results")
+                assert orthanc.sends(NODE, series["ID"])
+            finally:
+                node.kill()
+            found = orthanc.get(f"/studies/{series['ParentStudy']}/series")
+            assert sorted(one["MainDicomTags"]["Modality"] for one in found) == ["MR", "SEG", "SR"]
+            assert len(orthanc.get("/instances")) == 6 + 2
 
 
 def test_a_burst_with_kills_gives_each_result_once(tmp_path: Path) -> None:

@@ -90,3 +90,5 @@ def test_only_what_was_done_and_sent_is_removed(folders: NodeFolders) -> None:
 def test_running_without_a_model_is_wrong_usage(folders: NodeFolders) -> None:
     shown = call(main, "listen", "--config", folders.root.parent / "node.yaml")
     assert shown.returncode == 2 and "--model" in shown.stderr
+    shown = call(main, "listen", "--config", folders.root.parent / "node.yaml", "--model", folders.root)
+    assert shown.returncode == 2 and "model.json" in shown.stderr

@@ -220,7 +220,6 @@ def pdv(content: bytes, control: int = 3, context: int = 1) -> bytes:
         pdv(b"data before a command", control=2),
         b"\x04\0\0\0\0\x05\0\0\0\x01\x01",
         b"\x04\0\0\0\0\x05\xff\xff\xff\xff\x01",
-        b"\x04\0\0\0\0\0",
     ],
 )
 def test_a_message_that_is_none_ends_its_association_only(tmp_path: Path, message: bytes) -> None:
@@ -376,6 +375,18 @@ def test_tls_wants_a_certificate_of_every_peer(tmp_path: Path, kits: tuple[Path,
         assert send_raw(association, content, uid) == 0
         association.release()
     assert (tmp_path / "got" / f"{uid}.dcm").exists()
+
+
+def test_dcmtk_stores_over_tls(tmp_path: Path, kits: tuple[Path, Path]) -> None:
+    server, site = kits
+    source = save(tmp_path / "source", make_series()[:2])
+    tls = server_context(server / "server.crt", server / "server.key", server / "ca.crt")
+    with receiving(tmp_path / "got", replace(SETTINGS, tls=tls)) as receiver:
+        who = ["-aet", "MODALITY", "-aec", "FEDVOX", "127.0.0.1", str(receiver.port), str(source)]
+        keys = ["+tls", str(site / "site.key"), str(site / "site.crt"), "+cf", str(site / "ca.crt")]
+        subprocess.run([need_tool("storescu"), "+sd", *keys, *who], check=True, timeout=60)
+        assert subprocess.run([need_tool("storescu"), "+sd", *who], capture_output=True, timeout=60).returncode != 0
+    assert len(list((tmp_path / "got").iterdir())) == 2
 
 
 def test_files_for_tls_that_cannot_be_used_are_named(tmp_path: Path, kits: tuple[Path, Path]) -> None:
