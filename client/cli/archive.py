@@ -39,8 +39,12 @@ def add_import_command(commands: Any) -> None:
     command.add_argument(
         "--anonymise", choices=["basic", "off"], default="basic", help="off keeps all identities, and is logged"
     )
-    command.add_argument("--dates", choices=["shifted", "removed"], default="shifted", help="default: shifted")
-    command.add_argument("--device", choices=["kept", "removed"], default="kept", help="default: kept")
+    command.add_argument(
+        "--dates", choices=["shifted", "removed"], default="shifted", help="of studies (default: shifted)"
+    )
+    command.add_argument(
+        "--device", choices=["kept", "removed"], default="kept", help="name and number of the scanner (default: kept)"
+    )
     command.add_argument(
         "--allow",
         action="append",

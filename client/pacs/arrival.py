@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -44,7 +45,7 @@ class Arrivals:
 
     def __init__(self, identities: Identities, choices: Choices | None) -> None:
         self._identities = identities
-        self._how = repr(choices)
+        self._how = "off" if choices is None else json.dumps([choices.dates, choices.device, sorted(choices.allowed)])
         self._deidentifier = None if choices is None else Deidentifier(identities, choices)
 
     def prefix_of(self, study: str) -> str:

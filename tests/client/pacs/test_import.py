@@ -159,3 +159,30 @@ def test_a_store_that_cannot_listen_is_told_and_a_sender_that_was_not_named_is_r
         status, (result,) = site.run()
         assert (status, result["received"]) == (1, 0)
         assert result["outcome"] in ("failed", "incomplete")
+
+
+def test_texts_of_any_letters_and_length_are_shown_and_not_obeyed(
+    orthanc: Orthanc, site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    letters = {"SpecificCharacterSet": "ISO_IR 192", "PatientName": "Müller^Jürgen", "StudyDescription": "Knie für Ü"}
+    good = study("A1", 1, **letters)
+    bad = study("A2", 2, **letters, SeriesDescription="\x1b[31mred" + 50 * "x")
+    orthanc.upload(write(tmp_path / "made", good, BROKEN["tilted"][0](bad)))
+    site.write_address(**site.peer(orthanc))
+    site.write_cohort("A1", "A2")
+    assert [one["outcome"] for one in site.run()[1]] == ["imported", "refused"]
+    printed = capsys.readouterr()
+    for text in (printed.out, printed.err, (site.beside / "report.csv").read_text(encoding="utf-8")):
+        assert "\x1b" not in text
+        assert "ller" not in text
+    assert not any("Müller".encode() in path.read_bytes() for path in site.files)
+
+
+def test_what_may_show_names_is_taken_only_if_it_is_allowed(orthanc: Orthanc, site: Site, tmp_path: Path) -> None:
+    orthanc.upload(write(tmp_path / "made", BROKEN["burned in"][0](study("A1", 1))))
+    site.write_address(**site.peer(orthanc))
+    site.write_cohort("A1")
+    assert site.run()[1][0]["outcome"] == "refused"
+    assert site.run("--allow", "derived")[1][0]["outcome"] == "refused"
+    assert site.run("--allow", "burned-in", "--allow", "derived")[1][0]["outcome"] == "imported"
+    assert site.run("--allow", "derived", "--allow", "burned-in")[1][0]["outcome"] == "already there"
