@@ -34,6 +34,7 @@ _DATE = re.compile(r"(\d{4})\.?(\d\d)\.?(\d\d) *")
 _DATE_TIME = re.compile(r"(\d{8})(\d{0,6}(?:\.\d{1,6})?)(?:[+-]\d{4})? *")
 _DUMMY_TIMES = {"DA": "19000101", "TM": "000000", "DT": "19000101000000"}
 _SAME = {"US or SS": {"US", "SS"}, "OB or OW": {"OB", "OW"}, "US or OW": {"US", "OW"}}
+_MOST_CHARACTERS = {"LO": 64, "SH": 16}
 _BLANK = "\0 "
 
 
@@ -134,7 +135,9 @@ class Cleaner:
         return element if all(is_right) else None
 
     def _text(self, original: Dataset, tag: BaseTag) -> Element:
-        kept = [REMOVED if self._traces.are_in_text(part) else part for part in _texts(original, tag)]
+        most = _MOST_CHARACTERS.get(dictionary_VR(tag))
+        parts = [_printable(part)[:most] for part in _texts(original, tag)]
+        kept = [REMOVED if self._traces.are_in_text(part) else part for part in parts]
         if self._traces.are_in_text(" ".join(kept)):
             kept = [REMOVED]
         return DataElement(tag, dictionary_VR(tag), kept if len(kept) != 1 else kept[0])
@@ -185,6 +188,10 @@ def _letters(element: Element) -> str:
     if value is None:
         return ""
     return "\\".join(map(str, value)) if isinstance(value, list | MultiValue) else str(value)
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _texts(original: Dataset, tag: BaseTag) -> list[str]:

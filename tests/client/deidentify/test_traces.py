@@ -155,6 +155,17 @@ def test_kept_texts_are_the_same_in_every_character_set(tmp_path: Path, characte
     assert result.get("SpecificCharacterSet", "") == ("" if label.isascii() else "ISO_IR 192")
 
 
+def test_kept_texts_have_no_control_characters_and_the_length_of_their_type(tmp_path: Path) -> None:
+    item = Dataset()
+    item.add_new("SegmentLabel", "LO", "\x1b[31mtumour\r\n")
+    item.add_new("SegmentAlgorithmName", "LO", "x" * 70)
+    item.add_new("SegmentNumber", "US", 1)
+    one = one_image()
+    one.SegmentSequence = [item]
+    (result,) = read(deidentified(tmp_path, one).content).SegmentSequence
+    assert (result.SegmentLabel, result.SegmentAlgorithmName) == (" [31mtumour", "x" * 64)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "found"),
     [
