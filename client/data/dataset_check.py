@@ -107,7 +107,8 @@ def _patients_by(dataset: Dataset) -> str:
     """Say what names the patients."""
     if any(case.patient_id for case in dataset.cases):
         return "PatientID"
-    return "subject" if dataset.scans is not None and not (dataset.root / PATIENTS_FILE).exists() else PATIENTS_FILE
+    is_table = not dataset.layout.startswith("bids") or (dataset.root / PATIENTS_FILE).exists()
+    return PATIENTS_FILE if is_table else "subject"
 
 
 @dataclass(eq=False)

@@ -155,7 +155,10 @@ def find_simulated_dataset(config: FederationConfig, data: Path) -> Dataset:
     DataError
         If the folder or its table of patients cannot be used.
     """
-    dataset = find_dataset(data)
+    dataset, problems = find_dataset(data).with_channels(config.channels, {})
+    for problem in problems:
+        if problem.severity == "error":
+            raise DataError(problem.path, problem.text)
     if dataset.structures:
         # Which segments are labels depends on the federation; what contradicts it is told where the plan is made.
         dataset, _ = compare(

@@ -127,7 +127,7 @@ OWN_TERMS = SiteTerms()
 
 def compare(dataset: Dataset, wanted: Wanted, terms: SiteTerms = OWN_TERMS) -> tuple[Dataset, list[Problem]]:
     """Return the dataset as it must be read to give what is wanted, and what contradicts it."""
-    declares = dataset.root.is_dir() and not dataset.structures and dataset.scans is None
+    declares = dataset.root.is_dir() and not dataset.structures and not dataset.layout.startswith("bids")
     place = dataset.root / "dataset.json" if declares else dataset.root
     findings = _Findings(place)
     unlike: list[Problem] = []

@@ -77,7 +77,7 @@ class Dataset:
     structures
         What the segments of these are, numbered as in ``labels``.
     scans
-        All scans of a BIDS folder, of which ``cases`` has those with all ``channels``.
+        All scans of a BIDS folder, until the channels are chosen.
     """
 
     root: Path
@@ -120,7 +120,8 @@ class Dataset:
         if self.scans is None:
             return self, []
         channels, cases, problems = choose_channels(self.scans, wanted, given, self.root)
-        return replace(self, channels=channels, cases=cases), problems
+        rest = self.scans if wanted is None else None
+        return replace(self, channels=channels, cases=cases, scans=rest), problems
 
     def declared_as(self, channels: tuple[str, ...], labels: dict[int, str]) -> Dataset:
         """Return the dataset with other channels and labels."""
