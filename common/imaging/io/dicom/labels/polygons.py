@@ -11,6 +11,8 @@ _MOST_CROSSINGS = 2**20
 """Crossings of edges and rows that are computed at once."""
 
 Vector = NDArray[np.float64]
+_MOST_WAITING = 64
+_NONE = np.zeros(0, dtype=np.int64)
 
 
 def fill(polygons: Sequence[Vector], rows: int, columns: int) -> NDArray[np.bool_]:
@@ -28,10 +30,15 @@ def fill(polygons: Sequence[Vector], rows: int, columns: int) -> NDArray[np.bool
     """
     # Number of edges that cross a row just before a column, which each turn what is left of there inside out.
     crossings = np.zeros(rows * (columns + 1), dtype=np.int64)
+    waiting: list[NDArray[np.int64]] = []
     for polygon in polygons:
         for row, column in _crossings(polygon, rows):
             place = np.clip(np.ceil(column), 0, columns).astype(np.int64)
-            crossings += np.bincount(row * (columns + 1) + place, minlength=crossings.size)
+            waiting.append(row * (columns + 1) + place)
+        # Counted together: contours may be many and small.
+        if sum(map(len, waiting)) > _MOST_CROSSINGS or len(waiting) > _MOST_WAITING or polygon is polygons[-1]:
+            crossings += np.bincount(np.concatenate(waiting or [_NONE]), minlength=crossings.size)
+            waiting.clear()
     from_right = np.cumsum(crossings.reshape(rows, columns + 1)[:, :0:-1], axis=1)[:, ::-1]
     return np.asarray(from_right % 2 == 1)
 

@@ -321,3 +321,22 @@ def test_a_file_that_is_cut_anywhere_is_refused_and_nothing_else_happens(tmp_pat
             continue
         with pytest.raises(DataError):
             read(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+def test_bytes_damaged_at_random_end_in_labels_or_in_an_error(tmp_path: Path, kind: str) -> None:
+    path = write(tmp_path / "seg", segmentation(make(tmp_path), blobs(), kind=kind))
+    whole, random = path.read_bytes(), np.random.default_rng(0)
+    ends = {"labels": 0, "error": 0}
+    for _ in range(60):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        damaged[random.integers(132, len(whole), 3)] = random.integers(0, 256, 3)
+        path.write_bytes(damaged.tobytes())
+        try:
+            if find_series(tmp_path, USUAL_RULES).labels:
+                read(tmp_path)
+            ends["labels"] += 1
+        except DataError as error:
+            assert str(error).isprintable()
+            ends["error"] += 1
+    assert all(ends.values())
