@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.node.folders import NodeFolders, move, names_in, read_note, write_note
-from common.errors import FedvoxError
+from common.errors import DataError, FedvoxError
 
 log = logging.getLogger("fedvox.node")
 
@@ -20,7 +20,8 @@ DESTINATION_FILE = "destination.json"
 Deliver = Callable[[Sequence[Path]], Iterator[tuple[Path, str]]]
 """Sends files, and yields each that was answered with the problem, empty if the destination has it.
 
-Raises a FedvoxError if the destination cannot be reached.
+Raises a DataError for a file that cannot be sent, before others are; another FedvoxError if the destination cannot be
+reached.
 """
 
 
@@ -92,6 +93,8 @@ class Outbox:
                     self._failed(path, problem)
                 else:
                     self._arrived(path)
+        except DataError as error:  # a file here is damaged, which is no reason to hold up the others
+            self._failed(error.path, error.problem)
         except FedvoxError as error:
             self._unreachable(str(error))
         else:

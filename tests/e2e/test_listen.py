@@ -84,6 +84,7 @@ def test_from_a_pacs_and_back_to_it(tmp_path: Path) -> None:
             assert len(orthanc.get("/instances")) == 6 + 2
 
 
+@pytest.mark.long
 def test_a_burst_with_kills_gives_each_result_once(tmp_path: Path) -> None:
     outcome = burst(tmp_path, studies=12, kills=2, seed=3)
     assert len(outcome.counts) == 12

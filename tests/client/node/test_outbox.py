@@ -9,7 +9,7 @@ import pytest
 
 from client.node.folders import NodeFolders, names_in, read_note
 from client.node.outbox import DESTINATION_FILE, Outbox, Patience, retry_unsent
-from common.errors import FedvoxError
+from common.errors import DataError, FedvoxError
 from tests.client.node.studies import Clock, Killed, killed_at
 
 PATIENCE = Patience(first_pause=10, longest_pause=100, give_up_seconds=3600)
@@ -116,6 +116,23 @@ def test_a_refused_result_does_not_keep_others(folders: NodeFolders) -> None:
     outbox.deliver(destination)
     assert sorted(destination.got) == ["1.1", "1.2", "1.3"]
     assert not names_in(folders.outbox / "pacs")
+
+
+def test_a_damaged_file_does_not_keep_others(folders: NodeFolders) -> None:
+    clock, destination = clock_of(folders), Destination()
+    outbox = Outbox(folders, "pacs", PATIENCE, clock)
+
+    def send(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+        if damaged := [path for path in paths if path.stem == "1.1"]:
+            raise DataError(damaged[0], "is damaged")
+        return destination(paths)
+
+    outbox.deliver(send)
+    outbox.deliver(send)
+    assert destination.got == ["1.2"]
+    clock.now += PATIENCE.give_up_seconds
+    outbox.deliver(send)
+    assert read_note(folders.unsent / "pacs" / "1.1.json") == {"reason": "is damaged"}
 
 
 def test_what_is_refused_for_long_is_set_aside(folders: NodeFolders) -> None:
