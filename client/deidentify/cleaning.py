@@ -136,8 +136,8 @@ class Cleaner:
 
     def _text(self, original: Dataset, tag: BaseTag) -> Element:
         most = _MOST_CHARACTERS.get(dictionary_VR(tag))
-        parts = [_printable(part)[:most] for part in _texts(original, tag)]
-        kept = [REMOVED if self._traces.are_in_text(part) else part for part in parts]
+        parts = map(_printable, _texts(original, tag))
+        kept = [REMOVED if self._traces.are_in_text(part) else part[:most] for part in parts]  # a name is not cut
         if self._traces.are_in_text(" ".join(kept)):
             kept = [REMOVED]
         return DataElement(tag, dictionary_VR(tag), kept if len(kept) != 1 else kept[0])

@@ -159,11 +159,13 @@ def test_kept_texts_have_no_control_characters_and_the_length_of_their_type(tmp_
     item = Dataset()
     item.add_new("SegmentLabel", "LO", "\x1b[31mtumour\r\n")
     item.add_new("SegmentAlgorithmName", "LO", "x" * 70)
+    item.add_new("StackID", "SH", "for Octavia Featherstone")  # longer than its type allows
     item.add_new("SegmentNumber", "US", 1)
-    one = one_image()
+    one = one_image(PatientName="Featherstone^O")
     one.SegmentSequence = [item]
     (result,) = read(deidentified(tmp_path, one).content).SegmentSequence
     assert (result.SegmentLabel, result.SegmentAlgorithmName) == (" [31mtumour", "x" * 64)
+    assert result.StackID == "REMOVED"
 
 
 @pytest.mark.parametrize(
