@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pytest
 
 from client.inference.dicom.source import read_source
 from common.errors import DataError
+from common.imaging.io.dicom.find import find_series
+from common.imaging.io.dicom.rules import USUAL_RULES
 from common.imaging.io.dicom.volume import read_series
 from common.plan.base import Code
 from tests.client.inference.dicom.by_hand import errors_of_dciodvfy, made_up, model, write
@@ -180,3 +184,32 @@ def test_enhanced_sources_without_patient_are_written(tmp_path: Path) -> None:
     series = only_series_in(save(tmp_path / "series", [enhance(make_series())]))
     write(tmp_path, series, made_up(read_series(series).grid))
     assert not errors_of_dciodvfy(tmp_path / "seg.dcm") and not errors_of_dciodvfy(tmp_path / "sr.dcm")
+
+
+def test_damaged_headers_give_valid_objects_or_an_error_of_the_file(tmp_path: Path) -> None:
+    voxels = np.arange(6 * 8 * 8, dtype=np.uint16).reshape(6, 8, 8)
+    values = {"StudyDate": "20200304", "PatientSex": "O", "SpecificCharacterSet": "ISO_IR 100", "StudyID": "S7"}
+    whole = [path.read_bytes() for path in sorted(save(tmp_path / "whole", make_series(voxels, **values)).iterdir())]
+    random = np.random.default_rng(4)
+    outcomes = Counter[str]()
+    for number in range(60):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        places = random.integers(132, whole[0].index(b"\xe0\x7f\x10\x00"), random.choice((1, 3)))
+        for index, content in enumerate(whole):
+            damaged = np.frombuffer(content, dtype=np.uint8).copy()
+            damaged[places] = random.choice((0, 27, 46, 61, 92, 94, 255))
+            (folder / f"{index}.dcm").write_bytes(damaged.tobytes())
+        for series in find_series(folder, USUAL_RULES).series:
+            if series.grid is None:
+                outcomes["refused"] += 1
+                continue
+            try:
+                segmentation, _ = write(tmp_path, series, made_up(series.grid.to_ras()))
+            except DataError:
+                outcomes["without results"] += 1
+                continue
+            outcomes["written"] += 1
+            assert segmentation.SOPInstanceUID.is_valid
+            assert not [one for one in errors_of_dciodvfy(tmp_path / "seg.dcm") if "Leading zeroes" not in one]
+    assert min(outcomes[key] for key in ("refused", "without results", "written")) > 3
