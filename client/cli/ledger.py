@@ -191,7 +191,10 @@ def _folder(data: Path, ledger: Ledger, site: SiteConfig | None) -> Any:
     # Include cases without a label map: they may have been patients of another dataset. Store nothing: a read-only
     # command leaves no trace.
     reading = Reading(site.geometry, site.patient_rule) if site else AS_STORED
-    found = find_dataset(data, site.dicom, bids=site.bids) if site else find_dataset(data)
+    if site is None:
+        found = find_dataset(data, labelled=False)
+    else:
+        found = find_dataset(data, site.dicom, bids=site.bids, labelled=False)
     cases = found.read_as(reading).cases
     index = PatientIndex(None, Identifiers(ledger, may_make=False).mark)
     return Folder(str(data), list(index.identify(cases, progress).values()))

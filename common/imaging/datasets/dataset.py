@@ -128,8 +128,15 @@ class Dataset:
         return replace(self, channels=channels, labels=labels)
 
 
-def find_dataset(root: Path, rules: DicomRules = USUAL_RULES, *, bids: BidsRules = USUAL_BIDS) -> Dataset:
+def find_dataset(
+    root: Path, rules: DicomRules = USUAL_RULES, *, bids: BidsRules = USUAL_BIDS, labelled: bool = True
+) -> Dataset:
     """Find the cases of a dataset folder; no voxels are read.
+
+    Parameters
+    ----------
+    root, rules, bids, labelled
+        As for :func:`scan_dataset`.
 
     Raises
     ------
@@ -137,7 +144,7 @@ def find_dataset(root: Path, rules: DicomRules = USUAL_RULES, *, bids: BidsRules
         If the folder is missing, empty or has no known layout, if an image or label has no counterpart, if a case
         appears twice, or if ``dataset.json`` or ``patients.csv`` is invalid.
     """
-    dataset, problems = scan_dataset(root, rules, bids=bids)
+    dataset, problems = scan_dataset(root, rules, bids=bids, labelled=labelled)
     errors = [problem for problem in problems if problem.severity == "error"]
     if errors:
         more = f" (and {len(errors) - 1} more; fedvox-client check lists them all)" if len(errors) > 1 else ""
@@ -181,7 +188,7 @@ def scan_dataset(
         if dicom is None:
             layout, cases = _paired_cases(folders, declaration, problems)
         else:
-            layout, cases = _labelled_series(folders[1], dicom, problems)
+            layout, cases = _series(folders[1], dicom, problems, labelled)
     else:
         images = _nifti_files(root, problems, report_others=False)
         cases = [Case(name, files, None) for name, files in _case_images(images, (), declaration, problems).items()]
@@ -269,7 +276,10 @@ def with_patients(cases: Sequence[Case], patients: Mapping[str, str]) -> list[Ca
     return [replace(case, patient=patients[case.name], patient_id=None) for case in cases]
 
 
-def _labelled_series(folder: Path, found: DicomCases, problems: list[Problem]) -> tuple[Layout, list[Case]]:
+def _series(folder: Path, found: DicomCases, problems: list[Problem], labelled: bool) -> tuple[Layout, list[Case]]:
+    if not labelled:
+        problems += found.problems
+        return "dicom", found.cases
     labels: dict[str, Path] = {}
     if folder.is_dir():
         own = {

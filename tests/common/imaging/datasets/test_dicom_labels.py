@@ -84,6 +84,14 @@ def test_who_predicts_gets_all_series_and_no_labels(tmp_path: Path) -> None:
     assert {problem.severity for problem in problems} == {"warning"}
 
 
+def test_who_predicts_gets_all_series_of_two_folders_too(tmp_path: Path) -> None:
+    write_case(tmp_path / "images", "a", "Milz", at="../labels/x.dcm")
+    write_case(tmp_path / "images", "b", "Milz")
+    dataset, problems = scan_dataset(tmp_path, labelled=False)
+    assert [(case.name, case.label) for case in dataset.cases] == [("a", None), ("b", None)]
+    assert not dataset.has_labels and {problem.severity for problem in problems} == {"warning"}
+
+
 def test_segmentations_in_a_folder_of_labels_beside_label_maps_in_nifti(tmp_path: Path) -> None:
     images, labels = tmp_path / "images", tmp_path / "labels"
     write_case(images, "a", "Milz", at="../labels/deep/er/x.dcm")
