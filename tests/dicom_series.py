@@ -119,7 +119,8 @@ def only_series_in(folder: Path, rules: DicomRules = USUAL_RULES) -> Series:
 @functools.cache
 def need_tool(name: str) -> str:
     """The path of a program of a Debian package; skips the test, or fails it where all must run."""
-    found = shutil.which(name)
+    # Debian has servers in a folder that is not on every PATH.
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin")
     if found is None:
         reason = f"{name} is missing: make dicom-tools installs the Debian packages"
         if os.environ.get("FEDVOX_REQUIRE_DICOM_TOOLS") == "1":

@@ -56,6 +56,8 @@ TWO = {"two, sign flipped, length 1": flipped(1)}
 def ratios(sites: SimulatedSites, arm: str, folder: Path) -> dict[str, float]:
     """Lie -> the honest sites' Dice, as a multiple of what they reach among five honest sites; prints each."""
     clean = run(sites, {}, folder / "run")
+    if clean.ended:
+        raise SystemExit(f"{arm}: five honest sites ended: {clean.ended}")
     names = sites.names
     found = {}
     for lies, liars in ((ONE, names[2:3]), (TWO, names[3:5])):
@@ -95,7 +97,9 @@ def main(arguments: Sequence[str]) -> int:
             base = config(phantom | {"partition": BY_FILE}, seed)
             sites = prepare(base, folder / f"data-{seed}", data)
             for arm in arms:
-                found[arm].append(ratios(replace(sites, config=of_arm(base, arm)), arm, folder))
+                found[arm].append(
+                    ratios(replace(sites, config=of_arm(base, arm), _opened={}, _trainer=None), arm, folder)
+                )
     worst = {arm: min(median(one[lie] for one in found[arm]) for lie in ONE) for arm in arms}
     two = {arm: min(median(one[lie] for one in found[arm]) for lie in TWO) for arm in arms}
     best = max(two, key=lambda arm: two[arm])
