@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Self
 
 from common.formatting import counted
@@ -17,7 +18,7 @@ class Watch:
     Parameters
     ----------
     idle_seconds
-        How long the peer may be silent.
+        How long the peer may be silent; infinity if that does not matter.
     total_seconds
         How long all may take.
     """
@@ -26,7 +27,7 @@ class Watch:
         self._idle_seconds = idle_seconds
         self._total_seconds = total_seconds
         self._begin = self._last = time.monotonic()
-        self._sockets: list[socket.socket] = []
+        self._stops: list[Callable[[], None]] = []
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._reason = ""
@@ -51,7 +52,7 @@ class Watch:
     @property
     def has_begun(self) -> bool:
         """Whether there was a connection."""
-        return bool(self._sockets)
+        return bool(self._stops)
 
     def touch(self, *_: object) -> None:
         """Note that the peer sent or took something."""
@@ -59,9 +60,14 @@ class Watch:
 
     def hold(self, connection: socket.socket) -> None:
         """Watch over a connection, from now on."""
+        # Not the method of a TLS socket, which would drop the state that another thread is reading with.
+        self.hold_any(lambda: socket.socket.shutdown(connection, socket.SHUT_RDWR))
+
+    def hold_any(self, stop: Callable[[], None]) -> None:
+        """Watch over something that a call shuts down, in another thread; OSError means that it has ended."""
         self.touch()
         with self._lock:
-            self._sockets.append(connection)
+            self._stops.append(stop)
         if self._reason:
             self._shut_down()
 
@@ -87,7 +93,6 @@ class Watch:
 
     def _shut_down(self) -> None:
         with self._lock:
-            for connection in self._sockets:
-                # Not the method of a TLS socket, which would drop the state that another thread is reading with.
+            for stop in self._stops:
                 with contextlib.suppress(OSError):
-                    socket.socket.shutdown(connection, socket.SHUT_RDWR)
+                    stop()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import re
-import socket
 import ssl
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -135,27 +135,32 @@ class WebArchive:
 
     def fetch(self, study: str, series: Mapping[str, Sequence[Instance]], inbox: Inbox) -> None:
         """Fetch by WADO-RS; see ``Archive``."""
-        with self._bounded("WADO-RS") as watch:
+        with self._bounded("WADO-RS"):
             for uid in series:
                 for dataset in self._client.iter_series(study, uid, media_types=_AS_STORED):
-                    watch.touch()
                     content = BytesIO()
                     dcmwrite(content, dataset, enforce_file_format=True)
                     inbox.keep(content.getvalue())
 
+    def _broken(self, error: Exception) -> str:
+        if isinstance(_innermost(error), TimeoutError):
+            return f"was silent for {self._idle_seconds:g} seconds"
+        return f"cannot be reached or broke off ({_cause(error)})"
+
     @contextlib.contextmanager
-    def _bounded(self, service: str) -> Iterator[Watch]:
+    def _bounded(self, service: str) -> Iterator[None]:
         """End what takes too long in a block, and say in our words what went wrong."""
-        with Watch(self._idle_seconds, self._total_seconds) as watch:
+        # Silence is seen by the session, which knows of every byte; the watch sees to bytes that come too slowly.
+        with Watch(math.inf, self._total_seconds) as watch:
 
             def hold(response: requests.Response, *_: object, **__: object) -> None:
-                connection = getattr(response.raw.connection, "sock", None)
-                if isinstance(connection, socket.socket):
-                    watch.hold(connection)
+                watch.hold_any(lambda: _stop(response))
 
             self._session.hooks["response"] = [hold]
             try:
-                yield watch
+                yield
+                if watch.reason:
+                    raise PeerError(str(self), watch.reason)
             except FedvoxError:
                 raise
             except requests.HTTPError as error:
@@ -168,9 +173,7 @@ class WebArchive:
             except requests.exceptions.SSLError as error:
                 raise PeerError(str(self), f"has no TLS that is trusted here: {_cause(error)}", False) from None
             except requests.RequestException as error:
-                raise PeerError(
-                    str(self), watch.reason or f"cannot be reached or broke off ({_cause(error)})"
-                ) from None
+                raise PeerError(str(self), watch.reason or self._broken(error)) from None
             except Exception as error:  # an answer from anywhere may break any line of a parser
                 problem = watch.reason or f"gave {service} an answer that cannot be read ({type(error).__name__})"
                 raise PeerError(str(self), problem) from None
@@ -196,11 +199,22 @@ class _Adapter(HTTPAdapter):
         super().init_poolmanager(*args, **kwargs, ssl_context=self._tls)
 
 
+def _stop(response: requests.Response) -> None:
+    """Shut an answer's socket down, from another thread, unless all has been read."""
+    with contextlib.suppress(RuntimeError, ValueError):
+        response.raw.shutdown()
+
+
 def _cause(error: BaseException) -> str:
     """Return the innermost error's name: texts of libraries hold whole addresses."""
+    inner = _innermost(error)
+    return visible(getattr(inner, "strerror", None) or type(inner).__name__)
+
+
+def _innermost(error: BaseException) -> BaseException:
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
-    return visible(getattr(error, "strerror", None) or type(error).__name__)
+    return error
 
 
 def _value(item: Any, keyword: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import ssl
 import threading
@@ -31,15 +32,23 @@ def service(
 ) -> Iterator[str]:
     """Serve answers on the loopback device; path and token of every request go to ``asked``."""
 
+    drips = getattr(answer, "drips", lambda path: False)
+    pace = threading.Event()
+
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append((self.path, self.headers.get("Authorization", "")))
             status, headers, content = answer(self.path)
             self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            length = 10**9 if drips(self.path) else len(content)
+            for name, value in {**headers, "Content-Length": str(length)}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(content)
+            with contextlib.suppress(OSError):
+                self.wfile.write(content)
+                while drips(self.path):
+                    self.wfile.write(b" ")
+                    pace.wait(0.02)
 
         def log_message(self, *arguments: object) -> None:
             pass
@@ -59,6 +68,11 @@ class Web:
         self.slices = slices
         self.parts = [path.read_bytes() for path in sorted(save(folder, slices).iterdir())]
         self.changed: dict[str, Answer] = {}
+        self.slow = "never"
+
+    def drips(self, path: str) -> bool:
+        """Whether an answer does not end, and comes byte by byte."""
+        return self.slow in path + " "
 
     def __call__(self, path: str) -> Answer:
         level = path.partition("?")[0].rsplit("/", 1)[-1]
@@ -82,10 +96,12 @@ class Web:
         }
 
 
-def import_from(site: Site, web: Callable[[str], Answer], *accessions: str) -> tuple[list[Any], list[tuple[str, str]]]:
+def import_from(
+    site: Site, web: Callable[[str], Answer], *accessions: str, **limits: float
+) -> tuple[list[Any], list[tuple[str, str]]]:
     asked: list[tuple[str, str]] = []
     with service(web, asked) as url:
-        site.write_address(url=url, attempts=2, idle_seconds=5)
+        site.write_address(url=url, **{"attempts": 2, "idle_seconds": 5, **limits})
         site.write_cohort(*accessions)
         return site.run()[1], asked
 
@@ -142,6 +158,15 @@ def test_an_archive_that_always_gives_the_first_page_is_asked_no_further(site: S
     web.changed["studies"] = (200, JSON, json.dumps(many).encode())
     _, asked = import_from(site, web, "B7")
     assert sum("AccessionNumber" in path for path, _ in asked) == 2
+
+
+@pytest.mark.parametrize("slow", ["AccessionNumber", "/instances?", "/series/1.2.3.1 "])
+def test_nobody_waits_for_an_answer_that_comes_byte_by_byte(site: Site, tmp_path: Path, slow: str) -> None:
+    web = Web(study("A1", SeriesInstanceUID="1.2.3.1"), tmp_path / "made")
+    web.slow = slow
+    (result,), _ = import_from(site, web, "A1", study_seconds=0.5, attempts=1)
+    assert result["outcome"] == "failed"
+    assert "was not done after" in result["reason"]
 
 
 def test_damaged_objects_do_not_count(site: Site, tmp_path: Path) -> None:
