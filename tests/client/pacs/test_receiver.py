@@ -274,24 +274,33 @@ def spoilt(**values: str) -> tuple[bytes, str]:
 
 
 @pytest.mark.parametrize(
-    ("content", "uid", "status"),
+    ("values", "status"),
     [
-        (*spoilt(StudyInstanceUID="../../etc"), NOT_UNDERSTOOD),
-        (*spoilt(StudyInstanceUID=".."), NOT_UNDERSTOOD),
-        (*spoilt(SeriesInstanceUID="1.2/3"), NOT_UNDERSTOOD),
-        (*spoilt(SOPInstanceUID="1.2.3"), MISMATCH),
-        (*spoilt(SOPClassUID="1.2.840.10008.5.1.4.1.1.2"), MISMATCH),
-        (spoilt()[0], "../../../etc/passwd", NOT_UNDERSTOOD),
-        (b"no DICOM at all, but text of some length", "1.2.3", NOT_UNDERSTOOD),
+        ({"StudyInstanceUID": "../../etc"}, NOT_UNDERSTOOD),
+        ({"StudyInstanceUID": ".."}, NOT_UNDERSTOOD),
+        ({"SeriesInstanceUID": "1.2/3"}, NOT_UNDERSTOOD),
+        ({"SOPInstanceUID": "1.2.3"}, MISMATCH),
+        ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2"}, MISMATCH),
     ],
 )
-def test_refuses_what_cannot_be_identified(tmp_path: Path, content: bytes, uid: str, status: int) -> None:
-    with receiving(tmp_path / "got") as receiver, calling(receiver.port) as association:
+def test_refuses_what_contradicts_or_may_be_a_path(tmp_path: Path, values: dict[str, str], status: int) -> None:
+    refuses(tmp_path, *spoilt(**values), status)
+
+
+@pytest.mark.parametrize("uid", ["../../../etc/passwd", "1.2.3"])
+def test_refuses_what_cannot_be_identified(tmp_path: Path, uid: str) -> None:
+    content = b"no DICOM at all, but text of some length" if uid == "1.2.3" else spoilt()[0]
+    refuses(tmp_path, content, uid, NOT_UNDERSTOOD)
+
+
+def refuses(folder: Path, content: bytes, uid: str, status: int) -> None:
+    """An instance is refused with a status, and the next one received."""
+    with receiving(folder / "got") as receiver, calling(receiver.port) as association:
         assert send_raw(association, content, uid) == status
         content, uid = spoilt()
         assert send_raw(association, content, uid) == 0
-    assert [path.name for path in (tmp_path / "got").iterdir()] == [f"{uid}.dcm"]
-    assert {path.name for path in tmp_path.iterdir()} == {"got"}
+    assert [path.name for path in (folder / "got").iterdir()] == [f"{uid}.dcm"]
+    assert {path.name for path in folder.iterdir()} == {"got"}
 
 
 @pytest.mark.parametrize("text", ["", "1", ".", "..", "1..2", ".1.2", "1.2.", "1.2\n", "1." + 63 * "2", "१.२", "1/2.3"])
