@@ -78,11 +78,13 @@ def find_labels(
             problems.append(Problem(label.case, label.path, text))
         elif case in files:
             text = f"is a label map of {case}, and so is {files[case].path.name}: "
-            value = f"'*_{(nifti_stem(label.path) or '').removeprefix(f'{case}_')}'"
-            problems.append(Problem(case, label.path, text + _ADVICE.format(key="labels", value=value)))
+            problems.append(Problem(case, label.path, text + _ADVICE.format(key="labels", value=_pattern(label))))
         else:
             files[case] = label
     chosen = list(files.values())
+    if (mixture := _mixture(chosen)) is not None:
+        problems.append(mixture)
+        return BidsLabels()
     return BidsLabels({case: label.path for case, label in files.items()}, _names(folder, chosen, problems))
 
 
@@ -114,6 +116,22 @@ def _case_of(label: BidsName, images: Mapping[str, Mapping[str, Path]]) -> str |
     words = set(label.case.split("_"))
     fitting = [case for case in images if words <= set(case.split("_")) and case.split("_")[0] in words]
     return fitting[0] if len(fitting) == 1 else None
+
+
+def _mixture(labels: Sequence[BidsName]) -> Problem | None:
+    """Return an error if label maps of several scans are of different structures by their names."""
+    for label in labels[1:]:
+        if label.value("label") != labels[0].value("label"):
+            text = f"is of another structure than {labels[0].path.name} by its name: "
+            advice = _ADVICE.format(key="labels", value=_pattern(labels[0]))
+            return Problem(None, label.path, text + advice)
+    return None
+
+
+def _pattern(label: BidsName) -> str:
+    """Return a pattern, quoted for YAML, for the names of label maps of one kind in all scans."""
+    kind = (nifti_stem(label.path) or "").removeprefix(f"{label.case}_")
+    return f"'*_{kind}'"
 
 
 def _names(folder: Path, labels: Sequence[BidsName], problems: list[Problem]) -> dict[int, str]:

@@ -156,6 +156,26 @@ def test_masks_of_one_structure_are_label_maps_too(tmp_path: Path) -> None:
     assert [case.label and case.label.name for case in dataset.cases] == ["sub-01_label-hippocampus_mask.nii.gz"]
 
 
+def test_masks_of_several_structures_are_not_one_label(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path)
+    labels = write_derivative(root, table="")
+    for subject, structure in (("01", "liver"), ("02", "spleen")):
+        write_scan(root, f"sub-{subject}_T1w")
+        write_label(labels, f"sub-{subject}_label-{structure}_mask", highest=1)
+    dataset, problems = scan_dataset(root)
+    assert not dataset.has_labels and all(case.label is None for case in dataset.cases)
+    assert [(one.case, one.path and one.path.name, one.severity, one.text) for one in problems] == [
+        (
+            *(None, "sub-02_label-spleen_mask.nii.gz", "error"),
+            "is of another structure than sub-01_label-liver_mask.nii.gz by its name: choose in site.yaml, such as "
+            "bids: {labels: '*_label-liver_mask'}",
+        )
+    ]
+    assert ("error", problems[0].text) in texts(root, BidsRules(labels="*_mask"))
+    dataset = find_dataset(root, bids=BidsRules(labels="*_label-spleen_mask"))
+    assert (dataset.labels, list(images(dataset))) == ({1: "spleen"}, ["sub-02"])
+
+
 def test_where_several_folders_or_maps_could_be_meant_the_hospital_chooses(study: Path) -> None:
     other = write_derivative(study, "automatic")
     write_label(other, "sub-01_ses-1_desc-v1_dseg")
