@@ -69,12 +69,19 @@ def first_item(dataset: Dataset, keyword: str) -> Dataset:
     return found[0] if found else Dataset()
 
 
+def instances(dataset: Dataset, keyword: str) -> Iterator[str]:
+    """Return the SOP instance UIDs of a sequence."""
+    for item in items(dataset, keyword):
+        if uid := text(item, "ReferencedSOPInstanceUID"):
+            yield uid
+
+
 def sources_of_frames(dataset: Dataset) -> Iterator[str]:
     """Return the SOP instance UIDs that the frames of a segmentation say they were derived from."""
     for keyword in _FRAME_GROUPS:
         for groups in items(dataset, keyword):
             for derivation in items(groups, "DerivationImageSequence"):
-                yield from _instances(derivation, "SourceImageSequence")
+                yield from instances(derivation, "SourceImageSequence")
 
 
 def _segmentation(path: Path, dataset: Dataset) -> LabelObject:
@@ -108,7 +115,7 @@ def _structure_set(path: Path, dataset: Dataset) -> LabelObject:
     for frame in items(dataset, "ReferencedFrameOfReferenceSequence"):
         for study in items(frame, "RTReferencedStudySequence"):
             for series in items(study, "RTReferencedSeriesSequence"):
-                references.update(_instances(series, "ContourImageSequence"))
+                references.update(instances(series, "ContourImageSequence"))
     codes: dict[int | None, Meaning | None] = {}
     for observation in items(dataset, "RTROIObservationsSequence"):
         code = _meaning(first_item(observation, "RTROIIdentificationCodeSequence"))
@@ -149,13 +156,7 @@ def _checked(
 
 def _instances_of_series(dataset: Dataset) -> Iterator[str]:
     for series in items(dataset, "ReferencedSeriesSequence"):
-        yield from _instances(series, "ReferencedInstanceSequence")
-
-
-def _instances(dataset: Dataset, keyword: str) -> Iterator[str]:
-    for item in items(dataset, keyword):
-        if uid := text(item, "ReferencedSOPInstanceUID"):
-            yield uid
+        yield from instances(series, "ReferencedInstanceSequence")
 
 
 def _segment(item: Dataset) -> Segment:

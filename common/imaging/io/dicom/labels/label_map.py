@@ -58,7 +58,7 @@ def read_label_map(
         painter = Painter(shape)
     for one, values in zip(objects, assigned.values, strict=True):
         if one.kind == "RTSTRUCT":
-            paint_structure_set(one, values, series.grid, painter)
+            paint_structure_set(one, values, series, series.grid, painter)
         else:
             paint_segmentation(one, values, series, series.grid, painter)
     if not later_wins:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,6 +59,13 @@ def test_a_label_map_comes_back_from_its_contours(tmp_path: Path, slices: list[D
     assert min(scores) >= (0.98 if digits == 1 else 0.9999)
 
 
+def test_what_reaches_the_border_of_the_image_comes_back(tmp_path: Path, slices: list[Dataset]) -> None:
+    masks = {"liver": np.ones(SHAPE, dtype=bool)}
+    write(tmp_path / "x", structure_set(slices, masks, digits=1))
+    dataset, _ = compare(find_dataset(tmp_path), WANTED)
+    assert label_of(dataset, "a").all()
+
+
 def test_regions_are_found_by_code_or_name_and_others_ignored(tmp_path: Path, slices: list[Dataset]) -> None:
     masks = shapes()
     more = {"liver": masks["TUMOUR"], "x": masks["Leber"]}
@@ -103,6 +111,49 @@ def set_data(one: Dataset, values: list[float]) -> None:
     first_contour(one).ContourData = values
 
 
+def shifted(one: Dataset, columns: float) -> None:
+    """Move a contour within its slice."""
+    contour = first_contour(one)
+    points = np.array(contour.ContourData, float).reshape(-1, 3) + AXES[:, 0] * columns
+    contour.ContourData = [f"{value:.5f}" for value in points.ravel()]
+
+
+def stored_twice(one: Dataset) -> None:
+    contours = one.ROIContourSequence[0].ContourSequence
+    contours.append(contours[3])
+
+
+def crossing(one: Dataset) -> None:
+    """Put a copy of a contour beside it, so that they cross."""
+    copied = copy.deepcopy(one)
+    shifted(copied, 2)
+    one.ROIContourSequence[0].ContourSequence.append(first_contour(copied))
+
+
+def round_twice(one: Dataset) -> None:
+    contour = first_contour(one)
+    contour.ContourData = list(contour.ContourData) * 2
+    contour.NumberOfContourPoints *= 2
+
+
+def two_points(one: Dataset) -> None:
+    set_data(one, list(first_contour(one).ContourData)[:6])
+    first_contour(one).NumberOfContourPoints = 2
+
+
+def tiny(one: Dataset) -> None:
+    """Leave one contour, of a tenth of a pixel."""
+    one.ROIContourSequence[0].ContourSequence = one.ROIContourSequence[0].ContourSequence[:1]
+    data = np.array(first_contour(one).ContourData, float).reshape(-1, 3)
+    set_data(one, (data[0] + (data - data[0]) / 300).ravel().round(5).tolist())
+
+
+def of_other_images(one: Dataset) -> None:
+    image = Dataset()
+    image.ReferencedSOPInstanceUID = generate_uid()
+    first_contour(one).ContourImageSequence = [image]
+
+
 def no_instances(one: Dataset) -> None:
     study = one.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence[0]
     study.RTReferencedSeriesSequence[0].ContourImageSequence[0].ReferencedSOPInstanceUID = "1.2.3"
@@ -119,6 +170,14 @@ REFUSED: dict[str, tuple[Callable[[Dataset], object], str]] = {
         lambda one: setattr(first_contour(one), "NumberOfContourPoints", 2**30),
         "has a ContourData that is not 3221225472 finite numbers",
     ),
+    "another series": (of_other_images, "has a contour of 'Leber' .* that refers to instances outside of its series"),
+    "outside": (lambda one: shifted(one, 100), "has a contour of 'Leber' .* outside of the image on slice"),
+    "partly outside": (lambda one: shifted(one, -6), "outside of the image on slice"),
+    "stored twice": (stored_twice, "has contours of 'Leber' .* on slice .* that fill the same pixels: correct them"),
+    "crossing": (crossing, "that cross each other"),
+    "round twice": (round_twice, "that go round a pixel more than once"),
+    "two points": (two_points, r"that is no area \(2 points\)"),
+    "no pixel": (tiny, "has contours of 'Leber' .* that fill no pixel"),
     "no points": (lambda one: set_data(one, []), "without points"),
     "not three numbers a point": (lambda one: set_data(one, [1.0, 2.0]), "that is not"),
     "two places": (in_two_places, "has contours of 'Leber' .* in two places"),
