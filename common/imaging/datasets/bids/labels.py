@@ -10,14 +10,18 @@ from pathlib import Path
 from common.errors import DataError
 from common.imaging.datasets.bids.names import BidsName, anat_files, parse_name
 from common.imaging.datasets.bids.rules import BidsRules
+from common.imaging.datasets.bids.tables import names_of_values
 from common.imaging.datasets.case import Problem
 from common.imaging.datasets.hints import unusable_file
-from common.imaging.datasets.patients_csv import read_column
 from common.imaging.io.nifti import nifti_stem
 
 _DERIVATIVES = "derivatives"
 _OWN_SPACES = frozenset({"", "orig", "individual"})
 """Values of ``space`` for the scan's own grid; names of its suffixes mean the same."""
+_STRUCTURE = frozenset({"label", "hemi"})
+"""Entities by which label maps are of different structures."""
+_KIND = frozenset({"desc", "seg", "atlas"})
+"""Entities by which numbers in label maps may mean other things; a hospital may say that they do not."""
 _ADVICE = "choose in site.yaml, such as bids: {{{key}: {value}}}"
 
 
@@ -82,7 +86,7 @@ def find_labels(
         else:
             files[case] = label
     chosen = list(files.values())
-    if (mixture := _mixture(chosen)) is not None:
+    if (mixture := _mixture(chosen, rules.labels is not None)) is not None:
         problems.append(mixture)
         return BidsLabels()
     return BidsLabels({case: label.path for case, label in files.items()}, _names(folder, chosen, problems))
@@ -118,13 +122,14 @@ def _case_of(label: BidsName, images: Mapping[str, Mapping[str, Path]]) -> str |
     return fitting[0] if len(fitting) == 1 else None
 
 
-def _mixture(labels: Sequence[BidsName]) -> Problem | None:
-    """Return an error if label maps of several scans are of different structures by their names."""
+def _mixture(labels: Sequence[BidsName], chosen: bool) -> Problem | None:
+    """Return an error if label maps of several scans are of different kinds by their names."""
+    keys = _STRUCTURE if chosen else _STRUCTURE | _KIND
     for label in labels[1:]:
-        if label.value("label") != labels[0].value("label"):
-            text = f"is of another structure than {labels[0].path.name} by its name: "
-            advice = _ADVICE.format(key="labels", value=_pattern(labels[0]))
-            return Problem(None, label.path, text + advice)
+        first = labels[0]
+        if label.suffix != first.suffix or any(label.value(key) != first.value(key) for key in keys):
+            text = f"is of another kind than {first.path.name} by its name: "
+            return Problem(None, label.path, text + _ADVICE.format(key="labels", value=_pattern(first)))
     return None
 
 
@@ -135,19 +140,12 @@ def _pattern(label: BidsName) -> str:
 
 
 def _names(folder: Path, labels: Sequence[BidsName], problems: list[Problem]) -> dict[int, str]:
-    """Return the names of labels: of a mask its own, of segmentations those of a table beside them."""
+    """Return the names of labels: of a mask its own, of segmentations those of their tables."""
     if labels and all(label.suffix == "mask" for label in labels):
-        found = sorted({label.value("label") for label in labels})
-        return {1: found[0]} if len(found) == 1 else {}
-    tables = [folder / f"desc-{desc}_dseg.tsv" for desc in sorted({label.value("desc") for label in labels}) if desc]
-    table = next((path for path in (*tables, folder / "dseg.tsv") if path.is_file()), None)
-    if table is None:
-        return {}
+        name = labels[0].value("label")
+        return {1: name} if name else {}
     try:
-        rows = read_column(table, "index", "name", delimiter="\t")
-        named = {int(index): name for index, (name, _) in rows.items() if name}
-    except (DataError, ValueError) as error:
-        text = error.problem if isinstance(error, DataError) else "has an index that is no whole number"
-        problems.append(Problem(None, table, text))
+        return names_of_values(labels, folder)
+    except DataError as error:
+        problems.append(Problem(None, error.path, error.problem))
         return {}
-    return {value: name for value, name in named.items() if 0 < value < 256}

@@ -59,13 +59,20 @@ class BidsName:
 
 def parse_name(path: Path) -> BidsName | None:
     """Return the parts of a NIfTI file's name; None if it is not named as BIDS wants, or lies elsewhere."""
-    *words, suffix = (nifti_stem(path) or "").split("_")
-    entities = [match for word in words if (match := _ENTITY.fullmatch(word))]
-    pairs = tuple((match[1], match[2]) for match in entities)
-    if len(entities) < len(words) or not _SUFFIX.fullmatch(suffix) or len(dict(pairs)) < len(pairs):
+    if (found := split_stem(nifti_stem(path) or "")) is None:
         return None
     folders = [folder for folder in path.parts[-4:-1] if SUBJECT.fullmatch(folder) or _SESSION.fullmatch(folder)]
-    return BidsName(path, pairs, suffix) if words[: len(folders)] == folders and folders else None
+    first = ["-".join(entity) for entity in found[0][: len(folders)]]
+    return BidsName(path, *found) if first == folders and folders else None
+
+
+def split_stem(stem: str) -> tuple[tuple[tuple[str, str], ...], str] | None:
+    """Return entities and suffix of a name without its ending; None if it is not of that form."""
+    *words, suffix = stem.split("_")
+    entities = [match for word in words if (match := _ENTITY.fullmatch(word))]
+    pairs = tuple((match[1], match[2]) for match in entities)
+    whole = len(entities) == len(words) and _SUFFIX.fullmatch(suffix) and len(dict(pairs)) == len(pairs)
+    return (pairs, suffix) if whole else None
 
 
 def anat_files(root: Path) -> Iterator[Path]:

@@ -154,6 +154,7 @@ def test_masks_of_one_structure_are_label_maps_too(tmp_path: Path) -> None:
     dataset = find_dataset(root)
     assert dataset.labels == {1: "hippocampus"}
     assert [case.label and case.label.name for case in dataset.cases] == ["sub-01_label-hippocampus_mask.nii.gz"]
+    assert find_dataset(root, bids=BidsRules(labels="*_desc-brain_mask")).labels == {}
 
 
 def test_masks_of_several_structures_are_not_one_label(tmp_path: Path) -> None:
@@ -167,7 +168,7 @@ def test_masks_of_several_structures_are_not_one_label(tmp_path: Path) -> None:
     assert [(one.case, one.path and one.path.name, one.severity, one.text) for one in problems] == [
         (
             *(None, "sub-02_label-spleen_mask.nii.gz", "error"),
-            "is of another structure than sub-01_label-liver_mask.nii.gz by its name: choose in site.yaml, such as "
+            "is of another kind than sub-01_label-liver_mask.nii.gz by its name: choose in site.yaml, such as "
             "bids: {labels: '*_label-liver_mask'}",
         )
     ]
