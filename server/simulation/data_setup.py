@@ -15,8 +15,8 @@ from common.errors import ConfigError, DataError
 from common.formatting import counted
 from common.imaging.cache.case_cache import CaseCache
 from common.imaging.datasets.comparison import Wanted, compare
-from common.imaging.datasets.dataset import Dataset, find_dataset, with_patients
-from common.imaging.datasets.patients_csv import read_patients
+from common.imaging.datasets.dataset import Dataset, find_dataset
+from common.imaging.datasets.patients_csv import read_patients, with_patients
 from common.imaging.phantoms.dataset import write_phantom_dataset
 from common.plan.plan import Plan
 from common.planning.fingerprint import Fingerprint, fingerprint_dataset

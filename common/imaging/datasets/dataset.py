@@ -36,7 +36,7 @@ from common.imaging.datasets.dicom_cases import DicomCases, find_dicom_cases, wi
 from common.imaging.datasets.dicom_labels import with_own_structures
 from common.imaging.datasets.hints import folder_hint, is_half, missing_folder, readable, unusable_file, why_ignored
 from common.imaging.datasets.name_rule import patients_by_name
-from common.imaging.datasets.patients_csv import PATIENTS_FILE, read_patients
+from common.imaging.datasets.patients_csv import with_patients, with_table
 from common.imaging.datasets.training_list import CHANNEL_FILE, case_name, listed_cases, other_endings
 from common.imaging.io.dicom.rules import USUAL_RULES, DicomRules
 from common.imaging.io.nifti import channel_count, nifti_stem
@@ -200,14 +200,8 @@ def scan_dataset(
         problems += other_endings(root, declaration, cases)
     if not cases and not any(problem.severity == "error" for problem in problems):
         raise DataError(root, f"holds no cases: {_LOOKED_FOR}.{folder_hint(root, declaration)}")
-    if layout != "files" and (root / PATIENTS_FILE).exists():
-        names = [case.name for case in cases]
-        # Cases that are incomplete, or not listed in dataset.json, have their own problem or warning already.
-        others = {problem.case for problem in problems if problem.case is not None}
-        try:
-            cases = with_patients(cases, read_patients(root / PATIENTS_FILE, names, others))
-        except DataError as error:
-            problems.append(Problem(None, error.path, error.problem))
+    if layout != "files":
+        cases = with_table(root, cases, problems, frozenset() if dicom is None else dicom.names)
     dataset = _dataset_of(root, layout, cases, declaration)
     return (dataset if dicom is None else _of_dicom(dataset, dicom)), problems
 
@@ -247,7 +241,9 @@ def _by_content(root: Path, rules: DicomRules, bids: BidsRules, labelled: bool) 
         return _of_bids(root, bids, labelled)
     if not _holds_nifti(root) and (found := find_dicom_cases(root, rules, labelled=labelled)) is not None:
         layout: Layout = "dicom_labels" if found.labels else "dicom"
-        cases = with_label_maps(found, {}, None) if found.labels else found.cases
+        cases = found.cases
+        if found.labels:
+            cases = with_table(root, with_label_maps(found, {}, None), found.problems, found.names)
         return _of_dicom(_dataset_of(root, layout, cases, Declaration()), found), found.problems
     if not root.is_dir():
         what = "is not a dataset folder, a NIfTI file or a DICOM file"
@@ -261,19 +257,6 @@ def _holds_nifti(root: Path) -> bool:
         return False
     belong = any((root / name).is_dir() for name in ("imagesTr", "images", "imagesTs"))
     return belong or any(nifti_stem(path) or is_half(path) for path in root.iterdir())
-
-
-def with_patients(cases: Sequence[Case], patients: Mapping[str, str]) -> list[Case]:
-    """Return the cases with their patients filled in.
-
-    Parameters
-    ----------
-    cases
-        Cases of one dataset.
-    patients
-        Case name -> patient, for every case.
-    """
-    return [replace(case, patient=patients[case.name], patient_id=None) for case in cases]
 
 
 def _series(folder: Path, found: DicomCases, problems: list[Problem], labelled: bool) -> tuple[Layout, list[Case]]:

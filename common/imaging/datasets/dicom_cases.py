@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from common.formatting import counted
 from common.imaging.datasets.case import Case, Problem
+from common.imaging.datasets.patients_csv import PATIENTS_FILE
 
 if TYPE_CHECKING:
     from common.imaging.io.dicom.header import Instance
@@ -43,12 +44,15 @@ class DicomCases:
         Problems with all others.
     labels
         Segmentation objects and structure sets, and the series that they are about.
+    names
+        Names of all volumes, of those too that the rules do not choose.
     """
 
     series: tuple[Series, ...]
     cases: list[Case]
     problems: list[Problem]
-    labels: tuple[Match, ...] = ()
+    labels: tuple[Match, ...]
+    names: frozenset[str]
 
 
 def find_dicom_cases(
@@ -85,18 +89,19 @@ def find_dicom_cases(
         if series.refusal and (series.study, series.uid) not in known:
             text = f"{series.title}: {series.refusal}"
             problems.append(Problem(None, series.folder, text, "warning" if series.left_out else "error"))
-    if found.others:
-        are = "file is" if len(found.others) == 1 else "files are"
-        text = f"{len(found.others):,} {are} not DICOM images and are ignored, such as {found.others[0].name}"
+    if others := [path for path in found.others if path != root / PATIENTS_FILE]:
+        are = "file is" if len(others) == 1 else "files are"
+        text = f"{len(others):,} {are} not DICOM images and are ignored, such as {others[0].name}"
         problems.append(Problem(None, root, text, "warning"))
-    volumes = [series for series in found.series if not series.refusal]
-    if not volumes:
+    if all(series.refusal for series in found.series):
         series_count = counted(len(found.series), "series", "series")
         problems.append(Problem(None, root, f"holds {series_count} of DICOM, and none of them is a volume"))
     if labelled and label_folder is not None and label_folder.is_dir():
         instances += _beside(label_folder, problems)
-    cases = _cases(root, found.series)
-    return DicomCases(found.series, cases, problems, _matched(instances, found.series, problems))
+    volumes = _named(root, found.series)
+    cases = _cases(root, volumes)
+    labels = _matched(instances, found.series, problems)
+    return DicomCases(found.series, cases, problems, labels, frozenset(volumes))
 
 
 def _beside(folder: Path, problems: list[Problem]) -> tuple[Instance, ...]:
@@ -173,16 +178,23 @@ def _without_labels(cases: Sequence[Case], folder: Path | None) -> list[Problem]
     return [Problem(None, cases[0].images[0], text, "warning")]
 
 
-def _cases(root: Path, series: Sequence[Series]) -> list[Case]:
-    """Make a case of each volume that is chosen; those that are not have their names too."""
+def _named(root: Path, series: Sequence[Series]) -> dict[str, Series]:
+    """Name each volume, whether it is chosen or not."""
     volumes = [one for one in series if one.grid is not None]
     alone = Counter(one.folder for one in volumes)
     names = [_name(root, one, alone[one.folder] == 1) for one in volumes]
     doubled = Counter(names)
+    return {
+        f"{name}-{_digest(one.study, one.uid, *one.slices[0].marks)}" if doubled[name] > 1 else name: one
+        for name, one in zip(names, volumes, strict=True)
+    }
+
+
+def _cases(root: Path, volumes: Mapping[str, Series]) -> list[Case]:
+    """Make a case of each volume that is chosen."""
+    alone = Counter(one.folder for one in volumes.values())
     cases = []
-    for name, one in zip(names, volumes, strict=True):
-        if doubled[name] > 1:
-            name = f"{name}-{_digest(one.study, one.uid, *one.slices[0].marks)}"
+    for name, one in volumes.items():
         path = one.folder if alone[one.folder] == 1 and root.is_dir() else one.slices[0].path
         if not one.refusal:
             cases.append(Case(name, (path,), None, series=one, patient_id=one.patient or None))

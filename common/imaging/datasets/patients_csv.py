@@ -8,10 +8,12 @@ patient.
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from common.errors import DataError
+from common.imaging.datasets.case import Case, Problem
 
 PATIENTS_FILE = "patients.csv"
 
@@ -90,3 +92,41 @@ def read_patients(
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise DataError(path, f"has no row for case {missing[0]}{more}; add a row for every case")
     return {case: table[case][0] for case in cases}
+
+
+def with_patients(cases: Sequence[Case], patients: Mapping[str, str]) -> list[Case]:
+    """Return the cases with their patients filled in.
+
+    Parameters
+    ----------
+    cases
+        Cases of one dataset.
+    patients
+        Case name -> patient, for every case.
+    """
+    return [replace(case, patient=patients[case.name], patient_id=None) for case in cases]
+
+
+def with_table(root: Path, cases: list[Case], problems: list[Problem], others: Collection[str]) -> list[Case]:
+    """Return the cases with their patients in ``patients.csv``, if a folder has one.
+
+    Parameters
+    ----------
+    root
+        The folder.
+    cases
+        Its cases.
+    problems
+        Problems found so far, to which those of the table are added; it may name the cases that these are about.
+    others
+        Further names that the table may contain.
+    """
+    if not (root / PATIENTS_FILE).exists():
+        return cases
+    # Cases that are incomplete, or not listed in dataset.json, have their own problem or warning already.
+    known = {problem.case for problem in problems if problem.case is not None}.union(others)
+    try:
+        return with_patients(cases, read_patients(root / PATIENTS_FILE, [case.name for case in cases], known))
+    except DataError as error:
+        problems.append(Problem(None, error.path, error.problem))
+        return cases

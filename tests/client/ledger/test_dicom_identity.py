@@ -15,7 +15,7 @@ from client.ledger.ledger import Ledger
 from client.ledger.patient_identity import MARK, Patient, PatientIndex, PatientsError, identifier_of, is_scan
 from common.imaging.datasets.case import Reading
 from common.imaging.datasets.dataset import Dataset, find_dataset
-from common.imaging.datasets.dataset import with_patients as name_patients
+from common.imaging.datasets.patients_csv import with_patients as name_patients
 from tests.common.imaging.datasets.test_dicom_cases import write_pair
 from tests.dicom_series import make_series, only_series_in, save
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import DataError
@@ -18,7 +18,7 @@ from common.imaging.datasets.bids.names import BidsName, anat_files, parse_name,
 from common.imaging.datasets.bids.rules import BidsRules
 from common.imaging.datasets.case import Case, Problem
 from common.imaging.datasets.hints import unusable_file
-from common.imaging.datasets.patients_csv import PATIENTS_FILE, read_column, read_patients
+from common.imaging.datasets.patients_csv import read_column, with_table
 
 PARTICIPANTS = "participants.tsv"
 _DESCRIPTION = "dataset_description.json"
@@ -92,23 +92,8 @@ def find_bids(root: Path, rules: BidsRules, labelled: bool) -> tuple[BidsScans, 
             cases.append(Case(name, (first,), labels.files.get(name), patient=subjects[name]))
         else:
             problems.append(Problem(name, first, "has no label map and is left out", "warning"))
-    cases = _with_patients(root, sorted(cases, key=lambda case: case.name), files, problems)
+    cases = with_table(root, sorted(cases, key=lambda case: case.name), problems, files)
     return BidsScans(tuple(cases), files, labels.names, bool(labels)), problems
-
-
-def _with_patients(
-    root: Path, cases: list[Case], files: Mapping[str, Mapping[str, Path]], problems: list[Problem]
-) -> list[Case]:
-    """Return the cases with the patients of our own table, if there is one."""
-    table = root / PATIENTS_FILE
-    if not table.exists():
-        return cases
-    try:
-        patients = read_patients(table, [case.name for case in cases], files)
-    except DataError as error:
-        problems.append(Problem(None, error.path, error.problem))
-        return cases
-    return [replace(case, patient=patients[case.name]) for case in cases]
 
 
 def choose_channels(

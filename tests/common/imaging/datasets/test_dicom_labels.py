@@ -191,3 +191,22 @@ def test_what_is_cached_depends_on_the_labels_that_are_wanted_and_on_the_file(tm
     assert cached(Wanted({1: "liver", 2: "kidney"}, codes={1: LIVER[:2]})) == [60, 0]
     path.write_bytes(path.read_bytes().replace(b"78961009", b"99999999"))
     assert cached(WANTED) == [0, 60]
+
+
+def test_patients_of_a_table_own_the_series_of_an_archive(tmp_path: Path) -> None:
+    for name in "abc":
+        write_case(tmp_path, name, "Leber")
+    save(tmp_path / "unlabelled", make_series())
+    path = tmp_path / "patients.csv"
+    path.write_text("case,patient\na,X\nb,X\nc,Y\nunlabelled,Y\n")
+    dataset, problems = scan_dataset(tmp_path)
+    assert [(case.owner, case.patient_id) for case in dataset.cases] == [("X", None), ("X", None), ("Y", None)]
+    assert [problem.text for problem in problems] == [
+        "no segmentation refers to 1 series, such as unlabelled: left out"
+    ]
+    path.write_text("case,patient\na,X\nb,X\n")
+    with pytest.raises(DataError, match=r"patients\.csv: has no row for case c"):
+        find_dataset(tmp_path)
+    path.write_text("case,patient\na,X\nb,X\nc,Y\nd,Y\n")
+    with pytest.raises(DataError, match="line 5: there is no case 'd'"):
+        find_dataset(tmp_path)
