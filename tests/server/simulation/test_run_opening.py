@@ -275,7 +275,10 @@ def add_a_case() -> None:
         (change_a_scan, r"imagesTr/\w+\.nii\.gz was changed since the run began; put back"),
         (lambda: first_file("labelsTr").write_bytes(b"none"), "labelsTr/"),
         (remove_a_case, "is gone since the run began; put back"),
-        (give_a_scan_to_another_patient, r"it belongs to another patient \(patients\.csv\) since the run began"),
+        (
+            give_a_scan_to_another_patient,
+            r"it belongs to another patient \(patients\.csv, or PatientID of DICOM\) since",
+        ),
     ],
 )
 def test_changed_data_are_noticed_when_a_run_is_resumed(
