@@ -86,8 +86,8 @@ def find_labels(
         else:
             files[case] = label
     chosen = list(files.values())
-    if (mixture := _mixture(chosen, rules.labels is not None)) is not None:
-        problems.append(mixture)
+    if (unclear := _unclear(chosen, rules.labels is not None)) is not None:
+        problems.append(unclear)
         return BidsLabels()
     return BidsLabels({case: label.path for case, label in files.items()}, _names(folder, chosen, problems))
 
@@ -114,21 +114,38 @@ def _in(folder: Path, suffixes: Collection[str], rules: BidsRules) -> list[BidsN
 
 
 def _case_of(label: BidsName, images: Mapping[str, Mapping[str, Path]]) -> str | None:
-    """Return the case with all entities of a label map, and no others if there is one."""
+    """Return the case with all entities of a label map, and no others if there is one; none of another session."""
     if label.case in images:
         return label.case
     words = set(label.case.split("_"))
-    fitting = [case for case in images if words <= set(case.split("_")) and case.split("_")[0] in words]
+    fitting = [case for case in images if words <= set(case.split("_")) and _visit(case) <= words]
     return fitting[0] if len(fitting) == 1 else None
 
 
-def _mixture(labels: Sequence[BidsName], chosen: bool) -> Problem | None:
-    """Return an error if label maps of several scans are of different kinds by their names."""
+def _visit(case: str) -> set[str]:
+    """Return subject and session of a case."""
+    return {word for word in case.split("_") if word.startswith(("sub-", "ses-"))}
+
+
+def _unclear(labels: Sequence[BidsName], chosen: bool) -> Problem | None:
+    """Return an error if label maps are of half a structure, or those of several scans of different kinds, by name.
+
+    Parameters
+    ----------
+    labels
+        The label maps.
+    chosen
+        Whether the hospital named them.
+    """
     keys = _STRUCTURE if chosen else _STRUCTURE | _KIND
-    for label in labels[1:]:
+    for label in labels:
         first = labels[0]
+        text = ""
         if label.suffix != first.suffix or any(label.value(key) != first.value(key) for key in keys):
             text = f"is of another kind than {first.path.name} by its name: "
+        elif label.value("hemi") and not chosen:
+            text = "covers one hemisphere: join it with the other one, or, if this one is meant, "
+        if text:
             return Problem(None, label.path, text + _ADVICE.format(key="labels", value=_pattern(first)))
     return None
 

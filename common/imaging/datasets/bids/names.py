@@ -13,7 +13,7 @@ SUBJECT = re.compile(r"sub-[A-Za-z0-9+]+")
 _SESSION = re.compile(r"ses-[A-Za-z0-9+]+")
 _ENTITY = re.compile(r"([A-Za-z]+)-([A-Za-z0-9+]+)")
 _SUFFIX = re.compile(r"[A-Za-z0-9]+")
-_CONTRAST = "ce"
+CONTRAST = "ce"
 _OF_LABELS = frozenset({"space", "res", "den", "desc", "label", "seg", "atlas", "hemi", "from"})
 
 
@@ -38,14 +38,14 @@ class BidsName:
     @property
     def case(self) -> str:
         """All entities that channels and label maps of one scan share."""
-        kept = [(key, value) for key, value in self.entities if key != _CONTRAST and key not in _OF_LABELS]
+        kept = [(key, value) for key, value in self.entities if key != CONTRAST and key not in _OF_LABELS]
         return "_".join(f"{key}-{value}" for key, value in kept)
 
     @property
     def channel(self) -> str:
         """The suffix, after the contrast agent if one is named."""
-        agent = self.value(_CONTRAST)
-        return f"{_CONTRAST}-{agent}_{self.suffix}" if agent else self.suffix
+        agent = self.value(CONTRAST)
+        return f"{CONTRAST}-{agent}_{self.suffix}" if agent else self.suffix
 
     @property
     def subject(self) -> str:

@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from common.errors import DataError
 from common.formatting import counted
 from common.imaging.datasets.bids.labels import BidsLabels, find_labels
-from common.imaging.datasets.bids.names import BidsName, anat_files, parse_name, subject_folders
+from common.imaging.datasets.bids.names import CONTRAST, BidsName, anat_files, parse_name, subject_folders
 from common.imaging.datasets.bids.rules import BidsRules
 from common.imaging.datasets.case import Case, Problem
 from common.imaging.datasets.hints import unusable_file
@@ -135,12 +136,24 @@ def choose_channels(
     for case in scans.cases:
         found = scans.files[case.name]
         missing = [channel for channel in channels if channel not in found]
-        if not missing:
+        severity: Literal["error", "warning"] = "warning" if wanted is None else "error"
+        if not missing and (contrast := _other_contrast(case, channels)):
+            text = f"is a label map of the scan with {contrast}, and the channels {', '.join(channels)} have none of it"
+            problems.append(Problem(case.name, case.label or case.images[0], text, severity))
+        elif not missing:
             cases.append(Case(case.name, tuple(found[one] for one in channels), case.label, case.patient))
         elif len(missing) < len(channels) or wanted is None:
             text = f"has no {', '.join(missing)} image"
-            problems.append(Problem(case.name, case.images[0], text, "warning" if wanted is None else "error"))
+            problems.append(Problem(case.name, case.images[0], text, severity))
     return channels, tuple(cases), problems
+
+
+def _other_contrast(case: Case, channels: Sequence[str]) -> str:
+    """Return the contrast agent that a case's label map names, if none of the channels is after it."""
+    name = None if case.label is None else parse_name(case.label)
+    agent = "" if name is None else name.value(CONTRAST)
+    contrast = f"{CONTRAST}-{agent}"
+    return contrast if agent and not any(one.startswith(f"{contrast}_") for one in channels) else ""
 
 
 def _default_channels(scans: BidsScans) -> tuple[str, ...]:

@@ -128,6 +128,46 @@ def test_contrast_agents_are_channels_of_their_own(tmp_path: Path) -> None:
     assert images(dataset) == {"sub-01": ["sub-01_ce-gadolinium_T1w.nii.gz", "sub-01_T2w.nii.gz"]}
 
 
+def test_a_label_map_of_a_scan_after_contrast_is_none_of_the_plain_scan(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path, ["01"])
+    for name in ("T1w", "ce-gadolinium_T1w"):
+        write_scan(root, f"sub-01_{name}")
+    write_label(write_derivative(root), "sub-01_ce-gadolinium_dseg")
+    dataset, (problem,) = compare(find_dataset(root), Wanted(LABELS, ("T1w",)))
+    assert (dataset.cases, problem.case, problem.severity, problem.path.name) == (
+        *((), "sub-01", "error"),
+        "sub-01_ce-gadolinium_dseg.nii.gz",
+    )
+    assert problem.text == ("is a label map of the scan with ce-gadolinium, and the channels T1w have none of it")
+    for channels in (("ce-gadolinium_T1w",), ("T1w", "ce-gadolinium_T1w")):
+        dataset, problems = compare(find_dataset(root), Wanted(LABELS, channels))
+        assert not problems and [len(case.images) for case in dataset.cases] == [len(channels)]
+
+
+def test_a_label_map_of_one_hemisphere_is_one_only_where_the_hospital_says_so(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path, ["01"])
+    write_scan(root, "sub-01_T1w")
+    write_label(write_derivative(root), "sub-01_hemi-L_dseg")
+    assert (
+        "error",
+        "covers one hemisphere: join it with the other one, or, if this one is meant, choose in site.yaml, "
+        "such as bids: {labels: '*_hemi-L_dseg'}",
+    ) in texts(root)
+    assert not scan_dataset(root)[0].has_labels
+    (case,) = find_dataset(root, bids=BidsRules(labels="*_hemi-L_dseg")).cases
+    assert case.label is not None
+
+
+def test_a_label_map_without_a_session_belongs_to_no_session(tmp_path: Path) -> None:
+    root = write_dataset(tmp_path, ["01"])
+    write_scan(root, "sub-01_ses-2_T1w")
+    labels = write_derivative(root)
+    write_label(labels, "sub-01_dseg")
+    assert ("error", "belongs to no scan, or to several: its entities say not which") in texts(root)
+    write_scan(root, "sub-01_T1w")
+    assert [case.name for case in find_dataset(root).cases] == ["sub-01"]
+
+
 def test_runs_are_cases_and_their_label_maps_keep_their_entities(tmp_path: Path) -> None:
     root = write_dataset(tmp_path, ["01"])
     labels = write_derivative(root)
