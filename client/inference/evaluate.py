@@ -21,7 +21,7 @@ from client.inference.results import check_writable
 from common.errors import ConfigError, DataError, OutputError
 from common.formatting import csv_text, visible
 from common.imaging.datasets.case import Case, errors_of
-from common.imaging.datasets.comparison import Wanted, compare
+from common.imaging.datasets.comparison import compare
 from common.imaging.datasets.dataset import scan_dataset
 from common.imaging.threads import CountProgress
 from common.metrics import case_metrics
@@ -108,7 +108,7 @@ def evaluate_dataset(
     """
     labels = predictor.plan.labels
     dataset, problems = scan_dataset(data, predictor.terms.dicom, bids=predictor.terms.bids)
-    dataset, differences = compare(dataset, Wanted.by(predictor.plan), predictor.terms)
+    dataset, differences = compare(dataset, predictor.wanted, predictor.terms)
     problems += differences
     errors = [problem for problem in problems if problem.severity == "error"]
     failures = [DataError(problem.path, problem.text) for problem in errors]
@@ -127,7 +127,10 @@ def evaluate_dataset(
         raise OutputError(f"{out_csv}: exists; choose another name, or replace it with --overwrite")
     check_writable(out_csv.parent)
     metrics: dict[str, CaseMetrics] = {}
+    refused = {problem.case for problem in errors}
     for index, case in enumerate(dataset.cases):
+        if case.name in refused:
+            continue
         try:
             with errors_of(case.images[0]):
                 metrics[case.name] = _measure(predictor, case, part_of(progress, case.name, index, len(dataset.cases)))

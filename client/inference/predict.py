@@ -21,7 +21,7 @@ from common.errors import ConfigError, DataError
 from common.formatting import counted
 from common.imaging import sliding_window
 from common.imaging.datasets.case import Case, Problem, Reading, errors_of, load_case
-from common.imaging.datasets.comparison import OWN_TERMS, SiteTerms, Wanted, compare
+from common.imaging.datasets.comparison import OWN_TERMS, SiteTerms, Wanted, compare, modality_problem
 from common.imaging.datasets.dataset import Dataset, scan_dataset
 from common.imaging.io.nifti import write_label, write_probabilities
 from common.imaging.plausibility import header_contradictions
@@ -123,6 +123,7 @@ class Predictor:
         if options.mirror and not bundle.plan.mirror_axes:
             raise ConfigError("mirror: the plan of this model allows no mirroring (mirror_axes is empty); leave it out")
         self.plan = bundle.plan
+        self.wanted = Wanted.by(bundle.plan, bundle.provenance.get("modality"))
         device = choose_device(options.device)
         autocast_dtype(device, options.precision)  # fail early if this device lacks the precision
         self._windows = sliding_window.WindowOptions(
@@ -159,23 +160,21 @@ class Predictor:
         Raises
         ------
         DataError
-            The files cannot be used, lack the channels that the model needs, or contradict themselves about sides or
-            voxel sizes.
+            The files cannot be used, are of another modality than the model's, lack the channels that it needs, or
+            contradict themselves about sides or voxel sizes.
         """
+        if text := modality_problem(case, self.wanted):
+            raise DataError(case.images[0], text)
         volume, label = load_case(case, self.plan.labels)
-        ranges = case.reading.ranges
-        if not ranges.accept_contradictions:
-            for contradiction in header_contradictions(volume.source, ranges):
+        if not case.reading.ranges.accept_contradictions:
+            for contradiction in header_contradictions(volume.source, case.reading.ranges):
                 if contradiction.changes_input:
                     advice = ", or accept it: geometry.accept_contradictions in site.yaml"
                     raise DataError(case.images[0], contradiction.text + advice)
         found, needed = len(volume.array), len(self.plan.channels)
         if found != needed:
-            raise DataError(
-                case.images[0],
-                f"has {counted(found, 'channel')}; this model needs {needed} "
-                f"({', '.join(self.plan.channels)}): give scans with these channels, or another model",
-            )
+            text = f"has {counted(found, 'channel')}; this model needs {needed} ({', '.join(self.plan.channels)})"
+            raise DataError(case.images[0], f"{text}: give scans with these channels, or another model")
         return volume, label
 
     def predict(

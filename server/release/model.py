@@ -22,6 +22,7 @@ def save_released_model(
     provenance = {
         "federation": config.name,
         "description": config.description,
+        "modality": config.modality,
         "run": state.run,
         "digest": state.digest,
         "round": round_number,

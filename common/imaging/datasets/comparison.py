@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from common.formatting import counted
 from common.imaging.datasets.bids.rules import USUAL_BIDS, BidsRules
-from common.imaging.datasets.case import Problem, Reading
+from common.imaging.datasets.case import Case, Problem, Reading
 from common.imaging.datasets.dataset import Dataset
 from common.imaging.datasets.dicom_labels import MOST_LABEL, compare_segments, wanted_structures
 from common.imaging.io.dicom.rules import USUAL_RULES, DicomRules
@@ -48,6 +48,8 @@ _OPPOSITES = frozenset(
 )
 _MR_WORDS = frozenset({"mr", "mri"}).union(*_SEQUENCES[2:])
 _CT_WORDS = _SEQUENCES[0]
+_MODALITIES = ((_CT_WORDS, "CT"), (_MR_WORDS, "MR"), (_SEQUENCES[1], "PT"))
+"""Words of channels, and Modality in DICOM of images that are called so."""
 _GENERIC = re.compile(r"(channel|label|class|image|mri?|modality)?[ _-]*\d*")
 
 
@@ -146,11 +148,34 @@ def compare(dataset: Dataset, wanted: Wanted, terms: SiteTerms = OWN_TERMS) -> t
     order, channels = _map_channels(dataset, given, terms.channels_map, findings)
     if wanted.modality is not None:
         _compare_modality(channels, wanted.modality, findings)
+    for case in dataset.cases:
+        if text := modality_problem(case, wanted):
+            findings.problems.append(Problem(case.name, case.images[0], text))
     read = dataset.read_as(replace(reading, channel_order=order)).declared_as(channels, labels)
     if reading.structures:
         cases, problems = compare_segments(read.cases, reading.structures, place)
         return replace(read, cases=cases), findings.problems + problems
     return read, findings.problems
+
+
+def modality_problem(case: Case, wanted: Wanted) -> str:
+    """Say how DICOM's Modality of a case contradicts what is wanted; empty if it does not.
+
+    ``MR`` is the modality of federations that name none: a channel's name says more.
+    """
+    if case.series is None:
+        return ""
+    words = set().union(*(_tokens(name) for name in wanted.channels or ()))
+    kinds = [name for known, name in _MODALITIES if words & known]
+    if wanted.modality == "CT" or (wanted.modality == "MR" and not kinds):
+        kinds = [wanted.modality]
+    found = case.series.modality.strip().upper()
+    if not kinds or found in kinds or found not in {name for _, name in _MODALITIES}:
+        return ""
+    return (
+        f"{case.series.title}: its Modality is {found}, and {' or '.join(kinds)} is wanted; give other data, leave it "
+        "out (dicom.series in site.yaml), or correct modality and channels in the federation"
+    )
 
 
 class _Findings:

@@ -18,7 +18,7 @@ from common.imaging.io.dicom.volume import read_series
 from common.imaging.io.nifti import read_label, read_volume
 from tests.client.inference.dicom.by_hand import on_grid
 from tests.client.inference.test_predict import make_bundle
-from tests.dicom_series import make_series, only_series_in, save
+from tests.dicom_series import CT, make_series, only_series_in, save
 
 
 @pytest.fixture
@@ -164,3 +164,15 @@ def test_a_folder_without_any_volume_is_a_failure(predictor: Predictor, tmp_path
     assert (report.written, report.exit_status) == ((), 1)
     assert str(report.failures[0]) == f"{tmp_path}/archive: holds 1 series of DICOM, and none of them is a volume"
     assert "is a localizer" in report.warnings[0]
+
+
+def test_a_series_of_another_modality_than_the_models_is_refused_and_the_others_go_on(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    write_series(tmp_path / "in" / "a", kind=CT)
+    write_series(tmp_path / "in" / "b")
+    report = predict_path(predictor, tmp_path / "in", tmp_path / "out")
+    assert report.written == (tmp_path / "out" / "b_seg.dcm",)
+    assert [failure.problem.split("; ")[0] for failure in report.failures] == [
+        "series 7 'made up', 11 instances: its Modality is CT, and MR is wanted"
+    ]

@@ -18,7 +18,7 @@ from common.imaging.datasets.dataset import Dataset, find_dataset, scan_dataset
 from common.imaging.geometry import reorient_from_ras
 from common.plan.plan import PreprocessingPlan
 from tests.dicom_labels import LIVER, SPLEEN, TUMOUR, segmentation, write
-from tests.dicom_series import make_series, save
+from tests.dicom_series import CT, MR, PET, make_series, save
 
 CODES = {"Leber": LIVER, "Milz": SPLEEN, "Tumour": TUMOUR}
 WANTED = Wanted({1: "spleen", 2: "liver"}, codes={1: SPLEEN[:2], 2: LIVER[:2]})
@@ -210,3 +210,23 @@ def test_patients_of_a_table_own_the_series_of_an_archive(tmp_path: Path) -> Non
     path.write_text("case,patient\na,X\nb,X\nc,Y\nd,Y\n")
     with pytest.raises(DataError, match="line 5: there is no case 'd'"):
         find_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted", "refused"),
+    [
+        (MR, Wanted(modality="CT"), "its Modality is MR, and CT is wanted"),
+        (CT, Wanted(modality="MR"), "its Modality is CT, and MR is wanted"),
+        (CT, Wanted(channels=("T1w",)), "its Modality is CT, and MR is wanted"),
+        (PET, Wanted(channels=("CT",), modality="CT"), "its Modality is PT, and CT is wanted"),
+        (PET, Wanted(channels=("PET",), modality="MR"), ""),
+        (CT, Wanted(channels=("scan",), modality="other"), ""),
+        (CT, Wanted(channels=("CT",), modality="CT"), ""),
+    ],
+)
+def test_series_of_another_modality_are_refused(tmp_path: Path, kind: str, wanted: Wanted, refused: str) -> None:
+    save(tmp_path / "a", make_series(kind=kind))
+    dataset = find_dataset(tmp_path)
+    errors = [problem for problem in compare(dataset, wanted)[1] if problem.severity == "error"]
+    assert [(problem.case, problem.path) for problem in errors] == ([("a", tmp_path / "a")] if refused else [])
+    assert all(problem.text.startswith(f"series 7 'made up', 8 instances: {refused}") for problem in errors)
