@@ -7,7 +7,7 @@ may be only one of words is a warning. Nothing is matched by a guess: a hospital
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -191,11 +191,20 @@ class _Findings:
     def warning(self, text: str) -> None:
         self.problems.append(Problem(None, self._place, text, "warning"))
 
-    def check_map(self, key: str, given: Mapping[str, str], names: Collection[str], targets: Collection[str]) -> None:
+    def check_map(
+        self,
+        key: str,
+        given: Mapping[str, str],
+        names: Collection[str],
+        targets: Collection[str],
+        word: Callable[[str], str] | None = None,
+    ) -> None:
+        fold = word or _word
+        known, possible = {fold(name) for name in names}, {fold(target) for target in targets}
         for name, target in given.items():
-            if not _index(name, names):
+            if fold(name) not in known:
                 self.error(f"site.yaml: {key} names {name!r}, and the dataset declares {_listed(names)}")
-            if not _index(target, targets):
+            if fold(target) not in possible:
                 self.error(f"site.yaml: {key} leads to {target!r}, and the federation has {_listed(targets)}")
 
 
@@ -205,16 +214,25 @@ def _map_segments(
     """Return the labels as the segments of DICOM are compared with them, and their names."""
     if wanted.labels is None:
         return dataset.structures, dict(dataset.labels)
+    # Late: it belongs to DICOM, which few datasets need.
+    from common.imaging.io.dicom.labels.objects import word
+
     labels = dict(wanted.labels) | {0: BACKGROUND}
-    findings.check_map("labels_map", given, [one.name for one in dataset.structures], list(labels.values()))
+    segments = [segment for case in dataset.cases for one in case.objects for segment in one.segments]
+    names = dict.fromkeys(name for segment in segments for name in (segment.full_name, segment.name))
+    findings.check_map("labels_map", given, list(names), list(labels.values()), word)
+    targets: dict[str, str] = {}
+    for name, target in given.items():
+        if word(targets.setdefault(word(name), target)) != word(target):
+            findings.error(f"site.yaml: labels_map gives {name!r}, however it is spelled, two labels")
     by_word: dict[str, int] = {}
     for value, name in labels.items():
-        if (other := by_word.setdefault(_word(name), value)) != value:
+        if (other := by_word.setdefault(word(name), value)) != value:
             findings.error(f"labels {other} and {value} of the federation have one name, by which segments are found")
     if max(labels) > MOST_LABEL:
         findings.error(f"label {max(labels)} of the federation is more than {MOST_LABEL}, the most for DICOM")
-    names = {name: by_word[_word(target)] for name, target in given.items() if _word(target) in by_word}
-    return wanted_structures(labels, wanted.codes, names), dict(wanted.labels)
+    values = {name: by_word[word(target)] for name, target in given.items() if word(target) in by_word}
+    return wanted_structures(labels, wanted.codes, values), dict(wanted.labels)
 
 
 def _map_labels(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,8 @@ from common.formatting import counted
 from common.imaging.datasets.case import Case, Problem
 
 if TYPE_CHECKING:
-    from common.imaging.io.dicom.labels.objects import Structure
+    from common.imaging.io.dicom.labels.meaning import Assignment, Carrier
+    from common.imaging.io.dicom.labels.objects import Segment, Structure
 
 MOST_LABEL = 255
 
@@ -77,15 +77,15 @@ def compare_segments(
     -------
     tuple[tuple[Case, ...], list[Problem]]
         The cases without those of which no segment is a label. Errors for files that contradict each other; warnings
-        for segments that are ignored, labels that cases lack, and segments that nobody corrected.
+        for segments that are ignored, labels that cases lack, segments that are one label together or under several
+        names, and segments that nobody corrected.
     """
     from common.imaging.io.dicom.labels.meaning import assign, titles
     from common.imaging.io.dicom.slices import RefusedError
 
     kept, problems = [], []
-    lacking: Counter[Structure] = Counter()
-    examples: dict[Structure, str] = {}
-    ignored, by_program = [], []
+    found: dict[str, Assignment] = {}
+    ignored: list[Segment] = []
     for case in cases:
         kept.append(case)
         if case.label is None or not case.objects:
@@ -102,21 +102,56 @@ def compare_segments(
             text = f"is left out: none of its segments is a label that is wanted: {titles(segments)}"
             problems.append(Problem(case.name, case.label, text, "warning"))
             continue
-        if any(segment.by_program for segment in segments if segment not in assigned.ignored):
-            by_program.append(case.name)
-        for structure in assigned.missing:
-            lacking[structure] += 1
-            examples.setdefault(structure, case.name)
-    texts = [
-        f"label {one.value} ({one.name}): {counted(count, 'case')} of {len(kept):,} without a segment of it, such as "
-        f"{examples[one]}"
-        for one, count in lacking.items()
-    ]
+        found[case.name] = assigned
+    texts = _lacking(found, structures, len(kept))
+    for structure in structures:
+        carriers = {
+            name: one.carriers[structure.value] for name, one in found.items() if structure.value in one.carriers
+        }
+        texts += _several(f"label {structure.value} ({structure.name})", carriers)
     if ignored:
         texts.append(f"segments that are no label and are ignored: {titles(ignored)}")
-    if by_program:
-        texts.append(
-            f"{counted(len(by_program), 'case')} with segments that a program made (AUTOMATIC), such as "
-            f"{by_program[0]}: train on them only if somebody looked at them"
-        )
+    texts += _by_program(found)
     return tuple(kept), problems + [Problem(None, place, text, "warning") for text in texts]
+
+
+def _lacking(found: Mapping[str, Assignment], structures: Sequence[Structure], cases: int) -> list[str]:
+    texts = []
+    for one in structures:
+        if names := [name for name, assigned in found.items() if one in assigned.missing]:
+            texts.append(
+                f"label {one.value} ({one.name}): {counted(len(names), 'case')} of {cases:,} without a segment of it, "
+                f"such as {names[0]}"
+            )
+    return texts
+
+
+def _by_program(found: Mapping[str, Assignment]) -> list[str]:
+    names = [
+        name
+        for name, assigned in found.items()
+        if any(one.segment.by_program for carriers in assigned.carriers.values() for one in carriers)
+    ]
+    if not names:
+        return []
+    return [
+        f"{counted(len(names), 'case')} with segments that a program made (AUTOMATIC), such as {names[0]}: train on "
+        "them only if somebody looked at them"
+    ]
+
+
+def _several(title: str, carriers: Mapping[str, Sequence[Carrier]]) -> list[str]:
+    """Tell where a label is several segments, by case, and where its segments have several names."""
+    from common.imaging.io.dicom.labels.meaning import titles
+
+    texts = []
+    together = {name: [one.segment for one in found] for name, found in carriers.items() if len(found) > 1}
+    for name, segments in list(together.items())[:1]:
+        texts.append(
+            f"{title}: {counted(len(together), 'case')} with several segments that are it together, such as {name}: "
+            f"{titles(segments)}"
+        )
+    found = [one.segment for case in carriers.values() for one in case if one.by != "labels_map"]
+    if len({segment.full_name for segment in found}) > 1:
+        texts.append(f"{title}: its segments have several names: {titles(found)}")
+    return texts

@@ -157,6 +157,50 @@ def test_a_hospital_has_its_own_words(tmp_path: Path) -> None:
     ]
 
 
+def test_names_that_differ_in_a_sign_are_different_labels(tmp_path: Path) -> None:
+    write_case(tmp_path, "a", "PTV+5", "PTV-5")
+    terms = SiteTerms(labels_map={"PTV+5": "spleen", "ptv-5": "background"})
+    read, problems = compare(find_dataset(tmp_path), WANTED, terms)
+    assert not [problem for problem in problems if problem.severity == "error"]
+    np.testing.assert_array_equal(label_of(read, "a"), masks("PTV+5")["PTV+5"])
+    terms = SiteTerms(labels_map={"PTV+5": "spleen", "ptv_+5": "liver", "PTV 5": "liver"})
+    found = [problem.text for problem in compare(find_dataset(tmp_path), WANTED, terms)[1]]
+    assert "site.yaml: labels_map names 'PTV 5', and the dataset declares PTV+5, PTV-5" in found
+    terms = SiteTerms(labels_map={"PTV+5": "spleen", "ptv+5": "liver"})
+    found = [problem.text for problem in compare(find_dataset(tmp_path), WANTED, terms)[1]]
+    assert "site.yaml: labels_map gives 'ptv+5', however it is spelled, two labels" in found
+
+
+def test_segments_that_are_one_label_together_are_told(tmp_path: Path) -> None:
+    write_case(tmp_path, "a", "Milz", "spleen")
+    write_case(tmp_path, "b", "Milz", "Leber")
+    names = "'Milz' (SCT 78961009 Spleen), 'spleen' (99TEST T2 spleen)"
+    wanted = Wanted({1: "spleen", 2: "liver"}, codes={2: LIVER[:2]})
+    terms = SiteTerms(labels_map={"Milz": "spleen"})
+    _, problems = compare(find_dataset(tmp_path), wanted, terms)
+    together = f"label 1 (spleen): 1 case with several segments that are it together, such as a: {names}"
+    assert together in [problem.text for problem in problems]
+    (tmp_path / "b" / "seg.dcm").unlink()
+    write_case(tmp_path, "b2", "SPLEEN", "Leber")
+    _, problems = compare(find_dataset(tmp_path), wanted, terms)
+    assert (
+        "label 1 (spleen): its segments have several names: 'spleen' (99TEST T2 spleen), 'SPLEEN' (99TEST T1 SPLEEN)"
+        in [problem.text for problem in problems]
+    )
+
+
+def test_segments_of_the_code_of_3d_slicer_are_found_by_name(tmp_path: Path) -> None:
+    tissue = dict.fromkeys(("Leber", "spleen"), ("SCT", "85756007", "Tissue"))
+    slices = make_series()
+    save(tmp_path / "a", slices)
+    write(tmp_path / "x", segmentation(slices, masks("Leber", "spleen"), codes=tissue))
+    assert find_dataset(tmp_path).labels == {1: "Leber", 2: "spleen"}
+    read, problems = compare(find_dataset(tmp_path), WANTED, SiteTerms(labels_map={"Leber": "liver"}))
+    assert not problems
+    boxes = masks("Leber", "spleen")
+    np.testing.assert_array_equal(label_of(read, "a"), 2 * boxes["Leber"] + boxes["spleen"])
+
+
 def test_two_labels_of_one_name_are_refused(tmp_path: Path) -> None:
     write_case(tmp_path, "a", "Leber")
     (error,) = texts(tmp_path, "error", Wanted({1: "liver", 2: "Liver"}))

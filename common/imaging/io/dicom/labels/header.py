@@ -116,16 +116,21 @@ def _structure_set(path: Path, dataset: Dataset) -> LabelObject:
         for study in items(frame, "RTReferencedStudySequence"):
             for series in items(study, "RTReferencedSeriesSequence"):
                 references.update(instances(series, "ContourImageSequence"))
-    codes: dict[int | None, Meaning | None] = {}
+    codes: dict[int | None, tuple[Meaning, tuple[Meaning, ...]]] = {}
     for observation in items(dataset, "RTROIObservationsSequence"):
         code = _meaning(first_item(observation, "RTROIIdentificationCodeSequence"))
-        codes.setdefault(whole(observation, "ReferencedROINumber"), code)
+        number = whole(observation, "ReferencedROINumber")
+        if code is not None:
+            found = (code, _details(observation))
+            if codes.setdefault(number, found) != found:
+                raise RefusedError(f"describes region {number} with several codes")
     regions = items(dataset, "StructureSetROISequence")
     segments = []
     for region in regions:
         number = _number(region, "ROINumber")
         by_program = text(region, "ROIGenerationAlgorithm") == _BY_PROGRAM
-        segments.append(Segment(number, text(region, "ROIName"), codes.get(number), by_program))
+        code, details = codes.get(number, (None, ()))
+        segments.append(Segment(number, text(region, "ROIName"), code, by_program, details))
     frames = tuple(text(region, "ReferencedFrameOfReferenceUID") for region in regions)
     return _checked(path, "RTSTRUCT", dataset, frames, references, segments)
 
@@ -165,7 +170,17 @@ def _segment(item: Dataset) -> Segment:
         name=text(item, "SegmentLabel"),
         code=_meaning(first_item(item, "SegmentedPropertyTypeCodeSequence")),
         by_program=text(item, "SegmentAlgorithmType") == _BY_PROGRAM,
+        details=_details(item),
     )
+
+
+def _details(item: Dataset) -> tuple[Meaning, ...]:
+    """Return what narrows the type of a segment or region down: side, body region, and the side of that."""
+    kinds = items(item, "SegmentedPropertyTypeCodeSequence") + items(item, "RTROIIdentificationCodeSequence")
+    regions = items(item, "AnatomicRegionSequence")
+    found = [code for kind in kinds for code in items(kind, "SegmentedPropertyTypeModifierCodeSequence")]
+    found += regions + [code for region in regions for code in items(region, "AnatomicRegionModifierSequence")]
+    return tuple(detail for detail in map(_meaning, found) if detail is not None)
 
 
 def _number(dataset: Dataset, keyword: str) -> int:

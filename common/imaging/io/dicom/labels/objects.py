@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,18 +36,27 @@ class Segment:
         Its type; None if the file states none.
     by_program
         Whether a program made it, and nobody corrected it.
+    details
+        Side and body region, and other codes that narrow its type down.
     """
 
     number: int
     name: str
     code: Meaning | None
     by_program: bool
+    details: tuple[Meaning, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        """Name with side and region: ``Kidney (Right)``."""
+        details = ", ".join(detail.words or detail.value for detail in self.details)
+        return f"{self.name} ({details})" if details else self.name
 
     @property
     def title(self) -> str:
-        """Name and code, for messages at the hospital."""
+        """Full name and code, for messages at the hospital."""
         code = "" if self.code is None else f" ({shown(' '.join(self.code))})"
-        return f"'{shown(self.name)}'{code}"
+        return f"'{shown(self.full_name)}'{code}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +104,12 @@ class Structure:
     name: str
     code: tuple[str, str] | None = None
     aliases: tuple[str, ...] = ()
+
+
+def word(name: str) -> str:
+    """Return a name without what does not matter in names: capitals, blanks, underscores, and how accents are coded."""
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    return re.sub(r"[\s_]+", " ", folded).strip()
 
 
 def listed(texts: Iterable[str], most: int = 5) -> str:
