@@ -121,7 +121,7 @@ def stored_form(dataset: Dataset, file: BinaryIO) -> PixelForm:
     )
     promised = -(-form.rows * form.columns * form.frames * form.bits_allocated // 8)
     if syntax in _UNCOMPRESSED:
-        return replace(form, offset=_offset(file, syntax, promised))
+        return replace(form, offset=_offset(file, syntax, promised, allocated))
     if syntax in _COMPRESSED and file.read(4) != _PIXEL_DATA:
         raise RefusedError(_EMPTY_SHELL)
     if promised > _LARGE_BYTES and promised > _MOST_COMPRESSION * os.fstat(file.fileno()).st_size:
@@ -164,13 +164,17 @@ def _padding(dataset: Dataset, allocated: int, signed: bool) -> tuple[int, int] 
     return min(ends), max(ends)
 
 
-def _offset(file: BinaryIO, syntax: str, promised: int) -> int:
+def _offset(file: BinaryIO, syntax: str, promised: int, allocated: int) -> int:
     """Return where uncompressed pixels begin; ``file`` is at the header of their element."""
     start = file.read(12)
     order: Literal["big", "little"] = "big" if syntax == BIG_ENDIAN else "little"
     if start[:4] != (_PIXEL_DATA_BIG_ENDIAN if order == "big" else _PIXEL_DATA):
         raise RefusedError(_EMPTY_SHELL)
     is_long = start[4:6] in _LONG_FORMS
+    if order == "big" and allocated <= 8 and start[4:6] == b"OW":
+        raise RefusedError(
+            f"stores pixels of {allocated} bits in big-endian words, which is not read: export it as little endian"
+        )
     length = int.from_bytes(start[8:12] if is_long else start[4:8], order)
     if length == 0xFFFFFFFF:
         raise RefusedError("has compressed pixel data under an uncompressed transfer syntax: export it again")

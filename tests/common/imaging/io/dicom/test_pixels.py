@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
@@ -190,3 +191,16 @@ def bare(one: Dataset) -> Dataset:
 def test_mr_is_inverted_only_where_it_says_so(tmp_path: Path) -> None:
     voxels = random_voxels("u2", 12)
     assert (values_in(save(tmp_path, make_series(voxels, kind=MR, bits_stored=12))) == voxels).all()
+
+
+def test_bytes_in_big_endian_words_are_refused(tmp_path: Path) -> None:
+    """Two pixels change places in each word, as pydicom's own reading shows."""
+    voxels = random_voxels("u1", 8)
+    slices = make_series(voxels)
+    for one in slices:
+        one.add_new("PixelData", "OW", np.frombuffer(one.PixelData, "<u2").astype(">u2").tobytes())
+    save(tmp_path, slices, ExplicitVRBigEndian)
+    np.testing.assert_array_equal(pydicom.dcmread(tmp_path / "000.dcm").pixel_array, voxels[0])
+    series = only_series_in(tmp_path)
+    assert series.refusal.startswith("stores pixels of 8 bits in big-endian words, which are not read")
+    assert not series.left_out
