@@ -11,7 +11,13 @@ KINDS = {
     "ConvolutionKernel": "kernel",
     "TemporalPositionIdentifier": "time point",
 }
-"""Slices that differ in one of these never belong to one volume. Keyword -> words for people."""
+"""Slices that differ in one of these belong to several volumes. Keyword -> words for people."""
+
+NUMBERS = ("EchoTime", "InversionTime", "DiffusionBValue", "KVP")
+"""Kinds that are measured, with noise."""
+
+RUNNING = ("ImageType", "TemporalPositionIdentifier")
+"""Kinds that may change along the slices of one volume, from one piece of it to the next."""
 
 COUNTERS = {
     "AcquisitionNumber": "acquisition",

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+
 from common.formatting import counted
-from common.imaging.io.dicom.geometry import arrange, lie_on_each_other, require_one_plane, same_positions
+from common.imaging.io.dicom.geometry import (
+    arrange,
+    lie_on_each_other,
+    positions_along,
+    require_one_plane,
+    same_positions,
+)
 from common.imaging.io.dicom.header import Instance
-from common.imaging.io.dicom.marks import COUNTERS, KINDS, MARKS, TIMES
+from common.imaging.io.dicom.marks import COUNTERS, KINDS, MARKS, NUMBERS, RUNNING, TIMES
 from common.imaging.io.dicom.rules import DicomRules
 from common.imaging.io.dicom.slices import RefusedError, Series, Slice, shown
+
+NOISE = 1e-3
+"""Largest relative difference of numbers that are equal, such as echo times of 98 and 98.01 ms."""
 
 _KEYWORDS = tuple(MARKS)
 
@@ -101,7 +114,11 @@ def _require_like_scaling(slices: Sequence[Slice]) -> None:
 
 def _split(slices: list[Slice], rules: DicomRules) -> list[tuple[str, list[Slice]]]:
     """Divide slices of different kinds, and such that lie on each other, by the tags that tell them apart."""
+    slices = _without_noise(slices)
     kinds = _varying(slices, KINDS)
+    if kinds and len(slices) >= rules.min_slices and _is_stack(slices):
+        _require_one_kind(slices, kinds)
+        return [("", slices)]
     found = []
     for name, part in _divided(slices, kinds):
         if len(part) < 2 or not lie_on_each_other(part):
@@ -113,6 +130,42 @@ def _split(slices: list[Slice], rules: DicomRules) -> list[tuple[str, list[Slice
             (f"{name}, {other}".strip(", "), inner) for other, inner in _divided(part, [counter] if counter else [])
         ]
     return found
+
+
+def _without_noise(slices: list[Slice]) -> list[Slice]:
+    """Give numbers that are equal up to noise one value, the least of them."""
+    for keyword in _varying(slices, NUMBERS):
+        place, least, known = _KEYWORDS.index(keyword), "", {}
+        for value in sorted({_mark(one, keyword) for one in slices}, key=_sortable):
+            numbers = _sortable(value)[0], _sortable(least)[0]
+            if not all(map(math.isfinite, numbers)) or not math.isclose(*numbers, rel_tol=NOISE):
+                least = value
+            known[value] = least
+        slices = [
+            replace(one, marks=(*one.marks[:place], known[one.marks[place]], *one.marks[place + 1 :])) for one in slices
+        ]
+    return slices
+
+
+def _is_stack(slices: Sequence[Slice]) -> bool:
+    """Return whether all slices together are one regular stack, without two at one position."""
+    try:
+        arrange(slices, straighten=True)
+    except RefusedError:
+        return False
+    return True
+
+
+def _require_one_kind(slices: Sequence[Slice], kinds: Sequence[str]) -> None:
+    """Check that slices that make one stack may be one volume: a part of them would be a shortened one."""
+    ordered = [slices[index] for index in np.argsort(positions_along(slices))]
+    for keyword in kinds:
+        values = [_mark(one, keyword) for one in ordered]
+        pieces = sum(1 for _ in groupby(values))
+        if len(set(values) - {""}) > 1 and (keyword not in RUNNING or pieces > len(set(values))):
+            raise RefusedError(
+                f"makes one stack of slices that differ in {MARKS[keyword]}: nobody knows whether that is one volume"
+            )
 
 
 def _tells_apart(slices: list[Slice], keyword: str, rules: DicomRules) -> bool:

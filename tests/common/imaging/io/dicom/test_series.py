@@ -190,3 +190,57 @@ def test_volumes_of_one_series_may_be_scaled_in_their_own_ways(tmp_path: Path) -
     phase = stack(5, ImageType=["ORIGINAL", "PRIMARY", "P"], RescaleSlope="2", RescaleIntercept="-4096")
     found = series_in(save(tmp_path, of_one_series(magnitude, phase)))
     assert [float(read_series(one).array[0, 0, 0, 0]) for one in found] == [5, 10 - 4096]
+
+
+TYPES = (["ORIGINAL", "PRIMARY", "AXIAL"], ["ORIGINAL", "PRIMARY", "AXIAL", "CT_SOM5 SPI"])
+
+
+@pytest.mark.parametrize(
+    ("keyword", "values"),
+    [
+        ("EchoTime", ["98"] * 10 + ["98.01"] * 10),
+        ("EchoTime", ["98"] * 17 + ["98.01"] * 3),
+        ("EchoTime", ["98", "98.01"] * 10),
+        ("KVP", ["120", None] * 10),
+        ("ConvolutionKernel", [None] * 3 + ["B30f"] * 17),
+        ("ImageType", [TYPES[0]] * 10 + [TYPES[1]] * 10),
+        ("TemporalPositionIdentifier", list(range(1, 21))),
+    ],
+)
+def test_noise_in_the_tags_that_tell_kinds_apart_shortens_no_volume(
+    tmp_path: Path, keyword: str, values: list[object]
+) -> None:
+    slices = make_series(np.arange(20, dtype=np.uint16)[:, None, None] + np.zeros((20, 4, 4), dtype=np.uint16))
+    for one, value in zip(slices, values, strict=True):
+        if value is not None:
+            setattr(one, keyword, value)
+    series = only_series_in(save(tmp_path, slices))
+    assert (series.refusal, series.part, len(series.slices)) == ("", "", 20)
+    np.testing.assert_array_equal(read_series(series).array[0, 0, 0], np.arange(20))
+
+
+@pytest.mark.parametrize(
+    ("keyword", "values", "words"),
+    [
+        ("EchoTime", ["98"] * 17 + ["20"] * 3, "echo time"),
+        ("KVP", ["120", "80"] * 10, "tube voltage"),
+        ("ImageType", [*TYPES] * 10, "image type"),
+        ("TemporalPositionIdentifier", [1, 2] * 10, "time point"),
+    ],
+)
+def test_kinds_that_make_one_stack_only_together_are_refused(
+    tmp_path: Path, keyword: str, values: list[object], words: str
+) -> None:
+    slices = make_series(np.zeros((20, 4, 4), dtype=np.uint16))
+    for one, value in zip(slices, values, strict=True):
+        setattr(one, keyword, value)
+    series = only_series_in(save(tmp_path, slices))
+    assert series.refusal.startswith(f"makes one stack of slices that differ in {words}") and not series.left_out
+
+
+def test_echoes_with_noise_are_split_into_whole_volumes(tmp_path: Path) -> None:
+    first, second = stack(1, EchoTime="98"), stack(2, EchoTime="20")
+    for one in first[4:]:
+        one.EchoTime = "98.01"
+    found = series_in(save(tmp_path, of_one_series(first, second)))
+    assert [(one.part, len(one.slices)) for one in found] == [("echo time 20", 8), ("echo time 98", 8)]
