@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import os
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +14,7 @@ from numpy.typing import NDArray
 
 from client.inference.applied_model import AppliedModel, Prediction
 from client.inference.results import USUAL_FORMS, CaseFiles, ResultForms, check_targets, targets_of
+from client.inference.scores import score_array, softmax_in_place
 from common.errors import ConfigError, DataError
 from common.formatting import counted
 from common.imaging import sliding_window
@@ -35,13 +33,9 @@ from common.imaging.threads import CountProgress
 from common.imaging.volume import Volume
 from common.models.bundle import Bundle, load_bundle
 from common.system.devices import autocast_dtype, choose_device
-from common.system.memory import MemoryLimitError, require_memory
 
 FractionProgress = Callable[[float, str], None]
 """Called with the fraction of the whole job that is done, and the name of the current case."""
-
-SCORES_IN_MEMORY_BYTES = 2**30
-"""Scores of a volume that take more than this go to a temporary file in the output folder."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +49,7 @@ class PredictionReport:
     failures
         Scans that could not be used, with the reason; the others were predicted.
     warnings
-        Differences between the dataset's channels and the model's that may be only of words.
+        Differences between the dataset's channels and the model's that may be only of words; what results lack.
     """
 
     done: tuple[CaseFiles, ...]
@@ -225,7 +219,7 @@ class Predictor:
         prepared = preprocess_image(volume, self.plan.preprocessing)
         with self._logits(prepared, scratch, progress) as scores:
             labels = restore_prediction(scores, prepared.geometry)
-            _softmax_in_place(scores)
+            softmax_in_place(scores)
             return labels, restore_probabilities(scores, prepared.geometry)
 
     @contextmanager
@@ -233,7 +227,7 @@ class Predictor:
         self, prepared: Preprocessed, scratch: Path | None, progress: CountProgress | None
     ) -> Iterator[NDArray[np.float32]]:
         shape = (self.plan.model.classes, *prepared.image.shape[1:])
-        with _score_array(shape, scratch) as scores:
+        with score_array(shape, scratch) as scores:
             sliding_window.sliding_window(
                 self._model, prepared.image, self.plan.patch_size, self._windows, progress=progress, out=scores
             )
@@ -293,11 +287,13 @@ def predict_path(
     for index, (case, files) in enumerate(zip(dataset.cases, targets, strict=True)):
         try:
             with errors_of(case.images[0]):
-                predict_case(predictor, case, files, forms, part_of(progress, case.name, index, len(dataset.cases)))
+                part = part_of(progress, case.name, index, len(dataset.cases))
+                doubts = predict_case(predictor, case, files, forms, part)
         except DataError as error:
             failures.append(error)
         else:
             done.append(files)
+            warnings += tuple(f"{case.images[0]}: {doubt}" for doubt in doubts)
     return PredictionReport(tuple(done), tuple(failures), warnings)
 
 
@@ -316,8 +312,8 @@ def _with_channels(data: Dataset, predictor: Predictor, problems: list[Problem])
 
 def predict_case(
     predictor: Predictor, case: Case, files: CaseFiles, forms: ResultForms, progress: CountProgress
-) -> None:
-    """Label a scan and write its files.
+) -> tuple[str, ...]:
+    """Label a scan, write its files, and return doubts about these.
 
     Parameters
     ----------
@@ -341,12 +337,14 @@ def predict_case(
     """
     progress(0, 1)
     write = None
+    doubts: tuple[str, ...] = ()
     if files.segmentation is not None and case.series is not None:
         # Late: few scans need it, and it imports much.
         from client.inference.dicom.source import read_source
         from client.inference.dicom.write import write_dicom
 
         source = read_source(case.series)
+        doubts = source.doubts
         write = partial(write_dicom, source, model=predictor.applied, kind=forms.segmentation, files=files)
     volume, _ = predictor.load(replace(case, label=None))
     if files.probabilities is None and (files.segmentation is None or forms.segmentation != "fractional"):
@@ -359,6 +357,7 @@ def predict_case(
         write(prediction)
     if files.label is not None:
         write_label(files.label, prediction.label, volume.source)
+    return doubts
 
 
 def part_of(progress: FractionProgress | None, name: str, index: int, cases: int) -> CountProgress:
@@ -369,31 +368,3 @@ def part_of(progress: FractionProgress | None, name: str, index: int, cases: int
             progress((index + done / total) / cases, name)
 
     return report
-
-
-@contextmanager
-def _score_array(shape: tuple[int, ...], scratch: Path | None) -> Iterator[NDArray[np.float32]]:
-    """Allocate scores in memory, or in an unnamed file in ``scratch`` that vanishes with the process."""
-    size = 4 * math.prod(shape)
-    if scratch is None or size <= SCORES_IN_MEMORY_BYTES:
-        require_memory(size, "the scores of the scan", "is its voxel size true? Else crop it")
-        yield np.empty(shape, dtype=np.float32)
-        return
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(tempfile.TemporaryFile(dir=scratch))
-            # Reserve the space now: a full disk behind a memory map would kill the process.
-            os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            problem = f"needs {size / 2**30:.1f} GB for scores in {scratch}: {error.strerror or error}"
-            raise MemoryLimitError(f"{problem}; free some space, or crop the scan") from error
-        yield np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
-
-
-def _softmax_in_place(scores: NDArray[np.float32]) -> None:
-    """Convert logits (classes, x, y, z) to probabilities, plane by plane to save memory."""
-    for plane in range(scores.shape[1]):
-        part = scores[:, plane]
-        part -= part.max(axis=0)
-        np.exp(part, out=part)
-        part /= part.sum(axis=0)

@@ -94,7 +94,7 @@ class Segmenter:
         )
         case = Case(series.title, (series.folder,), None, reading=Reading(self._predictor.terms.ranges), series=series)
         with errors_of(series.folder):
-            predict_case(self._predictor, case, files, self._forms, part_of(None, case.name, 0, 1))
+            doubts = predict_case(self._predictor, case, files, self._forms, part_of(None, case.name, 0, 1))
         for path in files.all:
             path.rename(results / f"{read_file_meta_info(path).MediaStorageSOPInstanceUID}.dcm")
-        return SeriesOutcome(series.title, "segmented")
+        return SeriesOutcome(series.title, "segmented", "; ".join(doubts))

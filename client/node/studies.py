@@ -45,7 +45,7 @@ class SeriesOutcome:
     state
         Segmented; left out, as the rules say; or refused, although it was chosen.
     reason
-        Why it was not segmented.
+        Why it was not segmented, or what its results lack.
     """
 
     title: str

@@ -1,8 +1,8 @@
 """What a result takes over from the series that it was made from: references, patient and study.
 
 Archives hold values that the standard does not allow. Patient and study of a result are those of its source, but for
-values that would make the result itself invalid: these are left empty. Without valid UIDs nothing can refer to an
-instance, so there are no DICOM results then.
+values that would make the result itself invalid: these are left empty, and told by name. Without valid UIDs nothing can
+refer to an instance, and without its PatientID a result is nobody's, so there are no DICOM results then.
 """
 
 from __future__ import annotations
@@ -88,6 +88,8 @@ class Source:
         Patient and study: keyword -> valid value.
     character_set
         Defined terms of the source's character set; empty for ASCII.
+    emptied
+        Keywords of patient and study of which results cannot have the value.
     """
 
     series: Series
@@ -95,6 +97,15 @@ class Source:
     frames: tuple[SourceFrame, ...]
     values: dict[str, str]
     character_set: tuple[str, ...]
+    emptied: tuple[str, ...]
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What people should know of results."""
+        if not self.emptied:
+            return ()
+        why = "the standard does not allow the value, or it is not in the declared character set"
+        return (f"{self.series.title}: results are without {', '.join(self.emptied)}: {why}",)
 
     @property
     def grid(self) -> Grid:
@@ -132,7 +143,8 @@ def read_source(series: Series) -> Source:
     Raises
     ------
     DataError
-        Nothing can refer to the series, because UIDs are missing or invalid; or a file cannot be read.
+        Nothing can refer to the series, because UIDs are missing or invalid; no result can have its PatientID; or a
+        file cannot be read.
     """
     _require_uid(series.folder, series, "StudyInstanceUID", series.study)
     _require_uid(series.folder, series, "SeriesInstanceUID", series.uid)
@@ -155,8 +167,13 @@ def read_source(series: Series) -> Source:
     values = {keyword: _valid_value(header, keyword, character_set) for keyword in (*REQUIRED, *OPTIONAL)}
     if not (values["PatientIdentityRemoved"] and values["DeidentificationMethod"]):  # one needs the other
         values |= {"PatientIdentityRemoved": "", "DeidentificationMethod": ""}
+    emptied = tuple(keyword for keyword, value in values.items() if not value and _is_filled(header, keyword))
+    if "PatientID" in emptied:
+        rule = "at most 64 characters of the declared character set, without backslash"
+        problem = f"has a PatientID that no DICOM object may have ({rule}), so that results would be nobody's"
+        raise DataError(first.path, f"{series.title}: {problem}; correct it, or {_ADVICE}")
     reference = first.frame_of_reference if _is_uid(first.frame_of_reference) else ""
-    return Source(series, reference, frames, values, character_set)
+    return Source(series, reference, frames, values, character_set, emptied)
 
 
 _MULTI_FRAME = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.(2\.[12]|4\.[14]|128\.1|130)")
@@ -185,6 +202,13 @@ def _character_set(header: Dataset) -> tuple[str, ...]:
     """Return the declared terms if all of them are defined ones; empty for ASCII."""
     terms = tuple(term.strip() for term in text(header, "SpecificCharacterSet").split("\\"))
     return terms if not set(terms) <= _ASCII and all(term in python_encoding for term in terms) else ()
+
+
+def _is_filled(header: Dataset, keyword: str) -> bool:
+    """Return whether an element has any value, valid or not."""
+    element = header.get_item(tag_of(keyword))
+    value = None if element is None else element.value
+    return bool(value.strip(b"\0 ") if isinstance(value, bytes) else str(value or "").strip("\0 "))
 
 
 def _valid_value(header: Dataset, keyword: str, character_set: tuple[str, ...]) -> str:

@@ -71,6 +71,19 @@ def test_a_dicom_seg_has_the_voxels_of_the_nifti_prediction(
         assert found.any()
 
 
+def test_what_results_lack_is_told_and_nobodys_results_are_refused(predictor: Predictor, tmp_path: Path) -> None:
+    write_series(tmp_path / "in" / "a", StudyTime="99")
+    write_series(tmp_path / "in" / "b", PatientID="x" * 65)
+    report = predict_path(predictor, tmp_path / "in", tmp_path / "out")
+    assert [path.name for path in report.written] == ["a_seg.dcm"]
+    assert ["results are without StudyTime" in warning for warning in report.warnings] == [True]
+    assert ["has a PatientID that no DICOM object may have" in str(error) for error in report.failures] == [True]
+    assert report.exit_status == 1
+    forms = ResultForms("nifti")
+    report = predict_path(predictor, tmp_path / "in", tmp_path / "nifti", forms=forms)
+    assert len(report.written) == 2 and not report.failures and not report.warnings
+
+
 def test_the_command_lists_its_results_and_counts_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_series(tmp_path / "in" / "a")
     write_series(tmp_path / "in" / "b", StudyInstanceUID="none")

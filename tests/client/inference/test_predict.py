@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-import client.inference.predict
+import client.inference.scores
 from client.inference.predict import PredictOptions, Predictor, predict_path
 from client.inference.results import ResultForms
 from common.errors import BundleError, ConfigError, DataError, OutputError
@@ -170,7 +170,7 @@ def test_probabilities_add_up_and_leave_the_labels_as_they_are(model, tmp_path):
 def test_large_scores_go_to_a_file_that_is_gone_afterwards(model, tmp_path, monkeypatch):
     scan = make_scan(tmp_path / "scan.nii.gz")
     predict_path(Predictor.open(model), scan, tmp_path / "memory", forms=ResultForms(probabilities=True))
-    monkeypatch.setattr(client.inference.predict, "SCORES_IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr(client.inference.scores, "SCORES_IN_MEMORY_BYTES", 100)
     predict_path(Predictor.open(model), scan, tmp_path / "disk", forms=ResultForms(probabilities=True))
     assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == [
         "scan.nii.gz",

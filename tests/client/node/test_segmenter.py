@@ -60,6 +60,12 @@ def test_results_are_named_by_their_uids_and_the_same_each_time(predictor: Predi
     assert names[0] == names[1]
 
 
+def test_an_outcome_says_what_results_lack(predictor: Predictor, tmp_path: Path) -> None:
+    (outcome,) = segment(predictor, tmp_path, cube(StudyTime="99"))
+    assert outcome.state == "segmented"
+    assert outcome.reason.startswith(f"{outcome.title}: results are without StudyTime")
+
+
 def test_only_chosen_series_are_segmented(predictor: Predictor, tmp_path: Path) -> None:
     series = study(
         cube(SeriesDescription="T1 post", BodyPartExamined="KNEE"),

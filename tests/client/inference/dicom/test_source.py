@@ -71,9 +71,6 @@ def test_what_is_missing_is_empty(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keyword", "value"),
     [
-        ("PatientID", "x" * 65),
-        ("PatientID", "one\\two"),
-        ("PatientID", "P1\x1b[2J"),
         ("PatientName", "x" * 65),
         ("PatientName", "a=b=c=d"),
         ("PatientBirthDate", "19701345"),
@@ -92,7 +89,28 @@ def test_what_is_missing_is_empty(tmp_path: Path) -> None:
 def test_a_value_that_the_standard_does_not_allow_is_left_out(tmp_path: Path, keyword: str, value: str) -> None:
     for one in written(tmp_path, **{keyword: value}):
         assert str(one.get(keyword) or "") == ""
-        assert keyword == "PatientID" or one.PatientID == "P1"
+        assert one.PatientID == "P1"
+    (doubt,) = read_source(only_series_in(tmp_path / "series")).doubts
+    assert f"results are without {keyword}: the standard does not allow the value" in doubt and value not in doubt
+
+
+@pytest.mark.parametrize("value", ["x" * 65, "one\\two", "P1\x1b[2J", "M\xfcller"])
+def test_without_its_patient_id_a_series_has_no_results(tmp_path: Path, value: str) -> None:
+    slices = make_series(SpecificCharacterSet="ISO_IR 100", PatientID=value)
+    folder = save(tmp_path, slices)
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes().replace(b"ISO_IR 100", b"ISO_IR 6  "))
+    series = only_series_in(folder)
+    with pytest.raises(DataError, match=r"has a PatientID that no DICOM object may have .* write NIfTI") as error:
+        read_source(series)
+    assert value not in str(error.value)
+
+
+def test_a_source_whose_values_all_are_kept_gives_no_doubts(tmp_path: Path) -> None:
+    slices = make_series(PatientBirthDate=" ", StudyID="")
+    for one in slices:
+        del one.PatientID
+    assert read_source(only_series_in(save(tmp_path, slices))).doubts == ()
 
 
 @pytest.mark.parametrize(
@@ -175,8 +193,9 @@ def test_no_warning_and_no_log_quotes_a_name(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with warnings.catch_warnings(record=True) as caught, caplog.at_level(logging.DEBUG):
-        written(tmp_path, PatientName="Singlename", PatientID="x" * 70, StudyTime="99")
-    said = " ".join([*(str(one.message) for one in caught), caplog.text, *capfd.readouterr()])
+        written(tmp_path, PatientName="Singlename", StudyID="x" * 70, StudyTime="99")
+        doubts = read_source(only_series_in(tmp_path / "series")).doubts
+    said = " ".join([*doubts, *(str(one.message) for one in caught), caplog.text, *capfd.readouterr()])
     assert "Singlename" not in said and "xxx" not in said
 
 
