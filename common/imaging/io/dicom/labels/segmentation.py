@@ -74,6 +74,9 @@ def paint_segmentation(
         if one.kind == "LABELMAP":
             _paint_label_map(one, frames, form, values, painter)
             return
+        described = {segment.number for segment in one.segments}
+        if strangers := [frame.segment for frame in frames if frame.segment not in described]:
+            raise RefusedError(f"holds the segment {strangers[0]}, which it does not describe")
         wanted = [frame for frame in frames if frame.segment in values]
         if one.kind == "BINARY":
             masks = _bits(one.path, form, [frame.index for frame in wanted])
@@ -166,6 +169,8 @@ def _fractions(path: Path, form: PixelForm, frames: list[_Frame], dataset: Datas
     if not 1 <= full <= 255:
         raise RefusedError("is FRACTIONAL and has no MaximumFractionalValue from 1 to 255")
     for values in _stored(path, form, frames):
+        if values.max() > full:
+            raise RefusedError(f"is FRACTIONAL and has values above its MaximumFractionalValue, {full}")
         yield values >= FRACTION * full
 
 

@@ -254,6 +254,10 @@ def described_twice(one: Dataset) -> None:
     one.SegmentSequence[1].SegmentNumber = 1
 
 
+def undescribed(one: Dataset) -> None:
+    one.SegmentSequence[1].SegmentNumber = 3
+
+
 def of_one_byte(one: Dataset) -> None:
     one.BitsAllocated = one.BitsStored = 8
     one.HighBit, one.PixelData = 7, bytes(one.Rows * one.Columns * int(one.NumberOfFrames))
@@ -273,6 +277,7 @@ HOSTILE: dict[str, tuple[Callable[[Dataset], object], str]] = {
     "no position": (no_position, "has frames without position"),
     "position": (bad_position, "is on another grid"),
     "outside": (outside, "has frames that refer to 1 instance outside of its series"),
+    "not described": (undescribed, "holds the segment 2, which it does not describe"),
     "described twice": (described_twice, "describes segment 1 more than once"),
     "no segments": (lambda one: delattr(one, "SegmentSequence"), "describes no segments"),
     "type": (lambda one: setattr(one, "SegmentationType", "SURFACE"), "has the segmentation type SURFACE"),
@@ -307,6 +312,14 @@ def test_fractions_of_nothing_are_refused(tmp_path: Path, largest: int | None) -
     one.MaximumFractionalValue = largest
     write(tmp_path / "seg", one)
     with pytest.raises(DataError, match="has no MaximumFractionalValue from 1 to 255"):
+        read(tmp_path)
+
+
+def test_fractions_above_the_largest_are_refused(tmp_path: Path) -> None:
+    one = segmentation(make(tmp_path), {"one": blobs()["one"].astype(float)}, kind="FRACTIONAL")
+    one.MaximumFractionalValue = 100
+    write(tmp_path / "seg", one)
+    with pytest.raises(DataError, match="has values above its MaximumFractionalValue, 100"):
         read(tmp_path)
 
 
