@@ -96,7 +96,7 @@ def compare_segments(
             problems.append(Problem(case.name, case.label, error.reason))
             continue
         ignored += assigned.ignored
-        segments = [segment for one in case.objects for segment in one.segments]
+        segments = [segment for one in case.objects for segment in one.segments if not segment.is_empty]
         if len(assigned.ignored) == len(segments):
             kept.pop()
             text = f"is left out: none of its segments is a label that is wanted: {titles(segments)}"

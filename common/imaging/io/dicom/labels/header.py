@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pydicom
@@ -22,7 +22,7 @@ _SEGMENTATION_TAGS = (
 )
 _STRUCTURE_TAGS = (
     *("SOPClassUID", "StudyInstanceUID", "SeriesInstanceUID", "ReferencedFrameOfReferenceSequence"),
-    *("StructureSetROISequence", "RTROIObservationsSequence"),
+    *("StructureSetROISequence", "RTROIObservationsSequence", "ROIContourSequence"),
 )
 _BY_PROGRAM = "AUTOMATIC"
 
@@ -40,7 +40,11 @@ def read_label_object(path: Path) -> LabelObject:
             path,
             stop_before_pixels=True,
             force=True,
-            specific_tags=["SpecificCharacterSet", *dict.fromkeys((*_SEGMENTATION_TAGS, *_STRUCTURE_TAGS))],
+            specific_tags=[
+                "SpecificCharacterSet",
+                "PatientID",
+                *dict.fromkeys((*_SEGMENTATION_TAGS, *_STRUCTURE_TAGS)),
+            ],
         )
         if text(dataset, "SOPClassUID") == STRUCTURE_SET:
             return _structure_set(path, dataset)
@@ -86,13 +90,14 @@ def sources_of_frames(dataset: Dataset) -> Iterator[str]:
 
 def _segmentation(path: Path, dataset: Dataset) -> LabelObject:
     kind = _kind(dataset)
-    references = set(_instances_of_series(dataset))
-    for study in items(dataset, "StudiesContainingOtherReferencedInstancesSequence"):
-        references.update(_instances_of_series(study))
+    references: dict[str, str] = {}
+    for holder in (dataset, *items(dataset, "StudiesContainingOtherReferencedInstancesSequence")):
+        for series in items(holder, "ReferencedSeriesSequence"):
+            references |= _of_series(series, "ReferencedInstanceSequence")
     if not references:
         # Frames by the thousand: read only where nothing else says what they are about.
         frames = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(_FRAME_GROUPS))
-        references.update(sources_of_frames(frames))
+        references = dict.fromkeys(sources_of_frames(frames), "")
     segments = [_segment(item) for item in items(dataset, "SegmentSequence")]
     if kind == "LABELMAP":
         segments = [one for one in segments if one.number != 0]
@@ -111,11 +116,11 @@ def _kind(dataset: Dataset) -> Kind:
 
 
 def _structure_set(path: Path, dataset: Dataset) -> LabelObject:
-    references: set[str] = set()
+    references: dict[str, str] = {}
     for frame in items(dataset, "ReferencedFrameOfReferenceSequence"):
         for study in items(frame, "RTReferencedStudySequence"):
             for series in items(study, "RTReferencedSeriesSequence"):
-                references.update(instances(series, "ContourImageSequence"))
+                references |= _of_series(series, "ContourImageSequence")
     codes: dict[int | None, tuple[Meaning, tuple[Meaning, ...]]] = {}
     for observation in items(dataset, "RTROIObservationsSequence"):
         code = _meaning(first_item(observation, "RTROIIdentificationCodeSequence"))
@@ -124,13 +129,19 @@ def _structure_set(path: Path, dataset: Dataset) -> LabelObject:
             found = (code, _details(observation))
             if codes.setdefault(number, found) != found:
                 raise RefusedError(f"describes region {number} with several codes")
+    drawn = {
+        whole(item, "ReferencedROINumber")
+        for item in items(dataset, "ROIContourSequence")
+        if items(item, "ContourSequence")
+    }
     regions = items(dataset, "StructureSetROISequence")
     segments = []
     for region in regions:
         number = _number(region, "ROINumber")
         by_program = text(region, "ROIGenerationAlgorithm") == _BY_PROGRAM
         code, details = codes.get(number, (None, ()))
-        segments.append(Segment(number, text(region, "ROIName"), code, by_program, details))
+        name = text(region, "ROIName")
+        segments.append(Segment(number, name, code, by_program, details, is_empty=number not in drawn))
     frames = tuple(text(region, "ReferencedFrameOfReferenceUID") for region in regions)
     return _checked(path, "RTSTRUCT", dataset, frames, references, segments)
 
@@ -140,7 +151,7 @@ def _checked(
     kind: Kind,
     dataset: Dataset,
     frames: tuple[str, ...],
-    references: set[str],
+    references: Mapping[str, str],
     segments: list[Segment],
 ) -> LabelObject:
     if not segments:
@@ -156,12 +167,14 @@ def _checked(
         frames_of_reference=frozenset(frames),
         references=frozenset(references),
         segments=tuple(segments),
+        referenced_series=frozenset(filter(None, references.values())),
+        patient=text(dataset, "PatientID").strip(),
     )
 
 
-def _instances_of_series(dataset: Dataset) -> Iterator[str]:
-    for series in items(dataset, "ReferencedSeriesSequence"):
-        yield from instances(series, "ReferencedInstanceSequence")
+def _of_series(series: Dataset, keyword: str) -> dict[str, str]:
+    """Return SOP instance UIDs, each with the series instance UID that is stated for it."""
+    return dict.fromkeys(instances(series, keyword), text(series, "SeriesInstanceUID"))
 
 
 def _segment(item: Dataset) -> Segment:

@@ -79,6 +79,8 @@ def _series_of(labels: LabelObject, holders: dict[str, list[Series]], studies: C
     RefusedError
         There is none, or more than one, or its voxels are not where the labels say.
     """
+    if all(segment.is_empty for segment in labels.segments):
+        raise RefusedError("has no contours", left_out=True)
     if not labels.references:
         raise RefusedError("refers to no images: nobody knows which series it is about")
     hits = {id(one): one for uid in labels.references for one in holders.get(uid, ())}
@@ -104,9 +106,15 @@ def _require_fit(labels: LabelObject, series: Series) -> None:
         )
     if labels.study != series.study:
         raise RefusedError(f"belongs to another study than the series that it refers to ({title})")
+    if labels.referenced_series - {series.uid}:
+        raise RefusedError(f"states another series for the instances that it refers to ({title})")
+    if labels.patient and series.patient and labels.patient != series.patient:
+        raise RefusedError(f"has another PatientID than the series that it refers to ({title})")
     if series.refusal:
         raise RefusedError(f"refers to a series that is not read: {title}: {series.refusal}", series.left_out)
-    if labels.frames_of_reference != {series.slices[0].frame_of_reference}:
+    # Where a series states no frame of reference, its own segmentations have made one up: instances and positions tell.
+    frame = series.slices[0].frame_of_reference
+    if frame and labels.frames_of_reference != {frame}:
         raise RefusedError(f"has another frame of reference than the series that it refers to ({title})")
     if series.shift != UPRIGHT:
         raise RefusedError(f"labels slices of a tilted gantry, which were moved ({title}): this is not read")

@@ -37,7 +37,7 @@ class Assignment:
     ignored
         Segments that match no label.
     missing
-        Labels that no segment carries.
+        Labels that no segment carries; a region without contours carries none.
     """
 
     values: list[dict[int, int]] = field(default_factory=list)
@@ -62,6 +62,8 @@ def assign(objects: Sequence[LabelObject], structures: Sequence[Structure]) -> A
     for one in objects:
         values: dict[int, int] = {}
         for segment in one.segments:
+            if segment.is_empty:
+                continue
             match = structure_of(segment, structures)
             if match is None:
                 found.ignored.append(segment)
@@ -136,7 +138,7 @@ def own_structures(objects: Iterable[LabelObject]) -> tuple[Structure, ...]:
     Segments are the same if both name and code are.
     """
     found: dict[tuple[str, tuple[str, str] | None], Structure] = {}
-    for segment in (segment for one in objects for segment in one.segments):
+    for segment in (segment for one in objects for segment in one.segments if not segment.is_empty):
         code = _code(segment)
         name = segment.full_name or (segment.code.words if segment.code else "")
         found.setdefault((word(name), code), Structure(1, name, code))

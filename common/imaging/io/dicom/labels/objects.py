@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -38,6 +38,8 @@ class Segment:
         Whether a program made it, and nobody corrected it.
     details
         Side and body region, and other codes that narrow its type down.
+    is_empty
+        Whether it is a region without contours.
     """
 
     number: int
@@ -45,6 +47,7 @@ class Segment:
     code: Meaning | None
     by_program: bool
     details: tuple[Meaning, ...] = ()
+    is_empty: bool = False
 
     @property
     def full_name(self) -> str:
@@ -73,6 +76,10 @@ class LabelObject:
         SOP instance UIDs of the images that it refers to.
     segments
         Without the background of label maps.
+    referenced_series
+        Series instance UIDs of which it says that these images are.
+    patient
+        PatientID; may be empty. For messages it has no place, nor in a file.
     """
 
     path: Path
@@ -82,6 +89,8 @@ class LabelObject:
     frames_of_reference: frozenset[str]
     references: frozenset[str]
     segments: tuple[Segment, ...]
+    referenced_series: frozenset[str] = frozenset()
+    patient: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True)

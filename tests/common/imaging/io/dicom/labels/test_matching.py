@@ -104,6 +104,39 @@ def test_another_frame_of_reference(tmp_path: Path) -> None:
     assert match(tmp_path).refusal.startswith("has another frame of reference than the series")
 
 
+def test_a_series_without_a_frame_of_reference_is_told_by_its_instances(tmp_path: Path) -> None:
+    slices = make_series()
+    one = label(slices)
+    for slice_ in slices:
+        del slice_.FrameOfReferenceUID
+    save(tmp_path / "a", slices)
+    write(tmp_path / "seg", one)
+    found = match(tmp_path)
+    assert found.series is not None and not found.refusal
+
+
+def test_another_series_than_that_of_the_instances(tmp_path: Path) -> None:
+    slices = make_series()
+    save(tmp_path / "a", slices)
+    one = label(slices)
+    one.ReferencedSeriesSequence[0].SeriesInstanceUID = generate_uid()
+    write(tmp_path / "seg", one)
+    assert match(tmp_path).refusal.startswith("states another series for the instances that it refers to (series 7")
+
+
+@pytest.mark.parametrize(("patient", "refused"), [("P2", True), ("P1 ", False), ("", False)])
+def test_another_patient_is_refused_and_not_named(tmp_path: Path, patient: str, refused: bool) -> None:
+    slices = make_series()
+    save(tmp_path / "a", slices)
+    one = label(slices)
+    one.PatientID, one.PatientName = patient, "Somebody^Else"
+    write(tmp_path / "seg", one)
+    found = match(tmp_path)
+    expected = "has another PatientID than the series that it refers to (series 7 'made up', 8 instances)"
+    assert found.refusal == (expected if refused else "")
+    assert "P2" not in repr(found)
+
+
 def test_a_series_that_is_refused(tmp_path: Path) -> None:
     slices = make_series()
     one = label(slices)

@@ -13,8 +13,8 @@ from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 from common.errors import DataError
-from common.imaging.datasets.comparison import Wanted, compare
-from common.imaging.datasets.dataset import find_dataset
+from common.imaging.datasets.comparison import SiteTerms, Wanted, compare
+from common.imaging.datasets.dataset import find_dataset, scan_dataset
 from tests.common.imaging.datasets.test_dicom_labels import label_of
 from tests.dicom_labels import LIVER, TUMOUR, segmentation, structure_set, write
 from tests.dicom_series import make_series, save
@@ -78,6 +78,24 @@ def test_regions_are_found_by_code_or_name_and_others_ignored(tmp_path: Path, sl
     ]
 
 
+def test_a_region_without_contours_is_missing(tmp_path: Path, slices: list[Dataset]) -> None:
+    masks = shapes() | {"TUMOUR": np.zeros(SHAPE, dtype=bool)}
+    path = write(tmp_path / "x", structure_set(slices, masks, codes={"Leber": LIVER}))
+    found = find_dataset(tmp_path)
+    assert found.labels == {1: "Leber"}
+    assert [problem.text for problem in compare(found, WANTED)[1]] == [
+        "label 2 (tumour): 1 case of 1 without a segment of it, such as a"
+    ]
+    assert not [
+        one for one in compare(found, WANTED, SiteTerms(labels_map={"TUMOUR": "tumour"}))[1] if one.severity == "error"
+    ]
+    one = structure_set(slices, masks, codes={"Leber": LIVER})
+    one.ROIContourSequence = one.ROIContourSequence[1:]
+    write(path, one)
+    problems = [(problem.severity, problem.text) for problem in scan_dataset(tmp_path)[1]]
+    assert ("warning", "has no contours") in problems
+
+
 def test_a_structure_set_and_a_segmentation_with_different_labels_are_merged(
     tmp_path: Path, slices: list[Dataset]
 ) -> None:
@@ -104,7 +122,7 @@ def of_another_frame(one: Dataset) -> None:
 
 
 def in_two_places(one: Dataset) -> None:
-    one.ROIContourSequence[1].ReferencedROINumber = 1
+    one.ROIContourSequence.append(copy.deepcopy(one.ROIContourSequence[0]))
 
 
 def set_data(one: Dataset, values: list[float]) -> None:
@@ -154,6 +172,12 @@ def of_other_images(one: Dataset) -> None:
     first_contour(one).ContourImageSequence = [image]
 
 
+def two_codes(one: Dataset) -> None:
+    again = copy.deepcopy(one.RTROIObservationsSequence[0])
+    again.RTROIIdentificationCodeSequence[0].CodeValue = TUMOUR[1]
+    one.RTROIObservationsSequence.append(again)
+
+
 def no_instances(one: Dataset) -> None:
     study = one.ReferencedFrameOfReferenceSequence[0].RTReferencedStudySequence[0]
     study.RTReferencedSeriesSequence[0].ContourImageSequence[0].ReferencedSOPInstanceUID = "1.2.3"
@@ -178,6 +202,7 @@ REFUSED: dict[str, tuple[Callable[[Dataset], object], str]] = {
     "round twice": (round_twice, "that go round a pixel more than once"),
     "two points": (two_points, r"that is no area \(2 points\)"),
     "no pixel": (tiny, "has contours of 'Leber' .* that fill no pixel"),
+    "two codes": (two_codes, "describes region 1 with several codes"),
     "no points": (lambda one: set_data(one, []), "without points"),
     "not three numbers a point": (lambda one: set_data(one, [1.0, 2.0]), "that is not"),
     "two places": (in_two_places, "has contours of 'Leber' .* in two places"),
