@@ -95,6 +95,8 @@ class Segmenter:
         case = Case(series.title, (series.folder,), None, reading=Reading(self._predictor.terms.ranges), series=series)
         with errors_of(series.folder):
             doubts = predict_case(self._predictor, case, files, self._forms, part_of(None, case.name, 0, 1))
+        for doubt in doubts:
+            log.warning("%s", doubt)
         for path in files.all:
             path.rename(results / f"{read_file_meta_info(path).MediaStorageSOPInstanceUID}.dcm")
         return SeriesOutcome(series.title, "segmented", "; ".join(doubts))

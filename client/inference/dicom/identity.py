@@ -15,7 +15,7 @@ def result_uid(source: Source, model: AppliedModel, *kind: str) -> str:
     """Return the UID of a result.
 
     Archives throw away an instance whose UID they have, so whatever may change a result changes its UID: other slices,
-    weights, plan, options or version.
+    weights, plan, options or version, and a patient or study that was corrected.
 
     Parameters
     ----------
@@ -27,7 +27,8 @@ def result_uid(source: Source, model: AppliedModel, *kind: str) -> str:
         What is named, such as ``series`` and ``binary``.
     """
     frames = [(frame.instance, frame.number) for frame in source.frames]
-    content = json.dumps([kind, source.series.study, source.series.uid, frames, model.key])
+    copied = [source.values, source.deidentification, source.character_set]
+    content = json.dumps([kind, source.series.study, source.series.uid, frames, copied, model.key], sort_keys=True)
     return f"2.25.{uuid5(_NAMESPACE, content).int}"
 
 

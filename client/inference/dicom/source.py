@@ -43,6 +43,9 @@ OPTIONAL = (
 )
 """Elements that a result has if its source has them."""
 
+_METHOD_CODES = "DeidentificationMethodCodeSequence"
+_CODE = ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
+
 UNICODE = "ISO_IR 192"
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
@@ -50,6 +53,8 @@ _LONGEST_UID = 64
 _MOST_DIGITS = 6
 _TERMS = {"PatientSex": ("M", "F", "O"), "PatientIdentityRemoved": ("YES", "NO")}
 _ASCII = frozenset({"", "ISO_IR 6", "ISO 2022 IR 6"})
+_SEVERAL = frozenset({"DeidentificationMethod"})
+"""Elements that may have several values."""
 _TEXTS = frozenset({"LO", "PN", "SH"})
 _IDENTITY = ("SOPClassUID", "SOPInstanceUID", "SpecificCharacterSet")
 _ADVICE = "write NIfTI instead: --format nifti"
@@ -88,6 +93,8 @@ class Source:
         Patient and study: keyword -> valid value.
     character_set
         Defined terms of the source's character set; empty for ASCII.
+    deidentification
+        Value, scheme and meaning of each code of how it was de-identified.
     emptied
         Keywords of patient and study of which results cannot have the value.
     """
@@ -97,6 +104,7 @@ class Source:
     frames: tuple[SourceFrame, ...]
     values: dict[str, str]
     character_set: tuple[str, ...]
+    deidentification: tuple[tuple[str, ...], ...]
     emptied: tuple[str, ...]
 
     @property
@@ -122,7 +130,11 @@ class Source:
     def patient_and_study(self) -> Dataset:
         """Return a new data set with patient and study."""
         known = {keyword: value or None for keyword, value in self.values.items() if value or keyword in REQUIRED}
-        return with_elements(Dataset(), StudyInstanceUID=self.series.study, **known)
+        found = with_elements(Dataset(), StudyInstanceUID=self.series.study, **known)
+        if self.deidentification:
+            items = [with_elements(Dataset(), **dict(zip(_CODE, one, strict=True))) for one in self.deidentification]
+            with_elements(found, **{_METHOD_CODES: items})
+        return found
 
     def result_number(self, offset: int) -> int:
         """Return the number of a result's series: 701, 702, ... for series 7."""
@@ -153,7 +165,7 @@ def read_source(series: Series) -> Source:
     for one in series.slices:
         if one.path not in headers:
             headers[one.path] = _read(
-                one.path, (*_IDENTITY, *REQUIRED, *OPTIONAL) if one.path == first.path else _IDENTITY
+                one.path, (*_IDENTITY, *REQUIRED, *OPTIONAL, _METHOD_CODES) if one.path == first.path else _IDENTITY
             )
     instances = {path: (text(one, "SOPInstanceUID"), text(one, "SOPClassUID")) for path, one in headers.items()}
     for path, (instance, _) in instances.items():
@@ -165,15 +177,17 @@ def read_source(series: Series) -> Source:
     header = headers[first.path]
     character_set = _character_set(header)
     values = {keyword: _valid_value(header, keyword, character_set) for keyword in (*REQUIRED, *OPTIONAL)}
-    if not (values["PatientIdentityRemoved"] and values["DeidentificationMethod"]):  # one needs the other
+    codes = _codes(header, _METHOD_CODES)
+    if not (values["PatientIdentityRemoved"] and (values["DeidentificationMethod"] or codes)):  # one needs the other
         values |= {"PatientIdentityRemoved": "", "DeidentificationMethod": ""}
+        codes = ()
     emptied = tuple(keyword for keyword, value in values.items() if not value and _is_filled(header, keyword))
     if "PatientID" in emptied:
         rule = "at most 64 characters of the declared character set, without backslash"
         problem = f"has a PatientID that no DICOM object may have ({rule}), so that results would be nobody's"
         raise DataError(first.path, f"{series.title}: {problem}; correct it, or {_ADVICE}")
     reference = first.frame_of_reference if _is_uid(first.frame_of_reference) else ""
-    return Source(series, reference, frames, values, character_set, emptied)
+    return Source(series, reference, frames, values, character_set, codes, emptied)
 
 
 _MULTI_FRAME = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.(2\.[12]|4\.[14]|128\.1|130)")
@@ -204,6 +218,15 @@ def _character_set(header: Dataset) -> tuple[str, ...]:
     return terms if not set(terms) <= _ASCII and all(term in python_encoding for term in terms) else ()
 
 
+def _codes(header: Dataset, keyword: str) -> tuple[tuple[str, ...], ...]:
+    """Return the valid codes of a sequence in plain letters."""
+    try:
+        found = [tuple(text(item, part) for part in _CODE) for item in header.get(keyword) or ()]
+    except Exception:  # whatever a damaged value makes of pydicom's conversions
+        return ()
+    return tuple(one for one in found if all(map(_is_valid, _CODE, one)) and all(one) and "".join(one).isascii())
+
+
 def _is_filled(header: Dataset, keyword: str) -> bool:
     """Return whether an element has any value, valid or not."""
     element = header.get_item(tag_of(keyword))
@@ -231,7 +254,9 @@ def _valid_value(header: Dataset, keyword: str, character_set: tuple[str, ...]) 
 
 
 def _is_valid(keyword: str, value: str) -> bool:
-    """Return whether the standard allows a single value of this element."""
+    """Return whether the standard allows this value, or these values, of an element."""
+    if keyword in _SEVERAL and "\\" in value:
+        return all(_is_valid(keyword, part) for part in value.split("\\"))
     if not value.isprintable() or "\\" in value or "\N{REPLACEMENT CHARACTER}" in value:
         return False
     kind = dictionary_VR(tag_of(keyword))

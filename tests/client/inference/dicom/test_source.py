@@ -57,6 +57,38 @@ def test_patient_and_study_are_those_of_the_source(tmp_path: Path) -> None:
         assert (one.PatientName, one.PatientID) == ("Nobody^Here", "P1")
 
 
+@pytest.mark.parametrize("method", [None, "one", ["one", "two"]])
+def test_codes_of_how_the_source_was_deidentified_are_kept(tmp_path: Path, method: object) -> None:
+    codes = []
+    for value, meaning in (("113100", "Basic Application Confidentiality Profile"), ("113107", "x" * 65)):
+        item = pydicom.Dataset()
+        item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "DCM", meaning
+        codes.append(item)
+    values = {} if method is None else {"DeidentificationMethod": method}
+    with warnings.catch_warnings(action="ignore"):
+        found = written(tmp_path, PatientIdentityRemoved="YES", DeidentificationMethodCodeSequence=codes, **values)
+    for one in found:
+        assert (one.PatientIdentityRemoved, one.get("DeidentificationMethod")) == ("YES", method)
+        assert one.DeidentificationMethodCodeSequence == codes[:1]
+
+
+@pytest.mark.parametrize(
+    "correction",
+    [{"PatientID": "P2"}, {"PatientName": "Some^Body"}, {"StudyDate": "20200101"}, {"AccessionNumber": "2"}],
+)
+def test_a_correction_of_patient_or_study_gives_other_uids(tmp_path: Path, correction: dict[str, str]) -> None:
+    slices = make_series()
+    found = []
+    for values in ({}, correction, {}):
+        for one in slices:
+            one.update({"PatientID": "P1", "PatientName": "Nobody", "StudyDate": "", "AccessionNumber": "", **values})
+        series = only_series_in(save(tmp_path / "series", slices))
+        segmentation, report = write(tmp_path, series, made_up(read_series(series).grid))
+        found.append({one.SOPInstanceUID for one in (segmentation, report)})
+        found[-1] |= {one.SeriesInstanceUID for one in (segmentation, report)}
+    assert found[0] == found[2] and not found[0] & found[1]
+
+
 def test_what_is_missing_is_empty(tmp_path: Path) -> None:
     slices = make_series()
     for one in slices:
