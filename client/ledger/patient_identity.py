@@ -80,8 +80,8 @@ class PatientIndex:
         DataError
             A file cannot be read.
         PatientsError
-            Cases of two patients share an image: one patient would contribute as two. Or a DICOM series has no
-            PatientID, and nothing else names its patient.
+            Cases of two patients share an image or an identifier: one patient would contribute as two. Or a DICOM
+            series has no PatientID, and nothing else names its patient.
         LedgerError
             There are identifiers, but the ledger's secret cannot be used.
         """
@@ -104,10 +104,24 @@ class PatientIndex:
                         "protected half as well"
                     )
             marks.setdefault(case.owner, set()).update(scan)
-        for owner, identifier in {(case.owner, case.patient_id or case.patient) for case in cases}:
-            if self._mark is not None and identifier is not None and (mark := self._mark(identifier)) is not None:
-                marks[owner].add(mark)
+        self._add_identifiers(cases, marks)
         return {case.name: tuple(sorted(marks[case.owner])) for case in cases}
+
+    def _add_identifiers(self, cases: Sequence[Case], marks: Mapping[str, set[str]]) -> None:
+        """Add the mark of each owner's identifier to theirs."""
+        if self._mark is None:
+            return
+        first: dict[str, Case] = {}
+        for case in {(case.owner, case.patient_id): case for case in reversed(cases)}.values():
+            identifier = case.patient_id or case.patient
+            if identifier is None or (mark := self._mark(identifier)) is None:
+                continue
+            if (other := first.setdefault(mark, case)).owner != case.owner:
+                raise PatientsError(
+                    f"{case.images[0]}: {case.name} and {other.name} have the same identifier, and count as two "
+                    f"patients; give them one in {PATIENTS_FILE}, spelt in one way"
+                )
+            marks[case.owner].add(mark)
 
     def _identify(self, case: Case) -> list[str]:
         if case.series is not None:

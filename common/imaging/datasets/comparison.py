@@ -17,6 +17,7 @@ from common.imaging.datasets.bids.rules import USUAL_BIDS, BidsRules
 from common.imaging.datasets.case import Case, Problem, Reading
 from common.imaging.datasets.dataset import Dataset
 from common.imaging.datasets.dicom_labels import MOST_LABEL, compare_segments, wanted_structures
+from common.imaging.datasets.dicom_patients import patient_problems
 from common.imaging.io.dicom.rules import USUAL_RULES, DicomRules
 from common.imaging.ranges import USUAL_RANGES, GeometryRanges
 
@@ -152,6 +153,7 @@ def compare(dataset: Dataset, wanted: Wanted, terms: SiteTerms = OWN_TERMS) -> t
         if text := modality_problem(case, wanted):
             findings.problems.append(Problem(case.name, case.images[0], text))
     read = dataset.read_as(replace(reading, channel_order=order)).declared_as(channels, labels)
+    findings.problems += patient_problems(read.cases, dataset.root)
     if reading.structures:
         cases, problems = compare_segments(read.cases, reading.structures, place)
         return replace(read, cases=cases), findings.problems + problems

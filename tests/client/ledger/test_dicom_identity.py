@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import re
 import stat
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom.uid import generate_uid
 
 from client.ledger.identifiers import Identifiers
 from client.ledger.ledger import Ledger
 from client.ledger.patient_identity import MARK, Patient, PatientIndex, PatientsError, identifier_of, is_scan
 from common.imaging.datasets.case import Reading
+from common.imaging.datasets.comparison import Wanted, compare
 from common.imaging.datasets.dataset import Dataset, find_dataset
 from common.imaging.datasets.patients_csv import with_patients as name_patients
 from tests.common.imaging.datasets.test_dicom_cases import write_pair
 from tests.dicom_series import make_series, only_series_in, save
+
+FORMS = {"a": "NFC", "b": "NFD"}
+"""Names of cases and forms of Unicode."""
 
 
 @pytest.fixture
@@ -135,3 +141,57 @@ def test_a_series_of_two_patients_is_refused(tmp_path: Path) -> None:
     slices[3].PatientID = "MRN 008"
     refusal = only_series_in(save(tmp_path, slices)).refusal
     assert refusal == "has instances of 2 patients (PatientID)"
+
+
+def test_one_identifier_of_two_patients_is_refused(tmp_path: Path) -> None:
+    """A table may write a letter composed in one line, and decomposed in another."""
+    with_patients(tmp_path / "data", a="MRN 007", b="MRN 008")
+    table = with_table(
+        find_dataset(tmp_path / "data"), {name: unicodedata.normalize(form, "Müller") for name, form in FORMS.items()}
+    )
+    with pytest.raises(PatientsError, match="have the same identifier, and count as two patients"):
+        identify(tmp_path / "data", tmp_path / "ledger.jsonl", table)
+
+
+def test_a_patient_id_is_one_whatever_its_form_of_unicode(tmp_path: Path) -> None:
+    for name, form in FORMS.items():
+        patient = unicodedata.normalize(form, "Müller")
+        save(tmp_path / name, make_series(PatientID=patient, SpecificCharacterSet="ISO_IR 192"))
+    assert [case.owner for case in find_dataset(tmp_path).cases] == ["a", "a"]
+
+
+def doubts(root: Path) -> list[tuple[str, str]]:
+    return [(problem.severity, problem.text) for problem in compare(find_dataset(root), Wanted())[1]]
+
+
+@pytest.mark.parametrize("pair", [("abc1", "ABC1"), ("00123", "123"), ("A 1", "A  1"), ("P-01", "P1"), ("x.1", "x_1")])
+def test_patient_ids_that_differ_only_in_spelling_are_told_without_their_text(
+    tmp_path: Path, pair: tuple[str, str]
+) -> None:
+    with_patients(tmp_path, a=pair[0], b=pair[1], c="Q 7", d="Q 71", e=pair[0])
+    ((severity, text),) = doubts(tmp_path)
+    assert severity == "warning" and text.startswith("1 PatientID is spelt in several ways")
+    assert "several patients: a and b (" in text and not any(one in text for one in pair)
+
+
+def test_one_patient_id_of_two_issuers_is_told_and_stays_one_patient(tmp_path: Path) -> None:
+    for name, issuer in {"a": "north", "b": "south", "c": ""}.items():
+        save(tmp_path / name, make_series(PatientID="MRN7", IssuerOfPatientID=issuer))
+    ((severity, text),) = doubts(tmp_path)
+    assert severity == "warning" and text.startswith("1 PatientID has several issuers, and each counts as one patient")
+    assert ": a and b; " in text and "MRN7" not in text and "north" not in text
+    assert {case.owner for case in find_dataset(tmp_path).cases} == {"a"}
+
+
+def test_a_study_of_two_patient_ids_is_refused_until_a_table_names_patients(tmp_path: Path) -> None:
+    study = generate_uid()
+    for name in "ab":
+        save(tmp_path / name, make_series(PatientID=f"MRN{name}", StudyInstanceUID=study))
+    assert doubts(tmp_path) == [
+        (
+            "error",
+            "has 1 study of several PatientIDs: a and b; name the patients of all cases in patients.csv",
+        )
+    ]
+    table = with_table(find_dataset(tmp_path), {"a": "x", "b": "x"})
+    assert not compare(table, Wanted())[1]

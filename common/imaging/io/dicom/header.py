@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+import unicodedata
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 _NAMES = (
     *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SeriesNumber", "SeriesDescription", "Modality"),
-    "PatientID",
+    *("PatientID", "IssuerOfPatientID"),
 )
 _TAGS: list[BaseTag | int] = [tag_of(keyword) for keyword in ("SOPClassUID", *_NAMES, *FORM_TAGS, *SLICE_TAGS)]
 _MAGIC_OFFSET = 128
@@ -53,7 +54,9 @@ class Instance:
     number, description, modality, image_type
         As text; may be empty.
     patient
-        PatientID; may be empty.
+        PatientID in Unicode's composed form, NFC; may be empty.
+    issuer
+        IssuerOfPatientID; may be empty.
     slices
         Slices of an image that can be read.
     problem
@@ -70,6 +73,7 @@ class Instance:
     modality: str
     image_type: str
     patient: str = field(repr=False)
+    issuer: str = field(repr=False)
     slices: tuple[Slice, ...]
     problem: RefusedError | None
 
@@ -124,7 +128,8 @@ def read_header(path: Path) -> Instance | None:
             description=text(dataset, "SeriesDescription"),
             modality=text(dataset, "Modality"),
             image_type=text(dataset, "ImageType"),
-            patient=text(dataset, "PatientID").strip(),
+            patient=unicodedata.normalize("NFC", text(dataset, "PatientID").strip()),
+            issuer=text(dataset, "IssuerOfPatientID").strip(),
             slices=slices,
             problem=problem,
         )

@@ -71,6 +71,7 @@ def _whole(instances: Sequence[Instance]) -> Series:
         instances=len(instances),
         uids=frozenset(instance.uid for instance in instances),
         patient=first.patient,
+        issuer=first.issuer,
     )
 
 

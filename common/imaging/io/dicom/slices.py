@@ -147,8 +147,8 @@ class Series:
         Why it is not read; empty if it is. A volume that the rules do not choose has a reason, and slices.
     left_out
         Whether the refusal is no fault, as for a localizer.
-    patient
-        PatientID; may be empty. For messages it has no place, nor in a file.
+    patient, issuer
+        PatientID and its issuer; may be empty. They have no place in messages, nor in a file.
     """
 
     study: str
@@ -166,6 +166,7 @@ class Series:
     refusal: str = ""
     left_out: bool = False
     patient: str = field(default="", repr=False)
+    issuer: str = field(default="", repr=False)
 
     @property
     def title(self) -> str:
