@@ -16,8 +16,9 @@ from client.node.folders import SEGMENTER_FILE, NodeFolders
 from client.node.studies import SeriesOutcome, StudyQueue
 from client.state_folder import write_json
 from common.errors import RESTART_CANNOT_HELP, BundleError, DataError, FedvoxError, OutputError
+from common.formatting import counted
 from common.imaging.datasets.case import Case, Reading, errors_of
-from common.imaging.io.dicom.find import find_series
+from common.imaging.io.dicom.find import Found, find_series
 from common.imaging.io.dicom.slices import Series
 from common.system.logs import log_to_stderr
 
@@ -76,7 +77,10 @@ class Segmenter:
     def __call__(self, instances: Path, results: Path) -> list[SeriesOutcome]:
         """See ``client.node.studies.Segment``."""
         found = find_series(instances, self._predictor.terms.dicom)
-        outcomes = [SeriesOutcome("file", "refused", error.problem) for error in found.damaged]
+        if lost := _lost(instances, found):
+            reason = f"{counted(lost, 'instance')} cannot be read any more; send the study again"
+            return [SeriesOutcome("study", "refused", reason)]
+        outcomes: list[SeriesOutcome] = []
         for series in found.series:
             try:
                 outcomes.append(self._outcome(series, results))
@@ -100,3 +104,9 @@ class Segmenter:
         for path in files.all:
             path.rename(results / f"{read_file_meta_info(path).MediaStorageSOPInstanceUID}.dcm")
         return SeriesOutcome(series.title, "segmented", "; ".join(doubts))
+
+
+def _lost(instances: Path, found: Found) -> int:
+    """Count the files that are not the instances they were when they came, of which nobody knows the series."""
+    read = frozenset[str]().union(*(series.uids for series in found.series))
+    return sum(path.stem not in read for path in instances.iterdir())

@@ -43,7 +43,14 @@ def segment(predictor: Predictor, folder: Path, slices: list[Dataset], **values:
     node = Node(NodeConfig.model_validate(content), folder)
     predictor.terms = node.data_terms
     segmenter = Segmenter(node, predictor)
-    return segmenter(save(folder / "instances", slices), folder / "results")
+    return segmenter(kept(folder / "instances", slices), folder / "results")
+
+
+def kept(folder: Path, slices: list[Dataset]) -> Path:
+    """Instances on disk as a node keeps them."""
+    for path in save(folder, slices).iterdir():
+        path.rename(folder / f"{pydicom.dcmread(path).SOPInstanceUID}.dcm")
+    return folder
 
 
 def test_results_are_named_by_their_uids_and_the_same_each_time(predictor: Predictor, tmp_path: Path) -> None:
@@ -92,3 +99,19 @@ def test_a_series_that_cannot_be_read_and_is_not_chosen_is_no_fault(predictor: P
     gap = cube(SeriesDescription="scout")
     (outcome,) = segment(predictor, tmp_path, gap[:2] + gap[3:], dicom={"series": {"description": "T1"}})
     assert outcome.state == "left out"
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 3000, None], ids=["empty", "zeroed", "another instance"])
+def test_an_instance_that_went_bad_on_disk_does_not_shorten_a_series(
+    predictor: Predictor, tmp_path: Path, content: bytes | None
+) -> None:
+    series = cube()
+    node = Node(NodeConfig.model_validate({"ae_title": "FEDVOX", "callers": CALLERS, "shadow": True}), tmp_path)
+    predictor.terms = node.data_terms
+    instances = kept(tmp_path / "instances", series)
+    first, last = (instances / f"{one.SOPInstanceUID}.dcm" for one in (series[0], series[-1]))
+    last.write_bytes(first.read_bytes() if content is None else content)
+    (tmp_path / "results").mkdir()
+    (outcome,) = Segmenter(node, predictor)(instances, tmp_path / "results")
+    assert outcome.state == "refused" and "1 instance cannot be read any more" in outcome.reason
+    assert not list((tmp_path / "results").iterdir())
