@@ -21,6 +21,7 @@ from client.inference.dicom.wording import (
     NOT_CLINICAL,
     category_of,
     coding_schemes,
+    colour_of,
     concept_of,
     series_description,
     short,
@@ -83,6 +84,7 @@ def build_segmentation(
                 algorithm_identification=algorithm,
                 tracking_uid=structure_uid(source, model, label),
                 tracking_id=name,
+                display_color=colour_of(label),
             )
             for label, name in model.plan.labels.items()
         ],
