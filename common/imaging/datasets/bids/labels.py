@@ -107,7 +107,8 @@ def _in(folder: Path, suffixes: Collection[str], rules: BidsRules) -> list[BidsN
     """Return the label maps of a folder: those that the rules name, or else segmentations, or else masks."""
     names = [name for path in anat_files(folder) if (name := parse_name(path)) is not None]
     if rules.labels is not None:
-        return [name for name in names if fnmatchcase(nifti_stem(name.path) or "", rules.labels)]
+        pattern = rules.labels.replace("[", "[[]")
+        return [name for name in names if fnmatchcase(nifti_stem(name.path) or "", pattern)]
     own = [name for name in names if name.value("space") in _OWN_SPACES | {*suffixes}]
     segmentations = [name for name in own if name.suffix == "dseg"]
     return segmentations or [name for name in own if name.suffix == "mask" and name.value("label")]

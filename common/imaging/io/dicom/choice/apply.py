@@ -20,8 +20,12 @@ _WHEN = (
     ("StudyDate", "StudyTime"),
 )
 _AGENTS = ("ContrastBolusAgent", "ContrastBolusAgentSequence")
-_KEYWORDS = ("PatientID", "IssuerOfPatientID", "BodyPartExamined", *_AGENTS, *(name for pair in _WHEN for name in pair))
-_NO_AGENT = frozenset({"", "no", "none", "n/a", "without"})
+_KEYWORDS = ("BodyPartExamined", *_AGENTS, *(name for pair in _WHEN for name in pair))
+_NO_AGENT = re.compile(
+    r"\W*|n|na|n/a|nil|nativ\w*|unenhanced|0+([.,]0*)?\s*(ml|cc)?"
+    r"|(no|non(?!\W*ionic)|none|not|without|w/o|ohne|keine?|sans|sin|senza)\b(?!.*\b(with|mit|avec|con)\b).*"
+)
+"""What people write where no contrast agent was given; "without and with" is none of these."""
 
 
 def mark_chosen(series: Sequence[Series], rules: Sequence[SeriesRule]) -> list[Series]:
@@ -41,9 +45,11 @@ def mark_chosen(series: Sequence[Series], rules: Sequence[SeriesRule]) -> list[S
     """
     if not rules:
         return list(series)
+    candidates = [one for one in series if not one.left_out]
+    rejected = dict(zip(candidates, rejections([_traits(one) for one in candidates], rules), strict=True))
     found = []
-    for one, rejection in zip(series, rejections([_traits(each) for each in series], rules), strict=True):
-        if rejection is None or one.left_out:
+    for one in series:
+        if (rejection := rejected.get(one)) is None:
             found.append(one)
         else:
             found.append(replace(one, refusal=rejection.reason, left_out=not rejection.is_error))
@@ -53,14 +59,13 @@ def mark_chosen(series: Sequence[Series], rules: Sequence[SeriesRule]) -> list[S
 def _traits(series: Series) -> Traits:
     known = Traits(
         name=f"series {shown(series.number) or 'without number'}" + (f" ({series.part})" if series.part else ""),
-        patient="",
+        patient=f"{series.issuer}\\{series.patient}" if series.patient else "",
         study=series.study,
         modality=series.modality,
         description=series.description,
         body_part=None,
         has_contrast=None,
-        date="",
-        time="",
+        when=(),
         slices=len(series.slices),
     )
     if not series.slices:
@@ -68,31 +73,27 @@ def _traits(series: Series) -> Traits:
     path = series.slices[0].path
     with refused_as_damaged(path), path.open("rb") as file:
         header = read_elements(file, [tag_of(keyword) for keyword in _KEYWORDS])
-    date, time = _when(header)
-    patient = _value(header, "PatientID")
     return replace(
         known,
-        patient=f"{_value(header, 'IssuerOfPatientID')}\\{patient}" if patient else "",
         body_part=_value(header, "BodyPartExamined"),
         has_contrast=_has_contrast(header),
-        date=date,
-        time=time,
+        when=tuple(_when(header, *pair) for pair in _WHEN),
     )
 
 
 def _has_contrast(header: Dataset) -> bool:
     agent, sequence = _AGENTS
-    return _value(header, agent).casefold() not in _NO_AGENT or bool(header.get(sequence))
+    agents = [_value(header, agent), *(_value(item, "CodeMeaning") or "coded" for item in header.get(sequence) or ())]
+    return any(_NO_AGENT.fullmatch(one.casefold()) is None for one in agents)
 
 
-def _when(header: Dataset) -> tuple[str, str]:
-    """Return the first date that is one, and its time, in forms that sort."""
-    for of_date, of_time in _WHEN:
-        date = _value(header, of_date).replace(".", "")
-        if re.fullmatch(r"[0-9]{8}", date):
-            time = re.fullmatch(r"([0-9]{2,6})(?:\.([0-9]{1,6}))?", _value(header, of_time).replace(":", ""))
-            return date, f"{time[1].ljust(6, '0')}.{(time[2] or '').ljust(6, '0')}" if time else ""
-    return "", ""
+def _when(header: Dataset, of_date: str, of_time: str) -> tuple[str, str]:
+    """Return a date and its time, in forms that sort; empty without a date."""
+    date = _value(header, of_date).replace(".", "")
+    if not re.fullmatch(r"[0-9]{8}", date):
+        return "", ""
+    time = re.fullmatch(r"([0-9]{2,6})(?:\.([0-9]{1,6}))?", _value(header, of_time).replace(":", ""))
+    return date, f"{time[1].ljust(6, '0')}.{(time[2] or '').ljust(6, '0')}" if time else ""
 
 
 def _value(header: Dataset, keyword: str) -> str:

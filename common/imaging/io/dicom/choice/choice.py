@@ -26,8 +26,9 @@ class Traits:
         As stored; None if it is unknown because the series cannot be read.
     has_contrast
         Whether a contrast agent is stated; None if it is unknown.
-    date, time
-        ``20260131`` and ``235959.000000``; empty if they are not stated.
+    when
+        Date and time by each clock, in the same order in all series: ``20260131`` and ``235959.000000``; empty if they
+        are not stated.
     slices
         Number of slices; 0 for a series that cannot be read.
     """
@@ -39,8 +40,7 @@ class Traits:
     description: str
     body_part: str | None
     has_contrast: bool | None
-    date: str
-    time: str
+    when: tuple[tuple[str, str], ...]
     slices: int
 
 
@@ -66,7 +66,7 @@ def rejections(series: Sequence[Traits], rules: Sequence[SeriesRule]) -> list[Re
     ----------
     series
         Those of one or several studies, or patients. Of a series that cannot be read only what is known must fit, and
-        nothing is chosen over another in its favour.
+        nobody chooses between it and others.
     rules
         The hospital's rules.
 
@@ -99,7 +99,7 @@ def _by_one_rule(series: Sequence[Traits], rule: SeriesRule) -> list[Rejection |
     for index, one in enumerate(series):
         misfit = _misfit(one, rule)
         found.append(Rejection(f"is not chosen: {misfit}") if misfit else None)
-        if not misfit and one.slices:
+        if not misfit:
             owner = one.patient if rule.per == "patient" and one.patient else one.study
             groups.setdefault(owner, []).append(index)
     for group in groups.values():
@@ -126,13 +126,18 @@ def _chosen(group: Sequence[Traits], rule: SeriesRule) -> list[Rejection | None]
     """Choose among series that all fit."""
     if rule.choose == "all" or len(group) == 1:
         return [None] * len(group)
+    if unread := next((one for one in group if not one.slices), None):
+        text = f"cannot be chosen: {unread.name} fits as well, and cannot be read"
+        return [Rejection(text, is_error=True) if one.slices else None for one in group]
     others = [next(other.name for other in group if other is not one) for one in group]
     if rule.choose == "only":
         text = "cannot be chosen: {} fits as well, and only one may"
         return [Rejection(text.format(other), is_error=True) for other in others]
     if rule.choose == "newest":
-        best = max(group, key=lambda one: (one.date, one.time))
-        is_clear = all(one is best or _is_older(one, best) for one in group)
+        times = _of_one_clock(group)
+        newest = max(times)
+        best = group[times.index(newest)]
+        is_clear = all(one is best or _is_older(when, newest) for one, when in zip(group, times, strict=True))
         words, kind = "is newer", "time"
     else:
         best = max(group, key=lambda one: one.slices)
@@ -144,7 +149,15 @@ def _chosen(group: Sequence[Traits], rule: SeriesRule) -> list[Rejection | None]
     return [None if one is best else Rejection(f"is not chosen: {best.name} {words}") for one in group]
 
 
-def _is_older(one: Traits, other: Traits) -> bool:
-    if not one.date or not other.date:
+def _of_one_clock(group: Sequence[Traits]) -> list[tuple[str, str]]:
+    """Return date and time of each series by the first clock that all have; empty if there is none."""
+    for times in zip(*(one.when for one in group), strict=True):
+        if all(date for date, _ in times):
+            return list(times)
+    return [("", "")] * len(group)
+
+
+def _is_older(when: tuple[str, str], other: tuple[str, str]) -> bool:
+    if not when[0] or not other[0]:
         return False
-    return one.date < other.date or (one.date == other.date and "" < one.time < other.time)
+    return when[0] < other[0] or (when[0] == other[0] and "" < when[1] < other[1])

@@ -31,8 +31,8 @@ Patterns = Annotated[tuple[Pattern, ...], Field(min_length=1, max_length=50), Be
 class SeriesRule(Frozen):
     """One rule: a series that fits all of its criteria is used, if it is the one to choose among those.
 
-    Patterns are for whole values: ``*`` stands for anything, ``?`` for one character, ``[ab]`` for one of several;
-    capitals do not matter. Of several patterns one must fit.
+    Patterns are for whole values: ``*`` stands for anything, ``?`` for one character; capitals do not matter. Of
+    several patterns one must fit.
 
     Attributes
     ----------
@@ -58,4 +58,6 @@ class SeriesRule(Frozen):
 def fits(patterns: tuple[str, ...], value: str) -> bool:
     """Return whether one of the patterns fits a value."""
     folded = value.strip().casefold()
-    return len(folded) <= LONGEST_COMPARED and any(fnmatchcase(folded, pattern.casefold()) for pattern in patterns)
+    # Brackets mean themselves: descriptions of series have them.
+    plain = [pattern.casefold().replace("[", "[[]") for pattern in patterns]
+    return len(folded) <= LONGEST_COMPARED and any(fnmatchcase(folded, pattern) for pattern in plain)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pydicom
 import pytest
 from pydantic import ValidationError
 
@@ -13,8 +14,8 @@ from common.imaging.io.dicom.choice.rules import SeriesRule
 from common.imaging.io.dicom.rules import DicomRules
 from tests.dicom_series import CT, make_series, save, series_in
 
-T1 = Traits("series 1", "P", "S", "MR", "T1w post", "BRAIN", True, "20260131", "101500.000000", 20)
-OTHER = replace(T1, name="series 2", date="20260201", slices=30)
+T1 = Traits("series 1", "P", "S", "MR", "T1w post", "BRAIN", True, (("20260131", "101500.000000"),), 20)
+OTHER = replace(T1, name="series 2", when=(("20260201", "101500.000000"),), slices=30)
 
 
 def reasons(series: list[Traits], *rules: SeriesRule) -> list[str]:
@@ -26,7 +27,8 @@ def reasons(series: list[Traits], *rules: SeriesRule) -> list[str]:
     [
         ({}, ""),
         ({"modality": "MR", "description": "t1*", "body_part": "Brain", "contrast": True}, ""),
-        ({"description": ["FLAIR*", "T?W P[ao]ST"]}, ""),
+        ({"description": ["FLAIR*", "T?W P?ST"]}, ""),
+        ({"description": "T1w p[ao]st"}, "its description is 'T1w post', not T1w p[ao]st"),
         ({"modality": "CT"}, "its modality is 'MR', not CT"),
         ({"description": "T1"}, "its description is 'T1w post', not T1"),
         ({"description": ["T2*", "*FLAIR*"]}, "its description is 'T1w post', not T2* or *FLAIR*"),
@@ -57,8 +59,8 @@ def test_a_description_of_pages_fits_nothing_and_is_cut() -> None:
     [
         ("all", {}, ["", ""]),
         ("newest", {}, ["is not chosen: series 2 is newer", ""]),
-        ("newest", {"date": "20260131", "time": "101500.000001"}, ["is not chosen: series 2 is newer", ""]),
-        ("newest", {"date": "20250131", "time": ""}, ["", "is not chosen: series 1 is newer"]),
+        ("newest", {"when": (("20260131", "101500.000001"),)}, ["is not chosen: series 2 is newer", ""]),
+        ("newest", {"when": (("20250131", ""),)}, ["", "is not chosen: series 1 is newer"]),
         ("most_slices", {}, ["is not chosen: series 2 has more slices", ""]),
     ],
 )
@@ -72,9 +74,9 @@ def test_one_of_those_that_fit_is_chosen(choose: str, changes: dict[str, str], f
     ("choose", "changes"),
     [
         ("only", {}),
-        ("newest", {"date": ""}),
-        ("newest", {"date": "20260131", "time": ""}),
-        ("newest", {"date": T1.date, "time": T1.time}),
+        ("newest", {"when": (("", ""),)}),
+        ("newest", {"when": (("20260131", ""),)}),
+        ("newest", {"when": T1.when}),
         ("most_slices", {"slices": 20}),
     ],
 )
@@ -85,8 +87,8 @@ def test_where_nothing_tells_which_one_nobody_guesses(choose: str, changes: dict
 
 
 def test_one_is_chosen_of_each_study_or_of_each_patient() -> None:
-    other_study = replace(T1, name="series 3", study="S2", date="20250101")
-    other_patient = replace(T1, name="series 4", study="S3", patient="Q", date="20240101")
+    other_study = replace(T1, name="series 3", study="S2", when=(("20250101", ""),))
+    other_patient = replace(T1, name="series 4", study="S3", patient="Q", when=(("20240101", ""),))
     series = [T1, OTHER, other_study, other_patient]
     per_study = reasons(series, SeriesRule(choose="newest"))
     assert [not reason for reason in per_study] == [False, True, True, True]
@@ -145,3 +147,53 @@ def test_files_of_an_archive_are_chosen_by_what_they_say(tmp_path: Path) -> None
     ]
     assert [one.left_out for one in found] == [True, False, True, True, True]
     assert series_in(tmp_path)[4].refusal.startswith("lacks 1 slice")
+
+
+def test_times_of_one_clock_are_compared_and_no_others() -> None:
+    """Both have a time of acquisition; that of the series, which one lacks, is later for all."""
+    newest = SeriesRule(choose="newest")
+    one = replace(T1, when=(("20260101", "100000"), ("20260101", "080000")))
+    other = replace(OTHER, when=(("", ""), ("20260101", "090000")))
+    assert reasons([one, other], newest) == ["is not chosen: series 2 is newer", ""]
+    found = reasons([one, replace(other, when=(("", ""), ("", "")))], newest)
+    assert all("cannot be chosen: its time" in reason for reason in found)
+
+
+@pytest.mark.parametrize("choose", ["newest", "most_slices", "only"])
+def test_nobody_chooses_between_a_series_and_one_that_cannot_be_read(choose: str) -> None:
+    unread = replace(T1, name="series 3", when=(), slices=0, body_part=None, has_contrast=None)
+    found = rejections([T1, OTHER, unread], [SeriesRule.model_validate({"choose": choose})])
+    assert [one is not None and one.is_error for one in found] == [True, True, False]
+    assert found[0] is not None and found[0].reason == "cannot be chosen: series 3 fits as well, and cannot be read"
+    assert reasons([T1, unread], SeriesRule()) == ["", ""]
+
+
+def test_the_newest_is_no_older_series_because_the_newest_lacks_a_slice(tmp_path: Path) -> None:
+    save(tmp_path / "old", make_series(SeriesDate="20250101", PatientID="P1"))
+    new = make_series(SeriesDate="20260101", PatientID="P1")
+    save(tmp_path / "new", new[:3] + new[4:])
+    save(tmp_path / "scout", make_series(PatientID="P1")[:2])
+    found = series_in(tmp_path, DicomRules.model_validate({"series": {"choose": "newest", "per": "patient"}}))
+    assert [(one.refusal[:16], one.left_out) for one in found] == [
+        ("lacks 1 slice: s", False),
+        ("cannot be chosen", False),
+        ("has 2 slices, fe", True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("agent", "is_stated"),
+    [
+        *((text, False) for text in ("", "None", "NO CONTRAST", "no IV", "non contrast", "w/o", "without contrast")),
+        *((text, False) for text in ("native", "NATIV", "-", "0", "0.0 ml", "unenhanced", "ohne KM", "N", "n/a")),
+        *((text, True) for text in ("Gadovist 9 ml", "NON-IONIC", "nonionic 80 ml", "without and with", "Novalgin")),
+    ],
+)
+def test_words_for_no_contrast_agent_are_none(tmp_path: Path, agent: str, is_stated: bool) -> None:
+    coded = pydicom.Dataset()
+    coded.CodeMeaning = agent
+    for index, values in enumerate(({"ContrastBolusAgent": agent}, {"ContrastBolusAgentSequence": [coded]})):
+        if agent or not index:
+            save(tmp_path / str(index), make_series(**values))
+    found = series_in(tmp_path, DicomRules.model_validate({"series": {"contrast": True}}))
+    assert [not one.refusal for one in found] == [is_stated] * len(found)
