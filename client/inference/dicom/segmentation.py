@@ -148,6 +148,7 @@ def _planes(source: Source) -> list[Dataset]:
             PixelSpacing=list(one.spacing),
             SliceThickness=float(steps[2]),
             SpacingBetweenSlices=float(steps[2]),
+            **source.compression,
         )
         planes.append(plane)
     return planes

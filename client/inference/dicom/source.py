@@ -43,6 +43,7 @@ OPTIONAL = (
 )
 """Elements that a result has if its source has them."""
 
+_LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 _METHOD_CODES = "DeidentificationMethodCodeSequence"
 _CODE = ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
 
@@ -53,10 +54,10 @@ _LONGEST_UID = 64
 _MOST_DIGITS = 6
 _TERMS = {"PatientSex": ("M", "F", "O"), "PatientIdentityRemoved": ("YES", "NO")}
 _ASCII = frozenset({"", "ISO_IR 6", "ISO 2022 IR 6"})
-_SEVERAL = frozenset({"DeidentificationMethod"})
+_SEVERAL = frozenset({"DeidentificationMethod", *_LOSSY})
 """Elements that may have several values."""
 _TEXTS = frozenset({"LO", "PN", "SH"})
-_IDENTITY = ("SOPClassUID", "SOPInstanceUID", "SpecificCharacterSet")
+_OF_EACH = ("SOPClassUID", "SOPInstanceUID", "SpecificCharacterSet", *_LOSSY)
 _ADVICE = "write NIfTI instead: --format nifti"
 
 
@@ -95,6 +96,8 @@ class Source:
         Defined terms of the source's character set; empty for ASCII.
     deidentification
         Value, scheme and meaning of each code of how it was de-identified.
+    compression
+        Keyword -> value of what says that any of its instances was once compressed with loss; empty if none was.
     emptied
         Keywords of patient and study of which results cannot have the value.
     """
@@ -105,6 +108,7 @@ class Source:
     values: dict[str, str]
     character_set: tuple[str, ...]
     deidentification: tuple[tuple[str, ...], ...]
+    compression: dict[str, str]
     emptied: tuple[str, ...]
 
     @property
@@ -165,7 +169,7 @@ def read_source(series: Series) -> Source:
     for one in series.slices:
         if one.path not in headers:
             headers[one.path] = _read(
-                one.path, (*_IDENTITY, *REQUIRED, *OPTIONAL, _METHOD_CODES) if one.path == first.path else _IDENTITY
+                one.path, (*_OF_EACH, *REQUIRED, *OPTIONAL, _METHOD_CODES) if one.path == first.path else _OF_EACH
             )
     instances = {path: (text(one, "SOPInstanceUID"), text(one, "SOPClassUID")) for path, one in headers.items()}
     for path, (instance, _) in instances.items():
@@ -187,7 +191,7 @@ def read_source(series: Series) -> Source:
         problem = f"has a PatientID that no DICOM object may have ({rule}), so that results would be nobody's"
         raise DataError(first.path, f"{series.title}: {problem}; correct it, or {_ADVICE}")
     reference = first.frame_of_reference if _is_uid(first.frame_of_reference) else ""
-    return Source(series, reference, frames, values, character_set, codes, emptied)
+    return Source(series, reference, frames, values, character_set, codes, _compression(headers.values()), emptied)
 
 
 _MULTI_FRAME = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.(2\.[12]|4\.[14]|128\.1|130)")
@@ -216,6 +220,15 @@ def _character_set(header: Dataset) -> tuple[str, ...]:
     """Return the declared terms if all of them are defined ones; empty for ASCII."""
     terms = tuple(term.strip() for term in text(header, "SpecificCharacterSet").split("\\"))
     return terms if not set(terms) <= _ASCII and all(term in python_encoding for term in terms) else ()
+
+
+def _compression(headers: Iterable[Dataset]) -> dict[str, str]:
+    """Return flag, ratios and methods of the first instance that was compressed with loss, as far as they are valid."""
+    for header in headers:
+        found = {keyword: text(header, keyword) for keyword in _LOSSY}
+        if found["LossyImageCompression"] == "01":
+            return {keyword: value for keyword, value in found.items() if value and _is_valid(keyword, value)}
+    return {}
 
 
 def _codes(header: Dataset, keyword: str) -> tuple[tuple[str, ...], ...]:

@@ -57,6 +57,35 @@ def test_patient_and_study_are_those_of_the_source(tmp_path: Path) -> None:
         assert (one.PatientName, one.PatientID) == ("Nobody^Here", "P1")
 
 
+@pytest.mark.parametrize(("ratio", "method"), [("12.5", "ISO_10918_1"), (["4", "3"], ["ISO_10918_1", "ISO_15444_1"])])
+def test_a_segmentation_of_what_lost_something_says_so(tmp_path: Path, ratio: object, method: object) -> None:
+    slices = make_series()
+    for one in slices[3:5]:
+        one.LossyImageCompression = "01"
+        one.LossyImageCompressionRatio, one.LossyImageCompressionMethod = ratio, method
+    series = only_series_in(save(tmp_path / "series", slices))
+    for kind in ("binary", "fractional"):
+        segmentation, _ = write(tmp_path, series, made_up(read_series(series).grid), kind)
+        assert segmentation.LossyImageCompression == "01"
+        assert segmentation.LossyImageCompressionRatio == slices[3].LossyImageCompressionRatio
+        assert segmentation.LossyImageCompressionMethod == method
+        assert not errors_of_dciodvfy(tmp_path / "seg.dcm")
+
+
+@pytest.mark.parametrize("flag", [None, "", "00", "02"])
+def test_a_segmentation_of_what_lost_nothing_says_so(tmp_path: Path, flag: str | None) -> None:
+    segmentation, _ = written(tmp_path, LossyImageCompression=flag)
+    assert segmentation.LossyImageCompression == "00"
+    assert "LossyImageCompressionMethod" not in segmentation
+
+
+def test_a_ratio_that_is_no_number_is_left_out(tmp_path: Path) -> None:
+    folder = save(tmp_path / "series", make_series(LossyImageCompression="01", LossyImageCompressionRatio="12.5"))
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes().replace(b"12.5", b"many"))
+    assert read_source(only_series_in(folder)).compression == {"LossyImageCompression": "01"}
+
+
 @pytest.mark.parametrize("method", [None, "one", ["one", "two"]])
 def test_codes_of_how_the_source_was_deidentified_are_kept(tmp_path: Path, method: object) -> None:
     codes = []
