@@ -162,7 +162,9 @@ def _read_case_image(found: _Found, channels: int, preprocessing: PreprocessingP
 
 
 def _read_case_label(found: _Found, path: Path, labels: Collection[int]) -> None:
-    label, grid = read_case_label(found.case, path)
+    odd: list[str] = []
+    label, grid = read_case_label(found.case, path, odd.append)
+    found.problems += [Problem(found.case.name, path, text, "warning") for text in odd]
     found.counts, found.voxel_ml = label_counts(label), grid.voxel_volume_ml
     # Without a readable image there is no grid to compare with, but the label values can still be checked.
     found.problems += label_problems(found.case, found.grid or grid, grid, found.counts, labels)

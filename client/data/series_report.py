@@ -92,8 +92,9 @@ def report_series(dataset: Dataset, broken: Collection[str]) -> tuple[SeriesRepo
 
 
 def _labels(case: Case) -> tuple[str, ...]:
-    """Say which labels each file gives a series."""
+    """Say which labels each file gives a series, and by what its segments are these."""
     from common.imaging.io.dicom.labels.meaning import assign
+    from common.imaging.io.dicom.labels.objects import listed
     from common.imaging.io.dicom.slices import RefusedError, shown
 
     names = {one.value: one.name for one in case.reading.structures}
@@ -101,8 +102,13 @@ def _labels(case: Case) -> tuple[str, ...]:
         assigned = assign(case.objects, case.reading.structures)
     except RefusedError:
         return tuple(shown(one.path.name) for one in case.objects)
+    texts = {value: shown(names[value]) for value in assigned.carriers}
+    # Without a federation, labels are the segments themselves.
+    if case.reading.overlap != "tell":
+        for value, carriers in assigned.carriers.items():
+            texts[value] += ": " + listed(f"'{shown(one.segment.full_name)}' by {one.by}" for one in carriers)
     return tuple(
-        f"{shown(one.path.name)} ({', '.join(shown(names[value]) for value in sorted(set(values.values()))) or 'none'})"
+        f"{shown(one.path.name)} ({'; '.join(texts[value] for value in sorted(set(values.values()))) or 'none'})"
         for one, values in zip(case.objects, assigned.values, strict=True)
     )
 

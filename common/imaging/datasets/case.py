@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from common.imaging.volume import Volume
 from common.system.memory import MemoryLimitError
 
 if TYPE_CHECKING:
-    from common.imaging.io.dicom.labels.objects import LabelObject, Structure
+    from common.imaging.io.dicom.labels.objects import LabelObject, Overlap, Structure
     from common.imaging.io.dicom.slices import Series
 
 
@@ -42,8 +42,8 @@ class Reading:
         Stored channels in the order wanted; empty for all as stored.
     structures
         Labels as the segments of DICOM are compared with them.
-    later_wins
-        Whether voxels of DICOM with two labels get the larger value; they are refused otherwise.
+    overlap
+        What becomes of voxels of DICOM with two labels, as in ``read_label_map``.
     """
 
     ranges: GeometryRanges = USUAL_RANGES
@@ -51,7 +51,7 @@ class Reading:
     label_values: tuple[tuple[int, int], ...] = ()
     channel_order: tuple[int, ...] = ()
     structures: tuple[Structure, ...] = ()
-    later_wins: bool = False
+    overlap: Overlap = "refuse"
 
     @property
     def changes(self) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class Case:
             found["series"] = (self.series.part, shift.columns, shift.rows)
         if self.objects:
             known = [(one.value, one.name, one.code, one.aliases) for one in self.reading.structures]
-            found["structures"] = (known, self.reading.later_wins)
+            found["structures"] = (known, self.reading.overlap)
         return found
 
     @property
@@ -209,8 +209,12 @@ def read_image(case: Case) -> Volume:
     return replace(volume, array=np.ascontiguousarray(volume.array[list(order)]))
 
 
-def read_case_label(case: Case, path: Path) -> tuple[NDArray[np.uint8], Grid]:
+def read_case_label(
+    case: Case, path: Path, tell: Callable[[str], None] | None = None
+) -> tuple[NDArray[np.uint8], Grid]:
     """Read a case's label map, from ``path`` if it is NIfTI, with the values that are wanted.
+
+    ``tell`` is called with what is odd about labels in DICOM, and no error.
 
     Raises
     ------
@@ -221,7 +225,8 @@ def read_case_label(case: Case, path: Path) -> tuple[NDArray[np.uint8], Grid]:
         # Late: importing pydicom takes long.
         from common.imaging.io.dicom.labels.label_map import read_label_map
 
-        return read_label_map(case.series, case.objects, case.reading.structures, case.reading.later_wins)
+        reading = case.reading
+        return read_label_map(case.series, case.objects, reading.structures, reading.overlap, tell)
     label, grid = read_label(path)
     if case.reading.label_values:
         table = np.arange(256, dtype=np.uint8)

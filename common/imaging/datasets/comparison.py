@@ -22,7 +22,7 @@ from common.imaging.io.dicom.rules import USUAL_RULES, DicomRules
 from common.imaging.ranges import USUAL_RANGES, GeometryRanges
 
 if TYPE_CHECKING:
-    from common.imaging.io.dicom.labels.objects import Structure
+    from common.imaging.io.dicom.labels.objects import Overlap, Structure
     from common.plan.base import Code
     from common.plan.plan import Plan, PreprocessingPlan
 
@@ -137,7 +137,8 @@ def compare(dataset: Dataset, wanted: Wanted, terms: SiteTerms = OWN_TERMS) -> t
     if wanted.channels is not None:
         dataset, unlike = dataset.with_channels(wanted.channels, terms.channels_map)
         findings.problems += unlike
-    reading = Reading(terms.ranges, terms.patient_rule, later_wins=terms.dicom.overlap == "later")
+    overlap: Overlap = "tell" if wanted.labels is None else terms.dicom.overlap
+    reading = Reading(terms.ranges, terms.patient_rule, overlap=overlap)
     if dataset.structures:
         structures, labels = _map_segments(dataset, wanted, terms.labels_map, findings)
         reading = replace(reading, structures=structures)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 from client.cli.entry import main
 from client.data.dataset_check import check_dataset
+from common.imaging.datasets.comparison import Wanted
 from tests.common.imaging.datasets.test_dicom_cases import write_pair
 from tests.common.imaging.datasets.test_dicom_labels import write_case
+from tests.dicom_labels import segmentation, structure_set, write
 from tests.dicom_series import make_series, save
 
 
@@ -129,15 +133,44 @@ def test_the_table_says_what_labels_each_series(tmp_path: Path, capsys: pytest.C
     federation.write_text("{name: f, rounds: 1, labels: {1: {name: liver, code: [SCT, 10200004, Liver]}}}")
     assert main(["check", "--data", str(tmp_path / "data"), "--federation", str(federation)]) == 0
     out = capsys.readouterr().out
-    assert "read, labelled by seg.dcm (liver)" in out and "labels: a" in out
+    assert "read, labelled by seg.dcm (liver: 'Leber' by code)" in out and "labels: a" in out
     assert "segments that are no label and are ignored: 'Milz' (SCT 78961009 Spleen)" in out
     assert "left out: no segment is a label that is wanted" in out
     assert main(["check", "--data", str(tmp_path / "data"), "--json"]) == 0
     studies = json.loads(capsys.readouterr().out)["studies"]
     assert [[(one["outcome"], one["labels"]) for one in study["series"]] for study in studies] == [
-        [("read", ["seg.dcm (Leber, Milz)"]), ("labels", [])],
+        [("read", ["seg.dcm (Leber; Milz)"]), ("labels", [])],
         [("read", ["seg.dcm (Tumour)"]), ("labels", [])],
     ]
+
+
+def test_segments_that_overlap_are_no_error_without_a_federation(tmp_path: Path) -> None:
+    slices = make_series()
+    save(tmp_path / "a", slices)
+    body, liver = np.ones((8, 16, 16), dtype=bool), np.zeros((8, 16, 16), dtype=bool)
+    liver[2:5, 3:7, 4:9] = True
+    write(tmp_path / "x", structure_set(slices, {"BODY": body, "liver": liver}))
+    report = check_dataset(tmp_path)
+    assert report.usable
+    (text,) = [problem.text for problem in report.problems if "overlap" in problem.text]
+    assert text.startswith("segments overlap: 'BODY' and 'liver'. For a federation with both")
+    report = check_dataset(tmp_path, Wanted({1: "liver", 2: "body"}))
+    assert not report.usable
+    assert check_dataset(tmp_path, Wanted({1: "liver"})).usable
+
+
+@pytest.mark.parametrize("make", [segmentation, structure_set])
+def test_a_label_on_every_second_slice_is_told(tmp_path: Path, make: Callable[..., Dataset]) -> None:
+    slices = make_series()
+    save(tmp_path / "a", slices)
+    mask = np.zeros((8, 16, 16), dtype=bool)
+    mask[1:6, 3:7, 4:9] = True
+    for gaps in (False, True):
+        mask[2::2] &= not gaps
+        write(tmp_path / "x", make(slices, {"liver": mask}))
+        report = check_dataset(tmp_path, Wanted({1: "liver"}))
+        expected = "label 1 (liver) is on 3 of 5 slices from its first to its last: what lies between is background"
+        assert [problem.text for problem in report.problems] == ([expected] if gaps else [])
 
 
 def test_what_a_file_says_reaches_a_terminal_only_escaped_and_cut(

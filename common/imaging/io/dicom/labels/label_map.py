@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,16 +11,20 @@ from common.errors import DataError
 from common.imaging.geometry import Grid, reorient_to_ras
 from common.imaging.io.dicom.header import refused_as_damaged
 from common.imaging.io.dicom.labels.meaning import assign
-from common.imaging.io.dicom.labels.objects import LabelObject, Structure
+from common.imaging.io.dicom.labels.objects import LabelObject, Overlap, Structure, listed
 from common.imaging.io.dicom.labels.painting import Painter
 from common.imaging.io.dicom.labels.segmentation import paint_segmentation
 from common.imaging.io.dicom.labels.structure_set import paint_structure_set
-from common.imaging.io.dicom.slices import Series
+from common.imaging.io.dicom.slices import Series, shown
 from common.system.memory import MemoryLimitError, require_memory
 
 
 def read_label_map(
-    series: Series, objects: Sequence[LabelObject], structures: Sequence[Structure], later_wins: bool
+    series: Series,
+    objects: Sequence[LabelObject],
+    structures: Sequence[Structure],
+    overlap: Overlap,
+    tell: Callable[[str], None] | None = None,
 ) -> tuple[NDArray[np.uint8], Grid]:
     """Read the label map of a series.
 
@@ -32,8 +36,10 @@ def read_label_map(
         Segmentation objects and structure sets that are about it.
     structures
         The labels; segments that are none of them are not read.
-    later_wins
-        Whether voxels with two labels get the larger value; they are refused otherwise.
+    overlap
+        What becomes of voxels with two labels.
+    tell
+        Called with what is odd about the labels, and no error.
 
     Returns
     -------
@@ -61,7 +67,24 @@ def read_label_map(
             paint_structure_set(one, values, series, series.grid, painter)
         else:
             paint_segmentation(one, values, series, series.grid, painter)
-    if not later_wins:
+    if overlap == "refuse":
         with refused_as_damaged(objects[-1].path, "labels"):
             painter.require_no_overlaps()
+    if tell is not None:
+        for text in _oddities(painter, {one.value: one.name for one in structures}, overlap):
+            tell(text)
     return np.ascontiguousarray(reorient_to_ras(painter.label, series.grid)), series.grid.to_ras()
+
+
+def _oddities(painter: Painter, names: Mapping[int, str], overlap: Overlap) -> Iterator[str]:
+    for value, drawn, slices in painter.sparse():
+        yield (
+            f"label {value} ({shown(names[value])}) is on {drawn:,} of {slices:,} slices from its first to its last: "
+            "what lies between is background"
+        )
+    if overlap == "tell" and (pairs := painter.overlaps()):
+        texts = listed(f"'{shown(names[one])}' and '{shown(names[other])}'" for one, other in pairs)
+        yield (
+            f"segments overlap: {texts}. For a federation with both as labels, correct them or let the later win "
+            "(dicom: {overlap: later} in site.yaml)"
+        )

@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 
 from common.imaging.io.dicom.slices import shown
 
+Overlap = Literal["refuse", "later", "tell"]
+"""Voxels with two labels are refused, or get the larger value, with or without telling of it."""
 Kind = Literal["BINARY", "FRACTIONAL", "LABELMAP", "RTSTRUCT"]
 
 

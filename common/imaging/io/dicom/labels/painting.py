@@ -40,14 +40,42 @@ class Painter:
     def __init__(self, shape: tuple[int, int, int]) -> None:
         self.label: NDArray[np.uint8] = np.zeros(shape, dtype=np.uint8)
         self._overlaps: Counter[tuple[int, int]] = Counter()
+        self._levels: dict[int, set[int]] = {}
 
-    def paint(self, plane: NDArray[np.uint8], mask: NDArray[np.bool_], value: int) -> None:
-        """Give a label's value to pixels of a plane, which is a view of ``label``; the larger value stays."""
+    def paint(self, plane: NDArray[np.uint8], mask: NDArray[np.bool_], value: int, level: int) -> None:
+        """Give a label's value to pixels of a plane, which is a view of ``label``; the larger value stays.
+
+        Parameters
+        ----------
+        plane
+            The view.
+        mask
+            Its pixels that are the label.
+        value
+            Of the label.
+        level
+            Place of the plane in its stack.
+        """
+        if mask.any():
+            self._levels.setdefault(value, set()).add(level)
         there = plane[mask]
         for other in np.unique(there[(there != 0) & (there != value)]):
             pair = (min(int(other), value), max(int(other), value))
             self._overlaps[pair] += int(np.count_nonzero(there == other))
         plane[mask] = np.maximum(there, np.uint8(value))
+
+    def sparse(self) -> list[tuple[int, int, int]]:
+        """Return labels that leave slices out regularly, on how many slices they are, and of how many."""
+        found = []
+        for value, levels in sorted(self._levels.items()):
+            steps = np.diff(sorted(levels))
+            if len(levels) > 2 and np.median(steps) > 1:
+                found.append((value, len(levels), int(steps.sum()) + 1))
+        return found
+
+    def overlaps(self) -> list[tuple[int, int]]:
+        """Return pairs of labels that have voxels in common."""
+        return sorted(self._overlaps)
 
     def require_no_overlaps(self) -> None:
         """Check that no voxel had two labels.

@@ -83,7 +83,8 @@ def paint_segmentation(
         else:
             masks = _fractions(one.path, form, wanted, dataset)
         for frame, mask in zip(wanted, masks, strict=True):
-            painter.paint(frame.place.view(painter.label), mask, values[frame.segment or 0])
+            plane = frame.place.view(painter.label)
+            painter.paint(plane, mask, values[frame.segment or 0], frame.place.level[1])
 
 
 def _require_moderate_size(dataset: Dataset, one: LabelObject, grid: Grid) -> None:
@@ -188,7 +189,7 @@ def _paint_label_map(
         plane = frame.place.view(painter.label)
         for number in present.tolist():
             if number in values:
-                painter.paint(plane, stored == number, values[number])
+                painter.paint(plane, stored == number, values[number], frame.place.level[1])
 
 
 def _stored(path: Path, form: PixelForm, frames: list[_Frame]) -> Iterator[NDArray[Any]]:

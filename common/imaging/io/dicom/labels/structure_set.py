@@ -79,7 +79,7 @@ def _paint_region(polygons: Mapping[int, list[Points]], region: Segment, value: 
                 f"has contours of {region.title} on slice {level + 1} that {error}: correct them"
             ) from None
         filled = filled or bool(mask.any())
-        painter.paint(painter.label[:, :, level].T, mask, value)
+        painter.paint(painter.label[:, :, level].T, mask, value, level)
     if polygons and not filled:
         raise RefusedError(f"has contours of {region.title} that fill no pixel")
 

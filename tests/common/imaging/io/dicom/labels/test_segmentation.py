@@ -23,7 +23,7 @@ from common.imaging.geometry import reorient_from_ras
 from common.imaging.io.dicom.find import find_series
 from common.imaging.io.dicom.labels.label_map import read_label_map
 from common.imaging.io.dicom.labels.matching import match_labels
-from common.imaging.io.dicom.labels.objects import Structure
+from common.imaging.io.dicom.labels.objects import Overlap, Structure
 from common.imaging.io.dicom.rules import USUAL_RULES
 from tests.dicom_labels import segmentation, write
 from tests.dicom_series import make_series, save
@@ -58,14 +58,14 @@ def make(folder: Path, axes: NDArray[np.float64] = GEOMETRIES["axial"]) -> list[
     return slices
 
 
-def read(folder: Path, later_wins: bool = False) -> NDArray[np.uint8]:
+def read(folder: Path, overlap: Overlap = "refuse") -> NDArray[np.uint8]:
     """Label map (slices, rows, columns) of the only series and the only segmentation of a folder."""
     found = find_series(folder, USUAL_RULES)
     (match,) = match_labels(found.labels, found.series)
     if match.refusal:
         raise DataError(match.path, match.refusal)
     assert match.series is not None and match.labels is not None and match.series.grid is not None
-    label, grid = read_label_map(match.series, [match.labels], STRUCTURES, later_wins)
+    label, grid = read_label_map(match.series, [match.labels], STRUCTURES, overlap)
     assert grid.matches(match.series.grid.to_ras())
     return reorient_from_ras(label, match.series.grid).transpose(2, 1, 0)
 
@@ -211,7 +211,7 @@ def test_overlapping_labels_are_refused_or_the_later_one_wins(tmp_path: Path) ->
         read(tmp_path)
     expected = label_of(masks)
     expected[expected == 3] = 2
-    np.testing.assert_array_equal(read(tmp_path, later_wins=True), expected)
+    np.testing.assert_array_equal(read(tmp_path, overlap="later"), expected)
 
 
 def test_segments_of_one_label_are_that_label_together(tmp_path: Path) -> None:
