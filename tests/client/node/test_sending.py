@@ -1,6 +1,8 @@
 """Sending to a real PACS, by C-STORE and by STOW-RS: what is answered, and what a failure is called."""
 
+import contextlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +17,9 @@ from client.node.sending import WebStore, delivery
 from client.pacs.peer import PeerError
 from common.errors import ConfigError
 from common.system.supervisor import free_port
+from server.provisioning.certificate_authority import Authority
 from tests.dicom_series import make_series, save
+from tests.mutual_tls import server_context, write_server
 from tests.orthanc import Orthanc, private_network, run_orthanc
 
 
@@ -41,7 +45,7 @@ def test_orthanc_has_each_instance_once_by_either_way(tmp_path: Path) -> None:
         found = orthanc.get("/instances?expand")
         assert {one["MainDicomTags"]["SOPInstanceUID"] for one in found} == {one.SOPInstanceUID for one in series}
         assert len(found) == len(series)
-        ((_, problem),) = WebStore(orthanc.dicomweb, None, "", 20).deliver([tmp_path / "note.dcm"])
+        ((_, problem),) = WebStore(orthanc.dicomweb, None, "", 20, 20).deliver([tmp_path / "note.dcm"])
         assert problem
 
 
@@ -83,30 +87,111 @@ def answering(status: int, content: bytes = b"") -> Iterator[str]:
 def test_answers_that_say_nothing_about_the_instance_hold_up_all(tmp_path: Path, status: int) -> None:
     (path,) = save(tmp_path / "series", make_series()[:1]).iterdir()
     with answering(status) as url, pytest.raises(PeerError, match=rf"HTTP {status}"):
-        list(WebStore(url, None, "", 20).deliver([path]))
+        list(WebStore(url, None, "", 20, 20).deliver([path]))
+
+
+UID = "1.2.3"
 
 
 def failed(reason: int) -> bytes:
     return json.dumps({"00081198": {"vr": "SQ", "Value": [{"00081197": {"vr": "US", "Value": [reason]}}]}}).encode()
 
 
+def stored(uid: str) -> bytes:
+    return json.dumps({"00081199": {"vr": "SQ", "Value": [{"00081155": {"vr": "UI", "Value": [uid]}}]}}).encode()
+
+
+def result(folder: Path) -> Path:
+    series = make_series()[:1]
+    series[0].SOPInstanceUID = UID
+    (path,) = save(folder / "series", series).iterdir()
+    return path
+
+
+XML = b'<NativeDicomModel><DicomAttribute tag="00081198" vr="SQ"/></NativeDicomModel>'
+UNREADABLE, UNNAMED = "with an answer that cannot be read", "with an answer that does not name the instance"
+
+
 @pytest.mark.parametrize(
     ("status", "content", "problem"),
     [
-        (200, b"", ""),
-        (202, b"", ""),
-        (202, b"[1]", ""),
+        (200, stored(UID), ""),
+        (202, stored(UID), ""),
+        (200, stored("1.2.4"), f"HTTP 200, {UNNAMED}"),
+        (200, failed(0xA700), "status 0xA700"),
+        (200, b"{}", f"HTTP 200, {UNNAMED}"),
+        (200, b"", f"HTTP 200, {UNREADABLE}"),
+        (202, b"", f"HTTP 202, {UNREADABLE}"),
+        (202, b"[1]", f"HTTP 202, {UNREADABLE}"),
+        (202, b"[" * 100_000, f"HTTP 202, {UNREADABLE}"),
+        (202, XML, f"HTTP 202, {UNREADABLE}"),
         (202, failed(0xA700), "status 0xA700"),
         (409, failed(0x0122), "status 0x0122"),
         (409, failed(0x0111), ""),
-        (409, b"<html>", "HTTP 409"),
-        (415, b"", "HTTP 415"),
+        (409, stored(UID), f"HTTP 409, {UNNAMED}"),
+        (409, b"<html>", f"HTTP 409, {UNREADABLE}"),
+        (415, b"", f"HTTP 415, {UNREADABLE}"),
     ],
 )
-def test_answers_about_the_instance_are_its_own(tmp_path: Path, status: int, content: bytes, problem: str) -> None:
-    (path,) = save(tmp_path / "series", make_series()[:1]).iterdir()
+def test_a_result_is_sent_only_if_the_answer_names_it(
+    tmp_path: Path, status: int, content: bytes, problem: str
+) -> None:
+    path = result(tmp_path)
     with answering(status, content) as url:
-        assert list(WebStore(url, None, "", 20).deliver([path])) == [(path, problem)]
+        assert list(WebStore(url, None, "", 20, 20).deliver([path])) == [(path, problem)]
+
+
+def test_a_damaged_file_is_its_own_problem(tmp_path: Path) -> None:
+    path, damaged = result(tmp_path), tmp_path / "1.2.dcm"
+    damaged.write_bytes(path.read_bytes()[:200])
+    with answering(200, stored(UID)) as url:
+        answers = list(WebStore(url, None, "", 20, 20).deliver([damaged, tmp_path / "missing.dcm", path]))
+    assert [bool(problem) for _, problem in answers] == [True, True, False]
+
+
+def test_an_answer_without_end_ends(tmp_path: Path) -> None:
+    path = result(tmp_path)
+    with answering(200, b" " * (10**6 + 1)) as url, pytest.raises(PeerError, match="more than 1,000,000 bytes"):
+        list(WebStore(url, None, "", 20, 20).deliver([path]))
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nX-Slow: ", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_an_answer_that_drips_ends(tmp_path: Path, head: bytes) -> None:
+    path, ended = result(tmp_path), threading.Event()
+
+    def drip(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(head)
+            while not ended.wait(0.05):
+                connection.sendall(b"x")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=drip, args=[server])
+        thread.start()
+        store = WebStore(f"http://127.0.0.1:{server.getsockname()[1]}", None, "", 5, 0.5)
+        with pytest.raises(PeerError, match="was not done after"):
+            list(store.deliver([path]))
+        ended.set()
+        thread.join()
+
+
+def test_a_certificate_that_is_not_trusted_is_called_so(tmp_path: Path) -> None:
+    path = result(tmp_path)
+    tls = server_context(write_server(tmp_path / "archive", Authority.create("unknown")))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with contextlib.suppress(OSError), tls.wrap_socket(connection, server_side=True):
+                pass
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        store = WebStore(f"https://127.0.0.1:{server.getsockname()[1]}", None, "", 5, 5)
+        with pytest.raises(PeerError, match="certificate that is not trusted here"):
+            list(store.deliver([path]))
+        thread.join()
 
 
 def test_files_of_a_destination_are_checked(tmp_path: Path) -> None:
