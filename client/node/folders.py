@@ -12,6 +12,8 @@ A result is a file ``DESTINATION/UID.dcm`` in one of::
     outbox      to be sent
     sent        the destination has it
     unsent      cannot be sent; UID.json says why
+
+Empty files remember ``made/UID.SHA256``, the bytes of results, and ``arrived/DESTINATION/UID.dcm``, what was sent.
 """
 
 from __future__ import annotations
@@ -52,6 +54,8 @@ class NodeFolders:
         self.outbox = root / "outbox"
         self.sent = root / "sent"
         self.unsent = root / "unsent"
+        self.made = root / "made"
+        self.arrived = root / "arrived"
         self.trash = root / "trash"
         self.logs = root / "logs"
 

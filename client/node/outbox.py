@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.node.folders import NodeFolders, move, names_in, read_note, write_note
-from common.errors import DataError, FedvoxError
+from client.node.traces import is_as_made, remember_sent
+from common.errors import FedvoxError
 
 log = logging.getLogger("fedvox.node")
 
@@ -20,8 +22,7 @@ DESTINATION_FILE = "destination.json"
 Deliver = Callable[[Sequence[Path]], Iterator[tuple[Path, str]]]
 """Sends files, and yields each that was answered with the problem, empty if the destination has it.
 
-Raises a DataError for a file that cannot be sent, before others are; another FedvoxError if the destination cannot be
-reached.
+Raises a FedvoxError if the destination cannot be reached.
 """
 
 
@@ -34,7 +35,7 @@ class Patience:
     first_pause, longest_pause
         Seconds between attempts: doubled from the first to the longest.
     give_up_seconds
-        Age of a result from which on the next failure sets it aside.
+        Time after the first failure from which on the next one sets a result aside.
     """
 
     first_pause: float = 10.0
@@ -67,6 +68,7 @@ class Outbox:
     def __init__(
         self, folders: NodeFolders, name: str, patience: Patience, clock: Callable[[], float] = time.time
     ) -> None:
+        self._folders = folders
         self._name = name
         self._patience = patience
         self._clock = clock
@@ -84,7 +86,7 @@ class Outbox:
         OSError, OutputError
             The disk fails.
         """
-        due = self._due()
+        due = [path for path in self._due() if self._is_whole(path)]
         if not due:
             return
         try:
@@ -93,32 +95,47 @@ class Outbox:
                     self._failed(path, problem)
                 else:
                     self._arrived(path)
-        except DataError as error:  # a file here is damaged, which is no reason to hold up the others
-            self._failed(error.path, error.problem)
         except FedvoxError as error:
             self._unreachable(str(error))
         else:
             (self._outbox / DESTINATION_FILE).unlink(missing_ok=True)
 
     def _due(self) -> list[Path]:
-        now = self._clock()
-        if read_note(self._outbox / DESTINATION_FILE).get("next", 0) > now:
+        if self._waits(self._outbox / DESTINATION_FILE):
             return []
         waiting = [self._outbox / name for name in names_in(self._outbox) if name.endswith(".dcm")]
-        due = [path for path in waiting if read_note(_note(path)).get("next", 0) <= now]
+        due = [path for path in waiting if not self._waits(_note(path))]
         return sorted(due, key=lambda path: path.stat().st_mtime)
 
+    def _waits(self, note: Path) -> bool:
+        """Return whether there is to be no attempt yet; a longer pause than any comes from a clock that was wrong."""
+        left = read_note(note).get("next", 0) - self._clock()
+        return 0 < left <= self._patience.longest_pause
+
+    def _is_whole(self, path: Path) -> bool:
+        """Return whether a result can be sent; note a failure if not, which holds up no other."""
+        try:
+            problem = "" if is_as_made(self._folders, path) else "the file is not as it was made: the disk damaged it"
+        except OSError as error:
+            problem = f"the file cannot be read: {error.strerror or error}"
+        if problem:
+            self._failed(path, problem)
+        return not problem
+
     def _arrived(self, path: Path) -> None:
+        remember_sent(self._folders, self._name, path.name)
+        os.utime(path)  # it stays for so many days from now on
         move(path, self._sent / path.name)
         _note(path).unlink(missing_ok=True)
         log.info("sent %s to %s", path.stem, self._name)
 
     def _failed(self, path: Path, problem: str) -> None:
-        attempts = read_note(_note(path)).get("attempts", 0) + 1
         log.warning("%s did not take %s: %s", self._name, path.stem, problem)
         if not self._gave_up(path, problem):
+            known = read_note(_note(path))
+            attempts = known.get("attempts", 0) + 1
             again = self._clock() + self._patience.pause(attempts)
-            write_note(_note(path), {"attempts": attempts, "next": again, "reason": problem})
+            write_note(_note(path), {**known, "attempts": attempts, "next": again, "reason": problem})
 
     def _unreachable(self, problem: str) -> None:
         note = self._outbox / DESTINATION_FILE
@@ -130,8 +147,12 @@ class Outbox:
                 self._gave_up(self._outbox / name, problem)
 
     def _gave_up(self, path: Path, problem: str) -> bool:
-        """Set a result aside if it is old enough, and return whether it was."""
-        if self._clock() - path.stat().st_mtime < self._patience.give_up_seconds:
+        """Set a result aside if it failed for so long, and return whether it was."""
+        known, now = read_note(_note(path)), self._clock()
+        if not now - known.get("first", math.inf) >= 0:  # never before, or by a clock that was wrong
+            write_note(_note(path), {**known, "first": now})
+            return False
+        if now - known["first"] < self._patience.give_up_seconds:
             return False
         target = self._unsent / path.name
         write_note(_note(target), {"reason": problem})
@@ -154,7 +175,6 @@ def retry_unsent(folders: NodeFolders) -> int:
         unsent = folders.unsent / destination
         for name in names_in(unsent):
             if name.endswith(".dcm"):
-                os.utime(unsent / name)  # its age begins anew
                 move(unsent / name, folders.outbox / destination / name)
                 _note(unsent / name).unlink(missing_ok=True)
                 count += 1

@@ -15,6 +15,7 @@ from client.node.folders import STATUS_FILE, NodeFolders, names_in
 from client.node.incoming import Incoming
 from client.node.outbox import Deliver, Outbox
 from client.node.sending import delivery
+from client.node.traces import forget_old
 from client.pacs.receiver import Receiver, ReceiverSettings
 from client.state_folder import write_json
 from common.errors import ConfigError, OutputError
@@ -28,6 +29,7 @@ _POLL_SECONDS = 0.2
 _STATUS_SECONDS = 2.0
 _CLEANING_SECONDS = 3600.0
 _DAY_SECONDS = 86_400.0
+_JUMP_SECONDS = 60.0
 
 
 def listen(node: Node, config_file: Path, model: Path) -> NoReturn:
@@ -124,7 +126,7 @@ class _Upkeep:
 
     def run(self) -> NoReturn:
         """Go on until an exception, such as that of SIGTERM."""
-        shown = cleaned = -_CLEANING_SECONDS
+        shown, cleaned, clock = -_CLEANING_SECONDS, time.monotonic(), _clock_begin()
         while True:
             self._supervisor.poll()
             now = time.monotonic()
@@ -134,11 +136,17 @@ class _Upkeep:
                     shown = now
                     write_json(self._folders.root / STATUS_FILE, self._supervisor.states())
                 if now - cleaned >= _CLEANING_SECONDS:
-                    cleaned = now
-                    remove_old(self._folders, _DAY_SECONDS * self._node.config.keep_days)
+                    cleaned, before, clock = now, clock, _clock_begin()
+                    if abs(clock - before) < _JUMP_SECONDS:  # else what is new may seem to be old
+                        remove_old(self._folders, _DAY_SECONDS * self._node.config.keep_days)
             except (OSError, OutputError):  # the disk is full: what is on it is safe
                 log.exception("upkeep failed")
             time.sleep(_POLL_SECONDS)
+
+
+def _clock_begin() -> float:
+    """Return when the machine started, by the clock: it changes only with a clock that is set."""
+    return time.time() - time.monotonic()
 
 
 def remove_old(folders: NodeFolders, seconds: float) -> None:
@@ -159,3 +167,4 @@ def remove_old(folders: NodeFolders, seconds: float) -> None:
             path = folders.sent / destination / name
             if path.stat().st_mtime < oldest:
                 path.unlink()
+    forget_old(folders, oldest)

@@ -21,6 +21,7 @@ from client.node.folders import (
     read_note,
     write_note,
 )
+from client.node.traces import remember_made
 from common.errors import OutputError
 from common.formatting import counted
 from common.system.files import cannot_write, flush_folder, new_folder
@@ -110,6 +111,7 @@ class StudyQueue:
             else:
                 write_note(study / ATTEMPTS_FILE, {"attempts": attempts + 1})
                 outcomes = self._outcomes(study / INSTANCES, results)
+            remember_made(self._folders, results)
             write_note(results / STUDY_FILE, {"series": [asdict(one) for one in outcomes]})
             flush_folder(results)
         flush_folder(study)
@@ -131,7 +133,8 @@ class StudyQueue:
             outbox = self._folders.outbox / destination
             outbox.mkdir(exist_ok=True)
             for name in results:
-                places = (outbox, self._folders.sent / destination, self._folders.unsent / destination)
+                homes = (self._folders.outbox, self._folders.sent, self._folders.unsent, self._folders.arrived)
+                places = [home / destination for home in homes]
                 if not any((place / name).exists() for place in places):
                     os.link(study / RESULTS / name, outbox / name)
             flush_folder(outbox)

@@ -1,16 +1,21 @@
 """Outbox: every result arrives, or is set aside with the reason, and nothing is sent again that has arrived."""
 
 import contextlib
+import os
+import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from client.node.folders import NodeFolders, names_in, read_note
+from client.node.folders import INSTANCES, RESULTS, STUDY_FILE, NodeFolders, names_in, read_note, write_note
 from client.node.outbox import DESTINATION_FILE, Outbox, Patience, retry_unsent
-from common.errors import DataError, FedvoxError
-from tests.client.node.studies import Clock, Killed, killed_at
+from client.node.service import remove_old
+from client.node.studies import StudyQueue
+from client.node.traces import remember_made
+from common.errors import FedvoxError
+from tests.client.node.studies import Clock, Killed, killed_at, one_result_each, put_waiting
 
 PATIENCE = Patience(first_pause=10, longest_pause=100, give_up_seconds=3600)
 
@@ -45,8 +50,15 @@ def filled(root: Path, *results: str) -> NodeFolders:
         pass
     (folders.outbox / "pacs").mkdir(exist_ok=True)
     for result in results or ("1.1", "1.2"):
-        (folders.outbox / "pacs" / f"{result}.dcm").write_text(result)
+        put(folders, result)
     return folders
+
+
+def put(folders: NodeFolders, result: str) -> Path:
+    path = folders.outbox / "pacs" / f"{result}.dcm"
+    path.write_text(result)
+    remember_made(folders, path.parent)
+    return path
 
 
 def clock_of(folders: NodeFolders) -> Clock:
@@ -109,7 +121,7 @@ def test_a_refused_result_does_not_keep_others(folders: NodeFolders) -> None:
     destination.problem = "status 0xA900"
     outbox.deliver(destination)
     destination.problem = ""
-    (folders.outbox / "pacs" / "1.3.dcm").write_text("new")
+    put(folders, "1.3")
     outbox.deliver(destination)
     assert destination.got == ["1.3"]
     clock.now += PATIENCE.first_pause
@@ -118,26 +130,71 @@ def test_a_refused_result_does_not_keep_others(folders: NodeFolders) -> None:
     assert not names_in(folders.outbox / "pacs")
 
 
-def test_a_damaged_file_does_not_keep_others(folders: NodeFolders) -> None:
+@pytest.mark.parametrize("damage", ["1.", "1.1 ", "1.2"])
+def test_a_damaged_file_is_not_sent_and_does_not_keep_others(folders: NodeFolders, damage: str) -> None:
     clock, destination = clock_of(folders), Destination()
     outbox = Outbox(folders, "pacs", PATIENCE, clock)
-
-    def send(paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
-        if damaged := [path for path in paths if path.stem == "1.1"]:
-            raise DataError(damaged[0], "is damaged")
-        return destination(paths)
-
-    outbox.deliver(send)
-    outbox.deliver(send)
+    (folders.outbox / "pacs" / "1.1.dcm").write_text(damage)
+    outbox.deliver(destination)
     assert destination.got == ["1.2"]
     clock.now += PATIENCE.give_up_seconds
-    outbox.deliver(send)
-    assert read_note(folders.unsent / "pacs" / "1.1.json") == {"reason": "is damaged"}
+    outbox.deliver(destination)
+    assert destination.got == ["1.2"]
+    assert "damaged" in read_note(folders.unsent / "pacs" / "1.1.json")["reason"]
+
+
+@pytest.mark.parametrize("is_down", [True, False])
+def test_a_clock_that_was_years_ahead_holds_nothing_up(folders: NodeFolders, is_down: bool) -> None:
+    clock, destination = clock_of(folders), Destination()
+    right = clock.now
+    clock.now += 10 * 365 * 86_400
+    destination.down, destination.problem = is_down, "status 0xA900"
+    outbox = Outbox(folders, "pacs", PATIENCE, clock)
+    outbox.deliver(destination)
+    clock.now = right
+    outbox.deliver(destination)
+    assert destination.calls == 2
+    clock.now += PATIENCE.give_up_seconds  # counted anew, by the clock that is right
+    outbox.deliver(destination)
+    assert names_in(folders.unsent / "pacs")
+
+
+def test_what_waited_long_is_kept_from_when_it_was_sent_and_never_comes_back(folders: NodeFolders) -> None:
+    path = folders.outbox / "pacs" / "1.1.dcm"
+    os.utime(path, (0, 0))
+    study = put_waiting(folders, "1", "1.0")
+    (study / RESULTS).mkdir()
+    os.link(path, study / RESULTS / path.name)
+    write_note(study / RESULTS / STUDY_FILE, {"version": 1, "series": []})
+    Outbox(folders, "pacs", PATIENCE).deliver(Destination())
+    remove_old(folders, 3600)
+    assert path.name in names_in(folders.sent / "pacs")
+    remove_old(folders, -1)
+    assert not names_in(folders.sent / "pacs")
+    assert StudyQueue(folders, one_result_each, ["pacs"]).work()
+    assert not names_in(folders.outbox / "pacs")
+
+
+def test_what_was_sent_is_remembered_for_a_year_and_while_the_study_is_here(folders: NodeFolders) -> None:
+    Outbox(folders, "pacs", PATIENCE).deliver(Destination())
+    old = time.time() - 366 * 86_400
+    study = put_waiting(folders, "1", "1.0")
+    os.utime(study / INSTANCES, (old, old))
+    (folders.arrived / "pacs" / "1.1.dcm").touch()
+    os.utime(folders.arrived / "pacs" / "1.1.dcm", (old + 1, old + 1))
+    remove_old(folders, 0)
+    assert names_in(folders.arrived / "pacs") == ["1.1.dcm", "1.2.dcm"]
+    os.utime(study / INSTANCES)
+    remove_old(folders, 0)
+    assert names_in(folders.arrived / "pacs") == ["1.2.dcm"]
 
 
 def test_what_is_refused_for_long_is_set_aside(folders: NodeFolders) -> None:
     clock, destination = clock_of(folders), Destination()
     destination.problem = "status 0xA900"
+    clock.now += 2 * PATIENCE.give_up_seconds  # the machine was off
+    Outbox(folders, "pacs", PATIENCE, clock).deliver(destination)
+    assert not names_in(folders.unsent / "pacs")
     clock.now += PATIENCE.give_up_seconds
     Outbox(folders, "pacs", PATIENCE, clock).deliver(destination)
     assert read_note(folders.unsent / "pacs" / "1.2.json") == {"reason": "status 0xA900"}
