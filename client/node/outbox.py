@@ -109,7 +109,7 @@ class Outbox:
 
     def _waits(self, note: Path) -> bool:
         """Return whether there is to be no attempt yet; a longer pause than any comes from a clock that was wrong."""
-        left = read_note(note).get("next", 0) - self._clock()
+        left: float = read_note(note).get("next", 0) - self._clock()
         return 0 < left <= self._patience.longest_pause
 
     def _is_whole(self, path: Path) -> bool:

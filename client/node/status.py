@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from client.node.folders import (
@@ -31,8 +32,9 @@ def node_status(folders: NodeFolders) -> dict[str, Any]:
     -------
     dict[str, Any]
         ``running``; ``segmenter`` (state of its process); ``incoming``, ``waiting`` and ``done`` (numbers of studies);
-        ``set_aside`` (study -> reasons); ``destinations`` (name -> ``waiting`` and ``sent``, numbers of results,
-        ``unsent``, result -> reason, and ``problem``, why it cannot be reached, empty if it can).
+        ``set_aside`` (study -> reasons); ``destinations`` (name -> ``waiting`` and ``sent``, numbers of results;
+        ``failed`` and ``unsent``, result -> reason, of those that are tried again and of those set aside; and
+        ``problem``, why it cannot be reached, empty if it can).
     """
     running = folders.is_running()
     return {
@@ -60,15 +62,20 @@ def _reasons(folders: NodeFolders, study: str) -> list[str]:
 
 
 def _destination(folders: NodeFolders, name: str) -> dict[str, Any]:
-    unsent = folders.unsent / name
     return {
         "waiting": len(_results(names_in(folders.outbox / name))),
         "sent": len(_results(names_in(folders.sent / name))),
-        "unsent": {
-            one.removesuffix(".dcm"): read_note((unsent / one).with_suffix(".json")).get("reason", "")
-            for one in _results(names_in(unsent))
-        },
+        "failed": {result: reason for result, reason in _problems(folders.outbox / name).items() if reason},
+        "unsent": _problems(folders.unsent / name),
         "problem": read_note(folders.outbox / name / DESTINATION_FILE).get("reason", ""),
+    }
+
+
+def _problems(home: Path) -> dict[str, str]:
+    """Return the last problem with each result in an outbox; empty if there was none."""
+    return {
+        one.removesuffix(".dcm"): str(read_note((home / one).with_suffix(".json")).get("reason", ""))
+        for one in _results(names_in(home))
     }
 
 
@@ -88,9 +95,10 @@ def status_lines(status: dict[str, Any]) -> Iterator[str]:
         yield f"{name}: {one['waiting']} waiting, {one['sent']} sent, {len(one['unsent'])} set aside"
         if one["problem"]:
             yield visible(f"  cannot be reached: {one['problem']}")
-        for result, reason in list(one["unsent"].items())[:_MOST_SHOWN]:
-            yield visible(f"  set aside: {result}: {reason}")
-        yield from _rest(len(one["unsent"]))
+        for key, what in (("failed", "tried again"), ("unsent", "set aside")):
+            for result, reason in list(one[key].items())[:_MOST_SHOWN]:
+                yield visible(f"  {what}: {result}: {reason}")
+            yield from _rest(len(one[key]))
 
 
 def _rest(count: int) -> Iterator[str]:

@@ -59,6 +59,13 @@ class PeerError(FedvoxError):
         super().__init__(visible(f"{peer} {problem}"))
 
 
+class NothingAcceptedError(PeerError):
+    """A peer accepts the association, but nothing that was proposed for it."""
+
+    def __init__(self, peer: str) -> None:
+        super().__init__(peer, "supports nothing of what was proposed", is_passing=False)
+
+
 @dataclass(frozen=True)
 class Peer:
     """An application entity to call.
@@ -116,6 +123,8 @@ def associated(
 
     Raises
     ------
+    NothingAcceptedError
+        The peer accepts none of the contexts.
     PeerError
         The peer cannot be reached or refuses.
     """
@@ -148,6 +157,9 @@ def associated(
             ],
         )
         if not association.is_established:
+            answer = association.acceptor.primitive
+            if association.rejected_contexts and answer and answer.presentation_context_definition_results_list:
+                raise NothingAcceptedError(str(peer))
             raise PeerError(str(peer), _why_not(association, watch))
         try:
             yield association, watch
@@ -230,8 +242,6 @@ def echo(peer: Peer) -> None:
         It does not.
     """
     with associated(peer, [build_context(Verification)]) as (association, watch):
-        if not association.accepted_contexts:
-            raise PeerError(str(peer), "does not support C-ECHO", is_passing=False)
         status = association.send_c_echo()
         require_answer(peer, watch, status)
         if status.Status != SUCCESS:

@@ -162,7 +162,7 @@ def test_a_clock_that_was_years_ahead_holds_nothing_up(folders: NodeFolders, is_
 def test_what_waited_long_is_kept_from_when_it_was_sent_and_never_comes_back(folders: NodeFolders) -> None:
     path = folders.outbox / "pacs" / "1.1.dcm"
     os.utime(path, (0, 0))
-    study = put_waiting(folders, "1", "1.0")
+    study = put_waiting(folders, "1.9", "1.0")
     (study / RESULTS).mkdir()
     os.link(path, study / RESULTS / path.name)
     write_note(study / RESULTS / STUDY_FILE, {"version": 1, "series": []})
@@ -178,7 +178,7 @@ def test_what_waited_long_is_kept_from_when_it_was_sent_and_never_comes_back(fol
 def test_what_was_sent_is_remembered_for_a_year_and_while_the_study_is_here(folders: NodeFolders) -> None:
     Outbox(folders, "pacs", PATIENCE).deliver(Destination())
     old = time.time() - 366 * 86_400
-    study = put_waiting(folders, "1", "1.0")
+    study = put_waiting(folders, "1.9", "1.0")
     os.utime(study / INSTANCES, (old, old))
     (folders.arrived / "pacs" / "1.1.dcm").touch()
     os.utime(folders.arrived / "pacs" / "1.1.dcm", (old + 1, old + 1))

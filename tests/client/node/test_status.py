@@ -48,12 +48,15 @@ def folders(tmp_path: Path) -> NodeFolders:
 
 
 def test_shows_what_lies_where(folders: NodeFolders) -> None:
+    write_note(folders.outbox / "pacs" / "2.3.json", {"reason": "status 0xA700"})
     status = node_status(folders)
     assert not status["running"] and status["waiting"] == 1 and status["incoming"] == status["done"] == 0
     pacs = status["destinations"]["pacs"]
-    assert pacs == {"waiting": 1, "sent": 1, "unsent": {"2.2": "status 0xA900"}, "problem": ""}
+    assert pacs["waiting"] == pacs["sent"] == 1 and pacs["problem"] == ""
+    assert pacs["failed"] == {"2.3": "status 0xA700"} and pacs["unsent"] == {"2.2": "status 0xA900"}
     shown = "\n".join(status_lines(status))
     assert r"study 1.2: series 3: lacks 1 slice\x1b[31m" in shown and "2.2: status 0xA900" in shown
+    assert "tried again: 2.3: status 0xA700" in shown
 
 
 def test_commands_show_it_and_try_again(folders: NodeFolders) -> None:

@@ -19,6 +19,7 @@ from pydicom.uid import (
     MRImageStorage,
     RLELossless,
 )
+from pynetdicom import AE, evt
 
 from client.pacs.peer import MOST_CONTEXTS, Peer, PeerError, contexts_for, echo
 from client.pacs.sender import send_files
@@ -111,6 +112,27 @@ def test_a_file_that_a_peer_does_not_take_is_named_and_the_others_are_sent(ortha
     answers = dict(send_files(peer_of(orthanc), [bad_file, good_file]))
     assert answers[good_file] == ""
     assert answers[bad_file]
+
+
+def test_a_kind_that_a_peer_does_not_take_is_a_problem_of_its_files_even_alone(tmp_path: Path) -> None:
+    (image,) = save(tmp_path / "mr", make_series()[:1]).iterdir()
+    (other,) = save(tmp_path / "ct", make_series(kind=CT)[:1]).iterdir()
+    damaged = tmp_path / "damaged.dcm"
+    content = image.read_bytes()
+    damaged.write_bytes(content[: content.index(b"\x08\0\x18\0UI")])  # before the UID of the instance
+    entity = AE("ODD")
+    entity.add_supported_context(MRImageStorage)
+    with private_network():
+        server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=[(evt.EVT_C_STORE, lambda _: 0)])
+        odd = Peer("ODD", "127.0.0.1", server.server_address[1], idle_seconds=10)
+        try:
+            assert dict(send_files(odd, [other])) == {other: "the peer accepts no objects of this kind"}
+            answers = dict(send_files(odd, [tmp_path / "missing.dcm", damaged, other, image]))
+            assert [path for path, problem in answers.items() if not problem] == [image]
+            with pytest.raises(PeerError, match="supports nothing"):
+                echo(odd)
+        finally:
+            server.shutdown()
 
 
 def test_files_that_were_not_answered_are_not_reported_as_sent(orthanc: Orthanc, tmp_path: Path) -> None:
