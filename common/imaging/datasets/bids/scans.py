@@ -138,7 +138,10 @@ def choose_channels(
         missing = [channel for channel in channels if channel not in found]
         severity: Literal["error", "warning"] = "warning" if wanted is None else "error"
         if not missing and (contrast := _other_contrast(case, channels)):
-            text = f"is a label map of the scan with {contrast}, and the channels {', '.join(channels)} have none of it"
+            text = (
+                f"is a label map of the scan with {contrast}, and the channels {', '.join(channels)} have none of it: "
+            )
+            text += "make that scan a channel (channels_map), or choose other label maps (bids.labels) in site.yaml"
             problems.append(Problem(case.name, case.label or case.images[0], text, severity))
         elif not missing:
             cases.append(Case(case.name, tuple(found[one] for one in channels), case.label, case.patient))

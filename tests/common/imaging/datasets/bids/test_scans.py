@@ -138,7 +138,10 @@ def test_a_label_map_of_a_scan_after_contrast_is_none_of_the_plain_scan(tmp_path
         *((), "sub-01", "error"),
         "sub-01_ce-gadolinium_dseg.nii.gz",
     )
-    assert problem.text == ("is a label map of the scan with ce-gadolinium, and the channels T1w have none of it")
+    assert problem.text == (
+        "is a label map of the scan with ce-gadolinium, and the channels T1w have none of it: make that scan a channel "
+        "(channels_map), or choose other label maps (bids.labels) in site.yaml"
+    )
     for channels in (("ce-gadolinium_T1w",), ("T1w", "ce-gadolinium_T1w")):
         dataset, problems = compare(find_dataset(root), Wanted(LABELS, channels))
         assert not problems and [len(case.images) for case in dataset.cases] == [len(channels)]
