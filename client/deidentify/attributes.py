@@ -115,8 +115,21 @@ DUMMY_WITHOUT_DATES = _tags(
     """
 )
 """Those that get a meaningless value, for some objects must have one."""
-DEVICE = _tags("DeviceSerialNumber StationName")
+DEVICE = _tags("DeviceSerialNumber")
 """What tells one scanner from another of its model."""
+REDUCED = _tags(
+    """
+    SequenceName PulseSequenceName ImagedNucleus ConvolutionKernel ReceiveCoilName TransmitCoilName FilterType
+    ContrastBolusRoute TriggerSourceOrType ImageFilter ReconstructionMethod AttenuationCorrectionMethod
+    ScatterCorrectionMethod RescaleType WindowCenterWidthExplanation SoftwareVersions PositionReferenceIndicator
+    LUTExplanation LUTLabel StackID CodingSchemeVersion
+    """
+)
+"""Short texts of which only words of the field and short codes stay."""
+TOKENS = _tags("CodeValue LongCodeValue CodingSchemeDesignator DeviceSerialNumber")
+"""Texts that hold any number, but no spaces."""
+NUMBERS_OF_PEOPLE = _tags("SeriesNumber AcquisitionNumber")
+"""Counters that people may set, and that may be missing: emptied if they are long."""
 DESCRIPTIONS = _tags("SeriesDescription ProtocolName ContrastBolusAgent")
 """Descriptions in free text, of which only words of the field stay."""
 AGENTS = _tags("ContrastBolusAgent")

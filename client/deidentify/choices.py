@@ -56,7 +56,7 @@ class Choices:
         ``shifted``: moved by a number of days that is constant for a patient and known to nobody; times stay.
         ``removed``: no dates and no times.
     device
-        Whether station name and serial number of the scanner stay.
+        Whether the serial number of the scanner stays.
     allowed
         Kinds of risky pixels that are taken all the same, of ``ALLOWABLE``.
     """

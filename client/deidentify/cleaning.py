@@ -18,24 +18,28 @@ from client.deidentify import attributes
 from client.deidentify.choices import Choices
 from client.deidentify.kinds import is_registered
 from client.deidentify.traces import Traces
-from client.deidentify.vocabulary import words_of_the_field
+from client.deidentify.vocabulary import SCHEMES, TERMS, holds_date_or_number, words_and_short_codes, words_of_the_field
+from common.imaging.io.dicom.values import tag_of, text
 
 Element = DataElement | RawDataElement
 REMOVED = "REMOVED"
 """Stands for a text that held an identifier; valid for all types of text, and for codes."""
 _FORMS = {
-    "AS": re.compile(r"\d{3}[DWMY]"),
+    "AS": re.compile(r"\d{3}[DWMY]", re.ASCII),
     "CS": re.compile(r"[A-Za-z0-9_ .+/-]{1,16}"),  # some programs write more than capitals
-    "DS": re.compile(r" *[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)? *"),
-    "IS": re.compile(r" *[+-]?\d{1,12} *"),
-    "TM": re.compile(r"\d\d(:?\d\d(:?\d\d(\.\d{1,6})?)?)? *"),
+    "DS": re.compile(r" *[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)? *", re.ASCII),
+    "IS": re.compile(r" *[+-]?\d{1,12} *", re.ASCII),
+    "TM": re.compile(r"\d\d(:?\d\d(:?\d\d(\.\d{1,6})?)?)? *", re.ASCII),
 }
+_SHORT_COUNTER = re.compile(r" *[+-]?\d{0,5} *", re.ASCII)
+_A_TOKEN = re.compile(r"\S{0,64}")
 _DATE = re.compile(r"(\d{4})\.?(\d\d)\.?(\d\d) *")
 _DATE_TIME = re.compile(r"(\d{8})(\d{0,6}(?:\.\d{1,6})?)(?:[+-]\d{4})? *")
 _DUMMY_TIMES = {"DA": "19000101", "TM": "000000", "DT": "19000101000000"}
 _SAME = {"US or SS": {"US", "SS"}, "OB or OW": {"OB", "OW"}, "US or OW": {"US", "OW"}}
 _MOST_CHARACTERS = {"LO": 64, "SH": 16}
 _BLANK = "\0 "
+_MEANING = tag_of("CodeMeaning")
 
 
 @dataclass(frozen=True)
@@ -129,18 +133,35 @@ class Cleaner:
         parts = _letters(element).split("\\")
         is_right = [not part.strip(_BLANK) or _FORMS[kind].fullmatch(part) is not None for part in parts]
         if kind == "CS":
-            right = [ok and not self._traces.are_in_text(part) for ok, part in zip(is_right, parts, strict=True)]
+            right = [ok and not self._identifies(part) for ok, part in zip(is_right, parts, strict=True)]
             kept = [part if ok else REMOVED for ok, part in zip(right, parts, strict=True)]
             return element if all(right) else DataElement(element.tag, kind, kept)
+        if element.tag in attributes.NUMBERS_OF_PEOPLE and not all(map(_SHORT_COUNTER.fullmatch, parts)):
+            return DataElement(element.tag, kind, None)
         return element if all(is_right) else None
 
     def _text(self, original: Dataset, tag: BaseTag) -> Element:
         most = _MOST_CHARACTERS.get(dictionary_VR(tag))
-        parts = map(_printable, _texts(original, tag))
-        kept = [REMOVED if self._traces.are_in_text(part) else part[:most] for part in parts]  # a name is not cut
-        if self._traces.are_in_text(" ".join(kept)):
+        is_reduced = tag in attributes.REDUCED or (
+            tag == _MEANING and text(original, "CodingSchemeDesignator") not in SCHEMES
+        )
+        parts = [self._reduced(part) if is_reduced else part for part in map(_printable, _texts(original, tag))]
+        is_wrong = self._is_no_token if tag in attributes.TOKENS else self._identifies
+        kept = [REMOVED if is_wrong(part) else part[:most] for part in parts]  # a name is not cut
+        if is_wrong("".join(kept)) or self._traces.are_in_text(" ".join(kept)):
             kept = [REMOVED]
         return DataElement(tag, dictionary_VR(tag), kept if len(kept) != 1 else kept[0])
+
+    def _reduced(self, part: str) -> str:
+        words = "" if holds_date_or_number(part) else words_and_short_codes(part, self._traces.names)
+        return words or (REMOVED if part.strip() else "")
+
+    def _identifies(self, part: str) -> bool:
+        """Return whether a code or a text may tell of whom it is: by an identifier, a date or a long number."""
+        return part.strip(_BLANK) not in TERMS and (holds_date_or_number(part) or self._traces.are_in_text(part))
+
+    def _is_no_token(self, part: str) -> bool:
+        return not _A_TOKEN.fullmatch(part) or self._traces.are_in_text(part)
 
     def _description(self, original: Dataset, tag: BaseTag) -> Element:
         stated = " ".join(_texts(original, tag)).strip()
@@ -184,7 +205,7 @@ def _letters(element: Element) -> str:
     """Return the value of an element whose characters are ASCII, without its padding; what is not ASCII is marked."""
     value = element.value
     if isinstance(value, bytes):
-        return value.decode("ascii", "backslashreplace").rstrip(_BLANK)
+        return value.decode("ascii", "replace").rstrip(_BLANK)
     if value is None:
         return ""
     return "\\".join(map(str, value)) if isinstance(value, list | MultiValue) else str(value)

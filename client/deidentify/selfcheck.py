@@ -17,6 +17,7 @@ from client.deidentify import attributes
 from client.deidentify.choices import InstanceRefusedError, Reason
 from client.deidentify.kinds import is_registered
 from client.deidentify.traces import Traces
+from client.deidentify.vocabulary import TERMS
 from common.imaging.io.dicom.values import tag_of
 
 _PIXELS = frozenset(map(tag_of, ("PixelData", "FloatPixelData", "DoubleFloatPixelData")))
@@ -31,6 +32,7 @@ _OURS = frozenset(
 )
 """Words of ours, which may happen to be somebody's name."""
 _MOVED = frozenset({"DA", "DT", "TM"})
+_ASCII = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI", "UR"})
 _PREAMBLE = 128
 _MADE_UID = "2.25."
 
@@ -73,7 +75,11 @@ def _elements(dataset: Dataset) -> Iterator[tuple[BaseTag, DataElement | RawData
             for item in dataset[tag].value or ():
                 yield from _elements(item)
         else:
-            yield tag, dataset[tag]
+            raw = dataset.get_item(tag).value
+            element = dataset[tag]
+            if element.VR in _ASCII and isinstance(raw, bytes) and not raw.isascii():
+                raise InstanceRefusedError(Reason.IDENTIFIERS, f"would still hold text that is no ASCII in {tag}")
+            yield tag, element
 
 
 def _is_clean(
@@ -93,7 +99,8 @@ def _is_clean(
         return (tag in _PIXELS and not is_compressed) or not traces.are_in_bytes(value)
     if element.VR in attributes.NUMBERS:
         return not traces.are_in_numbers("\\".join(parts))
-    return not traces.are_in_text("\\".join(parts))
+    rest = [part for part in parts if element.VR != "CS" or part not in TERMS]
+    return not traces.are_in_text("\\".join(rest))
 
 
 def _is_of_nobody(uid: str) -> bool:
