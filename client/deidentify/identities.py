@@ -29,6 +29,12 @@ _RECORD_FILE = "identities.jsonl"
 _LOCK_FILE = "lock"
 _SECRET_BYTES = 32
 _FEWEST_DAYS, _MOST_DAYS = 30, 3650
+_PLACEHOLDERS = """
+    unknown unk na none null nil noid nopatientid anonymous anonymized anonymised anonym anon unbekannt inconnu
+    unidentified patient patientid id test x xx xxx
+"""
+_NOBODY = frozenset(_PLACEHOLDERS.split())
+"""What is written where there is no PatientID, without its separators; and so is a row of one digit, 0 or 9."""
 _RESTORE = "restore it from a backup, together with the other files of its folder"
 
 
@@ -43,7 +49,8 @@ class Identities:
     Raises
     ------
     DamagedFileError
-        If the secret is damaged, missing, readable by others, or not the one that the record was written with.
+        If the secret is damaged, missing, readable by others, or not the one that the record was written with; or if
+        there is a secret without a record.
     OutputError
         If the folder cannot be written.
     """
@@ -68,11 +75,13 @@ class Identities:
         Parameters
         ----------
         patient_id
-            PatientID; may be empty. Its issuer does not count: archives do not give it for all studies of a patient.
+            PatientID; may be empty, or a word such as UNKNOWN that stands for none. Its issuer does not count: archives
+            do not give it for all studies of a patient.
         study
             StudyInstanceUID: without a PatientID every study has a patient of its own.
         """
-        key = ("patient", unicodedata.normalize("NFC", patient_id)) if patient_id else ("patient of study", study)
+        is_known = _is_of_somebody(patient_id)
+        key = ("patient", unicodedata.normalize("NFC", patient_id)) if is_known else ("patient of study", study)
         return "FV" + base64.b32encode(self._digest(*key)[:10]).decode()
 
     def days(self, patient: str) -> int:
@@ -120,14 +129,19 @@ class Identities:
                 with contextlib.suppress(ValueError):
                     secret = bytes.fromhex(file.read(4 * _SECRET_BYTES).decode().strip())
         except FileNotFoundError:
-            if self._record.exists():
+            if self._record.exists() and self._record.stat().st_size:
                 raise DamagedFileError(self._secret_path, "is missing", _RESTORE) from None
             return None
         if len(secret) != _SECRET_BYTES:
             raise DamagedFileError(self._secret_path, "is damaged", _RESTORE)
+        if not self._record.exists():
+            raise DamagedFileError(self._record, "is missing", _RESTORE)
         return secret
 
     def _make_secret(self) -> bytes:
+        """Make the empty record, then the secret: a secret without a record is one whose record was lost."""
+        os.close(os.open(self._record, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE))
+        flush_folder(self._record.parent)
         secret = secrets.token_bytes(_SECRET_BYTES)
         write_atomically(self._secret_path, secret.hex() + "\n", mode=PRIVATE)
         flush_folder(self._secret_path.parent)
@@ -162,6 +176,11 @@ class Identities:
             os.fsync(file.fileno())
         self._known.update(lines)
         self._offset += len(data)
+
+
+def _is_of_somebody(patient_id: str) -> bool:
+    plain = "".join(one for one in unicodedata.normalize("NFKC", patient_id).casefold() if one.isalnum())
+    return plain not in _NOBODY and bool(plain.strip("0")) and bool(plain.strip("9") or len(plain) == 1)
 
 
 def _require_entry(path: Path, line: str) -> None:

@@ -84,6 +84,19 @@ def test_patients_are_told_apart_by_number_and_without_a_number_by_study(tmp_pat
     assert re.fullmatch("FV[A-Z2-7]{16}", patient("1", "1.2"))
 
 
+@pytest.mark.parametrize("placeholder", ["0", "UNKNOWN", "N/A", "000000", "ANONYMOUS", "99999", "--", "No ID"])
+def test_a_placeholder_is_no_number_of_a_patient(tmp_path: Path, placeholder: str) -> None:
+    patient = Identities(tmp_path).patient
+    assert patient(placeholder, "1.2") == patient("", "1.2") != patient(placeholder, "1.3")
+    assert len({patient(number, "1.2") for number in ("", "9", "10", "90", "UNKNOWN1")}) == 5
+
+
+def test_a_crash_before_the_secret_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "identities.jsonl").touch(mode=0o600)
+    first = pseudonyms(tmp_path)
+    assert first == pseudonyms(tmp_path)
+
+
 def test_the_files_are_for_their_owner_alone(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
@@ -121,6 +134,7 @@ def test_a_crash_before_the_first_entry_does_not_matter(tmp_path: Path) -> None:
     ("damage", "says"),
     [
         (lambda folder: (folder / "secret").unlink(), "is missing"),
+        (lambda folder: (folder / "identities.jsonl").unlink(), "jsonl: is missing"),
         (lambda folder: (folder / "secret").write_text("abc"), "is damaged"),
         (lambda folder: (folder / "secret").write_bytes(b"\xff\xfe"), "is damaged"),
         (lambda folder: (folder / "secret").write_text("00" * 32), "another secret"),
