@@ -52,4 +52,4 @@ def _listen(options: argparse.Namespace) -> int:
     else:
         for line in status_lines(status):
             show(line)
-    return 0 if status["running"] else 1
+    return 0 if status["running"] and not status["problem"] else 1

@@ -22,13 +22,14 @@ import json
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from common.errors import FedvoxError
+from client.pacs.address import is_uid
+from common.errors import ConfigError, FedvoxError
 from common.system.files import PRIVATE, cannot_write, flush_folder, write_atomically
-from common.system.locks import is_locked, lock_for_one
+from common.system.locks import FileLock, LockHeldError, is_locked, lock_file
 
 LOCK_FILE = "lock"
 STUDY_FILE = "study.json"
@@ -37,7 +38,8 @@ ATTEMPTS_FILE = "attempts.json"
 """In a study: how often segmenting it was begun."""
 STATUS_FILE = "status.json"
 SEGMENTER_FILE = "segmenter.json"
-"""Process number of a segmenter whose model is ready."""
+"""Of the segmenter: its process number when its model is ready, or the problem that ended it."""
+_LOOKS_SECONDS = 1.0
 INSTANCES, RESULTS = "instances", "results"
 
 
@@ -65,28 +67,56 @@ class NodeFolders:
 
         Raises
         ------
+        ConfigError
+            It has other content.
         FedvoxError
             Another process owns it.
         OutputError
             It cannot be written.
         """
-        self._make()
+        self._require_ours()
         taken = FedvoxError(f"{self.root}: another node is running here; see fedvox-client listen status")
-        with lock_for_one(self.root / LOCK_FILE, taken):
+        with self._lock(taken):
             for folder in (self.receiving, self.trash):
-                shutil.rmtree(folder)
+                if folder.exists():
+                    shutil.rmtree(folder)
             self._make()
             yield
+
+    def strays(self) -> list[str]:
+        """Return what lies among the studies and is none, by its path in the state folder."""
+        homes = (self.incoming, self.waiting, self.done, self.set_aside)
+        return [f"{home.name}/{name}" for home in homes for name in sorted({*names_in(home)} - {*studies_in(home)})]
 
     def is_running(self) -> bool:
         """Return whether a process owns the folder."""
         return is_locked(self.root / LOCK_FILE)
 
-    def _make(self) -> None:
+    def _lock(self, taken: FedvoxError) -> FileLock:
+        """Lock the folder; whoever looks whether it is locked holds it for an instant, too."""
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            return lock_file(self.root / LOCK_FILE, wait_seconds=_LOOKS_SECONDS)
+        except LockHeldError:
+            raise taken from None
+        except OSError as error:
+            raise cannot_write(self.root, error) from None
+
+    def _require_ours(self) -> None:
+        """Refuse a folder with other content: parts of it would be emptied."""
+        try:
+            names = {path.name for path in self.root.iterdir()} if self.root.is_dir() else set()
+        except OSError as error:
+            raise cannot_write(self.root, error) from None
+        if names - {"lost+found"} and LOCK_FILE not in names:
+            raise ConfigError(f"state: {self.root}: is no state folder of a node, and not empty; name another")
+
+    def _make(self) -> None:
+        try:
             for folder in vars(self).values():
                 folder.mkdir(mode=0o700, exist_ok=True)
+                with suppress(PermissionError):  # the root may be another account's, as a volume
+                    folder.chmod(0o700)
         except OSError as error:
             raise cannot_write(self.root, error) from None
 
@@ -103,6 +133,11 @@ def names_in(folder: Path) -> list[str]:
         return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     except FileNotFoundError:
         return []
+
+
+def studies_in(folder: Path) -> list[str]:
+    """Return the sorted names of studies in a folder: folders with the name of a UID. Nothing else there is ours."""
+    return [name for name in names_in(folder) if is_uid(name) and (folder / name).is_dir()]
 
 
 def move(source: Path, target: Path) -> None:

@@ -8,15 +8,22 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from math import inf
+from weakref import WeakKeyDictionary
 
-from client.node.folders import INSTANCES, NodeFolders, move, names_in
+from client.node.folders import INSTANCES, NodeFolders, move, names_in, studies_in
 from client.pacs.landing import Landed, land
-from client.pacs.receiver import OTHER_KIND, OUT_OF_RESOURCES, Arrival, NotStoredError
+from client.pacs.receiver import NOT_UNDERSTOOD, OTHER_KIND, OUT_OF_RESOURCES, Arrival, Line, NotStoredError
+from common.errors import DataError
 from common.formatting import counted
+from common.imaging.io.dicom.header import read_header
 from common.imaging.io.dicom.pixel_form import IMAGE_KINDS
 from common.system.files import cannot_write, flush_folder
 
 log = logging.getLogger("fedvox.node")
+
+_PAUSE_SECONDS = 30.0
 
 
 class Incoming:
@@ -51,6 +58,8 @@ class Incoming:
         self._clock = clock
         self._lock = threading.Lock()
         self._last: dict[str, float] = {}
+        self._again: dict[str, float] = {}
+        self._lines: WeakKeyDictionary[Line, str] = WeakKeyDictionary()
 
     def keep(self, arrival: Arrival) -> None:
         """Put an instance on disk; it survives whatever happens once this returns.
@@ -66,6 +75,9 @@ class Incoming:
             raise NotStoredError(OTHER_KIND, "only CT, MR and PET images are taken")
         landed = land(arrival, self._folders.receiving, self._keep_free)
         try:
+            if arrival.line is not None:
+                with self._lock:
+                    self._lines[arrival.line] = landed.study
             if not self._is_known(landed):
                 self._place(landed)
         except OSError as error:
@@ -76,19 +88,39 @@ class Incoming:
     def settle(self) -> list[str]:
         """Move on all studies that are complete, and return them."""
         settled = []
-        for study in names_in(self._folders.incoming):
+        for study in studies_in(self._folders.incoming):
             with self._lock:
-                quiet = self._clock() - self._last.setdefault(study, self._clock())
+                quiet = self._clock() - self._heard(study)
                 # A study that is being segmented is left alone; what came since then follows it.
                 if quiet < self._settle_seconds or (self._folders.waiting / study).exists():
+                    continue
+                if self._clock() < self._again.get(study, -inf):
                     continue
                 try:
                     self._queue(study)
                 except OSError as error:  # a full disk: tried again, and no reason to hold up others
-                    log.error("study %s cannot be moved on: %s", study, error.strerror or error)
+                    if study not in self._again:
+                        log.error("study %s cannot be moved on yet: %s", study, error.strerror or error)
+                    self._again[study] = self._clock() + _PAUSE_SECONDS
                 else:
+                    self._again.pop(study, None)
                     settled.append(study)
         return settled
+
+    def _heard(self, study: str) -> float:
+        """Return when the last part of an instance came from where the last instance of the study came from."""
+        last = self._last.setdefault(study, self._clock())
+        return max([last, *(line.heard for line, current in self._lines.items() if current == study)])
+
+    def _require_one_series(self, landed: Landed) -> None:
+        """Refuse an instance whose UID another series of the study has: one would take the place of the other."""
+        folders = self._folders
+        for home in (folders.incoming, folders.waiting, folders.done, folders.set_aside):
+            path = home / landed.study / INSTANCES / f"{landed.uid}.dcm"
+            with suppress(DataError):  # what went bad on disk may be replaced
+                known = read_header(path) if path.exists() else None
+                if known is not None and known.series != landed.series:
+                    raise NotStoredError(NOT_UNDERSTOOD, "another series of the study has this SOP instance UID")
 
     def _is_known(self, landed: Landed) -> bool:
         """Return whether a study that was taken has this instance already, byte for byte."""
@@ -105,8 +137,9 @@ class Incoming:
         study = self._folders.incoming / landed.study
         folder = study / INSTANCES
         with self._lock:
+            self._require_one_series(landed)
             if is_new := not folder.exists():
-                waiting = len(names_in(self._folders.incoming)) + len(names_in(self._folders.waiting))
+                waiting = len(studies_in(self._folders.incoming)) + len(studies_in(self._folders.waiting))
                 if waiting >= self._most_waiting:
                     raise NotStoredError(OUT_OF_RESOURCES, f"{counted(waiting, 'study', 'studies')} are waiting")
                 folder.mkdir(parents=True)

@@ -31,6 +31,7 @@ _FULL_DISK_PAUSE_SECONDS = 30.0
 def main(config_file: Path, model: Path) -> int:
     """Segment until SIGTERM; return an exit status only if the model or the configuration cannot be used."""
     log_to_stderr(logging.INFO)
+    node = None
     try:
         node = load_node(config_file)
         segmenter = Segmenter(node, Predictor.open(model, _options(node)))
@@ -41,6 +42,8 @@ def main(config_file: Path, model: Path) -> int:
             _work(queue)
     except FedvoxError as error:
         log.error("%s", error)
+        if node is not None:
+            write_json(node.state / SEGMENTER_FILE, {"problem": str(error)})
         # A model is not repaired by another start.
         return RESTART_CANNOT_HELP if isinstance(error, BundleError) else error.exit_status
 

@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import NoReturn
 
 from client.node.config import Node
-from client.node.folders import STATUS_FILE, NodeFolders, names_in
+from client.node.folders import STATUS_FILE, NodeFolders, names_in, studies_in
 from client.node.incoming import Incoming
 from client.node.outbox import Deliver, Outbox
 from client.node.sending import delivery
 from client.node.traces import forget_old
 from client.pacs.receiver import Receiver, ReceiverSettings
 from client.state_folder import write_json
-from common.errors import ConfigError, OutputError
+from common.errors import ConfigError, FedvoxError
+from common.formatting import visible
 from common.models.bundle_file import DESCRIPTION_FILE
 from common.system.logs import log_to_stderr
 from common.system.supervisor import Child, Supervisor
@@ -28,6 +29,9 @@ log = logging.getLogger("fedvox.node")
 _POLL_SECONDS = 0.2
 _STATUS_SECONDS = 2.0
 _CLEANING_SECONDS = 3600.0
+_PAUSE_SECONDS = 30.0
+_SILENT_SECONDS = 600.0
+"""Until the same error is logged again."""
 _DAY_SECONDS = 86_400.0
 _JUMP_SECONDS = 60.0
 
@@ -38,11 +42,9 @@ def listen(node: Node, config_file: Path, model: Path) -> NoReturn:
     Raises
     ------
     ConfigError
-        The address cannot be listened on, or a file that the configuration names cannot be used.
+        A file that the configuration names cannot be used.
     FedvoxError
-        Another node uses the state folder.
-    GaveUpError
-        The process that segments cannot start.
+        Another node uses the state folder, or the address cannot be listened on, now.
     """
     log_to_stderr(logging.INFO)
     logging.getLogger("fedvox").setLevel(logging.INFO)
@@ -60,7 +62,8 @@ def listen(node: Node, config_file: Path, model: Path) -> NoReturn:
         ]
         supervisor = Supervisor([_segmenter(config_file, model, folders)], _say)
         receiver = _receiver(node.receiver, incoming)
-        supervisor.start()
+        if strays := folders.strays():
+            log.warning("no study, left alone: %s", visible(", ".join(strays[:10])))
         try:
             with receiver:
                 log.info("listening as %s on %s port %d", config.ae_title, config.address, receiver.port)
@@ -81,12 +84,13 @@ def _receiver(settings: ReceiverSettings, incoming: Incoming) -> Receiver:
         return Receiver(settings, incoming.keep)
     except OSError as error:
         where = f"{settings.address} port {settings.port}"
-        raise ConfigError(f"cannot listen on {where}: {error.strerror or error}; change address or port") from None
+        # No ConfigError: after the start of a machine, its address may come later than this process.
+        raise FedvoxError(f"cannot listen on {where}: {error.strerror or error}; change address or port") from None
 
 
 def _segmenter(config_file: Path, model: Path, folders: NodeFolders) -> Child:
     command = [sys.executable, "-m", "client.node", str(config_file.absolute()), str(model.absolute())]
-    return Child("segmenter", command, dict(os.environ), folders.logs / "segmenter.log", gives_up=True)
+    return Child("segmenter", command, dict(os.environ), folders.logs / "segmenter.log")
 
 
 def _one_line(thread: threading.ExceptHookArgs) -> None:
@@ -123,15 +127,18 @@ class _Upkeep:
         self._folders = folders
         self._incoming = incoming
         self._supervisor = supervisor
+        self._poll_at = 0.0
 
     def run(self) -> NoReturn:
         """Go on until an exception, such as that of SIGTERM."""
         shown, cleaned, clock = -_CLEANING_SECONDS, time.monotonic(), _clock_begin()
+        told, told_at = "", 0.0
         while True:
-            self._supervisor.poll()
             now = time.monotonic()
             try:
                 self._incoming.settle()
+                if now >= self._poll_at:
+                    self._poll()
                 if now - shown >= _STATUS_SECONDS:
                     shown = now
                     write_json(self._folders.root / STATUS_FILE, self._supervisor.states())
@@ -139,9 +146,19 @@ class _Upkeep:
                     cleaned, before, clock = now, clock, _clock_begin()
                     if abs(clock - before) < _JUMP_SECONDS:  # else what is new may seem to be old
                         remove_old(self._folders, _DAY_SECONDS * self._node.config.keep_days)
-            except (OSError, OutputError):  # the disk is full: what is on it is safe
-                log.exception("upkeep failed")
+            except (OSError, FedvoxError) as error:  # the disk is full: what is on it is safe
+                if str(error) != told or now - told_at > _SILENT_SECONDS:
+                    told, told_at = str(error), now
+                    log.error("upkeep failed, and is tried again: %s", error)
             time.sleep(_POLL_SECONDS)
+
+    def _poll(self) -> None:
+        """Look after the process that segments. Whatever keeps it from starting, studies go on coming in."""
+        try:
+            self._supervisor.poll()
+        except FedvoxError:
+            self._poll_at = time.monotonic() + _PAUSE_SECONDS
+            raise
 
 
 def _clock_begin() -> float:
@@ -158,7 +175,7 @@ def remove_old(folders: NodeFolders, seconds: float) -> None:
         The disk fails.
     """
     oldest = time.time() - seconds
-    for study in names_in(folders.done):
+    for study in studies_in(folders.done):
         path = folders.done / study
         if path.stat().st_mtime < oldest:
             folders.discard(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,15 @@ from client.node.folders import (
     RESULTS,
     SEGMENTER_FILE,
     STATUS_FILE,
-    STUDY_FILE,
     NodeFolders,
     move,
     names_in,
     read_note,
+    studies_in,
 )
 from client.node.outbox import DESTINATION_FILE, retry_unsent
-from common.errors import OutputError
+from client.node.studies import read_outcomes
+from common.errors import FedvoxError, OutputError
 from common.formatting import counted, visible
 
 _MOST_SHOWN = 20
@@ -31,19 +31,34 @@ def node_status(folders: NodeFolders) -> dict[str, Any]:
     Returns
     -------
     dict[str, Any]
-        ``running``; ``segmenter`` (state of its process); ``incoming``, ``waiting`` and ``done`` (numbers of studies);
-        ``set_aside`` (study -> reasons); ``destinations`` (name -> ``waiting`` and ``sent``, numbers of results;
-        ``failed`` and ``unsent``, result -> reason, of those that are tried again and of those set aside; and
-        ``problem``, why it cannot be reached, empty if it can).
+        ``running``; ``segmenter`` (state of its process); ``problem`` (why that cannot start, or empty); ``incoming``,
+        ``waiting`` and ``done`` (numbers of studies); ``set_aside`` (study -> reasons); ``strays`` (paths of what is no
+        study); ``destinations`` (name -> ``waiting`` and ``sent``, numbers of results; ``failed`` and ``unsent``,
+        result -> reason, of those tried again and of those set aside; and ``problem``, why it cannot be reached, empty
+        if it can).
+
+    Raises
+    ------
+    FedvoxError
+        The state folder cannot be read.
     """
+    try:
+        return _status(folders)
+    except PermissionError as error:
+        raise FedvoxError(f"{error.filename}: is for the account of the node alone; ask as that") from None
+
+
+def _status(folders: NodeFolders) -> dict[str, Any]:
     running = folders.is_running()
     return {
         "running": running,
         "segmenter": _segmenter(folders) if running else "stopped",
-        "incoming": len(names_in(folders.incoming)),
-        "waiting": len(names_in(folders.waiting)),
-        "done": len(names_in(folders.done)),
-        "set_aside": {study: _reasons(folders, study) for study in names_in(folders.set_aside)},
+        "problem": _problem(folders) if running else "",
+        "incoming": len(studies_in(folders.incoming)),
+        "waiting": len(studies_in(folders.waiting)),
+        "done": len(studies_in(folders.done)),
+        "set_aside": {study: _reasons(folders, study) for study in studies_in(folders.set_aside)},
+        "strays": folders.strays(),
         "destinations": {name: _destination(folders, name) for name in names_in(folders.outbox)},
     }
 
@@ -56,9 +71,20 @@ def _segmenter(folders: NodeFolders) -> str:
     return state
 
 
+def _problem(folders: NodeFolders) -> str:
+    """Say why the process that segments ended by itself, and has not been ready since."""
+    known = read_note(folders.root / STATUS_FILE).get("segmenter", {})
+    ended, said = known.get("exit_status") or 0, read_note(folders.root / SEGMENTER_FILE)
+    if ended <= 0 or said.get("pid", -1) == known.get("pid"):
+        return ""
+    return str(said.get("problem") or f"ended with status {ended}, see {folders.logs / 'segmenter.log'}")
+
+
 def _reasons(folders: NodeFolders, study: str) -> list[str]:
-    series = read_note(folders.set_aside / study / RESULTS / STUDY_FILE).get("series", [])
-    return [f"{one['title']}: {one['reason']}" for one in series if one["state"] == "refused"]
+    outcomes = read_outcomes(folders.set_aside / study / RESULTS)
+    if outcomes is None:
+        return ["study.json is missing or of another version"]
+    return [f"{one.title}: {one.reason}" for one in outcomes if one.state == "refused"]
 
 
 def _destination(folders: NodeFolders, name: str) -> dict[str, Any]:
@@ -86,11 +112,15 @@ def _results(names: list[str]) -> list[str]:
 def status_lines(status: dict[str, Any]) -> Iterator[str]:
     """Write the state of a node for people."""
     yield f"node: running, segmenter {status['segmenter']}" if status["running"] else "node: not running"
+    if status["problem"]:
+        yield visible(f"  cannot segment: {status['problem']}")
     numbers = ", ".join(f"{status[key]} {key}" for key in ("incoming", "waiting", "done"))
     yield f"studies: {numbers}, {len(status['set_aside'])} set aside"
     for study, reasons in list(status["set_aside"].items())[:_MOST_SHOWN]:
         yield visible(f"  set aside: study {study}: {'; '.join(reasons)}")
     yield from _rest(len(status["set_aside"]))
+    if strays := status["strays"]:
+        yield visible(f"  no study, left alone: {strays[0]}") + (f" and {len(strays) - 1} more" if strays[1:] else "")
     for name, one in status["destinations"].items():
         yield f"{name}: {one['waiting']} waiting, {one['sent']} sent, {len(one['unsent'])} set aside"
         if one["problem"]:
@@ -114,12 +144,13 @@ def retry(folders: NodeFolders) -> str:
     OutputError
         The state folder cannot be written.
     """
-    studies = names_in(folders.set_aside)
     try:
+        studies = studies_in(folders.set_aside)
         for study in studies:
             home = folders.set_aside / study
             (home / ATTEMPTS_FILE).unlink(missing_ok=True)
-            shutil.rmtree(home / RESULTS)
+            if (home / RESULTS).exists():
+                folders.discard(home / RESULTS)
             move(home, folders.waiting / study)
         results = retry_unsent(folders)
     except OSError as error:

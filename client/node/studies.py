@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from client.node.folders import (
     move,
     names_in,
     read_note,
+    studies_in,
     write_note,
 )
 from client.node.traces import remember_made
@@ -78,6 +80,7 @@ class StudyQueue:
         self._folders = folders
         self._segment = segment
         self._destinations = destinations
+        self._failures: Counter[str] = Counter()
 
     def work(self) -> bool:
         """Take one study to its end; return whether there was one.
@@ -87,24 +90,35 @@ class StudyQueue:
         OutputError
             The disk is full, or fails. The study goes on waiting.
         """
-        waiting = [self._folders.waiting / study for study in names_in(self._folders.waiting)]
+        waiting = [self._folders.waiting / study for study in studies_in(self._folders.waiting)]
         if not waiting:
             return False
-        # Those that ended the process last, then in the order in which they came.
-        study = min(waiting, key=lambda path: (_attempts(path), path.stat().st_mtime))
+        study = min(waiting, key=self._turn)
         try:
-            if not (study / RESULTS).exists():
-                self._find(study)
-            self._hand_on(study)
+            outcomes = read_outcomes(study / RESULTS)
+            if outcomes is None:
+                outcomes = self._find(study)
+            self._hand_on(study, outcomes)
         except OSError as error:
+            self._failures[study.name] += 1
             raise cannot_write(study, error) from None
+        except OutputError:
+            self._failures[study.name] += 1
+            raise
+        self._failures.pop(study.name, None)
         return True
 
-    def _find(self, study: Path) -> None:
+    def _turn(self, study: Path) -> tuple[int, int, float]:
+        """Sort those last that ended the process or failed, and others in the order in which they came."""
+        return _attempts(study), self._failures[study.name], study.stat().st_mtime
+
+    def _find(self, study: Path) -> list[SeriesOutcome]:
         """Segment a study; results and a note of them appear in it together."""
         attempts = _attempts(study)
         for path in list(study.glob(".*")):  # what a killed process left
             self._folders.discard(path)
+        if (study / RESULTS).exists():  # with a note of another version, or none
+            self._folders.discard(study / RESULTS)
         with new_folder(study / RESULTS) as results:
             if attempts >= MOST_ATTEMPTS:
                 outcomes = [SeriesOutcome("study", "refused", f"ended the process {attempts} times")]
@@ -115,6 +129,7 @@ class StudyQueue:
             write_note(results / STUDY_FILE, {"series": [asdict(one) for one in outcomes]})
             flush_folder(results)
         flush_folder(study)
+        return outcomes
 
     def _outcomes(self, instances: Path, results: Path) -> list[SeriesOutcome]:
         try:
@@ -126,7 +141,7 @@ class StudyQueue:
             log.exception("study %s", instances.parent.name)
             return [SeriesOutcome("study", "refused", f"internal error ({type(error).__name__}), see the log")]
 
-    def _hand_on(self, study: Path) -> None:
+    def _hand_on(self, study: Path, outcomes: Sequence[SeriesOutcome]) -> None:
         """Put results into the outboxes, unless they are there or have left already, and move the study on."""
         results = [name for name in names_in(study / RESULTS) if name.endswith(".dcm")]
         for destination in self._destinations:
@@ -138,8 +153,7 @@ class StudyQueue:
                 if not any((place / name).exists() for place in places):
                     os.link(study / RESULTS / name, outbox / name)
             flush_folder(outbox)
-        series = read_note(study / RESULTS / STUDY_FILE).get("series", [])
-        refused = any(one["state"] == "refused" for one in series)
+        refused = any(one.state == "refused" for one in outcomes)
         target = self._folders.set_aside if refused else self._folders.done
         if (target / study.name).exists():
             self._folders.discard(target / study.name)
@@ -149,6 +163,15 @@ class StudyQueue:
             "study %s is %s, with %s",
             *(study.name, "set aside" if refused else "done", counted(len(results), "result")),
         )
+
+
+def read_outcomes(results: Path) -> list[SeriesOutcome] | None:
+    """Read what became of the series of a study; None if there is no note, or one that is not understood."""
+    series = read_note(results / STUDY_FILE).get("series")
+    try:
+        return [SeriesOutcome(**one) for one in series] if series is not None else None
+    except TypeError:
+        return None
 
 
 def _attempts(study: Path) -> int:

@@ -27,6 +27,7 @@ Title = Annotated[str, StringConstraints(min_length=1, max_length=16, pattern=r"
 """An AE title: up to 16 characters of ASCII, without backslash."""
 Port = Annotated[Whole, Field(ge=1, le=65535)]
 _SHORT = re.compile(r"(?P<title>[^@]+)@(?P<host>[^@]+):(?P<port>[0-9]{1,5})")
+_LONGEST_UID = 64
 
 
 def _web_address(value: str) -> str:
@@ -206,3 +207,8 @@ def read_token(path: Path) -> str:
     if not re.fullmatch(r"[!-~]{1,8192}", token):
         raise ConfigError(f"token_file {path}: must hold one token and nothing else")
     return token
+
+
+def is_uid(text: str) -> bool:
+    """Return whether a text is a UID, and therefore safe as a file name: digits with dots between them."""
+    return len(text) <= _LONGEST_UID and re.fullmatch(r"[0-9]+(\.[0-9]+)+", text) is not None

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from client.pacs.address import is_uid
 from client.pacs.receiver import MISMATCH, NOT_UNDERSTOOD, OUT_OF_RESOURCES, Arrival, NotStoredError
 from common.errors import DataError
 from common.imaging.io.dicom.header import read_header
 from common.system.files import OWN_FILE, PRIVATE, write_atomically
-
-_UID = re.compile(r"[0-9]+(\.[0-9]+)+")
-_LONGEST_UID = 64
 
 
 @dataclass(frozen=True)
@@ -33,11 +30,6 @@ class Landed:
     study: str
     series: str
     uid: str
-
-
-def is_uid(text: str) -> bool:
-    """Return whether a text is a UID, and therefore safe as a file name: digits with dots between them."""
-    return len(text) <= _LONGEST_UID and _UID.fullmatch(text) is not None
 
 
 def land(arrival: Arrival, folder: Path, keep_free: int = 0) -> Landed:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import select
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from socketserver import BaseServer
 from typing import Any, Self
@@ -44,6 +45,8 @@ MISMATCH, NOT_UNDERSTOOD, FAILED = 0xA900, 0xC000, 0x0110
 """Answers to a C-STORE: stored; disk or queue full; SOP class not supported; not as announced; no DICOM; a bug."""
 CONNECTIONS_PER_ASSOCIATION = 4
 """Connections that are kept for each association that is allowed; all others are closed at once."""
+LONGEST_SILENCE_SECONDS = 10.0
+"""Between a connection and its request for an association (ARTIM)."""
 _PERMANENT, _BY_USER, _CALLING_UNKNOWN, _CALLED_UNKNOWN = 1, 1, 3, 7
 _LONGEST_COMMENT = 64
 _QUIET_SECONDS = 1.0
@@ -77,6 +80,22 @@ class AllowedPeer:
     networks: tuple[Network, ...]
 
 
+@dataclass(eq=False)
+class Line:
+    """An association, for those who ask whether more is coming.
+
+    Attributes
+    ----------
+    heard
+        When the last PDU came, by ``time.monotonic``.
+    received
+        Bytes of the message that is coming.
+    """
+
+    heard: float = field(default_factory=time.monotonic)
+    received: int = 0
+
+
 @dataclass(frozen=True)
 class Arrival:
     """An instance as it came.
@@ -89,12 +108,15 @@ class Arrival:
         AE title of the peer.
     content
         The instance as a DICOM file.
+    line
+        Over which it came; None if that is not known.
     """
 
     kind: str
     uid: str
     peer: str
     content: bytes
+    line: Line | None = None
 
 
 @dataclass(frozen=True)
@@ -152,11 +174,12 @@ class Receiver:
     def __init__(self, settings: ReceiverSettings, keep: Callable[[Arrival], None]) -> None:
         self._settings = settings
         self._keep = keep
-        self._received: WeakKeyDictionary[Association, int] = WeakKeyDictionary()
+        self._lines: WeakKeyDictionary[Association, Line] = WeakKeyDictionary()
         entity = AE(settings.ae_title)
         entity.maximum_pdu_size = settings.longest_pdu
         entity.maximum_associations = settings.most_associations
-        entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = settings.timeout_seconds
+        entity.dimse_timeout = entity.network_timeout = settings.timeout_seconds
+        entity.acse_timeout = min(settings.timeout_seconds, LONGEST_SILENCE_SECONDS)
         handlers: list[Any] = [
             (evt.EVT_REQUESTED, self._admit),
             (evt.EVT_REJECTED, self._tell_of_rejection),
@@ -202,9 +225,10 @@ class Receiver:
         """Abort an association whose instance is too large, or that does not wait for answers."""
         if not isinstance(event.pdu, P_DATA_TF):
             return
-        received = self._received.get(event.assoc, 0) + event.pdu.pdu_length
-        self._received[event.assoc] = received
-        if received > self._settings.largest_instance:
+        line = self._line(event)
+        line.heard = time.monotonic()
+        line.received += event.pdu.pdu_length
+        if line.received > self._settings.largest_instance:
             problem = f"an instance of more than {self._settings.largest_instance:,} bytes"
         elif event.assoc.dimse.msg_queue.qsize() >= _MOST_WAITING_REQUESTS:
             problem = "further requests before the answer to the last"
@@ -214,7 +238,10 @@ class Receiver:
         event.assoc.abort()
 
     def _count_anew(self, event: Event) -> None:
-        self._received[event.assoc] = 0
+        self._line(event).received = 0
+
+    def _line(self, event: Event) -> Line:
+        return self._lines.setdefault(event.assoc, Line())
 
     def _store(self, event: Event) -> Dataset:
         """Answer a C-STORE."""
@@ -224,7 +251,7 @@ class Receiver:
         answer.Status = SUCCESS
         try:
             kind, uid = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
-            self._keep(Arrival(kind, uid, peer, event.encoded_dataset()))
+            self._keep(Arrival(kind, uid, peer, event.encoded_dataset(), self._line(event)))
         except NotStoredError as error:
             answer.Status, reason = error.status, error.reason
         except OutputError as error:
@@ -265,6 +292,16 @@ def is_allowed(peers: Sequence[AllowedPeer], address: str, ae_title: str | None 
     return any(
         ae_title in (None, peer.ae_title) and any(caller in network for network in peer.networks) for peer in peers
     )
+
+
+def _has_spoken(connection: socket.socket, seconds: float) -> bool:
+    """Wait for the first bytes of a peer, and leave them; return whether some came."""
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    if not poll.poll(1000 * seconds):
+        return False
+    # Under TLS a peer has shown a certificate, and nothing can be left.
+    return isinstance(connection, ssl.SSLSocket) or bool(socket.socket.recv(connection, 1, socket.MSG_PEEK))
 
 
 class _Server(ThreadedAssociationServer):
@@ -312,7 +349,10 @@ class _Server(ThreadedAssociationServer):
         try:
             if isinstance(request, BoundedTlsSocket):
                 request.do_handshake()
-            super().finish_request(request, client_address)
+            if _has_spoken(request, min(self._settings.timeout_seconds, LONGEST_SILENCE_SECONDS)):
+                super().finish_request(request, client_address)
+            else:  # a port monitor, which takes no association away from others
+                self.shutdown_request(request)
         except OSError as error:
             log.warning("a connection from %s failed: %s", client_address[0], error.strerror or error)
             self.shutdown_request(request)

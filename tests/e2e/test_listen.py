@@ -85,6 +85,27 @@ def test_from_a_pacs_and_back_to_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+def test_studies_come_in_while_the_model_is_damaged(tmp_path: Path) -> None:
+    node = RunningNode(tmp_path / "node", [], shadow=True)
+    weights = node.config.parent / "model" / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:1000])
+    node.start()
+    try:
+        wait_for(lambda: node.status["problem"], PATIENCE_SECONDS, "a problem")
+        assert "model.safetensors" in node.status["problem"]
+        assert call(main, "listen", "status", "--config", node.config).returncode == 1
+        assert storescu(node.port, save(tmp_path / "study", small_series(0))).returncode == 0
+        wait_for(lambda: "ended with status 2; starting again in 8 s" in node.log.read_text(), PATIENCE_SECONDS, "ends")
+        weights.write_bytes(whole)
+        wait_for(lambda: node.status["done"] == 1, PATIENCE_SECONDS, "the study")
+        assert node.status["problem"] == ""
+        assert node.stop() == 0
+    finally:
+        node.kill()
+
+
+@pytest.mark.long
 def test_a_burst_with_kills_gives_each_result_once(tmp_path: Path) -> None:
     outcome = burst(tmp_path, studies=12, kills=2, seed=3)
     assert len(outcome.counts) == 12

@@ -1,5 +1,6 @@
 """Incoming: instances become complete studies, whatever comes twice, late, in between or is interrupted."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from pydicom.dataset import Dataset
 from client.node.folders import INSTANCES, NodeFolders, names_in
 from client.node.incoming import Incoming
 from client.node.studies import StudyQueue
-from client.pacs.receiver import OTHER_KIND, OUT_OF_RESOURCES, NotStoredError
+from client.pacs.receiver import NOT_UNDERSTOOD, OTHER_KIND, OUT_OF_RESOURCES, Line, NotStoredError
 from tests.client.node.studies import Clock, Killed, arrival, instances_in, killed_at, one_result_each, uids
 from tests.dicom_series import make_series, set_pixels
 
@@ -197,3 +198,60 @@ def test_nothing_is_lost_by_a_kill_at_any_step(tmp_path: Path, monkeypatch: pyte
             assert len(kept) == 3 and step > 5
             return
     pytest.fail("it never came to its end")
+
+
+def test_a_study_does_not_settle_while_its_sender_is_in_the_middle_of_an_instance(case: Case) -> None:
+    series = make_series()
+    line = Line(heard=case.clock.now)
+    case.incoming.keep(replace(arrival(series[0]), line=line))
+    case.clock.now += SETTLE
+    line.heard = case.clock.now  # a part of the next instance
+    assert case.settle(SETTLE - 1) == []
+    assert case.settle(1) == [series[0].StudyInstanceUID]
+
+
+def test_a_sender_that_has_gone_on_to_another_study_holds_up_none(case: Case) -> None:
+    first, second = make_series(), make_series()
+    line = Line(heard=case.clock.now)
+    for one in (first[0], second[0]):
+        case.incoming.keep(replace(arrival(one), line=line))
+    case.clock.now += SETTLE
+    line.heard = case.clock.now
+    assert case.settle(0) == [first[0].StudyInstanceUID]
+
+
+@pytest.mark.parametrize("home", ["incoming", "waiting", "done", "set_aside"])
+def test_two_series_of_a_study_cannot_share_an_instance_uid(case: Case, home: str) -> None:
+    series = make_series()
+    case.take(*series)
+    study = series[0].StudyInstanceUID
+    if home != "incoming":
+        case.settle()
+        (case.folders.waiting / study).rename(getattr(case.folders, home) / study)
+    other = make_series()[0]
+    other.StudyInstanceUID, other.SOPInstanceUID = study, series[0].SOPInstanceUID
+    with pytest.raises(NotStoredError, match="another series") as refused:
+        case.take(other)
+    assert refused.value.status == NOT_UNDERSTOOD
+    assert instances_in(getattr(case.folders, home) / study) == uids(series)
+
+
+def test_what_cannot_be_moved_on_is_said_once_and_tried_again(
+    case: Case, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    series = make_series()
+    case.take(*series)
+    waiting, away = case.folders.waiting, tmp_path / "away"
+    waiting.rename(away)
+    assert [case.settle() for _ in range(5)] == [[]] * 5
+    assert caplog.text.count("cannot be moved on yet") == 1
+    away.rename(waiting)
+    assert case.settle() == [series[0].StudyInstanceUID]
+
+
+def test_what_is_no_study_is_left_alone(case: Case) -> None:
+    (case.folders.incoming / "README").write_text("notes")
+    (case.folders.incoming / "1.2.3").write_text("a file")
+    (case.folders.incoming / "notes").mkdir()
+    assert case.settle(0) == [] and case.settle() == []
+    assert names_in(case.folders.incoming) == ["1.2.3", "README", "notes"]

@@ -1,5 +1,8 @@
 """Status: what is shown is what lies in the folders; another try begins anew."""
 
+import os
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,10 @@ from client.cli import main
 from client.node.folders import (
     ATTEMPTS_FILE,
     INSTANCES,
+    LOCK_FILE,
     RESULTS,
+    SEGMENTER_FILE,
+    STATUS_FILE,
     STUDY_FILE,
     NodeFolders,
     names_in,
@@ -16,7 +22,8 @@ from client.node.folders import (
 )
 from client.node.service import remove_old
 from client.node.status import node_status, retry, status_lines
-from common.errors import FedvoxError
+from common.errors import ConfigError, FedvoxError, OutputError
+from common.system.locks import lock_file
 from tests.client.node.studies import put_waiting
 from tests.e2e.commands import call
 
@@ -95,3 +102,69 @@ def test_running_without_a_model_is_wrong_usage(folders: NodeFolders) -> None:
     assert shown.returncode == 2 and "--model" in shown.stderr
     shown = call(main, "listen", "--config", folders.root.parent / "node.yaml", "--model", folders.root)
     assert shown.returncode == 2 and "model.json" in shown.stderr
+
+
+def test_a_retry_that_was_killed_is_made_again(folders: NodeFolders) -> None:
+    shutil.rmtree(folders.set_aside / "1.2" / RESULTS)
+    assert node_status(folders)["set_aside"] == {"1.2": ["study.json is missing or of another version"]}
+    assert retry(folders) == "1 study and 1 result are tried again"
+    assert names_in(folders.waiting) == ["1.1", "1.2"]
+
+
+def test_what_is_no_study_is_shown(folders: NodeFolders) -> None:
+    (folders.set_aside / "notes\x1b").write_text("mine")
+    (folders.done / "x").mkdir()
+    status = node_status(folders)
+    assert status["strays"] == ["done/x", "set-aside/notes\x1b"] and list(status["set_aside"]) == ["1.2"]
+    assert "no study, left alone: done/x and 1 more" in "\n".join(status_lines(status))
+
+
+def test_a_folder_with_other_content_is_not_emptied(tmp_path: Path) -> None:
+    (tmp_path / "trash").mkdir()
+    (tmp_path / "trash" / "precious.txt").write_text("x")
+    with pytest.raises(ConfigError, match="no state folder"), NodeFolders(tmp_path).locked():
+        pass
+    assert names_in(tmp_path) == ["trash"] and names_in(tmp_path / "trash") == ["precious.txt"]
+
+
+def test_folders_are_for_their_account_alone(tmp_path: Path) -> None:
+    folders = NodeFolders(tmp_path / "state")
+    folders.root.mkdir()
+    (folders.root / "lost+found").mkdir()
+    with folders.locked():
+        folders.waiting.chmod(0o755)
+    with folders.locked():
+        assert {path.stat().st_mode & 0o777 for path in (folders.root, folders.waiting)} == {0o700}
+
+
+def test_a_look_at_a_starting_node_does_not_keep_it_from_starting(folders: NodeFolders) -> None:
+    looking = lock_file(folders.root / LOCK_FILE, shared=True)
+    threading.Timer(0.2, looking.__exit__).start()
+    with folders.locked():
+        assert folders.is_running()
+
+
+def test_a_segmenter_that_cannot_start_is_a_problem(folders: NodeFolders) -> None:
+    state = {"state": "restarting", "pid": None, "exit_status": 2}
+    with folders.locked():
+        write_note(folders.root / STATUS_FILE, {"segmenter": state})
+        write_note(folders.root / SEGMENTER_FILE, {"problem": "model.safetensors: is damaged"})
+        status = node_status(folders)
+        assert status["problem"] == "model.safetensors: is damaged"
+        assert "cannot segment: model.safetensors" in "\n".join(status_lines(status))
+        write_note(folders.root / STATUS_FILE, {"segmenter": state | {"state": "ready", "pid": 7}})
+        write_note(folders.root / SEGMENTER_FILE, {"pid": 7})
+        status = node_status(folders)
+        assert not status["problem"] and status["segmenter"] == "ready"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another account")
+def test_another_account_is_told_so(folders: NodeFolders) -> None:
+    os.seteuid(65534)
+    try:
+        with pytest.raises(FedvoxError, match="for the account of the node alone"):
+            node_status(folders)
+        with pytest.raises(OutputError, match="Permission denied"):
+            retry(folders)
+    finally:
+        os.seteuid(0)

@@ -1,6 +1,8 @@
 """Queue of studies: each result gets to each outbox once, and a bad study stops no other."""
 
 import contextlib
+import errno
+import os
 from hashlib import sha256
 from pathlib import Path
 
@@ -148,3 +150,40 @@ def test_each_result_is_handed_on_once_after_a_kill_at_any_step(
             assert step > 5
             return
     pytest.fail("it never came to its end")
+
+
+def test_what_is_no_study_holds_up_none(folders: NodeFolders) -> None:
+    (folders.waiting / "notes.txt").write_text("notes")
+    (folders.waiting / "lost+found").mkdir()
+    put_waiting(folders, "1.1", "1.2.3")
+    queue = StudyQueue(folders, one_result_each, ["pacs"])
+    assert queue.work() and not queue.work()
+    assert names_in(folders.done) == ["1.1"] and names_in(folders.waiting) == ["lost+found", "notes.txt"]
+
+
+@pytest.mark.parametrize("note", [{"series": [{"name": "x", "result": "ok"}]}, {"series": 3}, {"outcomes": []}, None])
+def test_results_with_a_note_of_another_version_are_made_again(
+    folders: NodeFolders, note: dict[str, object] | None
+) -> None:
+    study = put_waiting(folders, "1.1", "1.2.3")
+    (study / RESULTS).mkdir()
+    if note is not None:
+        write_note(study / RESULTS / STUDY_FILE, note)
+    assert StudyQueue(folders, one_result_each, ["pacs"]).work()
+    assert names_in(folders.done) == ["1.1"] and names_in(folders.outbox / "pacs") == [RESULT]
+
+
+def test_a_study_that_cannot_be_written_goes_behind_the_others(folders: NodeFolders) -> None:
+    def segment(instances: Path, results: Path) -> list[SeriesOutcome]:
+        if instances.parent.name == "1.1":
+            raise OSError(errno.EIO, "a bad sector")
+        return one_result_each(instances, results)
+
+    put_waiting(folders, "1.1", "1.2.3")
+    os.utime(folders.waiting / "1.1", (1, 1))
+    put_waiting(folders, "1.2", "1.2.4")
+    queue = StudyQueue(folders, segment, ["pacs"])
+    with pytest.raises(OutputError):
+        queue.work()
+    assert queue.work()
+    assert names_in(folders.done) == ["1.2"] and names_in(folders.waiting) == ["1.1"]

@@ -18,8 +18,9 @@ from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.dsutils import encode
 
+from client.pacs.address import is_uid
 from client.pacs.bounded_socket import Frames, server_context
-from client.pacs.landing import is_uid, land
+from client.pacs.landing import land
 from client.pacs.receiver import (
     CONNECTIONS_PER_ASSOCIATION,
     FAILED,
@@ -408,3 +409,12 @@ def test_files_for_tls_that_cannot_be_used_are_named(tmp_path: Path, kits: tuple
         server_context(bad, server / "server.key", server / "ca.crt")
     with pytest.raises(ConfigError, match=r"bad\.pem: holds no certificates"):
         server_context(server / "server.crt", server / "server.key", bad)
+
+
+def test_port_monitors_and_silent_peers_take_no_association_away(tmp_path: Path) -> None:
+    with receiving(tmp_path / "got", replace(SETTINGS, most_associations=1)) as receiver, ExitStack() as open_ones:
+        for _ in range(2):
+            socket.create_connection(("127.0.0.1", receiver.port)).close()
+        for _ in range(2):
+            open_ones.enter_context(socket.create_connection(("127.0.0.1", receiver.port)))
+        require_alive(receiver.port)
