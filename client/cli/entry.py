@@ -83,7 +83,10 @@ def _add_model_options(parser: Parser) -> None:
 
 def _add_site_file(parser: Parser) -> None:
     parser.add_argument(
-        "--site", type=Path, metavar="site.yaml", help="the hospital's ranges of voxel sizes, and maps of names"
+        "--site",
+        type=Path,
+        metavar="site.yaml",
+        help="how the hospital's data is read: ranges, names, patients, DICOM, BIDS",
     )
 
 

@@ -279,7 +279,7 @@ def predict_path(
     # What a dataset declares about its label maps does not matter here.
     errors = [problem for problem in problems if problem.severity == "error" and problem.path.name != "dataset.json"]
     failures = [DataError(problem.path, problem.text) for problem in errors]
-    if dataset.series:
+    if dataset.series or dataset.layout == "files":
         warnings += tuple(str(problem) for problem in problems if problem.severity == "warning")
     targets = targets_of(dataset.cases, input_path, output_path, forms)
     check_targets(targets, dataset.cases, overwrite)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from common.formatting import counted
 from common.plan.base import Code, Frozen, LabelValue, Name, ValueFirst, check_codes_differ
@@ -16,6 +16,13 @@ class CodedLabel(Frozen):
 
     name: Name
     code: Code
+
+    @model_validator(mode="before")
+    @classmethod
+    def _require_code(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "code" not in given:
+            raise ValueError("has no code: add it (code: [SCT, 10200004, Liver]), or write the name alone, as 1: liver")
+        return given
 
 
 # Tags as Pydantic itself names the types: descriptions of errors leave those out.

@@ -32,7 +32,7 @@ from common.imaging.datasets.bids.rules import USUAL_BIDS, BidsRules
 from common.imaging.datasets.bids.scans import BidsScans, choose_channels, find_bids, is_bids
 from common.imaging.datasets.case import Case, Problem, Reading
 from common.imaging.datasets.dataset_json import Declaration, read_declaration
-from common.imaging.datasets.dicom_cases import DicomCases, find_dicom_cases, with_label_maps
+from common.imaging.datasets.dicom_cases import DicomCases, find_dicom_cases, hidden_dicom, with_label_maps
 from common.imaging.datasets.dicom_labels import with_own_structures
 from common.imaging.datasets.hints import folder_hint, is_half, missing_folder, readable, unusable_file, why_ignored
 from common.imaging.datasets.name_rule import patients_by_name
@@ -191,6 +191,7 @@ def scan_dataset(
             layout, cases = _series(folders[1], dicom, problems, labelled)
     else:
         images = _nifti_files(root, problems, report_others=False)
+        problems += hidden_dicom(root)
         cases = [Case(name, files, None) for name, files in _case_images(images, (), declaration, problems).items()]
     listed = len(cases) if declaration.training is None else len(declaration.training)
     if layout != "files" and declaration.cases not in (None, listed):

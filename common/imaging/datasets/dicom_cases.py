@@ -10,9 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.errors import DataError
 from common.formatting import counted
 from common.imaging.datasets.case import Case, Problem
 from common.imaging.datasets.patients_csv import PATIENTS_FILE
+from common.imaging.io.nifti import nifti_stem
 
 if TYPE_CHECKING:
     from common.imaging.io.dicom.header import Instance
@@ -94,14 +96,30 @@ def find_dicom_cases(
         text = f"{len(others):,} {are} not DICOM images and are ignored, such as {others[0].name}"
         problems.append(Problem(None, root, text, "warning"))
     if all(series.refusal for series in found.series):
-        series_count = counted(len(found.series), "series", "series")
-        problems.append(Problem(None, root, f"holds {series_count} of DICOM, and none of them is a volume"))
+        count = sum(series.grid is not None for series in found.series)
+        text = f"and the rules in site.yaml (dicom.series) choose none of {counted(count, 'volume')}"
+        what = f"holds {counted(len(found.series), 'series', 'series')} of DICOM"
+        problems.append(Problem(None, root, f"{what}, {text if count else 'and none of them is a volume'}"))
     if labelled and label_folder is not None and label_folder.is_dir():
         instances += _beside(label_folder, problems)
     volumes = _named(root, found.series)
     cases = _cases(root, volumes)
     labels = _matched(instances, found.series, problems)
     return DicomCases(found.series, cases, problems, labels, frozenset(volumes))
+
+
+def hidden_dicom(root: Path) -> list[Problem]:
+    """Warn of DICOM files anywhere in a folder that is read as NIfTI."""
+    if all(nifti_stem(path) and not path.is_dir() for path in root.iterdir()):
+        return []
+    from common.imaging.io.dicom.find import count_dicom
+
+    try:
+        count = count_dicom(root)
+    except DataError:
+        return []  # folders that nobody may read are none of NIfTI's
+    text = f"{counted(count, 'DICOM file')} in it count for nothing, because it holds NIfTI files: keep those elsewhere"
+    return [Problem(None, root, text, "warning")] if count else []
 
 
 def _beside(folder: Path, problems: list[Problem]) -> tuple[Instance, ...]:

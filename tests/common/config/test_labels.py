@@ -85,3 +85,8 @@ def test_a_model_carries_them_and_one_from_before_reads_without() -> None:
 def test_a_plan_with_codes_that_cannot_be_is_refused(codes: object, complaint: str) -> None:
     with pytest.raises(ValidationError, match=complaint):
         Plan.model_validate(tiny.plan().model_dump() | {"label_codes": codes})
+
+
+def test_a_label_with_a_name_and_no_code_is_told_the_short_form(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"labels\.1: has no code: add it .*, or write the name alone, as 1: liver"):
+        _load(tmp_path, "{name: short, rounds: 1, labels: {1: {name: liver}}}")

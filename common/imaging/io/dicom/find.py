@@ -43,6 +43,17 @@ def holds_dicom(root: Path) -> bool:
     return any(looks_like_dicom(path) for path in _files(root))
 
 
+def count_dicom(root: Path) -> int:
+    """Return the number of DICOM files anywhere inside a folder.
+
+    Raises
+    ------
+    DataError
+        A folder cannot be read.
+    """
+    return sum(looks_like_dicom(path) for path in _files(root))
+
+
 def find_series(root: Path, rules: DicomRules) -> Found:
     """Read the headers of all files under a folder, or of one file, and group them into series.
 

@@ -16,6 +16,7 @@ from common.imaging.datasets.case import load_case
 from common.imaging.datasets.comparison import SiteTerms, Wanted, compare
 from common.imaging.datasets.dataset import Dataset, find_dataset, scan_dataset
 from common.imaging.geometry import reorient_from_ras
+from common.imaging.io.dicom.rules import DicomRules
 from common.plan.plan import PreprocessingPlan
 from tests.dicom_labels import LIVER, SPLEEN, TUMOUR, segmentation, write
 from tests.dicom_series import CT, MR, PET, make_series, save
@@ -274,3 +275,18 @@ def test_series_of_another_modality_are_refused(tmp_path: Path, kind: str, wante
     errors = [problem for problem in compare(dataset, wanted)[1] if problem.severity == "error"]
     assert [(problem.case, problem.path) for problem in errors] == ([("a", tmp_path / "a")] if refused else [])
     assert all(problem.text.startswith(f"series 7 'made up', 8 instances: {refused}") for problem in errors)
+
+
+def test_nifti_beside_an_archive_hides_it_and_that_is_told(tmp_path: Path) -> None:
+    write_case(tmp_path, "a", "Leber")
+    nibabel.save(nibabel.Nifti1Image(np.ones((4, 5, 6), np.uint8), np.eye(4)), tmp_path / "stray.nii.gz")
+    dataset, (problem,) = scan_dataset(tmp_path)
+    assert [case.name for case in dataset.cases] == ["stray"] and problem.severity == "warning"
+    assert problem.text.startswith("9 DICOM files in it count for nothing, because it holds NIfTI files")
+
+
+def test_rules_that_choose_nothing_are_told_to_have_chosen_nothing(tmp_path: Path) -> None:
+    save(tmp_path / "a", make_series())
+    rules = DicomRules.model_validate({"series": {"description": "nothing"}})
+    last = scan_dataset(tmp_path, rules)[1][-1]
+    assert last.text == "holds 1 series of DICOM, and the rules in site.yaml (dicom.series) choose none of 1 volume"
