@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import getpass
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -60,6 +59,7 @@ def add_import_command(commands: Any) -> None:
 
 
 def _import(options: argparse.Namespace) -> int:
+    from client.consent.decisions import decision_of
     from client.deidentify.identities import Identities
     from client.pacs.address import read_address
     from client.pacs.arrival import Arrivals
@@ -89,7 +89,7 @@ def _import(options: argparse.Namespace) -> int:
             options.dry_run,
         )
         if not options.dry_run:
-            log_import(beside, choices, archive, getpass.getuser())
+            log_import(beside, choices, archive, decision_of(None).account)
         try:
             for result in import_studies(importer, cohort, accessions):
                 results.append(result)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import ssl
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
-    AfterValidator,
     Field,
     IPvAnyAddress,
     IPvAnyNetwork,
@@ -33,9 +33,9 @@ _LONGEST_UID = 64
 def _web_address(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError("must be the base URL of a DICOMweb service, such as https://pacs.example/dicom-web")
+        raise ValueError("url must be the base URL of a DICOMweb service, such as https://pacs.example/dicom-web")
     if parts.username or parts.password:
-        raise ValueError("must hold no user and no password: use token_file")
+        raise ValueError("url must hold no user and no password: use token_file")
     return value.rstrip("/")
 
 
@@ -118,11 +118,22 @@ class ArchiveAddress(Patience):
     host: str | None = None
     port: Port | None = None
     own_ae_title: Title = "FEDVOX"
-    url: Annotated[str, AfterValidator(_web_address)] | None = None
+    url: str | None = None
     token_file: str | None = None
     tls: Tls | None = None
     retrieve: Literal["get", "move"] = "get"
     store: Store | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _says_what_it_means(cls, content: Any) -> Any:
+        # Not validators of the keys: what is wrong with a key is told with its value, and a URL may hold a password.
+        if not isinstance(content, Mapping):
+            return content
+        if "tls" in content and content["tls"] is None:
+            raise ValueError("tls is empty: give ca, write tls: {} for the system's certificates, or remove it")
+        url = content.get("url")
+        return {**content, "url": _web_address(url)} if isinstance(url, str) else content
 
     @model_validator(mode="after")
     def _is_one_of_both(self) -> Self:
@@ -133,6 +144,8 @@ class ArchiveAddress(Patience):
             raise ValueError("has both url and ae_title, host or port: keep one of the two")
         if self.token_file and (self.url is None or urlsplit(self.url).scheme != "https"):
             raise ValueError("token_file is for a url with https alone: elsewhere others could read the token")
+        if self.tls and self.url is not None and urlsplit(self.url).scheme != "https":
+            raise ValueError("tls is for DICOM or a url with https: write https, or remove tls")
         if (self.retrieve == "move") != (self.store is not None) or (self.store and self.url):
             raise ValueError("retrieve: move and store belong together, and to DICOM")
         if self.store and self.tls and not (self.tls.ca and self.tls.certificate):

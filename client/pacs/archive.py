@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from client.pacs.landing import is_uid
 from client.pacs.peer import PeerError
 from common.errors import DataError
 from common.imaging.io.dicom.header import read_header
@@ -22,7 +22,6 @@ MOST_ANSWERS = 100_000
 LONGEST_VALUE = 80
 """Characters of a value in an answer that are looked at: more than any that is asked for may have."""
 _USUAL_BYTES = 2**19
-_UID = re.compile(r"[0-9.]{1,64}")
 
 Answer = Mapping[str, str]
 """One answer of an archive: keyword -> text, shortened to nothing but what was asked for."""
@@ -121,11 +120,12 @@ def _valid(archive: Archive, key: str, answers: Sequence[Answer]) -> dict[str, A
     Raises
     ------
     PeerError
-        One is none: it would become a part of a question or of a URL.
+        One is none: it would become a part of a question or of a URL. A SOP class may be empty.
     """
     for answer in answers:
-        if not _UID.fullmatch(answer[key]):
-            raise PeerError(str(archive), f"answered with a {key} that is no UID", is_passing=False)
+        for keyword in {key, "SOPClassUID"} & answer.keys():
+            if not is_uid(answer[keyword]) and (answer[keyword] or keyword == key):
+                raise PeerError(str(archive), f"answered with a {keyword} that is no UID", is_passing=False)
     return {answer[key]: answer for answer in answers}
 
 

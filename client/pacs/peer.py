@@ -164,6 +164,11 @@ def associated(
         try:
             yield association, watch
             association.release()
+        except RuntimeError:
+            # This is what pynetdicom raises for a message over an association that has ended.
+            if association.is_established:
+                raise
+            raise PeerError(str(peer), watch.reason or "ended the association") from None
         finally:
             association.abort()
 

@@ -198,6 +198,9 @@ class _Adapter(HTTPAdapter):
         """Make the connections' pool."""
         super().init_poolmanager(*args, **kwargs, ssl_context=self._tls)
 
+    def cert_verify(self, *_: Any, **__: Any) -> None:
+        """Leave the context as it is, which checks certificates: requests would trust those of its own bundle, too."""
+
 
 def _stop(response: requests.Response) -> None:
     """Shut an answer's socket down, from another thread, unless all has been read."""

@@ -36,6 +36,8 @@ def test_an_archive_is_named_in_short_or_in_a_file(tmp_path: Path) -> None:
         ("ae_title: A\nhost: h\nport: 70000\n", "port"),
         ("url: http://h/rs\ntoken_file: token\n", "token_file is for a url with https alone"),
         ("url: https://me:secret@h/rs\n", "must hold no user and no password"),
+        ("url: http://h/rs\ntls: {ca: ca.pem}\n", "tls is for DICOM or a url with https"),
+        ("ae_title: A\nhost: h\nport: 104\ntls:\n# ca: ca.pem\n", "tls is empty"),
         ("url: https://h/rs?key=1\n", "must be the base URL"),
         ("url: ftp://h/rs\n", "must be the base URL"),
         ("url: https://h/rs\ntls: {certificate: a.pem}\n", "both certificate and key"),
@@ -53,6 +55,16 @@ def test_an_address_that_leaves_something_open_is_refused(tmp_path: Path, text: 
     path.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=problem):
         read_address(str(path))
+
+
+@pytest.mark.parametrize("url", ["https://me:S3cret@h/rs", "https://h/rs?token=S3cret", "ftp://h/S3cret"])
+def test_a_url_with_a_secret_is_not_printed(tmp_path: Path, url: str) -> None:
+    path = tmp_path / "pacs.yaml"
+    path.write_text(f"url: {url}\n", encoding="utf-8")
+    for source in (url, str(path)):
+        with pytest.raises(ConfigError, match="url must") as caught:
+            read_address(source)
+        assert "S3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("text", ["pacs.example", "PACS@host", "PACS@host:70000", "gopher://x", "nothing.yaml"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -37,16 +38,26 @@ def test_an_archive_that_ignores_keys_widens_nothing(site: Site, tmp_path: Path)
     assert site.files == []
 
 
-@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"])
-def test_a_uid_that_is_none_is_refused(site: Site, tmp_path: Path, keyword: str) -> None:
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"])
+@pytest.mark.parametrize("text", ["../../etc/passwd", "..", "1." + 70 * "2"])
+def test_a_uid_that_is_none_is_refused(site: Site, tmp_path: Path, keyword: str, text: str) -> None:
     def change(answer: Dataset) -> None:
         if keyword in answer and answer.get("QueryRetrieveLevel", "") == "":
-            answer[keyword].value = "../../etc/passwd"
+            answer[keyword].value = text
 
     (result,) = import_from(site, OddArchive(prepared(study("A1"), tmp_path / "made"), change=change), "A1")
     assert result["outcome"] == "failed"
     assert "is no UID" in str(result["reason"])
     assert site.files == []
+
+
+def test_an_account_without_a_name_imports(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("USER", "LOGNAME", "USERNAME", "LNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    (result,) = import_from(site, OddArchive(prepared(study("A1"), tmp_path / "made")), "A1")
+    assert result["outcome"] == "imported"
+    assert '"uid 54321"' in (site.beside / "audit.jsonl").read_text(encoding="utf-8")
 
 
 def test_instances_of_another_study_are_refused(site: Site, tmp_path: Path) -> None:

@@ -19,9 +19,10 @@ from pydicom.uid import (
     MRImageStorage,
     RLELossless,
 )
-from pynetdicom import AE, evt
+from pynetdicom import AE, build_context, evt
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
-from client.pacs.peer import MOST_CONTEXTS, Peer, PeerError, contexts_for, echo
+from client.pacs.peer import MOST_CONTEXTS, Peer, PeerError, associated, contexts_for, echo
 from client.pacs.sender import send_files
 from tests.client.pacs.relay import relay
 from tests.dicom_series import CT, make_series, save
@@ -47,6 +48,21 @@ def test_nobody_waits_for_a_silent_peer() -> None:
         silent = Peer("SILENT", "127.0.0.1", server.getsockname()[1], idle_seconds=0.3)
         with pytest.raises(PeerError, match=r"silent|in time"):
             echo(silent)
+
+
+def test_an_association_that_ends_before_it_is_used_is_the_peers_problem() -> None:
+    entity = AE("ODD")
+    entity.add_supported_context(Verification)
+    with private_network():
+        server = entity.start_server(("127.0.0.1", 0), block=False)
+        assert server is not None and server.socket is not None
+        odd = Peer("ODD", "127.0.0.1", server.socket.getsockname()[1], idle_seconds=5)
+        calling = associated(odd, [build_context(Verification)])
+        with pytest.raises(PeerError, match="ended the association"), calling as (association, _):
+            server.active_associations[0].abort()
+            association.join()
+            association.send_c_echo()
+        server.shutdown()
 
 
 @pytest.mark.parametrize("head", [b"\x02\0\xff\xff\xff\xff", b"\x02\0\0\0\0\x04abcd", b"HTTP/1.1 400 Bad Request"])

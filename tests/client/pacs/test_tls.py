@@ -48,6 +48,17 @@ def test_dicom_over_tls_checks_both_sides(
             assert f"ODD@localhost:{archive.port}" in capsys.readouterr().err
 
 
+def test_with_an_authority_of_our_own_no_other_vouches_for_a_service(
+    site: Site, tls: ssl.SSLContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("requests.adapters.DEFAULT_CA_BUNDLE_PATH", str(site.folder / "ca.crt"))
+    asked: list[tuple[str, str]] = []
+    with service(Web(study("A1"), tmp_path / "made"), asked, tls) as url:
+        site.write_address(url=url, tls={**FILES, "ca": "other.crt"})
+        assert main(site.arguments()) == 1
+    assert asked == []
+
+
 def test_dicomweb_over_tls_checks_both_sides_and_carries_the_token(
     site: Site, tls: ssl.SSLContext, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
