@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from client.pacs.landing import is_uid
+from client.pacs.address import is_uid
 from client.pacs.peer import PeerError
 from common.errors import DataError
 from common.imaging.io.dicom.header import read_header
