@@ -38,7 +38,9 @@ _MADE_UID = "2.25."
 
 
 def require_clean(content: bytes, patient: str, traces: Traces) -> None:
-    """Require that a de-identified file holds no identifier of the original outside its uncompressed pixels.
+    """Require that the attributes of a de-identified file hold no identifier of the original.
+
+    Compressed pixels are searched for long identifiers alone, and pixels that are not compressed for none.
 
     Parameters
     ----------
