@@ -77,7 +77,10 @@ def test_examples_exist() -> None:
         ("training: 7", "training:"),
         ("seed: -1", "seed:"),
         ("labels: {0: background}", "labels.0"),
-        ("labels: {1: {name: liver}}", "labels.1.code: is missing; add it"),
+        (
+            "labels: {1: {name: liver}}",
+            "labels.1: has no code: add it (code: [SCT, 10200004, Liver]), or write the name alone",
+        ),
         ("labels: {1: {code: [SCT, 1, Liver]}}", "labels.1.name: is missing; add it"),
         ("labels: {1: {name: '', code: [SCT, 1, Liver]}}", "labels.1.name: must be a name of printable characters"),
         ("labels: {1: {name: liver, code: SCT}}", "labels.1.code: must be [scheme, value, meaning], such as"),

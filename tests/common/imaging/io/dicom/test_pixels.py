@@ -202,5 +202,5 @@ def test_bytes_in_big_endian_words_are_refused(tmp_path: Path) -> None:
     save(tmp_path, slices, ExplicitVRBigEndian)
     np.testing.assert_array_equal(pydicom.dcmread(tmp_path / "000.dcm").pixel_array, voxels[0])
     series = only_series_in(tmp_path)
-    assert series.refusal.startswith("stores pixels of 8 bits in big-endian words, which are not read")
+    assert series.refusal.startswith("stores pixels of 8 bits in big-endian words, which is not read")
     assert not series.left_out
