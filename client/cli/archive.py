@@ -118,15 +118,13 @@ def _choices(options: argparse.Namespace) -> Choices | None:
 
 def _archive(address: ArchiveAddress, folder: Path) -> Archive:
     """Make the archive of an address; files that it names lie in a folder."""
-    from client.pacs.address import Tls, read_token, tls_context
+    from client.pacs.address import read_token, tls_context
 
     tls = None if address.tls is None else tls_context(address.tls, folder)
     if address.url is not None:
         from client.pacs.web_archive import WebArchive
 
         token = read_token(folder / address.token_file) if address.token_file else ""
-        if tls is None and address.url.startswith("https:"):
-            tls = tls_context(Tls(), folder)
         return WebArchive(address.url, tls, token, address.idle_seconds, address.study_seconds)
     from client.pacs.dimse_archive import DimseArchive, receiver_settings
     from client.pacs.peer import Peer

@@ -8,18 +8,9 @@ from pydicom import uid as uids
 from pydicom.dataset import Dataset
 
 from client.deidentify.choices import Choices, InstanceRefusedError, Reason
+from common.imaging.io.dicom.pixel_form import IMAGE_KINDS, LABEL_KINDS
 from common.imaging.io.dicom.values import text, whole
 
-SEGMENTATIONS = frozenset({uids.SegmentationStorage, "1.2.840.10008.5.1.4.1.1.66.7"})
-"""Segmentations, and label maps."""
-_IMAGES = frozenset(
-    {
-        *(uids.CTImageStorage, uids.EnhancedCTImageStorage, uids.LegacyConvertedEnhancedCTImageStorage),
-        *(uids.MRImageStorage, uids.EnhancedMRImageStorage, uids.LegacyConvertedEnhancedMRImageStorage),
-        uids.PositronEmissionTomographyImageStorage,
-        *(uids.EnhancedPETImageStorage, uids.LegacyConvertedEnhancedPETImageStorage),
-    }
-)
 _CAPTURES = frozenset(
     {
         uids.SecondaryCaptureImageStorage,
@@ -32,7 +23,7 @@ _CAPTURES = frozenset(
 _ULTRASOUND = frozenset(
     {uids.UltrasoundImageStorage, uids.UltrasoundMultiFrameImageStorage, uids.EnhancedUSVolumeStorage}
 )
-_TAKEN = _IMAGES | _CAPTURES | _ULTRASOUND | SEGMENTATIONS | {uids.RTStructureSetStorage}
+_TAKEN = IMAGE_KINDS.keys() | _CAPTURES | _ULTRASOUND | LABEL_KINDS
 _STANDARD = "1.2.840.10008."
 _SCREEN_WORDS = ("SCREEN", "CAPTURE", "DOSE", "REPORT")
 _OVERLAY_GROUPS = range(0x6000, 0x6020, 2)
@@ -83,10 +74,10 @@ def _risks(dataset: Dataset, kind: str) -> Iterator[Reason]:
         yield Reason.ULTRASOUND
     image_type = text(dataset, "ImageType").upper().split("\\")
     is_screen = any(word in part for part in image_type[2:] for word in _SCREEN_WORDS)
-    is_colour = kind in _IMAGES and (whole(dataset, "SamplesPerPixel") or 1) > 1
+    is_colour = kind in IMAGE_KINDS and (whole(dataset, "SamplesPerPixel") or 1) > 1
     if kind in _CAPTURES or text(dataset, "ConversionType") or is_screen or is_colour:
         yield Reason.SECONDARY_CAPTURE
-    if kind in _IMAGES and image_type[1:2] == ["SECONDARY"]:
+    if kind in IMAGE_KINDS and image_type[1:2] == ["SECONDARY"]:
         yield Reason.DERIVED
 
 

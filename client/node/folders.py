@@ -135,6 +135,11 @@ def names_in(folder: Path) -> list[str]:
         return []
 
 
+def results_in(folder: Path) -> list[str]:
+    """Return the sorted names of results in a folder."""
+    return [name for name in names_in(folder) if name.endswith(".dcm")]
+
+
 def studies_in(folder: Path) -> list[str]:
     """Return the sorted names of studies in a folder: folders with the name of a UID. Nothing else there is ours."""
     return [name for name in names_in(folder) if is_uid(name) and (folder / name).is_dir()]

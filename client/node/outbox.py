@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.node.folders import NodeFolders, move, names_in, read_note, write_note
+from client.node.folders import NodeFolders, move, names_in, read_note, results_in, write_note
 from client.node.traces import is_as_made, remember_sent
 from common.errors import FedvoxError
 
@@ -103,7 +103,7 @@ class Outbox:
     def _due(self) -> list[Path]:
         if self._waits(self._outbox / DESTINATION_FILE):
             return []
-        waiting = [self._outbox / name for name in names_in(self._outbox) if name.endswith(".dcm")]
+        waiting = [self._outbox / name for name in results_in(self._outbox)]
         due = [path for path in waiting if not self._waits(_note(path))]
         return sorted(due, key=lambda path: path.stat().st_mtime)
 
@@ -142,9 +142,8 @@ class Outbox:
         attempts, now = read_note(note).get("attempts", 0) + 1, self._clock()
         log.warning("cannot send to %s: %s", self._name, problem)
         write_note(note, {"attempts": attempts, "next": now + self._patience.pause(attempts), "reason": problem})
-        for name in names_in(self._outbox):
-            if name.endswith(".dcm"):
-                self._gave_up(self._outbox / name, problem)
+        for name in results_in(self._outbox):
+            self._gave_up(self._outbox / name, problem)
 
     def _gave_up(self, path: Path, problem: str) -> bool:
         """Set a result aside if it failed for so long, and return whether it was."""
@@ -173,11 +172,10 @@ def retry_unsent(folders: NodeFolders) -> int:
     count = 0
     for destination in names_in(folders.unsent):
         unsent = folders.unsent / destination
-        for name in names_in(unsent):
-            if name.endswith(".dcm"):
-                move(unsent / name, folders.outbox / destination / name)
-                _note(unsent / name).unlink(missing_ok=True)
-                count += 1
+        for name in results_in(unsent):
+            move(unsent / name, folders.outbox / destination / name)
+            _note(unsent / name).unlink(missing_ok=True)
+            count += 1
         (folders.outbox / destination / DESTINATION_FILE).unlink(missing_ok=True)
     return count
 

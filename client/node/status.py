@@ -15,6 +15,7 @@ from client.node.folders import (
     move,
     names_in,
     read_note,
+    results_in,
     studies_in,
 )
 from client.node.outbox import DESTINATION_FILE, retry_unsent
@@ -89,8 +90,8 @@ def _reasons(folders: NodeFolders, study: str) -> list[str]:
 
 def _destination(folders: NodeFolders, name: str) -> dict[str, Any]:
     return {
-        "waiting": len(_results(names_in(folders.outbox / name))),
-        "sent": len(_results(names_in(folders.sent / name))),
+        "waiting": len(results_in(folders.outbox / name)),
+        "sent": len(results_in(folders.sent / name)),
         "failed": {result: reason for result, reason in _problems(folders.outbox / name).items() if reason},
         "unsent": _problems(folders.unsent / name),
         "problem": read_note(folders.outbox / name / DESTINATION_FILE).get("reason", ""),
@@ -101,12 +102,8 @@ def _problems(home: Path) -> dict[str, str]:
     """Return the last problem with each result in an outbox; empty if there was none."""
     return {
         one.removesuffix(".dcm"): str(read_note((home / one).with_suffix(".json")).get("reason", ""))
-        for one in _results(names_in(home))
+        for one in results_in(home)
     }
-
-
-def _results(names: list[str]) -> list[str]:
-    return [name for name in names if name.endswith(".dcm")]
 
 
 def status_lines(status: dict[str, Any]) -> Iterator[str]:

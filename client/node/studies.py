@@ -18,8 +18,8 @@ from client.node.folders import (
     STUDY_FILE,
     NodeFolders,
     move,
-    names_in,
     read_note,
+    results_in,
     studies_in,
     write_note,
 )
@@ -143,7 +143,7 @@ class StudyQueue:
 
     def _hand_on(self, study: Path, outcomes: Sequence[SeriesOutcome]) -> None:
         """Put results into the outboxes, unless they are there or have left already, and move the study on."""
-        results = [name for name in names_in(study / RESULTS) if name.endswith(".dcm")]
+        results = results_in(study / RESULTS)
         for destination in self._destinations:
             outbox = self._folders.outbox / destination
             outbox.mkdir(exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from client.node.folders import INSTANCES, NodeFolders, names_in
+from client.node.folders import INSTANCES, NodeFolders, names_in, results_in
 from common.system.files import flush_folder
 
 _YEAR_SECONDS = 365 * 86_400.0
@@ -19,9 +19,8 @@ def remember_made(folders: NodeFolders, results: Path) -> None:
     OSError
         The disk fails.
     """
-    for name in names_in(results):
-        if name.endswith(".dcm"):
-            (folders.made / _made(results / name)).touch(mode=0o600)
+    for name in results_in(results):
+        (folders.made / _made(results / name)).touch(mode=0o600)
     flush_folder(folders.made)
 
 

@@ -56,7 +56,15 @@ from client.pacs.peer import (
     require_answer,
     status_text,
 )
-from client.pacs.receiver import MISMATCH, AllowedPeer, Arrival, NotStoredError, Receiver, ReceiverSettings
+from client.pacs.receiver import (
+    MISMATCH,
+    OUT_OF_RESOURCES,
+    AllowedPeer,
+    Arrival,
+    NotStoredError,
+    Receiver,
+    ReceiverSettings,
+)
 from client.pacs.watch import Watch
 from common.errors import ConfigError, OutputError
 from common.imaging.io.dicom.slices import RefusedError
@@ -77,7 +85,6 @@ _USUAL_KINDS = (
 _PENDING = (0xFF00, 0xFF01)
 _HOPELESS = frozenset({0x0122, 0x0124, 0xA801, 0xA900})
 """Not supported, not allowed, unknown destination, not understood: it will be so again."""
-_DISK_FULL = 0xA700
 
 
 class DimseArchive:
@@ -136,7 +143,7 @@ class DimseArchive:
                 return MISMATCH if inbox.keep(event.encoded_dataset()) else SUCCESS
             except OutputError as error:
                 problems.append(error)
-                return _DISK_FULL
+                return OUT_OF_RESOURCES
 
         with associated(self._peer, contexts, [(evt.EVT_C_STORE, store)], stored=kinds) as (association, watch):
             offered = {context.abstract_syntax for context in association.accepted_contexts}
