@@ -303,12 +303,13 @@ def test_a_body_that_stops_is_ended(strict: Lab, content: bytes) -> None:
 def test_a_body_that_trickles_is_ended(strict: Lab, content: bytes) -> None:
     strict.open_task("north", update_bytes=SIZE)
     sending = begin(strict.client(), ABSENT, 0, SIZE)
-    began = time.monotonic()
+    began, before = time.monotonic(), strict.refused("north", "slow")
     with pytest.raises(OSError):
-        while time.monotonic() - began < 10:
+        while time.monotonic() - began < 60:  # ended after two seconds, unless the machine is busy
             sending.send(b"x")
             time.sleep(0.1)
-    assert 1.5 < time.monotonic() - began < 6
+    assert time.monotonic() - began > 1.5
+    wait_for(lambda: strict.refused("north", "slow") > before, "what was refused")
 
 
 def test_revoking_ends_a_body_under_way(strict: Lab, content: bytes) -> None:
@@ -319,12 +320,10 @@ def test_revoking_ends_a_body_under_way(strict: Lab, content: bytes) -> None:
     wait_for(lambda: strict.part("west", digest_of(content)).exists(), "a part")
     began = time.monotonic()
     strict.revoke("west")
-    with pytest.raises((OSError, AssertionError)):
-        while time.monotonic() - began < 10:
+    with pytest.raises(OSError):
+        while time.monotonic() - began < 60:
             sending.send(b"x" * 100)
             time.sleep(0.05)
-        raise AssertionError
-    assert time.monotonic() - began < 3
     assert not (strict.folder.updates("west") / digest_of(content)).exists()
 
 
