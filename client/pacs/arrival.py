@@ -8,10 +8,15 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import pydicom
+
 from client.deidentify.choices import Choices, InstanceRefusedError, Reason
 from client.deidentify.identities import Identities
 from client.deidentify.instance import Deidentifier
+from common.errors import DataError
 from common.formatting import counted
+from common.imaging.io.dicom.header import refused_as_damaged
+from common.imaging.io.dicom.values import text
 
 _HOPELESS = frozenset({Reason.DAMAGED, Reason.IDENTIFIERS})
 """Wrong in the archive: a study with such an instance is not taken. Of other series, the study is what remains."""
@@ -77,14 +82,14 @@ class Arrivals:
         Raises
         ------
         StudyRefusedError
-            An instance is damaged, or an identifier in it cannot be removed.
+            An instance is damaged, an identifier in it cannot be removed, or instances are of several patients.
         """
         left_out, number = [], 0
+        patients: set[str] = set()
         for paths in files.values():
             targets = [folder / f"{number + index:06d}.dcm" for index in range(len(paths))]
             try:
-                for path, target in zip(paths, targets, strict=True):
-                    self._take_one(path, target)
+                patients |= {self._take_one(path, target) for path, target in zip(paths, targets, strict=True)}
                 number += len(paths)
             except InstanceRefusedError as error:
                 if error.reason in _HOPELESS:
@@ -92,13 +97,23 @@ class Arrivals:
                 for target in targets:
                     target.unlink(missing_ok=True)
                 left_out.append(f"left out a series of {counted(len(paths), 'instance')}, of which one {error}")
+        if len(patients) > 1:
+            raise StudyRefusedError(f"its instances are of {len(patients)} patients: correct PatientID in the archive")
         return left_out
 
-    def _take_one(self, path: Path, target: Path) -> None:
+    def _take_one(self, path: Path, target: Path) -> str:
+        """Return whose instance it is: the pseudonym, or the PatientID of one that stays as it is."""
         if self._deidentifier is None:
+            try:
+                with refused_as_damaged(path):
+                    patient = text(pydicom.dcmread(path, specific_tags=["PatientID"], force=True), "PatientID")
+            except DataError as error:
+                raise StudyRefusedError(f"an instance {error.problem}") from None
             shutil.move(path, target)
-        else:
-            self._deidentifier.deidentify(path).write(target)
+            return patient
+        made = self._deidentifier.deidentify(path)
+        made.write(target)
+        return made.patient
 
 
 def _short(parts: Iterable[str]) -> str:
