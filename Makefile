@@ -30,16 +30,17 @@ else
 endif
 
 # make test-fast ARGS=tests/server    some of the first group
+# What fails gets a second attempt by itself, which tells a machine that was busy from a defect.
 test: $(INSTALLED) test-fast test-network
 
+FAST_TESTS := $(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -q -m 'not network and not deploy and not long'
 test-fast: $(INSTALLED)
-	$(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder -q -m 'not network and not deploy and not long' $(ARGS)
+	$(FAST_TESTS) -n $(TEST_PROCESSES) --dist loadscope --no-loadscope-reorder $(ARGS) || $(FAST_TESTS) --last-failed --last-failed-no-failures=none $(ARGS)
 
-# Real servers and sites on the loopback interface: one after another, for they share the cores. What fails gets a second
-# attempt, which tells a machine that was busy from a defect.
+# Real servers and sites on the loopback interface: one after another, for they share the cores.
 NETWORK_TESTS := $(TEST_ENVIRONMENT) $(VENV)/bin/python -m pytest -q
 test-network: $(INSTALLED)
-	$(NETWORK_TESTS) -m 'network and not long' $(ARGS) || $(NETWORK_TESTS) -m 'network and not long' --last-failed $(ARGS)
+	$(NETWORK_TESTS) -m 'network and not long' $(ARGS) || $(NETWORK_TESTS) -m 'network and not long' --last-failed --last-failed-no-failures=none $(ARGS)
 
 # The rest of them: every process killed at eight points of a round, seventy random kills in one run, a firewall closed for a
 # minute; and every damage to every file of a run folder.
