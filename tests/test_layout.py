@@ -50,6 +50,7 @@ NESTED = {
     "rounds/strategies/robust": "rounds/strategies",
     "courier/transfers": "courier",
     "inference/dicom": "inference",
+    "pacs/archives": "pacs",
 }
 """Parts of a room that is too large for one folder: for arrows they are that room."""
 MOST_FILES = 15

@@ -16,7 +16,7 @@ from common.system.cli import add_command, add_json, show
 if TYPE_CHECKING:
     from client.deidentify.choices import Choices
     from client.pacs.address import ArchiveAddress
-    from client.pacs.archive import Archive
+    from client.pacs.archives.archive import Archive
     from client.pacs.study_import import Result
     from common.imaging.io.dicom.rules import DicomRules
 
@@ -122,11 +122,12 @@ def _archive(address: ArchiveAddress, folder: Path) -> Archive:
 
     tls = None if address.tls is None else tls_context(address.tls, folder)
     if address.url is not None:
-        from client.pacs.web_archive import WebArchive
+        from client.pacs.archives.web_archive import WebArchive
+        from client.pacs.web_service import WebService
 
         token = read_token(folder / address.token_file) if address.token_file else ""
-        return WebArchive(address.url, tls, token, address.idle_seconds, address.study_seconds)
-    from client.pacs.dimse_archive import DimseArchive, receiver_settings
+        return WebArchive(WebService(address.url, tls, token, address.idle_seconds, address.study_seconds))
+    from client.pacs.archives.dimse_archive import DimseArchive, receiver_settings
     from client.pacs.peer import Peer
 
     if address.ae_title is None or address.host is None or address.port is None:

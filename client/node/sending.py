@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import secrets
 import ssl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pydicom
 
 from client.node.config import Destination, Node
@@ -19,9 +17,8 @@ from client.node.outbox import Deliver
 from client.pacs.address import read_token, tls_context
 from client.pacs.peer import Peer, PeerError
 from client.pacs.sender import send_files
-from client.pacs.watch import Watch
+from client.pacs.web_service import WebService
 from common.errors import DataError
-from common.formatting import visible
 from common.imaging.io.dicom.header import refused_as_damaged
 
 _LONGEST_SECONDS = 3600.0
@@ -82,10 +79,7 @@ class WebStore:
     def __init__(
         self, url: str, tls: ssl.SSLContext | None, token: str, idle_seconds: float, total_seconds: float
     ) -> None:
-        self._url = url
-        self._tls = tls or ssl.create_default_context()
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._idle_seconds, self._total_seconds = idle_seconds, total_seconds
+        self._service = WebService(url, tls, token, idle_seconds, total_seconds)
 
     def deliver(self, paths: Sequence[Path]) -> Iterator[tuple[Path, str]]:
         """Send files one by one; see ``client.node.outbox.Deliver``.
@@ -105,61 +99,21 @@ class WebStore:
                 continue
             code, answer = self._store(content)
             if code in _NOT_NOW or code // 100 not in (2, 4):
-                raise PeerError(self._url, f"answered STOW-RS with HTTP {code}")
+                raise PeerError(str(self._service), f"answered STOW-RS with HTTP {code}")
             problem = _problem(code, answer, uid)
             yield path, "" if problem.startswith(_ALREADY_THERE) else problem
 
     def _store(self, content: bytes) -> tuple[int, bytes]:
         """Send the content of a file; return the status and the body of the answer."""
-        with Watch(math.inf, self._total_seconds) as watch:
-            try:
-                # Neither proxies nor passwords of the environment.
-                with httpx.Client(trust_env=False, verify=self._tls, timeout=self._idle_seconds) as client:
-                    code, answer = self._post(client, content, watch)
-            except httpx.HTTPError as error:
-                raise PeerError(self._url, watch.reason or _why_not(error)) from None
-            if watch.reason:
-                raise PeerError(self._url, watch.reason)
-            return code, answer
-
-    def _post(self, client: httpx.Client, content: bytes, watch: Watch) -> tuple[int, bytes]:
         boundary = secrets.token_hex(16)
         head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
         headers = {
             "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
             "Accept": "application/dicom+json",
-            "Accept-Encoding": "identity",
-            **self._headers,
         }
         body = b"".join((head, content, f"\r\n--{boundary}--\r\n".encode()))
-        address, watched = f"{self._url}/studies", {"trace": _holding(watch)}
-        with client.stream("POST", address, content=body, headers=headers, extensions=watched) as response:
-            answer = b""
-            for part in response.iter_raw():
-                answer += part
-                if len(answer) > _LONGEST_ANSWER:
-                    raise PeerError(self._url, f"answered STOW-RS with more than {_LONGEST_ANSWER:,} bytes")
-            return response.status_code, answer
-
-
-def _holding(watch: Watch) -> Callable[[str, dict[str, Any]], None]:
-    """Return what httpx calls at each step: it has the watch hold connections from their beginning."""
-
-    def trace(step: str, details: dict[str, Any]) -> None:
-        if step in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
-            watch.hold(details["return_value"].get_extra_info("socket"))
-
-    return trace
-
-
-def _why_not(error: BaseException) -> str:
-    """Say why there was no answer. Texts of libraries hold whole addresses."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"has a TLS certificate that is not trusted here: {visible(cause.verify_message)}"
-        cause = cause.__cause__ or cause.__context__
-    return f"cannot be reached: {type(error).__name__}"
+        with self._service.calling() as calls, calls.call("POST", "/studies", headers, body) as response:
+            return response.status_code, calls.read_body(response, _LONGEST_ANSWER)
 
 
 def _problem(code: int, answer: bytes, uid: str) -> str:

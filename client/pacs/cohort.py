@@ -13,7 +13,7 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 
-from client.pacs.archive import Series, Study
+from client.pacs.archives.archive import Series, Study
 from common.config.yaml_file import read_yaml
 from common.errors import ConfigError
 from common.plan.base import Frozen

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from client.deidentify.choices import Choices, log_choice
-from client.pacs.archive import Archive, Study, find_series, find_studies
+from client.pacs.archives.archive import Archive, Study, find_series, find_studies
 from client.pacs.cohort import Cohort, why_not_askable
 from client.pacs.peer import PeerError
 from client.pacs.study_import import Importer, Outcome, Result

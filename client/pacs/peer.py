@@ -34,8 +34,8 @@ SUCCESS, WARNING = 0x0000, 0xB
 """Status of an answer; the first digit of those that are as good, but not quite what was asked for."""
 _UNCOMPRESSED = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
 _LONGEST_PDU = 2**17
-_LARGEST_OBJECT = 2**32
-"""Bytes of an object, which pynetdicom holds in memory."""
+LARGEST_OBJECT = 2**32
+"""Bytes of an object; one that comes by DICOM is held in memory."""
 _LONGEST_COMMENT = 64
 
 Handler = tuple[Any, Callable[..., Any]]
@@ -209,8 +209,8 @@ class _Line:
         """End the association if an object does not end."""
         if isinstance(event.pdu, P_DATA_TF):
             self._received += event.pdu.pdu_length
-            if self._received > _LARGEST_OBJECT:
-                self._watch.end(f"sent an object of more than {_LARGEST_OBJECT:,} bytes")
+            if self._received > LARGEST_OBJECT:
+                self._watch.end(f"sent an object of more than {LARGEST_OBJECT:,} bytes")
 
     def count_anew(self, _: evt.Event) -> None:
         """Begin with the next object."""

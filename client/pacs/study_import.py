@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from client.pacs.archive import Archive, Inbox, Instance, Study, find_instances
+from client.pacs.archives.archive import Archive, Inbox, Instance, Study, find_instances
 from client.pacs.arrival import Arrivals, StudyRefusedError
 from client.pacs.peer import PeerError
 from common.errors import DataError

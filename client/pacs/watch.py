@@ -6,7 +6,6 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable
 from typing import Self
 
 from common.formatting import counted
@@ -27,7 +26,7 @@ class Watch:
         self._idle_seconds = idle_seconds
         self._total_seconds = total_seconds
         self._begin = self._last = time.monotonic()
-        self._stops: list[Callable[[], None]] = []
+        self._held: list[socket.socket] = []
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._reason = ""
@@ -43,6 +42,8 @@ class Watch:
         self._ended.set()
         self._thread.join()
         self._shut_down()
+        for connection in self._held:
+            connection.close()
 
     @property
     def reason(self) -> str:
@@ -52,22 +53,26 @@ class Watch:
     @property
     def has_begun(self) -> bool:
         """Whether there was a connection."""
-        return bool(self._stops)
+        return bool(self._held)
 
     def touch(self, *_: object) -> None:
         """Note that the peer sent or took something."""
         self._last = time.monotonic()
 
     def hold(self, connection: socket.socket) -> None:
-        """Watch over a connection, from now on."""
-        # Not the method of a TLS socket, which would drop the state that another thread is reading with.
-        self.hold_any(lambda: socket.socket.shutdown(connection, socket.SHUT_RDWR))
+        """Watch over a connection, from now on.
 
-    def hold_any(self, stop: Callable[[], None]) -> None:
-        """Watch over something that a call shuts down, in another thread; OSError means that it has ended."""
+        Raises
+        ------
+        OSError
+            It has been closed.
+        """
         self.touch()
+        # A descriptor of our own, since TLS takes that of a connection away, and a TLS socket that is shut down would
+        # drop the state that another thread is reading with.
+        own = socket.fromfd(connection.fileno(), connection.family, connection.type)
         with self._lock:
-            self._stops.append(stop)
+            self._held.append(own)
         if self._reason:
             self._shut_down()
 
@@ -93,6 +98,6 @@ class Watch:
 
     def _shut_down(self) -> None:
         with self._lock:
-            for stop in self._stops:
+            for connection in self._held:
                 with contextlib.suppress(OSError):
-                    stop()
+                    connection.shutdown(socket.SHUT_RDWR)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from client.pacs.archive import Series, Study
+from client.pacs.archives.archive import Series, Study
 from client.pacs.cohort import Cohort, load_cohort, read_accessions, why_not_askable
 from common.errors import ConfigError
 

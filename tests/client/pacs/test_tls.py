@@ -51,7 +51,7 @@ def test_dicom_over_tls_checks_both_sides(
 def test_with_an_authority_of_our_own_no_other_vouches_for_a_service(
     site: Site, tls: ssl.SSLContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("requests.adapters.DEFAULT_CA_BUNDLE_PATH", str(site.folder / "ca.crt"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(site.folder / "ca.crt"))
     asked: list[tuple[str, str]] = []
     with service(Web(study("A1"), tmp_path / "made"), asked, tls) as url:
         site.write_address(url=url, tls={**FILES, "ca": "other.crt"})

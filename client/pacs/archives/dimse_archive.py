@@ -42,7 +42,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 from client.pacs.address import ArchiveAddress
-from client.pacs.archive import LONGEST_VALUE, MOST_ANSWERS, Answer, Inbox, Instance
+from client.pacs.archives.archive import LONGEST_VALUE, MOST_ANSWERS, Answer, Inbox, Instance
 from client.pacs.bounded_socket import server_context
 from client.pacs.peer import (
     SUCCESS,
@@ -140,7 +140,7 @@ class DimseArchive:
 
         def store(event: evt.Event) -> int:
             try:
-                return MISMATCH if inbox.keep(event.encoded_dataset()) else SUCCESS
+                return MISMATCH if inbox.keep([event.encoded_dataset()]) else SUCCESS
             except OutputError as error:
                 problems.append(error)
                 return OUT_OF_RESOURCES
@@ -166,7 +166,7 @@ class DimseArchive:
             def keep(arrival: Arrival) -> None:
                 watch.touch()
                 try:
-                    problem = inbox.keep(arrival.content)
+                    problem = inbox.keep([arrival.content])
                 except OutputError as error:
                     problems.append(error)
                     raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from client.pacs.address import is_uid
 from client.pacs.peer import PeerError
 from common.errors import DataError
 from common.imaging.io.dicom.header import read_header
-from common.system.files import write_atomically
+from common.system.files import cannot_write
 
 STUDY_FIELDS = ("StudyInstanceUID", "AccessionNumber", "StudyDate", "StudyDescription")
 SERIES_FIELDS = ("SeriesInstanceUID", "Modality", "SeriesDescription", "BodyPartExamined")
@@ -168,6 +169,7 @@ class Inbox:
         self.received: set[str] = set()
         self.files: dict[str, list[Path]] = {}
         self.strangers = 0
+        self._numbers = itertools.count()
         self._lock = threading.Lock()
 
     @property
@@ -179,8 +181,13 @@ class Inbox:
         """Return whether all of these have been received."""
         return self.received.issuperset(one.uid for one in series)
 
-    def keep(self, content: bytes) -> str:
+    def keep(self, content: Iterable[bytes]) -> str:
         """Write a DICOM file, if it is one of those that are expected, and not there yet.
+
+        Parameters
+        ----------
+        content
+            The file, in pieces of any size; read to its end.
 
         Returns
         -------
@@ -192,20 +199,31 @@ class Inbox:
         OutputError
             It cannot be written.
         """
-        with self._lock:
-            path = self._folder / f"{len(self.received):06d}.dcm"
-            write_atomically(path, content, durable=False)
-            try:
-                head = read_header(path)
-            except DataError:
-                head = None
-            if head is None or head.study != self._study or self._series.get(head.uid) != head.series:
-                path.unlink()
-                self.strangers += 1
-                return "was not asked for, or cannot be read"
-            if head.uid in self.received:
-                path.unlink()
-            else:
-                self.received.add(head.uid)
-                self.files.setdefault(head.series, []).append(path)
+        path = self._folder / f"{next(self._numbers):06d}.dcm"
+        try:
+            with path.open("xb") as file:
+                for piece in content:
+                    file.write(piece)
+            with self._lock:
+                return self._judge(path)
+        except BaseException as error:
+            path.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise cannot_write(path, error) from None
+            raise
+
+    def _judge(self, path: Path) -> str:
+        try:
+            head = read_header(path)
+        except DataError:
+            head = None
+        if head is None or head.study != self._study or self._series.get(head.uid) != head.series:
+            path.unlink()
+            self.strangers += 1
+            return "was not asked for, or cannot be read"
+        if head.uid in self.received:
+            path.unlink()
+        else:
+            self.received.add(head.uid)
+            self.files.setdefault(head.series, []).append(path)
         return ""

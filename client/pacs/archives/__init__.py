@@ -1,0 +1,1 @@
+"""Archives (PACS): what they hold and give, however they are spoken to."""
