@@ -23,7 +23,7 @@ ROOMS = {
             "rounds/judgement",
             "rounds/strategies",
         ),
-        *("reporting", "progress", "release", "privacy", "run_store"),
+        *("reporting/dossier", "reporting", "progress", "release", "privacy", "run_store"),
     ),
     "client": (
         *("cli", "site", "courier", "runner", "node", "ledger", "consent", "training", "inference", "data"),

@@ -20,6 +20,7 @@ from common.system.cli import add_command, add_device, add_json, base_parser, de
 from common.system.files import new_folder
 from server.cli.compare import add_compare_command
 from server.cli.contributions import add_contributions
+from server.cli.dossier import add_dossier
 from server.cli.network import add_network_commands
 from server.cli.privacy import add_privacy_commands, add_set
 from server.formatting import format_best, format_seconds, scores_are_noised
@@ -66,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report.add_argument("run", type=Path, metavar="RUN_DIR")
 
     add_contributions(commands)
+    add_dossier(commands)
 
     export = add_command(
         commands, "export", _export, "copy a run's released model", "runs/first --out hippocampus-model"

@@ -11,9 +11,8 @@ from common.errors import DamagedFileError
 from common.formatting import counted
 from server.progress.events import Event, EventSink, RoundDone, RoundStarted
 from server.run_store.damage import check_files
-from server.run_store.folder import STATE_FILE, RunFolder, RunState
+from server.run_store.folder import AUDIT_FILE, STATE_FILE, RunFolder, RunState
 
-AUDIT_FILE = "audit.jsonl"
 _DONE = "round_done"
 _ABOUT_SITE = ("status", "reason", "examples", "epsilon", "sha256", "ledger_head", "audit_head")
 _ABOUT_ROUND = ("round", "phase", "bytes_up", "bytes_down")

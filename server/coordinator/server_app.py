@@ -19,7 +19,7 @@ from common.config.federation import FederationConfig, load_federation
 from common.errors import RESTART_CANNOT_HELP, FedvoxError
 from common.plan.plan import Plan
 from common.system.logs import LogFormatter
-from server.coordinator.round_audit import AUDIT_FILE, audited, check_run
+from server.coordinator.round_audit import audited, check_run
 from server.progress.event_stream import EventWriter
 from server.progress.events import EventSink, Notice
 from server.release.model import save_released_model
@@ -28,7 +28,7 @@ from server.rounds.round_log import contributors
 from server.rounds.round_loop import FederationError, Link, Patience, RoundLoop
 from server.rounds.terms import Terms
 from server.rounds.weight_transfer import GatewaySignals, GatewayTransfer
-from server.run_store.folder import FEDERATION_FILE, PLAN_FILE, RunFolder
+from server.run_store.folder import AUDIT_FILE, FEDERATION_FILE, PLAN_FILE, RunFolder
 from server.run_store.gateway_folder import GatewayFolder
 from server.run_store.locks import APP_LOG, RUN_VARIABLE, only_app, registered_names
 

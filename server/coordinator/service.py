@@ -23,7 +23,7 @@ from common.system.supervisor import Child, Supervisor, free_port
 from server.coordinator.app_bundle import build_bundle
 from server.coordinator.control_client import ControlError, SuperLinkControl
 from server.coordinator.node_registry import Registration
-from server.coordinator.round_audit import AUDIT_FILE, check_run
+from server.coordinator.round_audit import check_run
 from server.coordinator.run_watchdog import FlowerRun, outcome_of
 from server.coordinator.startup import (
     PREPARED,
@@ -43,7 +43,7 @@ from server.progress.event_stream import EventReader, LatestProgress
 from server.progress.events import EventSink, Notice, RunStarted
 from server.release.summary import write_summary
 from server.reporting.report import write_report
-from server.run_store.folder import RunFolder
+from server.run_store.folder import AUDIT_FILE, RunFolder
 from server.run_store.gateway_folder import GatewayFolder
 from server.run_store.ledgers_seen import ledgers_carried_over
 from server.run_store.live_status import NetworkStatus, write_network_status

@@ -78,10 +78,10 @@ def render_report(run: RunRecord) -> str:
     """Render the page as HTML."""
     best_round = _best_model_round(run)
     return page_template("report.html.jinja").render(
-        title=_name(run),
+        title=run_title(run),
         description=str(run.configuration.get("description") or ""),
-        phantom="phantom" in _name(run).lower() or bool(_nested(run.configuration, "simulation", "phantom")),
-        status=_status(run),
+        phantom="phantom" in run_title(run).lower() or bool(_nested(run.configuration, "simulation", "phantom")),
+        status=run_status(run),
         complete=bool(run.summary),
         headline=_headline(run, best_round),
         swatches={site.name: f"swatch-{index}" for index, site in enumerate(run.sites)},
@@ -131,7 +131,8 @@ def _shown(value: object) -> object:
     return visible(value, keep="\n") if type(value) is str else value
 
 
-def _name(run: RunRecord) -> str:
+def run_title(run: RunRecord) -> str:
+    """Return the name of a run's federation; of its folder, if no file names it."""
     return str(run.summary.get("name") or run.configuration.get("name") or run.folder.resolve().name)
 
 
@@ -142,7 +143,8 @@ def _nested(mapping: Mapping[str, Any], *keys: str) -> object:
     return value
 
 
-def _status(run: RunRecord) -> dict[str, str]:
+def run_status(run: RunRecord) -> dict[str, str]:
+    """Return ``key``, ``title`` and ``text`` of a run's status."""
     key = str(run.summary.get("status", "unfinished"))
     title, text = _STATUS.get(key, (key, ""))
     if key == "stopped" and run.summary.get("stopped_early") is True:

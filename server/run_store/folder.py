@@ -32,6 +32,7 @@ from server.run_store.weight_file import SPARE, WeightFile
 
 RESTORE = "restore it from a backup, or start a new run in another folder"
 """What to do about a damaged file that the run cannot go on without."""
+AUDIT_FILE = "audit.jsonl"
 FEDERATION_FILE = "federation.yaml"
 PLAN_FILE = "plan.json"
 PARTITION_FILE = "partition.json"

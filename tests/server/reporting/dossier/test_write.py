@@ -1,0 +1,209 @@
+"""The dossier says what a run shows, marks what people must add, and refuses what it cannot use."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from common.errors import ConfigError, FedvoxError, OutputError
+from server.cli.entry import main
+from server.reporting.dossier.document import Basis, Page
+from server.reporting.dossier.facts import RunFacts, gather
+from server.reporting.dossier.write import files_of, notices_of, pages_of, write_dossier
+from tests.server.reporting.dossier.runs import EPSILON, write_consent, write_network_run
+from tests.server.run_folder import write_run_folder
+
+REPOSITORY = Path(__file__).resolve().parents[4]
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_run_folder(tmp_path_factory.mktemp("simulated") / "run")
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_network_run(tmp_path_factory.mktemp("network") / "run")
+
+
+def pages(run: Path | RunFacts) -> dict[str, Page]:
+    return {page.name: page for page in pages_of(gather(run) if isinstance(run, Path) else run)}
+
+
+def said(page: Page, *bases: Basis) -> str:
+    return "\n".join(one.text for one in page.statements if not bases or one.basis in bases)
+
+
+def whole(run: Path) -> str:
+    return "\n".join(files_of(gather(run)).values())
+
+
+def test_a_dossier_is_written_whole_beside_the_run(
+    simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in simulated.rglob("*")}
+    out = tmp_path / "new" / "dossier"
+    assert main(["dossier", str(simulated), "--out", str(out)]) == 0
+    assert {path.name for path in out.iterdir()} >= {"README.md", "dpia.md", "record-of-processing.md", "risks.md"}
+    assert [path.name for path in out.parent.iterdir()] == ["dossier"]
+    assert {path: path.stat().st_mtime_ns for path in simulated.rglob("*")} == before
+    count = sum(page.open_count for page in pages(simulated).values())
+    assert f"{count} points for people to fill in" in capsys.readouterr().out
+    texts = [path.read_text() for path in out.glob("*.md") if path.name != "README.md"]
+    assert "".join(texts).count("**OPEN.**") == count
+
+
+def test_what_exists_is_never_overwritten(simulated: Path, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nothing")
+    for out in list(tmp_path.iterdir()):
+        with pytest.raises(OutputError, match="already exists; choose another --out"):
+            write_dossier(simulated, out)
+    assert not list((tmp_path / "folder").iterdir())
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    for folder in (tmp_path / "other", tmp_path / "missing"):
+        with pytest.raises(FedvoxError, match="give the folder"):
+            write_dossier(folder, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+@pytest.mark.parametrize("kind", ["simulated", "network"])
+def test_every_statement_says_where_it_comes_from(kind: str, request: pytest.FixtureRequest) -> None:
+    facts = gather(request.getfixturevalue(kind))
+    for page in pages_of(facts):
+        for one in page.statements:
+            assert one.text and one.origin, one
+            if one.basis is Basis.DESIGN:
+                assert (REPOSITORY / one.origin).is_file(), one
+            if one.basis is Basis.OPEN:
+                assert "." not in one.origin, one
+            if one.basis in (Basis.SHOWN, Basis.DECLARED) and not re.search(r"\b([Nn]o|not)\b", one.text):
+                assert any((facts.run.folder / name).exists() for name in one.origin.split(", ")), one
+
+
+def test_a_simulation_says_that_no_hospital_took_part(simulated: Path) -> None:
+    texts = files_of(gather(simulated))
+    for name, text in texts.items():
+        if name.endswith(".md"):
+            assert "No hospital took part" in text, name
+    text = whole(simulated)
+    assert "no consent exists" in text
+    assert "Mutual TLS" not in said(pages(simulated)["record-of-processing"])
+    assert not re.search(r"approved by|audit log is whole|chain is whole", text)
+
+
+def test_a_network_run_has_its_sites_logs_and_refusals(network: Path) -> None:
+    found = pages(network)
+    assert "No hospital took part" not in whole(network)
+    evidence = said(found["evidence"], Basis.SHOWN, Basis.DECLARED)
+    assert "The chain is whole: 4 entries" in evidence
+    assert f"last entry of the ledger {'0' * 64}; last entry of the audit log {'5' * 64}" in evidence
+    assert "Has reported nothing." in evidence
+    risks = said(found["risks"], Basis.SHOWN)
+    assert "Only 2 updates counted in 1 round (2)" in risks
+    assert "by reason: refused (norm-outlier): 1." in risks
+    assert "by who sent them: north (2 x expired)" in risks
+    assert "2 sites of 3 reported the ends of their logs" in risks
+    assert "The coordinator's server at fed.example:9443." in said(found["record-of-processing"], Basis.DECLARED)
+
+
+def test_spent_privacy_is_the_sites_word(network: Path, tmp_path: Path) -> None:
+    page = pages(network)["dpia"]
+    assert "a budget of epsilon 3 at delta 1e-05" in said(page, Basis.SHOWN)
+    assert f"spent epsilon {EPSILON:.3f} at most" in said(page, Basis.DECLARED)
+    assert f"epsilon {EPSILON:.3f}" not in said(page, Basis.SHOWN)
+    without = pages(write_network_run(tmp_path / "run", private=False))["dpia"]
+    assert "no proven bound" in said(without, Basis.SHOWN)
+    assert "Whether a model without such a bound may be released" in said(without, Basis.OPEN)
+    assert "epsilon" not in said(without, Basis.SHOWN)
+
+
+def test_an_unfinished_run_is_marked_on_every_page(tmp_path: Path) -> None:
+    run = write_run_folder(tmp_path / "run")
+    (run / "summary.json").unlink()
+    for name, text in files_of(gather(run)).items():
+        if name.endswith(".md"):
+            assert "DRAFT: this run is not finished" in text, name
+    (run / "rounds.jsonl").unlink()
+    (run / "state.json").unlink()
+    (run / "events.jsonl").unlink()
+    found = pages(run)
+    assert "No round has changed the model yet." in said(found["risks"])
+    assert "There is no state yet" in said(found["evidence"])
+    assert "No model is released." in said(found["evidence"])
+
+
+def test_damage_is_said_and_never_called_whole(tmp_path: Path) -> None:
+    run = write_network_run(tmp_path / "run")
+    log = run / "audit.jsonl"
+    log.write_text(log.read_text().replace('"round":2', '"round":9'), encoding="utf-8")
+    with (run / "rounds.jsonl").open("r+", encoding="utf-8") as stream:
+        stream.write('{"round": 7')
+    text = whole(run)
+    assert "BROKEN: audit.jsonl, line 2: was edited" in text
+    assert "rounds.jsonl: was changed or cut" in text
+    assert "Some files of the run are damaged" in text
+    assert not re.search(r"chain is whole|Every file that the state names", text)
+    (run / "site-reports.json").write_text("{}", encoding="utf-8")
+    (run / "state.json").write_text("{}", encoding="utf-8")
+    assert "site-reports.json: " in whole(run)
+
+
+def test_phantoms_are_nobodys_data(tmp_path: Path) -> None:
+    run = write_run_folder(tmp_path / "run")
+    with (run / "federation.yaml").open("a", encoding="utf-8") as stream:
+        stream.write("simulation: {phantom: {anatomy: body}}\n")
+    facts = gather(run)
+    assert "PHANTOM: synthetic volumes, not scans of people." in notices_of(facts)
+    assert "no data subjects" in said(pages(facts)["record-of-processing"], Basis.SHOWN)
+
+
+def test_updates_that_are_left_are_counted(tmp_path: Path) -> None:
+    run = write_network_run(tmp_path / "run")
+    assert "holds no update of a single site any more" in said(pages(run)["record-of-processing"])
+    for name in ("updates/x/1.bin", "gateway/sites/north/updates/2.part", "gateway/sites/north/heartbeat.json"):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).touch()
+    assert "still holds 2 files of single sites' updates" in said(pages(run)["record-of-processing"])
+
+
+def test_consent_documents_are_the_hospitals_word(network: Path, tmp_path: Path) -> None:
+    who = {"user": "Dr. Example", "time": "2026-01-04T10:00:00+00:00", "account": "x"}
+    files = [
+        write_consent(tmp_path / "north.json", "north", approved=who, withdrawn=None),
+        write_consent(tmp_path / "south.json", "south", approved=who, withdrawn=who | {"user": "Dr. Other"}),
+    ]
+    page = pages(write_dossier(network, tmp_path / "out", files))["dpia"]
+    declared = said(page, Basis.DECLARED)
+    assert "north: approved by Dr. Example, 2026-01-04T10:00:00+00:00. The document is the hospital's own" in declared
+    assert "south: withdrawn by Dr. Other" in declared
+    assert "Who decided for west, and when" in said(page, Basis.OPEN)
+    assert "approved by" not in said(page, Basis.SHOWN)
+    assert "Who decided for north, south, west, and when" in said(pages(network)["dpia"], Basis.OPEN)
+
+
+def test_documents_that_are_none_are_refused(network: Path, tmp_path: Path) -> None:
+    good = write_consent(tmp_path / "good.json", "north")
+    bad = {
+        "missing.json": (None, "cannot be read"),
+        "text.json": ("no JSON", "is not a consent document"),
+        "list.json": ("[]", "is not a consent document"),
+        "deep.json": ("[" * 100_000, "is not a consent document"),
+        "large.json": (json.dumps({"x": "y" * 4_000_000}), "is not a consent document"),
+        "other.json": (good.read_text().replace('"digest": "d"', '"digest": "e"'), "is about another federation"),
+        "again.json": (good.read_text(), "is the second document of north"),
+    }
+    for name, (text, problem) in bad.items():
+        if text is not None:
+            (tmp_path / name).write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigError, match=problem):
+            write_dossier(network, tmp_path / "out", [good, tmp_path / name])
+    assert not (tmp_path / "out").exists()
