@@ -30,6 +30,7 @@ ROOMS = {
         *("pacs", "deidentify"),
     ),
     "common": (
+        "web",
         *("planning", "privacy", "config", "protocol", "models", "losses", "metrics", "weights", "imaging/phantoms"),
         *(
             "imaging/patches",

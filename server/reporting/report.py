@@ -12,10 +12,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 
-from common.formatting import visible
 from common.system.files import write_atomically
+from common.web.rendering import STATIC, environment
 from server.formatting import NOTHING, format_bytes, format_seconds, scores_are_noised
 from server.reporting.conduct_section import conduct_section
 from server.reporting.contributions_section import contributions_section
@@ -112,23 +112,11 @@ def render_report(run: RunRecord) -> str:
 
 def page_template(name: str) -> Template:
     """Load a template of this package, with escaping and the filters that all pages share."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_shown,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["score"] = lambda value: NOTHING if value is None else f"{value:.3f}"
-    environment.filters["seconds"] = lambda value: NOTHING if value is None else format_seconds(value)
-    environment.filters["count"] = lambda value: NOTHING if value is None else f"{value:,}"
-    return environment.get_template(name)
-
-
-def _shown(value: object) -> object:
-    """Make what a page's reader could not see, or a browser would obey, visible; markup stays as it is."""
-    return visible(value, keep="\n") if type(value) is str else value
+    pages = environment([Path(__file__).parent / "templates", STATIC])
+    pages.filters["score"] = lambda value: NOTHING if value is None else f"{value:.3f}"
+    pages.filters["seconds"] = lambda value: NOTHING if value is None else format_seconds(value)
+    pages.filters["count"] = lambda value: NOTHING if value is None else f"{value:,}"
+    return pages.get_template(name)
 
 
 def run_title(run: RunRecord) -> str:

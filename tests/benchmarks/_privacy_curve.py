@@ -80,7 +80,7 @@ def write_curve(path: Path, points: Sequence[Point]) -> None:
     )
     head = "".join(f"<th>{escape(text)}</th>" for text in HEADINGS)
     rows = "".join(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in point.cells())}</tr>" for point in points)
-    style_sheet = page_template("report_style.css.jinja").render()
+    style_sheet = page_template("style.css").render()
     page = f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Dice against epsilon</title><style>{style_sheet}</style></head>

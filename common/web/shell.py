@@ -1,0 +1,297 @@
+"""The application that serves one side's pages: who is asking, in which language, and what comes back.
+
+A side gives its pages and actions (``common.web.visits.Side``) and gets everything else: sign-in, forms with a secret
+of the session, the audit entry before every action, languages, news to open pages, styles and scripts.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from common.errors import FedvoxError
+from common.web.assets import Assets
+from common.web.forms import CSRF_FIELD, read_form
+from common.web.guard import Guard
+from common.web.rendering import STATIC, TEMPLATES, Renderer
+from common.web.sessions import LINK_SECONDS, Sessions, TooManyError
+from common.web.streams import News, Streams
+from common.web.texts import LANGUAGES, Texts, choose_language, load_texts
+from common.web.visits import (
+    Action,
+    Answer,
+    Data,
+    Download,
+    GoTo,
+    Notice,
+    NotThereError,
+    Page,
+    Role,
+    Session,
+    Side,
+    View,
+    Visit,
+)
+
+SIGN_IN = "/sign-in"
+_LANGUAGE_COOKIE = "fedvox-language"
+_LONGEST_TOKEN = 200
+_logger = logging.getLogger("fedvox.web")
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a page is reached.
+
+    Attributes
+    ----------
+    hosts
+        What Host may say; the first is the one for links.
+    """
+
+    hosts: tuple[str, ...]
+    port: int
+    has_tls: bool = False
+
+    @property
+    def url(self) -> str:
+        """The address of the first page, without a path."""
+        return f"{'https' if self.has_tls else 'http'}://{self.hosts[0]}"
+
+    @property
+    def cookie(self) -> str:
+        """The name of the session's cookie: cookies do not know ports, so each port has a name of its own."""
+        return f"{'__Host-' if self.has_tls else ''}fedvox-{self.port}"
+
+
+class Shell:
+    """Serves one side's pages at one address.
+
+    Attributes
+    ----------
+    app
+        The application, for an ASGI server.
+    sessions
+        Who has signed in.
+    """
+
+    def __init__(self, side: Side, address: Address, sessions: Sessions | None = None) -> None:
+        self._side = side
+        self._address = address
+        self.sessions = sessions or Sessions()
+        self._texts = load_texts([TEMPLATES.parent / "texts", side.folder / "texts"])
+        assets = Assets([STATIC, side.folder / "static"])
+        self._render = Renderer(side.folder, assets.url)
+        self._news = News(side.watch)
+        self._streams = Streams(self._news, self.sessions)
+        routes = [
+            Route("/static/{name}", assets.answer),
+            Route(SIGN_IN, self._sign_in_page, methods=["GET"]),
+            Route(SIGN_IN, self._sign_in, methods=["POST"]),
+            Route("/sign-out", self._sign_out, methods=["POST"]),
+            Route("/events", _Stream(self)),
+            Route(
+                "/links", self._endpoint_of_action(Action("sign_in_link", self._new_link, ("role",))), methods=["POST"]
+            ),
+        ]
+        routes += [Route(path, self._endpoint_of_page(view), methods=["GET"]) for path, view in side.pages.items()]
+        routes += [Route(path, self._endpoint_of_action(act), methods=["POST"]) for path, act in side.actions.items()]
+        handlers: Any = {HTTPException: self._refused, Exception: self._failed}
+        self.app: ASGIApp = Guard(
+            Starlette(routes=routes, exception_handlers=handlers), address.hosts, address.url.split(":")[0]
+        )
+
+    def link(self, role: Role, made_by: str = "") -> str:
+        """Return a link that signs in one person, once."""
+        return f"{self._address.url}{SIGN_IN}?token={self.sessions.new_link(role, made_by)}"
+
+    # Pages and actions of the side
+
+    def _endpoint_of_page(self, view: View) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            session = self._session(request)
+            if session is None:
+                return self._to_sign_in(request)
+            visit = self._visit(request, session)
+            seen = self._news.now
+            try:
+                answer = await run_in_threadpool(view, visit)
+            except NotThereError:
+                raise HTTPException(HTTPStatus.NOT_FOUND) from None
+            except FedvoxError as error:
+                problem = Page("problem.html.jinja", {"text": str(error)})
+                return self._shown(request, visit, problem, seen, HTTPStatus.SERVICE_UNAVAILABLE)
+            return self._answered(request, visit, answer, seen)
+
+        return answer
+
+    def _endpoint_of_action(self, action: Action) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            session = self._session(request)
+            if session is None:
+                return self._to_sign_in(request)
+            form = await read_form(request, (*action.fields, CSRF_FIELD))
+            self._check(session, form)
+            if session.role is not Role.ACT:
+                raise HTTPException(HTTPStatus.FORBIDDEN)
+            visit = self._visit(request, session)
+            session.notice = await run_in_threadpool(self._act, action, visit, form)
+            return _to(request.url.path.rpartition("/")[0] or "/")
+
+        return answer
+
+    def _act(self, action: Action, visit: Visit, form: Mapping[str, str]) -> Notice:
+        """Write the audit entry, then do it; both or none, unless the action itself fails."""
+        given = {name: form[name] for name in action.fields}
+        details = {"who": visit.session.who, "action": action.name, "about": dict(visit.parameters) | given}
+        try:
+            self._side.audit(visit, "page_action", details)
+            try:
+                return action.act(visit, given)
+            except FedvoxError as error:
+                self._side.audit(visit, "page_action_failed", details | {"why": str(error)})
+                raise
+        except NotThereError:
+            raise HTTPException(HTTPStatus.NOT_FOUND) from None
+        except FedvoxError as error:
+            return Notice("shell.not_done", {"why": str(error)}, wrong=True)
+
+    def _new_link(self, visit: Visit, form: Mapping[str, str]) -> Notice:
+        role = Role.ACT if form["role"] == Role.ACT else Role.LOOK
+        values = {"link": self.link(role, visit.session.who), "minutes": round(LINK_SECONDS / 60)}
+        return Notice(f"shell.new_link_{role}", values)
+
+    # Signing in and out
+
+    async def _sign_in_page(self, request: Request) -> Response:
+        """Show the form with the link's token: no browser that only looks ahead at a link uses it up."""
+        token = request.query_params.get("token", "")[:_LONGEST_TOKEN]
+        return self._sign_in_form(request, token, "")
+
+    async def _sign_in(self, request: Request) -> Response:
+        form = await read_form(request, ("token",))
+        token = form["token"].strip()[-_LONGEST_TOKEN:].rpartition("token=")[2]
+        address = request.client.host if request.client else ""
+        try:
+            secret = self.sessions.sign_in(token, address)
+        except TooManyError:
+            page = self._sign_in_form(request, "", "sign_in.too_many", HTTPStatus.TOO_MANY_REQUESTS)
+            page.headers["Retry-After"] = "60"
+            return page
+        if secret is None:
+            return self._sign_in_form(request, "", "sign_in.wrong", HTTPStatus.FORBIDDEN)
+        response = _to("/")
+        tls = self._address.has_tls
+        response.set_cookie(self._address.cookie, secret, path="/", secure=tls, httponly=True, samesite="strict")
+        return response
+
+    async def _sign_out(self, request: Request) -> Response:
+        session = self._session(request)
+        if session is not None:
+            self._check(session, await read_form(request, (CSRF_FIELD,)))
+            self.sessions.close(session)
+        response = _to(SIGN_IN)
+        tls = self._address.has_tls
+        response.delete_cookie(self._address.cookie, path="/", secure=tls, httponly=True, samesite="strict")
+        return response
+
+    def _sign_in_form(self, request: Request, token: str, problem: str, status: int = 200) -> Response:
+        values = {"token": token, "problem": problem}
+        return self._html(request, self._language(request), "sign_in.html.jinja", values, status)
+
+    def _session(self, request: Request) -> Session | None:
+        return self.sessions.find(request.cookies.get(self._address.cookie))
+
+    def _check(self, session: Session, form: Mapping[str, str]) -> None:
+        if not hmac.compare_digest(session.csrf.encode(), form[CSRF_FIELD].encode()):
+            raise HTTPException(HTTPStatus.FORBIDDEN)
+
+    def _to_sign_in(self, request: Request) -> Response:
+        if "hx-request" in request.headers:
+            return Response(status_code=HTTPStatus.UNAUTHORIZED, headers={"HX-Redirect": SIGN_IN})
+        return _to(SIGN_IN)
+
+    # Answers
+
+    def _visit(self, request: Request, session: Session) -> Visit:
+        query = dict(request.query_params)
+        return Visit(session, request.url.path, request.path_params, query, self._language(request))
+
+    def _answered(self, request: Request, visit: Visit, answer: Answer, seen: int) -> Response:
+        match answer:
+            case Page():
+                return self._shown(request, visit, answer, seen)
+            case Data(content):
+                return JSONResponse(content)
+            case Download(path, name):
+                return FileResponse(path, filename=name, content_disposition_type="attachment")
+            case GoTo(path):
+                return _to(path)
+
+    def _shown(self, request: Request, visit: Visit, page: Page, seen: int, status: int = 200) -> Response:
+        fetched_again = "hx-request" in request.headers
+        notice = None if fetched_again else visit.session.notice
+        if not fetched_again:
+            visit.session.notice = None
+        values = dict(page.values) | {"visit": visit, "notice": notice, "seen": seen}
+        return self._html(request, visit.t, page.template, values, status)
+
+    def _html(self, request: Request, t: Texts, template: str, values: Mapping[str, Any], status: int) -> Response:
+        common = {"t": t, "languages": LANGUAGES, "path": request.url.path, "signs_in": SIGN_IN}
+        html = self._render(template, {"visit": None, "notice": None, "seen": 0} | common | dict(values))
+        response = Response(html, status, media_type="text/html")
+        if request.query_params.get("lang") in LANGUAGES:
+            response.set_cookie(_LANGUAGE_COOKIE, t.language, path="/", httponly=True, samesite="strict")
+        return response
+
+    def _language(self, request: Request) -> Texts:
+        asked, chosen = request.query_params.get("lang"), request.cookies.get(_LANGUAGE_COOKIE)
+        return self._texts[choose_language(asked, chosen, request.headers.get("accept-language", ""))]
+
+    async def _refused(self, request: Request, error: HTTPException) -> Response:
+        return self._error(request, error.status_code)
+
+    async def _failed(self, request: Request, error: Exception) -> Response:
+        _logger.error("a page could not be shown", exc_info=error)
+        return self._error(request, HTTPStatus.INTERNAL_SERVER_ERROR)
+
+    def _error(self, request: Request, status: int) -> Response:
+        values = {"status": status, "phrase": HTTPStatus(status).phrase}
+        return self._html(request, self._language(request), "error.html.jinja", values, status)
+
+    async def stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a page that wants to hear of news."""
+        request = Request(scope, receive)
+        session = self._session(request)
+        if session is None:
+            await Response(status_code=HTTPStatus.UNAUTHORIZED)(scope, receive, send)
+            return
+        seen = request.query_params.get("seen", "0")
+        number = int(seen) if seen.isdecimal() and seen.isascii() and len(seen) < 16 else 0
+        await self._streams.answer(session, number, scope, receive, send)
+
+
+class _Stream:
+    """An ASGI application, not a function: its answer has no end."""
+
+    def __init__(self, shell: Shell) -> None:
+        self._shell = shell
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._shell.stream(scope, receive, send)
+
+
+def _to(path: str) -> RedirectResponse:
+    return RedirectResponse(path, HTTPStatus.SEE_OTHER)
