@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import date, timedelta
 
-from pydicom.datadict import dictionary_VR
+from pydicom.datadict import dictionary_VM, dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
@@ -17,8 +17,16 @@ from pydicom.tag import BaseTag
 from client.deidentify import attributes
 from client.deidentify.choices import Choices
 from client.deidentify.kinds import is_registered
+from client.deidentify.pixels import PIXELS
 from client.deidentify.traces import Traces
-from client.deidentify.vocabulary import SCHEMES, TERMS, holds_date_or_number, words_and_short_codes, words_of_the_field
+from client.deidentify.vocabulary import (
+    SCHEMES,
+    TERMS,
+    holds_date_or_number,
+    words_and_short_codes,
+    words_of_models,
+    words_of_the_field,
+)
 from common.imaging.io.dicom.values import tag_of, text
 
 Element = DataElement | RawDataElement
@@ -37,8 +45,10 @@ _DATE = re.compile(r"(\d{4})\.?(\d\d)\.?(\d\d) *")
 _DATE_TIME = re.compile(r"(\d{8})(\d{0,6}(?:\.\d{1,6})?)(?:[+-]\d{4})? *")
 _DUMMY_TIMES = {"DA": "19000101", "TM": "000000", "DT": "19000101000000"}
 _SAME = {"US or SS": {"US", "SS"}, "OB or OW": {"OB", "OW"}, "US or OW": {"US", "OW"}}
+_NUMBER_BYTES = {"AT": 4, "FD": 8, "FL": 4, "SL": 4, "SS": 2, "SV": 8, "UL": 4, "US": 2, "US or SS": 2, "UV": 8}
 _MOST_CHARACTERS = {"LO": 64, "SH": 16}
 _BLANK = "\0 "
+_MODEL = tag_of("ManufacturerModelName")
 _MEANING = tag_of("CodeMeaning")
 
 
@@ -117,7 +127,7 @@ class Cleaner:
             return None
         if usual == "SQ":
             items = original[tag].value or ()
-            return DataElement(tag, "SQ", Sequence([self.clean(item) for item in items]))
+            return DataElement(tag, "SQ", Sequence([self._item(item) for item in items]))
         if usual in attributes.TEXTS:
             return self._text(original, tag)
         if usual in _FORMS:
@@ -126,7 +136,15 @@ class Cleaner:
             change = {"DA": self._date, "DT": self._date_time, "UI": self._uid}[usual]
             new = [change(part) for part in _letters(element).split("\\")]
             return None if None in new else DataElement(tag, usual, new)
-        return element if usual in attributes.NUMBERS | attributes.BULK else None
+        is_kept = usual in attributes.BULK or (usual in attributes.NUMBERS and _has_right_number(element))
+        return element if is_kept else None
+
+    def _item(self, original: Dataset) -> Dataset:
+        """Return an item of a sequence; pixels are those of the whole object."""
+        found = self.clean(original)
+        for tag in PIXELS & found.keys():
+            del found[tag]
+        return found
 
     def _formed(self, element: Element, kind: str) -> Element | None:
         """Return a code, number or time as it is, if all of its values have the form of their type."""
@@ -145,15 +163,19 @@ class Cleaner:
         is_reduced = tag in attributes.REDUCED or (
             tag == _MEANING and text(original, "CodingSchemeDesignator") not in SCHEMES
         )
-        parts = [self._reduced(part) if is_reduced else part for part in map(_printable, _texts(original, tag))]
+        parts = list(map(_printable, _texts(original, tag)))
+        if tag == _MODEL:
+            parts = [self._reduced(part, words_of_models) for part in parts]
+        elif is_reduced:
+            parts = [self._reduced(part, words_and_short_codes) for part in parts]
         is_wrong = self._is_no_token if tag in attributes.TOKENS else self._identifies
         kept = [REMOVED if is_wrong(part) else part[:most] for part in parts]  # a name is not cut
         if is_wrong("".join(kept)) or self._traces.are_in_text(" ".join(kept)):
             kept = [REMOVED]
         return DataElement(tag, dictionary_VR(tag), kept if len(kept) != 1 else kept[0])
 
-    def _reduced(self, part: str) -> str:
-        words = "" if holds_date_or_number(part) else words_and_short_codes(part, self._traces.names)
+    def _reduced(self, part: str, words_of: Callable[[str, Collection[str]], str]) -> str:
+        words = "" if holds_date_or_number(part) else words_of(part, self._traces.names)
         return words or (REMOVED if part.strip() else "")
 
     def _identifies(self, part: str) -> bool:
@@ -199,6 +221,19 @@ def _time_removed(tag: BaseTag) -> DataElement | None:
     if tag in attributes.EMPTY_WITHOUT_DATES:
         return DataElement(tag, kind, None)
     return DataElement(tag, kind, _DUMMY_TIMES[kind]) if tag in attributes.DUMMY_WITHOUT_DATES else None
+
+
+def _has_right_number(element: Element) -> bool:
+    """Return whether an element of binary numbers has none, or as many as the standard says."""
+    kind, value = dictionary_VR(element.tag), element.value
+    if isinstance(value, bytes) and kind in _NUMBER_BYTES:
+        count, rest = divmod(len(value), _NUMBER_BYTES[kind])
+        if rest:
+            return False
+    else:
+        count = len(value) if isinstance(value, list | MultiValue) else int(value is not None)
+    fewest, _, most = dictionary_VM(element.tag).partition("-")
+    return not count or (count >= int(fewest) and (most.endswith("n") or count <= int(most or fewest)))
 
 
 def _letters(element: Element) -> str:

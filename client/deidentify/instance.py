@@ -26,11 +26,12 @@ from client.deidentify.choices import Choices, InstanceRefusedError, Reason
 from client.deidentify.cleaning import Cleaner, Replacements
 from client.deidentify.identities import Identities
 from client.deidentify.kinds import is_registered, require_taken
+from client.deidentify.pixels import PIXELS, leave_pixels_alone
 from client.deidentify.selfcheck import require_clean
 from client.deidentify.traces import Traces
 from common.errors import DataError
 from common.imaging.io.dicom.header import read_header, refused_as_damaged
-from common.imaging.io.dicom.values import tag_of, text, whole
+from common.imaging.io.dicom.values import tag_of, text
 from common.system.files import write_atomically
 
 _METHOD = "Fedvox: PS3.15 Basic Profile by a positive list of attributes"
@@ -40,8 +41,6 @@ _SHIFTED = ("113107", "Retain Longitudinal Temporal Information Modified Dates O
 _DEVICE = ("113109", "Retain Device Identity Option")
 _UNKNOWN_LENGTH = 0xFFFFFFFF
 _ABOUT = ("PatientID", "IssuerOfPatientID", "AccessionNumber", "StudyInstanceUID", "SeriesInstanceUID")
-_PIXEL_DATA = tag_of("PixelData")
-_PIXELS = frozenset({_PIXEL_DATA, tag_of("FloatPixelData"), tag_of("DoubleFloatPixelData")})
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,9 @@ class Deidentifier:
         with _refused(source):
             result = Cleaner(new, self._choices, traces).clean(original)
             self._complete(result, patient)
-            content = _encoded(result, original)
+            syntax = _syntax_of(original)
+            leave_pixels_alone(result, syntax)
+            content = _encoded(result, syntax)
             require_clean(content, patient, traces)
         self._record(about, new)
         return Deidentified(
@@ -147,8 +148,6 @@ class Deidentifier:
             DeidentificationMethodCodeSequence=Sequence([_code(*code) for code in codes]),
             LongitudinalTemporalInformationModified="MODIFIED" if is_shifted else "REMOVED",
         )
-        if _PIXEL_DATA in result:
-            _cut_pixels(result)
 
     def _record(self, about: dict[str, str], new: Replacements) -> None:
         study, series = new.uid(about["StudyInstanceUID"]), new.uid(about["SeriesInstanceUID"])
@@ -189,42 +188,21 @@ def _require_whole(original: Dataset) -> None:
     for element in map(original.get_item, list(original.keys())):
         if isinstance(element, RawDataElement) and len(element.value or b"") < element.length != _UNKNOWN_LENGTH:
             raise InstanceRefusedError(Reason.DAMAGED, "is cut off")
-    if text(original, "SOPClassUID") != RTStructureSetStorage and _PIXELS.isdisjoint(original.keys()):
+    if text(original, "SOPClassUID") != RTStructureSetStorage and PIXELS.isdisjoint(original.keys()):
         raise InstanceRefusedError(Reason.DAMAGED, "has no pixels")
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
         if not text(original, keyword) or is_registered(text(original, keyword)):
             raise InstanceRefusedError(Reason.DAMAGED, f"has no {keyword} of its own")
 
 
-def _cut_pixels(result: Dataset) -> None:
-    """Remove what lies behind the last pixel of an uncompressed image, which must have all of its pixels.
-
-    Raises
-    ------
-    InstanceRefusedError
-        It has fewer, or none.
-    """
-    element = result.get_item(_PIXEL_DATA)
-    value = element.value or b""
-    sizes = [whole(result, keyword) for keyword in ("Rows", "Columns", "BitsAllocated", "SamplesPerPixel")]
-    rows, columns, bits, samples = (size or 0 for size in sizes)
-    count = (rows * columns * bits * (whole(result, "NumberOfFrames") or 1) + 7) // 8
-    is_plain = samples == 1 and getattr(element, "length", _UNKNOWN_LENGTH) != _UNKNOWN_LENGTH
-    if not value or (is_plain and not 0 < count <= len(value)):
-        raise InstanceRefusedError(Reason.DAMAGED, "has fewer pixels than it says")
-    if is_plain and isinstance(element, RawDataElement):
-        value = value[: count + count % 2]
-        result[_PIXEL_DATA] = element._replace(value=value, length=len(value))
-
-
-def _encoded(result: Dataset, original: Dataset) -> bytes:
-    """Return a file in the transfer syntax of the original, so that its pixels stay byte for byte."""
+def _encoded(result: Dataset, syntax: UID) -> bytes:
+    """Return a file in the transfer syntax of the original, so that its pixels stay as they are."""
     result.file_meta = FileMetaDataset()
     _set(
         result.file_meta,
         MediaStorageSOPClassUID=result.SOPClassUID,
         MediaStorageSOPInstanceUID=result.SOPInstanceUID,
-        TransferSyntaxUID=_syntax_of(original),
+        TransferSyntaxUID=syntax,
     )
     if any(not str(part).isascii() for part in _kept_texts(result)):
         _set(result, SpecificCharacterSet="ISO_IR 192")

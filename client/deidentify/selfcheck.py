@@ -16,11 +16,11 @@ from pydicom.uid import PYDICOM_IMPLEMENTATION_UID
 from client.deidentify import attributes
 from client.deidentify.choices import InstanceRefusedError, Reason
 from client.deidentify.kinds import is_registered
+from client.deidentify.pixels import PIXELS
 from client.deidentify.traces import Traces
 from client.deidentify.vocabulary import TERMS
 from common.imaging.io.dicom.values import tag_of
 
-_PIXELS = frozenset(map(tag_of, ("PixelData", "FloatPixelData", "DoubleFloatPixelData")))
 _OURS = frozenset(
     map(
         tag_of,
@@ -33,6 +33,7 @@ _OURS = frozenset(
 """Words of ours, which may happen to be somebody's name."""
 _MOVED = frozenset({"DA", "DT", "TM"})
 _ASCII = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI", "UR"})
+_BINARY_NUMBERS = attributes.NUMBERS - _ASCII
 _PREAMBLE = 128
 _MADE_UID = "2.25."
 
@@ -73,15 +74,17 @@ def require_clean(content: bytes, patient: str, traces: Traces) -> None:
 
 def _elements(dataset: Dataset) -> Iterator[tuple[BaseTag, DataElement | RawDataElement]]:
     for tag in list(dataset.keys()):
-        if dataset.get_item(tag).VR == "SQ" or dataset[tag].VR == "SQ":
-            for item in dataset[tag].value or ():
+        raw = dataset.get_item(tag).value  # before pydicom has converted it
+        element = dataset[tag]
+        if element.VR == "SQ":
+            for item in element.value or ():
                 yield from _elements(item)
         else:
-            raw = dataset.get_item(tag).value
-            element = dataset[tag]
             if element.VR in _ASCII and isinstance(raw, bytes) and not raw.isascii():
                 raise InstanceRefusedError(Reason.IDENTIFIERS, f"would still hold text that is no ASCII in {tag}")
             yield tag, element
+            if element.VR in _BINARY_NUMBERS and isinstance(raw, bytes):
+                yield tag, DataElement(tag, "OB", raw)
 
 
 def _is_clean(
@@ -98,7 +101,7 @@ def _is_clean(
     if element.VR == "UI":
         return all(_is_of_nobody(one) and one not in traces.uids for one in parts)
     if isinstance(value, bytes):
-        return (tag in _PIXELS and not is_compressed) or not traces.are_in_bytes(value)
+        return (tag in PIXELS and not is_compressed) or not traces.are_in_bytes(value)
     if element.VR in attributes.NUMBERS:
         return not traces.are_in_numbers("\\".join(parts))
     rest = [part for part in parts if element.VR != "CS" or part not in TERMS]

@@ -48,6 +48,19 @@ _WORDS = """
     wb weighted white whole wholebody wholespine wi window window1 window2 with without wo wrist ww
 """
 WORDS = frozenset(_WORDS.split())
+_MODELS = """
+    achieva advance advantage aera airis alexion allegra altaire altea amira aquilion architect artist asteion avanto
+    biograph brightspeed brilliance brivo cima cirrus concerto connectome creator definition discovery dream drive duo
+    eclipse elite emotion encore espree essenza evo evolution excel excite exel explorer fit flash force free galan
+    gemini genesis gyroscan harmony hdx hdxt hispeed horizon hrrt ict idt incisive infinia ingenia ingenuity insight
+    inspire integris intera intevo large lightspeed lumina magna magnetom magnus max mct millennium mmr naeotom
+    neusoft oasis omni one open optima panorama performance perspective plus power precedence precision premier prime
+    prisma pro prospeed pulse quantum quasar revolution scenaria scope select sensation signa skylight skyra sola
+    somatom spectra spectral speed spirit star sunrise supria symbia symphony tim trio triotim triton truepoint turbo
+    twin uct uexplorer ultra umi umr unity upmr vantage vario vct vereos verio vida vision viva voyager xeleris
+    xvision xxl zenition
+"""
+_MODEL_WORDS = WORDS | frozenset(_MODELS.split())
 _TERMS = """
     ORIGINAL DERIVED PRIMARY SECONDARY AXIAL LOCALIZER OTHER MIXED NONE YES NO VOLUME SAMPLED DISTORTED MAGNITUDE PHASE
     REAL IMAGINARY CT MR PT SEG RTSTRUCT MONOCHROME1 MONOCHROME2 RGB PALETTE_COLOR YBR_FULL YBR_FULL_422 YBR_PARTIAL_420
@@ -71,6 +84,7 @@ _DATE_OR_NUMBER = re.compile(
 )
 _COMPOUND = re.compile(rf"(?:{'|'.join(sorted(map(re.escape, WORDS), key=len, reverse=True))})+")
 _NUMBER = re.compile(r"\d|\d{1,2}(?:\.\d{1,2})?mm|te\d{1,3}|b\d{1,4}")
+_WORD_OR_NUMBER = re.compile(r"[^\W\d_]+|\d+")
 _TOKEN = re.compile(r"[^\W_]+(?:\.\d+[^\W_]*)?")
 _LONGEST = 256
 
@@ -99,6 +113,16 @@ def words_and_short_codes(text: str, names: Collection[str] = ()) -> str:
     return " ".join(token for token in kept if token.lower() not in names)
 
 
+def words_of_models(text: str, names: Collection[str] = ()) -> str:
+    """Return the words of a text that occur in names of scanners, and numbers and short codes between them.
+
+    The parameters are those of ``words_of_the_field``.
+    """
+    return " ".join(
+        token for token in _TOKEN.findall(text[:_LONGEST]) if _is_of_model(token) and token.lower() not in names
+    )
+
+
 def holds_date_or_number(text: str) -> bool:
     """Return whether four digits follow each other, whatever signs are between them, or a digit and a month."""
     return _DATE_OR_NUMBER.search(unicodedata.normalize("NFKC", text)) is not None
@@ -107,6 +131,11 @@ def holds_date_or_number(text: str) -> bool:
 def without_words_of_the_field(text: str) -> str:
     """Return a text with these words blanked, so that names can be looked for in the rest."""
     return _TOKEN.sub(lambda found: " " if found[0].lower() in WORDS else found[0], text)
+
+
+def _is_of_model(token: str) -> bool:
+    parts = _WORD_OR_NUMBER.findall(token.lower())
+    return all(part.isdigit() or len(part) <= 2 or part in _MODEL_WORDS for part in parts)
 
 
 def _is_word(token: str) -> bool:

@@ -43,7 +43,7 @@ RISKS: dict[str, tuple[Change, Reason]] = {
     "secondary capture": (setting(SOPClassUID=SecondaryCaptureImageStorage), Reason.SECONDARY_CAPTURE),
     "converted": (setting(ConversionType="WSD"), Reason.SECONDARY_CAPTURE),
     "screen": (setting(ImageType=["ORIGINAL", "PRIMARY", "SCREEN SAVE"]), Reason.SECONDARY_CAPTURE),
-    "colour": (setting(SamplesPerPixel=3), Reason.SECONDARY_CAPTURE),
+    "colour": (setting(SamplesPerPixel=3, PixelData=bytes(3 * 512)), Reason.SECONDARY_CAPTURE),
     "ultrasound": (setting(SOPClassUID=UltrasoundImageStorage), Reason.ULTRASOUND),
     "derived": (setting(ImageType=["DERIVED", "SECONDARY", "MPR"]), Reason.DERIVED),
 }
@@ -158,7 +158,7 @@ def test_an_identifier_that_would_stay_is_refused_and_only_the_attribute_named(t
     assert found.reason is Reason.IDENTIFIERS
     assert "WindowCenter" in str(found) and "48151623" not in str(found)
     lut = Dataset()
-    lut.LUTDescriptor, lut.ModalityLUTType = [3, 0, 16], "US"
+    lut.LUTDescriptor, lut.ModalityLUTType = [4, 0, 16], "US"
     lut.add_new("LUTData", "OW", b"ZEBULON ")
     lut.add_new("LUTExplanation", "LO", "none")
     found = refusal(tmp_path, one_image(PatientName="Zebulon^Quist", ModalityLUTSequence=[lut]))

@@ -140,6 +140,11 @@ def test_the_date_of_the_study_stays_in_no_text_and_no_number(tmp_path: Path, da
         ("DeviceSerialNumber", "ZX-4711", "ZX-4711"),
         ("DeviceSerialNumber", "of nurse Betty", "REMOVED"),
         ("ManufacturerModelName", "Optima CT660", "Optima CT660"),
+        ("ManufacturerModelName", "Biograph64_mCT", "Biograph64 mCT"),
+        ("ManufacturerModelName", "DISCOVERY MR750w", "DISCOVERY MR750w"),
+        ("ManufacturerModelName", "Avanto of Mrs Mary", "Avanto of"),
+        ("ManufacturerModelName", "Mary's scanner", "s"),
+        ("ManufacturerModelName", "Betty", "REMOVED"),
         ("BodyPartExamined", "CHEST2301", "REMOVED"),
     ],
 )
