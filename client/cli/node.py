@@ -39,12 +39,12 @@ def _listen(options: argparse.Namespace) -> int:
         # Late: it imports pynetdicom.
         from client.node.service import listen
 
-        listen(node, options.config, options.model)
+        listen(node, options.model)
     from client.node.status import node_status, retry, status_lines
     from common.config.federation import as_json
 
     if options.action == "retry":
-        show(retry(folders))
+        show(retry(folders, [one.name for one in node.destinations]))
         return 0
     status = node_status(folders)
     if options.json:

@@ -1,4 +1,4 @@
-"""``python -m client.node NODE_YAML MODEL_DIR``: the process that segments, started by ``fedvox-client listen``."""
+"""``python -m client.node STATE_DIR MODEL_DIR``: the process that segments, started by ``fedvox-client listen``."""
 
 from __future__ import annotations
 

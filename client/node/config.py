@@ -16,6 +16,7 @@ from client.pacs.address import ArchiveAddress, Port, Title
 from common.config.yaml_file import read_yaml
 from common.errors import ConfigError
 from common.imaging.io.dicom.rules import DicomRules
+from common.imaging.ranges import GeometryRanges
 from common.plan.base import Frozen, PositiveInt, Real, Switch, Whole
 from common.plan.describe_errors import describe_validation_error
 
@@ -155,6 +156,26 @@ class Results(Frozen):
     report: Switch = True
 
 
+class Segmenting(Frozen):
+    """What the process that segments is told: it knows no callers, addresses and tokens.
+
+    Attributes
+    ----------
+    inference, results
+        See there.
+    destinations
+        Names of those that get results; none in shadow mode.
+    geometry, dicom
+        How scans are read, as the hospital's site file says.
+    """
+
+    inference: Inference
+    results: Results
+    destinations: tuple[str, ...]
+    geometry: GeometryRanges
+    dicom: DicomRules
+
+
 class NodeConfig(Frozen):
     """A whole ``node.yaml``.
 
@@ -253,6 +274,24 @@ class Node:
             site = load_site_config(path)
         terms = site.data_terms
         return terms if self.config.dicom is None else replace(terms, dicom=self.config.dicom)
+
+    @property
+    def segmenting(self) -> Segmenting:
+        """What concerns the process that segments.
+
+        Raises
+        ------
+        ConfigError
+            The site file is missing or cannot be used.
+        """
+        terms = self.data_terms
+        return Segmenting(
+            inference=self.config.inference,
+            results=self.config.results,
+            destinations=tuple(one.name for one in self.destinations),
+            geometry=terms.ranges,
+            dicom=terms.dicom,
+        )
 
     @property
     def receiver(self) -> ReceiverSettings:

@@ -39,6 +39,8 @@ ATTEMPTS_FILE = "attempts.json"
 STATUS_FILE = "status.json"
 SEGMENTER_FILE = "segmenter.json"
 """Of the segmenter: its process number when its model is ready, or the problem that ended it."""
+SEGMENTING_FILE = "segmenting.json"
+"""For the segmenter: what of the configuration concerns it, as it was when the node started."""
 _LOOKS_SECONDS = 1.0
 INSTANCES, RESULTS = "instances", "results"
 
@@ -117,6 +119,9 @@ class NodeFolders:
                 folder.mkdir(mode=0o700, exist_ok=True)
                 with suppress(PermissionError):  # the root may be another account's, as a volume
                     folder.chmod(0o700)
+            for home in (self.root, self.outbox, self.unsent):  # what a killed process left half written
+                for path in [*home.glob(".*.part"), *home.glob("*/.*.part")]:
+                    path.unlink(missing_ok=True)
         except OSError as error:
             raise cannot_write(self.root, error) from None
 
@@ -138,6 +143,11 @@ def names_in(folder: Path) -> list[str]:
 def results_in(folder: Path) -> list[str]:
     """Return the sorted names of results in a folder."""
     return [name for name in names_in(folder) if name.endswith(".dcm")]
+
+
+def destinations_in(folder: Path) -> list[str]:
+    """Return the sorted names of destinations in a folder, each of which is a folder itself."""
+    return [name for name in names_in(folder) if (folder / name).is_dir()]
 
 
 def studies_in(folder: Path) -> list[str]:

@@ -6,18 +6,21 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.node.folders import NodeFolders, move, names_in, read_note, results_in, write_note
-from client.node.traces import is_as_made, remember_sent
+from client.node.folders import NodeFolders, destinations_in, move, read_note, results_in, write_note
+from client.node.traces import damage_of, remember_sent
 from common.errors import FedvoxError
+from common.formatting import counted
 
 log = logging.getLogger("fedvox.node")
 
 DESTINATION_FILE = "destination.json"
 """In an outbox: since when the destination cannot be reached, why, and when it is tried again."""
+
+_UNSERVED = "node.yaml sends nothing to this destination"
 
 Deliver = Callable[[Sequence[Path]], Iterator[tuple[Path, str]]]
 """Sends files, and yields each that was answered with the problem, empty if the destination has it.
@@ -114,11 +117,7 @@ class Outbox:
 
     def _is_whole(self, path: Path) -> bool:
         """Return whether a result can be sent; note a failure if not, which holds up no other."""
-        try:
-            problem = "" if is_as_made(self._folders, path) else "the file is not as it was made: the disk damaged it"
-        except OSError as error:
-            problem = f"the file cannot be read: {error.strerror or error}"
-        if problem:
+        if problem := damage_of(self._folders, path):
             self._failed(path, problem)
         return not problem
 
@@ -153,16 +152,39 @@ class Outbox:
             return False
         if now - known["first"] < self._patience.give_up_seconds:
             return False
-        target = self._unsent / path.name
-        write_note(_note(target), {"reason": problem})
-        move(path, target)
-        _note(path).unlink(missing_ok=True)
+        _set_aside(path, self._unsent / path.name, problem)
         log.error("set aside %s for %s: %s", path.stem, self._name, problem)
         return True
 
 
-def retry_unsent(folders: NodeFolders) -> int:
-    """Put all results that were set aside back into their outboxes, at once due, and return how many there were.
+def set_aside_unserved(folders: NodeFolders, served: Collection[str]) -> None:
+    """Set aside results for destinations that are not served: sent much later, they would come as a surprise.
+
+    Raises
+    ------
+    OSError, OutputError
+        The disk fails.
+    """
+    for name in destinations_in(folders.outbox):
+        outbox, unsent = folders.outbox / name, folders.unsent / name
+        results = [] if name in served else results_in(outbox)
+        if results:
+            unsent.mkdir(exist_ok=True)
+            for result in results:
+                _set_aside(outbox / result, unsent / result, _UNSERVED)
+            (outbox / DESTINATION_FILE).unlink(missing_ok=True)
+            log.warning("set aside %s for %s: %s", counted(len(results), "result"), name, _UNSERVED)
+
+
+def retry_unsent(folders: NodeFolders, served: Collection[str]) -> int:
+    """Put results that were set aside back into their outboxes, at once due, and return how many.
+
+    Parameters
+    ----------
+    folders
+        The state folder.
+    served
+        Names of destinations; what is for others, or damaged, stays set aside.
 
     Raises
     ------
@@ -170,14 +192,35 @@ def retry_unsent(folders: NodeFolders) -> int:
         The disk fails.
     """
     count = 0
-    for destination in names_in(folders.unsent):
-        unsent = folders.unsent / destination
+    for destination in served:
+        outbox, unsent = folders.outbox / destination, folders.unsent / destination
         for name in results_in(unsent):
-            move(unsent / name, folders.outbox / destination / name)
+            if damage_of(folders, unsent / name):
+                continue
+            outbox.mkdir(exist_ok=True)
+            move(unsent / name, outbox / name)
             _note(unsent / name).unlink(missing_ok=True)
             count += 1
-        (folders.outbox / destination / DESTINATION_FILE).unlink(missing_ok=True)
+        (outbox / DESTINATION_FILE).unlink(missing_ok=True)
     return count
+
+
+def forget(result: Path) -> None:
+    """Remove a result from an outbox, or from where it was set aside.
+
+    Raises
+    ------
+    OSError
+        The disk fails.
+    """
+    _note(result).unlink(missing_ok=True)
+    result.unlink(missing_ok=True)
+
+
+def _set_aside(path: Path, target: Path, problem: str) -> None:
+    write_note(_note(target), {"reason": problem})
+    move(path, target)
+    _note(path).unlink(missing_ok=True)
 
 
 def _note(path: Path) -> Path:

@@ -7,17 +7,19 @@ import os
 import time
 from pathlib import Path
 
+from pydantic import ValidationError
 from pydicom.filereader import read_file_meta_info
 
 from client.inference.predict import PredictOptions, Predictor, part_of, predict_case
 from client.inference.results import CaseFiles, ResultForms
-from client.node.config import Node, load_node
-from client.node.folders import SEGMENTER_FILE, NodeFolders
+from client.node.config import Results, Segmenting
+from client.node.folders import SEGMENTER_FILE, SEGMENTING_FILE, NodeFolders, read_note
 from client.node.studies import SeriesOutcome, StudyQueue
 from client.state_folder import write_json
-from common.errors import RESTART_CANNOT_HELP, BundleError, DataError, FedvoxError, OutputError
+from common.errors import RESTART_CANNOT_HELP, BundleError, ConfigError, DataError, FedvoxError, OutputError
 from common.formatting import counted
 from common.imaging.datasets.case import Case, Reading, errors_of
+from common.imaging.datasets.comparison import SiteTerms
 from common.imaging.io.dicom.find import Found, find_series
 from common.imaging.io.dicom.slices import Series
 from common.system.logs import log_to_stderr
@@ -28,24 +30,30 @@ _POLL_SECONDS = 0.5
 _FULL_DISK_PAUSE_SECONDS = 30.0
 
 
-def main(config_file: Path, model: Path) -> int:
-    """Segment until SIGTERM; return an exit status only if the model or the configuration cannot be used."""
+def main(state: Path, model: Path) -> int:
+    """Segment until SIGTERM; return an exit status only if the model or what the node tells cannot be used."""
     log_to_stderr(logging.INFO)
-    node = None
+    folders = NodeFolders(state)
     try:
-        node = load_node(config_file)
-        segmenter = Segmenter(node, Predictor.open(model, _options(node)))
-        queue = StudyQueue(NodeFolders(node.state), segmenter, [one.name for one in node.destinations])
-        write_json(node.state / SEGMENTER_FILE, {"pid": os.getpid()})
+        told = _told(state / SEGMENTING_FILE)
+        segmenter = Segmenter(told.results, Predictor.open(model, _options(told)))
+        queue = StudyQueue(folders, segmenter, told.destinations)
+        write_json(state / SEGMENTER_FILE, {"pid": os.getpid()})
         log.info("the model is ready")
         while True:
             _work(queue)
     except FedvoxError as error:
         log.error("%s", error)
-        if node is not None:
-            write_json(node.state / SEGMENTER_FILE, {"problem": str(error)})
+        write_json(state / SEGMENTER_FILE, {"problem": str(error)})
         # A model is not repaired by another start.
         return RESTART_CANNOT_HELP if isinstance(error, BundleError) else error.exit_status
+
+
+def _told(path: Path) -> Segmenting:
+    try:
+        return Segmenting.model_validate(read_note(path))
+    except ValidationError:
+        raise ConfigError(f"{path}: is damaged or of another version; start the node again") from None
 
 
 def _work(queue: StudyQueue) -> None:
@@ -57,9 +65,9 @@ def _work(queue: StudyQueue) -> None:
         time.sleep(_FULL_DISK_PAUSE_SECONDS)
 
 
-def _options(node: Node) -> PredictOptions:
-    how = node.config.inference
-    return PredictOptions(how.overlap, how.mirror, how.device, how.precision, node.data_terms)
+def _options(told: Segmenting) -> PredictOptions:
+    how, terms = told.inference, SiteTerms(ranges=told.geometry, dicom=told.dicom)
+    return PredictOptions(how.overlap, how.mirror, how.device, how.precision, terms)
 
 
 class Segmenter:
@@ -67,15 +75,15 @@ class Segmenter:
 
     Parameters
     ----------
-    node
-        Has the forms of results.
+    results
+        The forms of results.
     predictor
         The model, and the rules for series.
     """
 
-    def __init__(self, node: Node, predictor: Predictor) -> None:
+    def __init__(self, results: Results, predictor: Predictor) -> None:
         self._predictor = predictor
-        self._forms = ResultForms("dicom", node.config.results.segmentation, node.config.results.report)
+        self._forms = ResultForms("dicom", results.segmentation, results.report)
 
     def __call__(self, instances: Path, results: Path) -> list[SeriesOutcome]:
         """See ``client.node.studies.Segment``."""

@@ -35,11 +35,19 @@ _ALREADY_THERE = "status 0x0111"
 def delivery(node: Node, destination: Destination) -> Deliver:
     """Return the function that sends files to a destination.
 
+    It reads the files for TLS and that of the token each time anew; what is wrong with them then is a problem of the
+    destination.
+
     Raises
     ------
     ConfigError
-        A file for TLS, or that of the token, cannot be used.
+        One of these files cannot be used now.
     """
+    _connected(node, destination)
+    return lambda paths: _connected(node, destination)(paths)
+
+
+def _connected(node: Node, destination: Destination) -> Deliver:
     tls = tls_context(destination.tls, node.folder) if destination.tls else None
     if destination.url is not None:
         token = read_token(node.folder / destination.token_file) if destination.token_file else ""

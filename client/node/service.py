@@ -11,9 +11,17 @@ from pathlib import Path
 from typing import NoReturn
 
 from client.node.config import Node
-from client.node.folders import STATUS_FILE, NodeFolders, names_in, studies_in
+from client.node.folders import (
+    SEGMENTING_FILE,
+    STATUS_FILE,
+    NodeFolders,
+    destinations_in,
+    names_in,
+    studies_in,
+    write_note,
+)
 from client.node.incoming import Incoming
-from client.node.outbox import Deliver, Outbox
+from client.node.outbox import Deliver, Outbox, set_aside_unserved
 from client.node.sending import delivery
 from client.node.traces import forget_old
 from client.pacs.receiver import Receiver, ReceiverSettings
@@ -36,8 +44,8 @@ _DAY_SECONDS = 86_400.0
 _JUMP_SECONDS = 60.0
 
 
-def listen(node: Node, config_file: Path, model: Path) -> NoReturn:
-    """Run the node until SIGTERM or Ctrl-C.
+def listen(node: Node, model: Path) -> NoReturn:
+    """Run the node until SIGTERM or Ctrl-C, or until it cannot hear any more.
 
     Raises
     ------
@@ -50,18 +58,23 @@ def listen(node: Node, config_file: Path, model: Path) -> NoReturn:
     logging.getLogger("fedvox").setLevel(logging.INFO)
     threading.excepthook = _one_line
     folders, config = NodeFolders(node.state), node.config
-    _ = node.data_terms  # refused now, and not by the other process alone
+    # Whatever is wrong with a file is said before anything is written.
+    told, settings = node.segmenting, node.receiver
+    deliveries = {one.name: delivery(node, one) for one in node.destinations}
     if not (model / DESCRIPTION_FILE).is_file():
         raise ConfigError(f"--model {model}: has no {DESCRIPTION_FILE}; give the folder of a model")
     with folders.locked():
         incoming = Incoming(
             folders, config.settle_seconds, config.limits.waiting_studies, int(config.limits.free_gigabytes * 10**9)
         )
+        write_note(folders.root / SEGMENTING_FILE, told.model_dump(mode="json"))
+        set_aside_unserved(folders, deliveries)
         senders = [
-            _Sender(Outbox(folders, one.name, config.retry.patience), delivery(node, one)) for one in node.destinations
+            _Sender(Outbox(folders, name, config.retry.patience), deliver) for name, deliver in deliveries.items()
         ]
-        supervisor = Supervisor([_segmenter(config_file, model, folders)], _say)
-        receiver = _receiver(node.receiver, incoming)
+        supervisor = Supervisor([_segmenter(model, folders)], _say)
+        receiver = _receiver(settings, incoming)
+        status = 0
         if strays := folders.strays():
             log.warning("no study, left alone: %s", visible(", ".join(strays[:10])))
         try:
@@ -69,14 +82,17 @@ def listen(node: Node, config_file: Path, model: Path) -> NoReturn:
                 log.info("listening as %s on %s port %d", config.ae_title, config.address, receiver.port)
                 for sender in senders:
                     sender.start()
-                _Upkeep(node, folders, incoming, supervisor).run()
+                _Upkeep(config.keep_days, folders, incoming, supervisor).run(receiver)
         except KeyboardInterrupt:
             log.info("stopping")
+        except FedvoxError as error:
+            log.error("%s", error)
+            status = error.exit_status
         finally:
             supervisor.stop()
     # Without waiting for threads of pynetdicom that wait for a peer: what they do is done again after the next start.
     logging.shutdown()
-    os._exit(0)
+    os._exit(status)
 
 
 def _receiver(settings: ReceiverSettings, incoming: Incoming) -> Receiver:
@@ -88,8 +104,8 @@ def _receiver(settings: ReceiverSettings, incoming: Incoming) -> Receiver:
         raise FedvoxError(f"cannot listen on {where}: {error.strerror or error}; change address or port") from None
 
 
-def _segmenter(config_file: Path, model: Path, folders: NodeFolders) -> Child:
-    command = [sys.executable, "-m", "client.node", str(config_file.absolute()), str(model.absolute())]
+def _segmenter(model: Path, folders: NodeFolders) -> Child:
+    command = [sys.executable, "-m", "client.node", str(folders.root.absolute()), str(model.absolute())]
     return Child("segmenter", command, dict(os.environ), folders.logs / "segmenter.log")
 
 
@@ -122,18 +138,26 @@ class _Sender(threading.Thread):
 class _Upkeep:
     """What has to be done again and again, by the main thread."""
 
-    def __init__(self, node: Node, folders: NodeFolders, incoming: Incoming, supervisor: Supervisor) -> None:
-        self._node = node
+    def __init__(self, keep_days: float, folders: NodeFolders, incoming: Incoming, supervisor: Supervisor) -> None:
+        self._keep_days = keep_days
         self._folders = folders
         self._incoming = incoming
         self._supervisor = supervisor
         self._poll_at = 0.0
 
-    def run(self) -> NoReturn:
-        """Go on until an exception, such as that of SIGTERM."""
+    def run(self, receiver: Receiver) -> NoReturn:
+        """Go on until an exception, such as that of SIGTERM.
+
+        Raises
+        ------
+        FedvoxError
+            The receiver hears nobody any more.
+        """
         shown, cleaned, clock = -_CLEANING_SECONDS, time.monotonic(), _clock_begin()
         told, told_at = "", 0.0
         while True:
+            if not receiver.is_listening:
+                raise FedvoxError("no longer listening: see the lines above; the node must be started again")
             now = time.monotonic()
             try:
                 self._incoming.settle()
@@ -145,7 +169,7 @@ class _Upkeep:
                 if now - cleaned >= _CLEANING_SECONDS:
                     cleaned, before, clock = now, clock, _clock_begin()
                     if abs(clock - before) < _JUMP_SECONDS:  # else what is new may seem to be old
-                        remove_old(self._folders, _DAY_SECONDS * self._node.config.keep_days)
+                        remove_old(self._folders, _DAY_SECONDS * self._keep_days)
             except (OSError, FedvoxError) as error:  # the disk is full: what is on it is safe
                 if str(error) != told or now - told_at > _SILENT_SECONDS:
                     told, told_at = str(error), now
@@ -179,7 +203,7 @@ def remove_old(folders: NodeFolders, seconds: float) -> None:
         path = folders.done / study
         if path.stat().st_mtime < oldest:
             folders.discard(path)
-    for destination in names_in(folders.sent):
+    for destination in destinations_in(folders.sent):
         for name in names_in(folders.sent / destination):
             path = folders.sent / destination / name
             if path.stat().st_mtime < oldest:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,15 @@ from client.node.folders import (
     SEGMENTER_FILE,
     STATUS_FILE,
     NodeFolders,
+    destinations_in,
     move,
-    names_in,
     read_note,
     results_in,
     studies_in,
 )
 from client.node.outbox import DESTINATION_FILE, retry_unsent
 from client.node.studies import read_outcomes
+from client.node.traces import damage_of
 from common.errors import FedvoxError, OutputError
 from common.formatting import counted, visible
 
@@ -60,7 +61,7 @@ def _status(folders: NodeFolders) -> dict[str, Any]:
         "done": len(studies_in(folders.done)),
         "set_aside": {study: _reasons(folders, study) for study in studies_in(folders.set_aside)},
         "strays": folders.strays(),
-        "destinations": {name: _destination(folders, name) for name in names_in(folders.outbox)},
+        "destinations": {name: _destination(folders, name) for name in destinations_in(folders.outbox)},
     }
 
 
@@ -133,8 +134,15 @@ def _rest(count: int) -> Iterator[str]:
         yield f"  and {count - _MOST_SHOWN} more; --json lists all"
 
 
-def retry(folders: NodeFolders) -> str:
+def retry(folders: NodeFolders, destinations: Collection[str]) -> str:
     """Try everything again that was set aside, and say what that is. The node may be running.
+
+    Parameters
+    ----------
+    folders
+        The state folder.
+    destinations
+        Names of those that are served; results for others stay set aside.
 
     Raises
     ------
@@ -142,14 +150,24 @@ def retry(folders: NodeFolders) -> str:
         The state folder cannot be written.
     """
     try:
-        studies = studies_in(folders.set_aside)
-        for study in studies:
-            home = folders.set_aside / study
+        studies = [folders.set_aside / study for study in studies_in(folders.set_aside)]
+        studies += _with_damaged_results(folders)
+        for home in studies:
             (home / ATTEMPTS_FILE).unlink(missing_ok=True)
             if (home / RESULTS).exists():
                 folders.discard(home / RESULTS)
-            move(home, folders.waiting / study)
-        results = retry_unsent(folders)
+            move(home, folders.waiting / home.name)
+        results = retry_unsent(folders, destinations)
+        left = sum(len(results_in(folders.unsent / name)) for name in destinations_in(folders.unsent))
     except OSError as error:
         raise OutputError(f"{folders.root}: cannot be written: {error.strerror or error}; try again") from None
-    return f"{counted(len(studies), 'study', 'studies')} and {counted(results, 'result')} are tried again"
+    tried = f"{counted(len(studies), 'study', 'studies')} and {counted(results, 'result')} are tried again"
+    return f"{tried}; still set aside, see status: {counted(left, 'result')}" if left else tried
+
+
+def _with_damaged_results(folders: NodeFolders) -> list[Path]:
+    """Return the studies that are done, and of which a result that was set aside is damaged: it is made again."""
+    homes = [folders.unsent / name for name in destinations_in(folders.unsent)]
+    damaged = {name for home in homes for name in results_in(home) if damage_of(folders, home / name)}
+    studies = [folders.done / study for study in studies_in(folders.done)] if damaged else []
+    return [study for study in studies if not damaged.isdisjoint(results_in(study / RESULTS))]

@@ -23,7 +23,8 @@ from client.node.folders import (
     studies_in,
     write_note,
 )
-from client.node.traces import remember_made
+from client.node.outbox import forget
+from client.node.traces import damage_of, remember_made
 from common.errors import OutputError
 from common.formatting import counted
 from common.system.files import cannot_write, flush_folder, new_folder
@@ -148,9 +149,7 @@ class StudyQueue:
             outbox = self._folders.outbox / destination
             outbox.mkdir(exist_ok=True)
             for name in results:
-                homes = (self._folders.outbox, self._folders.sent, self._folders.unsent, self._folders.arrived)
-                places = [home / destination for home in homes]
-                if not any((place / name).exists() for place in places):
+                if not self._is_on_its_way(destination, name):
                     os.link(study / RESULTS / name, outbox / name)
             flush_folder(outbox)
         refused = any(one.state == "refused" for one in outcomes)
@@ -163,6 +162,17 @@ class StudyQueue:
             "study %s is %s, with %s",
             *(study.name, "set aside" if refused else "done", counted(len(results), "result")),
         )
+
+    def _is_on_its_way(self, destination: str, name: str) -> bool:
+        """Return whether a result was handed on before. A copy that the disk damaged is removed, for a new one."""
+        folders, waits = self._folders, False
+        # In the order in which a sender moves it meanwhile.
+        for path in (folders.outbox / destination / name, folders.unsent / destination / name):
+            if path.exists() and damage_of(folders, path):
+                forget(path)
+            else:
+                waits = waits or path.exists()
+        return waits or any((home / destination / name).exists() for home in (folders.sent, folders.arrived))
 
 
 def read_outcomes(results: Path) -> list[SeriesOutcome] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from client.node.folders import INSTANCES, NodeFolders, names_in, results_in
+from client.node.folders import INSTANCES, NodeFolders, destinations_in, names_in, results_in
 from common.system.files import flush_folder
 
 _YEAR_SECONDS = 365 * 86_400.0
@@ -24,15 +24,13 @@ def remember_made(folders: NodeFolders, results: Path) -> None:
     flush_folder(folders.made)
 
 
-def is_as_made(folders: NodeFolders, result: Path) -> bool:
-    """Return whether a result has the bytes that it was made with.
-
-    Raises
-    ------
-    OSError
-        It cannot be read.
-    """
-    return (folders.made / _made(result)).exists()
+def damage_of(folders: NodeFolders, result: Path) -> str:
+    """Say why a result is of no use; empty if it has the bytes that it was made with."""
+    try:
+        is_as_made = (folders.made / _made(result)).exists()
+    except OSError as error:
+        return f"the file cannot be read: {error.strerror or error}"
+    return "" if is_as_made else "the file is not as it was made: the disk damaged it"
 
 
 def remember_sent(folders: NodeFolders, destination: str, result: str) -> None:
@@ -68,9 +66,9 @@ def forget_old(folders: NodeFolders, before: float) -> None:
     for home in (folders.incoming, folders.waiting, folders.done, folders.set_aside):
         oldest = min([oldest, *(_changed(home / study / INSTANCES) for study in names_in(home))])
     for home in (folders.outbox, folders.unsent):
-        for destination in names_in(home):
+        for destination in destinations_in(home):
             oldest = min([oldest, *(_changed(home / destination / name) for name in names_in(home / destination))])
-    for home in (folders.made, *(folders.arrived / destination for destination in names_in(folders.arrived))):
+    for home in (folders.made, *(folders.arrived / destination for destination in destinations_in(folders.arrived))):
         for name in names_in(home):
             if _changed(home / name) < oldest:
                 (home / name).unlink()

@@ -188,12 +188,18 @@ class Receiver:
             (evt.EVT_C_STORE, self._store),
         ]
         self._server = _Server(settings, entity, handlers)
+        self._thread = threading.Thread(target=self._server.serve_forever, name="receiver", daemon=True)
         self.port = int(self._server.server_address[1])
 
     def __enter__(self) -> Self:
         """Listen from now on."""
-        threading.Thread(target=self._server.serve_forever, name="receiver", daemon=True).start()
+        self._thread.start()
         return self
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether it hears peers."""
+        return self._thread.is_alive()
 
     def __exit__(self, *_: object) -> None:
         """Listen no more, and abort what is under way."""

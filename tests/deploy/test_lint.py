@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -152,12 +153,17 @@ def test_units_are_sound_and_may_do_little(units: Path, name: str) -> None:
 
 
 def test_units_stay_hardened_with_a_gpu(units: Path) -> None:
-    folder = units / "fedvox-runner.service.d"
-    folder.mkdir()
-    shutil.copy(DEPLOY / "systemd/examples/gpu.conf", folder)
+    shutil.copy(DEPLOY / "systemd/examples/gpu.conf", units / "fedvox-runner.service.d")
     unit = units / "fedvox-runner.service"
     assert said(program("systemd-analyze", "systemd"), "verify", "--man=no", unit) == (0, "")
     assert exposure(unit)[0] <= LARGEST_EXPOSURE + 0.5
+
+
+@pytest.mark.parametrize("name", [unit.name for unit in UNITS])
+def test_only_what_computes_may_set_how_threads_share_the_processors(units: Path, name: str) -> None:
+    command = [program("systemd-analyze", "systemd"), "security", "--offline=true", "--json=short", units / name]
+    (judged,) = (one for one in json.loads(said(*command)[1]) if one["name"] == "SystemCallFilter=~@resources")
+    assert judged["set"] == (name not in ("fedvox-node.service", "fedvox-runner.service")), judged["description"]
 
 
 @pytest.mark.parametrize("example", ["server-address.conf", "outbound-proxy.conf"])
@@ -214,6 +220,12 @@ def test_the_node_listens_on_one_port_and_sees_no_scans_for_training() -> None:
     assert settings("fedvox-node.service", "SocketBindDeny") == ["any"]
     assert settings("fedvox-node.service", "SocketBindAllow") == ["tcp:11112"]
     assert any("/srv/fedvox/scans" in value for value in settings("fedvox-node.service", "InaccessiblePaths"))
+
+
+def test_the_node_starts_without_secrets() -> None:
+    """What cannot be loaded ends a service with status 243, unless there is something to take its place."""
+    loaded = {value.partition(":")[0] for value in settings("fedvox-node.service", "LoadCredential")}
+    assert loaded == {value.partition(":")[0] for value in settings("fedvox-node.service", "SetCredential")} != set()
 
 
 def test_the_nodes_container_has_no_rights_and_one_port(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from client.node.config import load_node
+from client.node.config import Segmenting, load_node
+from client.node.folders import read_note, write_note
 from client.pacs.receiver import AllowedPeer
 from common.errors import ConfigError
 
@@ -41,6 +42,26 @@ def test_rules_for_dicom_are_its_own_or_those_of_the_site(tmp_path: Path) -> Non
     both = f"{LEAST}site: site.yaml\ndicom: {{series: {{modality: CT}}}}"
     terms = load_node(written(tmp_path, both)).data_terms
     assert terms.dicom.min_slices == 5 and terms.dicom.series[0].modality == ("CT",)
+
+
+def test_the_process_that_segments_is_told_what_concerns_it_and_no_more(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("geometry: {voxel_mm: [0.3, 8]}")
+    content = f"""{CALLERS}
+ae_title: FEDVOX
+site: site.yaml
+dicom: {{min_slices: 7, series: [{{modality: [MR, CT], description: "T1*"}}, {{body_part: KNEE}}]}}
+inference: {{overlap: 0.25, mirror: true}}
+results: {{segmentation: labelmap}}
+destinations: [{{name: archive, url: "https://archive.example", token_file: archive.token}}]
+"""
+    node = load_node(written(tmp_path, content))
+    path = tmp_path / "segmenting.json"
+    write_note(path, node.segmenting.model_dump(mode="json"))
+    told = Segmenting.model_validate(read_note(path))
+    assert told == node.segmenting
+    assert (told.geometry, told.dicom) == (node.data_terms.ranges, node.data_terms.dicom)
+    assert told.destinations == ("archive",) and told.inference.mirror
+    assert "token" not in path.read_text() and "10.1.2.3" not in path.read_text()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from client.node.folders import INSTANCES, RESULTS, STUDY_FILE, NodeFolders, names_in, read_note, write_note
-from client.node.outbox import DESTINATION_FILE, Outbox, Patience, retry_unsent
+from client.node.outbox import DESTINATION_FILE, Outbox, Patience, retry_unsent, set_aside_unserved
 from client.node.service import remove_old
 from client.node.studies import StudyQueue
 from client.node.traces import remember_made
@@ -110,7 +110,7 @@ def test_a_destination_that_is_down_for_long_sets_results_aside_and_another_try_
     destination.down = False
     outbox.deliver(destination)
     assert not destination.got
-    assert retry_unsent(folders) == 2
+    assert retry_unsent(folders, ["pacs"]) == 2
     Outbox(folders, "pacs", PATIENCE).deliver(destination)
     assert sorted(destination.got) == ["1.1", "1.2"] and not names_in(folders.unsent / "pacs")
 
@@ -219,3 +219,37 @@ def test_the_destination_has_each_result_after_a_kill_at_any_step(
             assert step > 1
             return
     pytest.fail("it never came to its end")
+
+
+@pytest.mark.parametrize("served", [[], ["archive"]], ids=["shadow", "gone"])
+def test_what_waits_for_nobody_is_sent_only_if_somebody_asks_for_it(folders: NodeFolders, served: list[str]) -> None:
+    destination = Destination()
+    destination.down = True
+    Outbox(folders, "pacs", PATIENCE).deliver(destination)
+    destination.down = False
+    set_aside_unserved(folders, served)
+    assert not names_in(folders.outbox / "pacs")
+    assert read_note(folders.unsent / "pacs" / "1.1.json") == {"reason": "node.yaml sends nothing to this destination"}
+    assert retry_unsent(folders, served) == 0 and len(names_in(folders.unsent / "pacs")) == 4
+    outbox = Outbox(folders, "pacs", PATIENCE)  # it is served again
+    set_aside_unserved(folders, ["pacs"])
+    outbox.deliver(destination)
+    assert not destination.got
+    assert retry_unsent(folders, ["pacs"]) == 2
+    outbox.deliver(destination)
+    assert sorted(destination.got) == ["1.1", "1.2"] and not names_in(folders.unsent / "pacs")
+
+
+def test_what_is_served_is_left_alone(folders: NodeFolders) -> None:
+    (folders.outbox / "notes.txt").write_text("mine")
+    set_aside_unserved(folders, ["pacs"])
+    assert names_in(folders.outbox / "pacs") == ["1.1.dcm", "1.2.dcm"] and not names_in(folders.unsent)
+
+
+def test_what_a_killed_process_left_half_written_is_removed(folders: NodeFolders) -> None:
+    halves = [home / f".1.1.json.{'0' * 12}.part" for home in (folders.root, folders.outbox / "pacs")]
+    for half in halves:
+        half.write_text("{")
+    with folders.locked():
+        assert not [half for half in halves if half.exists()]
+    assert names_in(folders.outbox / "pacs") == ["1.1.dcm", "1.2.dcm"]

@@ -10,7 +10,8 @@ from pydicom.dataset import Dataset
 
 from client.inference.predict import Predictor
 from client.node.config import Node, NodeConfig
-from client.node.segmenter import Segmenter
+from client.node.folders import SEGMENTER_FILE, SEGMENTING_FILE, read_note, write_note
+from client.node.segmenter import Segmenter, main
 from client.node.studies import SeriesOutcome
 from tests.dicom_series import CT, make_series, save
 from tests.listening import write_model
@@ -42,7 +43,7 @@ def segment(predictor: Predictor, folder: Path, slices: list[Dataset], **values:
     (folder / "results").mkdir()
     node = Node(NodeConfig.model_validate(content), folder)
     predictor.terms = node.data_terms
-    segmenter = Segmenter(node, predictor)
+    segmenter = Segmenter(node.config.results, predictor)
     return segmenter(kept(folder / "instances", slices), folder / "results")
 
 
@@ -112,6 +113,14 @@ def test_an_instance_that_went_bad_on_disk_does_not_shorten_a_series(
     first, last = (instances / f"{one.SOPInstanceUID}.dcm" for one in (series[0], series[-1]))
     last.write_bytes(first.read_bytes() if content is None else content)
     (tmp_path / "results").mkdir()
-    (outcome,) = Segmenter(node, predictor)(instances, tmp_path / "results")
+    (outcome,) = Segmenter(node.config.results, predictor)(instances, tmp_path / "results")
     assert outcome.state == "refused" and "1 instance cannot be read any more" in outcome.reason
     assert not list((tmp_path / "results").iterdir())
+
+
+@pytest.mark.parametrize("told", [None, {"inference": {}, "of another version": 1}])
+def test_what_it_is_told_must_be_of_its_version(tmp_path: Path, told: dict[str, object] | None) -> None:
+    if told is not None:
+        write_note(tmp_path / SEGMENTING_FILE, told)
+    assert main(tmp_path, tmp_path / "model") == 2
+    assert "start the node again" in read_note(tmp_path / SEGMENTER_FILE)["problem"]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,11 +16,11 @@ import pytest
 from client.node.config import Node, NodeConfig
 from client.node.sending import WebStore, delivery
 from client.pacs.peer import PeerError
-from common.errors import ConfigError
+from common.errors import ConfigError, FedvoxError
 from common.system.supervisor import free_port
 from server.provisioning.certificate_authority import Authority
 from tests.dicom_series import make_series, save
-from tests.mutual_tls import server_context, write_server
+from tests.mutual_tls import server_context, write_server, write_site
 from tests.orthanc import Orthanc, private_network, run_orthanc
 
 
@@ -63,12 +64,16 @@ def test_a_destination_that_is_down_is_an_error_of_its_own(tmp_path: Path, way: 
 
 
 @contextmanager
-def answering(status: int, content: bytes = b"") -> Iterator[str]:
-    """The base of services that answer every POST in the same way."""
+def answering(
+    status: int, content: bytes = b"", seen: list[str] | None = None, tls: ssl.SSLContext | None = None
+) -> Iterator[str]:
+    """The base of services that answer every POST in the same way, and note who asks."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
+            if seen is not None:
+                seen.append(self.headers["Authorization"])
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
@@ -78,8 +83,10 @@ def answering(status: int, content: bytes = b"") -> Iterator[str]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield f"{'https' if tls else 'http'}://localhost:{server.server_port}"
         server.shutdown()
 
 
@@ -192,6 +199,26 @@ def test_a_certificate_that_is_not_trusted_is_called_so(tmp_path: Path) -> None:
         with pytest.raises(PeerError, match="certificate that is not trusted here"):
             list(store.deliver([path]))
         thread.join()
+
+
+def test_a_new_token_is_used_at_once_and_a_missing_one_is_the_destinations_problem(tmp_path: Path) -> None:
+    path, seen, token = result(tmp_path), list[str](), tmp_path / "archive.token"
+    authority = Authority.create("test")
+    tls = server_context(write_server(tmp_path / "archive", authority))
+    write_site(tmp_path, authority)
+    with answering(200, stored(UID), seen, tls) as url:
+        keys = {"ca": "ca.crt", "certificate": "site.crt", "key": "site.key"}
+        way = {"url": url, "token_file": token.name, "tls": keys}
+        where = node(tmp_path, **way)
+        token.write_text("first")
+        send = delivery(where, where.destinations[0])
+        assert list(send([path])) == [(path, "")]
+        token.write_text("second")
+        assert list(send([path])) == [(path, "")]
+        token.unlink()
+        with pytest.raises(FedvoxError, match=r"archive\.token"):
+            list(send([path]))
+    assert seen == ["Bearer first", "Bearer second"]
 
 
 def test_files_of_a_destination_are_checked(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from client.node.folders import (
 )
 from client.node.service import remove_old
 from client.node.status import node_status, retry, status_lines
+from client.node.traces import remember_made
 from common.errors import ConfigError, FedvoxError, OutputError
 from common.system.locks import lock_file
 from tests.client.node.studies import put_waiting
@@ -50,6 +51,7 @@ def folders(tmp_path: Path) -> NodeFolders:
         for home, result in ((folders.sent, "2.1"), (folders.unsent, "2.2"), (folders.outbox, "2.3")):
             (home / "pacs").mkdir()
             (home / "pacs" / f"{result}.dcm").write_text(result)
+            remember_made(folders, home / "pacs")
         write_note(folders.unsent / "pacs" / "2.2.json", {"reason": "status 0xA900"})
     return folders
 
@@ -77,7 +79,7 @@ def test_commands_show_it_and_try_again(folders: NodeFolders) -> None:
     assert names_in(folders.waiting / "1.2") == [INSTANCES]
     assert names_in(folders.outbox / "pacs") == ["2.2.dcm", "2.3.dcm"]
     assert not names_in(folders.set_aside) and not names_in(folders.unsent / "pacs")
-    assert retry(folders) == "0 studies and 0 results are tried again"
+    assert retry(folders, ["pacs"]) == "0 studies and 0 results are tried again"
 
 
 def test_two_nodes_do_not_share_a_folder(folders: NodeFolders) -> None:
@@ -107,7 +109,7 @@ def test_running_without_a_model_is_wrong_usage(folders: NodeFolders) -> None:
 def test_a_retry_that_was_killed_is_made_again(folders: NodeFolders) -> None:
     shutil.rmtree(folders.set_aside / "1.2" / RESULTS)
     assert node_status(folders)["set_aside"] == {"1.2": ["study.json is missing or of another version"]}
-    assert retry(folders) == "1 study and 1 result are tried again"
+    assert retry(folders, ["pacs"]) == "1 study and 1 result are tried again"
     assert names_in(folders.waiting) == ["1.1", "1.2"]
 
 
@@ -165,6 +167,31 @@ def test_another_account_is_told_so(folders: NodeFolders) -> None:
         with pytest.raises(FedvoxError, match="for the account of the node alone"):
             node_status(folders)
         with pytest.raises(OutputError, match="Permission denied"):
-            retry(folders)
+            retry(folders, ["pacs"])
     finally:
         os.seteuid(0)
+
+
+def test_a_damaged_result_is_made_again_and_no_other(folders: NodeFolders) -> None:
+    for study, result in (("1.3", "2.2"), ("1.4", "2.1")):
+        home = put_waiting(folders, study, "1.3.1")
+        (home / RESULTS).mkdir()
+        (home / RESULTS / f"{result}.dcm").write_text(result)
+        home.rename(folders.done / study)
+    (folders.unsent / "pacs" / "2.2.dcm").write_text("2.")
+    assert retry(folders, ["pacs"]) == "2 studies and 0 results are tried again; still set aside, see status: 1 result"
+    assert names_in(folders.waiting) == ["1.1", "1.2", "1.3"] and names_in(folders.done) == ["1.4"]
+    assert names_in(folders.waiting / "1.3") == [INSTANCES]
+
+
+def test_results_for_a_destination_that_is_gone_stay_set_aside(folders: NodeFolders) -> None:
+    assert retry(folders, []) == "1 study and 0 results are tried again; still set aside, see status: 1 result"
+    assert names_in(folders.unsent / "pacs") == ["2.2.dcm", "2.2.json"]
+
+
+def test_what_is_no_destination_is_left_alone(folders: NodeFolders) -> None:
+    for home in (folders.outbox, folders.unsent, folders.sent, folders.arrived):
+        (home / "README").write_text("mine")
+    assert list(node_status(folders)["destinations"]) == ["pacs"]
+    remove_old(folders, 0)
+    assert "0 results" not in retry(folders, ["pacs"])

@@ -44,6 +44,18 @@ def test_in_shadow_mode_results_stay_here(folders: NodeFolders) -> None:
     assert (folders.done / "1.1" / RESULTS / RESULT).read_text() == "a result"
 
 
+@pytest.mark.parametrize("place", ["outbox", "unsent"])
+def test_a_damaged_result_does_not_block_its_replacement(folders: NodeFolders, place: str) -> None:
+    home = getattr(folders, place) / "pacs"
+    home.mkdir()
+    (home / RESULT).write_text("a res")
+    write_note((home / RESULT).with_suffix(".json"), {"reason": "damaged"})
+    put_waiting(folders, "1.1", "1.2.3")
+    StudyQueue(folders, one_result_each, ["pacs"]).work()
+    assert (folders.outbox / "pacs" / RESULT).read_text() == "a result"
+    assert names_in(folders.outbox / "pacs") == [RESULT] and not names_in(folders.unsent / "pacs")
+
+
 @pytest.mark.parametrize("place", ["sent", "unsent"])
 def test_a_result_that_has_left_its_outbox_does_not_come_back(folders: NodeFolders, place: str) -> None:
     queue = StudyQueue(folders, one_result_each, ["pacs"])

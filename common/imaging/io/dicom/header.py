@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pydicom
+from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
@@ -22,7 +23,7 @@ from common.imaging.io.dicom.elements import read_elements
 from common.imaging.io.dicom.frames import SLICE_TAGS, slices_of
 from common.imaging.io.dicom.pixel_form import FORM_TAGS, pixel_form
 from common.imaging.io.dicom.slices import RefusedError, Slice
-from common.imaging.io.dicom.values import tag_of, text
+from common.imaging.io.dicom.values import stored, tag_of, text
 
 # What pydicom says about odd values quotes them; refusals here are in our words.
 warnings.filterwarnings("ignore", module=r"pydicom\.")
@@ -30,7 +31,7 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 _NAMES = (
     *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SeriesNumber", "SeriesDescription", "Modality"),
-    *("PatientID", "IssuerOfPatientID"),
+    *("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate"),
 )
 _TAGS: list[BaseTag | int] = [tag_of(keyword) for keyword in ("SOPClassUID", *_NAMES, *FORM_TAGS, *SLICE_TAGS)]
 _MAGIC_OFFSET = 128
@@ -57,6 +58,8 @@ class Instance:
         PatientID in Unicode's composed form, NFC; may be empty.
     issuer
         IssuerOfPatientID; may be empty.
+    person
+        Name and birth date, equal for instances that have the same.
     slices
         Slices of an image that can be read.
     problem
@@ -74,6 +77,7 @@ class Instance:
     image_type: str
     patient: str = field(repr=False)
     issuer: str = field(repr=False)
+    person: bytes = field(repr=False)
     slices: tuple[Slice, ...]
     problem: RefusedError | None
 
@@ -130,9 +134,16 @@ def read_header(path: Path) -> Instance | None:
             image_type=text(dataset, "ImageType"),
             patient=unicodedata.normalize("NFC", text(dataset, "PatientID").strip()),
             issuer=text(dataset, "IssuerOfPatientID").strip(),
+            person=_person(dataset),
             slices=slices,
             problem=problem,
         )
+
+
+def _person(dataset: Dataset) -> bytes:
+    """Return name and birth date as stored, without other spellings of the name, blanks and the case of letters."""
+    name = stored(dataset, "PatientName").split(b"=")[0].strip(b" \0^").upper()
+    return b"=".join((name, stored(dataset, "PatientBirthDate").strip(b" \0")))
 
 
 @contextmanager

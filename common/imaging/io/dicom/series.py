@@ -98,6 +98,10 @@ def _require_images(instances: Sequence[Instance]) -> None:
         raise RefusedError(f"holds {counted(copies, 'instance')} more than once: remove the copies")
     if (patients := len({instance.patient for instance in instances})) > 1:
         raise RefusedError(f"has instances of {patients:,} patients (PatientID)")
+    # One PatientID of one issuer is one patient, however the name is spelt; otherwise nobody knows but by the name.
+    is_certain = instances[0].patient and len({instance.issuer for instance in instances}) == 1
+    if not is_certain and len({instance.person for instance in instances}) > 1:
+        raise RefusedError("has instances with several names or birth dates, and no PatientID of one issuer")
     broken = [(instance, instance.problem) for instance in instances if instance.problem is not None]
     if broken:
         instance, problem = broken[0]

@@ -37,6 +37,12 @@ def tag_of(keyword: str) -> BaseTag:
     return Tag(keyword)
 
 
+def stored(dataset: Dataset, keyword: str) -> bytes:
+    """Return a value of text as its bytes, in whatever character set; empty if it is missing."""
+    value = getattr(dataset.get_item(tag_of(keyword)), "value", None)
+    return value if isinstance(value, bytes) else b""
+
+
 def text(dataset: Dataset, keyword: str) -> str:
     """Return a value as text, several values with backslashes between them; empty if it is missing.
 

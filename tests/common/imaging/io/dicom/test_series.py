@@ -54,6 +54,29 @@ def test_volumes_of_one_series_are_split_by_the_tag_that_tells_them_apart(
         assert (read_series(one).array == 10 + index).all()
 
 
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"PatientID": ("P1", "P2")}, "2 patients (PatientID)"),
+        ({"PatientID": ("", ""), "PatientName": ("Alpha^A", "Beta^B")}, "several names"),
+        ({"PatientID": ("", ""), "PatientName": ("Alpha^A", "")}, "several names"),
+        ({"PatientID": ("", ""), "PatientBirthDate": ("19500101", "19990101")}, "several names or birth dates"),
+        ({"IssuerOfPatientID": ("H1", "H2"), "PatientName": ("Alpha^A", "Beta^B")}, "several names"),
+        ({"IssuerOfPatientID": ("H1", ""), "PatientName": ("Müller^A", "Möller^A")}, "several names"),
+        ({"PatientID": ("", ""), "PatientName": ("Müller^A", "MüLLER^A^ =ミュラー^A")}, ""),
+        ({"PatientName": ("Alpha^A", "Alpha^A^^Dr")}, ""),
+        ({"IssuerOfPatientID": ("H1", "H2")}, ""),
+    ],
+)
+def test_slices_of_two_patients_are_no_volume(tmp_path: Path, values: dict[str, tuple[str, str]], told: str) -> None:
+    slices = stack(1, SpecificCharacterSet="ISO_IR 192")
+    for keyword, (first, second) in values.items():
+        for index, one in enumerate(slices):
+            setattr(one, keyword, first if index < 4 else second)
+    series = only_series_in(save(tmp_path, slices))
+    assert told in series.refusal and bool(told) == bool(series.refusal)
+
+
 def test_magnitude_and_phase_are_two_volumes(tmp_path: Path) -> None:
     magnitude, phase = (
         stack(1, ImageType=["ORIGINAL", "PRIMARY", "M"]),
