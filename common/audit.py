@@ -22,7 +22,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -195,21 +195,19 @@ class AuditLog:
     def _write(self, descriptor: int, event: str, details: dict[str, Any]) -> Entry:
         chain = self._chain
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        body = {"n": chain.n + 1, "time": time, "event": event, **details, "previous": chain.hash}
-        text = json.dumps(body, separators=(",", ":"), allow_nan=False)
-        own = hashlib.sha256(text.encode()).hexdigest()
-        line = f'{text[:-1]},"hash":"{own}"}}\n'.encode()
+        unsealed = Entry(chain.n + 1, time, event, details, chain.hash, "")
+        entry = replace(unsealed, hash=hashlib.sha256(_text(unsealed)).hexdigest())
+        line, own = line_of(entry), entry.hash
         try:
             _write_all(descriptor, line, chain.offset)
             os.fsync(descriptor)
             # Only after the entry: a crash in between leaves the head one entry behind, which is not a truncated log.
-            _write_head(self.path, chain.n + 1, own)
+            _write_head(self.path, entry.n, own)
         except (OSError, OutputError):
             with contextlib.suppress(OSError):
                 os.ftruncate(descriptor, chain.offset)
             raise
-        self._chain = _Chain(chain.n + 1, own, chain.hash, chain.offset + len(line))
-        entry = Entry(chain.n + 1, time, event, details, chain.hash, own)
+        self._chain = _Chain(entry.n, own, chain.hash, chain.offset + len(line))
         if event in self._events:
             self._kept.append(entry)
         return entry
@@ -266,6 +264,31 @@ def read_entries(path: Path) -> list[Entry]:
     return [_parse(path, line, number) for number, line in enumerate(lines, start=1)]
 
 
+def read_part(path: Path) -> list[Entry]:
+    """Return the entries of a file with a part of a log, after verifying that each follows the one before it.
+
+    Raises
+    ------
+    AuditError
+        If the file cannot be read, holds no entry, or was edited, cut within a line, or reordered.
+    """
+    try:
+        with _lock_to_read(path) as descriptor, open(descriptor, "rb", closefd=False) as stream:
+            first = _parse(path, stream.readline(), 1)
+            chain = _Chain(first.n - 1, first.previous)
+            entries = list(_walk(path, stream, chain))
+    except OSError as error:
+        raise AuditError(path, f"cannot be read: {error.strerror or error}") from None
+    if chain.torn:
+        raise AuditError(path, "its last line is not whole")
+    return entries
+
+
+def line_of(entry: Entry) -> bytes:
+    """Return the line of a log that holds an entry."""
+    return _text(entry)[:-1] + b',"hash":"%s"}\n' % entry.hash.encode()
+
+
 def head_hash(path: Path) -> str | None:
     """Return the hash of a log's last entry, or of the one before it after a crash; None without a log.
 
@@ -281,6 +304,12 @@ def head_hash(path: Path) -> str | None:
 def head_of(path: Path) -> Path:
     """Return the path of the file that holds the number and hash of the log's last entry."""
     return path.with_name(f"{path.name}.head")
+
+
+def _text(entry: Entry) -> bytes:
+    """Return everything in an entry's line before its hash, closed as an object."""
+    body = {"n": entry.n, "time": entry.time, "event": entry.event, **entry.details, "previous": entry.previous}
+    return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
 
 
 def _lock_to_write(path: Path) -> FileLock:

@@ -98,9 +98,8 @@ def server_identity(kit: Path, now: datetime | None = None) -> Identity:
         list was issued by another authority or is not valid at that time.
     """
     file = kit / SERVER_CERTIFICATE_FILE
-    authority, certificate = load_certificate(kit / AUTHORITY_FILE, _PROVISION), load_certificate(file, _PROVISION)
-    _check_issuer(file, certificate, authority, _PROVISION)
-    _check_purpose(file, certificate, ExtendedKeyUsageOID.SERVER_AUTH, "a server", _PROVISION)
+    authority = load_certificate(kit / AUTHORITY_FILE, _PROVISION)
+    certificate = server_certificate(file, authority, _PROVISION)
     key = load_key(kit / SERVER_KEY_FILE, _PROVISION)
     if key.public_key() != certificate.public_key():
         raise CertificateError(
@@ -110,6 +109,20 @@ def server_identity(kit: Path, now: datetime | None = None) -> Identity:
     check_dates(file, certificate, now, _PROVISION)
     _check_revocations(kit / REVOCATIONS_FILE, authority, now)
     return Identity(key, certificate)
+
+
+def server_certificate(file: Path, authority: x509.Certificate, advice: str) -> x509.Certificate:
+    """Read the certificate of a federation's server, without checking its dates.
+
+    Raises
+    ------
+    CertificateError
+        If it is missing or damaged, was issued by another authority, or is not a server certificate.
+    """
+    certificate = load_certificate(file, advice)
+    _check_issuer(file, certificate, authority, advice)
+    _check_purpose(file, certificate, ExtendedKeyUsageOID.SERVER_AUTH, "a server", advice)
+    return certificate
 
 
 def admitted_certificate(kit: Path, site: str) -> x509.Certificate:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from common.formatting import counted
+from common.formatting import counted, visible
 
 NOTHING = "–"
 """Shown in place of a missing value."""
+
+_SPECIAL_IN_MARKDOWN = re.compile(r"[\\`*_\[\]<>|~&#@$]|^[-+=]|(?<=:)//|(?<=www)\.", re.IGNORECASE)
+
+
+def escaped(text: str) -> str:
+    """Return a text that Markdown shows as it is, on one line, without links, markup or HTML."""
+    return _SPECIAL_IN_MARKDOWN.sub(lambda match: "".join(f"\\{sign}" for sign in match[0]), visible(text))
 
 
 def format_seconds(seconds: float) -> str:

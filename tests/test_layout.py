@@ -13,6 +13,7 @@ ROOMS = {
     "server": (
         *(
             "cli",
+            "export",
             "comparison",
             "contributions",
             "simulation",

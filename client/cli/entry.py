@@ -17,6 +17,7 @@ from client.cli.fingerprint import add_fingerprint_command
 from client.cli.ledger import add_ledger_command
 from client.cli.network import add_network_commands
 from client.cli.node import add_node_command
+from client.cli.verify import add_verify_command
 from common.errors import ConfigError, DataError
 from common.formatting import counted, visible
 from common.system.cli import Parser, add_command, add_device, add_json, base_parser, run, show
@@ -61,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     evaluate.add_argument("--data", type=Path, required=True, metavar="DIR", help="dataset folder with labels")
     evaluate.add_argument("--out", type=Path, required=True, metavar="metrics.csv", help="one row per case and label")
     evaluate.add_argument("--overwrite", action="store_true", help="replace a file that exists")
+    add_verify_command(commands)
     add_import_command(commands)
     add_consent_commands(commands)
     add_ledger_command(commands)

@@ -8,19 +8,17 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import shutil
 import sys
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 from common.errors import ConfigError, OutputError
-from common.formatting import visible
 from common.system.cli import add_command, add_device, add_json, base_parser, default_cache, run, show
-from common.system.files import new_folder
 from server.cli.compare import add_compare_command
 from server.cli.contributions import add_contributions
 from server.cli.dossier import add_dossier
+from server.cli.export import add_export
 from server.cli.network import add_network_commands
 from server.cli.privacy import add_privacy_commands, add_set
 from server.formatting import format_best, format_seconds, scores_are_noised
@@ -69,11 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_contributions(commands)
     add_dossier(commands)
 
-    export = add_command(
-        commands, "export", _export, "copy a run's released model", "runs/first --out hippocampus-model"
-    )
-    export.add_argument("run", type=Path, metavar="RUN_DIR")
-    export.add_argument("--out", type=Path, required=True, metavar="MODEL_DIR", help="a folder that does not exist yet")
+    add_export(commands)
     add_privacy_commands(commands)
     add_network_commands(commands)
     return run(parser, arguments)
@@ -171,27 +165,6 @@ def _report(options: argparse.Namespace) -> int:
     from server.reporting.report import write_report
 
     show(write_report(options.run))
-    return 0
-
-
-def _export(options: argparse.Namespace) -> int:
-    from common.models.bundle import load_bundle
-    from server.run_store.damage import check_model
-    from server.run_store.folder import RunError, RunFolder
-
-    folder = RunFolder.open(options.run)
-    source = folder.path / "model"
-    if not source.is_dir():
-        raise RunError(f"{source}: there is no released model yet; finish the run first (simulate --resume)")
-    check_model(folder)
-    note = load_bundle(source).provenance.get("note")
-    if options.out.exists():
-        raise OutputError(f"{options.out}: already exists; choose another --out")
-    with new_folder(options.out) as temporary:
-        shutil.copytree(source, temporary, dirs_exist_ok=True)
-    show(options.out)
-    if note:
-        show(visible(f"note: {note}"), file=sys.stderr)
     return 0
 
 

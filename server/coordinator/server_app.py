@@ -17,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from common.audit import AuditLog
 from common.config.federation import FederationConfig, load_federation
 from common.errors import RESTART_CANNOT_HELP, FedvoxError
+from common.models.export_manifest import RELEASE_EVENT
 from common.plan.plan import Plan
 from common.system.logs import LogFormatter
 from server.coordinator.round_audit import audited, check_run
@@ -127,4 +128,4 @@ def _release(folder: RunFolder, config: FederationConfig, plan: Plan) -> None:
     weights = folder.path / "model" / "model.safetensors"
     with weights.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    AuditLog(folder.path / AUDIT_FILE).append("model_released", round=number, sites=sites, sha256=digest)
+    AuditLog(folder.path / AUDIT_FILE).append(RELEASE_EVENT, round=number, sites=sites, sha256=digest)

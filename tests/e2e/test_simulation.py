@@ -147,7 +147,10 @@ def test_status_report_and_export(finished: Path, tmp_path: Path) -> None:
     assert call(server, "report", finished).stdout.strip() == str(finished / "report.html")
     export = call(server, "export", finished, "--out", tmp_path / "model")
     assert export.returncode == 0, export.stderr
-    assert {path.name for path in (tmp_path / "model").iterdir()} == {"model.safetensors", "model.json"}
+    names = {path.name for path in (tmp_path / "model").iterdir()}
+    assert names == {"model.safetensors", "model.json", "README.md", "manifest.json"}
+    proof = call(client, "verify", "--model", tmp_path / "model")
+    assert proof.returncode == 0 and "none: the run was simulated" in proof.stdout
     again = call(server, "export", finished, "--out", tmp_path / "model")
     assert again.returncode == 1
     assert "already exists" in again.stderr

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
-from common.formatting import counted, visible
+from common.formatting import counted
+from server.formatting import escaped
 from server.reporting.dossier.document import MEANINGS, Basis, Page, Row, Section, Statement
 from server.reporting.dossier.facts import RunFacts
 
-_SPECIAL = re.compile(r"[\\`*_\[\]<>|~&#@$]|(?<=:)//|(?<=www)\.", re.IGNORECASE)
 _COLUMNS = {
     "Limits, by design": (Basis.DESIGN,),
     "What this run shows": (Basis.SHOWN, Basis.DECLARED),
     "Open": (Basis.OPEN,),
 }
-
-
-def escaped(text: str) -> str:
-    """Return a text that Markdown shows as it is, on one line, without links, markup or HTML."""
-    return _SPECIAL.sub(lambda match: "".join(f"\\{sign}" for sign in match[0]), visible(text))
 
 
 def page_as_markdown(page: Page, notices: Sequence[str]) -> str:

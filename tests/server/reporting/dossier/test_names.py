@@ -7,8 +7,8 @@ import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
+from server.formatting import escaped
 from server.reporting.dossier.facts import gather
-from server.reporting.dossier.markdown import escaped
 from server.reporting.dossier.write import files_of
 from tests import hostile
 from tests.server.reporting.dossier.runs import change_summary, write_network_run

@@ -1,0 +1,101 @@
+"""Exports the released model of a run: a folder that proves itself (``fedvox-client verify``)."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import common
+from common.errors import OutputError
+from common.formatting import visible
+from common.models.bundle import Bundle, load_bundle
+from common.models.export_manifest import CARD_FILE, Manifest
+from common.system.files import new_folder, write_atomically
+from server.export.model_card import CardFacts, model_card
+from server.export.signing import audit_part, open_signer, seal
+from server.run_store.damage import check_model
+from server.run_store.folder import RunError, RunFolder, RunState, now
+from server.run_store.record_reader import read_run
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What is exported, and where to.
+
+    Attributes
+    ----------
+    out
+        A folder that does not exist yet.
+    kit
+        The server's kit, whose key signs; None leaves the export unsigned.
+    """
+
+    out: Path
+    kit: Path | None = None
+
+
+def export_model(run: Path, options: ExportOptions) -> list[str]:
+    """Check a run's released model and write it as a folder of its own, which appears once it is whole.
+
+    Parameters
+    ----------
+    run
+        The run folder.
+    options
+        What to write, and where.
+
+    Returns
+    -------
+    list[str]
+        What whoever passes the model on should know, in words.
+
+    Raises
+    ------
+    RunError
+        There is no released model.
+    DamagedFileError
+        The run's model or audit log is not as it was written.
+    ConfigError
+        The kit is not the run's.
+    OutputError
+        The folder exists already, or cannot be written.
+    """
+    folder = RunFolder.open(run)
+    source = folder.path / "model"
+    if not source.is_dir():
+        raise RunError(f"{source}: there is no released model yet; finish the run first (simulate --resume)")
+    check_model(folder)
+    bundle, state = load_bundle(source), folder.load_state()
+    if state is None:
+        raise RunError(f"{folder.path}: has a model but no state.json; restore the whole folder from a backup")
+    if options.out.exists():
+        raise OutputError(f"{options.out}: already exists; choose another --out")
+    signer = None if options.kit is None else open_signer(options.kit, folder, state)
+    part = audit_part(folder, bundle.sha256)
+    facts = CardFacts(read_run(folder.path), bundle.plan, bundle.provenance, bundle.sha256, part is not None)
+    with new_folder(options.out) as temporary:
+        shutil.copytree(source, temporary, dirs_exist_ok=True)
+        write_atomically(temporary / CARD_FILE, model_card(facts))
+        seal(temporary, _about(bundle, state), signer, part)
+    notes = [f"note: {visible(note)}"] if (note := str(bundle.provenance.get("note") or "")) else []
+    if signer is None and part is not None:
+        notes.append("not signed: --kit with the server's kit signs it with the federation's key")
+    return notes
+
+
+def _about(bundle: Bundle, state: RunState) -> Manifest:
+    return Manifest.model_validate(
+        {
+            "created": now(),
+            "fedvox": common.__version__,
+            "federation": str(bundle.provenance.get("federation") or ""),
+            "run": state.run,
+            "digest": state.digest,
+            "round": state.released_round,
+            "model": bundle.sha256,
+            "signer": None,
+            "audit": None,
+            "files": {},
+        }
+    )
