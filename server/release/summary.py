@@ -13,6 +13,7 @@ from common.errors import DamagedFileError
 from common.plan.plan import Plan
 from server.privacy.forecast import privacy_summary
 from server.release.personal import personal_summary
+from server.release.software import installed_packages
 from server.run_store.damage import SUMMARY_FILE, note_results
 from server.run_store.folder import RunFolder, RunState, now
 
@@ -82,6 +83,7 @@ def summary_of(folder: RunFolder, state: RunState, config: FederationConfig, pla
             "torch": version("torch"),
             "python": platform.python_version(),
         },
+        "packages": installed_packages(),
         "bytes_up": state.bytes_up,
         "bytes_down": state.bytes_down,
         "labels": {str(label): name for label, name in plan.labels.items()},

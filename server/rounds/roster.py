@@ -266,7 +266,8 @@ class Roster:
         self._folder.reports.note(info)
         sizes = {"train": info.train_examples, "validation": info.validation_examples}
         heads = {"ledger_head": info.ledger_head, "audit_head": info.audit_head}
-        self._folder.event("site_ready", site=info.site, **sizes, **heads)
+        versions = {"fedvox": info.fedvox, "flwr": info.flwr, "torch": info.torch, "python": info.python}
+        self._folder.event("site_ready", site=info.site, **sizes, **heads, versions=versions)
         return None
 
     def _gather_simulated(self) -> None:

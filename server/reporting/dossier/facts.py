@@ -122,6 +122,13 @@ class RunFacts:
         return list(dict.fromkeys([*names, *(site.name for site in self.run.sites)]))
 
     @property
+    def site_versions(self) -> dict[str, Mapping[str, Any]]:
+        """Site -> versions of its software, as it reported them last over a network."""
+        ready = self.events("site_ready")
+        found = {str(event.get("site")): event.get("versions") for event in ready}
+        return {site: versions for site, versions in found.items() if isinstance(versions, Mapping)}
+
+    @property
     def run_id(self) -> str | None:
         """Random name of the run."""
         return None if self.state is None else self.state.run

@@ -15,6 +15,7 @@ from server.reporting.dossier.impact import impact_assessment
 from server.reporting.dossier.markdown import cover_as_markdown, page_as_markdown
 from server.reporting.dossier.record import record_of_processing
 from server.reporting.dossier.risks import risk_table
+from server.reporting.dossier.sbom import SBOM_FILE, bill_of_materials, software
 from server.reporting.dossier.statements import NO_HOSPITAL
 
 
@@ -59,13 +60,14 @@ def write_dossier(run: Path, out: Path, consents: Sequence[Path] = ()) -> RunFac
 def files_of(facts: RunFacts) -> dict[str, str]:
     """Return the content of every file of the dossier, by name."""
     pages, notices = pages_of(facts), notices_of(facts)
-    found = {"README.md": cover_as_markdown(facts, pages, (), notices)}
+    bill = (SBOM_FILE, "software bill of materials, for programs that read CycloneDX")
+    found = {"README.md": cover_as_markdown(facts, pages, [bill], notices), SBOM_FILE: bill_of_materials(facts)}
     return found | {f"{page.name}.md": page_as_markdown(page, notices) for page in pages}
 
 
 def pages_of(facts: RunFacts) -> list[Page]:
     """Return all pages, in their order."""
-    return [impact_assessment(facts), record_of_processing(facts), risk_table(facts), evidence(facts)]
+    return [impact_assessment(facts), record_of_processing(facts), risk_table(facts), software(facts), evidence(facts)]
 
 
 def notices_of(facts: RunFacts) -> list[str]:

@@ -39,7 +39,7 @@ def write_network_run(folder: Path, sites: Sequence[str] = SITES, private: bool 
     write_json_lines(folder / "rounds.jsonl", lines)
     RunFolder(folder).commit(RunState(run="r", digest=DIGEST, started="now", round=ROUNDS, finished=True))
     started = {"time": "2026-01-05T09:00:00+00:00", "event": "started", "run": "r", "engine": "network"}
-    write_json_lines(folder / "events.jsonl", [started, *({"event": "site_ready", "site": site} for site in sites)])
+    write_json_lines(folder / "events.jsonl", [started, *(ready(site) for site in sites)])
     change_summary(folder, engine="network", device=None)
     reports = SiteReports(folder)
     for index, site in enumerate(sites[:-1]):
@@ -51,6 +51,12 @@ def write_network_run(folder: Path, sites: Sequence[str] = SITES, private: bool 
     refused = {sites[0]: {"expired": 2}}
     write_network_status(folder, NetworkStatus(False, "now", "finished", "fed.example:9443", refused=refused))
     return folder
+
+
+def ready(site: str) -> dict[str, Any]:
+    """The event of a site that came, as ``server.rounds.roster`` writes it."""
+    versions = {"fedvox": "0.1.0", "flwr": "1.41.0", "torch": f"2.12.0+{len(site)}", "python": "3.12.1"}
+    return {"event": "site_ready", "site": site, "versions": versions}
 
 
 def change_summary(folder: Path, **values: Any) -> None:
