@@ -10,7 +10,7 @@ from server.reporting.dossier.document import MEANINGS, Basis, Page, Row, Sectio
 from server.reporting.dossier.facts import RunFacts
 
 _COLUMNS = {
-    "Limits, by design": (Basis.DESIGN,),
+    "By design": (Basis.DESIGN,),
     "What this run shows": (Basis.SHOWN, Basis.DECLARED),
     "Open": (Basis.OPEN,),
 }

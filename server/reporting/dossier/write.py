@@ -11,6 +11,7 @@ from server.reporting.dossier.consent import read_consents
 from server.reporting.dossier.document import Page
 from server.reporting.dossier.evidence import evidence
 from server.reporting.dossier.facts import RunFacts, gather
+from server.reporting.dossier.future_ai import checklist
 from server.reporting.dossier.impact import impact_assessment
 from server.reporting.dossier.markdown import cover_as_markdown, page_as_markdown
 from server.reporting.dossier.record import record_of_processing
@@ -67,7 +68,14 @@ def files_of(facts: RunFacts) -> dict[str, str]:
 
 def pages_of(facts: RunFacts) -> list[Page]:
     """Return all pages, in their order."""
-    return [impact_assessment(facts), record_of_processing(facts), risk_table(facts), software(facts), evidence(facts)]
+    return [
+        impact_assessment(facts),
+        record_of_processing(facts),
+        risk_table(facts),
+        checklist(facts),
+        software(facts),
+        evidence(facts),
+    ]
 
 
 def notices_of(facts: RunFacts) -> list[str]:
