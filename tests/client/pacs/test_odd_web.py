@@ -165,7 +165,7 @@ def test_an_archive_that_always_gives_the_first_page_is_asked_no_further(site: S
 def test_nobody_waits_for_an_answer_that_comes_byte_by_byte(site: Site, tmp_path: Path, slow: str) -> None:
     web = Web(study("A1", SeriesInstanceUID="1.2.3.1"), tmp_path / "made")
     web.slow = slow
-    (result,), _ = import_from(site, web, "A1", study_seconds=0.5, attempts=1)
+    (result,), _ = import_from(site, web, "A1", study_seconds=3, attempts=1)
     assert result["outcome"] == ("incomplete" if result["received"] else "failed")
     assert "was not done after" in result["reason"]
 
