@@ -132,10 +132,10 @@ class _Run:
         exact = [one for one in answers if one.accession.strip(" ") == accession and self._cohort.wants_study(one)]
         if not exact:
             yield Result(Outcome.MISSING, accession, reason="the archive has no such study")
-        yield from self.studies(exact)
+        yield from self.studies(exact, accession)
 
-    def studies(self, studies: Sequence[Study]) -> Iterator[Result]:
-        """Import studies, as far as they are wanted."""
+    def studies(self, studies: Sequence[Study], accession: str = "") -> Iterator[Result]:
+        """Import studies, as far as they are wanted, with the accession number that was asked for, if one was."""
         for study in studies:
             if study.uid in self._seen or not self._cohort.wants_study(study):
                 continue
@@ -147,7 +147,7 @@ class _Run:
                 yield self._failed(error, study.accession, study.uid)
                 continue
             if wanted := [one.uid for one in found if self._cohort.wants_series(one)]:
-                result = self._importer.run(study, wanted)
+                result = self._importer.run(study, wanted, accession)
                 if result.outcome is Outcome.FAILED:
                     self._look_whether_it_is_gone()
                 yield result

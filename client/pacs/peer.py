@@ -33,7 +33,7 @@ MOST_CONTEXTS = 128
 SUCCESS, WARNING = 0x0000, 0xB
 """Status of an answer; the first digit of those that are as good, but not quite what was asked for."""
 _UNCOMPRESSED = [ExplicitVRLittleEndian, ImplicitVRLittleEndian]
-_LONGEST_PDU = 2**17
+LONGEST_PDU = 2**17
 LARGEST_OBJECT = 2**32
 """Bytes of an object; one that comes by DICOM is held in memory."""
 _LONGEST_COMMENT = 64
@@ -102,6 +102,7 @@ def associated(
     contexts: Sequence[PresentationContext],
     handlers: Sequence[Handler] = (),
     stored: Collection[str] = (),
+    largest: int = LARGEST_OBJECT,
 ) -> Iterator[tuple[Association, Watch]]:
     """Associate with a peer for a block.
 
@@ -115,6 +116,8 @@ def associated(
         Called for events of the association.
     stored
         SOP classes that the peer may send over this association, as C-GET needs it.
+    largest
+        Bytes of a message that it may send.
 
     Returns
     -------
@@ -138,13 +141,13 @@ def associated(
     entity.connection_timeout = entity.acse_timeout = peer.idle_seconds
     entity.dimse_timeout = entity.network_timeout = None
     with Watch(peer.idle_seconds, peer.total_seconds) as watch:
-        line = _Line(watch, peer.idle_seconds)
+        line = _Line(watch, peer.idle_seconds, largest)
         association = entity.associate(
             addresses[0],
             peer.port,
             list(contexts),
             peer.title,
-            _LONGEST_PDU,
+            LONGEST_PDU,
             ext_neg=[build_role(kind, scp_role=True) for kind in stored],
             tls_args=(peer.tls, peer.host) if peer.tls else None,
             evt_handlers=[
@@ -161,6 +164,8 @@ def associated(
             if association.rejected_contexts and answer and answer.presentation_context_definition_results_list:
                 raise NothingAcceptedError(str(peer))
             raise PeerError(str(peer), _why_not(association, watch))
+        # A command that cannot be decoded ends the thread that would say that the association has ended.
+        watch.wake(lambda: association.dimse.msg_queue.put((None, None)))
         try:
             yield association, watch
             association.release()
@@ -176,9 +181,10 @@ def associated(
 class _Line:
     """The connection of an association: fast, and bounded in all that a peer can send."""
 
-    def __init__(self, watch: Watch, idle_seconds: float) -> None:
+    def __init__(self, watch: Watch, idle_seconds: float, largest: int) -> None:
         self._watch = watch
-        self._idle_seconds = idle_seconds
+        self._seconds = 2 * idle_seconds  # so that the watch is first, which has a reason
+        self._largest = largest
         self._connection: socket.socket | None = None
         self._received = 0
 
@@ -189,11 +195,11 @@ class _Line:
             return
         if isinstance(outer.socket, ssl.SSLSocket):
             self._connection = outer.socket
-            outer.socket.settimeout(self._idle_seconds)
+            outer.socket.settimeout(self._seconds)
             if isinstance(outer.socket, BoundedTlsSocket):
-                outer.socket.frames = Frames(_LONGEST_PDU, self._idle_seconds)
+                outer.socket.frames = Frames(LONGEST_PDU, self._seconds)
         else:
-            self._connection = outer.socket = bounded_socket(outer.socket, None, _LONGEST_PDU, self._idle_seconds)
+            self._connection = outer.socket = bounded_socket(outer.socket, None, LONGEST_PDU, self._seconds)
         # A message is sent in several pieces: without this, each would wait for the peer to acknowledge the last.
         self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._watch.hold(self._connection)
@@ -206,14 +212,14 @@ class _Line:
             self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
     def count(self, event: evt.Event) -> None:
-        """End the association if an object does not end."""
+        """End the association if a message does not end."""
         if isinstance(event.pdu, P_DATA_TF):
             self._received += event.pdu.pdu_length
-            if self._received > LARGEST_OBJECT:
-                self._watch.end(f"sent an object of more than {LARGEST_OBJECT:,} bytes")
+            if self._received > self._largest:
+                self._watch.end(f"sent a message of more than {self._largest:,} bytes")
 
     def count_anew(self, _: evt.Event) -> None:
-        """Begin with the next object."""
+        """Begin with the next message."""
         self._received = 0
 
 

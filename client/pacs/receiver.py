@@ -164,6 +164,8 @@ class Receiver:
     keep
         Called for every instance, from several threads at once; the peer is told of success when it returns.
         ``NotStoredError`` and ``OutputError`` (out of resources) refuse the instance.
+    heard
+        Called for every PDU of an instance, from several threads at once.
 
     Raises
     ------
@@ -171,9 +173,15 @@ class Receiver:
         The address cannot be listened on.
     """
 
-    def __init__(self, settings: ReceiverSettings, keep: Callable[[Arrival], None]) -> None:
+    def __init__(
+        self,
+        settings: ReceiverSettings,
+        keep: Callable[[Arrival], None],
+        heard: Callable[[], None] = lambda: None,
+    ) -> None:
         self._settings = settings
         self._keep = keep
+        self._heard = heard
         self._lines: WeakKeyDictionary[Association, Line] = WeakKeyDictionary()
         entity = AE(settings.ae_title)
         entity.maximum_pdu_size = settings.longest_pdu
@@ -231,6 +239,7 @@ class Receiver:
         """Abort an association whose instance is too large, or that does not wait for answers."""
         if not isinstance(event.pdu, P_DATA_TF):
             return
+        self._heard()
         line = self._line(event)
         line.heard = time.monotonic()
         line.received += event.pdu.pdu_length

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from client.pacs.archives.archive import Archive, Inbox, Instance, Study, find_instances
+from client.pacs.archives.archive import Archive, Inbox, Instance, NoRoomError, Study, find_instances
 from client.pacs.arrival import Arrivals, StudyRefusedError
 from client.pacs.peer import PeerError
 from common.errors import DataError
@@ -114,13 +114,22 @@ class Importer:
     pause_seconds: float
     dry_run: bool = False
 
-    def run(self, study: Study, series: Sequence[str]) -> Result:
+    def run(self, study: Study, series: Sequence[str], accession: str = "") -> Result:
         """Import some series of a study.
+
+        Parameters
+        ----------
+        study
+            The study.
+        series
+            UIDs of its series that are wanted.
+        accession
+            Accession number that was asked for, which no instance may contradict; empty if none was.
 
         Raises
         ------
         OutputError
-            The disk is full or cannot be written: further studies would fail too.
+            A folder cannot be written: further studies would fail too.
         """
         expected: dict[str, list[Instance]] = {}
         name = ""
@@ -131,10 +140,10 @@ class Importer:
             if (self.out / name).is_dir():
                 return Result(Outcome.PRESENT, study.accession, study.uid, name, len(uids), len(uids))
             self._require_no_other(study)
-            self._require_room(expected)
+            self._require_room(_COPIES * sum(one.size for found in expected.values() for one in found))
             if self.dry_run:
                 return Result(Outcome.TO_IMPORT, study.accession, study.uid, "", len(uids))
-            reason = self._bring(study, expected, name)
+            reason = self._bring(study, expected, name, accession)
         except _NotTakenError as error:
             counts = (sum(map(len, expected.values())), error.received)
             return Result(error.outcome, study.accession, study.uid, "", *counts, error.reason)
@@ -167,17 +176,22 @@ class Importer:
                 "that folder to import the study again",
             )
 
-    def _require_room(self, expected: Mapping[str, Sequence[Instance]]) -> None:
-        needed = _COPIES * sum(one.size for instances in expected.values() for one in instances) + RESERVE_BYTES
+    def _require_room(self, size: int, received: int = 0) -> None:
+        needed = size + RESERVE_BYTES
         for folder in {self.out, self.work}:
             if (free := shutil.disk_usage(folder).free) < needed:
                 reason = f"needs {needed:,} bytes, and {free:,} are free in {folder}: free space"
-                raise _NotTakenError(Outcome.FAILED, reason)
+                raise _NotTakenError(Outcome.FAILED, reason, received)
 
-    def _bring(self, study: Study, expected: Mapping[str, Sequence[Instance]], name: str) -> str:
+    def _bring(self, study: Study, expected: Mapping[str, Sequence[Instance]], name: str, accession: str) -> str:
         """Fetch a study and let it appear in the dataset; return what was left out."""
         with tempfile.TemporaryDirectory(dir=self.work) as inbox_folder, new_folder(self.out / name) as folder:
-            files = self._fetch(Path(inbox_folder), study, expected)
+            uids = {uid: [one.uid for one in found] for uid, found in expected.items()}
+            inbox = Inbox(Path(inbox_folder), study.uid, uids, accession, RESERVE_BYTES)
+            files = self._fetch(inbox, study, expected)
+            # What came may be larger than what the archive had said.
+            came = [path.stat().st_size for paths in files.values() for path in paths]
+            self._require_room(sum(came), len(came))
             try:
                 left_out = self.arrivals.take(files, folder)
                 self._require_volumes(folder, left_out)
@@ -191,10 +205,9 @@ class Importer:
         return "; ".join(left_out)
 
     def _fetch(
-        self, folder: Path, study: Study, expected: Mapping[str, Sequence[Instance]]
+        self, inbox: Inbox, study: Study, expected: Mapping[str, Sequence[Instance]]
     ) -> Mapping[str, Sequence[Path]]:
         """Fetch all instances, or as many as the archive gives within all attempts: the files of each series."""
-        inbox = Inbox(folder, study.uid, {uid: [one.uid for one in found] for uid, found in expected.items()})
         problem = ""
         for attempt in range(self.attempts):
             self._pause(attempt)
@@ -203,6 +216,8 @@ class Importer:
                 break
             try:
                 self.archive.fetch(study.uid, waiting, inbox)
+            except NoRoomError as error:
+                raise _NotTakenError(Outcome.FAILED, str(error), len(inbox.received)) from None
             except PeerError as error:
                 problem = f"the archive {error.problem}"
                 if not error.is_passing:
@@ -211,8 +226,8 @@ class Importer:
                 break
         received = len(inbox.received)
         if inbox.strangers:
-            what = f"the archive sent {counted(inbox.strangers, 'instance')} that did not belong to what was asked for"
-            raise _NotTakenError(Outcome.REFUSED, what, received)
+            what = " and ".join(f"{counted(count, 'instance')} {why}" for why, count in inbox.strangers.items())
+            raise _NotTakenError(Outcome.REFUSED, f"the archive sent {what}", received)
         if received < inbox.expected:
             outcome = Outcome.INCOMPLETE if received or not problem else Outcome.FAILED
             raise _NotTakenError(outcome, problem or "the archive sent no more", received)

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Self
 
 from common.formatting import counted
@@ -27,6 +28,7 @@ class Watch:
         self._total_seconds = total_seconds
         self._begin = self._last = time.monotonic()
         self._held: list[socket.socket] = []
+        self._calls: list[Callable[[], object]] = []
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._reason = ""
@@ -76,10 +78,18 @@ class Watch:
         if self._reason:
             self._shut_down()
 
+    def wake(self, call: Callable[[], object]) -> None:
+        """Call this, too, when connections are shut down for a reason: for who waits for something else than them."""
+        self._calls.append(call)
+        if self._reason:
+            call()
+
     def end(self, reason: str) -> None:
         """Shut connections down now, for a reason of the caller's."""
         self._reason = self._reason or reason
         self._shut_down()
+        for call in self._calls:
+            call()
 
     def _run(self) -> None:
         while not self._ended.wait(max(0.0, self._left()[0])):

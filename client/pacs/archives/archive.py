@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import threading
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +13,10 @@ from typing import Protocol
 
 from client.pacs.address import is_uid
 from client.pacs.peer import PeerError
-from common.errors import DataError
-from common.imaging.io.dicom.header import read_header
+from common.errors import DataError, OutputError
+from common.imaging.io.dicom.elements import read_elements
+from common.imaging.io.dicom.header import read_header, refused_as_damaged
+from common.imaging.io.dicom.values import tag_of, text
 from common.system.files import cannot_write
 
 STUDY_FIELDS = ("StudyInstanceUID", "AccessionNumber", "StudyDate", "StudyDescription")
@@ -140,6 +144,10 @@ def _size(answer: Answer) -> int:
     return 2 * rows * columns * frames if rows and columns else frames * _USUAL_BYTES
 
 
+class NoRoomError(OutputError):
+    """The disk would be too full."""
+
+
 class Inbox:
     """Takes the instances of one study, from several threads, and nothing else.
 
@@ -151,6 +159,10 @@ class Inbox:
         Its UID.
     expected
         Series UID -> UIDs of its instances.
+    accession
+        Accession number that was asked for: an instance may have none, but no other. Empty if none was.
+    keep_free
+        Bytes of the disk that are left free.
 
     Attributes
     ----------
@@ -159,16 +171,25 @@ class Inbox:
     files
         Series UID -> its files.
     strangers
-        How many were sent that belong to another study or series, or were not announced.
+        What was sent and must not be taken: why -> how many instances.
     """
 
-    def __init__(self, folder: Path, study: str, expected: Mapping[str, Sequence[str]]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        study: str,
+        expected: Mapping[str, Sequence[str]],
+        accession: str = "",
+        keep_free: int = 0,
+    ) -> None:
         self._folder = folder
         self._study = study
+        self._accession = accession
+        self._keep_free = keep_free
         self._series = {uid: series for series, uids in expected.items() for uid in uids}
         self.received: set[str] = set()
         self.files: dict[str, list[Path]] = {}
-        self.strangers = 0
+        self.strangers: Counter[str] = Counter()
         self._numbers = itertools.count()
         self._lock = threading.Lock()
 
@@ -196,6 +217,8 @@ class Inbox:
 
         Raises
         ------
+        NoRoomError
+            It would take of the disk what must stay free.
         OutputError
             It cannot be written.
         """
@@ -203,6 +226,7 @@ class Inbox:
         try:
             with path.open("xb") as file:
                 for piece in content:
+                    self._require_room(len(piece))
                     file.write(piece)
             with self._lock:
                 return self._judge(path)
@@ -212,18 +236,34 @@ class Inbox:
                 raise cannot_write(path, error) from None
             raise
 
+    def _require_room(self, size: int) -> None:
+        if shutil.disk_usage(self._folder).free < self._keep_free + size:
+            raise NoRoomError(f"less than {self._keep_free:,} bytes would be free in {self._folder.parent}: free space")
+
     def _judge(self, path: Path) -> str:
+        """Note that an instance is there, or remove it and say why."""
         try:
             head = read_header(path)
+            accession = _accession_in(path) if self._accession else ""
         except DataError:
             head = None
         if head is None or head.study != self._study or self._series.get(head.uid) != head.series:
-            path.unlink()
-            self.strangers += 1
-            return "was not asked for, or cannot be read"
+            return self._refuse(path, "that did not belong to what was asked for")
+        if accession not in ("", self._accession):
+            return self._refuse(path, "with another accession number than the one that was asked for")
         if head.uid in self.received:
             path.unlink()
         else:
             self.received.add(head.uid)
             self.files.setdefault(head.series, []).append(path)
         return ""
+
+    def _refuse(self, path: Path, why: str) -> str:
+        path.unlink()
+        self.strangers[why] += 1
+        return f"an instance {why}"
+
+
+def _accession_in(path: Path) -> str:
+    with refused_as_damaged(path), path.open("rb") as file:
+        return text(read_elements(file, [tag_of("AccessionNumber")]), "AccessionNumber")

@@ -45,6 +45,8 @@ from client.pacs.address import ArchiveAddress
 from client.pacs.archives.archive import LONGEST_VALUE, MOST_ANSWERS, Answer, Inbox, Instance
 from client.pacs.bounded_socket import server_context
 from client.pacs.peer import (
+    LARGEST_OBJECT,
+    LONGEST_PDU,
     SUCCESS,
     WARNING,
     Peer,
@@ -83,6 +85,8 @@ _USUAL_KINDS = (
 )
 """Asked for where an archive does not say what it has."""
 _PENDING = (0xFF00, 0xFF01)
+_LONGEST_ANSWER = 2**20
+"""Bytes of an answer of C-FIND."""
 _HOPELESS = frozenset({0x0122, 0x0124, 0xA801, 0xA900})
 """Not supported, not allowed, unknown destination, not understood: it will be so again."""
 
@@ -114,7 +118,7 @@ class DimseArchive:
         question = _question(level, {**dict.fromkeys(fields, ""), **keys})
         found: list[Answer] = []
         model = StudyRootQueryRetrieveInformationModelFind
-        with associated(self._peer, [build_context(model)]) as (association, watch):
+        with associated(self._peer, [build_context(model)], largest=_LONGEST_ANSWER) as (association, watch):
             self._require(bool(association.accepted_contexts), "C-FIND")
             for status, answer in association.send_c_find(question, model):
                 self._judge(watch, status, "C-FIND")
@@ -164,7 +168,6 @@ class DimseArchive:
             problems: list[OutputError] = []
 
             def keep(arrival: Arrival) -> None:
-                watch.touch()
                 try:
                     problem = inbox.keep([arrival.content])
                 except OutputError as error:
@@ -173,7 +176,7 @@ class DimseArchive:
                 if problem:
                     raise NotStoredError(MISMATCH, problem)
 
-            with _listening(store, keep):
+            with _listening(store, keep, watch.touch):
                 for uid in series:
                     question = _question("SERIES", {"StudyInstanceUID": study, "SeriesInstanceUID": uid})
                     for status, _answer in association.send_c_move(question, store.ae_title, model):
@@ -194,9 +197,9 @@ class DimseArchive:
 
 
 @contextmanager
-def _listening(store: ReceiverSettings, keep: Callable[[Arrival], None]) -> Iterator[None]:
+def _listening(store: ReceiverSettings, keep: Callable[[Arrival], None], heard: Callable[[], None]) -> Iterator[None]:
     try:
-        receiver = Receiver(store, keep)
+        receiver = Receiver(store, keep, heard)
     except OSError as error:
         where = f"store: {store.address}, port {store.port}"
         raise ConfigError(f"{where}: cannot listen there: {error.strerror or error}") from None
@@ -249,5 +252,7 @@ def receiver_settings(address: ArchiveAddress, folder: Path) -> ReceiverSettings
         store.port,
         tuple(AllowedPeer(title, networks) for title in titles),
         context,
+        longest_pdu=LONGEST_PDU,
+        largest_instance=LARGEST_OBJECT,
         timeout_seconds=address.idle_seconds,
     )

@@ -77,6 +77,22 @@ def test_an_instance_of_another_study_under_the_uid_of_a_right_one_is_refused(si
     assert site.files == []
 
 
+def test_a_study_with_another_accession_number_than_its_archive_says_is_refused(site: Site, tmp_path: Path) -> None:
+    def change(answer: Dataset) -> None:
+        if "AccessionNumber" in answer:
+            answer.AccessionNumber = "A1"
+
+    slices = prepared(study("B2", 2), tmp_path / "made")
+    (result,) = import_from(site, OddArchive(slices, ignores_keys=True, change=change), "A1")
+    assert (result["outcome"], result["received"]) == ("refused", 0)
+    assert "6 instances with another accession number" in str(result["reason"])
+    assert site.files == []
+    for one in slices:
+        one.AccessionNumber = ""
+    (result,) = import_from(site, OddArchive(slices, ignores_keys=True, change=change), "A1")
+    assert result["outcome"] == "imported"
+
+
 def test_a_study_of_which_less_comes_is_incomplete(site: Site, tmp_path: Path) -> None:
     slices = prepared(study("A1", 1), tmp_path / "1")
     (result,) = import_from(site, OddArchive(slices, slices[:4]), "A1")
