@@ -61,5 +61,16 @@ def straighten(stack: NDArray[np.float32], shift: Shift, fill: float, out: NDArr
         target[...] = plane[: target.shape[0], : target.shape[1]]
 
 
+def straighten_label(label: NDArray[np.uint8], shift: Shift) -> NDArray[np.uint8]:
+    """Return a label map (columns, rows, slices) with its slices moved to the nearest pixels of the upright stack."""
+    columns, rows, slices = label.shape
+    (more_columns, more_rows), first = shift.margin(slices), shift.start(slices)
+    out = np.zeros((columns + more_columns, rows + more_rows, slices), dtype=np.uint8)
+    for index in range(slices):
+        column, row = round(index * shift.columns - first[0]), round(index * shift.rows - first[1])
+        out[column : column + columns, row : row + rows, index] = label[:, :, index]
+    return out
+
+
 def _split(offset: float) -> tuple[int, float]:
     return math.floor(offset), offset - math.floor(offset)

@@ -12,10 +12,11 @@ from common.imaging.geometry import Grid, reorient_to_ras
 from common.imaging.io.dicom.header import refused_as_damaged
 from common.imaging.io.dicom.labels.meaning import assign
 from common.imaging.io.dicom.labels.objects import LabelObject, Overlap, Structure, listed
-from common.imaging.io.dicom.labels.painting import Painter
+from common.imaging.io.dicom.labels.painting import Lattice, Painter
 from common.imaging.io.dicom.labels.segmentation import paint_segmentation
 from common.imaging.io.dicom.labels.structure_set import paint_structure_set
 from common.imaging.io.dicom.slices import Series, shown
+from common.imaging.io.dicom.tilt import UPRIGHT, straighten_label
 from common.system.memory import MemoryLimitError, require_memory
 
 
@@ -44,7 +45,8 @@ def read_label_map(
     Returns
     -------
     tuple[NDArray[np.uint8], Grid]
-        Label map (x, y, z) in RAS+ order, and its grid, which is that of ``read_series``.
+        Label map (x, y, z) in RAS+ order, and its grid, which is that of ``read_series``. Slices of a tilted gantry are
+        moved as the image's are, each to the nearest pixels.
 
     Raises
     ------
@@ -61,19 +63,22 @@ def read_label_map(
             require_memory(2 * int(np.prod(shape)), f"a label map of {' x '.join(map(str, shape))} voxels", "crop it")
         except MemoryLimitError as error:
             raise DataError(first, str(error)) from error
-        painter = Painter(shape)
+        form = series.slices[0].form
+        lattice = Lattice(series.grid, (form.columns, form.rows), series.shift)
+        painter = Painter(lattice.shape)
     for one, values in zip(objects, assigned.values, strict=True):
         if one.kind == "RTSTRUCT":
-            paint_structure_set(one, values, series, series.grid, painter)
+            paint_structure_set(one, values, series, lattice, painter)
         else:
-            paint_segmentation(one, values, series, series.grid, painter)
+            paint_segmentation(one, values, series, lattice, painter)
     if overlap == "refuse":
         with refused_as_damaged(objects[-1].path, "labels"):
             painter.require_no_overlaps()
     if tell is not None:
         for text in _oddities(painter, {one.value: one.name for one in structures}, overlap):
             tell(text)
-    return np.ascontiguousarray(reorient_to_ras(painter.label, series.grid)), series.grid.to_ras()
+    label = painter.label if series.shift == UPRIGHT else straighten_label(painter.label, series.shift)
+    return np.ascontiguousarray(reorient_to_ras(label, series.grid)), series.grid.to_ras()
 
 
 def _oddities(painter: Painter, names: Mapping[int, str], overlap: Overlap) -> Iterator[str]:

@@ -12,7 +12,6 @@ from common.imaging.io.dicom.header import Instance
 from common.imaging.io.dicom.labels.header import read_label_object
 from common.imaging.io.dicom.labels.objects import LabelObject, listed
 from common.imaging.io.dicom.slices import RefusedError, Series
-from common.imaging.io.dicom.tilt import UPRIGHT
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,5 +115,3 @@ def _require_fit(labels: LabelObject, series: Series) -> None:
     frame = series.slices[0].frame_of_reference
     if frame and labels.frames_of_reference != {frame}:
         raise RefusedError(f"has another frame of reference than the series that it refers to ({title})")
-    if series.shift != UPRIGHT:
-        raise RefusedError(f"labels slices of a tilted gantry, which were moved ({title}): this is not read")

@@ -12,6 +12,7 @@ from common.formatting import counted
 from common.imaging.geometry import Grid
 from common.imaging.io.dicom.geometry import POSITION_TOLERANCE
 from common.imaging.io.dicom.slices import RefusedError
+from common.imaging.io.dicom.tilt import UPRIGHT, Shift
 
 LATTICE_TOLERANCE = 0.1
 """Largest distance in voxels, along each axis, between a plane's pixels and the voxels of the series. Where
@@ -93,14 +94,34 @@ class Painter:
 
 
 class Lattice:
-    """The voxels of a series, as places for planes."""
+    """The voxels of a series as its files hold them, as places for planes.
 
-    def __init__(self, grid: Grid) -> None:
-        self._shape = grid.shape
-        self._inverse = np.linalg.inv(grid.affine)
-        self._spacing = np.array(grid.spacing)
+    Parameters
+    ----------
+    grid
+        Grid of the series: columns, rows, slices.
+    size
+        Columns and rows of its slices.
+    shift
+        How they lie on the grid.
+
+    Attributes
+    ----------
+    shape
+        Columns, rows and slices.
+    tolerance
+        In voxels, along each axis.
+    """
+
+    def __init__(self, grid: Grid, size: tuple[int, int], shift: Shift = UPRIGHT) -> None:
+        slices = grid.shape[2]
+        self.shape = (*size, slices)
+        affine = grid.affine.copy()
+        affine[:3, 2] += affine[:3, :2] @ (shift.columns, shift.rows)
+        affine[:3, 3] -= affine[:3, :2] @ shift.start(slices)
+        self._inverse = np.linalg.inv(affine)
+        self._spacing = np.linalg.norm(affine[:3, :3], axis=0)
         self.tolerance = np.minimum(np.maximum(LATTICE_TOLERANCE, POSITION_TOLERANCE / self._spacing), _MOST)
-        """In voxels, along each axis."""
 
     def indices(self, points: Vector) -> Vector:
         """Return the places (n, 3) of points (n, 3), LPS+ in mm, as columns, rows and slices from 0."""
@@ -141,7 +162,7 @@ class Lattice:
             raise RefusedError(
                 f"is on another grid than its series: pixels are up to {distance:.3g} mm from its voxels"
             )
-        if (wanted < 0).any() or (wanted >= self._shape).any():
+        if (wanted < 0).any() or (wanted >= self.shape).any():
             raise RefusedError("reaches beyond the grid of its series")
         first = np.rint(start).astype(int)
         signs = (int(units[0, axes[0]]), int(units[1, axes[1]]))

@@ -14,7 +14,6 @@ from pydicom.dataset import Dataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from common.formatting import counted
-from common.imaging.geometry import Grid
 from common.imaging.io.dicom.header import refused_as_damaged
 from common.imaging.io.dicom.labels.header import first_item, items, sources_of_frames
 from common.imaging.io.dicom.labels.objects import LabelObject
@@ -40,7 +39,7 @@ class _Frame:
 
 
 def paint_segmentation(
-    one: LabelObject, values: Mapping[int, int], series: Series, grid: Grid, painter: Painter
+    one: LabelObject, values: Mapping[int, int], series: Series, lattice: Lattice, painter: Painter
 ) -> None:
     """Paint the labels of a segmentation object.
 
@@ -52,24 +51,24 @@ def paint_segmentation(
         Segment number -> value of the label; other segments are not read.
     series
         The series that it is about.
-    grid
-        Grid of the series: columns, rows, slices.
+    lattice
+        Its voxels.
     painter
         Gets the labels.
 
     Raises
     ------
     DataError
-        The file cannot be read, or its frames are not on the grid of the series.
+        The file cannot be read, or its frames are not voxels of the series.
     """
     with refused_as_damaged(one.path, "segmentation"):
         with one.path.open("rb") as file:
             dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True)
-            _require_moderate_size(dataset, one, grid)
+            _require_moderate_size(dataset, one, lattice.shape)
             form = stored_form(dataset, file)
         if missing := len(set(sources_of_frames(dataset)) - series.uids):
             raise RefusedError(f"has frames that refer to {counted(missing, 'instance')} outside of its series")
-        frames = _frames(dataset, form, grid)
+        frames = _frames(dataset, form, lattice)
         _require_each_once(frames)
         if one.kind == "LABELMAP":
             _paint_label_map(one, frames, form, values, painter)
@@ -87,26 +86,26 @@ def paint_segmentation(
             painter.paint(plane, mask, values[frame.segment or 0], frame.place.level[1])
 
 
-def _require_moderate_size(dataset: Dataset, one: LabelObject, grid: Grid) -> None:
+def _require_moderate_size(dataset: Dataset, one: LabelObject, shape: tuple[int, int, int]) -> None:
     """Refuse sizes that no segmentation of this series has, before anything of that size is made."""
     rows, columns, frames = (whole(dataset, name) or 0 for name in ("Rows", "Columns", "NumberOfFrames"))
-    if max(rows, columns) > max(grid.shape):
-        raise RefusedError(f"has frames of {columns:,} x {rows:,} pixels, and its series {_times(grid)} voxels")
-    most = max(grid.shape) * (1 if one.kind == "LABELMAP" else len(one.segments))
+    if max(rows, columns) > max(shape):
+        raise RefusedError(f"has frames of {columns:,} x {rows:,} pixels, and its series {_times(shape)} voxels")
+    most = max(shape) * (1 if one.kind == "LABELMAP" else len(one.segments))
     if not 1 <= frames <= most:
         what = counted(len(one.segments), "segment")
-        raise RefusedError(f"has {counted(frames, 'frame')} of {what}, and its series {_times(grid)} voxels")
+        raise RefusedError(f"has {counted(frames, 'frame')} of {what}, and its series {_times(shape)} voxels")
 
 
-def _times(grid: Grid) -> str:
-    return " x ".join(map(str, grid.shape))
+def _times(shape: tuple[int, int, int]) -> str:
+    return " x ".join(map(str, shape))
 
 
-def _frames(dataset: Dataset, form: PixelForm, grid: Grid) -> list[_Frame]:
+def _frames(dataset: Dataset, form: PixelForm, lattice: Lattice) -> list[_Frame]:
     groups = items(dataset, _PER_FRAME)
     if len(groups) != form.frames:
         raise RefusedError(f"has {counted(form.frames, 'frame')} and describes {len(groups):,}")
-    shared, lattice = first_item(dataset, _SHARED), Lattice(grid)
+    shared = first_item(dataset, _SHARED)
     found = []
     for index, own in enumerate(groups):
         segment = whole(_group(shared, own, "SegmentIdentificationSequence"), "ReferencedSegmentNumber")

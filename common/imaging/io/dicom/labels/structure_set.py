@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from common.formatting import counted
-from common.imaging.geometry import Grid
 from common.imaging.io.dicom.header import refused_as_damaged
 from common.imaging.io.dicom.labels.header import instances, items
 from common.imaging.io.dicom.labels.objects import LabelObject, Segment
@@ -28,7 +27,7 @@ Points = NDArray[np.float64]
 
 
 def paint_structure_set(
-    one: LabelObject, values: Mapping[int, int], series: Series, grid: Grid, painter: Painter
+    one: LabelObject, values: Mapping[int, int], series: Series, lattice: Lattice, painter: Painter
 ) -> None:
     """Paint the labels of a structure set.
 
@@ -42,8 +41,8 @@ def paint_structure_set(
         Number of a region -> value of the label; other regions are not read.
     series
         The series that it is about.
-    grid
-        Grid of the series: columns, rows, slices.
+    lattice
+        Its voxels.
     painter
         Gets the labels.
 
@@ -55,7 +54,7 @@ def paint_structure_set(
     with refused_as_damaged(one.path, "structure set"):
         dataset = pydicom.dcmread(one.path, force=True, specific_tags=["ROIContourSequence"])
         regions = {segment.number: segment for segment in one.segments}
-        lattice, seen = Lattice(grid), set[int]()
+        seen = set[int]()
         for item in items(dataset, "ROIContourSequence"):
             number = whole(item, "ReferencedROINumber")
             if number is None or number not in values:
@@ -65,7 +64,7 @@ def paint_structure_set(
                 raise RefusedError(f"has contours of {region.title} in two places")
             seen.add(number)
             _require_references(item, region, series)
-            _paint_region(_polygons(item, region, grid, lattice), region, values[number], painter)
+            _paint_region(_polygons(item, region, lattice), region, values[number], painter)
 
 
 def _paint_region(polygons: Mapping[int, list[Points]], region: Segment, value: int, painter: Painter) -> None:
@@ -91,7 +90,7 @@ def _require_references(item: Dataset, region: Segment, series: Series) -> None:
             raise RefusedError(f"has a contour of {region.title} that refers to instances outside of its series")
 
 
-def _polygons(item: Dataset, region: Segment, grid: Grid, lattice: Lattice) -> dict[int, list[Points]]:
+def _polygons(item: Dataset, region: Segment, lattice: Lattice) -> dict[int, list[Points]]:
     """Return a region's contours (n, 2) as columns and rows, by slice."""
     found: dict[int, list[Points]] = {}
     for contour in items(item, "ContourSequence"):
@@ -107,10 +106,10 @@ def _polygons(item: Dataset, region: Segment, grid: Grid, lattice: Lattice) -> d
         places = lattice.indices(np.array(data).reshape(-1, 3))
         level = float(np.rint(places[0, 2]))
         off = float(np.abs(places[:, 2] - level).max())
-        if off > lattice.tolerance[2] or not 0 <= level < grid.shape[2]:
+        if off > lattice.tolerance[2] or not 0 <= level < lattice.shape[2]:
             raise RefusedError(f"has a contour of {region.title} that lies on no slice of its series")
         if (places[:, :2] < -_MOST_OUTSIDE).any() or (
-            places[:, :2] > np.array(grid.shape[:2]) - 1 + _MOST_OUTSIDE
+            places[:, :2] > np.array(lattice.shape[:2]) - 1 + _MOST_OUTSIDE
         ).any():
             raise RefusedError(
                 f"has a contour of {region.title} that lies outside of the image on slice {int(level) + 1}"

@@ -161,15 +161,6 @@ def test_references_of_frames_alone_will_do_and_none_will_not(tmp_path: Path, fr
     assert found.refusal.startswith("refers to no images" if frames_too else "")
 
 
-def test_a_slice_of_a_tilted_gantry_that_is_moved_has_no_labels(tmp_path: Path) -> None:
-    slices = make_series(axes=np.array(((1.0, 0, 0), (0, 1.0, 0.5), (0, 0, 2.0))))
-    save(tmp_path / "a", slices)
-    write(tmp_path / "seg", label(slices))
-    found = find_series(tmp_path, USUAL_RULES.model_copy(update={"gantry_tilt": "resample"}))
-    (one,) = match_labels(found.labels, found.series)
-    assert one.refusal.startswith("labels slices of a tilted gantry")
-
-
 def test_what_a_file_says_is_shown_cut_and_without_control_characters(tmp_path: Path) -> None:
     slices = make_series()
     save(tmp_path / "a", slices)
