@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,11 +13,10 @@ from common.formatting import counted
 from common.system.cli import add_command, add_json, show
 
 if TYPE_CHECKING:
-    from client.consent.decisions import Decision, DecisionBook, Decisions
+    from client.consent.decisions import Decision, DecisionBook
     from client.consent.disclosure import Request
-    from client.consent.site_config import SiteConfig
+    from client.consent.standing import Standing
     from client.site.budget_check import Outlook
-    from common.audit import AuditSummary
 
 
 def add_consent_commands(commands: Any) -> None:
@@ -72,75 +70,61 @@ def _state(options: argparse.Namespace) -> Path:
 
 def _review(options: argparse.Namespace) -> int:
     from client.consent.disclosure import as_text, document, read_request
-    from client.consent.policy import Policy, PolicyError
-    from client.consent.site_config import SITE_FILE, load_site_config
+    from client.consent.standing import standing_of
     from client.state_folder import default_consent
     from common.config.federation import as_json
 
     state = _state(options)
     request = read_request(options.kit)
     content = document(request)
-    site = load_site_config(state / SITE_FILE)
-    violations = [*site.limits.violations(request.federation), *site.privacy.violations(request.federation)]
     found = _outlook(options, state, request)
-    decisions = _decisions(options).read()
-    policy = Policy(options.kit, state, default_consent())
-    is_automatic = policy.is_automatic(site) and not violations and decisions.withdrawn is None
-    approval, changed = None, None
-    try:
-        approval = policy.approval(decisions, site)
-    except PolicyError as error:
-        changed = str(error)
+    standing = standing_of(request, options.kit, state, default_consent())
     if options.json:
-        content["site_decisions"] = {
-            "approved": approval.model_dump() if approval and not approval.automatic else None,
-            "changed": changed,
-            "automatic": is_automatic,
-            "outside_limits": violations,
-            "paused": decisions.paused.model_dump() if decisions.paused else None,
-            "withdrawn": decisions.withdrawn.model_dump() if decisions.withdrawn else None,
-            "privacy": found.as_values() if found else None,
-            "patient_from_name": site.patient_from_name,
-            "labels_map": site.labels_map,
-            "channels_map": site.channels_map,
-        }
+        content["site_decisions"] = _decisions_as_values(standing, found)
         show(as_json(content), end="")
         return 0
     show(as_text(content, shutil.get_terminal_size((100, 24)).columns))
     show()
-    for violation in violations:
+    for violation in standing.violations:
         show(f"Outside your site's limits: {violation}.")
-    for line in _data_terms(site):
+    for line in standing.data_terms():
         show(line)
     if found:
         whose = "The patients in " + str(options.data) if options.data else "Patients who have not taken part before"
         show(f"{whose}: {found}.")
-    if changed and not decisions.withdrawn:
-        show(f"NO TASK IS ACCEPTED: {changed}.")
-    elif approval and not approval.automatic:
-        used = policy.contract().summary(request.federation.rounds)
-        show(f"Approved by {approval.user}, {approval.time}; {used}.")
-    elif is_automatic:
-        show("Within the limits of your site file, which approves it automatically.")
-    elif not decisions.withdrawn:
-        show(f"Not approved. To agree: fedvox-client approve --kit {options.kit} --digest {content['digest']}")
-    _tell_stops(decisions)
+    _tell_standing(standing, f"fedvox-client approve --kit {options.kit} --digest {content['digest']}")
     return 0
 
 
-def _tell_stops(decisions: Decisions) -> None:
+def _decisions_as_values(standing: Standing, found: Outlook | None) -> dict[str, Any]:
+    decisions, approval, site = standing.decisions, standing.approval, standing.site
+    return {
+        "approved": approval.model_dump() if approval and not approval.automatic else None,
+        "changed": standing.changed,
+        "automatic": standing.is_automatic,
+        "outside_limits": standing.violations,
+        "paused": decisions.paused.model_dump() if decisions.paused else None,
+        "withdrawn": decisions.withdrawn.model_dump() if decisions.withdrawn else None,
+        "privacy": found.as_values() if found else None,
+        "patient_from_name": site.patient_from_name,
+        "labels_map": site.labels_map,
+        "channels_map": site.channels_map,
+    }
+
+
+def _tell_standing(standing: Standing, command: str) -> None:
+    decisions, approval = standing.decisions, standing.approval
+    if standing.changed and not decisions.withdrawn:
+        show(f"NO TASK IS ACCEPTED: {standing.changed}.")
+    elif approval and not approval.automatic:
+        show(f"Approved by {approval.user}, {approval.time}; {standing.used}.")
+    elif standing.is_automatic:
+        show("Within the limits of your site file, which approves it automatically.")
+    elif not decisions.withdrawn:
+        show(f"Not approved. To agree: {command}")
     for done, decision in (("Withdrawn", decisions.withdrawn), ("Paused", decisions.paused)):
         if decision is not None:
             show(f"{done} by {decision.user}, {decision.time}.")
-
-
-def _data_terms(site: SiteConfig) -> Iterator[str]:
-    """Say how the site file changes what is read from the hospital's data."""
-    if site.patient_from_name is not None:
-        yield f"Patients are named by the site file's rule, where there is no patients.csv: {site.patient_from_name}"
-    for what, names in (("label", site.labels_map), ("channel", site.channels_map)):
-        for name, target in names.items():
-            yield f"Your site file maps the {what} {name!r} of your data to {target!r} of the federation."
 
 
 def _outlook(options: argparse.Namespace, state: Path, request: Request) -> Outlook | None:
@@ -148,7 +132,7 @@ def _outlook(options: argparse.Namespace, state: Path, request: Request) -> Outl
     privacy = request.plan.privacy
     if privacy is None:
         return None
-    # Late: it brings PyTorch with it, which takes seconds to import.
+    # Late: SciPy takes a while to import.
     from client.consent.site_config import SITE_FILE, load_site_config
     from client.ledger.ledger import Ledger, Witness
     from client.site.budget_check import NEW_PATIENTS, find_people, outlook
@@ -164,30 +148,22 @@ def _outlook(options: argparse.Namespace, state: Path, request: Request) -> Outl
 
 
 def _approve(options: argparse.Namespace) -> int:
-    from client.consent.disclosure import ConsentError, read_request
-    from client.consent.site_config import SITE_FILE, load_site_config
-    from client.consent.terms import HospitalLimits, terms_of
+    from client.consent.disclosure import read_request
+    from client.consent.site_config import SITE_FILE
+    from client.consent.standing import agree
+    from client.state_folder import default_consent
 
     state = _state(options)
-    request: Request = read_request(options.kit)
-    digest = request.federation.digest()
-    if options.digest is not None and options.digest != digest:
-        raise ConsentError(f"{options.kit}: has digest {digest}, not {options.digest}; review it again")
-    site = load_site_config(state / SITE_FILE)
-    if violations := [
-        *site.limits.violations(request.federation),
-        *site.privacy.violations(request.federation),
-    ]:
-        raise ConsentError(f"{state / SITE_FILE}: does not allow this federation: {'; '.join(violations)}")
-    book, terms, limits = _decisions(options), terms_of(options.kit), HospitalLimits.of(site)
-    before = book.read().approval(terms, automatic=False)
-    approval = book.approve(request.federation.name, terms, limits, options.user)
-    show(f"Approved {approval.federation} by {approval.user}, {approval.time}.\nDigest: {digest}")
-    show(f"Your own limits, which are part of this ({state / SITE_FILE}): {limits}")
-    if before is not None and (weaker := limits.weaker_than(before.hospital)):
-        show(f"Your own limits ({state / SITE_FILE}) are weaker than at the last approval: {', '.join(weaker)}")
+    agreed = agree(options.kit, state, default_consent(), options.user, options.digest)
+    approval, book = agreed.approval, _decisions(options)
+    show(
+        f"Approved {approval.federation} by {approval.user}, {approval.time}.\nDigest: {approval.kit.federation}\n"
+        f"Your own limits, which are part of this ({state / SITE_FILE}): {agreed.limits}"
+    )
+    if agreed.weaker:
+        show(f"Your own limits ({state / SITE_FILE}) are weaker than at the last approval: {', '.join(agreed.weaker)}")
     if options.more_rounds is not None:
-        show(_allow_more(book, request, options))
+        show(_allow_more(book, read_request(options.kit), options))
     if book.read().paused:
         show(f"The site is paused; to resume: fedvox-client resume --kit {options.kit}")
     return 0
@@ -250,6 +226,7 @@ def _tell_stop(done: str, decision: Decision, end: str) -> int:
 
 def _audit(options: argparse.Namespace) -> int:
     from client.consent.sent_summary import as_text, departures, summary
+    from client.consent.standing import prove_log
     from client.state_folder import AUDIT_FILE
     from common.audit import read_entries
     from common.config.federation import as_json
@@ -257,7 +234,7 @@ def _audit(options: argparse.Namespace) -> int:
     state = _state(options)
     if options.expect is not None and not options.verify:
         raise AuditUsageError("--expect: add --verify")
-    proof = _prove(state, _decisions(options), options.expect) if options.verify else None
+    proof = prove_log(state, _decisions(options).read(), options.expect) if options.verify else None
     content = summary(departures(read_entries(state / AUDIT_FILE)))
     if options.json:
         verified = {"entries": proof.entries, "head": proof.head, "events": proof.events} if proof else None
@@ -279,21 +256,3 @@ class AuditUsageError(FedvoxError):
     """The options cannot be combined."""
 
     exit_status = 2
-
-
-def _prove(state: Path, decisions: DecisionBook, expected: str | None) -> AuditSummary:
-    from client.state_folder import AUDIT_FILE
-    from common.audit import AuditError, verify
-
-    log = state / AUDIT_FILE
-    proof = verify(log)
-    if expected is not None and expected not in proof.hashes:
-        raise AuditError(
-            log, f"has no entry with the hash {expected}: the log was replaced, or the hash is from another log"
-        )
-    for approval in decisions.read().approvals:
-        if approval.audit not in proof.hashes:
-            raise AuditError(
-                log, f"lacks the approval of {approval.time}, which approvals.json has: the log was replaced"
-            )
-    return proof

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from common.config.privacy import PrivacyConfig
 from common.config.strategy import SITES_OVER_A_NETWORK
 from common.errors import ConfigError
 from common.formatting import counted, visible
+from common.models.size import weight_count
 from common.plan.plan import Plan
 from common.protocol.messages import ErrorCode, Failure, Heartbeat, Result, SiteInfo
 from common.weights.encoding import pieces_of
@@ -189,7 +190,7 @@ def read_plan(file: Path, federation: FederationConfig) -> Plan:
 def document(request: Request) -> dict[str, Any]:
     """Return the document as plain values; ``as_text`` renders it for people."""
     federation, plan = request.federation, request.plan
-    weights, upload = _weights(plan), federation.transport.upload
+    weights, upload = weight_count(plan.model), federation.transport.upload
     return {
         "format": 1,
         "federation": federation.name,
@@ -241,58 +242,60 @@ def document(request: Request) -> dict[str, Any]:
     }
 
 
-def as_text(content: Mapping[str, Any], width: int = 100) -> str:
-    """Render the document as text, wrapped to ``width`` columns."""
-    parts = [f"WHAT THE FEDERATION {content['federation']!r} ASKS OF YOUR HOSPITAL"]
-    if content["description"]:
-        parts.append(_wrapped(content["description"], width))
-    work, model, data, sent = content["work"], content["model"], content["data"], content["sent_back"]
-    update, privacy = sent["update"], content["privacy"]
-    parts += [
-        _section("What is learned", _learned(data, model), width),
-        _section("What your site does", _work(work, content["configuration"]["privacy"]), width),
-        _section(
-            "Privacy",
-            [privacy["meaning"], *privacy["details"], *privacy["not_covered"], privacy["lasting"]],
-            width,
-        ),
-        _section(
-            "What is sent back after every round: the model update",
-            [
-                f"{update['meaning'][0].upper()}{update['meaning'][1:]}: {update['values']:,} numbers as "
-                f"{update['encoding']}, {_readable(update['bytes_per_round'])} a round.",
-            ],
-            width,
-        ),
+@dataclass(frozen=True)
+class Section:
+    """A part of the document: sentences, or rows of a name and its meaning."""
+
+    title: str
+    sentences: Sequence[str] = ()
+    rows: Sequence[tuple[str, str]] = ()
+
+
+def sections(content: Mapping[str, Any]) -> list[Section]:
+    """Return the document's parts, in order."""
+    work, sent, privacy = content["work"], content["sent_back"], content["privacy"]
+    update = sent["update"]
+    parts = [
+        Section("What is learned", _learned(content["data"], content["model"])),
+        Section("What your site does", _work(work, content["configuration"]["privacy"])),
+        Section("Privacy", [privacy["meaning"], *privacy["details"], *privacy["not_covered"], privacy["lasting"]]),
     ]
     if content["fingerprint"]:
-        parts.insert(
-            -1, _section("What your site has shared already", fingerprint_lines(content["fingerprint"]), width)
-        )
+        parts.append(Section("What your site has shared already", fingerprint_lines(content["fingerprint"])))
+    meaning = f"{update['meaning'][0].upper()}{update['meaning'][1:]}"
+    size = f"{update['values']:,} numbers as {update['encoding']}, {_readable(update['bytes_per_round'])} a round"
+    parts.append(Section("What is sent back after every round: the model update", [f"{meaning}: {size}."]))
     for message, occasion in OCCASIONS.items():
-        listed = [(field["name"], field["meaning"]) for field in sent["fields"] if field["message"] == message.__name__]
-        parts.append(_table(f"What is sent {occasion} ({message.__name__})", listed, width))
-    parts += [
-        _section("Error codes", [f"{', '.join(sent['errors'])}."], width),
-        _section("What is never sent", content["never_sent"], width),
-        _section(
+        rows = [(field["name"], field["meaning"]) for field in sent["fields"] if field["message"] == message.__name__]
+        parts.append(Section(f"What is sent {occasion} ({message.__name__})", rows=rows))
+    return [
+        *parts,
+        Section("Error codes", [f"{', '.join(sent['errors'])}."]),
+        Section("What is never sent", content["never_sent"]),
+        Section(
             "Where it goes",
             [
                 f"To {content['server']}, as site {content['site']}. The server also sees your site's network address, "
-                "its public key, and when it is connected.",
+                "its public key, and when it is connected."
             ],
-            width,
         ),
-        _section(
+        Section(
             "Software",
             [
                 f"Fedvox {content['software']['fedvox']}, as installed at your site. "
                 "Nothing received from the server is run as a program."
             ],
-            width,
         ),
-        f"Digest: {content['digest']}",
     ]
+
+
+def as_text(content: Mapping[str, Any], width: int = 100) -> str:
+    """Render the document as text, wrapped to ``width`` columns."""
+    parts = [f"WHAT THE FEDERATION {content['federation']!r} ASKS OF YOUR HOSPITAL"]
+    if content["description"]:
+        parts.append(_wrapped(content["description"], width))
+    parts += [_text_of(section, width) for section in sections(content)]
+    parts.append(f"Digest: {content['digest']}")
     return visible("\n\n".join(parts), keep="\n")
 
 
@@ -362,16 +365,6 @@ def _trained(trainable: str) -> str:
     return "it" if trainable == "all" else f"part of it ({trainable.replace('_', ' ')})"
 
 
-def _weights(plan: Plan) -> int:
-    # Imported late: PyTorch takes seconds to load, and only the document needs the size of the network.
-    import torch
-
-    from common.models.unet3d import build_model
-
-    with torch.device("meta"):
-        return sum(tensor.numel() for tensor in build_model(plan.model).state_dict().values())
-
-
 def _by(values: Sequence[float]) -> str:
     return " x ".join(f"{value:g}" for value in values)
 
@@ -380,15 +373,11 @@ def _readable(size: int) -> str:
     return f"{size / 1e6:,.1f} MB" if size >= 1_000_000 else f"{size / 1e3:,.1f} kB"
 
 
-def _section(title: str, items: Iterable[str], width: int) -> str:
-    return "\n".join([_wrapped(title, width), *(_wrapped(item, width, "  - ") for item in items)])
-
-
-def _table(title: str, rows: Sequence[tuple[str, str]], width: int) -> str:
-    column = max(len(name) for name, _ in rows) + 2
-    return "\n".join(
-        [_wrapped(title, width), *(_wrapped(meaning, width, f"  {name:<{column}}") for name, meaning in rows)]
-    )
+def _text_of(section: Section, width: int) -> str:
+    column = max((len(name) for name, _ in section.rows), default=0) + 2
+    items = [_wrapped(sentence, width, "  - ") for sentence in section.sentences]
+    items += [_wrapped(meaning, width, f"  {name:<{column}}") for name, meaning in section.rows]
+    return "\n".join([_wrapped(section.title, width), *items])
 
 
 def _wrapped(text: str, width: int, start: str = "") -> str:

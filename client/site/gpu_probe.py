@@ -15,7 +15,6 @@ from typing import Literal
 
 from common.errors import ConfigError
 from common.formatting import counted
-from common.system.devices import choose_device, why_no_gpu
 
 Severity = Literal["ok", "warning", "error"]
 LONGEST_SECONDS = 120.0
@@ -45,7 +44,10 @@ def ask(name: str) -> tuple[Severity, str]:
 
 def look(name: str) -> tuple[Severity, str]:
     """Return the severity and what was found; call it only if there are signs of a GPU."""
+    # Late: whoever starts a site needs no PyTorch.
     import torch
+
+    from common.system.devices import choose_device, why_no_gpu
 
     try:
         if choose_device(name).type == "cuda":
