@@ -28,6 +28,7 @@ from pynetdicom import (
     evt,
 )
 from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event
 from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.transport import ThreadedAssociationServer
@@ -265,6 +266,8 @@ class Receiver:
         answer = Dataset()
         answer.Status = SUCCESS
         try:
+            if not isinstance(request, C_STORE):  # any request may name a class of storage
+                raise NotStoredError(NOT_UNDERSTOOD, "the request is no C-STORE")
             kind, uid = str(request.AffectedSOPClassUID), str(request.AffectedSOPInstanceUID)
             self._keep(Arrival(kind, uid, peer, event.encoded_dataset(), self._line(event)))
         except NotStoredError as error:

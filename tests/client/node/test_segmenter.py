@@ -124,3 +124,14 @@ def test_what_it_is_told_must_be_of_its_version(tmp_path: Path, told: dict[str, 
         write_note(tmp_path / SEGMENTING_FILE, told)
     assert main(tmp_path, tmp_path / "model") == 2
     assert "start the node again" in read_note(tmp_path / SEGMENTER_FILE)["problem"]
+
+
+def test_texts_of_a_study_are_shown_cut_and_results_keep_its_names(predictor: Predictor, tmp_path: Path) -> None:
+    texts = {"PatientName": "Müller^Jörg", "PatientID": "../../P1", "StudyID": "../1"}
+    series = cube(SpecificCharacterSet="ISO_IR 192", SeriesDescription="../../escaped\x1b[2J\n" * 300, **texts)
+    (outcome,) = segment(predictor, tmp_path, series)
+    assert outcome.state == "segmented" and outcome.title.isprintable() and len(outcome.title) < 200
+    results = {path.name: pydicom.dcmread(path) for path in (tmp_path / "results").iterdir()}
+    assert {name.removesuffix(".dcm") for name in results} == {one.SOPInstanceUID for one in results.values()}
+    assert {(str(one.PatientName), one.PatientID, one.StudyID) for one in results.values()} == {tuple(texts.values())}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["instances", "results"]
