@@ -29,11 +29,9 @@ def add_dossier(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 def _dossier(options: argparse.Namespace) -> int:
-    from server.reporting.dossier.write import notices_of, pages_of, write_dossier
+    from server.reporting.dossier.write import HTML_FILE, write_dossier
 
-    facts = write_dossier(options.run, options.out, options.consent)
-    count = sum(page.open_count for page in pages_of(facts))
-    show(
-        "\n".join([*notices_of(facts), f"{options.out}: {counted(count, 'point')} for people to fill in, marked OPEN"])
-    )
+    dossier = write_dossier(options.run, options.out, options.consent)
+    count = counted(dossier.open_count, "point")
+    show("\n".join([*dossier.notices, f"{options.out / HTML_FILE}: {count} for people to fill in, marked OPEN"]))
     return 0

@@ -261,7 +261,7 @@ def _by_axis(values: Sequence[float], unit: str) -> str:
 def _facts(run: RunRecord) -> list[tuple[str, str]]:
     """Return times, settings and versions of the run."""
     facts = [
-        (title, _as_time(run.summary[key]))
+        (title, as_time(run.summary[key]))
         for title, key in (("Started", "started"), ("Ended", "finished"))
         if run.summary.get(key)
     ]
@@ -282,7 +282,7 @@ def _facts(run: RunRecord) -> list[tuple[str, str]]:
     return facts
 
 
-def _as_time(value: object) -> str:
+def as_time(value: object) -> str:
     """Format an ISO 8601 time without fractional seconds; return other text unchanged."""
     try:
         moment = datetime.fromisoformat(str(value))
@@ -295,7 +295,7 @@ def _events(run: RunRecord) -> dict[str, Any]:
     """Return the last events as time, name and details."""
     shown = [
         {
-            "time": _as_time(event.get("time", "")),
+            "time": as_time(event.get("time", "")),
             "event": str(event.get("event", "")),
             "details": ", ".join(
                 f"{key}: {value if isinstance(value, str) else json.dumps(value)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -32,6 +32,13 @@ MEANINGS = {
     Basis.OPEN: "The run cannot answer it. A person must, and the line says who usually knows.",
 }
 
+COLUMNS = {
+    "By design": (Basis.DESIGN,),
+    "What this run shows": (Basis.SHOWN, Basis.DECLARED),
+    "Open": (Basis.OPEN,),
+}
+"""Columns of tabular sections, after the topic."""
+
 
 @dataclass(frozen=True)
 class Statement:
@@ -59,6 +66,10 @@ class Row:
 
     topic: str
     statements: tuple[Statement, ...]
+
+    def of(self, bases: Collection[Basis]) -> list[Statement]:
+        """Return the statements that rest on one of ``bases``."""
+        return [statement for statement in self.statements if statement.basis in bases]
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,8 @@ from collections.abc import Sequence
 
 from common.formatting import counted
 from server.formatting import escaped
-from server.reporting.dossier.document import MEANINGS, Basis, Page, Row, Section, Statement
-from server.reporting.dossier.facts import RunFacts
-
-_COLUMNS = {
-    "By design": (Basis.DESIGN,),
-    "What this run shows": (Basis.SHOWN, Basis.DECLARED),
-    "Open": (Basis.OPEN,),
-}
+from server.reporting.dossier.contents import Dossier
+from server.reporting.dossier.document import COLUMNS, MEANINGS, Page, Row, Section, Statement
 
 
 def page_as_markdown(page: Page, notices: Sequence[str]) -> str:
@@ -28,39 +22,22 @@ def page_as_markdown(page: Page, notices: Sequence[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def cover_as_markdown(
-    facts: RunFacts, pages: Sequence[Page], files: Sequence[tuple[str, str]], notices: Sequence[str]
-) -> str:
-    """Render ``README.md``: what the dossier is, its documents, and what the words mean.
-
-    Parameters
-    ----------
-    facts
-        The run.
-    pages
-        All pages.
-    files
-        Name and contents of the files that are no pages.
-    notices
-        What a reader must know first.
-    """
-    rows = [f"| [{escaped(page.title)}]({page.name}.md) | {counted(page.open_count, 'open point')} |" for page in pages]
-    rows += [f"| [{name}]({name}) | {escaped(contents)} |" for name, contents in files]
-    meanings = [f"- **{basis.label}.** {escaped(meaning)}" for basis, meaning in MEANINGS.items()]
-    return (
-        "\n\n".join(
-            [
-                f"# Dossier: {escaped(facts.title)}",
-                *(f"> {escaped(notice)}" for notice in notices),
-                "For review boards, data-protection officers and notified bodies. It holds what the run folder shows "
-                "and names what people must add. It is no approval, no legal advice and no statement of conformity.",
-                "| document | contents |\n| --- | --- |\n" + "\n".join(rows),
-                "## What the words in bold mean",
-                "\n".join(meanings),
-            ]
-        )
-        + "\n"
-    )
+def cover_as_markdown(dossier: Dossier) -> str:
+    """Render ``README.md``: what the dossier is, its documents, and what the words mean."""
+    rows = [
+        f"| [{escaped(page.title)}]({page.name}.md) | {counted(page.open_count, 'open point')} |"
+        for page in dossier.pages
+    ]
+    rows += [f"| [{name}]({name}) | {escaped(contents)} |" for name, contents in dossier.files]
+    parts = [
+        f"# Dossier: {escaped(dossier.facts.title)}",
+        *(f"> {escaped(notice)}" for notice in dossier.notices),
+        f"For review boards, data-protection officers and notified bodies. {escaped(dossier.about)}",
+        "\n".join(["| document | contents |", "| --- | --- |", *rows]),
+        "## What the words in bold mean",
+        "\n".join(f"- **{basis.label}.** {escaped(meaning)}" for basis, meaning in MEANINGS.items()),
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _list(row: Row) -> str:
@@ -72,11 +49,8 @@ def _line(statement: Statement) -> str:
 
 
 def _table(section: Section) -> str:
-    lines = [f"| Topic | {' | '.join(_COLUMNS)} |", "| --- " * (len(_COLUMNS) + 1) + "|"]
+    lines = [f"| Topic | {' | '.join(COLUMNS)} |", "| --- " * (len(COLUMNS) + 1) + "|"]
     for row in section.rows:
-        cells = [
-            "<br>".join(_line(statement) for statement in row.statements if statement.basis in bases) or "–"
-            for bases in _COLUMNS.values()
-        ]
+        cells = ["<br>".join(map(_line, row.of(bases))) or "–" for bases in COLUMNS.values()]
         lines.append(f"| {escaped(row.topic)} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -12,6 +12,7 @@ from common.protocol.messages import Failure, Heartbeat, Result, SiteInfo
 from server.formatting import format_bytes
 from server.reporting.dossier.document import Statement, brief, by_design, declared, left_open, listed, shown
 from server.reporting.dossier.facts import EVENTS_FILE, RunFacts
+from server.reporting.report import as_time
 from server.run_store.damage import SUMMARY_FILE
 from server.run_store.folder import FEDERATION_FILE, PARTITION_FILE, PLAN_FILE, ROUNDS_FILE
 from server.run_store.record import as_number
@@ -56,7 +57,8 @@ def patients(facts: RunFacts) -> Iterator[Statement]:
     """Say whose data were used, as far as numbers tell."""
     train = sum(site.train or 0 for site in facts.run.sites)
     validation = sum(site.validation or 0 for site in facts.run.sites)
-    numbers = f"{train:,} for training and {validation:,} to score models"
+    what = "cases" if facts.is_simulated else "patients"
+    numbers = f"{train:,} {what} for training and {validation:,} to score models"
     if facts.is_phantom:
         yield shown(
             f"Synthetic volumes, made by the program: {numbers}. They are of nobody, so there are no data subjects.",
@@ -169,12 +171,12 @@ def progress(facts: RunFacts) -> Statement:
     done, planned = len(facts.run.training_rounds), facts.run.rounds_planned
     of = "" if planned is None else f" of {planned}"
     times = [
-        f"{word} {brief(facts.run.summary[key])}"
+        f"{word} {brief(as_time(facts.run.summary[key]))}"
         for word, key in (("started", "started"), ("ended", "finished"))
         if facts.run.summary.get(key)
     ]
     if not times and facts.state is not None:
-        times = [f"started {brief(facts.state.started)}"]
+        times = [f"started {brief(as_time(facts.state.started))}"]
     text = f"{facts.status['title']}: {done}{of} rounds are complete"
     return shown(f"{text}{''.join(f', {time}' for time in times)}.", SUMMARY_FILE, ROUNDS_FILE)
 

@@ -8,19 +8,16 @@ from pathlib import Path
 from common.errors import OutputError
 from common.system.files import new_folder, write_atomically
 from server.reporting.dossier.consent import read_consents
-from server.reporting.dossier.document import Page
-from server.reporting.dossier.evidence import evidence
-from server.reporting.dossier.facts import RunFacts, gather
-from server.reporting.dossier.future_ai import checklist
-from server.reporting.dossier.impact import impact_assessment
+from server.reporting.dossier.contents import Dossier, compose
+from server.reporting.dossier.facts import gather
+from server.reporting.dossier.html import dossier_as_html
 from server.reporting.dossier.markdown import cover_as_markdown, page_as_markdown
-from server.reporting.dossier.record import record_of_processing
-from server.reporting.dossier.risks import risk_table
-from server.reporting.dossier.sbom import SBOM_FILE, bill_of_materials, software
-from server.reporting.dossier.statements import NO_HOSPITAL
+from server.reporting.dossier.sbom import SBOM_FILE, bill_of_materials
+
+HTML_FILE = "dossier.html"
 
 
-def write_dossier(run: Path, out: Path, consents: Sequence[Path] = ()) -> RunFacts:
+def write_dossier(run: Path, out: Path, consents: Sequence[Path] = ()) -> Dossier:
     """Write the dossier of a run, finished or not.
 
     Parameters
@@ -34,8 +31,8 @@ def write_dossier(run: Path, out: Path, consents: Sequence[Path] = ()) -> RunFac
 
     Returns
     -------
-    RunFacts
-        What the dossier was made from.
+    Dossier
+        What was written.
 
     Raises
     ------
@@ -52,43 +49,15 @@ def write_dossier(run: Path, out: Path, consents: Sequence[Path] = ()) -> RunFac
     if consents:
         digest = None if facts.state is None else facts.state.digest
         facts = facts.with_consents(read_consents(consents, digest))
+    dossier = compose(facts)
     with new_folder(out) as folder:
-        for name, content in files_of(facts).items():
+        for name, content in files_of(dossier).items():
             write_atomically(folder / name, content)
-    return facts
+    return dossier
 
 
-def files_of(facts: RunFacts) -> dict[str, str]:
-    """Return the content of every file of the dossier, by name."""
-    pages, notices = pages_of(facts), notices_of(facts)
-    bill = (SBOM_FILE, "software bill of materials, for programs that read CycloneDX")
-    found = {"README.md": cover_as_markdown(facts, pages, [bill], notices), SBOM_FILE: bill_of_materials(facts)}
-    return found | {f"{page.name}.md": page_as_markdown(page, notices) for page in pages}
-
-
-def pages_of(facts: RunFacts) -> list[Page]:
-    """Return all pages, in their order."""
-    return [
-        impact_assessment(facts),
-        record_of_processing(facts),
-        risk_table(facts),
-        checklist(facts),
-        software(facts),
-        evidence(facts),
-    ]
-
-
-def notices_of(facts: RunFacts) -> list[str]:
-    """Return what a reader must know before anything else."""
-    notices = []
-    if not facts.is_finished:
-        notices.append(
-            f"DRAFT: this run is not finished ({facts.status['title']}). The dossier covers complete rounds."
-        )
-    if facts.is_simulated:
-        notices.append(NO_HOSPITAL)
-    if facts.is_phantom:
-        notices.append("PHANTOM: synthetic volumes, not scans of people.")
-    if facts.run.notes:
-        notices.append("Some files of the run are damaged or could not be read in full; see the page Evidence.")
-    return notices
+def files_of(dossier: Dossier) -> dict[str, str]:
+    """Return the content of every file, by name."""
+    pages = {f"{page.name}.md": page_as_markdown(page, dossier.notices) for page in dossier.pages}
+    others = {HTML_FILE: dossier_as_html(dossier), SBOM_FILE: bill_of_materials(dossier.facts)}
+    return {"README.md": cover_as_markdown(dossier), **pages, **others}

@@ -8,6 +8,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from server.formatting import escaped
+from server.reporting.dossier.contents import compose
 from server.reporting.dossier.facts import gather
 from server.reporting.dossier.write import files_of
 from tests import hostile
@@ -38,7 +39,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     quarantined = [{"event": "site_quarantined", "site": name} for name in NAMES]
     started = {"event": "started", "engine": "network"}
     write_json_lines(run / "events.jsonl", [started, *alarms, *quarantined, *({"event": name} for name in NAMES)])
-    return files_of(gather(run))
+    return files_of(compose(gather(run)))
 
 
 def tokens(text: str) -> list[Token]:

@@ -10,9 +10,10 @@ import pytest
 
 from common.errors import ConfigError, FedvoxError, OutputError
 from server.cli.entry import main
+from server.reporting.dossier.contents import compose
 from server.reporting.dossier.document import Basis, Page
 from server.reporting.dossier.facts import RunFacts, gather
-from server.reporting.dossier.write import files_of, notices_of, pages_of, write_dossier
+from server.reporting.dossier.write import files_of, write_dossier
 from tests.server.reporting.dossier.runs import EPSILON, write_consent, write_network_run
 from tests.server.run_folder import write_run_folder
 
@@ -30,7 +31,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pages(run: Path | RunFacts) -> dict[str, Page]:
-    return {page.name: page for page in pages_of(gather(run) if isinstance(run, Path) else run)}
+    return {page.name: page for page in compose(gather(run) if isinstance(run, Path) else run).pages}
 
 
 def said(page: Page, *bases: Basis) -> str:
@@ -38,7 +39,7 @@ def said(page: Page, *bases: Basis) -> str:
 
 
 def whole(run: Path) -> str:
-    return "\n".join(files_of(gather(run)).values())
+    return "\n".join(files_of(compose(gather(run))).values())
 
 
 def test_a_dossier_is_written_whole_beside_the_run(
@@ -78,7 +79,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["simulated", "network"])
 def test_every_statement_says_where_it_comes_from(kind: str, request: pytest.FixtureRequest) -> None:
     facts = gather(request.getfixturevalue(kind))
-    for page in pages_of(facts):
+    for page in compose(facts).pages:
         for one in page.statements:
             assert one.text and one.origin, one
             if one.basis is Basis.DESIGN:
@@ -90,7 +91,7 @@ def test_every_statement_says_where_it_comes_from(kind: str, request: pytest.Fix
 
 
 def test_a_simulation_says_that_no_hospital_took_part(simulated: Path) -> None:
-    texts = files_of(gather(simulated))
+    texts = files_of(compose(gather(simulated)))
     for name, text in texts.items():
         if name.endswith(".md"):
             assert "No hospital took part" in text, name
@@ -129,7 +130,7 @@ def test_spent_privacy_is_the_sites_word(network: Path, tmp_path: Path) -> None:
 def test_an_unfinished_run_is_marked_on_every_page(tmp_path: Path) -> None:
     run = write_run_folder(tmp_path / "run")
     (run / "summary.json").unlink()
-    for name, text in files_of(gather(run)).items():
+    for name, text in files_of(compose(gather(run))).items():
         if name.endswith(".md"):
             assert "DRAFT: this run is not finished" in text, name
     (run / "rounds.jsonl").unlink()
@@ -162,7 +163,7 @@ def test_phantoms_are_nobodys_data(tmp_path: Path) -> None:
     with (run / "federation.yaml").open("a", encoding="utf-8") as stream:
         stream.write("simulation: {phantom: {anatomy: body}}\n")
     facts = gather(run)
-    assert "PHANTOM: synthetic volumes, not scans of people." in notices_of(facts)
+    assert "PHANTOM: synthetic volumes, not scans of people." in compose(facts).notices
     assert "no data subjects" in said(pages(facts)["record-of-processing"], Basis.SHOWN)
 
 
@@ -181,7 +182,7 @@ def test_consent_documents_are_the_hospitals_word(network: Path, tmp_path: Path)
         write_consent(tmp_path / "north.json", "north", approved=who, withdrawn=None),
         write_consent(tmp_path / "south.json", "south", approved=who, withdrawn=who | {"user": "Dr. Other"}),
     ]
-    page = pages(write_dossier(network, tmp_path / "out", files))["dpia"]
+    page = pages(write_dossier(network, tmp_path / "out", files).facts)["dpia"]
     declared = said(page, Basis.DECLARED)
     assert "north: approved by Dr. Example, 2026-01-04T10:00:00+00:00. The document is the hospital's own" in declared
     assert "south: withdrawn by Dr. Other" in declared
