@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+_CREDENTIALS = re.compile(r"(?<=://)\S*@")
+
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:
     """Format a count with its noun: ``1 site``, ``3 sites``, ``0 rounds``; ``plural`` is for irregular nouns."""
@@ -38,3 +42,8 @@ def csv_text(text: str) -> str:
     A cell that begins with one of ``= + - @`` gets an apostrophe in front.
     """
     return f"'{visible(text)}" if text.startswith(("=", "+", "-", "@")) else visible(text)
+
+
+def without_passwords(text: str) -> str:
+    """Return a text without the users and passwords of the addresses in it: ``https://***@host``."""
+    return _CREDENTIALS.sub("***@", text)

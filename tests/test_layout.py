@@ -24,7 +24,7 @@ ROOMS = {
             "rounds/judgement",
             "rounds/strategies",
         ),
-        *("reporting/dossier", "reporting", "progress", "release", "privacy", "run_store"),
+        *("reporting/dossier", "reporting", "tracking", "progress", "release", "privacy", "run_store"),
     ),
     "client": (
         *("cli", "site", "courier", "runner", "node", "ledger", "consent", "training", "inference", "data"),

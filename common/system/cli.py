@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TextIO
 
 import common
 from common.errors import FedvoxError
-from common.formatting import visible
+from common.formatting import visible, without_passwords
 from common.system.logs import log_to_stderr
 
 INTERRUPTED = 130
@@ -38,7 +38,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the error and a pointer to the help, and exit with status 2."""
-        self.exit(2, visible(f"{self.prog}: {message}\nSee {self.prog} --help\n", keep="\n"))
+        text = f"{self.prog}: {without_passwords(message)}\nSee {self.prog} --help\n"
+        self.exit(2, visible(text, keep="\n"))
 
 
 def base_parser(program: str, description: str) -> Parser:
@@ -178,8 +179,8 @@ def _where_the_cause_is(error: Exception) -> str:
     try:
         descriptor, file = tempfile.mkstemp(prefix="fedvox-error-", suffix=".log")
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as stream:
-            print(f"fedvox {common.__version__}: {shlex.join(sys.argv)}", file=stream)
-            stream.write(visible("".join(traceback.format_exception(error)), keep="\n"))
+            print(without_passwords(f"fedvox {common.__version__}: {shlex.join(sys.argv)}"), file=stream)
+            stream.write(without_passwords(visible("".join(traceback.format_exception(error)), keep="\n")))
     except OSError:
         return "Run again with --debug to see its cause."
     return f"Its cause is in {file}; please report it. Run again with --debug to see more."
@@ -215,7 +216,7 @@ def _keep_files_private(options: argparse.Namespace) -> None:
 def _tell(text: str, options: argparse.Namespace) -> None:
     """Print the error and linger; a signal ends the wait without hiding the error."""
     with contextlib.suppress(KeyboardInterrupt):
-        show(text, file=sys.stderr)
+        show(without_passwords(text), file=sys.stderr)
         time.sleep(min(max(0.0, getattr(options, "linger", 0.0)), LONGEST_LINGER_SECONDS))
 
 

@@ -21,6 +21,7 @@ from server.cli.dossier import add_dossier
 from server.cli.export import add_export
 from server.cli.network import add_network_commands
 from server.cli.privacy import add_privacy_commands, add_set
+from server.cli.tracking import add_track_command, add_tracking, tracked
 from server.formatting import format_best, format_seconds, scores_are_noised
 
 SIMULATE_EXAMPLES = (
@@ -55,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     simulate.add_argument("--cache", type=Path, metavar="DIR", help="for preprocessed scans (default: $FEDVOX_CACHE)")
     simulate.add_argument("--no-cache", action="store_true", help="keep preprocessed scans in memory only")
 
+    add_tracking(simulate)
+
     add_compare_command(commands)
 
     status = add_command(commands, "status", _status, "show a run's progress", "runs/first")
@@ -66,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     add_contributions(commands)
     add_dossier(commands)
-
+    add_track_command(commands)
     add_export(commands)
     add_privacy_commands(commands)
     add_network_commands(commands)
@@ -89,9 +92,9 @@ def _simulate(options: argparse.Namespace) -> int:
     chosen = SimulationOptions(
         options.data, out, options.engine, options.device, cache, options.resume, ray_address=options.ray_address
     )
-    with make_progress() as display:
+    with make_progress() as display, tracked(options, out, display) as emit:
         try:
-            report = simulate(config, chosen, display)
+            report = simulate(config, chosen, emit)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"interrupted; finished work is kept. To resume: {_command_to_resume(options, out)}"
@@ -112,7 +115,7 @@ def _simulate(options: argparse.Namespace) -> int:
 
 def _command_to_resume(options: argparse.Namespace, out: Path) -> str:
     command = ["fedvox-server", "simulate", str(options.federation)]
-    paths = (("--data", options.data), ("--cache", options.cache))
+    paths = (("--data", options.data), ("--cache", options.cache), ("--tracking", options.tracking))
     for flag, value in (*paths, ("--engine", options.engine), ("--ray-address", options.ray_address)):
         command += [flag, str(value)] if value else []
     command += ["--no-cache"] if options.no_cache else []
@@ -128,6 +131,8 @@ def _sweep(options: argparse.Namespace, name: str) -> int:
 
     if len(options.sweep) > 1:
         raise ConfigError("--sweep: given more than once; sweep one key at a time")
+    if options.tracking:
+        raise ConfigError("--tracking: follows one run; send those of a sweep afterwards, with fedvox-server track")
     sweep = parse_sweep(options.sweep[0])
     configurations = sweep_configurations(sweep, lambda more: load_federation(options.federation, options.set + more))
     from server.progress.display import make_progress

@@ -11,6 +11,7 @@ from common.config.network import format_endpoint, parse_endpoint, parse_listen
 from common.config.yaml_file import read_yaml
 from common.errors import ConfigError
 from common.system.cli import add_command, add_linger, show
+from server.cli.tracking import add_tracking, tracked
 from server.formatting import format_best, scores_are_noised
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def add_network_commands(commands: argparse._SubParsersAction[Any]) -> None:
     _add_listen(start)
     start.add_argument("--without-gateway", action="store_true", help="do not start the gateway; it runs separately")
     start.add_argument("--health", metavar="HOST:PORT", help="address for SuperLink's gRPC health service")
+    add_tracking(start)
     add_linger(start)
 
     gateway_text = "run the gateway, the one port that sites reach, separately from start --without-gateway"
@@ -112,9 +114,10 @@ def _start(options: argparse.Namespace) -> int:
         raise ConfigError(f"--listen {options.listen}: has no effect with --without-gateway; drop one of the two")
     listen = _listen(options.listen) if options.listen else None
     health = format_endpoint(*parse_endpoint("--health", options.health, "127.0.0.1:9095")) if options.health else ""
-    with make_progress() as display:
+    chosen = StartOptions(options.kit, run, listen, not options.without_gateway, health)
+    with make_progress() as display, tracked(options, run, display) as emit:
         try:
-            report = start(StartOptions(options.kit, run, listen, not options.without_gateway, health), display)
+            report = start(chosen, emit)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"interrupted; finished work is kept. To resume: fedvox-server start --kit {options.kit}"
