@@ -58,8 +58,11 @@ def concept_of(model: AppliedModel, label: int) -> CodedConcept:
     """Return the code of a label; without one in the plan, its name as a code of Fedvox's own scheme."""
     if (code := model.plan.label_codes.get(label)) is not None:
         return CodedConcept(code.value, code.scheme, code.meaning)
-    name = model.plan.labels[label].replace("\\", "/").strip()
-    return CodedConcept(name, PRIVATE_SCHEME, short(name))
+    names = {one: name.replace("\\", "/").strip() for one, name in model.plan.labels.items()}
+    name = names[label]
+    # A backslash separates values, so that two names may become one.
+    value = name if list(names.values()).count(name) == 1 else f"{name} ({label})"
+    return CodedConcept(value, PRIVATE_SCHEME, short(name))
 
 
 def category_of(concept: CodedConcept) -> CodedConcept:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from common.errors import DataError
 from common.formatting import counted, visible
+from common.imaging.datasets.masks import read_masks
 from common.imaging.geometry import Grid
 from common.imaging.io.nifti import grid_problem, read_label, read_volume
 from common.imaging.plausibility import range_problem
@@ -78,6 +79,8 @@ class Case:
         The DICOM series that is its image; ``images`` then holds its folder, or a file of it, for messages.
     objects
         DICOM files with its labels; ``label`` is then the first of them, for messages.
+    masks
+        Value and file of each structure, where each has a mask of its own; ``label`` is then the first, for messages.
     patient_id
         PatientID of DICOM, where ``patient`` follows from it: for the hospital's ledger alone, which hashes it. It has
         no place in messages, nor in a file.
@@ -90,6 +93,7 @@ class Case:
     reading: Reading = AS_STORED
     series: Series | None = None
     objects: tuple[LabelObject, ...] = ()
+    masks: tuple[tuple[int, Path], ...] = ()
     patient_id: str | None = field(default=None, repr=False)
 
     @property
@@ -109,6 +113,8 @@ class Case:
         """All files of its label map."""
         if self.objects:
             return tuple(one.path for one in self.objects)
+        if self.masks:
+            return tuple(path for _, path in self.masks)
         return () if self.label is None else (self.label,)
 
     @property
@@ -121,6 +127,8 @@ class Case:
         if self.objects:
             known = [(one.value, one.name, one.code, one.aliases) for one in self.reading.structures]
             found["structures"] = (known, self.reading.overlap)
+        if self.masks:
+            found["masks"] = tuple(value for value, _ in self.masks)
         return found
 
     @property
@@ -219,7 +227,7 @@ def read_case_label(
     Raises
     ------
     DataError
-        As for ``read_label`` or ``read_label_map``.
+        As for ``read_label``, ``read_masks`` or ``read_label_map``.
     """
     if case.objects and case.series is not None:
         # Late: importing pydicom takes long.
@@ -227,7 +235,7 @@ def read_case_label(
 
         reading = case.reading
         return read_label_map(case.series, case.objects, reading.structures, reading.overlap, tell)
-    label, grid = read_label(path)
+    label, grid = read_masks(case.masks) if case.masks else read_label(path)
     if case.reading.label_values:
         table = np.arange(256, dtype=np.uint8)
         for stored, value in case.reading.label_values:

@@ -250,12 +250,18 @@ def _map_labels(
     names = dict(wanted) | {0: BACKGROUND}
     findings.check_map("labels_map", given, list(declared.values()), list(names.values()))
     by_word = {_word(name): value for value, name in names.items()}
+    has_masks = any(case.masks for case in dataset.cases)
+    if has_masks:  # their numbers are ours, so that names alone say which labels they are
+        given = {name: name for name in declared.values() if _word(name) in by_word} | dict(given)
     mapping = {_word(name): by_word.get(_word(target)) for name, target in given.items()}
     values, result = [], {}
     for value, name in declared.items():
         target = mapping.get(_word(name))
         if target is None:
-            _compare_label(value, name, declared, wanted, findings)
+            if has_masks:
+                findings.error(f"masks of {name!r} are no label of the federation: map them by labels_map in site.yaml")
+            else:
+                _compare_label(value, name, declared, wanted, findings)
             target = value
         if target != value:
             values.append((value, target))

@@ -238,9 +238,10 @@ def _by_content(root: Path, rules: DicomRules, bids: BidsRules, labelled: bool) 
     """Return a single file, or a folder of BIDS or DICOM, as a dataset; None for other folders."""
     if root.is_file() and nifti_stem(root):
         return _dataset_of(root, "files", [Case(str(nifti_stem(root)), (root,), None)], Declaration()), []
-    if not _holds_nifti(root) and is_bids(root):
+    has_nifti = _holds_nifti(root)
+    if not has_nifti and is_bids(root):
         return _of_bids(root, bids, labelled)
-    if not _holds_nifti(root) and (found := find_dicom_cases(root, rules, labelled=labelled)) is not None:
+    if not has_nifti and (found := find_dicom_cases(root, rules, labelled=labelled)) is not None:
         layout: Layout = "dicom_labels" if found.labels else "dicom"
         cases = found.cases
         if found.labels:

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from common.errors import DataError
+from common.formatting import counted
 from common.imaging.datasets.bids.names import BidsName, anat_files, parse_name
 from common.imaging.datasets.bids.rules import BidsRules
 from common.imaging.datasets.bids.tables import names_of_values
@@ -32,13 +33,16 @@ class BidsLabels:
     Attributes
     ----------
     files
-        Name of a case -> label map.
+        Name of a case -> label map, or the first of its masks.
+    masks
+        Name of a case -> value and file of each structure, where cases have masks of several.
     names
         Foreground value -> name, as far as it is said.
     """
 
     files: Mapping[str, Path] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
+    masks: Mapping[str, tuple[tuple[int, Path], ...]] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.files)
@@ -47,7 +51,7 @@ class BidsLabels:
 def find_labels(
     root: Path, images: Mapping[str, Mapping[str, Path]], rules: BidsRules, problems: list[Problem]
 ) -> BidsLabels:
-    """Find one label map for every scan that has any.
+    """Find one label map, or masks of different structures, for every scan that has any.
 
     Parameters
     ----------
@@ -72,24 +76,58 @@ def find_labels(
             problems.append(Problem(None, root / _DERIVATIVES, f"has no label map of the name {rules.labels}"))
         return BidsLabels()
     ((folder, found),) = folders.items()
-    files: dict[str, BidsName] = {}
-    for label in found:
+    files = _by_case(found, images, problems)
+    chosen = [label for of_case in files.values() for label in of_case]
+    is_joined = any(len(of_case) > 1 for of_case in files.values())
+    if (unclear := _unclear(chosen, rules.labels is not None, is_joined)) is not None:
+        problems.append(unclear)
+        return BidsLabels()
+    paths = {case: of_case[0].path for case, of_case in files.items()}
+    if not is_joined:
+        return BidsLabels(paths, _names(folder, chosen, problems))
+    values = {name: value for value, name in enumerate(sorted({label.value("label") for label in chosen}), start=1)}
+    _tell_missing(files, values, problems)
+    masks = {
+        case: tuple((values[label.value("label")], label.path) for label in of_case) for case, of_case in files.items()
+    }
+    return BidsLabels(paths, {value: name for name, value in values.items()}, masks)
+
+
+def _by_case(
+    labels: Sequence[BidsName], images: Mapping[str, Mapping[str, Path]], problems: list[Problem]
+) -> dict[str, list[BidsName]]:
+    """Group label maps by case: one each, or masks of different structures."""
+    files: dict[str, list[BidsName]] = {}
+    for label in labels:
         case = _case_of(label, images)
         if (unusable := unusable_file(label.path)) is not None:
             problems.append(Problem(case or label.case, label.path, unusable))
         elif case is None:
             text = "belongs to no scan, or to several: its entities say not which"
             problems.append(Problem(label.case, label.path, text))
-        elif case in files:
-            text = f"is a label map of {case}, and so is {files[case].path.name}: "
+        elif (other := _rival(label, files.get(case, ()))) is not None:
+            text = f"is a label map of {case}, and so is {other.path.name}: "
             problems.append(Problem(case, label.path, text + _ADVICE.format(key="labels", value=_pattern(label))))
         else:
-            files[case] = label
-    chosen = list(files.values())
-    if (unclear := _unclear(chosen, rules.labels is not None)) is not None:
-        problems.append(unclear)
-        return BidsLabels()
-    return BidsLabels({case: label.path for case, label in files.items()}, _names(folder, chosen, problems))
+            files.setdefault(case, []).append(label)
+    return files
+
+
+def _rival(label: BidsName, others: Sequence[BidsName]) -> BidsName | None:
+    """Return a label map that excludes another one of its scan; masks of different structures do not."""
+    if label.suffix == "mask" and label.value("label"):
+        others = [one for one in others if one.suffix != "mask" or one.value("label") in ("", label.value("label"))]
+    return others[0] if others else None
+
+
+def _tell_missing(files: Mapping[str, Sequence[BidsName]], names: Collection[str], problems: list[Problem]) -> None:
+    """Tell of scans that lack the mask of a structure which others have."""
+    for name in names:
+        cases = [case for case, labels in files.items() if name not in {label.value("label") for label in labels}]
+        if cases:
+            text = f"{counted(len(cases), 'scan')} of {len(files):,} without a mask of {name}, such as {cases[0]}: "
+            text += "it is background there"
+            problems.append(Problem(None, files[cases[0]][0].path, text, "warning"))
 
 
 def _folders(root: Path, rules: BidsRules, problems: list[Problem]) -> list[Path]:
@@ -128,7 +166,7 @@ def _visit(case: str) -> set[str]:
     return {word for word in case.split("_") if word.startswith(("sub-", "ses-"))}
 
 
-def _unclear(labels: Sequence[BidsName], chosen: bool) -> Problem | None:
+def _unclear(labels: Sequence[BidsName], chosen: bool, joined: bool) -> Problem | None:
     """Return an error if label maps are of half a structure, or those of several scans of different kinds, by name.
 
     Parameters
@@ -137,8 +175,10 @@ def _unclear(labels: Sequence[BidsName], chosen: bool) -> Problem | None:
         The label maps.
     chosen
         Whether the hospital named them.
+    joined
+        Whether scans have masks of several structures.
     """
-    keys = _STRUCTURE if chosen else _STRUCTURE | _KIND
+    keys = (_STRUCTURE if chosen else _STRUCTURE | _KIND) - ({"label"} if joined else set())
     for label in labels:
         first = labels[0]
         text = ""

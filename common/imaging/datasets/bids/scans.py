@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -90,7 +90,8 @@ def find_bids(root: Path, rules: BidsRules, labelled: bool) -> tuple[BidsScans, 
     for name, of_case in files.items():
         first = next(iter(of_case.values()))
         if not labels or name in labels.files:
-            cases.append(Case(name, (first,), labels.files.get(name), patient=subjects[name]))
+            label, masks = labels.files.get(name), labels.masks.get(name, ())
+            cases.append(Case(name, (first,), label, patient=subjects[name], masks=masks))
         else:
             problems.append(Problem(name, first, "has no label map and is left out", "warning"))
     cases = with_table(root, sorted(cases, key=lambda case: case.name), problems, files)
@@ -144,7 +145,7 @@ def choose_channels(
             text += "make that scan a channel (channels_map), or choose other label maps (bids.labels) in site.yaml"
             problems.append(Problem(case.name, case.label or case.images[0], text, severity))
         elif not missing:
-            cases.append(Case(case.name, tuple(found[one] for one in channels), case.label, case.patient))
+            cases.append(replace(case, images=tuple(found[one] for one in channels)))
         elif len(missing) < len(channels) or wanted is None:
             text = f"has no {', '.join(missing)} image"
             problems.append(Problem(case.name, case.images[0], text, severity))

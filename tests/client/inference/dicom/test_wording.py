@@ -42,6 +42,12 @@ def test_the_category_is_that_under_which_the_standard_lists_a_code(scheme: str,
     assert category_of(concept_of(model(codes={1: code}), 1)).meaning == category
 
 
+def test_names_that_differ_in_a_backslash_have_codes_of_their_own() -> None:
+    applied = model({1: "a/b", 2: "a\\b", 3: "c\\d"})
+    assert [concept_of(applied, label).value for label in (1, 2, 3)] == ["a/b (1)", "a/b (2)", "c/d"]
+    assert concept_of(applied, 2).meaning == "a/b"
+
+
 def test_colours_differ_and_stay() -> None:
     colours = np.array([colour_of(label).to_rgb(clip=True) for label in range(1, 25)], dtype=float)
     apart = np.linalg.norm(colours[:, None] - colours[None], axis=-1) + 1000 * np.eye(len(colours))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pydicom
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
 from common.imaging.io.dicom.header import refused_as_damaged
@@ -65,6 +66,14 @@ def items(dataset: Dataset, keyword: str) -> list[Dataset]:
     if not isinstance(found, pydicom.Sequence):
         raise RefusedError(f"has a {keyword} that is no sequence")
     return list(found)
+
+
+def _has_items(dataset: Dataset, keyword: str) -> bool:
+    """Return whether a sequence has items; contours that lie in the file unread are not parsed for it."""
+    element = dataset.get_item(keyword)
+    if isinstance(element, RawDataElement) and element.VR == "SQ":
+        return bool(element.value)
+    return bool(items(dataset, keyword))
 
 
 def first_item(dataset: Dataset, keyword: str) -> Dataset:
@@ -132,7 +141,7 @@ def _structure_set(path: Path, dataset: Dataset) -> LabelObject:
     drawn = {
         whole(item, "ReferencedROINumber")
         for item in items(dataset, "ROIContourSequence")
-        if items(item, "ContourSequence")
+        if _has_items(item, "ContourSequence")
     }
     regions = items(dataset, "StructureSetROISequence")
     segments = []
