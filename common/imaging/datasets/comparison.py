@@ -267,7 +267,7 @@ def _map_labels(
             values.append((value, target))
         if target:
             result[target] = name if mapping.get(_word(name)) is None else wanted[target]
-    stays = {value for value, name in declared.items() if mapping.get(_word(name)) is None}
+    stays = {value for value, name in declared.items() if mapping.get(_word(name)) is None and not has_masks}
     for value, target in values:
         if target in stays:
             findings.error(f"site.yaml: labels_map gives label {value} the value {target}, which another label has")
