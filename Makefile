@@ -17,7 +17,7 @@ $(INSTALLED): constraints.txt pyproject.toml
 		{ echo "Fedvox needs Python 3.11 or newer: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[dev,ray,tensorboard]'
+		--editable '.[dev,export,ray,tensorboard]'
 	@touch $@
 
 # make demo                 four simulated hospitals on phantoms, made here

@@ -36,7 +36,7 @@ def federation(**values: object) -> FederationConfig:
         "channels": ["t1"],
         "modality": "MR",
         "preprocessing": {"spacing": [1.0, 1.2, 1.5]},
-        "model": {"channels": [8, 16], "groups": 4, "patch_size": [16, 16, 16]},
+        "model": {"channels": [8, 16], "blocks": 1, "decoder_blocks": 1, "groups": 4, "patch_size": [16, 16, 16]},
         "network": {"address": "127.0.0.1", "sites": list(SITES)},
     }
     return FederationConfig.model_validate(content | values)

@@ -8,12 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import permutations
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.plan.base import Axes3, Spacing
+if TYPE_CHECKING:
+    from common.plan.base import Axes3, Spacing
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.formatting import counted
-from common.imaging.geometry import Grid
 from common.imaging.resampling import resample_label, resample_to_shape, resampled_shape, thick_axes
-from common.imaging.volume import Volume
-from common.plan.base import Axes3, Spacing
 from common.system.memory import require_memory
 
 if TYPE_CHECKING:
+    from common.imaging.geometry import Grid
+    from common.imaging.volume import Volume
+    from common.plan.base import Axes3, Spacing
     from common.plan.plan import IntensityPlan, PreprocessingPlan
 
 _BACKGROUND = 0

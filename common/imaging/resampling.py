@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.plan.base import Axes3, Spacing
+if TYPE_CHECKING:
+    from common.plan.base import Axes3, Spacing
 
 Order = Literal[1, 3]
 

@@ -9,7 +9,11 @@ from typing import Any
 
 from common.system.cli import add_command, show
 
-EXAMPLES = ("runs/first --out hippocampus-model", "run --kit kits/server --out liver-model")
+EXAMPLES = (
+    "runs/first --out hippocampus-model",
+    "runs/first --format all --out hippocampus-model",
+    "run --kit kits/server --out liver-model",
+)
 
 
 def add_export(commands: argparse._SubParsersAction[Any]) -> None:
@@ -21,6 +25,12 @@ def add_export(commands: argparse._SubParsersAction[Any]) -> None:
         "--out", type=Path, required=True, metavar="MODEL_DIR", help="a folder that does not exist yet"
     )
     command.add_argument(
+        "--format",
+        choices=["fedvox", "onnx", "torchscript", "monai-bundle", "all"],
+        default="fedvox",
+        help="what comes beside Fedvox's own files (default: fedvox, nothing)",
+    )
+    command.add_argument(
         "--kit", type=Path, metavar="DIR", help="the server's kit that the run was started with; its key signs"
     )
 
@@ -28,7 +38,7 @@ def add_export(commands: argparse._SubParsersAction[Any]) -> None:
 def _export(options: argparse.Namespace) -> int:
     from server.export.export import ExportOptions, export_model
 
-    notes = export_model(options.run, ExportOptions(options.out, options.kit))
+    notes = export_model(options.run, ExportOptions(options.out, options.kit, options.format))
     show(options.out)
     for note in notes:
         show(note, file=sys.stderr)

@@ -111,7 +111,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _front_matter(facts: CardFacts, scores: Scores) -> dict[str, Any]:
     tags = ["medical-imaging", "3d-segmentation", "federated-learning"]
     tags += ["differential-privacy"] if facts.privacy is not None else []
-    tags += [name for name in ("onnx", "torchscript", "monai") if any(name in form for form in facts.formats)]
+    tags += [name for name in ("onnx", "torchscript", "monai") if any(form.startswith(name) for form in facts.formats)]
     results = [
         {
             "task": {"type": "image-segmentation", "name": "3D segmentation"},
