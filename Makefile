@@ -8,7 +8,7 @@ TEST_ENVIRONMENT := OMP_NUM_THREADS=1 FLWR_TELEMETRY_ENABLED=0 PYTHONDONTWRITEBY
 # One more than cores: many tests wait for processes that they started.
 TEST_PROCESSES ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 
-.PHONY: setup demo test test-fast test-network test-long test-flower test-deploy deploy-tools dicom-tools lint format bench clean
+.PHONY: setup demo test test-fast test-network test-long test-flower test-deploy deploy-tools dicom-tools browser-tools lint format bench clean
 
 setup: $(INSTALLED)
 
@@ -93,6 +93,11 @@ dicom-tools:
 	@for program in $(DICOM_PROGRAMS); do command -v $$program >/dev/null || missing=1; done; \
 		test -z "$$missing" || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 		apt-get install -y -qq --no-install-recommends $(DICOM_PACKAGES) >/dev/null; }
+
+# For tests of pages in a browser, which are skipped without it.
+browser-tools:
+	@command -v chromium >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends chromium fonts-dejavu-core >/dev/null; }
 
 lint: $(INSTALLED)
 	$(VENV)/bin/ruff check .

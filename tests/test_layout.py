@@ -14,6 +14,7 @@ ROOMS = {
         *(
             "cli",
             "export",
+            "web",
             "comparison",
             "contributions",
             "simulation",

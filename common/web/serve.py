@@ -5,44 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import logging
 import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import uvicorn
 from cryptography import x509
 
 from common.config.network import format_endpoint
 from common.errors import ConfigError, OutputError
+from common.web.listening import Listening
 from common.web.shell import Address, Shell
 from common.web.visits import Role, Side
 
 _STALLED_MILLISECONDS = 60_000
 _MOST_CONNECTIONS = 200
-
-
-@dataclass(frozen=True)
-class Listening:
-    """Where a page is to be served: an IP address, a port (0 for any), and for all but loopback, TLS files."""
-
-    host: str
-    port: int
-    certificate: Path | None = None
-    key: Path | None = None
-
-    def __post_init__(self) -> None:
-        if (self.certificate is None) != (self.key is None):
-            raise ConfigError("--tls-cert and --tls-key: give both or none")
-        if self.certificate is None and not ipaddress.ip_address(self.host).is_loopback:
-            raise ConfigError(
-                f"{format_endpoint(self.host, self.port)}: others could read along; give --tls-cert and --tls-key, "
-                "or listen on 127.0.0.1 (reach it from elsewhere through ssh -L)"
-            )
 
 
 def serve(side: Side, listening: Listening, say: Callable[[str], None]) -> None:

@@ -83,13 +83,15 @@ class Shell:
     ----------
     app
         The application, for an ASGI server.
+    address
+        Where it is reached.
     sessions
         Who has signed in.
     """
 
     def __init__(self, side: Side, address: Address, sessions: Sessions | None = None) -> None:
         self._side = side
-        self._address = address
+        self.address = address
         self.sessions = sessions or Sessions()
         self._texts = load_texts([TEMPLATES.parent / "texts", side.folder / "texts"])
         assets = Assets([STATIC, side.folder / "static"])
@@ -115,7 +117,7 @@ class Shell:
 
     def link(self, role: Role, made_by: str = "") -> str:
         """Return a link that signs in one person, once."""
-        return f"{self._address.url}{SIGN_IN}?token={self.sessions.new_link(role, made_by)}"
+        return f"{self.address.url}{SIGN_IN}?token={self.sessions.new_link(role, made_by)}"
 
     # Pages and actions of the side
 
@@ -193,8 +195,8 @@ class Shell:
         if secret is None:
             return self._sign_in_form(request, "", "sign_in.wrong", HTTPStatus.FORBIDDEN)
         response = _to("/")
-        tls = self._address.has_tls
-        response.set_cookie(self._address.cookie, secret, path="/", secure=tls, httponly=True, samesite="strict")
+        tls = self.address.has_tls
+        response.set_cookie(self.address.cookie, secret, path="/", secure=tls, httponly=True, samesite="strict")
         return response
 
     async def _sign_out(self, request: Request) -> Response:
@@ -203,8 +205,8 @@ class Shell:
             self._check(session, await read_form(request, (CSRF_FIELD,)))
             self.sessions.close(session)
         response = _to(SIGN_IN)
-        tls = self._address.has_tls
-        response.delete_cookie(self._address.cookie, path="/", secure=tls, httponly=True, samesite="strict")
+        tls = self.address.has_tls
+        response.delete_cookie(self.address.cookie, path="/", secure=tls, httponly=True, samesite="strict")
         return response
 
     def _sign_in_form(self, request: Request, token: str, problem: str, status: int = 200) -> Response:
@@ -212,7 +214,7 @@ class Shell:
         return self._html(request, self._language(request), "sign_in.html.jinja", values, status)
 
     def _session(self, request: Request) -> Session | None:
-        return self.sessions.find(request.cookies.get(self._address.cookie))
+        return self.sessions.find(request.cookies.get(self.address.cookie))
 
     def _check(self, session: Session, form: Mapping[str, str]) -> None:
         if not hmac.compare_digest(session.csrf.encode(), form[CSRF_FIELD].encode()):

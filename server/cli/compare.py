@@ -55,9 +55,9 @@ def _compare(options: argparse.Namespace) -> int:
     config = load_federation(options.federation, options.set)
     arms, seeds = parse_arms(options.arms, options.set_arm), seeds_from(config, options.seeds)
     from server.comparison.compare import compare
-    from server.comparison.results import RESULTS_FILE
     from server.progress.display import make_progress
     from server.simulation.experiment import SimulationOptions
+    from server.simulation.leftovers import RESULTS_FILE
 
     out = options.out or Path("runs") / f"{config.name}-comparison-{datetime.now():%Y%m%d-%H%M%S}"
     cache = None if options.no_cache else options.cache or default_cache()

@@ -20,6 +20,7 @@ from server.cli.contributions import add_contributions
 from server.cli.dossier import add_dossier
 from server.cli.export import add_export
 from server.cli.network import add_network_commands
+from server.cli.page import add_page_command
 from server.cli.privacy import add_privacy_commands, add_set
 from server.cli.tracking import add_track_command, add_tracking, tracked
 from server.formatting import format_best, format_seconds, scores_are_noised
@@ -63,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     status = add_command(commands, "status", _status, "show a run's progress", "runs/first")
     status.add_argument("run", type=Path, metavar="RUN_DIR")
     add_json(status)
+
+    add_page_command(commands)
 
     report = add_command(commands, "report", _report, "rewrite a run's report.html", "runs/first")
     report.add_argument("run", type=Path, metavar="RUN_DIR")

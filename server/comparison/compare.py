@@ -14,7 +14,7 @@ from common.system.files import write_atomically
 from server.comparison.arms import Arm, check_configuration, check_settings
 from server.comparison.folder import ComparisonFolder, Question, open_comparison
 from server.comparison.report import write_comparison_report
-from server.comparison.results import RESULTS_FILE, results_of
+from server.comparison.results import results_of
 from server.comparison.runs import ModelRun, Setting, add_contributions, finish, runs_of, scores_of_run
 from server.comparison.scores import scores_table
 from server.progress.events import EventSink, Notice
@@ -23,6 +23,7 @@ from server.simulation.data_record import check_data
 from server.simulation.data_setup import find_or_make_data, find_simulated_dataset, plan_and_partition
 from server.simulation.engines import check_engine
 from server.simulation.experiment import SimulationOptions
+from server.simulation.leftovers import RESULTS_FILE
 from server.simulation.partition import read_partition
 
 SCORES_TABLE = "scores.csv"

@@ -20,8 +20,6 @@ from server.comparison.scores import METRICS, ModelScores
 from server.comparison.statistics import FEWEST_TO_TELL, Interval, Values, bootstrap, holm, wilcoxon_p
 from server.run_store.damage import SUMMARY_FILE
 
-RESULTS_FILE = "results.json"
-
 
 def results_of(
     setting: Setting,

@@ -10,6 +10,7 @@ from common.audit import AuditLog
 from common.certificates import CertificateError, admitted_certificate, key_of, public_pem
 from common.system.files import write_atomically
 from server.coordinator.control_client import ControlError, Node, SuperLinkControl
+from server.run_store.folder import now
 from server.run_store.locks import NODES_FILE
 
 
@@ -36,11 +37,17 @@ class Registration:
         self._say = say
         self._said: set[str] = set()
         self._online: dict[str, bool] = {}
+        self._left: dict[str, str] = {}
 
     @property
     def online(self) -> Mapping[str, bool]:
         """Registered site -> whether its SuperNode is connected, as of the last ``sync``."""
         return self._online
+
+    @property
+    def left(self) -> Mapping[str, str]:
+        """When each site that is no longer connected was last seen, ISO 8601 in UTC."""
+        return self._left
 
     def sync(self, control: SuperLinkControl) -> None:
         """Register and revoke keys so that SuperLink matches the kit.
@@ -93,6 +100,8 @@ class Registration:
             if here != self._online.get(name, False):
                 self._audit.append("site_connected" if here else "site_disconnected", site=name)
                 self._say(f"{name} {'is connected' if here else 'is no longer connected'}")
+                if not here:
+                    self._left[name] = now()
         self._online = online
 
     def _say_once(self, text: str) -> None:

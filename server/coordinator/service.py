@@ -255,6 +255,8 @@ class _Server:
             connected = running and self._registration.online.get(name, False)
             status = self._progress.done.get(name)
             sites[name] = {"connected": connected, "step": step, "steps": steps, "status": status}
+            if not connected:
+                sites[name]["seen"] = self._registration.left.get(name)
         doing = self._doing() if running else (self._flower_run.outcome or "interrupted")
         write_network_status(
             self._folder.path,

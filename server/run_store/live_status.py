@@ -33,7 +33,7 @@ class NetworkStatus:
     processes
         Name -> state, from ``Supervisor.states``.
     sites
-        Name -> whether connected, and progress in this round.
+        Name -> whether connected, when it was last seen if it is not, and progress in this round.
     submissions
         Number of times that the server app was started.
     refused

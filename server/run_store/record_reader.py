@@ -56,6 +56,31 @@ def read_run(folder: Path) -> RunRecord:
     FedvoxError
         If the folder does not exist or is not the folder of a run.
     """
+    run = _opened(folder)
+    run.notes += find_damage(RunFolder(folder))
+    _read_training(run)
+    run.cases, names = _read_cases(run)
+    run.labels = _collect_labels(run, names)
+    run.examples = _read_examples(run)
+    text = _read_text(run, CONTRIBUTIONS_FILE)
+    run.contributions = _parse_mapping(run, CONTRIBUTIONS_FILE, text, json.loads)
+    return run
+
+
+def read_training(folder: Path) -> RunRecord:
+    """Read a run folder as ``read_run`` does, without any case, without pictures, and without a check for damage.
+
+    Raises
+    ------
+    FedvoxError
+        If the folder does not exist or is not the folder of a run.
+    """
+    run = _opened(folder)
+    _read_training(run)
+    return run
+
+
+def _opened(folder: Path) -> RunRecord:
     if not folder.is_dir():
         raise FedvoxError(f"{folder}: does not exist; give the folder of a run")
     if not any((folder / name).is_file() for name in _MARKS_OF_A_RUN):
@@ -63,21 +88,18 @@ def read_run(folder: Path) -> RunRecord:
             f"{folder}: not the folder of a run (it has none of {', '.join(_MARKS_OF_A_RUN)}); "
             "give the folder that a simulation or a federation wrote"
         )
-    run = RunRecord(folder)
-    run.notes += find_damage(RunFolder(folder))
+    return RunRecord(folder)
+
+
+def _read_training(run: RunRecord) -> None:
     run.configuration_text = _read_text(run, "federation.yaml")
     run.configuration = _parse_mapping(run, "federation.yaml", run.configuration_text, _parse_yaml)
     run.summary = _parse_mapping(run, "summary.json", _read_text(run, "summary.json"), json.loads)
     run.plan = _read_plan(run)
     run.rounds = _read_rounds(run)
     run.sites = _read_sites(run)
-    run.cases, names = _read_cases(run)
-    run.labels = _collect_labels(run, names)
-    run.examples = _read_examples(run)
+    run.labels = _collect_labels(run, {})
     run.events = _read_lines(run, "events.jsonl")
-    text = _read_text(run, CONTRIBUTIONS_FILE)
-    run.contributions = _parse_mapping(run, CONTRIBUTIONS_FILE, text, json.loads)
-    return run
 
 
 def _read_text(run: RunRecord, name: str) -> str:

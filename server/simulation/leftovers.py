@@ -24,6 +24,8 @@ PREPARED = _FILES | {PHANTOMS, _CHECKPOINTS}
 SWEEP_PREPARED = frozenset({SWEEP_FILE, "report.html", PHANTOMS, PHANTOM_DIGESTS})
 """What a sweep makes in its folder, besides the folders of its runs."""
 COMPARISON_FILE = "comparison.json"
+RESULTS_FILE = "results.json"
+"""Of a comparison: what is compared, and what came out."""
 COMPARISON_PREPARED = frozenset({COMPARISON_FILE, PLAN_FILE, PARTITION_FILE, DATA_FILE, PHANTOMS, PHANTOM_DIGESTS})
 """What a comparison makes in its folder before its first run."""
 _UNFINISHED = re.compile(r"\.+(?P<name>[^.].*?)(\.[0-9a-f]{12}\.part)+")

@@ -19,6 +19,7 @@
   });
 
   const COLOURS = 8;
+  const HEIGHT = 280;
   const DASHES = [[], [6, 3], [2, 3]];
   const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -34,7 +35,7 @@
     if (curves.limits) scales.y = { range: () => curves.limits };
     return {
       width: Math.max(box.clientWidth, 260),
-      height: 280,
+      height: HEIGHT,
       scales,
       axes: [{ ...axis, label: curves.x_label, labelSize: 24 }, { ...axis, size: 60 }],
       series: [{ label: curves.x_label }, ...curves.curves.map((curve) => series(curve.name, curve.style))],
@@ -42,33 +43,42 @@
     };
   }
 
-  const plots = new Map();
+  const drawn = new Map();
+
+  function put(box, curves) {
+    const data = [curves.x, ...curves.curves.map((curve) => curve.y)];
+    const old = drawn.get(box);
+    if (old) old.plot.destroy();
+    box.replaceChildren();
+    drawn.set(box, { plot: new uPlot(options(box, curves), data, box), curves });
+  }
 
   async function draw(box) {
     const answer = await fetch(box.dataset.curves, { headers: { Accept: "application/json" } });
     if (!answer.ok) return;
     const curves = await answer.json();
+    const old = drawn.get(box);
+    const names = (some) => JSON.stringify(some.curves.map((curve) => curve.name));
     if (!curves.x.length) return;
-    const data = [curves.x, ...curves.curves.map((curve) => curve.y)];
-    const plot = plots.get(box);
-    if (plot && plot.series.length === data.length) {
-      plot.setData(data);
-      return;
+    if (old && names(old.curves) === names(curves)) {
+      old.curves = curves;
+      old.plot.setData([curves.x, ...curves.curves.map((curve) => curve.y)]);
+    } else {
+      put(box, curves);
     }
-    if (plot) plot.destroy();
-    box.replaceChildren();
-    plots.set(box, new uPlot(options(box, curves), data, box));
   }
 
-  const redraw = () => document.querySelectorAll("[data-curves]").forEach((box) => draw(box).catch(() => {}));
-  const rebuild = () => {
-    plots.forEach((plot, box) => { plot.destroy(); box.replaceChildren(); });
-    plots.clear();
-    redraw();
+  const boxes = () => document.querySelectorAll("[data-curves]");
+  const redraw = () => {
+    [...drawn.keys()].filter((box) => !box.isConnected).forEach((box) => { drawn.get(box).plot.destroy(); drawn.delete(box); });
+    boxes().forEach((box) => draw(box).catch(() => {}));
   };
   document.addEventListener("DOMContentLoaded", redraw);
   document.addEventListener("htmx:afterSettle", redraw);
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", rebuild);
-  let waiting;
-  window.addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(rebuild, 200); });
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+    drawn.forEach((old, box) => put(box, old.curves));
+  });
+  window.addEventListener("resize", () => {
+    drawn.forEach((old, box) => old.plot.setSize({ width: Math.max(box.clientWidth, 260), height: HEIGHT }));
+  });
 })();

@@ -83,7 +83,7 @@ class Place:
 
 def browser(shell: Shell, **headers: str) -> TestClient:
     """A client that has not signed in; it follows no redirects."""
-    scheme = "https" if shell.link(Role.LOOK).startswith("https") else "http"
+    scheme = "https" if shell.address.has_tls else "http"
     return TestClient(
         shell.app, f"{scheme}://{HOST}", follow_redirects=False, headers=headers, client=("127.0.0.1", 5000)
     )

@@ -10,7 +10,8 @@ import httpx
 import pytest
 
 from common.errors import ConfigError, OutputError
-from common.web.serve import Listening, serve, served
+from common.web.listening import Listening
+from common.web.serve import serve, served
 from server.provisioning.certificate_authority import Authority
 from tests.common.web.side import Place
 from tests.mutual_tls import write_server
