@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Sequence
-from dataclasses import asdict
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,10 @@ from common.system.cli import add_command, add_json, show
 
 if TYPE_CHECKING:
     from client.deidentify.choices import Choices
+    from client.deidentify.identities import Identities
     from client.pacs.address import ArchiveAddress
     from client.pacs.archives.archive import Archive
+    from client.pacs.dataset_folder import DatasetFolder
     from client.pacs.study_import import Result
     from common.imaging.io.dicom.rules import DicomRules
 
@@ -60,13 +62,12 @@ def add_import_command(commands: Any) -> None:
 
 def _import(options: argparse.Namespace) -> int:
     from client.consent.decisions import decision_of
-    from client.deidentify.identities import Identities
     from client.pacs.address import read_address
     from client.pacs.arrival import Arrivals
     from client.pacs.cohort import load_cohort, read_accessions
-    from client.pacs.importing import import_folders, import_studies, log_import, write_reports
+    from client.pacs.dataset_folder import DatasetFolder
+    from client.pacs.importing import import_studies, log_import, reporting
     from client.pacs.study_import import Importer
-    from client.state_folder import default_ledger
 
     address, folder = read_address(options.source)
     archive = _archive(address, folder)
@@ -75,33 +76,54 @@ def _import(options: argparse.Namespace) -> int:
     if cohort.accession_numbers:
         accessions = read_accessions(options.query.parent / cohort.accession_numbers, cohort.column)
     choices = _choices(options)
-    identities = Identities(options.identities or default_ledger().with_name("identities"))
+    dataset = DatasetFolder(options.out)
     results: list[Result] = []
-    with import_folders(options.out) as (beside, work):
+    with _identities(options, dataset) as identities:
+        dataset.require_secret(identities.name)
         importer = Importer(
             archive,
-            options.out,
-            work,
+            dataset,
             Arrivals(identities, choices),
             _rules(options.site),
             address.attempts,
             address.pause_seconds,
             options.dry_run,
         )
-        if not options.dry_run:
-            log_import(beside, choices, archive, decision_of(None).account)
-        try:
-            for result in import_studies(importer, cohort, accessions):
-                results.append(result)
-                if not options.json:
-                    show(_line(result))
-        except BaseException:
-            if results and not options.dry_run:
-                write_reports(beside, results)
-            raise
-        reports = () if options.dry_run else write_reports(beside, results)
+        found = import_studies(importer, cohort, accessions)
+        if options.dry_run:
+            _follow(found, results, options.json)
+            reports: Sequence[Path] = ()
+        else:
+            with dataset.opened(), reporting(dataset.beside, results) as reports:
+                dataset.note_secret(identities.name)
+                log_import(dataset.beside, choices, archive, decision_of(None).account)
+                _follow(found, results, options.json)
     _summarise(results, reports, options.json)
     return 0 if results and all(one.outcome.is_right for one in results) else 1
+
+
+@contextmanager
+def _identities(options: argparse.Namespace, dataset: DatasetFolder) -> Iterator[Identities]:
+    """Open the secret; where there is none, a dry run has one that is forgotten, since nothing was imported with it."""
+    from client.deidentify.identities import Identities, has_identities
+    from client.state_folder import default_ledger
+
+    folder = options.identities or default_ledger().with_name("identities")
+    if folder.resolve().is_relative_to(dataset.out):
+        raise ConfigError(f"--identities {folder}: lies in the dataset, which others may get; choose another folder")
+    if options.dry_run and not has_identities(folder):
+        with tempfile.TemporaryDirectory() as forgotten:
+            yield Identities(Path(forgotten))
+    else:
+        yield Identities(folder)
+
+
+def _follow(found: Iterable[Result], results: list[Result], as_json: bool) -> None:
+    """Collect results, and print each as it comes."""
+    for result in found:
+        results.append(result)
+        if not as_json:
+            show(_line(result))
 
 
 def _choices(options: argparse.Namespace) -> Choices | None:
@@ -118,14 +140,13 @@ def _choices(options: argparse.Namespace) -> Choices | None:
 
 def _archive(address: ArchiveAddress, folder: Path) -> Archive:
     """Make the archive of an address; files that it names lie in a folder."""
-    from client.pacs.address import read_token, tls_context
+    from client.pacs.address import credentials
 
-    tls = None if address.tls is None else tls_context(address.tls, folder)
+    tls, token = credentials(address, folder)
     if address.url is not None:
         from client.pacs.archives.web_archive import WebArchive
         from client.pacs.web_service import WebService
 
-        token = read_token(folder / address.token_file) if address.token_file else ""
         return WebArchive(WebService(address.url, tls, token, address.idle_seconds, address.study_seconds))
     from client.pacs.archives.dimse_archive import DimseArchive, receiver_settings
     from client.pacs.peer import Peer
@@ -159,13 +180,12 @@ def _line(result: Result) -> str:
 
 def _summarise(results: Sequence[Result], reports: Sequence[Path], as_json: bool) -> None:
     """Print counts of outcomes, or everything as JSON."""
-    from client.pacs.importing import count_outcomes
+    from client.pacs.importing import count_outcomes, report_json
 
-    counts = count_outcomes(results)
     if as_json:
-        studies = [{**asdict(one), "outcome": str(one.outcome)} for one in results]
-        show(json.dumps({"counts": dict(counts), "studies": studies}, indent=1))
+        show(report_json(results))
         return
+    counts = count_outcomes(results)
     instances = sum(one.expected for one in results if one.outcome.is_right)
     words = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items())
     show(f"{counted(len(results), 'study', 'studies')}: {words or 'the archive has none'}; {instances:,} instances")

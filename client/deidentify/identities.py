@@ -38,6 +38,11 @@ _NOBODY = frozenset(_PLACEHOLDERS.split())
 _RESTORE = "restore it from a backup, together with the other files of its folder"
 
 
+def has_identities(folder: Path) -> bool:
+    """Return whether a folder has a secret, or the record of one."""
+    return (folder / _KEY_FILE).exists() or (folder / _RECORD_FILE).exists()
+
+
 class Identities:
     """The secret and the record in a folder, which are made if the folder has neither.
 
@@ -53,6 +58,11 @@ class Identities:
         there is a secret without a record.
     OutputError
         If the folder cannot be written.
+
+    Attributes
+    ----------
+    name
+        Of the secret, which it says nothing about.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -65,6 +75,7 @@ class Identities:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with self._locked():
                 self._secret = self._read_secret() or self._make_secret()
+                self.name = hashlib.sha256(b"identities" + self._secret).hexdigest()[:16]
                 self._catch_up()
         except OSError as error:
             raise cannot_write(folder, error) from None
@@ -149,7 +160,7 @@ class Identities:
 
     def _catch_up(self) -> None:
         """Read what others have appended; a last line that a crash cut off is removed, as no file uses it yet."""
-        head = json.dumps({"kind": "secret", "name": hashlib.sha256(b"identities" + self._secret).hexdigest()[:16]})
+        head = json.dumps({"kind": "secret", "name": self.name})
         descriptor = os.open(self._record, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, PRIVATE)
         with os.fdopen(descriptor, "r+b") as file:
             file.seek(self._offset)

@@ -65,14 +65,14 @@ class Deidentified:
     kind: str
 
     def write(self, path: Path) -> None:
-        """Write the file under a temporary name, flush it to disk, and rename it.
+        """Write the file under a temporary name, and rename it; the caller flushes it to disk.
 
         Raises
         ------
         OutputError
             If it cannot be written.
         """
-        write_atomically(path, self.content)
+        write_atomically(path, self.content, durable=False)
 
 
 class Deidentifier:

@@ -14,7 +14,7 @@ import pydicom
 
 from client.node.config import Destination, Node
 from client.node.outbox import Deliver
-from client.pacs.address import read_token, tls_context
+from client.pacs.address import credentials
 from client.pacs.peer import Peer, PeerError
 from client.pacs.sender import send_files
 from client.pacs.web_service import WebService
@@ -48,9 +48,8 @@ def delivery(node: Node, destination: Destination) -> Deliver:
 
 
 def _connected(node: Node, destination: Destination) -> Deliver:
-    tls = tls_context(destination.tls, node.folder) if destination.tls else None
+    tls, token = credentials(destination, node.folder)
     if destination.url is not None:
-        token = read_token(node.folder / destination.token_file) if destination.token_file else ""
         return WebStore(destination.url, tls, token, destination.idle_seconds, _LONGEST_SECONDS).deliver
     peer = Peer(
         destination.ae_title or "",

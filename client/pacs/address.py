@@ -22,6 +22,7 @@ from common.config.yaml_file import read_yaml
 from common.errors import ConfigError
 from common.plan.base import Frozen, Real, Whole
 from common.plan.describe_errors import describe_validation_error
+from common.system.cli import STRANGERS
 
 Title = Annotated[str, StringConstraints(min_length=1, max_length=16, pattern=r"^[!-\[\]-~]([ -\[\]-~]*[!-\[\]-~])?$")]
 """An AE title: up to 16 characters of ASCII, without backslash."""
@@ -188,6 +189,25 @@ def _checked(content: object, source: str) -> ArchiveAddress:
         raise ConfigError(describe_validation_error(error, ArchiveAddress, source)) from None
 
 
+def credentials(address: ArchiveAddress, folder: Path) -> tuple[ssl.SSLContext | None, str]:
+    """Read what an address names for TLS, and its token: None and an empty text where it names none.
+
+    Parameters
+    ----------
+    address
+        The archive.
+    folder
+        Where files that it names lie.
+
+    Raises
+    ------
+    ConfigError
+        One of these files cannot be used.
+    """
+    tls = tls_context(address.tls, folder) if address.tls else None
+    return tls, read_token(folder / address.token_file) if address.token_file else ""
+
+
 def tls_context(tls: Tls, folder: Path) -> ssl.SSLContext:
     """Return the TLS of a client that checks the archive's certificate and name.
 
@@ -211,9 +231,11 @@ def read_token(path: Path) -> str:
     Raises
     ------
     ConfigError
-        It is missing, empty or no token.
+        It is missing, empty or no token, or others may read it.
     """
     try:
+        if path.stat().st_mode & STRANGERS:
+            raise ConfigError(f"token_file {path}: others may read it; chmod 600 {path}, and ask for another token")
         token = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"token_file {path}: cannot be read ({type(error).__name__})") from None

@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,60 +17,11 @@ from client.pacs.cohort import Cohort, why_not_askable
 from client.pacs.peer import PeerError
 from client.pacs.study_import import Importer, Outcome, Result
 from common.audit import AuditLog
-from common.errors import FedvoxError
+from common.errors import FedvoxError, OutputError
 from common.formatting import counted, csv_text
-from common.system.files import PRIVATE, cannot_write, write_atomically
-from common.system.locks import lock_for_one
+from common.system.files import PRIVATE, write_atomically
 
 AUDIT_FILE = "audit.jsonl"
-_LOCK_FILE = "lock"
-
-
-class ImportRunningError(FedvoxError):
-    """Another process imports into the same folder."""
-
-
-@contextmanager
-def import_folders(out: Path) -> Iterator[tuple[Path, Path]]:
-    """Make the folders of an import, remove what an earlier one left unfinished, and keep others away for a block.
-
-    Parameters
-    ----------
-    out
-        The dataset. Beside it there is a folder for what does not belong to it: reports, the audit log, and files that
-        have come and are not yet de-identified.
-
-    Returns
-    -------
-    Iterator[tuple[Path, Path]]
-        The folder beside it, and one inside that for files that have just come.
-
-    Raises
-    ------
-    ImportRunningError
-        Another process imports into this folder.
-    OutputError
-        A folder cannot be made.
-    """
-    out = out.absolute()
-    beside = out.with_name(f"{out.name}.import")
-    work = beside / "incoming"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        beside.mkdir(mode=0o700, exist_ok=True)
-        taken = ImportRunningError(f"{beside / _LOCK_FILE}: another import into {out} is running; wait for its end")
-        with lock_for_one(beside / _LOCK_FILE, taken):
-            for folder in [work, *out.glob(".study-*.part")]:
-                shutil.rmtree(folder, ignore_errors=True)
-            for file in beside.glob(".*.part"):
-                file.unlink()
-            work.mkdir(mode=0o700)
-            try:
-                yield beside, work
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
-    except OSError as error:
-        raise cannot_write(Path(error.filename or out), error) from None
 
 
 def import_studies(importer: Importer, cohort: Cohort, accessions: Sequence[str]) -> Iterator[Result]:
@@ -185,24 +135,50 @@ def log_import(beside: Path, choices: Choices | None, archive: Archive, user: st
     log_choice(AuditLog(beside / AUDIT_FILE), choices, archive=str(archive), user=user)
 
 
-def write_reports(beside: Path, results: Sequence[Result]) -> tuple[Path, Path]:
-    """Write what became of each study, as CSV and JSON, for the owner alone.
+@contextmanager
+def reporting(beside: Path, results: Sequence[Result]) -> Iterator[tuple[Path, Path]]:
+    """Write what became of each study after a block, however it ends: as CSV and JSON, for the owner alone.
+
+    Parameters
+    ----------
+    beside
+        Where to.
+    results
+        Filled by the block.
+
+    Returns
+    -------
+    Iterator[tuple[Path, Path]]
+        The files.
 
     Raises
     ------
     OutputError
         A file cannot be written.
     """
-    rows = [{**asdict(one), "outcome": str(one.outcome)} for one in results]
+    paths = beside / "report.csv", beside / "report.json"
+    try:
+        yield paths
+    except BaseException as error:
+        with suppress(OutputError):
+            _write(paths, results, str(error) if isinstance(error, FedvoxError) else type(error).__name__)
+        raise
+    _write(paths, results)
+
+
+def _write(paths: tuple[Path, Path], results: Sequence[Result], ended_early: str = "") -> None:
     table = io.StringIO()
     writer = csv.writer(table)
     writer.writerow(Result.__dataclass_fields__)
-    writer.writerows([csv_text(str(value)) for value in row.values()] for row in rows)
-    content = json.dumps({"counts": dict(count_outcomes(results)), "studies": rows}, indent=1)
-    paths = beside / "report.csv", beside / "report.json"
-    for path, text in zip(paths, (table.getvalue(), content + "\n"), strict=True):
+    writer.writerows([csv_text(str(value)) for value in asdict(one).values()] for one in results)
+    for path, text in zip(paths, (table.getvalue(), report_json(results, ended_early) + "\n"), strict=True):
         write_atomically(path, text, mode=PRIVATE)
-    return paths
+
+
+def report_json(results: Sequence[Result], ended_early: str = "") -> str:
+    """Return what became of each study as JSON, and why the import came no further; empty if it came to its end."""
+    studies = [asdict(one) for one in results]
+    return json.dumps({"counts": count_outcomes(results), "ended_early": ended_early, "studies": studies}, indent=1)
 
 
 def count_outcomes(results: Sequence[Result]) -> Counter[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from client.pacs.archives.archive import Archive, Inbox, Instance, NoRoomError, Study, find_instances
 from client.pacs.arrival import Arrivals, StudyRefusedError
+from client.pacs.dataset_folder import DatasetFolder
 from client.pacs.peer import PeerError
 from common.errors import DataError
 from common.formatting import counted
@@ -91,10 +92,8 @@ class Importer:
     ----------
     archive
         Where they are.
-    out
-        The dataset's folder.
-    work
-        For what has just come, on the same disk or another; emptied by the caller after a crash.
+    dataset
+        Where they go.
     arrivals
         De-identifies, and names folders.
     rules
@@ -106,8 +105,7 @@ class Importer:
     """
 
     archive: Archive
-    out: Path
-    work: Path
+    dataset: DatasetFolder
     arrivals: Arrivals
     rules: DicomRules
     attempts: int
@@ -137,7 +135,8 @@ class Importer:
             expected = self._expected(study, series)
             uids = [one.uid for instances in expected.values() for one in instances]
             name = self.arrivals.folder_of(study.uid, uids)
-            if (self.out / name).is_dir():
+            if (self.dataset.out / name).is_dir():
+                self._require_whole(name)
                 return Result(Outcome.PRESENT, study.accession, study.uid, name, len(uids), len(uids))
             self._require_no_other(study)
             self._require_room(_COPIES * sum(one.size for found in expected.values() for one in found))
@@ -166,9 +165,15 @@ class Importer:
             problem = "lists no instances of a series: nobody could say whether it is complete"
         raise _NotTakenError(Outcome.FAILED, f"the archive {problem}")
 
+    def _require_whole(self, name: str) -> None:
+        if problem := self.dataset.why_not_whole(name):
+            reason = f"{problem}. Remove that folder to import the study again"
+            raise _NotTakenError(Outcome.REFUSED, reason)
+
     def _require_no_other(self, study: Study) -> None:
         """Refuse a study of which another selection is there: one of its scans would be there twice."""
-        others = sorted(path.name for path in self.out.glob(f"{self.arrivals.prefix_of(study.uid)}*") if path.is_dir())
+        found = self.dataset.out.glob(f"{self.arrivals.prefix_of(study.uid)}*")
+        others = sorted(path.name for path in found if path.is_dir())
         if others:
             raise _NotTakenError(
                 Outcome.REFUSED,
@@ -178,14 +183,17 @@ class Importer:
 
     def _require_room(self, size: int, received: int = 0) -> None:
         needed = size + RESERVE_BYTES
-        for folder in {self.out, self.work}:
+        for folder in {_nearest(self.dataset.out), _nearest(self.dataset.work)}:
             if (free := shutil.disk_usage(folder).free) < needed:
                 reason = f"needs {needed:,} bytes, and {free:,} are free in {folder}: free space"
                 raise _NotTakenError(Outcome.FAILED, reason, received)
 
     def _bring(self, study: Study, expected: Mapping[str, Sequence[Instance]], name: str, accession: str) -> str:
         """Fetch a study and let it appear in the dataset; return what was left out."""
-        with tempfile.TemporaryDirectory(dir=self.work) as inbox_folder, new_folder(self.out / name) as folder:
+        with (
+            tempfile.TemporaryDirectory(dir=self.dataset.work) as inbox_folder,
+            new_folder(self.dataset.out / name) as folder,
+        ):
             uids = {uid: [one.uid for one in found] for uid, found in expected.items()}
             inbox = Inbox(Path(inbox_folder), study.uid, uids, accession, RESERVE_BYTES)
             files = self._fetch(inbox, study, expected)
@@ -201,7 +209,8 @@ class Importer:
             for path in folder.rglob("*"):
                 _flush(path)
             flush_folder(folder)
-        flush_folder(self.out)
+            self.dataset.note_study(name, folder)
+        flush_folder(self.dataset.out)
         return "; ".join(left_out)
 
     def _fetch(
@@ -256,6 +265,11 @@ class Importer:
             reasons = wrong or ["holds no volume", *left_out, *passed_over]
             more = [f"and {len(reasons) - _LISTED_REASONS} more"] if len(reasons) > _LISTED_REASONS else []
             raise StudyRefusedError("; ".join([*reasons[:_LISTED_REASONS], *more]))
+
+
+def _nearest(folder: Path) -> Path:
+    """Return a folder, or the one in which it would be made: a dry run makes none."""
+    return next(one for one in (folder, *folder.parents) if one.is_dir())
 
 
 def _flush(path: Path) -> None:

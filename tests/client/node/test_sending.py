@@ -210,6 +210,7 @@ def test_a_new_token_is_used_at_once_and_a_missing_one_is_the_destinations_probl
         keys = {"ca": "ca.crt", "certificate": "site.crt", "key": "site.key"}
         way = {"url": url, "token_file": token.name, "tls": keys}
         where = node(tmp_path, **way)
+        token.touch(mode=0o600)
         token.write_text("first")
         send = delivery(where, where.destinations[0])
         assert list(send([path])) == [(path, "")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,7 @@ def test_what_is_no_address_is_refused(text: str) -> None:
 
 def test_a_token_is_one_word_in_a_file(tmp_path: Path) -> None:
     path = tmp_path / "token"
+    path.touch(mode=0o600)
     path.write_text("abc.DEF-123\n", encoding="utf-8")
     assert read_token(path) == "abc.DEF-123"
     for content in (b"", b"two words\n", b"line\nline\n", b"\xff"):
@@ -84,6 +86,11 @@ def test_a_token_is_one_word_in_a_file(tmp_path: Path) -> None:
         assert "line" not in str(caught.value)
     with pytest.raises(ConfigError, match="token_file"):
         read_token(tmp_path / "none")
+    path.write_text("abc\n", encoding="utf-8")
+    for mode, readable in ((0o640, True), (0o644, False), (0o602, False)):
+        path.chmod(mode)
+        with nullcontext() if readable else pytest.raises(ConfigError, match="others may read it"):
+            assert read_token(path) == "abc"
 
 
 def test_files_of_tls_that_are_missing_are_named(tmp_path: Path) -> None:

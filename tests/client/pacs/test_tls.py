@@ -62,6 +62,7 @@ def test_with_an_authority_of_our_own_no_other_vouches_for_a_service(
 def test_dicomweb_over_tls_checks_both_sides_and_carries_the_token(
     site: Site, tls: ssl.SSLContext, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (site.folder / "token").touch(mode=0o600)
     (site.folder / "token").write_text("abc.DEF\n", encoding="utf-8")
     asked: list[tuple[str, str]] = []
     with service(Web(study("A1"), tmp_path / "made"), asked, tls) as url:
