@@ -6,8 +6,6 @@ import csv
 import re
 from collections.abc import Iterator
 from datetime import date
-from fnmatch import translate
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -16,6 +14,7 @@ from pydantic import BeforeValidator, Field, StringConstraints, ValidationError,
 from client.pacs.archives.archive import Series, Study
 from common.config.yaml_file import read_yaml
 from common.errors import ConfigError
+from common.patterns import matches
 from common.plan.base import Frozen
 from common.plan.describe_errors import describe_validation_error
 
@@ -163,10 +162,4 @@ def why_not_askable(accession: str) -> str:
 
 
 def _fits(pattern: str | None, value: str) -> bool:
-    return pattern is None or _compiled(pattern).fullmatch(value.strip().casefold()) is not None
-
-
-@cache
-def _compiled(pattern: str) -> re.Pattern[str]:
-    # Brackets have no meaning in DICOM.
-    return re.compile(translate(pattern.strip().casefold().replace("[", "[[]")))
+    return pattern is None or matches(pattern.strip().casefold(), value.strip().casefold())

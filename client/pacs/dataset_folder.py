@@ -97,7 +97,7 @@ class DatasetFolder:
             return
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: cannot be read ({type(error).__name__}); restore it from a backup") from None
-        if earlier != name:
+        if earlier != name and any(self.out.glob("study-*")):
             raise ConfigError(
                 f"--identities: {self.out} was imported with another secret; give the folder of that one, or another "
                 "--out, so that no study is there twice"

@@ -24,6 +24,7 @@ from pydicom.valuerep import validate_value
 from pydicom.values import convert_value
 
 from client.inference.dicom.elements import with_elements
+from client.pacs.address import is_uid
 from common.errors import DataError
 from common.imaging.geometry import Grid
 from common.imaging.io.dicom.elements import read_elements
@@ -49,8 +50,6 @@ _CODE = ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
 
 UNICODE = "ISO_IR 192"
 
-_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
-_LONGEST_UID = 64
 _MOST_DIGITS = 6
 _TERMS = {"PatientSex": ("M", "F", "O"), "PatientIdentityRemoved": ("YES", "NO")}
 _ASCII = frozenset({"", "ISO_IR 6", "ISO 2022 IR 6"})
@@ -190,7 +189,7 @@ def read_source(series: Series) -> Source:
         rule = "at most 64 characters of the declared character set, without backslash"
         problem = f"has a PatientID that no DICOM object may have ({rule}), so that results would be nobody's"
         raise DataError(first.path, f"{series.title}: {problem}; correct it, or {_ADVICE}")
-    reference = first.frame_of_reference if _is_uid(first.frame_of_reference) else ""
+    reference = first.frame_of_reference if is_uid(first.frame_of_reference) else ""
     return Source(series, reference, frames, values, character_set, codes, _compression(headers.values()), emptied)
 
 
@@ -206,12 +205,8 @@ def _read(path: Path, keywords: Iterable[str]) -> Dataset:
         return read_elements(file, [tag_of(keyword) for keyword in keywords])
 
 
-def _is_uid(value: str) -> bool:
-    return len(value) <= _LONGEST_UID and _UID.fullmatch(value) is not None
-
-
 def _require_uid(path: Path, series: Series, keyword: str, value: str) -> None:
-    if not _is_uid(value):
+    if not is_uid(value):
         problem = f"has no {keyword}" if not value else f"has a {keyword} that is none"
         raise DataError(path, f"{series.title}: {problem}, so that no DICOM object can refer to it; {_ADVICE}")
 

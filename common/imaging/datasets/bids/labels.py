@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from common.errors import DataError
@@ -15,6 +14,7 @@ from common.imaging.datasets.bids.tables import names_of_values
 from common.imaging.datasets.case import Problem
 from common.imaging.datasets.hints import unusable_file
 from common.imaging.io.nifti import nifti_stem
+from common.patterns import matches
 
 _DERIVATIVES = "derivatives"
 _OWN_SPACES = frozenset({"", "orig", "individual"})
@@ -145,8 +145,7 @@ def _in(folder: Path, suffixes: Collection[str], rules: BidsRules) -> list[BidsN
     """Return the label maps of a folder: those that the rules name, or else segmentations, or else masks."""
     names = [name for path in anat_files(folder) if (name := parse_name(path)) is not None]
     if rules.labels is not None:
-        pattern = rules.labels.replace("[", "[[]")
-        return [name for name in names if fnmatchcase(nifti_stem(name.path) or "", pattern)]
+        return [name for name in names if matches(rules.labels, nifti_stem(name.path) or "")]
     own = [name for name in names if name.value("space") in _OWN_SPACES | {*suffixes}]
     segmentations = [name for name in own if name.suffix == "dseg"]
     return segmentations or [name for name in own if name.suffix == "mask" and name.value("label")]

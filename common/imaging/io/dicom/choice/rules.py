@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from common.patterns import matches
 from common.plan.base import Frozen, Switch
 
 LONGEST_COMPARED = 1024
@@ -58,6 +58,4 @@ class SeriesRule(Frozen):
 def fits(patterns: tuple[str, ...], value: str) -> bool:
     """Return whether one of the patterns fits a value."""
     folded = value.strip().casefold()
-    # Brackets mean themselves: descriptions of series have them.
-    plain = [pattern.casefold().replace("[", "[[]") for pattern in patterns]
-    return len(folded) <= LONGEST_COMPARED and any(fnmatchcase(folded, pattern) for pattern in plain)
+    return len(folded) <= LONGEST_COMPARED and any(matches(pattern.casefold(), folded) for pattern in patterns)
