@@ -13,6 +13,7 @@ ROOMS = {
     "server": (
         *(
             "cli",
+            "reporting/dossier",
             "export",
             "web",
             "comparison",
@@ -25,7 +26,7 @@ ROOMS = {
             "rounds/judgement",
             "rounds/strategies",
         ),
-        *("reporting/dossier", "reporting", "tracking", "progress", "release", "privacy", "run_store"),
+        *("reporting", "tracking", "progress", "release", "privacy", "run_store"),
     ),
     "client": (
         *("cli", "site", "courier", "runner", "node", "ledger", "consent", "training", "inference", "data"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import common
+from server.reporting.dossier.card import CARD_FILE, card_of
 from server.reporting.dossier.document import Page
 from server.reporting.dossier.evidence import evidence
 from server.reporting.dossier.facts import RunFacts
@@ -31,6 +32,8 @@ class Dossier:
     ----------
     files
         Name and contents of the files that are no pages.
+    card
+        The model card in Markdown; None if there is no model.
     notices
         What a reader must know first.
     about
@@ -40,6 +43,7 @@ class Dossier:
     facts: RunFacts
     pages: tuple[Page, ...]
     files: tuple[tuple[str, str], ...]
+    card: str | None
     notices: tuple[str, ...]
     about: str
 
@@ -51,17 +55,20 @@ class Dossier:
 
 def compose(facts: RunFacts) -> Dossier:
     """Return the dossier of a run."""
+    card, about_card = card_of(facts)
     pages = (
         impact_assessment(facts),
         record_of_processing(facts),
         risk_table(facts),
         checklist(facts),
         software(facts),
-        evidence(facts),
+        evidence(facts, about_card),
     )
-    files = ((SBOM_FILE, "the software bill of materials for programs (CycloneDX)"),)
+    files = [(SBOM_FILE, "the software bill of materials for programs (CycloneDX)")]
+    if card is not None:
+        files.insert(0, (CARD_FILE, "the card of the released model"))
     about = f"{_ABOUT} Written by Fedvox {common.__version__} on {as_time(now())}."
-    return Dossier(facts, pages, files, tuple(_notices(facts)), about)
+    return Dossier(facts, pages, tuple(files), card, tuple(_notices(facts)), about)
 
 
 def _notices(facts: RunFacts) -> list[str]:

@@ -22,9 +22,10 @@ from server.run_store.folder import AUDIT_FILE, FEDERATION_FILE, STATE_FILE
 from server.run_store.site_reports import FILE as REPORTS_FILE
 
 
-def evidence(facts: RunFacts) -> Page:
-    """Return the page."""
-    sections = [Section("The run", (_identity(facts), row("Course", statements.progress(facts)), _damage(facts)))]
+def evidence(facts: RunFacts, about_card: str) -> Page:
+    """Return the page; ``about_card`` says whether there is a model card."""
+    card, course = row("Model card", shown(about_card, "model/")), row("Course", statements.progress(facts))
+    sections = [Section("The run", (_identity(facts), course, card, _damage(facts)))]
     if facts.is_simulated:
         nothing = row("Ledgers and audit logs of hospitals", shown(statements.NO_HOSPITAL, "events.jsonl"))
         sections.append(Section("Sites", (nothing,)))

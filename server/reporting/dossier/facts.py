@@ -39,6 +39,7 @@ _EVIDENCE = (
     *(FEDERATION_FILE, PLAN_FILE, PARTITION_FILE, "data.json", ROUNDS_FILE, EVENTS_FILE, STATE_FILE, SUMMARY_FILE),
     *("validation.csv", AUDIT_FILE, REPORTS_FILE, STATUS_FILE, "model/model.json", MODEL_FILE),
 )
+UPDATE_FOLDERS = (f"{UPDATES}/", "gateway/sites/", "kept_updates/")
 _UPDATES = (f"{UPDATES}/**/*", "gateway/sites/*/updates/*", "kept_updates/**/*")
 """Where updates of single sites lie."""
 

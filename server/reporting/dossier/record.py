@@ -5,7 +5,7 @@ from __future__ import annotations
 from common.formatting import counted
 from server.reporting.dossier import statements
 from server.reporting.dossier.document import Page, Row, Section, Statement, by_design, declared, left_open, row, shown
-from server.reporting.dossier.facts import RunFacts
+from server.reporting.dossier.facts import UPDATE_FOLDERS, RunFacts
 from server.run_store.folder import FEDERATION_FILE
 
 _OFFICER = "the data-protection officer"
@@ -110,17 +110,19 @@ def _erasure(facts: RunFacts) -> Row:
 
 
 def _leftovers(facts: RunFacts) -> Statement:
-    where = "updates/, gateway/sites/, kept_updates/"
     if facts.waiting:
-        return shown(f"The run folder still holds {counted(facts.waiting, 'file')} of single sites' updates.", where)
-    return shown("The run folder holds no update of a single site any more.", where)
+        return shown(
+            f"The run folder still holds {counted(facts.waiting, 'file')} of single sites' updates.", *UPDATE_FOLDERS
+        )
+    return shown("The run folder holds no update of a single site any more.", *UPDATE_FOLDERS)
 
 
 def _measures(facts: RunFacts) -> Row:
     network = by_design(
         "Mutual TLS 1.3 with certificates of the federation's own authority; requests signed by the site and valid "
-        "once; training in a process without a network; a closed list of what leaves; consent of each hospital to one "
-        "configuration; audit logs whose entries hold each other's hashes."
+        "once; training in a process without a network, where preflight found that the machine allows it; a closed "
+        "list of what leaves; consent of each hospital to one configuration; audit logs whose entries hold each "
+        "other's hashes."
     )
     return row(
         "(g) Technical and organisational measures",

@@ -17,7 +17,7 @@ from server.reporting.dossier.document import (
     row,
     shown,
 )
-from server.reporting.dossier.facts import EVENTS_FILE, RunFacts
+from server.reporting.dossier.facts import EVENTS_FILE, UPDATE_FOLDERS, RunFacts
 from server.run_store.damage import SUMMARY_FILE
 from server.run_store.folder import AUDIT_FILE, FEDERATION_FILE, ROUNDS_FILE, STATE_FILE
 from server.run_store.live_status import STATUS_FILE
@@ -61,8 +61,8 @@ def _about_patients(facts: RunFacts) -> tuple[Row, ...]:
         row(
             "R4. Scans leave a hospital",
             by_design(
-                "No message can hold one, and the process with the scans has no network. Updates could carry data in "
-                "numbers if both halves of a site were compromised."
+                "No message can hold one, and the process with the scans has no network. If that process is "
+                "compromised, it can still hide data in the numbers of an update."
             ),
             shown(_NOT_TRIED, EVENTS_FILE) if facts.is_simulated else None,
             left_open(
@@ -79,9 +79,9 @@ def _about_patients(facts: RunFacts) -> tuple[Row, ...]:
 def _seen_by_server(facts: RunFacts) -> Statement:
     if facts.waiting:
         return shown(
-            f"{counted(facts.waiting, 'file')} of single sites' updates lie in the run folder now.", "updates/"
+            f"The run folder holds {counted(facts.waiting, 'file')} of single sites' updates now.", *UPDATE_FOLDERS
         )
-    return shown("No update of a single site lies in the run folder any more.", "updates/")
+    return shown("No update of a single site lies in the run folder any more.", *UPDATE_FOLDERS)
 
 
 def _fewest_updates(facts: RunFacts) -> Statement:
@@ -108,6 +108,7 @@ def _about_attackers(facts: RunFacts) -> tuple[Row, ...]:
                 "bounds; a site that pushes against the others in three of five rounds is quarantined. A small pull, "
                 "round after round, passes."
             ),
+            _remembered(facts),
             _refusals(facts),
             _alarms(facts),
         ),
@@ -129,7 +130,7 @@ def _about_attackers(facts: RunFacts) -> tuple[Row, ...]:
         ),
         row(
             "R8. Somebody reads or changes what is sent",
-            by_design("Mutual TLS 1.3, and the SHA-256 of every file in a signed message."),
+            by_design("Mutual TLS 1.3 with certificates of the federation's own authority."),
             shown(_NOT_TRIED, EVENTS_FILE) if facts.is_simulated else None,
         ),
         row(
@@ -144,7 +145,8 @@ def _about_attackers(facts: RunFacts) -> tuple[Row, ...]:
         row(
             "R10. A hospital's ledger or audit log is set back to an older copy",
             by_design(
-                "The server hands back what a site reported last, and the site compares. A lying server can stop it."
+                "The server hands back what a site reported last, and the site compares. A lying server can stop the "
+                "site, and one that hands nothing back is not noticed."
             ),
             _heads(facts),
         ),
@@ -154,6 +156,16 @@ def _about_attackers(facts: RunFacts) -> tuple[Row, ...]:
             _release(facts),
             left_open("Validation on patients of hospitals that did not take part.", "the study's lead"),
         ),
+    )
+
+
+def _remembered(facts: RunFacts) -> Statement | None:
+    name = (facts.section("strategy") or {}).get("name")
+    if name not in ("scaffold", "feddyn"):
+        return None
+    return by_design(
+        f"With {name}, what the server remembers of a site counts up to ten times the median length, for the rest of "
+        "the run."
     )
 
 

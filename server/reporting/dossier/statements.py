@@ -178,7 +178,9 @@ def progress(facts: RunFacts) -> Statement:
     if not times and facts.state is not None:
         times = [f"started {brief(as_time(facts.state.started))}"]
     text = f"{facts.status['title']}: {done}{of} rounds are complete"
-    return shown(f"{text}{''.join(f', {time}' for time in times)}.", SUMMARY_FILE, ROUNDS_FILE)
+    reason = facts.run.summary.get("reason")
+    why = f" The program stopped because: {brief(reason)}." if reason else ""
+    return shown(f"{text}{''.join(f', {time}' for time in times)}.{why}", SUMMARY_FILE, ROUNDS_FILE)
 
 
 def _plain(value: float | None) -> str:

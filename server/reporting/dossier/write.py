@@ -7,11 +7,11 @@ from pathlib import Path
 
 from common.errors import OutputError
 from common.system.files import new_folder, write_atomically
+from server.reporting.dossier.card import CARD_FILE
 from server.reporting.dossier.consent import read_consents
 from server.reporting.dossier.contents import Dossier, compose
 from server.reporting.dossier.facts import gather
-from server.reporting.dossier.html import dossier_as_html
-from server.reporting.dossier.markdown import cover_as_markdown, page_as_markdown
+from server.reporting.dossier.render import cover_as_markdown, dossier_as_html, page_as_markdown
 from server.reporting.dossier.sbom import SBOM_FILE, bill_of_materials
 
 HTML_FILE = "dossier.html"
@@ -60,4 +60,5 @@ def files_of(dossier: Dossier) -> dict[str, str]:
     """Return the content of every file, by name."""
     pages = {f"{page.name}.md": page_as_markdown(page, dossier.notices) for page in dossier.pages}
     others = {HTML_FILE: dossier_as_html(dossier), SBOM_FILE: bill_of_materials(dossier.facts)}
+    others |= {} if dossier.card is None else {CARD_FILE: dossier.card}
     return {"README.md": cover_as_markdown(dossier), **pages, **others}

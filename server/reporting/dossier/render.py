@@ -1,13 +1,31 @@
-"""Pages of the dossier as Markdown; whatever somebody else named is escaped."""
+"""The dossier as Markdown files and as one HTML page; whatever somebody else named is escaped in both."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from common.formatting import counted
 from server.formatting import escaped
 from server.reporting.dossier.contents import Dossier
 from server.reporting.dossier.document import COLUMNS, MEANINGS, Page, Row, Section, Statement
+from server.reporting.report import page_template
+
+
+def dossier_as_html(dossier: Dossier) -> str:
+    """Render the whole dossier as a page with the look of the report; it embeds its styles and has no scripts."""
+    counts = Counter(statement.basis for page in dossier.pages for statement in page.statements)
+    return page_template("dossier.html.jinja").render(
+        title=dossier.facts.title,
+        status=dossier.facts.status,
+        notices=dossier.notices,
+        about=dossier.about,
+        counts={basis: counts[basis] for basis in MEANINGS},
+        meanings=MEANINGS,
+        pages=dossier.pages,
+        files=dossier.files,
+        columns=COLUMNS,
+    )
 
 
 def page_as_markdown(page: Page, notices: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from server.reporting.dossier.contents import Dossier, compose
 from server.reporting.dossier.facts import gather
-from server.reporting.dossier.html import dossier_as_html
+from server.reporting.dossier.render import dossier_as_html
 from tests import hostile
 from tests.server.reporting.dossier.runs import write_network_run
 from tests.server.reporting.test_report import Page
