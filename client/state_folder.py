@@ -61,6 +61,8 @@ class StateFolder:
         Vectors that the site keeps between rounds, one folder for each purpose (``client.site_vectors``).
     personal_model
         The bundle of the site's personal model.
+    global_model
+        The last global model that the runner has worked with, under its SHA-256.
     runner
         The runner's status.
     contact
@@ -79,6 +81,7 @@ class StateFolder:
         self.journal = path / "journal"
         self.vectors = path / "vectors"
         self.personal_model = path / "personal-model"
+        self.global_model = path / "global-model"
         self.runner = path / "runner.json"
         self.contact = path / "contact"
         self.status = path / "status.json"

@@ -29,7 +29,7 @@ ROOMS = {
         *("reporting", "tracking", "progress", "release", "privacy", "run_store"),
     ),
     "client": (
-        *("cli", "site", "courier", "runner", "node", "ledger", "consent", "training", "inference", "data"),
+        *("cli", "web", "site", "courier", "runner", "node", "ledger", "consent", "training", "inference", "data"),
         *("pacs", "deidentify"),
     ),
     "common": (

@@ -17,6 +17,7 @@ from client.cli.fingerprint import add_fingerprint_command
 from client.cli.ledger import add_ledger_command
 from client.cli.network import add_network_commands
 from client.cli.node import add_node_command
+from client.cli.page import add_page_command
 from client.cli.verify import add_verify_command
 from common.errors import ConfigError, DataError
 from common.formatting import counted, visible
@@ -69,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_network_commands(commands)
     add_fingerprint_command(commands)
     add_node_command(commands)
+    add_page_command(commands)
     return run(parser, arguments)
 
 

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from client.cli.options import add_kit_options, add_ledger_file
+from client.cli.page import PAGE_ADDRESS, PAGE_PORT
 from common.formatting import counted, visible
 from common.system.cli import add_command, add_device, add_json, add_linger, default_cache, show
+from common.web.listening import add_tls_options, listening_from
 
 if TYPE_CHECKING:
     from client.site.start import SiteOptions
@@ -27,7 +29,13 @@ def add_network_commands(commands: Any) -> None:
         ("preflight", _preflight, "check everything that start needs"),
         ("start", _start, "take part in a federation, until Ctrl-C or SIGTERM"),
     ):
-        _add_site_options(add_command(commands, name, function, text, "--kit kit --data scans"))
+        command = add_command(commands, name, function, text, "--kit kit --data scans")
+        _add_site_options(command)
+        if name == "start":
+            command.add_argument(
+                "--page", nargs="?", const=PAGE_ADDRESS, metavar="HOST:PORT", help=f"also serve a page ({PAGE_ADDRESS})"
+            )
+            add_tls_options(command)
 
     courier_text = "run the part of a site that talks to the server and sees no scans"
     courier_example = "--kit kit --state courier-state --shared shared"
@@ -110,7 +118,17 @@ def _preflight(options: argparse.Namespace) -> int:
 def _start(options: argparse.Namespace) -> int:
     from client.site.start import start
 
-    return start(_site_options(options), _say)
+    site = _site_options(options)
+    if options.page is None:
+        return start(site, _say)
+    listening = listening_from(options, "--page", options.page, PAGE_PORT)
+    from client.web.place import Place
+    from client.web.serving import page_beside
+    from common.config.kit import read_kit
+
+    read_kit(site.kit, "site")
+    with page_beside(Place(site.kit, site.state, site.ledger, site.data, site.cache, site.device), listening, _say):
+        return start(site, _say)
 
 
 def _courier(options: argparse.Namespace) -> int:

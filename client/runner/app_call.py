@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from flwr.app import Context, Message, MessageType, Metadata, RecordDict
 
@@ -27,7 +30,19 @@ class BadWeightsError(FedvoxError):
 
 
 class ReceivedWeights(FileStore):
-    """The weights that the courier fetched; returns only files whose SHA-256 matches their name."""
+    """The weights that the courier fetched; returns only files whose SHA-256 matches their name.
+
+    Parameters
+    ----------
+    folder
+        The inbox.
+    last
+        Folder that keeps the last weights that were returned, for the hospital's page; None keeps none.
+    """
+
+    def __init__(self, folder: Path, last: Path | None = None) -> None:
+        super().__init__(folder)
+        self._last = last
 
     def get(self, digest: str) -> Content:
         """Map a file after verifying all of its content.
@@ -38,9 +53,25 @@ class ReceivedWeights(FileStore):
             The file is missing, or its content does not match.
         """
         try:
-            return self.verified(digest)
+            content = self.verified(digest)
         except MissingWeightsError as error:
             raise BadWeightsError(str(error)) from None
+        if self._last is not None:
+            _keep(self.path(digest), self._last)
+        return content
+
+
+def _keep(file: Path, folder: Path) -> None:
+    """Let a file be the only one in a folder, by a second name: that costs no writing, and no round depends on it."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.link(file, folder / file.name)
+        for other in folder.iterdir():
+            if other.name != file.name:
+                other.unlink()
+    except OSError as error:
+        log.info("%s: does not keep the model for the page: %s", folder, error.strerror)
 
 
 def kind_of(question: Question) -> str:

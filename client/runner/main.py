@@ -111,7 +111,7 @@ def _serve(options: argparse.Namespace, folder: SharedFolder, isolation: Isolati
             # Serve all the same: the server gets an error code, and once the data are repaired the next task succeeds.
             log.error("the data cannot be used: %s", error)
 
-    weights = SiteWeights(ReceivedWeights(folder.inbox), FileStore(folder.outbox))
+    weights = SiteWeights(ReceivedWeights(folder.inbox, state.global_model), FileStore(folder.outbox))
     app = make_client_app(open_site, weights, guard, continuity)
     TaskLoop(folder, journal, app, guard, progress, status).serve(prepare)
 

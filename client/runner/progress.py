@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -77,12 +78,13 @@ class RunnerStatus:
     def site_started(self, round: int, site: str, steps: int) -> None:
         """Report the start of a round."""
         del site
-        self.say(round=round, step=0, steps=steps)
+        self.say(round=round, step=0, steps=steps, loss=None)
 
     def site_step(self, round: int, site: str, step: int, steps: int, loss: float | None) -> None:
-        """Report a finished step."""
-        del site, loss
-        self.say(round=round, step=step, steps=steps)
+        """Report a finished step; the loss is for people at the hospital, and no heartbeat has it."""
+        del site
+        known = loss if loss is not None and math.isfinite(loss) else None
+        self.say(round=round, step=step, steps=steps, loss=known)
 
 
 class TaskProgress:

@@ -24,8 +24,10 @@ POLICY = "; ".join(
         "frame-ancestors 'none'",
     )
 )
+POLICY_HEADER = "Content-Security-Policy"
+POLICY_WITH_DATA_IMAGES = POLICY.replace("img-src 'self'", "img-src 'self' data:")
+"""For pages whose scripts make pictures of their own."""
 _HEADERS = {
-    "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -65,6 +67,7 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in _HEADERS.items():
                     headers[name] = value
+                headers.setdefault(POLICY_HEADER, POLICY)
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 

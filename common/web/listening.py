@@ -7,7 +7,6 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.config.network import format_endpoint, parse_listen
 from common.errors import ConfigError
 
 HOST = "127.0.0.1"
@@ -32,6 +31,9 @@ class Listening:
         if (self.certificate is None) != (self.key is None):
             raise ConfigError("--tls-cert and --tls-key: give both or none")
         if self.certificate is None and not ipaddress.ip_address(self.host).is_loopback:
+            # Late, here and below: every command reads these options, and few start a page.
+            from common.config.network import format_endpoint
+
             raise ConfigError(
                 f"{format_endpoint(self.host, self.port)}: others could read along; give --tls-cert and --tls-key, "
                 "or listen on 127.0.0.1 (reach it from elsewhere through ssh -L)"
@@ -57,5 +59,7 @@ def listening_from(options: argparse.Namespace, option: str, text: str | None, p
     ConfigError
         It has another form, or needs TLS files.
     """
+    from common.config.network import parse_listen
+
     host, number = (HOST, port) if text is None else parse_listen(option, text, f"{HOST}:{port}")
     return Listening(host, number, options.tls_cert, options.tls_key)

@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from common.errors import FedvoxError
 from common.web.assets import Assets
 from common.web.forms import CSRF_FIELD, read_form
-from common.web.guard import Guard
+from common.web.guard import POLICY_HEADER, POLICY_WITH_DATA_IMAGES, Guard
 from common.web.rendering import STATIC, TEMPLATES, Renderer
 from common.web.sessions import LINK_SECONDS, Sessions, TooManyError
 from common.web.streams import News, Streams
@@ -248,7 +248,10 @@ class Shell:
         if not fetched_again:
             visit.session.notice = None
         values = dict(page.values) | {"visit": visit, "notice": notice, "seen": seen}
-        return self._html(request, visit.t, page.template, values, status)
+        response = self._html(request, visit.t, page.template, values, status)
+        if page.data_images:
+            response.headers[POLICY_HEADER] = POLICY_WITH_DATA_IMAGES
+        return response
 
     def _html(self, request: Request, t: Texts, template: str, values: Mapping[str, Any], status: int) -> Response:
         common = {"t": t, "languages": LANGUAGES, "path": request.url.path, "signs_in": SIGN_IN}

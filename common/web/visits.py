@@ -86,10 +86,11 @@ class Visit:
 
 @dataclass(frozen=True)
 class Page:
-    """A template and its values, to be shown."""
+    """A template and its values, to be shown; with ``data_images``, its scripts may make pictures of their own."""
 
     template: str
     values: Mapping[str, Any] = field(default_factory=dict)
+    data_images: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,116 @@
+"""What the site does now, how the last rounds went, and the last lines of its logs."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from client.consent.policy import SENT_EVENT
+from client.state_folder import StateFolder, site_status
+from client.web.drawing import chart_of
+from client.web.place import Place, Remembered, mark_of
+from common.audit import Entry, read_entries
+from common.web.visits import Answer, Page, Visit
+
+LOGS = ("start.log", "courier.log", "runner.log")
+MOST_LINES = 100
+MOST_BYTES = 64 * 1024
+LONGEST_LINE = 400
+MOST_ROUNDS = 200
+_SECRETS = re.compile(r"(//)[^/@\s]+@|((?:password|token|secret|authorization)[\"']?\s*[:=]\s*)\S+", re.IGNORECASE)
+_NOTHING_KNOWN: Mapping[str, Any] = {
+    **dict.fromkeys(("problem", "notice", "state", "network"), ""),
+    **dict.fromkeys(("step", "steps", "round", "prepared", "cases"), 0),
+    "loss": None,
+}
+
+
+@dataclass(frozen=True)
+class SentRound:
+    """What this site reported of a round; None for what it did not."""
+
+    number: int
+    time: str
+    train_loss: float | None
+    dice: float | None
+
+
+class ActivityPages:
+    """Shows a running site."""
+
+    def __init__(self, place: Place, trail_files: Sequence[Path]) -> None:
+        self._place = place
+        self._folder = StateFolder(place.state)
+        self._log = trail_files[0]
+        self._rounds = Remembered(trail_files, self._read_rounds)
+
+    def mark(self) -> object:
+        """Return a value that changes when the site has done something."""
+        status = site_status(self._folder)
+        runner = {name: value for name, value in status.get("runner", {}).items() if name not in ("time", "sign_by")}
+        logs = mark_of(*(self._folder.logs / name for name in LOGS))
+        return repr((status["running"], status.get("connected"), runner)), logs
+
+    def page(self, visit: Visit) -> Answer:
+        """Show the live round, the last rounds and the logs."""
+        del visit
+        status = site_status(self._folder)
+        now = time.time()
+        # A clock that jumped makes no age negative.
+        processes = [
+            (name, str(about.get("state")), max(0, round(now - about.get("since", now))), about.get("restarts", 0))
+            for name, about in status.get("processes", {}).items()
+        ]
+        rounds = self._rounds.get()
+        x = list(range(1, len(rounds) + 1))
+        values = {
+            "status": status,
+            "runner": {**_NOTHING_KNOWN, **status.get("runner", {})},
+            "processes": processes,
+            "rounds": rounds[::-1][:10],
+            "loss": chart_of(x, [("loss", [line.train_loss for line in rounds])]) if rounds else None,
+            "logs": [(name, lines) for name in LOGS if (lines := last_lines(self._folder.logs / name))],
+        }
+        return Page("activity.html.jinja", values)
+
+    def _read_rounds(self) -> list[SentRound]:
+        if not self._log.exists():
+            return []
+        found = (_round_of(entry) for entry in read_entries(self._log) if entry.event == SENT_EVENT)
+        return [line for line in found if line is not None][-MOST_ROUNDS:]
+
+
+def last_lines(file: Path) -> list[str]:
+    """Return the last lines of a log, each shortened, without passwords in addresses and the like; none without one."""
+    try:
+        with file.open("rb") as stream:
+            size = stream.seek(0, 2)
+            stream.seek(max(0, size - MOST_BYTES))
+            lines = stream.read(MOST_BYTES).decode("utf-8", "backslashreplace").split("\n")
+    except OSError:
+        return []
+    lines = lines[1:] if size > MOST_BYTES else lines
+    shown = [_SECRETS.sub(r"\1\2…", line.rstrip("\r")) for line in lines if line.strip()]
+    return [line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}…" for line in shown[-MOST_LINES:]]
+
+
+def _round_of(entry: Entry) -> SentRound | None:
+    """Return what the log says of a result; None for another message."""
+    fields = entry.details.get("fields")
+    if not isinstance(fields, Mapping) or "train_loss" not in fields:
+        return None
+    number = entry.details.get("round")
+    dice = fields.get("dice")
+    scores = [score for score in map(_number, dice.values()) if score is not None] if isinstance(dice, Mapping) else []
+    mean = sum(scores) / len(scores) if scores else None
+    return SentRound(number if isinstance(number, int) else 0, entry.time, _number(fields.get("train_loss")), mean)
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else None
