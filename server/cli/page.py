@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,35 @@ def add_page_command(commands: argparse._SubParsersAction[Any]) -> None:
     page.add_argument("run", type=Path, nargs="+", metavar="RUN_DIR", help="run folders")
     page.add_argument("--listen", metavar="HOST:PORT", help=f"default: 127.0.0.1:{PAGE_PORT}")
     add_tls_options(page)
+
+
+def add_page_option(command: argparse.ArgumentParser) -> None:
+    """Add ``--page`` for a command that works on a run."""
+    text = f"show the run in a browser as long as it lasts (default: 127.0.0.1:{PAGE_PORT})"
+    command.add_argument("--page", nargs="?", const=f"127.0.0.1:{PAGE_PORT}", metavar="HOST:PORT", help=text)
+    add_tls_options(command)
+
+
+@contextmanager
+def page_beside(options: argparse.Namespace, run: Path) -> Iterator[None]:
+    """Serve a run's page during a block, if ``--page`` says so; the run may begin later.
+
+    Raises
+    ------
+    ConfigError
+        The address or the TLS files cannot be used.
+    OutputError
+        The address cannot be listened on.
+    """
+    if options.page is None:
+        yield
+        return
+    listening = listening_from(options, "--page", options.page, PAGE_PORT)
+    from common.web.serve import served
+    from server.web.side import server_side
+
+    with served(server_side([run]), listening, show):
+        yield
 
 
 def _page(options: argparse.Namespace) -> int:

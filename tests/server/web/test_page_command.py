@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ import pytest
 
 from common.system.supervisor import free_port
 from server.cli import main
+from server.cli.page import add_page_option, page_beside
 from tests.server.run_folder import write_run_folder
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -43,6 +45,25 @@ def test_what_cannot_be_served_is_refused_in_words(
         given = [option.format(run=run, taken=other.getsockname()[1]) for option in options]
         assert main(["page", *given]) == status
     assert said in capsys.readouterr().err
+
+
+def test_a_page_stands_beside_a_run_that_begins_later(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_page_option(parser)
+    run = tmp_path / "run"
+    with page_beside(parser.parse_args(["--page", f"127.0.0.1:{free_port()}"]), run):
+        link = capsys.readouterr().out.splitlines()[0].split()[-1]
+        address = link.partition("/sign-in")[0]
+        with httpx.Client(headers={"Origin": address}, follow_redirects=True) as client:
+            shown = client.post(f"{address}/sign-in", data={"token": link.rpartition("=")[2]})
+            assert shown.status_code == 503
+            assert "does not exist" in shown.text
+            write_run_folder(run, 2)
+            assert client.get(f"{address}/runs/0").status_code == 200
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(address)
+    with page_beside(parser.parse_args([]), run):
+        assert not capsys.readouterr().out
 
 
 def test_a_page_is_served_until_it_is_interrupted(run: Path) -> None:
