@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from client.cli.options import add_kit_options, add_ledger_file
 from client.cli.page import PAGE_ADDRESS, PAGE_PORT
 from common.formatting import counted, visible
-from common.system.cli import add_command, add_device, add_json, add_linger, default_cache, show
+from common.system.cli import add_command, add_device, add_json, add_linger, add_metrics, default_cache, show
 from common.web.listening import add_tls_options, listening_from
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ def add_network_commands(commands: Any) -> None:
                 "--page", nargs="?", const=PAGE_ADDRESS, metavar="HOST:PORT", help=f"also serve a page ({PAGE_ADDRESS})"
             )
             add_tls_options(command)
+            add_metrics(command)
 
     courier_text = "run the part of a site that talks to the server and sees no scans"
     courier_example = "--kit kit --state courier-state --shared shared"
@@ -71,6 +74,7 @@ def _add_half_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--shared", type=Path, required=True, metavar="DIR", help="folder shared by both processes, on a local disk"
     )
+    add_metrics(command)
     add_linger(command)
 
 
@@ -116,6 +120,11 @@ def _preflight(options: argparse.Namespace) -> int:
 
 
 def _start(options: argparse.Namespace) -> int:
+    with _measured(options):
+        return _start_with_page(options)
+
+
+def _start_with_page(options: argparse.Namespace) -> int:
     from client.site.start import start
 
     site = _site_options(options)
@@ -134,13 +143,30 @@ def _start(options: argparse.Namespace) -> int:
 def _courier(options: argparse.Namespace) -> int:
     from client.site.split_start import CourierOptions, start_courier
 
-    return start_courier(CourierOptions(options.kit.absolute(), _state(options), options.shared.absolute()), _say)
+    with _measured(options):
+        return start_courier(CourierOptions(options.kit.absolute(), _state(options), options.shared.absolute()), _say)
 
 
 def _runner(options: argparse.Namespace) -> int:
     from client.site.split_start import start_runner
 
-    return start_runner(_site_options(options, options.shared.absolute()), _say)
+    with _measured(options):
+        return start_runner(_site_options(options, options.shared.absolute()), _say)
+
+
+@contextmanager
+def _measured(options: argparse.Namespace) -> Iterator[None]:
+    """Serve the site's metrics for a block, if ``--metrics`` is given."""
+    if options.metrics is None:
+        yield
+        return
+    from client.site.metrics import SiteMetrics
+    from client.state_folder import StateFolder
+    from common.config.network import parse_metrics
+    from common.system.metrics_endpoint import metrics_served
+
+    with metrics_served(*parse_metrics(options.metrics), SiteMetrics(StateFolder(_state(options))).collect):
+        yield
 
 
 def _say(line: str) -> None:

@@ -14,6 +14,7 @@ from client.shared_folder import SharedFolder, Work
 from client.state_folder import write_json
 from common.errors import FedvoxError, OutputError
 from common.protocol.messages import ErrorCode
+from common.system.devices import gpu_memory
 
 if TYPE_CHECKING:
     from client.runner.client_app import Observer
@@ -46,6 +47,7 @@ class RunnerStatus:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._content: dict[str, Any] = {"pid": os.getpid(), "state": "starting"}
+        self._steps_done = 0
         self._written = 0.0
         self._lock = threading.Lock()
 
@@ -84,7 +86,10 @@ class RunnerStatus:
         """Report a finished step; the loss is for people at the hospital, and no heartbeat has it."""
         del site
         known = loss if loss is not None and math.isfinite(loss) else None
-        self.say(round=round, step=step, steps=steps, loss=known)
+        self._steps_done += 1
+        memory = gpu_memory()
+        on_gpu = {} if memory is None else {"gpu_memory": memory}
+        self.say(round=round, step=step, steps=steps, loss=known, steps_done=self._steps_done, **on_gpu)
 
 
 class TaskProgress:

@@ -160,6 +160,17 @@ def parse_listen(option: str, text: str, example: str) -> tuple[str, int]:
     return host, port
 
 
+def parse_metrics(text: str) -> tuple[str, int]:
+    """Parse ``--metrics``: an address as ``parse_listen`` does, or a port on the loopback interface.
+
+    Raises
+    ------
+    ConfigError
+        If the text does not have that form.
+    """
+    return parse_listen("--metrics", f"127.0.0.1:{text}" if text.isdecimal() else text, "127.0.0.1:9464")
+
+
 __all__ = [
     "Address",
     "NetworkConfig",
@@ -169,4 +180,5 @@ __all__ = [
     "is_site_name",
     "parse_endpoint",
     "parse_listen",
+    "parse_metrics",
 ]

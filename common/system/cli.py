@@ -84,6 +84,13 @@ def add_device(command: argparse.ArgumentParser) -> None:
     command.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: auto")
 
 
+def add_metrics(command: argparse.ArgumentParser) -> None:
+    """Add ``--metrics``, for commands that run long."""
+    command.add_argument(
+        "--metrics", metavar="[HOST:]PORT", help="serve metrics for Prometheus, on the loopback interface by default"
+    )
+
+
 def add_linger(command: argparse.ArgumentParser) -> None:
     """Add ``--linger``, for commands that run until they are stopped."""
     command.add_argument(

@@ -40,6 +40,12 @@ def why_no_gpu() -> str:
     return "this PyTorch is built without CUDA" if torch.version.cuda is None else "PyTorch finds no GPU"
 
 
+def gpu_memory() -> tuple[int, int] | None:
+    """Return the bytes of GPU memory that PyTorch holds in this process, and all of the GPU's; None off a GPU."""
+    held = torch.cuda.memory_reserved()  # 0 without asking the driver, unless this process uses a GPU
+    return (held, torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory) if held else None
+
+
 def autocast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype | None:
     """Resolve the precision of convolutions: the data type for autocast, or None for float32 throughout.
 

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from common.errors import ConfigError, OutputError
-from common.system.cli import add_command, add_device, add_json, base_parser, default_cache, run, show
+from common.system.cli import add_command, add_device, add_json, add_metrics, base_parser, default_cache, run, show
 from server.cli.compare import add_compare_command
 from server.cli.contributions import add_contributions
 from server.cli.dossier import add_dossier
@@ -22,7 +22,7 @@ from server.cli.export import add_export
 from server.cli.network import add_network_commands
 from server.cli.page import add_page_command
 from server.cli.privacy import add_privacy_commands, add_set
-from server.cli.tracking import add_track_command, add_tracking, tracked
+from server.cli.tracking import add_track_command, add_tracking, measured, tracked
 from server.formatting import format_best, format_seconds, scores_are_noised
 
 SIMULATE_EXAMPLES = (
@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     simulate.add_argument("--no-cache", action="store_true", help="keep preprocessed scans in memory only")
 
     add_tracking(simulate)
+    add_metrics(simulate)
 
     add_compare_command(commands)
 
@@ -95,7 +96,7 @@ def _simulate(options: argparse.Namespace) -> int:
     chosen = SimulationOptions(
         options.data, out, options.engine, options.device, cache, options.resume, ray_address=options.ray_address
     )
-    with make_progress() as display, tracked(options, out, display) as emit:
+    with make_progress() as display, measured(options, out), tracked(options, out, display) as emit:
         try:
             report = simulate(config, chosen, emit)
         except KeyboardInterrupt:
@@ -119,7 +120,12 @@ def _simulate(options: argparse.Namespace) -> int:
 def _command_to_resume(options: argparse.Namespace, out: Path) -> str:
     command = ["fedvox-server", "simulate", str(options.federation)]
     paths = (("--data", options.data), ("--cache", options.cache), ("--tracking", options.tracking))
-    for flag, value in (*paths, ("--engine", options.engine), ("--ray-address", options.ray_address)):
+    for flag, value in (
+        *paths,
+        ("--engine", options.engine),
+        ("--ray-address", options.ray_address),
+        ("--metrics", options.metrics),
+    ):
         command += [flag, str(value)] if value else []
     command += ["--no-cache"] if options.no_cache else []
     command += ["--device", options.device] if options.device != "auto" else []
@@ -136,6 +142,8 @@ def _sweep(options: argparse.Namespace, name: str) -> int:
         raise ConfigError("--sweep: given more than once; sweep one key at a time")
     if options.tracking:
         raise ConfigError("--tracking: follows one run; send those of a sweep afterwards, with fedvox-server track")
+    if options.metrics:
+        raise ConfigError("--metrics: shows one run, not a sweep; drop one of the two")
     sweep = parse_sweep(options.sweep[0])
     configurations = sweep_configurations(sweep, lambda more: load_federation(options.federation, options.set + more))
     from server.progress.display import make_progress

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from common.config.network import format_endpoint, parse_endpoint, parse_listen
 from common.config.yaml_file import read_yaml
 from common.errors import ConfigError
-from common.system.cli import add_command, add_linger, show
+from common.system.cli import add_command, add_linger, add_metrics, show
 from server.cli.page import add_page_option, page_beside
-from server.cli.tracking import add_tracking, tracked
+from server.cli.tracking import add_tracking, measured, tracked
 from server.formatting import format_best, scores_are_noised
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def add_network_commands(commands: argparse._SubParsersAction[Any]) -> None:
     start.add_argument("--health", metavar="HOST:PORT", help="address for SuperLink's gRPC health service")
     add_tracking(start)
     add_page_option(start)
+    add_metrics(start)
     add_linger(start)
 
     gateway_text = "run the gateway, the one port that sites reach, separately from start --without-gateway"
@@ -117,7 +118,12 @@ def _start(options: argparse.Namespace) -> int:
     listen = _listen(options.listen) if options.listen else None
     health = format_endpoint(*parse_endpoint("--health", options.health, "127.0.0.1:9095")) if options.health else ""
     chosen = StartOptions(options.kit, run, listen, not options.without_gateway, health)
-    with page_beside(options, run), make_progress() as display, tracked(options, run, display) as emit:
+    with (
+        page_beside(options, run),
+        measured(options, run),
+        make_progress() as display,
+        tracked(options, run, display) as emit,
+    ):
         try:
             report = start(chosen, emit)
         except KeyboardInterrupt:

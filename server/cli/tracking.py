@@ -1,4 +1,4 @@
-"""The option ``--tracking`` and the command ``fedvox-server track``."""
+"""The options ``--tracking`` and ``--metrics``, and the command ``fedvox-server track``."""
 
 from __future__ import annotations
 
@@ -47,6 +47,20 @@ def tracked(options: argparse.Namespace, run: Path, display: EventSink) -> Itera
 
     with followed(run, read_tracking(options.tracking), display) as emit:
         yield emit
+
+
+@contextmanager
+def measured(options: argparse.Namespace, run: Path) -> Iterator[None]:
+    """Serve a run's metrics for a block, if ``--metrics`` is given."""
+    if options.metrics is None:
+        yield
+        return
+    from common.config.network import parse_metrics
+    from common.system.metrics_endpoint import metrics_served
+    from server.tracking.prometheus import RunMetrics
+
+    with metrics_served(*parse_metrics(options.metrics), RunMetrics(run).collect):
+        yield
 
 
 def _track(options: argparse.Namespace) -> int:

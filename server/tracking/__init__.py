@@ -1,1 +1,1 @@
-"""Sends a run's parameters, metrics and results to MLflow and TensorBoard, from the run folder alone."""
+"""Shows a run to MLflow, TensorBoard and Prometheus, from the run folder alone."""

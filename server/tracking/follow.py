@@ -14,7 +14,7 @@ from typing import Protocol
 
 from common.errors import FedvoxError
 from common.system.locks import FileLock, lock_for_one
-from server.progress.events import Event, EventSink, Notice
+from server.progress.events import Event, EventSink, Notice, RunStarted
 from server.run_store.folder import STATE_FILE, RunFolder
 from server.run_store.locks import is_started
 from server.tracking.settings import TrackingSettings
@@ -100,7 +100,7 @@ def track(run: Path, settings: TrackingSettings) -> None:
 def followed(
     run: Path, settings: TrackingSettings, emit: EventSink, patience: Patience | None = None
 ) -> Iterator[EventSink]:
-    """Follow a run for a block.
+    """Follow a run for a block, from ``RunStarted`` on: a start that is refused sends nothing of what is there already.
 
     Parameters
     ----------
@@ -121,12 +121,14 @@ def followed(
     follower = _Follower(run, settings, patience or Patience())
 
     def pass_on(event: Event) -> None:
+        if isinstance(event, RunStarted):
+            follower.start()
         follower.tell(emit)
         emit(event)
 
-    follower.start()
     try:
         yield pass_on
+        follower.start()  # a run that was finished before begins no more
     finally:
         follower.end()
         follower.tell(emit)
@@ -177,11 +179,17 @@ class _Follower:
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
 
     def start(self) -> None:
-        self._thread.start()
+        """Begin; a second call does nothing."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def end(self) -> None:
         """Let it send the rest, and wait for that as long as patience lasts."""
         self._ended.set()
+        if self._thread.ident is None:
+            for place in self._places:
+                place.tracker.close()
+            return
         try:
             self._thread.join(self._patience.upload)
         finally:

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import FedvoxError
+from common.errors import FedvoxError, OutputError
 from common.system.supervisor import free_port
 from server.cli import main
-from server.progress.events import Event, Notice
+from server.progress.events import Event, Notice, RunStarted
 from server.tracking.follow import Patience, followed, track
 from server.tracking.mlflow_client import MlflowError
 from server.tracking.settings import MlflowServer, TrackingSettings
 from tests.e2e.commands import call
 from tests.mlflow_server import Answer, FakeServer
-from tests.server.tracking.growing_run import GrowingRun
+from tests.server.tracking.growing_run import SITES, GrowingRun
 
 QUICK = Patience(look=0.02, longest_pause=0.02, call=0.3, end=0.1, upload=20.0)
 
@@ -68,6 +68,7 @@ def follow(run: GrowingRun, url: str, told: list[Event], then: object = None) ->
     """A federation whose rounds do not wait for anything."""
     with followed(run.path, TrackingSettings(MlflowServer(url)), told.append, QUICK) as emit:
         run.begin()
+        emit(RunStarted("hippocampus", 3, SITES))
         run.commit(1)
         if callable(then):
             then()
@@ -79,6 +80,15 @@ def follow(run: GrowingRun, url: str, told: list[Event], then: object = None) ->
 
 def texts(told: list[Event]) -> list[str]:
     return [event.text for event in told if isinstance(event, Notice)]
+
+
+def test_a_start_that_is_refused_sends_nothing_of_the_run_that_is_there(tmp_path: Path) -> None:
+    run = GrowingRun(tmp_path / "run").whole()
+    with FakeServer(MiniMlflow()) as server:
+        settings = TrackingSettings(MlflowServer(server.url))
+        with pytest.raises(OutputError), followed(run.path, settings, print, QUICK):
+            raise OutputError("exists already")
+    assert server.seen == []
 
 
 def test_a_server_that_is_down_is_told_once_and_gets_everything_later(tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from server.cli import main
+from server.progress.events import RunStarted
 from server.tracking.follow import Patience, followed, track
 from server.tracking.mlflow_run import MARK
 from server.tracking.settings import MlflowServer, TrackingSettings
 from tests import tiny
 from tests.e2e.commands import call
 from tests.mlflow_server import Mlflow, relay_to, run_mlflow
-from tests.server.tracking.growing_run import GrowingRun
+from tests.server.tracking.growing_run import SITES, GrowingRun
 
 pytest.importorskip("mlflow", reason="a development dependency")
 
@@ -109,14 +110,16 @@ def test_a_run_goes_on_where_it_was_after_a_crash_of_the_server_of_the_federatio
     mlflow: Mlflow, tmp_path: Path
 ) -> None:
     run, patience = GrowingRun(tmp_path / "run", name="resumed"), Patience(look=0.05)
-    with followed(run.path, at(mlflow), print, patience):
+    with followed(run.path, at(mlflow), print, patience) as emit:
         run.begin()
+        emit(RunStarted("resumed", 3, SITES))
         run.commit(1)
         run.leave_uncommitted(2)
     [stored] = mlflow.runs("resumed")
     assert stored["info"]["status"] == "KILLED"
-    with followed(run.path, at(mlflow), print, patience):
+    with followed(run.path, at(mlflow), print, patience) as emit:
         run.drop_uncommitted()
+        emit(RunStarted("resumed", 3, SITES))
         for number in (2, 3, 4):
             run.commit(number)
         run.end()
