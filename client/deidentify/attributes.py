@@ -85,8 +85,8 @@ _STRUCTURES = """
     RTROIObservationsSequence ObservationNumber RTROIInterpretedType RTROIIdentificationCodeSequence
 """
 _PIXELS = """
-    PixelData FloatPixelData DoubleFloatPixelData ExtendedOffsetTable ExtendedOffsetTableLengths PresentationLUTShape
-    LUTData RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData
+    PixelData FloatPixelData DoubleFloatPixelData PresentationLUTShape LUTData
+    RedPaletteColorLookupTableData GreenPaletteColorLookupTableData BluePaletteColorLookupTableData
 """
 _TIMES = """
     StudyDate StudyTime SeriesDate SeriesTime AcquisitionDate AcquisitionTime ContentDate ContentTime

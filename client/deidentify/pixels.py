@@ -21,7 +21,6 @@ from common.imaging.io.dicom.values import numbers, tag_of, text, whole
 
 _PIXEL_DATA, _FLOATS, _DOUBLES = map(tag_of, ("PixelData", "FloatPixelData", "DoubleFloatPixelData"))
 PIXELS = frozenset({_PIXEL_DATA, _FLOATS, _DOUBLES})
-_OFFSETS = tuple(map(tag_of, ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")))
 _BITS = {_FLOATS: 32, _DOUBLES: 64}
 _HALF_COLOUR = frozenset({"YBR_FULL_422", "YBR_PARTIAL_422"})
 _UNKNOWN_LENGTH = 0xFFFFFFFF
@@ -50,8 +49,6 @@ def leave_pixels_alone(result: Dataset, syntax: UID) -> None:
     InstanceRefusedError
         There are fewer pixels than the file says, several elements of pixels, or a stream that cannot be parsed.
     """
-    for tag in _OFFSETS:
-        result.pop(tag, None)
     _require_tables(result)
     found = PIXELS & result.keys()
     if len(found) > 1:

@@ -84,6 +84,7 @@ _DATE_OR_NUMBER = re.compile(
 )
 _COMPOUND = re.compile(rf"(?:{'|'.join(sorted(map(re.escape, WORDS), key=len, reverse=True))})+")
 _NUMBER = re.compile(r"\d|\d{1,2}(?:\.\d{1,2})?mm|te\d{1,3}|b\d{1,4}")
+_ROW_OF_DIGITS = re.compile(r"(?<!\S)\d(?: \d){3,}(?!\S)")
 _WORD_OR_NUMBER = re.compile(r"[^\W\d_]+|\d+")
 _TOKEN = re.compile(r"[^\W_]+(?:\.\d+[^\W_]*)?")
 _LONGEST = 256
@@ -100,7 +101,8 @@ def words_of_the_field(text: str, names: Collection[str] = ()) -> str:
         Words that are removed all the same, in lower case: the patient may be called Short.
     """
     tokens = _TOKEN.findall(text[:_LONGEST])
-    return " ".join(token for token in tokens if _is_word(token.lower()) and token.lower() not in names)
+    kept = " ".join(token for token in tokens if _is_word(token.lower()) and token.lower() not in names)
+    return " ".join(_ROW_OF_DIGITS.sub("", kept).split())
 
 
 def words_and_short_codes(text: str, names: Collection[str] = ()) -> str:

@@ -227,6 +227,8 @@ def test_numbers_and_places_are_found(keyword: str, value: str, text: str, found
         ("Brain w/o contrast, Dr. Who, 12.04.1960", "Brain w contrast"),
         ("b1000 ep2d", "b1000 ep2d"),
         ("John 19600412", ""),
+        ("T1 head 1/9 8-5", "T1 head"),
+        ("T1 John 1 2 3 T2 1 2 3 4", "T1 1 2 3 T2"),
         ("", ""),
     ],
 )

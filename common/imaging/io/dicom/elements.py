@@ -7,12 +7,12 @@ different in any respect is read by pydicom.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping, Sequence
 from struct import Struct
 from typing import BinaryIO
 
 import pydicom
-from pydicom.dataelem import RawDataElement
+from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.tag import BaseTag
 
@@ -33,7 +33,7 @@ _PIXEL_DATA, _SYNTAX, _FIRST_OF_IMAGE = 0x7FE00010, 0x00020010, 0x00080000
 _OTHER_ORDERS = (b"1.2.840.10008.1.2", b"1.2.840.10008.1.2.2", b"1.2.840.10008.1.2.1.99")
 
 
-def read_elements(file: BinaryIO, wanted: list[BaseTag | int]) -> Dataset:
+def read_elements(file: BinaryIO, wanted: Sequence[BaseTag]) -> Dataset:
     """Read the elements of a file up to its pixel data, at which the file is positioned afterwards.
 
     Parameters
@@ -43,21 +43,25 @@ def read_elements(file: BinaryIO, wanted: list[BaseTag | int]) -> Dataset:
     wanted
         Tags of the elements to return.
     """
-    if (found := _skim(file.read(_START_BYTES), frozenset(wanted))) is not None:
+    if (found := _skim(file.read(_START_BYTES), {int(tag): tag for tag in wanted})) is not None:
         dataset, position = found
         file.seek(position)
         return dataset
     file.seek(0)
-    return pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=wanted)
+    return pydicom.dcmread(file, stop_before_pixels=True, force=True, specific_tags=list(wanted))
 
 
-def _skim(start: bytes, wanted: Collection[int]) -> tuple[Dataset, int] | None:
-    """Return the elements and the position of the pixel data; None if anything is out of the ordinary."""
+def _skim(start: bytes, wanted: Mapping[int, BaseTag]) -> tuple[Dataset, int] | None:
+    """Return the elements and the position of the pixel data; None if anything is out of the ordinary.
+
+    Tags are compared as numbers: comparing pydicom's takes as long as all else.
+    """
     if start[_PREFIX_END - 4 : _PREFIX_END] != b"DICM":
         return None
-    found: dict[BaseTag, RawDataElement] = {}
-    position, last = _PREFIX_END, 0
-    while position + 12 <= len(start):
+    found: dict[BaseTag, DataElement | RawDataElement] = {}
+    meta: dict[BaseTag, DataElement | RawDataElement] = {}
+    position, last, size = _PREFIX_END, 0, len(start)
+    while position + 12 <= size:
         group, element, kind, length = _ELEMENT.unpack_from(start, position)
         tag = group << 16 | element
         begin = position + 8
@@ -67,21 +71,19 @@ def _skim(start: bytes, wanted: Collection[int]) -> tuple[Dataset, int] | None:
         elif kind not in _SHORT:
             return None
         if tag == _PIXEL_DATA:
-            return _dataset(found), position
+            dataset = Dataset(found)
+            dataset.file_meta = FileMetaDataset(meta)
+            return dataset, position
         end = begin + length
-        if end > len(start) or tag <= last:
+        if end > size or tag <= last:
             return None
-        if tag in wanted or tag < _FIRST_OF_IMAGE:
+        is_meta = tag < _FIRST_OF_IMAGE
+        if is_meta or tag in wanted:
             name, value = kind.decode(), start[begin:end]
             other_order = tag == _SYNTAX and value.rstrip(b"\0 ") in _OTHER_ORDERS
             if other_order or (name in ANY_LETTERS and not is_plain(value)):
                 return None
-            found[BaseTag(tag)] = RawDataElement(BaseTag(tag), name, length, value, begin, False, True)
+            known = BaseTag(tag) if is_meta else wanted[tag]
+            (meta if is_meta else found)[known] = RawDataElement(known, name, length, value, begin, False, True)
         position, last = end, tag
     return None
-
-
-def _dataset(elements: dict[BaseTag, RawDataElement]) -> Dataset:
-    dataset = Dataset({tag: one for tag, one in elements.items() if tag >= _FIRST_OF_IMAGE})
-    dataset.file_meta = FileMetaDataset({tag: one for tag, one in elements.items() if tag < _FIRST_OF_IMAGE})
-    return dataset

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.tag import BaseTag
 from pydicom.uid import DeflatedExplicitVRLittleEndian, MediaStorageDirectoryStorage
 
 from common.errors import DataError
@@ -33,7 +32,7 @@ _NAMES = (
     *("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SeriesNumber", "SeriesDescription", "Modality"),
     *("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate"),
 )
-_TAGS: list[BaseTag | int] = [tag_of(keyword) for keyword in ("SOPClassUID", *_NAMES, *FORM_TAGS, *SLICE_TAGS)]
+_TAGS = [tag_of(keyword) for keyword in ("SOPClassUID", *_NAMES, *FORM_TAGS, *SLICE_TAGS)]
 _MAGIC_OFFSET = 128
 _HEAD_BYTES = 2**16
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
