@@ -16,7 +16,7 @@ from client.node.folders import INSTANCES, NodeFolders, move, names_in, studies_
 from client.pacs.landing import Landed, land
 from client.pacs.receiver import NOT_UNDERSTOOD, OTHER_KIND, OUT_OF_RESOURCES, Arrival, Line, NotStoredError
 from common.errors import DataError
-from common.formatting import counted
+from common.formatting import counted, visible
 from common.imaging.io.dicom.header import read_header
 from common.imaging.io.dicom.pixel_form import IMAGE_KINDS
 from common.system.files import cannot_write, flush_folder
@@ -79,7 +79,7 @@ class Incoming:
                 with self._lock:
                     self._lines[arrival.line] = landed.study
             if not self._is_known(landed):
-                self._place(landed)
+                self._place(landed, arrival.peer)
         except OSError as error:
             raise cannot_write(self._folders.incoming, error) from None
         finally:
@@ -133,7 +133,7 @@ class Incoming:
                 continue
         return False
 
-    def _place(self, landed: Landed) -> None:
+    def _place(self, landed: Landed, peer: str) -> None:
         study = self._folders.incoming / landed.study
         folder = study / INSTANCES
         with self._lock:
@@ -150,6 +150,7 @@ class Incoming:
             if is_new:
                 flush_folder(study)
                 flush_folder(self._folders.incoming)
+                log.info("study %s comes from %s", landed.study, visible(peer))
         try:
             os.fsync(descriptor)
         finally:

@@ -197,7 +197,6 @@ def retry_unsent(folders: NodeFolders, served: Collection[str]) -> int:
         for name in results_in(unsent):
             if damage_of(folders, unsent / name):
                 continue
-            outbox.mkdir(exist_ok=True)
             move(unsent / name, outbox / name)
             _note(unsent / name).unlink(missing_ok=True)
             count += 1

@@ -44,9 +44,11 @@ def case(tmp_path: Path) -> Case:
     return Case(tmp_path / "state")
 
 
-def test_a_study_is_complete_when_nothing_came_for_a_while(case: Case) -> None:
+def test_a_study_is_complete_when_nothing_came_for_a_while(case: Case, caplog: pytest.LogCaptureFixture) -> None:
     series = make_series()
-    case.take(*series[:4])
+    with caplog.at_level("INFO", "fedvox.node"):
+        case.take(*series[:4])
+    assert [one.getMessage() for one in caplog.records] == [f"study {series[0].StudyInstanceUID} comes from MODALITY"]
     assert case.settle(SETTLE - 1) == []
     case.take(*series[4:])
     assert case.settle(SETTLE - 1) == []
