@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from pydantic import ValidationError
@@ -45,7 +45,7 @@ from common.protocol.messages import ErrorCode, Failure, Heartbeat, Result, Site
 from common.weights.encoding import encoded_bytes
 from tests import kits, tiny
 
-VALUES: dict[str, object] = {
+VALUES: dict[str, Any] = {
     "description": "A study of balls.",
     "labels": {1: "ball"},
     "channels": ["t1"],
@@ -56,7 +56,7 @@ VALUES: dict[str, object] = {
 }
 
 
-def write_kit(folder: Path, **values: object) -> FederationConfig:
+def write_kit(folder: Path, **values: Any) -> FederationConfig:
     """The files of a site's kit that say what it wants."""
     federation = tiny.federation(**(VALUES | values))
     kits.write_kit(folder, federation, plan_from_config(federation))
