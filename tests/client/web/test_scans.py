@@ -17,6 +17,15 @@ from tests.client.web.hospital import do, words
 from tests.common.web.side import HOST, SAME_ORIGIN, browser, csrf_of, signed_in
 
 RESULT = {"model": "a" * 64, "labels": {"1": '"><b>'}, "dice": {'"><b>': 0.5}, "slices": [3, 4], "size": [20, 30]}
+REPORT = {
+    "pictures": [{"case": "<i>odd", "number": 0, "size": [5, 6]}],
+    "problems": [],
+    "cases": [],
+    "labels": {},
+    "usable": False,
+    "patients": None,
+    "layout": "files",
+}
 NAMES = ["case <i>0", "case 1"]
 
 
@@ -29,12 +38,10 @@ def shell(place: Place, tmp_path: Path) -> Shell:
         (folder / "scan" / name).write_bytes(name.encode())
     (folder / "0.png").write_bytes(b"picture")
     jobs = Jobs(tmp_path / "page.log")
-    report = {"pictures": [{"case": "<i>odd", "number": 0, "size": [5, 6]}], "problems": [], "cases": [], "labels": {}}
-    report |= {"usable": False, "patients": None, "layout": "files"}
     for kind, request, result in (
         ("cases", {}, NAMES),
         ("segment", {"case": NAMES[0]}, RESULT),
-        ("check", {}, report),
+        ("check", {}, REPORT),
         ("preflight", {}, [{"name": "disk", "severity": "error", "text": "<i>full"}]),
     ):
         jobs._last[kind] = Work(kind, request, result=result, has_ended=True)
