@@ -14,7 +14,7 @@ HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Listening:
-    """An IP address, a port (0 for any), and for all but loopback, TLS files.
+    """An IP address, a port (0 for any), and for all but loopback, TLS files; and a file of an OpenID provider.
 
     Raises
     ------
@@ -26,6 +26,7 @@ class Listening:
     port: int
     certificate: Path | None = None
     key: Path | None = None
+    provider: Path | None = None
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
@@ -41,9 +42,10 @@ class Listening:
 
 
 def add_tls_options(command: argparse.ArgumentParser) -> None:
-    """Add ``--tls-cert`` and ``--tls-key``."""
+    """Add ``--tls-cert``, ``--tls-key`` and ``--oidc``."""
     command.add_argument("--tls-cert", type=Path, metavar="FILE", help="the page's certificate, for other machines")
     command.add_argument("--tls-key", type=Path, metavar="FILE", help="the key of --tls-cert")
+    command.add_argument("--oidc", type=Path, metavar="FILE", help="sign in through an OpenID Connect provider")
 
 
 def listening_from(options: argparse.Namespace, option: str, text: str | None, port: int) -> Listening:
@@ -62,4 +64,4 @@ def listening_from(options: argparse.Namespace, option: str, text: str | None, p
     from common.config.network import parse_listen
 
     host, number = (HOST, port) if text is None else parse_listen(option, text, f"{HOST}:{port}")
-    return Listening(host, number, options.tls_cert, options.tls_key)
+    return Listening(host, number, options.tls_cert, options.tls_key, options.oidc)

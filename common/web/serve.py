@@ -17,6 +17,7 @@ from cryptography import x509
 from common.config.network import format_endpoint
 from common.errors import ConfigError, OutputError
 from common.web.listening import Listening
+from common.web.openid import OpenId, read_settings
 from common.web.shell import Address, Shell
 from common.web.visits import Role, Side
 
@@ -67,6 +68,8 @@ def _prepared(side: Side, listening: Listening, say: Callable[[str], None]) -> t
     if port == (443 if has_tls else 80):
         hosts += tuple(format_endpoint(name, port).rpartition(":")[0] for name in _names(listening))
     shell = Shell(side, Address(hosts, port, has_tls))
+    if listening.provider is not None:
+        shell.openid = OpenId(read_settings(listening.provider), shell.address.url)
     for role in (Role.ACT, Role.LOOK):
         say(f"to look{' and act' if role is Role.ACT else ''}: {shell.link(role)}")
     return uvicorn.Server(_configuration(shell, listening)), connection

@@ -25,6 +25,7 @@ from common.errors import FedvoxError
 from common.web.assets import Assets
 from common.web.forms import CSRF_FIELD, read_form
 from common.web.guard import POLICY_HEADER, POLICY_WITH_DATA_IMAGES, Guard
+from common.web.openid import BEGIN, CALLBACK, OpenId, OpenIdError
 from common.web.rendering import STATIC, TEMPLATES, Renderer
 from common.web.sessions import LINK_SECONDS, Sessions, TooManyError
 from common.web.streams import News, Streams
@@ -87,12 +88,15 @@ class Shell:
         Where it is reached.
     sessions
         Who has signed in.
+    openid
+        The provider through which people may sign in too, if there is one.
     """
 
     def __init__(self, side: Side, address: Address, sessions: Sessions | None = None) -> None:
         self._side = side
         self.address = address
         self.sessions = sessions or Sessions()
+        self.openid: OpenId | None = None
         self._texts = load_texts([TEMPLATES.parent / "texts", side.folder / "texts"])
         assets = Assets([STATIC, side.folder / "static"])
         self._render = Renderer(side.folder, assets.url)
@@ -103,6 +107,8 @@ class Shell:
             Route(SIGN_IN, self._sign_in_page, methods=["GET"]),
             Route(SIGN_IN, self._sign_in, methods=["POST"]),
             Route("/sign-out", self._sign_out, methods=["POST"]),
+            Route(BEGIN, self._to_provider, methods=["GET"]),
+            Route(CALLBACK, self._from_provider, methods=["GET"]),
             Route("/events", _Stream(self)),
             Route(
                 "/links", self._endpoint_of_action(Action("sign_in_link", self._new_link, ("role",))), methods=["POST"]
@@ -194,10 +200,46 @@ class Shell:
             return page
         if secret is None:
             return self._sign_in_form(request, "", "sign_in.wrong", HTTPStatus.FORBIDDEN)
-        response = _to("/")
+        return self._signed_in(_to("/"), secret)
+
+    def _signed_in(self, response: Response, secret: str) -> Response:
         tls = self.address.has_tls
         response.set_cookie(self.address.cookie, secret, path="/", secure=tls, httponly=True, samesite="strict")
         return response
+
+    async def _to_provider(self, request: Request) -> Response:
+        if self.openid is None:
+            raise HTTPException(HTTPStatus.NOT_FOUND)
+        try:
+            address, secret = await run_in_threadpool(self.openid.begin)
+        except OpenIdError as error:
+            return self._not_signed_in(request, error)
+        response = _to(address)
+        # Lax: the provider sends the browser back from another site.
+        tls = self.address.has_tls
+        response.set_cookie(self._openid_cookie, secret, path="/", secure=tls, httponly=True, samesite="lax")
+        return response
+
+    async def _from_provider(self, request: Request) -> Response:
+        if self.openid is None:
+            raise HTTPException(HTTPStatus.NOT_FOUND)
+        secret = request.cookies.get(self._openid_cookie, "")
+        try:
+            role, who = await run_in_threadpool(self.openid.finish, secret, dict(request.query_params))
+        except OpenIdError as error:
+            return self._not_signed_in(request, error)
+        # A page, not a redirect: with one, the browser would not yet send a cookie that is for this site alone.
+        page = self._html(request, self._language(request), "signed_in.html.jinja", {}, HTTPStatus.OK)
+        page.delete_cookie(self._openid_cookie, path="/", secure=self.address.has_tls, httponly=True, samesite="lax")
+        return self._signed_in(page, self.sessions.open(role, who))
+
+    @property
+    def _openid_cookie(self) -> str:
+        return f"{self.address.cookie}-openid"
+
+    def _not_signed_in(self, request: Request, error: OpenIdError) -> Response:
+        _logger.warning("not signed in through the provider: %s", error)
+        return self._sign_in_form(request, "", "sign_in.provider_refused", HTTPStatus.FORBIDDEN)
 
     async def _sign_out(self, request: Request) -> Response:
         session = self._session(request)
@@ -210,7 +252,7 @@ class Shell:
         return response
 
     def _sign_in_form(self, request: Request, token: str, problem: str, status: int = 200) -> Response:
-        values = {"token": token, "problem": problem}
+        values = {"token": token, "problem": problem, "provider": BEGIN if self.openid else ""}
         return self._html(request, self._language(request), "sign_in.html.jinja", values, status)
 
     def _session(self, request: Request) -> Session | None:
