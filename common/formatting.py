@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-_CREDENTIALS = re.compile(r"(?<=://)\S*@")
+# Advice how to write an address stays as it is.
+_CREDENTIALS = re.compile(r"(?<=://)(?!USER:PASSWORD@)\S*@")
 
 
 def counted(count: int, noun: str, plural: str | None = None) -> str:

@@ -16,6 +16,9 @@ PARTITION_METHODS = ("column", "iid", "quantity", "label", "scanner")
 WORDS: Mapping[str, str] = {
     "bool_type": "must be true or false",
     "dataclass_type": "must be a mapping: {{key: value}}",
+    "datetime_from_date_parsing": "must be a date and time",
+    "datetime_parsing": "must be a date and time",
+    "datetime_type": "must be a date and time",
     "dict_type": "must be a mapping: {{key: value}}",
     "finite_number": "must be a finite number",
     "float_type": "must be a number",
@@ -34,6 +37,7 @@ WORDS: Mapping[str, str] = {
     "string_too_long": "must have at most {max_length} characters",
     "string_too_short": "must not be empty",
     "string_type": "must be text; write it in quotes",
+    "timezone_aware": "must have a time zone",
     "too_long": "must have at most {max_length} entries",
     "too_short": "needs at least {min_length} entries",
     "tuple_type": "must be a list: [...]",

@@ -69,6 +69,7 @@ FATES = {
     "state/patients.fedvox-json": NOTHING,
     "state/prints.fedvox-json": NOTHING,
     "state/data-check.json": NOTHING,
+    "state/global-model/*": NAMED,  # the same file as in the inbox
     "state/runner.json": NOTHING,
     "state/status.json": NOTHING,
     "state/contact": NOTHING,
