@@ -22,7 +22,7 @@ from tests.orthanc import private_network
 
 
 def peer_of(archive: OddArchive) -> Row:
-    return {"ae_title": "ODD", "host": "127.0.0.1", "port": archive.port, "idle_seconds": 5}
+    return {"ae_title": "ODD", "host": "127.0.0.1", "port": archive.port, "idle_seconds": 60}
 
 
 def test_what_is_there_is_believed_only_with_all_its_files(site: Site, tmp_path: Path) -> None:
