@@ -7,14 +7,16 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from client.consent.policy import SENT_EVENT
 from client.state_folder import StateFolder, site_status
 from client.web.drawing import chart_of
-from client.web.place import Place, Remembered, mark_of
+from client.web.place import Place
 from common.audit import Entry, read_entries
+from common.web.marks import Remembered, mark_of
 from common.web.visits import Answer, Page, Visit
 
 LOGS = ("start.log", "courier.log", "runner.log")
@@ -47,7 +49,7 @@ class ActivityPages:
         self._place = place
         self._folder = StateFolder(place.state)
         self._log = trail_files[0]
-        self._rounds = Remembered(trail_files, self._read_rounds)
+        self._rounds = Remembered(partial(mark_of, *trail_files), self._read_rounds)
 
     def mark(self) -> object:
         """Return a value that changes when the site has done something."""

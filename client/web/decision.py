@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from client.consent.decisions import Decision, DecisionBook
@@ -10,10 +11,11 @@ from client.consent.disclosure import Request, document, read_request, sections
 from client.consent.site_config import SITE_FILE
 from client.consent.standing import Standing, agree, standing_of
 from client.state_folder import APPROVALS_FILE
-from client.web.place import Place, Remembered
+from client.web.place import Place
 from common.audit import AuditError
 from common.config.chosen import CHOSEN_FILE
 from common.config.kit import AGREED_FILES, KIT_FILE
+from common.web.marks import Remembered, mark_of
 from common.web.visits import Answer, Notice, Page, Visit
 
 STOPS = ("pause", "withdraw")
@@ -30,7 +32,7 @@ class DecisionPages:
         self._place = place
         self.files = [place.kit / name for name in _KIT_FILES]
         self.files += [place.state / name for name in (APPROVALS_FILE, SITE_FILE)]
-        self._asked = Remembered(self.files[: len(_KIT_FILES)], self._read)
+        self._asked = Remembered(partial(mark_of, *self.files[: len(_KIT_FILES)]), self._read)
 
     def page(self, visit: Visit) -> Answer:
         """Show what is asked, and what holds."""

@@ -11,11 +11,12 @@ from client.web.activity import ActivityPages
 from client.web.checks import CheckPages
 from client.web.decision import FIELDS, STOPS, DecisionPages
 from client.web.jobs import Jobs
-from client.web.place import Place, mark_of
+from client.web.place import Place
 from client.web.scans import ScanPages
 from client.web.spending import SpendingPages
 from client.web.trail import TrailPages
 from common.audit import AuditError, AuditLog
+from common.web.marks import mark_of
 from common.web.visits import Action, Side, Visit
 
 

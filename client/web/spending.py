@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from client.consent.site_config import SITE_FILE, load_site_config
@@ -11,8 +12,9 @@ from client.ledger.rollback import pending_claim
 from client.ledger.statement import limit_of, view
 from client.state_folder import AUDIT_FILE
 from client.web.drawing import bar_of, chart_of
-from client.web.place import Place, Remembered
+from client.web.place import Place
 from common.audit import head_of
+from common.web.marks import Remembered, mark_of
 from common.web.visits import Answer, Page, Visit
 
 MOST_DATASETS = 50
@@ -24,7 +26,7 @@ class SpendingPages:
     def __init__(self, place: Place) -> None:
         self._place = place
         self.files = [place.ledger, head_of(place.ledger), place.state / SITE_FILE, place.state / WITNESS_FILE]
-        self._values = Remembered([*self.files, place.state / AUDIT_FILE], self._read)
+        self._values = Remembered(partial(mark_of, *self.files, place.state / AUDIT_FILE), self._read)
 
     def page(self, visit: Visit) -> Answer:
         """Show what patients have spent."""

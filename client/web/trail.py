@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,9 +14,10 @@ from client.consent.sent_summary import Departure, departures, summary
 from client.consent.standing import prove_log
 from client.ledger.ledger import SPENT_EVENT
 from client.state_folder import APPROVALS_FILE, AUDIT_FILE
-from client.web.place import Place, Remembered
+from client.web.place import Place
 from common.audit import AuditSummary, Entry, head_of, read_entries
 from common.errors import FedvoxError
+from common.web.marks import Remembered, mark_of
 from common.web.visits import Answer, Page, Visit
 
 MOST_ROWS = 100
@@ -58,7 +60,7 @@ class TrailPages:
         self._place = place
         log = place.state / AUDIT_FILE
         self.files = [log, head_of(log), place.state / APPROVALS_FILE]
-        self._trail = Remembered(self.files, self._read)
+        self._trail = Remembered(partial(mark_of, *self.files), self._read)
 
     def page(self, visit: Visit) -> Answer:
         """Show a part of what left, the totals and the proof."""

@@ -78,9 +78,9 @@ def render_report(run: RunRecord) -> str:
     """Render the page as HTML."""
     best_round = _best_model_round(run)
     return page_template("report.html.jinja").render(
-        title=run_title(run),
+        title=run.title,
         description=str(run.configuration.get("description") or ""),
-        phantom="phantom" in run_title(run).lower() or bool(_nested(run.configuration, "simulation", "phantom")),
+        phantom="phantom" in run.title.lower() or bool(_nested(run.configuration, "simulation", "phantom")),
         status=run_status(run),
         complete=bool(run.summary),
         headline=_headline(run, best_round),
@@ -117,11 +117,6 @@ def page_template(name: str) -> Template:
     pages.filters["seconds"] = lambda value: NOTHING if value is None else format_seconds(value)
     pages.filters["count"] = lambda value: NOTHING if value is None else f"{value:,}"
     return pages.get_template(name)
-
-
-def run_title(run: RunRecord) -> str:
-    """Return the name of a run's federation; of its folder, if no file names it."""
-    return str(run.summary.get("name") or run.configuration.get("name") or run.folder.resolve().name)
 
 
 def _nested(mapping: Mapping[str, Any], *keys: str) -> object:

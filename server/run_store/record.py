@@ -134,6 +134,11 @@ class RunRecord:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def title(self) -> str:
+        """The federation's name; the folder's, if no file names it."""
+        return str(self.summary.get("name") or self.configuration.get("name") or self.folder.resolve().name)
+
+    @property
     def training_rounds(self) -> list[Round]:
         """The rounds in which sites trained, without the final evaluation."""
         return [line for line in self.rounds if line.phase == "train"]

@@ -9,10 +9,10 @@ from typing import Any
 
 from common.errors import FedvoxError
 from common.formatting import fixed
+from common.web.marks import mark_of
 from server.formatting import NOTHING
 from server.run_store.record import as_number
 from server.simulation.leftovers import COMPARISON_FILE, RESULTS_FILE
-from server.web.watched_run import mark_of
 
 _DIGITS = {"dice": 3, "dice_of_sites": 3, "hd95_mm": 2, "nsd": 3}
 

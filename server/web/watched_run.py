@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from common.audit import AuditLog
 from common.errors import FedvoxError
+from common.web.marks import Remembered, mark_of
 from server.run_store.damage import SUMMARY_FILE
 from server.run_store.folder import (
     AUDIT_FILE,
@@ -48,8 +49,7 @@ class Seen:
     @property
     def name(self) -> str:
         """The federation's name, or the folder's."""
-        configured = self.record.summary.get("name") or self.record.configuration.get("name")
-        return str(configured or self.record.folder.resolve().name)
+        return self.record.title
 
 
 class WatchedRun:
@@ -64,17 +64,17 @@ class WatchedRun:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.audit = AuditLog(path / AUDIT_FILE)
-        self._lock = threading.Lock()
-        self._record: tuple[Hashable, RunRecord] | None = None
-        self._seen: tuple[Hashable, Seen] | None = None
+        files = [path / name for name in _READ]
+        self._record = Remembered(partial(mark_of, *files), partial(read_training, path))
+        self._seen = Remembered(self.mark, self._look)
 
     def mark(self) -> Hashable:
         """Return a value that changes when there is news of the run."""
         network = read_network_status(self.path)
         # The time of the last look is no news.
         said = None if network is None else repr(replace(network, written=""))
-        report = mark_of(self.path / REPORT_FILE)
-        return self._mark_of_record(), said, report, is_started(self.path), _waiting_releases(self.path)
+        files = mark_of(*(self.path / name for name in _READ), self.path / REPORT_FILE)
+        return files, said, is_started(self.path), _waiting_releases(self.path)
 
     def see(self) -> Seen:
         """Return what the folder says now.
@@ -84,35 +84,16 @@ class WatchedRun:
         FedvoxError
             It is not the folder of a run.
         """
-        with self._lock:
-            mark = self.mark()
-            if self._seen is None or self._seen[0] != mark:
-                self._seen = mark, self._look()
-            return self._seen[1]
+        return self._seen.get()
 
     def _look(self) -> Seen:
-        mark = self._mark_of_record()
-        if self._record is None or self._record[0] != mark:
-            self._record = mark, read_training(self.path)
-        record = self._record[1]
+        record = self._record.get()
         try:
             folder = RunFolder.open(self.path)
             return Seen(record, describe_run(folder), folder.load_state())
         except FedvoxError as error:
             return Seen(record, None, None, str(error))
 
-    def _mark_of_record(self) -> Hashable:
-        return tuple(mark_of(self.path / name) for name in _READ)
-
 
 def _waiting_releases(path: Path) -> int:
     return len(list((path / "releases").glob("*.txt")))
-
-
-def mark_of(file: Path) -> tuple[int, int] | None:
-    """Return a value that changes when a file is written anew; None if there is none."""
-    try:
-        about = file.stat()
-    except OSError:
-        return None
-    return about.st_mtime_ns, about.st_size

@@ -14,7 +14,7 @@ from common.audit import AuditError, AuditSummary, verify
 from common.errors import DamagedFileError
 from common.system.state_file import digest_of_file
 from server.reporting.dossier.consent import ConsentDocument
-from server.reporting.report import run_status, run_title
+from server.reporting.report import run_status
 from server.run_store.damage import SUMMARY_FILE
 from server.run_store.folder import (
     AUDIT_FILE,
@@ -78,7 +78,7 @@ class RunFacts:
     @property
     def title(self) -> str:
         """Name of the federation."""
-        return run_title(self.run)
+        return self.run.title
 
     @property
     def status(self) -> Mapping[str, str]:
