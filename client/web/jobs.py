@@ -136,6 +136,8 @@ class Jobs:
         problem = ""
         try:
             problem = self._listen(work, process)
+        except BrokenPipeError:
+            pass  # it ended before it was asked, and its status says how
         except (OSError, ValueError) as error:
             problem = f"its answer cannot be read: {error}"
         finally:
