@@ -12,6 +12,7 @@ from common.system.files import write_atomically
 from server.formatting import NOTHING
 from server.reporting.figures import IntervalPanel, draw_intervals
 from server.reporting.report import page_template
+from server.run_store.folder import REPORT_FILE
 
 MOST_SITE_PANELS = 8
 _COLUMNS = {
@@ -23,7 +24,7 @@ _COLUMNS = {
 
 def write_comparison_report(out: Path, results: Mapping[str, Any]) -> Path:
     """Write ``report.html`` into the folder of a comparison."""
-    path = out / "report.html"
+    path = out / REPORT_FILE
     write_atomically(path, render_comparison(results, out))
     return path
 
@@ -57,7 +58,7 @@ def render_comparison(results: Mapping[str, Any], out: Path) -> str:
         ],
         labels=list(results["labels"].values()),
         runs=[
-            run | {"link": f"{run['folder']}/report.html" if (out / run["folder"] / "report.html").exists() else None}
+            run | {"link": f"{run['folder']}/{REPORT_FILE}" if (out / run["folder"] / REPORT_FILE).exists() else None}
             for run in results["runs"]
         ],
     )

@@ -25,6 +25,7 @@ from server.reporting.privacy_section import privacy_section
 from server.reporting.slices import draw_case, label_colour, prediction_colour
 from server.reporting.tables import absences, costs, metric_table, pooled_table, site_table, timing_table
 from server.reporting.training_curves import learning_curves, loss_curves
+from server.run_store.folder import REPORT_FILE
 from server.run_store.record import Example, RunRecord, as_number
 from server.run_store.record_reader import read_run
 
@@ -69,7 +70,7 @@ def write_report(run_dir: Path) -> Path:
     OutputError
         If the report cannot be written there.
     """
-    path = run_dir / "report.html"
+    path = run_dir / REPORT_FILE
     write_atomically(path, render_report(read_run(run_dir)))
     return path
 

@@ -12,13 +12,14 @@ from common.system.files import write_atomically
 from server.reporting.figures import MEAN_STYLE, Curve, Panel, draw_panels, draw_swatch, site_style
 from server.reporting.report import page_template
 from server.reporting.sweep_result import SWEEP_FILE
+from server.run_store.folder import REPORT_FILE
 from server.run_store.record import as_number
 
 
 def write_sweep_report(out: Path) -> Path:
     """Write ``report.html`` into the folder of a sweep, from its ``sweep.json``."""
     sweep = json.loads((out / SWEEP_FILE).read_text(encoding="utf-8"))
-    path = out / "report.html"
+    path = out / REPORT_FILE
     write_atomically(path, render_sweep(sweep, out))
     return path
 
@@ -57,7 +58,7 @@ def _row(run: Mapping[str, Any], sites: Sequence[str], reference: float | None, 
         "spread": f"{min(scores):.3f} to {max(scores):.3f}" if scores else None,
         "epsilon": as_number(run["epsilon"]),
         "seconds": as_number(run["seconds"]),
-        "link": f"{run['folder']}/report.html" if (out / run["folder"] / "report.html").exists() else None,
+        "link": f"{run['folder']}/{REPORT_FILE}" if (out / run["folder"] / REPORT_FILE).exists() else None,
     }
 
 

@@ -36,6 +36,7 @@ AUDIT_FILE = "audit.jsonl"
 FEDERATION_FILE = "federation.yaml"
 PLAN_FILE = "plan.json"
 PARTITION_FILE = "partition.json"
+REPORT_FILE = "report.html"
 ROUNDS_FILE = "rounds.jsonl"
 STATE_FILE = "state.json"
 

@@ -11,7 +11,7 @@ from common.config.yaml_file import dump_yaml, parse_yaml
 from common.errors import ConfigError, DamagedFileError
 from common.system.state_file import read_sealed
 from server.reporting.sweep_result import SWEEP_FILE
-from server.run_store.folder import FEDERATION_FILE, PARTITION_FILE, PLAN_FILE, STATE_FILE, RunFolder
+from server.run_store.folder import FEDERATION_FILE, PARTITION_FILE, PLAN_FILE, REPORT_FILE, STATE_FILE, RunFolder
 from server.run_store.locks import START_LOCK
 from server.run_store.weight_file import SPARE
 from server.simulation.data_record import DATA_FILE
@@ -21,7 +21,7 @@ _CHECKPOINTS = "checkpoints"
 _FILES = frozenset({FEDERATION_FILE, PLAN_FILE, PARTITION_FILE, DATA_FILE, PHANTOM_DIGESTS})
 PREPARED = _FILES | {PHANTOMS, _CHECKPOINTS}
 """What a start makes in a run folder before the run begins."""
-SWEEP_PREPARED = frozenset({SWEEP_FILE, "report.html", PHANTOMS, PHANTOM_DIGESTS})
+SWEEP_PREPARED = frozenset({SWEEP_FILE, REPORT_FILE, PHANTOMS, PHANTOM_DIGESTS})
 """What a sweep makes in its folder, besides the folders of its runs."""
 COMPARISON_FILE = "comparison.json"
 RESULTS_FILE = "results.json"

@@ -19,7 +19,7 @@ import common
 from common.config.yaml_file import read_yaml
 from common.system.state_file import digest_of_file
 from server.run_store.damage import SUMMARY_FILE
-from server.run_store.folder import FEDERATION_FILE, PLAN_FILE, RunFolder, RunState
+from server.run_store.folder import FEDERATION_FILE, PLAN_FILE, REPORT_FILE, RunFolder, RunState
 from server.tracking.mlflow_client import MlflowClient, MlflowError
 from server.tracking.run_reader import RunReader
 from server.tracking.values import Metric, metrics_of, parameters_of
@@ -28,7 +28,7 @@ RUN_TAG = "fedvox.run"
 SENT_TAG = "fedvox.sha256."
 MARK = "round"
 """Metric that follows all others of its round."""
-RESULTS = (FEDERATION_FILE, PLAN_FILE, SUMMARY_FILE, "report.html")
+RESULTS = (FEDERATION_FILE, PLAN_FILE, SUMMARY_FILE, REPORT_FILE)
 KINDS = ("metrics", "params", "tags")
 METRICS_PER_CALL, PARAMETERS_PER_CALL = 1000, 100
 """What MLflow takes at most."""

@@ -10,13 +10,13 @@ from typing import Any
 from common.errors import FedvoxError
 from common.web.visits import Action, Answer, Data, Download, GoTo, Notice, NotThereError, Page, Side, Visit
 from server.formatting import NOTHING
-from server.run_store.folder import RunFolder
+from server.run_store.folder import REPORT_FILE, RunFolder
 from server.run_store.record import as_number
 from server.run_store.record_reader import read_training
 from server.web.compared import WatchedComparison
 from server.web.curves import KINDS, Curves, curves_of_runs
 from server.web.tables import last_events, process_rows, round_rows, score, seconds, site_rows, strangers, totals
-from server.web.watched_run import REPORT_FILE, Seen, WatchedRun
+from server.web.watched_run import Seen, WatchedRun
 
 MOST_ROUNDS_AT_FIRST = 10
 

@@ -16,6 +16,7 @@ from server.run_store.folder import (
     FEDERATION_FILE,
     PARTITION_FILE,
     PLAN_FILE,
+    REPORT_FILE,
     ROUNDS_FILE,
     STATE_FILE,
     RunFolder,
@@ -27,7 +28,6 @@ from server.run_store.record_reader import read_training
 from server.run_store.state import RunState
 from server.run_store.status import RunStatus, describe_run
 
-REPORT_FILE = "report.html"
 _READ = (FEDERATION_FILE, PLAN_FILE, PARTITION_FILE, ROUNDS_FILE, STATE_FILE, SUMMARY_FILE, "events.jsonl")
 
 
