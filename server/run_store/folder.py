@@ -39,6 +39,7 @@ PARTITION_FILE = "partition.json"
 REPORT_FILE = "report.html"
 ROUNDS_FILE = "rounds.jsonl"
 STATE_FILE = "state.json"
+TRACKING_LOCK = "tracking.lock"
 
 
 def now() -> str:

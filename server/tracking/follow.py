@@ -15,11 +15,10 @@ from typing import Protocol
 from common.errors import FedvoxError
 from common.system.locks import FileLock, lock_for_one
 from server.progress.events import Event, EventSink, Notice, RunStarted
-from server.run_store.folder import STATE_FILE, RunFolder
+from server.run_store.folder import STATE_FILE, TRACKING_LOCK, RunFolder
 from server.run_store.locks import is_started
 from server.tracking.settings import TrackingSettings
 
-LOCK_FILE = "tracking.lock"
 _log = logging.getLogger("fedvox.tracking")
 
 
@@ -245,4 +244,6 @@ class _Follower:
 
 
 def _only_tracker(run: Path) -> FileLock:
-    return lock_for_one(run / LOCK_FILE, FedvoxError(f"{run}: is tracked by another process already; stop that one"))
+    return lock_for_one(
+        run / TRACKING_LOCK, FedvoxError(f"{run}: is tracked by another process already; stop that one")
+    )

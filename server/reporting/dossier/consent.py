@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.errors import ConfigError
+from server.reporting.dossier.document import brief
 
 MOST_BYTES = 4_000_000
 _HOW = "ask the hospital for the output of: fedvox-client review --kit KIT --json"
@@ -28,7 +29,7 @@ class ConsentDocument:
     sha256
         Of the file.
     decision
-        In words.
+        What held when it was written, in words.
     """
 
     site: str
@@ -36,7 +37,7 @@ class ConsentDocument:
     decision: str
 
 
-def read_consents(files: Sequence[Path], digest: str | None) -> list[ConsentDocument]:
+def read_consents(files: Sequence[Path], digest: str | None, sites: Collection[str]) -> list[ConsentDocument]:
     """Read the documents of a run's hospitals.
 
     Parameters
@@ -45,15 +46,19 @@ def read_consents(files: Sequence[Path], digest: str | None) -> list[ConsentDocu
         One file for each hospital.
     digest
         Digest of the run's federation.
+    sites
+        The sites that the run knows.
 
     Raises
     ------
     ConfigError
-        A file is no such document, is of another federation, or is the second of its hospital.
+        A file is no such document, is of another federation or of no site of the run, or is the second of its hospital.
     """
     found: dict[str, ConsentDocument] = {}
     for file in files:
         document = _read(file, digest)
+        if document.site not in sites:
+            raise ConfigError(f"{file}: is of a site that the run does not know ({brief(document.site)}); {_HOW}")
         if document.site in found:
             raise ConfigError(f"{file}: is the second document of {document.site}; give one for each hospital")
         found[document.site] = document
@@ -78,11 +83,19 @@ def _read(file: Path, digest: str | None) -> ConsentDocument:
 
 
 def _decision(decisions: Mapping[str, Any]) -> str:
-    for key, word in (("withdrawn", "withdrawn"), ("approved", "approved")):
-        decision = decisions.get(key)
-        if isinstance(decision, dict):
-            paused = ", paused since" if key == "approved" and decisions.get("paused") else ""
-            return f"{word} by {decision.get('user')}, {decision.get('time')}{paused}"
-    if decisions.get("automatic") is True:
-        return "approved by the limits in the hospital's site file, not by a person"
-    return "not approved"
+    """Say what holds; an approval alone says nothing, because other entries can take it back."""
+    by = {
+        key: f"{key} by {brief(found.get('user'))}, {brief(found.get('time'))}"
+        for key in ("withdrawn", "approved", "paused")
+        if isinstance(found := decisions.get(key), dict)
+    }
+    if "withdrawn" in by:
+        return by["withdrawn"]
+    if changed := decisions.get("changed"):
+        return f"no task is accepted: {brief(changed)}"
+    if decisions.get("outside_limits"):
+        return "no task is accepted: the federation is outside the hospital's own limits"
+    if "approved" not in by and decisions.get("automatic") is not True:
+        return "not approved"
+    approved = by.get("approved", "approved by the limits in the hospital's site file, not by a person")
+    return "; ".join([approved, *([by["paused"]] if "paused" in by else [])])

@@ -23,6 +23,7 @@ from server.run_store.folder import (
     PLAN_FILE,
     ROUNDS_FILE,
     STATE_FILE,
+    TRACKING_LOCK,
     RunFolder,
     RunState,
 )
@@ -104,6 +105,16 @@ class RunFacts:
         """Whether all volumes are synthetic."""
         simulation = self.section("simulation")
         return self.is_simulated and bool(simulation and simulation.get("phantom"))
+
+    @property
+    def was_tracked(self) -> bool:
+        """Whether a tracker was used for the run in this folder."""
+        return (self.run.folder / TRACKING_LOCK).exists()
+
+    @property
+    def keeps_updates(self) -> bool:
+        """Whether the federation keeps updates of single sites beyond their round."""
+        return bool((self.section("simulation") or {}).get("keep_updates_gb"))
 
     @property
     def privacy(self) -> Mapping[str, Any] | None:

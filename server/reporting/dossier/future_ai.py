@@ -119,8 +119,8 @@ def _standards(facts: RunFacts) -> Iterable[Statement]:
 def _sites_scored(facts: RunFacts) -> Iterable[Statement]:
     what = "simulated sites" if facts.is_simulated else "sites"
     yield shown(
-        f"{counted(len(facts.run.sites), 'site')} are in the record, all of them {what} that trained. No data from "
-        "outside scored the model.",
+        f"{counted(len(facts.run.sites), 'site')} are in the record, all of them {what} that trained. The run scored "
+        "the model on no data from outside.",
         ROUNDS_FILE,
     )
 
@@ -272,8 +272,15 @@ RECOMMENDATIONS = {
             "Whether it is a medical device or a high-risk AI system, and of which class.",
             _LEGAL,
         ),
-        _Item("Look at the ethics of this use", "Issues of this use, and the ethics board's vote.", "ethics board"),
-        _Item("Look at effects on society and environment", "Effects on work and skills; energy.", _LEAD, _cost),
+        _Item(
+            "Look at the ethical issues of this use", "Issues of this use, and the ethics board's vote.", "ethics board"
+        ),
+        _Item(
+            "Look at effects on society, work and environment",
+            "Effects on work, skills, and patients' trust; energy.",
+            _LEAD,
+            _cost,
+        ),
     ),
 }
 """Principle -> its recommendations in the guideline's order."""

@@ -22,6 +22,7 @@ from server.run_store.damage import SUMMARY_FILE
 from server.run_store.folder import FEDERATION_FILE, PLAN_FILE, ROUNDS_FILE
 
 _OFFICER = "the data-protection officer of each controller"
+_LEAD = "the study's lead"
 _BOARD = "the ethics board or review board"
 
 
@@ -51,11 +52,18 @@ def impact_assessment(facts: RunFacts) -> Page:
 
 def _description(facts: RunFacts) -> tuple[Row, ...]:
     return (
-        row("Purpose", statements.purpose(facts), left_open("Who is to benefit, and how.", "the study's lead")),
+        row(
+            "Purpose",
+            statements.purpose(facts),
+            left_open(
+                "Who is to benefit and how, and the legitimate interest where the processing rests on one.", _LEAD
+            ),
+        ),
         row("Participants", statements.participants(facts)),
         row("Course", statements.progress(facts), _work(facts)),
         row("Data subjects", *statements.patients(facts)),
         row("What crosses", *statements.closed_list(facts)),
+        row("Who else may see", *statements.onlookers(facts)),
         row("Technology", *_technology(facts)),
         row(
             "Context",
@@ -99,10 +107,12 @@ def _necessity(facts: RunFacts) -> tuple[Row, ...]:
         ),
         row(
             "Less intrusive ways",
-            by_design("The scans stay where they are. What leaves is the closed list, and updates of the model."),
+            by_design("A simulation needs all scans on one machine. A federation would leave them where they are.")
+            if facts.is_simulated
+            else by_design("The scans stay where they are. What leaves is the closed list, and updates of the model."),
             left_open(
                 "Why fewer patients, synthetic or anonymous scans, or a model that exists would not do.",
-                "the study's lead",
+                _LEAD,
             ),
         ),
         row("Minimisation", _fingerprint(facts), *statements.privacy(facts)),
@@ -112,11 +122,10 @@ def _necessity(facts: RunFacts) -> tuple[Row, ...]:
         ),
         row(
             "Rights of patients",
-            by_design(
-                "A hospital can stop at any time, and leave a patient out of later runs. What is already part of a "
-                "model stays in it.",
-                "operations.md",
-            ),
+            by_design("What is already part of a model stays in it.", "operations.md"),
+            by_design("A hospital can stop at any time, and leave a patient out of later runs.", "operations.md")
+            if not facts.is_simulated
+            else None,
             left_open("How access, objection and erasure are handled, and until when a patient can object.", _OFFICER),
         ),
         row(
@@ -142,7 +151,7 @@ def _fingerprint(facts: RunFacts) -> Statement | None:
 
 def _decisions(facts: RunFacts) -> tuple[Statement, ...]:
     if facts.is_simulated:
-        return (shown("A simulation: no hospital took part, and no consent exists.", EVENTS_FILE),)
+        return (shown("A simulation: no hospital took part, and the program asked none.", EVENTS_FILE),)
     built = by_design(
         "A site refuses every task until a person there, or limits that the hospital set, approved exactly this "
         "configuration. It can pause and withdraw, from the next task on. Decisions stay at the hospital."
@@ -150,7 +159,8 @@ def _decisions(facts: RunFacts) -> tuple[Statement, ...]:
     given = {document.site: document for document in facts.consents}
     told = [
         declared(
-            f"{brief(site)}: {brief(document.decision)}. The document is the hospital's own and not signed.",
+            f"{brief(site)}: {brief(document.decision)}. So says the hospital's own document, which is not signed and "
+            "does not say when it was written.",
             f"given document, SHA-256 {document.sha256}",
         )
         for site, document in given.items()
@@ -213,8 +223,11 @@ def _measures(facts: RunFacts) -> tuple[Row, ...]:
 def _consultation() -> tuple[Row, ...]:
     return (
         row("Data-protection officer, Art. 35 (2)", left_open("Advice, with date.", _OFFICER)),
-        row(
-            "Patients or their representatives, Art. 35 (9)", left_open("Views sought, or why not.", "the study's lead")
-        ),
+        row("Patients or their representatives, Art. 35 (9)", left_open("Views sought, or why not.", _LEAD)),
         row("Supervisory authority, Art. 36", left_open("Whether a high risk remains that needs it.", _OFFICER)),
+        row("Codes of conduct, Art. 35 (8)", left_open("Which apply, and whether they are kept.", _OFFICER)),
+        row(
+            "Review, Art. 35 (11)",
+            left_open("When the assessment is looked at again, and what would change it.", _OFFICER),
+        ),
     )

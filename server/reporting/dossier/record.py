@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from common.formatting import counted
 from server.reporting.dossier import statements
 from server.reporting.dossier.document import Page, Row, Section, Statement, by_design, declared, left_open, row, shown
@@ -29,8 +31,8 @@ def record_of_processing(facts: RunFacts) -> Page:
                         statements.purpose(facts),
                         left_open("The purpose in legal words, and whether it is research, care or product.", _OFFICER),
                     ),
-                    row("(c) Categories of data subjects", *statements.patients(facts)),
-                    row("(c) Categories of personal data", *statements.closed_list(facts), _nature(facts)),
+                    row("(c) Categories of data subjects", *statements.patients(facts), _staff(facts)),
+                    row("(c) Categories of personal data", *_categories(facts), *statements.closed_list(facts)),
                     _recipients(facts),
                     row("(e) Transfers to third countries", _transfers(facts)),
                     _erasure(facts),
@@ -58,10 +60,28 @@ def _controller(facts: RunFacts) -> Row:
     )
 
 
-def _nature(facts: RunFacts) -> Statement | None:
-    if facts.is_phantom:
+def _staff(facts: RunFacts) -> Statement | None:
+    if facts.is_simulated:
         return None
-    return left_open(
+    return by_design(
+        "Staff of the hospitals: decisions and audit logs there name the person who decided, and so do consent "
+        "documents that a hospital hands on.",
+        "privacy.md",
+    )
+
+
+def _categories(facts: RunFacts) -> Iterator[Statement]:
+    if facts.is_phantom:
+        return
+    where = "On this machine" if facts.is_simulated else "At each hospital"
+    yield by_design(
+        f"{where}: scans and label maps of patients, and preprocessed copies of them. They are data concerning health "
+        "(Art. 4 (15), Art. 9).",
+        "data.md",
+    )
+    if facts.privacy is not None and not facts.is_simulated:
+        yield by_design("The privacy ledger there: a pseudonym of each patient, and what was spent.", "privacy.md")
+    yield left_open(
         "Whether updates and the model count as personal data here. Without differential privacy it is prudent to "
         "assume so.",
         _OFFICERS,
@@ -72,7 +92,8 @@ def _recipients(facts: RunFacts) -> Row:
     if facts.is_simulated:
         return row(
             "(d) Recipients",
-            by_design("A simulation sends nothing to others: its server and its sites are one program.", "simulate.md"),
+            by_design("The server and the sites of a simulation are one program.", "simulate.md"),
+            *statements.onlookers(facts),
             left_open("Who was given the model, the report or this dossier.", "the coordinator"),
         )
     address = statements.endpoint(facts)
@@ -83,6 +104,8 @@ def _recipients(facts: RunFacts) -> Row:
             "The coordinator's server receives each site's updates and numbers. Each site receives the global model of "
             "every round, and no other site's numbers."
         ),
+        *statements.onlookers(facts),
+        left_open("Processors, such as whoever hosts the server or maintains machines (Art. 28).", _OFFICERS),
         left_open("Who receives the released model, under which licence.", "the coordinator"),
     )
 
@@ -100,12 +123,21 @@ def _erasure(facts: RunFacts) -> Row:
     return row(
         "(f) Time limits for erasure",
         by_design(
-            "Updates of single sites are removed when the run ends, but not overwritten on the disk. Models, scores "
-            "and logs stay until somebody deletes the run folder."
+            "Updates of single sites are kept for the contributions of sites, as simulation.keep_updates_gb asks."
+            if facts.keeps_updates
+            else "Updates of single sites are removed when the run ends, but not overwritten on the disk."
         ),
+        by_design("Models, scores and logs stay until somebody deletes the run folder."),
         _leftovers(facts),
         by_design("What is already part of a model stays in it, also when a hospital leaves.", "operations.md"),
         left_open("How long run folder, models and backups are kept, and who deletes them.", "the coordinator"),
+        left_open(
+            "How long caches, decisions, audit log and ledger are kept at each hospital. Without its ledger, what "
+            "patients have spent is not known.",
+            "each hospital",
+        )
+        if not facts.is_simulated
+        else None,
     )
 
 

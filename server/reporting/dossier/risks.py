@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 from common.audit import AuditSummary
 from common.formatting import counted
 from server.reporting.dossier import statements
@@ -23,35 +26,42 @@ from server.run_store.folder import AUDIT_FILE, FEDERATION_FILE, ROUNDS_FILE, ST
 from server.run_store.live_status import STATUS_FILE
 
 _SECURITY = "IT security of coordinator and hospitals"
+_COORDINATOR = "the coordinator's IT security"
 _NOT_TRIED = "Not exercised: the sites were simulated on the coordinator's machines."
 
 
 def risk_table(facts: RunFacts) -> Page:
     """Return the page."""
+    groups = {
+        "What is learned about patients": _about_patients(facts),
+        "Who could interfere": (*_about_hospitals(facts), *_about_server(facts)),
+        "What the program does not cover": _not_covered(facts),
+    }
+    number = itertools.count(1)
+    sections = (
+        Section(title, tuple(replace(row, topic=f"R{next(number)}. {row.topic}") for row in rows), tabular=True)
+        for title, rows in groups.items()
+    )
     return Page(
         "risks",
         "Risk table",
         "The threats of the threat model (deploy/docs/threat-model.md) and what the run adds to each. That nothing is "
         "recorded does not prove that nothing happened. Likelihood and severity are left to people.",
-        (
-            Section("What is learned about patients", (*_about_patients(facts),), tabular=True),
-            Section("Who could interfere", (*_about_attackers(facts),), tabular=True),
-            Section("What the program does not cover", (*_not_covered(facts),), tabular=True),
-        ),
+        tuple(sections),
     )
 
 
 def _about_patients(facts: RunFacts) -> tuple[Row, ...]:
     return (
-        row("R1. The released model reveals something about a single patient", *statements.privacy(facts)),
+        row("The released model reveals something about a single patient", *statements.privacy(facts)),
         row(
-            "R2. The coordinator learns about patients from one site's update",
+            "The coordinator learns about patients from one site's update",
             by_design("The server sees each site's update. Only differential privacy bounds what it reveals."),
             _seen_by_server(facts),
             left_open("Whom the hospitals trust to run the server, and under which contract.", "legal departments"),
         ),
         row(
-            "R3. Another hospital works out a site's update",
+            "Another hospital works out a site's update",
             by_design(
                 "A site gets the global model alone. If two updates count in a round, each of the two sites can "
                 "subtract its own from the change."
@@ -59,10 +69,11 @@ def _about_patients(facts: RunFacts) -> tuple[Row, ...]:
             _fewest_updates(facts),
         ),
         row(
-            "R4. Scans leave a hospital",
+            "Scans leave a hospital",
             by_design(
-                "No message can hold one, and the process with the scans has no network. If that process is "
-                "compromised, it can still hide data in the numbers of an update."
+                "No message can hold one, and the process with the scans has no network where the machine allows that "
+                "(fedvox-client preflight says so). If that process is compromised, it can still hide data in the "
+                "numbers of an update."
             ),
             shown(_NOT_TRIED, EVENTS_FILE) if facts.is_simulated else None,
             left_open(
@@ -73,6 +84,18 @@ def _about_patients(facts: RunFacts) -> tuple[Row, ...]:
             if not facts.is_simulated
             else None,
         ),
+        row(
+            "A fingerprint of a hospital's data reveals something about a patient",
+            by_design(
+                "It is sums, without cells of few patients, and the hospital makes no second one that differs by few."
+            ),
+            shown("A simulation needs no fingerprint from hospitals.", EVENTS_FILE)
+            if facts.is_simulated
+            else left_open(
+                "Whether the federation asked for fingerprints: the run folder does not say.", "the coordinator"
+            ),
+        ),
+        row("Others watch the run", *statements.onlookers(facts)),
     )
 
 
@@ -99,10 +122,10 @@ def _fewest_updates(facts: RunFacts) -> Statement:
     return shown(text, ROUNDS_FILE)
 
 
-def _about_attackers(facts: RunFacts) -> tuple[Row, ...]:
+def _about_hospitals(facts: RunFacts) -> tuple[Row, ...]:
     return (
         row(
-            "R5. A site poisons the model",
+            "A site poisons the model",
             by_design(
                 "Updates must be finite and of the agreed form; their length and the declared patients count within "
                 "bounds; a site that pushes against the others in three of five rounds is quarantined. A small pull, "
@@ -113,7 +136,7 @@ def _about_attackers(facts: RunFacts) -> tuple[Row, ...]:
             _alarms(facts),
         ),
         row(
-            "R6. Several sites collude",
+            "Several sites collude",
             by_design(
                 "A minority is recognised like a single site. Half of the sites or more decide what the model learns, "
                 "and no check can tell them from an honest majority."
@@ -121,29 +144,44 @@ def _about_attackers(facts: RunFacts) -> tuple[Row, ...]:
             shown(f"{counted(len(facts.sites), 'site')} are known to the run.", FEDERATION_FILE, ROUNDS_FILE),
         ),
         row(
-            "R7. Somebody takes part under a hospital's name",
+            "Somebody takes part under a hospital's name",
             by_design(
                 "Without the site's private key, no request is accepted. Who has the key can speak for the site."
             ),
             *_requests(facts),
             left_open("How keys reached the hospitals, and that none was copied.", _SECURITY),
         ),
+    )
+
+
+def _about_server(facts: RunFacts) -> tuple[Row, ...]:
+    return (
         row(
-            "R8. Somebody reads or changes what is sent",
+            "Somebody reads or changes what is sent",
             by_design("Mutual TLS 1.3 with certificates of the federation's own authority."),
             shown(_NOT_TRIED, EVENTS_FILE) if facts.is_simulated else None,
         ),
         row(
-            "R9. The server is broken into",
+            "The server is broken into",
             by_design(
                 "The intruder has models and updates and can release a bad model. They cannot run code at a hospital "
                 "or ask for more than the closed list."
             ),
             _audit(facts),
-            left_open("How server and gateway are protected and watched.", "the coordinator's IT security"),
+            left_open("How server and gateway are protected and watched.", _COORDINATOR),
         ),
         row(
-            "R10. A hospital's ledger or audit log is set back to an older copy",
+            "Somebody poses as the server, with the key of the authority",
+            by_design(
+                "Hospitals trust whatever has a certificate of the federation's authority. It can then do what the "
+                "server can, and make no hospital do what it has not approved."
+            ),
+            shown("A simulation has no authority and no keys.", EVENTS_FILE)
+            if facts.is_simulated
+            else left_open("Where authority/ca.key and copies of the kits are, and who can read them.", _COORDINATOR),
+        ),
+        row(
+            "A hospital's ledger or audit log is set back to an older copy",
             by_design(
                 "The server hands back what a site reported last, and the site compares. A lying server can stop the "
                 "site, and one that hands nothing back is not noticed."
@@ -151,7 +189,7 @@ def _about_attackers(facts: RunFacts) -> tuple[Row, ...]:
             _heads(facts),
         ),
         row(
-            "R11. A bad round is released",
+            "A bad round is released",
             by_design("The median Dice over sites chooses, without scores that no other site supports."),
             _release(facts),
             left_open("Validation on patients of hospitals that did not take part.", "the study's lead"),
@@ -234,7 +272,7 @@ def _not_covered(facts: RunFacts) -> tuple[Row, ...]:
     failed, left = facts.events("round_failed"), facts.events("site_left")
     return (
         row(
-            "R12. Attacks on availability",
+            "Attacks on availability",
             by_design(
                 "Each site has limits on requests, connections, uploads and stored files. Strangers cost a handshake."
             ),
@@ -243,30 +281,40 @@ def _not_covered(facts: RunFacts) -> tuple[Row, ...]:
                 f"{counted(len(left), 'time')}.",
                 EVENTS_FILE,
             ),
-            left_open("Which addresses reach the gateway.", "the coordinator's IT security"),
+            left_open("Which addresses reach the gateway.", _COORDINATOR),
         ),
         row(
-            "R13. The supply chain: a library or an image is not what it seems",
+            "The supply chain: a library or an image is not what it seems",
             by_design("Versions are pinned; neither they nor images are signed."),
             _versions(facts),
             left_open("From where each machine installed the program.", _SECURITY),
         ),
         row(
-            "R14. The kit is changed on its way to a hospital",
+            "The kit is changed on its way to a hospital",
             by_design("fedvox-client review shows a digest to compare over another channel."),
             left_open("Whether the digests were compared, by whom, and over which channel.", "each hospital"),
         )
         if not facts.is_simulated
-        else row("R14. The kit is changed on its way to a hospital", shown("A simulation has no kits.", EVENTS_FILE)),
+        else row("The kit is changed on its way to a hospital", shown("A simulation has no kits.", EVENTS_FILE)),
         row(
-            "R15. A lost disk, or an administrator who reads along",
+            "A lost disk, or an administrator who reads along",
             by_design(
                 "The program encrypts no disk. Cache, state and run folder are as confidential as what they hold."
             ),
             left_open("Encryption and access on all machines.", _SECURITY),
         ),
         row(
-            "R16. Files are changed or damaged afterwards",
+            "Side channels of shared machines and GPUs",
+            by_design("The program does nothing about them."),
+            left_open("Who else computes on these machines.", _SECURITY),
+        ),
+        row(
+            "Data stay longer than they are needed",
+            by_design("The program deletes updates of single sites, and nothing else."),
+            left_open("Time limits for run folder, models, caches, logs and backups.", "coordinator and hospitals"),
+        ),
+        row(
+            "Files are changed or damaged afterwards",
             by_design("The state names files by their digest, and the audit log the end of each round."),
             _damage(facts),
         ),

@@ -1,7 +1,8 @@
 """The software bill of materials: what the run recorded of the software that it used, as CycloneDX 1.6 in JSON.
 
-No version comes from the machine that writes the dossier. What the run did not record is missing, and the bill says
-that it is incomplete.
+No version of a component comes from the machine that writes the dossier. What the run did not record is missing, and
+the bill says that it is incomplete. It says that the model was made with its components, and nothing about what each of
+them needs: the run did not record that.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+import common
 from common.formatting import counted, visible
 from server.reporting.dossier.document import Page, Section, Statement, brief, declared, left_open, listed, row, shown
 from server.reporting.dossier.facts import EVENTS_FILE, MODEL_FILE, RunFacts
@@ -71,6 +73,7 @@ def bill_of_materials(facts: RunFacts) -> str:
         "version": 1,
         "metadata": {
             "timestamp": now(),
+            "tools": {"components": [{"type": "application", "name": "fedvox", "version": common.__version__}]},
             "component": model,
             "properties": [
                 {"name": "fedvox:run:status", "value": _shown(facts.status["title"])},
@@ -78,6 +81,7 @@ def bill_of_materials(facts: RunFacts) -> str:
             ],
         },
         "components": [_as_component(item) for item in components],
+        "dependencies": [{"ref": model["bom-ref"], "dependsOn": [item.reference for item in components]}],
         "compositions": [{"aggregate": "incomplete", "assemblies": [item.reference for item in components]}],
     }
     return json.dumps(content, indent=2) + "\n"
@@ -104,7 +108,8 @@ def software(facts: RunFacts) -> Page:
         rows += [row(brief(site), *_at_site(facts, site)) for site in facts.sites]
     about = (
         f"{SBOM_FILE} lists it in CycloneDX 1.6. All versions are those that the run recorded. None is that of the "
-        "machine on which the dossier was written."
+        "machine on which the dossier was written. The bill says that the model was made with them, and not which of "
+        "them needs which."
     )
     return Page("software", "Software bill of materials", about, (Section("What the bill holds", tuple(rows)),))
 

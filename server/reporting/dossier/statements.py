@@ -14,13 +14,15 @@ from server.reporting.dossier.document import Statement, brief, by_design, decla
 from server.reporting.dossier.facts import EVENTS_FILE, RunFacts
 from server.reporting.report import as_time
 from server.run_store.damage import SUMMARY_FILE
-from server.run_store.folder import FEDERATION_FILE, PARTITION_FILE, PLAN_FILE, ROUNDS_FILE
+from server.run_store.folder import FEDERATION_FILE, PARTITION_FILE, PLAN_FILE, ROUNDS_FILE, TRACKING_LOCK
 from server.run_store.record import as_number
 
 NO_HOSPITAL = (
-    "This run was a simulation. No hospital took part as a site, the program asked nobody for consent and none exists, "
-    "and there was no hospital's privacy ledger or audit log."
+    "This run was a simulation. No hospital took part as a site, the program asked nobody for consent, and there was "
+    "no hospital's privacy ledger or audit log."
 )
+FEWEST = 5
+"""Fewer patients are not told in numbers, as in cells of fingerprints by default."""
 
 
 def participants(facts: RunFacts) -> Statement:
@@ -58,7 +60,7 @@ def patients(facts: RunFacts) -> Iterator[Statement]:
     train = sum(site.train or 0 for site in facts.run.sites)
     validation = sum(site.validation or 0 for site in facts.run.sites)
     what = "cases" if facts.is_simulated else "patients"
-    numbers = f"{train:,} {what} for training and {validation:,} to score models"
+    numbers = f"{_patients(train, what)} for training and {_patients(validation)} to score models"
     if facts.is_phantom:
         yield shown(
             f"Synthetic volumes, made by the program: {numbers}. They are of nobody, so there are no data subjects.",
@@ -104,6 +106,10 @@ def closed_list(facts: RunFacts) -> Iterator[Statement]:
         "Scans, label maps, predictions, names, dates, identifiers, file names and the text of errors are not on the "
         "list and do not leave.",
     )
+    if facts.is_simulated:
+        yield by_design(
+            "A simulation keeps nothing from the coordinator: it reads all scans on one machine.", "simulate.md"
+        )
     up, down = facts.total("bytes_up"), facts.total("bytes_down")
     where = "between the simulated sites and the server, on one machine" if facts.is_simulated else "over the network"
     parameters = as_number(facts.run.summary.get("parameters"))
@@ -126,13 +132,13 @@ def privacy(facts: RunFacts) -> Iterator[Statement]:
         )
         yield left_open(
             "Whether a model without such a bound may be released, and to whom.",
-            "the data-protection officer of each hospital",
+            "the data-protection officer of each controller",
         )
         return
     epsilon, delta = (as_number(facts.privacy.get(key)) for key in ("epsilon", "delta"))
     yield shown(
-        f"With differential privacy for every patient of a site: a budget of epsilon {_plain(epsilon)} at delta "
-        f"{_plain(delta)} over all rounds. Scores of validation patients: "
+        f"The federation asks for differential privacy for every patient of a site: a budget of epsilon "
+        f"{_plain(epsilon)} at delta {_plain(delta)} over all rounds. Scores of validation patients: "
         f"{brief(facts.privacy.get('validation', 'noised'))}.",
         FEDERATION_FILE,
     )
@@ -154,6 +160,22 @@ def privacy(facts: RunFacts) -> Iterator[Statement]:
         "Whether this epsilon and delta are enough for these patients, and what they have lost to other federations: "
         "each hospital's own ledger holds that sum (fedvox-client ledger).",
         "the data-protection officer of each hospital",
+    )
+
+
+def onlookers(facts: RunFacts) -> Iterator[Statement]:
+    """Say who else may have seen the run: trackers, metrics and pages, none of which the federation file knows."""
+    yield by_design(
+        "If the coordinator says so, parameters, numbers by site, the report and the model go to a tracking server, "
+        "and numbers by site to monitoring (--metrics) and to whoever may open the coordinator's page. "
+        + ("The report shows slices of scans and names of cases." if facts.is_simulated else "No scan is among them."),
+        "tracking.md",
+    )
+    if facts.was_tracked:
+        yield shown("A tracker was used for this run. Which one, the run folder does not say.", TRACKING_LOCK)
+    yield left_open(
+        "Whether there was a tracking server, monitoring or a page, where it stands, and who can read it.",
+        "the coordinator's IT",
     )
 
 
@@ -181,6 +203,11 @@ def progress(facts: RunFacts) -> Statement:
     reason = facts.run.summary.get("reason")
     why = f" The program stopped because: {brief(reason)}." if reason else ""
     return shown(f"{text}{''.join(f', {time}' for time in times)}.{why}", SUMMARY_FILE, ROUNDS_FILE)
+
+
+def _patients(count: int, what: str = "") -> str:
+    number = f"fewer than {FEWEST}" if 0 < count < FEWEST else f"{count:,}"
+    return f"{number} {what}".rstrip()
 
 
 def _plain(value: float | None) -> str:

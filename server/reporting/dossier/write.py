@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.errors import OutputError
+from common.errors import ConfigError, OutputError
 from common.system.files import new_folder, write_atomically
 from server.reporting.dossier.card import CARD_FILE
 from server.reporting.dossier.consent import read_consents
@@ -37,7 +37,7 @@ def write_dossier(run: Path, out: Path, consents: Sequence[Path] = ()) -> Dossie
     Raises
     ------
     ConfigError
-        A consent document cannot be used.
+        A consent document cannot be used, or the run is a simulation, which has none.
     FedvoxError
         ``run`` is not the folder of a run.
     OutputError
@@ -47,8 +47,10 @@ def write_dossier(run: Path, out: Path, consents: Sequence[Path] = ()) -> Dossie
         raise OutputError(f"{out}: already exists; choose another --out")
     facts = gather(run)
     if consents:
+        if facts.is_simulated:
+            raise ConfigError("--consent: this run was a simulation, which asks no hospital; drop the option")
         digest = None if facts.state is None else facts.state.digest
-        facts = facts.with_consents(read_consents(consents, digest))
+        facts = facts.with_consents(read_consents(consents, digest, facts.sites))
     dossier = compose(facts)
     with new_folder(out) as folder:
         for name, content in files_of(dossier).items():

@@ -12,6 +12,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from packageurl import PackageURL
 
+import common
 from server.reporting.dossier.facts import gather
 from server.reporting.dossier.sbom import bill_of_materials, components_of, software
 from tests.server.reporting.dossier.runs import change_summary, ready, write_network_run
@@ -60,6 +61,11 @@ def test_versions_are_those_of_the_run(run: Path) -> None:
 def test_the_bill_calls_itself_incomplete_and_names_the_model(run: Path) -> None:
     content: dict[str, Any] = json.loads(bill_of_materials(gather(run)))
     assert [item["aggregate"] for item in content["compositions"]] == ["incomplete"]
+    (of_model,) = content["dependencies"]
+    assert of_model["ref"] == content["metadata"]["component"]["bom-ref"]
+    assert of_model["dependsOn"] == [item["bom-ref"] for item in content["components"]]
+    (tool,) = content["metadata"]["tools"]["components"]
+    assert (tool["name"], tool["version"]) == ("fedvox", common.__version__)
     (digest,) = content["metadata"]["component"]["hashes"]
     assert digest["content"] == gather(run).files["model/model.safetensors"]
 

@@ -9,13 +9,17 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError, FedvoxError, OutputError
+from common.system.supervisor import free_port
 from server.cli.entry import main
+from server.reporting.dossier.consent import read_consents
 from server.reporting.dossier.contents import compose
 from server.reporting.dossier.document import Basis, Page
 from server.reporting.dossier.facts import RunFacts, gather
 from server.reporting.dossier.write import files_of, write_dossier
+from server.tracking.follow import track
+from server.tracking.settings import MlflowServer, TrackingSettings
 from tests.server.reporting.dossier.runs import EPSILON, write_consent, write_network_run
-from tests.server.run_folder import write_run_folder
+from tests.server.run_folder import write_json_lines, write_run_folder
 
 REPOSITORY = Path(__file__).resolve().parents[4]
 
@@ -96,7 +100,8 @@ def test_a_simulation_says_that_no_hospital_took_part(simulated: Path) -> None:
         if name.endswith(".md"):
             assert "No hospital took part" in text, name
     text = whole(simulated)
-    assert "no consent exists" in text
+    assert "the program asked nobody for consent" in text
+    assert "no consent exists" not in text, "the run cannot know"
     assert "Mutual TLS" not in said(pages(simulated)["record-of-processing"])
     assert not re.search(r"approved by|audit log is whole|chain is whole", text)
 
@@ -176,6 +181,94 @@ def test_updates_that_are_left_are_counted(tmp_path: Path) -> None:
     assert "still holds 2 files of single sites' updates" in said(pages(run)["record-of-processing"])
 
 
+def test_others_who_may_have_seen_the_run_are_asked_for(network: Path, simulated: Path, tmp_path: Path) -> None:
+    for run in (network, simulated):
+        page = pages(run)["record-of-processing"]
+        assert "sends nothing to others" not in said(page)
+        assert "Whether there was a tracking server, monitoring or a page" in said(page, Basis.OPEN)
+        assert "A tracker was used" not in said(page)
+    run = write_network_run(tmp_path / "run")
+    nobody = MlflowServer(f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(FedvoxError, match="cannot be reached"):
+        track(run, TrackingSettings(nobody))
+    assert "A tracker was used for this run." in said(pages(run)["record-of-processing"], Basis.SHOWN)
+
+
+def test_the_record_has_every_item_of_the_regulation(network: Path) -> None:
+    page = pages(network)["record-of-processing"]
+    topics = [row.topic for section in page.sections for row in section.rows]
+    assert sorted({topic[:3] for topic in topics}) == [f"({letter})" for letter in "abcdefg"]
+    assert "data concerning health (Art. 4 (15), Art. 9)" in said(page, Basis.DESIGN)
+    assert "Staff of the hospitals" in said(page, Basis.DESIGN)
+    asked = said(page, Basis.OPEN)
+    for word in ("controllers", "representatives", "data-protection officers", "Processors", "transfer", "How long"):
+        assert word in asked, word
+
+
+def test_updates_that_the_federation_keeps_are_not_called_removed(tmp_path: Path) -> None:
+    run = write_run_folder(tmp_path / "run")
+    assert "are removed when the run ends" in said(pages(run)["record-of-processing"])
+    with (run / "federation.yaml").open("a", encoding="utf-8") as stream:
+        stream.write("simulation: {keep_updates_gb: 1}\n")
+    assert "are removed when the run ends" not in said(pages(run)["record-of-processing"])
+
+
+def test_few_patients_are_not_told_in_numbers(tmp_path: Path) -> None:
+    run = write_network_run(tmp_path / "run", ["north"])
+    lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["sites"]["north"] |= {"examples": 73, "validation_examples": 4}
+    write_json_lines(run / "rounds.jsonl", lines)
+    assert "73 patients for training and fewer than 5 to score models" in said(pages(run)["dpia"], Basis.DECLARED)
+
+
+THREATS = {
+    "the server": "The coordinator learns",
+    "another hospital": "Another hospital works out",
+    "somebody on the line": "Somebody reads or changes",
+    "somebody with a hospital's key": "Somebody takes part",
+    "A fingerprint is sums.": "A fingerprint of",
+    "No way back.": "set back to an older copy",
+    "The server.": "The server is broken into",
+    "The gateway,": "The server is broken into",
+    "An account on the server's machine.": "The server is broken into",
+    "The coordinator's laptop,": "poses as the server",
+    "A hospital.": "poisons the model",
+    "A minority of hospitals": "collude",
+    "Half of the hospitals or more": "collude",
+    "A hospital's courier,": "Scans leave",
+    "A hospital's runner,": "Scans leave",
+    "Both halves of a hospital": "Scans leave",
+    "An administrator of the hospital's machine": "an administrator who reads along",
+    "Attacks on availability.": "Attacks on availability",
+    "What the model reveals": "The released model reveals",
+    "The supply chain.": "The supply chain",
+    "The kit's way to the hospital.": "The kit is changed",
+    "Side channels": "Side channels",
+    "Disks.": "A lost disk",
+    "Retention.": "Data stay longer",
+    "Those who watch a run.": "Others watch the run",
+}
+"""Who or what the threat model names -> a part of the row of the risk table that is about it."""
+NO_THREATS = {
+    *("No code from the wire.", "No certificate, no connection.", "A site speaks for itself alone."),
+    *("Bounded memory and disk.", "The scans' process has no network.", "Only answers leave.", "A closed list."),
+    *("A node answers known peers.", "Consent.", "Twelve requests.", "Unmodified libraries."),
+}
+"""What it names besides: measures, and a node, which trains nothing."""
+
+
+def test_every_threat_of_the_threat_model_is_in_the_table(network: Path) -> None:
+    text = (REPOSITORY / "deploy/docs/threat-model.md").read_text(encoding="utf-8")
+    (who,) = re.findall(r"\| who \| can \| cannot \|\n.*\n((?:\|.*\n)+)", text)
+    named = {*re.findall(r"\*\*([^*]+)\*\*", text), *re.findall(r"^\| ([^|]+) \|", who, re.MULTILINE)}
+    assert named == THREATS.keys() | NO_THREATS
+    topics = [row.topic for section in pages(network)["risks"].sections for row in section.rows]
+    assert [topic.split(".")[0] for topic in topics] == [f"R{number}" for number in range(1, len(topics) + 1)]
+    for threat, part in THREATS.items():
+        assert any(part in topic for topic in topics), threat
+
+
 def test_consent_documents_are_the_hospitals_word(network: Path, tmp_path: Path) -> None:
     who = {"user": "Dr. Example", "time": "2026-01-04T10:00:00+00:00", "account": "x"}
     files = [
@@ -184,11 +277,44 @@ def test_consent_documents_are_the_hospitals_word(network: Path, tmp_path: Path)
     ]
     page = pages(write_dossier(network, tmp_path / "out", files).facts)["dpia"]
     declared = said(page, Basis.DECLARED)
-    assert "north: approved by Dr. Example, 2026-01-04T10:00:00+00:00. The document is the hospital's own" in declared
+    assert "north: approved by Dr. Example, 2026-01-04T10:00:00+00:00. So says the hospital's own document" in declared
     assert "south: withdrawn by Dr. Other" in declared
     assert "Who decided for west, and when" in said(page, Basis.OPEN)
     assert "approved by" not in said(page, Basis.SHOWN)
     assert "Who decided for north, south, west, and when" in said(pages(network)["dpia"], Basis.OPEN)
+
+
+@pytest.mark.parametrize(
+    ("decisions", "words"),
+    [
+        (
+            {"approved": {"user": "A", "time": "t"}, "changed": "the kit was changed"},
+            "no task is accepted: the kit was",
+        ),
+        (
+            {"approved": {"user": "A", "time": "t"}, "outside_limits": ["x"]},
+            "no task is accepted: the federation is out",
+        ),
+        ({"approved": {"user": "A", "time": "t"}, "paused": {"user": "B", "time": "u"}}, "by A, t; paused by B, u"),
+        ({"automatic": True, "paused": {"user": "B", "time": "u"}}, "not by a person; paused by B, u"),
+        ({"approved": {"user": "x" * 10_000, "time": "t"}}, "approved by xxx"),
+        ({"automatic": False}, "not approved"),
+    ],
+)
+def test_an_approval_that_does_not_hold_is_not_called_one(
+    decisions: dict[str, object], words: str, network: Path, tmp_path: Path
+) -> None:
+    file = write_consent(tmp_path / "north.json", "north", **decisions)
+    (document,) = read_consents([file], "d", ["north"])
+    assert words in document.decision
+    assert document.decision.startswith("approved") == ("approved by" in document.decision)
+    assert len(document.decision) < 1000
+
+
+def test_a_simulation_takes_no_consent(simulated: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--consent: this run was a simulation"):
+        write_dossier(simulated, tmp_path / "out", [write_consent(tmp_path / "north.json", "north")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_documents_that_are_none_are_refused(network: Path, tmp_path: Path) -> None:
@@ -201,6 +327,7 @@ def test_documents_that_are_none_are_refused(network: Path, tmp_path: Path) -> N
         "large.json": (json.dumps({"x": "y" * 4_000_000}), "is not a consent document"),
         "other.json": (good.read_text().replace('"digest": "d"', '"digest": "e"'), "is about another federation"),
         "again.json": (good.read_text(), "is the second document of north"),
+        "mars.json": (good.read_text().replace("north", "mars\\u001b[31m"), "of a site that the run does not know"),
     }
     for name, (text, problem) in bad.items():
         if text is not None:
