@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,16 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from pydantic import ValidationError
 
-from common.audit import Entry, read_part, verify
+from common.audit import Entry, head_of, read_part, verify
 from common.certificates import fingerprint, key_of, load_certificate, server_certificate
-from common.errors import BundleError
+from common.errors import BundleError, ConfigError
 from common.formatting import counted, visible
 from common.models.bundle_file import DESCRIPTION_FILE, WEIGHTS_FILE, BundleDescription
 from common.models.export_manifest import (
     COPY_AGAIN,
+    LARGEST,
     MANIFEST_FILE,
+    MOST_FILES,
     RELEASE_EVENT,
     RELEASE_FILE,
     SIGNATURE_FILE,
@@ -34,7 +37,7 @@ from common.models.export_manifest import (
 from common.system.state_file import digest_of_file
 
 _DO_NOT_USE = "do not use this model, and ask the coordinator for it"
-_LARGEST_SIGNATURE = 1000
+_MOST_ENTRIES = 2 * MOST_FILES
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Verification:
                 f"by the key {about.signer}; only your federation's ca.crt proves whose key that is: give --kit or "
                 "--authority"
             )
-        return f"of the federation's server, on {about.created:%Y-%m-%d}, by the authority {self.authority}"
+        return f"of the federation's server, dated {about.created:%Y-%m-%d}, under the authority {self.authority}"
 
     def _about_log(self) -> str:
         mark = self.manifest.audit
@@ -97,7 +100,7 @@ class Verification:
         place = (
             "is in the log that you gave" if self.whole_log else f"leads to the log's entry {mark.entries}, {mark.head}"
         )
-        return f"entry {self.entry.n} of {self.entry.time[:19]} names this model, and {place}"
+        return f"entry {self.entry.n} of {visible(self.entry.time[:19])} names this model, and {place}"
 
 
 def verify_export(folder: Path, authority: Path | None = None, log: Path | None = None) -> Verification:
@@ -121,13 +124,19 @@ def verify_export(folder: Path, authority: Path | None = None, log: Path | None 
         ``authority`` cannot be used, or the signer's certificate is not from it.
     AuditError
         The log, or the part of it in the folder, is broken.
+    ConfigError
+        ``authority`` or ``log`` lies in the folder.
     """
     if not folder.is_dir():
         raise BundleError(f"{folder}: there is no such folder; give the folder that fedvox-server export wrote")
+    for own in filter(None, (authority, log)):
+        if own.resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(f"{own}: came with the model, so whoever made the model chose it; give one of your own")
+    found = _files(folder)
     manifest, data = parse_manifest(folder)
     trusted = None if authority is None else load_certificate(authority)
     _check_signature(folder, manifest, data, trusted)
-    _check_files(folder, manifest)
+    _check_files(folder, manifest, found)
     _check_model(folder, manifest)
     entry = _check_release(folder, manifest)
     if log is not None:
@@ -155,8 +164,7 @@ def _check_signature(folder: Path, manifest: Manifest, data: bytes, trusted: x50
     if fingerprint(certificate) != manifest.signer:
         raise BundleError(f"{file}: is not the certificate of the signer in {MANIFEST_FILE}; {COPY_AGAIN}")
     try:
-        with (folder / SIGNATURE_FILE).open("rb") as stream:
-            signature = base64.b64decode(stream.read(_LARGEST_SIGNATURE).strip(), validate=True)
+        signature = base64.b64decode((folder / SIGNATURE_FILE).read_bytes().strip(), validate=True)
         key_of(certificate).verify(signature, signed_text(data), SIGNED_WITH)
     except FileNotFoundError:
         raise BundleError(
@@ -171,9 +179,41 @@ def _check_signature(folder: Path, manifest: Manifest, data: bytes, trusted: x50
         ) from None
 
 
-def _check_files(folder: Path, manifest: Manifest) -> None:
+def _files(folder: Path) -> set[str]:
+    """Return the path of every file, once each is known to be a plain one, and none too large to be read whole."""
+    found: set[str] = set()
+    waiting, entries = [folder], 0
+    try:
+        while waiting:
+            with os.scandir(waiting.pop()) as content:
+                for entry in content:
+                    entries += 1
+                    if entries > _MOST_ENTRIES:
+                        raise BundleError(f"{folder}: holds more files than any model has; {COPY_AGAIN}")
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(Path(entry))
+                    else:
+                        found.add(_plain_file(entry, folder))
+    except OSError as error:
+        raise BundleError(f"{visible(str(error.filename or folder))}: cannot be read: {error.strerror}") from None
+    return found
+
+
+def _plain_file(entry: os.DirEntry[str], folder: Path) -> str:
+    shown, about = visible(entry.path), entry.stat(follow_symlinks=False)
+    if stat.S_ISLNK(about.st_mode):
+        raise BundleError(f"{shown}: is a link, which may lead anywhere; {COPY_AGAIN}")
+    if not stat.S_ISREG(about.st_mode):
+        raise BundleError(f"{shown}: is a pipe, socket or device, and no model has one; {COPY_AGAIN}")
+    name = Path(entry).relative_to(folder).as_posix()
+    if about.st_size > LARGEST.get(name, about.st_size):
+        raise BundleError(f"{shown}: has {counted(about.st_size, 'byte')}, far too many; {COPY_AGAIN}")
+    return name
+
+
+def _check_files(folder: Path, manifest: Manifest, found: Collection[str]) -> None:
     ours = {MANIFEST_FILE} if manifest.signer is None else {MANIFEST_FILE, SIGNATURE_FILE}
-    found = set(_files(folder)) - ours
+    found = set(found) - ours
     if missing := sorted(set(manifest.files) - found):
         raise BundleError(f"{folder / missing[0]}: is missing, and {MANIFEST_FILE} names it; {COPY_AGAIN}")
     for name, expected in manifest.files.items():
@@ -189,16 +229,6 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             f"{visible(str(folder / added[0]))}: is not in {MANIFEST_FILE}: it was added later "
             f"({counted(len(added), 'such file')}); remove it, or {COPY_AGAIN}"
         )
-
-
-def _files(folder: Path) -> Iterator[str]:
-    for place, folders, names in os.walk(folder):
-        for name in (*folders, *names):
-            path = Path(place, name)
-            if path.is_symlink():
-                raise BundleError(f"{visible(str(path))}: is a link, which may lead anywhere; {COPY_AGAIN}")
-            if name in names:
-                yield path.relative_to(folder).as_posix()
 
 
 def _check_model(folder: Path, manifest: Manifest) -> None:
@@ -231,6 +261,8 @@ def _check_release(folder: Path, manifest: Manifest) -> Entry | None:
 def _check_log(log: Path, mark: AuditMark | None, folder: Path) -> None:
     if mark is None:
         raise BundleError(f"{folder / MANIFEST_FILE}: names no audit log: the run was simulated; leave out --audit")
+    if log.exists() and not head_of(log).exists():
+        raise BundleError(f"{log}: {head_of(log).name} is not beside it; copy both, or nobody knows where the log ends")
     hashes = verify(log).hashes
     if not {mark.released, mark.head} <= hashes:
         raise BundleError(

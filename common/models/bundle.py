@@ -28,6 +28,7 @@ from common.models.bundle_file import (
     FORMAT_VERSION,
     WEIGHTS_FILE,
     BundleDescription,
+    check_format,
 )
 from common.models.unet3d import build_model
 from common.plan.describe_errors import describe_validation_error
@@ -105,13 +106,8 @@ def _parse_description(path: Path) -> BundleDescription:
         content = json.loads(_read(path))
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: is not complete JSON ({error}); copy the bundle again") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise BundleError(f'{path}: is not a Fedvox model description (no "format": "{FORMAT}")')
-    if content.get("format_version") != FORMAT_VERSION:
-        raise BundleError(
-            f"{path}: format version {content.get('format_version')}, this Fedvox reads version {FORMAT_VERSION}; "
-            "install the Fedvox release that the model was exported with, or a later one"
-        )
+    otherwise = f'is not a Fedvox model description (no "format": "{FORMAT}")'
+    check_format(content, FORMAT, FORMAT_VERSION, path, otherwise)
     try:
         return BundleDescription.model_validate(content)
     except ValidationError as error:

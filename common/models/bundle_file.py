@@ -1,4 +1,4 @@
-"""Writes the two files of a model bundle (``common.models.bundle``), without torch."""
+"""The files of a model bundle (``common.models.bundle``), without torch: writes them, and checks their format."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from common.errors import BundleError, OutputError
+from common.formatting import visible
 from common.plan.base import Frozen, Whole
 from common.plan.plan import Plan
 from common.system.files import write_atomically
@@ -42,6 +43,35 @@ class BundleDescription(Frozen):
     weights: WeightsDescription
     plan: Plan
     provenance: dict[str, Any]
+
+
+def check_format(content: object, name: str, version: int, path: Path, otherwise: str) -> None:
+    """Check which format the JSON of a model's file states.
+
+    Parameters
+    ----------
+    content
+        What was parsed.
+    name, version
+        The format that is expected.
+    path
+        The file, for the error.
+    otherwise
+        What the file is if it does not state this format, and what to do.
+
+    Raises
+    ------
+    BundleError
+        It states no format, another one, or another version.
+    """
+    if not isinstance(content, dict) or content.get("format") != name:
+        raise BundleError(f"{path}: {otherwise}")
+    found = content.get("format_version")
+    if type(found) is not int or found != version:
+        raise BundleError(
+            f"{path}: format version {visible(str(found))[:40]}, this Fedvox reads version {version}; install the "
+            "Fedvox release that the model was exported with, or a later one"
+        )
 
 
 def write_bundle(

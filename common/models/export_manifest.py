@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from pydantic import AwareDatetime, Field, ValidationError
 
 from common.errors import BundleError
+from common.models.bundle_file import DESCRIPTION_FILE, check_format
 from common.plan.base import Frozen, Whole
 from common.plan.describe_errors import describe_validation_error
 from common.weights.digest import Digest
@@ -31,7 +32,15 @@ FORMAT = "fedvox-export"
 FORMAT_VERSION = 1
 SIGNED_WITH = ec.ECDSA(hashes.SHA384())
 COPY_AGAIN = "copy the model again, from where it was exported"
-_LARGEST_BYTES = 2**22
+MOST_FILES = 1000
+LARGEST = {
+    MANIFEST_FILE: 2**22,
+    SIGNATURE_FILE: 2**10,
+    SIGNER_FILE: 2**16,
+    RELEASE_FILE: 2**26,
+    DESCRIPTION_FILE: 2**24,
+}
+"""Most bytes of the files that are read whole when a model is verified."""
 _PART = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
 
 FileName = Annotated[str, Field(max_length=200, pattern=rf"^{_PART}(/{_PART})*$")]
@@ -98,7 +107,7 @@ class Manifest(Frozen):
     model: Digest
     signer: Digest | None
     audit: AuditMark | None
-    files: Annotated[dict[FileName, ExportedFile], Field(max_length=1000)]
+    files: Annotated[dict[FileName, ExportedFile], Field(max_length=MOST_FILES)]
 
     def as_bytes(self) -> bytes:
         """Return the content of ``manifest.json``."""
@@ -115,9 +124,8 @@ def parse_manifest(folder: Path) -> tuple[Manifest, bytes]:
     """
     path = folder / MANIFEST_FILE
     try:
-        with path.open("rb") as stream:
-            data = stream.read(_LARGEST_BYTES + 1)
-        content = json.loads(data) if len(data) <= _LARGEST_BYTES else None
+        data = path.read_bytes()
+        content = json.loads(data)
     except FileNotFoundError:
         raise BundleError(
             f"{path}: is missing, so nothing is known of the files here; give a folder from fedvox-server export"
@@ -126,13 +134,8 @@ def parse_manifest(folder: Path) -> tuple[Manifest, bytes]:
         raise BundleError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (ValueError, RecursionError):
         content = None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise BundleError(f"{path}: was changed or cut: it is no manifest of a model; {COPY_AGAIN}")
-    if content.get("format_version") != FORMAT_VERSION:
-        raise BundleError(
-            f"{path}: format version {content.get('format_version')}, this Fedvox reads version {FORMAT_VERSION}; "
-            "install the Fedvox release that the model was exported with, or a later one"
-        )
+    otherwise = f"was changed or cut: it is no manifest of a model; {COPY_AGAIN}"
+    check_format(content, FORMAT, FORMAT_VERSION, path, otherwise)
     try:
         return Manifest.model_validate(content), data
     except ValidationError as error:

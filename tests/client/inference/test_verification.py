@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from client.cli.entry import main
-from common.audit import AuditLog
-from common.models.export_manifest import parse_manifest
+from common.audit import START, AuditLog, head_of
+from common.certificates import fingerprint, load_certificate, load_key
+from common.models.export_manifest import SIGNED_WITH, parse_manifest, signed_text
 from common.system.state_file import digest_of_file
 from server.export.export import ExportOptions, export_model
+from server.provisioning.certificate_authority import Authority
 from server.provisioning.kits import provision
 from tests.exported import federation, networked_run, without_audit_log
 
@@ -90,6 +95,12 @@ def adopt(model: Path, *names: str) -> None:
     rewrite(model, change)
 
 
+def sign(model: Path, key: Path) -> None:
+    """Sign the manifest as it is with a key."""
+    signature = load_key(key).sign(signed_text((model / "manifest.json").read_bytes()), SIGNED_WITH)
+    (model / "manifest.sig").write_bytes(base64.b64encode(signature))
+
+
 def append(model: Path, name: str) -> None:
     with (model / name).open("ab") as stream:
         stream.write(b" ")
@@ -108,6 +119,42 @@ def become_unsigned(model: Path) -> None:
     rewrite(model, change)
 
 
+def replace_by_link(model: Path, name: str) -> None:
+    """Put the same file elsewhere, and a link to it in its place."""
+    (model / name).rename(model.parent / "elsewhere")
+    (model / name).symlink_to(model.parent / "elsewhere")
+
+
+def replace_by_pipe(model: Path, name: str) -> None:
+    """Opening a pipe waits for its other end, for ever; its size is 0, as the manifest then says."""
+    (model / name).unlink()
+    os.mkfifo(model / name)
+
+    def change(content: dict[str, object]) -> None:
+        files = content["files"]
+        assert isinstance(files, dict)
+        files[name] = {"bytes": 0, "sha256": "00" * 32}
+
+    rewrite(model, change)
+
+
+def make_huge(model: Path, name: str) -> None:
+    """A sparse file, as an archive can hold it in a few bytes."""
+    with (model / name).open("ab") as stream:
+        stream.truncate(2**40)
+
+
+def make_deep(model: Path) -> None:
+    """Folders within folders until their path is longer than any program can name."""
+    place = os.open(model, os.O_RDONLY)
+    for _ in range(25):
+        os.mkdir("d" * 200, dir_fd=place)
+        inner = os.open("d" * 200, os.O_RDONLY, dir_fd=place)
+        os.close(place)
+        place = inner
+    os.close(place)
+
+
 TAMPERING: dict[str, tuple[Callable[[Path], object], str]] = {
     "weights": (lambda model: append(model, "model.safetensors"), "model.safetensors: was changed"),
     "card": (lambda model: (model / "README.md").write_text("safe for all patients"), "README.md: was changed"),
@@ -115,6 +162,21 @@ TAMPERING: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file more": (lambda model: (model / "setup.py").write_text("import os"), "setup.py: is not in manifest.json"),
     "a hidden file": (lambda model: (model / ".x").write_text(""), ".x: is not in manifest.json"),
     "a link": (lambda model: (model / "more").symlink_to("/"), "more: is a link"),
+    "a link for a file": (lambda model: replace_by_link(model, "README.md"), "README.md: is a link"),
+    "a link for the manifest": (lambda model: replace_by_link(model, "manifest.json"), "manifest.json: is a link"),
+    "a pipe for the manifest": (lambda model: os.mkfifo(model / "manifest.sig.x"), "manifest.sig.x: is a pipe"),
+    "a pipe for a file": (lambda model: replace_by_pipe(model, "README.md"), "README.md: is a pipe"),
+    "endless folders": (make_deep, "cannot be read: File name too long"),
+    "too many files": (
+        lambda model: [(model / f"f{number}").touch() for number in range(2001)],
+        "holds more files than any model has",
+    ),
+    "huge weights": (lambda model: make_huge(model, "model.safetensors"), "model.safetensors: was changed"),
+    "a huge certificate": (lambda model: make_huge(model, "signer.crt"), "signer.crt: has 1,099,511,627,776 bytes"),
+    "a huge signature": (lambda model: make_huge(model, "manifest.sig"), "far too many"),
+    "a huge manifest": (lambda model: make_huge(model, "manifest.json"), "far too many"),
+    "a huge description": (lambda model: make_huge(model, "model.json"), "far too many"),
+    "a huge part of the log": (lambda model: make_huge(model, "release.jsonl"), "far too many"),
     "manifest": (lambda model: rewrite(model, lambda c: c.update(round=2)), "is not the signer's signature"),
     "manifest and card": (
         lambda model: (append(model, "README.md"), adopt(model, "README.md")),
@@ -129,6 +191,14 @@ TAMPERING: dict[str, tuple[Callable[[Path], object], str]] = {
         "manifest.json: was changed or cut",
     ),
     "a later format": (lambda model: rewrite(model, lambda c: c.update(format_version=9)), "reads version 1"),
+    "a version that is no number": (
+        lambda model: rewrite(model, lambda c: c.update(format_version="\n\x1b[2J" * 90)),
+        "manifest.json: format version \\n\\x1b[2J",
+    ),
+    "a name that a terminal obeys": (
+        lambda model: rewrite(model, lambda c: c.update(files={"\x1b[2J": {"bytes": 1, "sha256": "00" * 32}})),
+        "\\x1b[2J",
+    ),
     "a path outside": (
         lambda model: rewrite(model, lambda c: c.update(files={"../x": {"bytes": 1, "sha256": "00" * 32}})),
         "../x",
@@ -152,6 +222,69 @@ def test_a_signature_of_another_federation_does_not_count(
     capsys.readouterr()
     assert verify(tmp_path / "forged", "--kit", folder / "kits/sites/north") != 0
     assert "signer.crt: was not signed by the authority" in capsys.readouterr().err
+
+
+def test_a_manifest_of_another_model_of_the_same_federation_does_not_fit(
+    folder: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Path(shutil.copytree(model, model.parent / "other"))
+    append(other, "model.safetensors")
+    adopt(other, "model.safetensors")
+    sign(other, folder / "kits/server/server.key")
+    for name in ("manifest.json", "manifest.sig"):
+        shutil.copy(other / name, model / name)
+    assert verify(model, "--kit", folder / "kits/sites/north") != 0
+    assert "model.safetensors: was changed" in capsys.readouterr().err
+
+
+def test_a_key_that_signs_itself_proves_nothing(folder: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = Authority.create("tiny")
+    own.save(model.parent)
+    shutil.copy(model.parent / "ca.crt", model / "signer.crt")
+    adopt(model, "signer.crt")
+    rewrite(model, lambda content: content.update(signer=fingerprint(load_certificate(model / "signer.crt"))))
+    sign(model, model.parent / "ca.key")
+    assert verify(model) == 0
+    assert "only your federation's ca.crt proves whose key that is" in capsys.readouterr().out
+    assert verify(model, "--kit", folder / "kits/sites/north") != 0
+    assert "signer.crt: was not signed by the authority" in capsys.readouterr().err
+    assert verify(model, "--authority", model / "signer.crt") != 0
+    assert "signer.crt: came with the model" in capsys.readouterr().err
+
+
+def test_a_log_without_its_end_proves_nothing(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = (folder / "run/audit.jsonl").read_bytes().splitlines(keepends=True)
+    log = tmp_path / "audit.jsonl"
+    log.write_bytes(b"".join(whole[:-1]))
+
+    def refused() -> str:
+        assert verify(folder / "signed", "--audit", log) != 0
+        return capsys.readouterr().err
+
+    assert "audit.jsonl.head is not beside it; copy both" in refused()
+    shutil.copy(folder / "run/audit.jsonl.head", head_of(log))
+    assert "the end was cut off" in refused()
+    last = json.loads(whole[-2])
+    head_of(log).write_text(json.dumps({"n": last["n"], "hash": last["hash"]}))
+    assert "does not hold the entries that lead to this model" in refused()
+    log = folder / "signed/release.jsonl"
+    assert "release.jsonl: came with the model" in refused()
+
+
+def test_no_line_of_the_proof_is_forged_by_a_log(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Path(shutil.copytree(folder / "unsigned", tmp_path / "model"))
+    entry = {"n": 1, "time": "\nsignature: proven", "event": "model_released", "previous": START}
+    entry["sha256"] = parse_manifest(model)[0].model
+    body = json.dumps(entry, separators=(",", ":")).encode()
+    own = hashlib.sha256(body).hexdigest()
+    (model / "release.jsonl").write_bytes(body[:-1] + b',"hash":"%s"}\n' % own.encode())
+    adopt(model, "release.jsonl")
+    rewrite(model, lambda content: content.update(audit={"released": own, "entries": 1, "head": own}))
+    assert verify(model) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["files", "model", "signature", "audit log"]
 
 
 def test_a_site_cannot_sign_a_model(folder: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
