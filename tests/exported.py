@@ -21,12 +21,13 @@ from server.release.model import save_released_model
 from server.release.summary import write_summary
 from server.run_store.folder import AUDIT_FILE, RunFolder
 
-SITES = {"north": (12, 4), "south": (7, 3)}
-DICE = {"north": 0.9, "south": 0.6}
+SITES = {"north": (12, 8), "south": (7, 5), "west": (3, 1)}
+"""Numbers of training and validation scans; the last site has too few for publication."""
+DICE = {"north": 0.9, "south": 0.6, "west": 0.12345}
 
 
 def federation(**values: object) -> FederationConfig:
-    """Two sites, two labels, one round; scans are resampled to voxels that are wider along z."""
+    """Three sites, two labels, one round; scans are resampled to voxels that are wider along z."""
     content = {
         "name": "tiny",
         "rounds": 1,
@@ -104,4 +105,5 @@ def _line(number: int, model_round: int) -> dict[str, Any]:
         "bytes_up": 1,
         "bytes_down": 1,
     }
-    return about | {"mean_dice": 0.75, "dice": {"1": 0.75, "2": 0.75}, "train_loss": 0.5, "sites": sites}
+    about |= {"mean_dice": 0.75, "dice": {"1": 0.75, "2": 0.75}, "personal_mean_dice": None}
+    return about | {"train_loss": 0.5, "sites": sites}

@@ -11,6 +11,7 @@ import common
 from common.errors import OutputError
 from common.formatting import visible
 from common.models.bundle import Bundle, load_bundle
+from common.models.bundle_file import DESCRIPTION_FILE, WEIGHTS_FILE
 from common.models.export_manifest import CARD_FILE, Manifest
 from common.system.files import new_folder, write_atomically
 from server.export.model_card import CardFacts, model_card
@@ -67,7 +68,7 @@ def export_model(run: Path, options: ExportOptions) -> list[str]:
     Raises
     ------
     RunError
-        There is no released model.
+        There is no released model yet.
     DamagedFileError
         The run's model or audit log is not as it was written.
     ConfigError
@@ -78,13 +79,12 @@ def export_model(run: Path, options: ExportOptions) -> list[str]:
     if "onnx" in options.others:
         require_packages(options.kind, "onnx", "onnxruntime", "onnxscript")
     folder = RunFolder.open(run)
-    source = folder.path / "model"
-    if not source.is_dir():
-        raise RunError(f"{source}: there is no released model yet; finish the run first (simulate --resume)")
+    source, state = folder.path / "model", folder.load_state()
+    # Only the end of a run notes the digest of its model: until then it may be replaced.
+    if state is None or f"model/{WEIGHTS_FILE}" not in state.digests:
+        raise RunError(f"{folder.path}: has not released a model yet; finish the run first (fedvox-server status)")
     check_model(folder)
-    bundle, state = load_bundle(source), folder.load_state()
-    if state is None:
-        raise RunError(f"{folder.path}: has a model but no state.json; restore the whole folder from a backup")
+    bundle = load_bundle(source)
     if options.out.exists():
         raise OutputError(f"{options.out}: already exists; choose another --out")
     signer = None if options.kit is None else open_signer(options.kit, folder, state)
@@ -92,7 +92,9 @@ def export_model(run: Path, options: ExportOptions) -> list[str]:
     about = (bundle.plan, bundle.provenance, bundle.sha256, part is not None, options.others)
     facts = CardFacts(read_run(folder.path), *about)
     with new_folder(options.out) as temporary:
-        shutil.copytree(source, temporary, dirs_exist_ok=True)
+        # By name: whatever else lies there was not released, and is not for the signature.
+        for name in (WEIGHTS_FILE, DESCRIPTION_FILE):
+            shutil.copyfile(source / name, temporary / name)
         _write_others(temporary, bundle, options.others)
         write_atomically(temporary / CARD_FILE, model_card(facts))
         seal(temporary, _about(bundle, state), signer, part)

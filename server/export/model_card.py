@@ -1,7 +1,7 @@
 """The model card: what a model is, what it was trained on, how well it does, and what it must not be used for.
 
-Markdown with the front matter that the Hugging Face Hub reads. It says only what the run folder proves; counts by site
-are all that it says of the data.
+Markdown with the front matter that the Hugging Face Hub reads. It says only what the run folder holds; counts by site
+are all that it says of the data, and small ones are withheld.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from common.config.yaml_file import dump_yaml
 from common.formatting import counted, fixed, visible
 from common.plan.plan import IntensityPlan, Plan
-from server.export.card_scores import Scores, mean_over_sites, site_scores
+from server.export.card_scores import FEWEST, Scores, mean_over_sites, site_scores
 from server.formatting import NOTHING, escaped
 from server.run_store.record import RunRecord, as_number
 
@@ -21,18 +21,18 @@ LONGEST_NAME, LONGEST_TEXT = 80, 1000
 _USE = """## Intended use
 
 Research on the segmentation of these structures in scans like those that it was trained on, with every result checked
-by a person who is qualified to read such scans. It is not a medical device: nobody has certified it for diagnosis,
-treatment or triage.
+by a person who is qualified to read such scans. Nothing here certifies it: without a certificate
+it is not a medical device, and not for diagnosis, treatment or triage.
 
 ```
 fedvox-client verify --model DIR
 fedvox-client predict --model DIR --input scan.nii.gz --output segmentation.nii.gz
 ```"""
 _LIMITS = (
-    "It was scored at the sites above and nowhere else. Other scanners, protocols, ages and diseases may give worse "
-    "results; `fedvox-client evaluate` measures them.",
-    "The federation counts patients. It knows nothing of their age, sex, origin or disease, so nobody has looked for "
-    "differences between groups.",
+    "The scores above are of the sites above. Other scanners, protocols, ages and diseases may give worse results; "
+    "`fedvox-client evaluate` measures them.",
+    "The federation counts scans or patients. It learns nothing of their age, sex, origin or disease, so this card "
+    "cannot tell how results differ between groups.",
     "It labels any scan, also one of another body part or modality, and does not say that it does not know it.",
 )
 _TRAINING = ("local_steps", "local_epochs", "batch_size", "optimizer", "learning_rate", "loss", "trainable")
@@ -76,6 +76,22 @@ class CardFacts:
         """The federation file's section on privacy; None without."""
         found = self.run.configuration.get("privacy")
         return found if isinstance(found, Mapping) else None
+
+    @property
+    def unit(self) -> str:
+        """What sites count: patients under differential privacy over a network, else scans."""
+        return "patients" if self.audited and self.privacy is not None else "scans"
+
+    @property
+    def started_from(self) -> str | None:
+        """SHA-256 of the model that the first round started from; None if weights were drawn."""
+        found = self.run.configuration.get("initial_model_sha256")
+        return None if found is None else str(found)
+
+    def rounds_of(self, site: str) -> int:
+        """Count the rounds up to the release with an accepted update of a site."""
+        lines = (line.sites.get(site) for line in self.run.training_rounds if line.number <= self.round)
+        return sum(part is not None and part.status == "ok" for part in lines)
 
 
 def model_card(facts: CardFacts) -> str:
@@ -135,12 +151,12 @@ def _summary(facts: CardFacts) -> str:
     channels = ", ".join(map(markdown, facts.plan.channels))
     modality = str(facts.provenance.get("modality") or "")
     description = str(facts.provenance.get("description") or "")
-    how = "hospitals simulated on one machine" if not facts.audited else "trained by hospitals that shared no scan"
+    how = "simulated on one machine" if not facts.audited else "over a network whose protocol carries no scans"
     lines = [
         *([markdown(description, LONGEST_TEXT)] if description else []),
         f"A 3D U-Net that segments {labels} in scans with {counted(len(facts.plan.channels), 'channel')} ({channels})"
         + (f" of modality {markdown(modality)}." if modality else "."),
-        f"Federation: {how}, {counted(len(facts.run.sites), 'site')}.",
+        f"Federation: {counted(len(facts.run.sites), 'site')}, {how}.",
     ]
     return "\n\n".join(lines)
 
@@ -152,46 +168,60 @@ def _label(plan: Plan, value: int) -> str:
 
 
 def _data(facts: CardFacts) -> str:
-    rows = [[markdown(site.name), _count(site.train), _count(site.validation)] for site in facts.run.sites]
-    trains, validations = ([getattr(site, key) for site in facts.run.sites] for key in ("train", "validation"))
-    rows.append(["all", _sum(trains), _sum(validations)])
-    return f"## Data\n\n{table(['site', 'training patients', 'validation patients'], rows)}"
+    rounds = {site.name: facts.rounds_of(site.name) for site in facts.run.sites}
+    sites = [site for site in facts.run.sites if rounds[site.name]]
+    rows = [
+        [markdown(site.name), str(rounds[site.name]), _count(site.train), _count(site.validation)]
+        for site in facts.run.sites
+    ]
+    rows.append(["all that trained", "", _sum([s.train for s in sites]), _sum([s.validation for s in sites])])
+    head = ["site", "rounds with an accepted update", f"training {facts.unit}", f"validation {facts.unit}"]
+    whose = "as each site declared them" if facts.audited else "of the simulated sites"
+    return f"## Data\n\n{table(head, rows)}\n\nCounts are {whose}; those below {FEWEST} are not shown."
 
 
 def _scores(facts: CardFacts, scores: Scores) -> str:
     labels = sorted(facts.plan.labels)
-    head = ["site", "validation patients", "mean Dice", "95 % interval"]
+    head = ["site", f"validation {facts.unit}", "mean Dice", "95 % interval"]
     head += [markdown(facts.plan.labels[label]) for label in labels]
     rows = [
         [
             markdown(score.site),
-            _count(score.patients),
+            _count(score.count),
             _dice(score.dice),
             NOTHING if score.low is None or score.high is None else f"{_dice(score.low)} to {_dice(score.high)}",
             *(_dice(score.labels.get(label)) for label in labels),
         ]
         for score in scores.sites
     ]
-    mean = _dice(mean_over_sites(scores.sites))
-    return (
-        f"## Results\n\n{table(head, rows)}\n\nMean over sites: {mean}. {scores.method} Every site's own validation "
-        "patients, on whom no site trained. The released round was chosen by the same patients, which makes the scores "
-        "optimistic."
-    )
+    mean = mean_over_sites(scores.sites)
+    if mean is None:
+        return f"## Results\n\n{table(head, rows)}\n\nThere is no score to show. {scores.method}"
+    lines = [
+        f"Mean over sites with a score: {_dice(mean)}. {scores.method}",
+        "Each site scored the model on scans of its own that no site trained on. They had a say in which round was "
+        "released, which makes the scores optimistic.",
+    ]
+    if facts.started_from is not None:
+        lines.append("Nothing here says whether the model that training started from had seen them.")
+    return f"## Results\n\n{table(head, rows)}\n\n{' '.join(lines)}"
 
 
 def _privacy(facts: CardFacts) -> str:
     if facts.privacy is None:
         text = (
-            "Trained without differential privacy: no scan left a site, but a model may reveal facts about single "
-            "patients that it was trained on."
+            "Trained without differential privacy: the model may reveal facts about single patients that it was "
+            "trained on."
         )
         return f"## Privacy\n\n{text}"
     budget = f"epsilon {_number(facts.privacy.get('epsilon'))} at delta {_number(facts.privacy.get('delta'))}"
     rows = [[markdown(site.name), _number(facts.run.epsilon_spent(site.name))] for site in facts.run.sites]
+    whose = "what each site reported" if facts.audited else "what the simulated sites spent"
+    outside = "" if facts.started_from is None else " The model that training started from is outside of it."
     return (
-        f"## Privacy\n\nDifferential privacy protects each patient of each site with all their scans. Budget: "
-        f"{budget}, for all rounds.\n\n{table(['site', 'epsilon spent'], rows)}"
+        "## Privacy\n\nTrained under differential privacy, which protects each patient of each site with all their "
+        f"scans. Budget: {budget}, for all rounds. Epsilon spent is {whose}.{outside}\n\n"
+        f"{table(['site', 'epsilon spent'], rows)}"
     )
 
 
@@ -232,9 +262,14 @@ def _training(facts: CardFacts) -> str:
     training = training if isinstance(training, Mapping) else {}
     versions = summary.get("versions")
     versions = versions if isinstance(versions, Mapping) else {}
+    strategy = configuration.get("strategy")
+    averaged = strategy.get("average_rounds") if isinstance(strategy, Mapping) else None
+    start = facts.started_from
     rows = [
+        ["started from", "weights drawn at random" if start is None else f"a model, SHA-256 {markdown(start)}"],
         ["released", f"the model after round {facts.round} of {_text(facts.provenance.get('rounds'))}"],
         ["algorithm", _text(facts.provenance.get("strategy"))],
+        *([["last model", f"the mean of the last {_text(averaged)} rounds' models"]] if averaged is not None else []),
         ["personal models at sites", _text(facts.provenance.get("personal") or "none")],
         *([key.replace("_", " "), _text(training[key])] for key in _TRAINING if training.get(key) is not None),
         ["parameters", _text(summary.get("parameters"))],
@@ -254,7 +289,10 @@ def _limits(facts: CardFacts) -> str:
 
 
 def _provenance(facts: CardFacts) -> str:
-    log = "`release.jsonl` leads to the entry of the run's audit log that names these weights."
+    log = (
+        "`release.jsonl` is the end of the run's audit log, from the entry that names these weights on. "
+        "`fedvox-client verify` says who signed."
+    )
     rows = [
         ["run", _text(facts.provenance.get("run"))],
         ["configuration", _text(facts.provenance.get("digest"))],
@@ -267,12 +305,17 @@ def _provenance(facts: CardFacts) -> str:
 
 
 def _count(count: int | None) -> str:
-    return NOTHING if count is None else f"{count:,}"
+    if count is None:
+        return NOTHING
+    return f"fewer than {FEWEST}" if count < FEWEST else f"{count:,}"
 
 
 def _sum(counts: Sequence[int | None]) -> str:
-    known = [count for count in counts if count is not None]
-    return f"{sum(known):,}" if known else NOTHING
+    """Sum what is shown, so that no difference tells what is not."""
+    shown = [count for count in counts if count is not None and count >= FEWEST]
+    if not shown:
+        return NOTHING
+    return f"{sum(shown):,}" if len(shown) == len(counts) else f"at least {sum(shown):,}"
 
 
 def _dice(value: float | None) -> str:

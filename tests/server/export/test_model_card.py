@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+from common.formatting import visible
 from server.export.card_scores import hoeffding_half_width, site_scores
 from server.export.model_card import CardFacts, markdown, model_card
 from server.run_store.record_reader import read_run
@@ -65,16 +67,54 @@ def test_simulated_sites_have_bootstrap_intervals_around_the_mean_of_their_cases
         assert score.low == pytest.approx(means.mean() - half, abs=0.3 * half)
         assert score.high == pytest.approx(means.mean() + half, abs=0.3 * half)
     card = card_of(simulated, audited=False)
-    assert row_of(card, "raw-low", 3) == ["raw-low", "117", "29"]
-    assert row_of(card, "all", 3) == ["all", "177", "43"]
+    assert row_of(card, "raw-low", 4) == ["raw-low", "10", "117", "29"]
+    assert row_of(card, "all that trained", 4) == ["all that trained", "", "177", "43"]
     assert "nobody has signed this model" in card and "not a medical device" in card
+    assert "training scans" in card and "patients |" not in card
 
 
 def test_sites_of_a_network_have_the_bound_that_holds_for_any_scores(tmp_path: Path) -> None:
     card = card_of(networked_run(tmp_path), audited=True, federation="tiny", round=1, strategy="fedavg")
-    # Four patients with a mean of 0.9: 0.9 - sqrt(ln(40) / 8) = 0.221.
-    assert row_of(card, "north", 6) == ["north", "4", "0.900", "0.221 to 1.000", "0.900", "0.900"]
+    # Eight scans with a mean of 0.9: 0.9 - sqrt(ln(40) / 16) = 0.420.
+    assert row_of(card, "north", 6) == ["north", "8", "0.900", "0.420 to 1.000", "0.900", "0.900"]
     assert "release.jsonl" in card and "Hoeffding" in card
+
+
+def test_nothing_of_few_scans_is_published(tmp_path: Path) -> None:
+    """A site with a single validation scan: its score would be that scan's."""
+    card = card_of(networked_run(tmp_path), audited=True, round=1)
+    assert row_of(card, "west", 4) == ["west", "1", "fewer than 5", "fewer than 5"]
+    assert row_of(card, "west", 6) == ["west", "fewer than 5", "–", "–", "–", "–"]
+    assert "0.123" not in card
+    # Neither do sums and means tell it.
+    assert row_of(card, "all that trained", 4) == ["all that trained", "", "at least 19", "at least 13"]
+    assert "Mean over sites with a score: 0.750." in card
+
+
+def test_a_site_whose_updates_were_refused_did_not_train_the_model(tmp_path: Path) -> None:
+    run = networked_run(tmp_path)
+    lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    lines[0]["sites"]["north"]["status"] = "refused"
+    (run / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    card = card_of(run, audited=True, round=1)
+    assert row_of(card, "north", 4) == ["north", "0", "12", "8"]
+    assert row_of(card, "all that trained", 4)[2] == "at least 7"
+
+
+def test_the_card_says_which_model_training_started_from(tmp_path: Path) -> None:
+    run = networked_run(tmp_path)
+    assert row_of(card_of(run, audited=True), "started from", 2)[1] == "weights drawn at random"
+    federation = run / "federation.yaml"
+    content = yaml.safe_load(federation.read_text()) | {"initial_model_sha256": "cd" * 32}
+    content |= {"privacy": {"epsilon": 8.0, "delta": 1e-5}, "strategy": {"average_rounds": 3}}
+    federation.write_text(yaml.safe_dump(content))
+    card = card_of(run, audited=True, round=1)
+    assert row_of(card, "started from", 2)[1] == f"a model, SHA-256 {'cd' * 32}"
+    assert row_of(card, "last model", 2)[1] == "the mean of the last 3 rounds' models"
+    assert "The model that training started from is outside of it." in card
+    assert "whether the model that training started from had seen them" in card
+    # Under differential privacy sites of a network count patients.
+    assert "training patients" in card and "training scans" not in card
 
 
 def test_the_bound_holds() -> None:
@@ -101,16 +141,33 @@ def test_private_runs_say_what_was_spent_and_give_no_interval(simulated: Path, t
     assert "without differential privacy" in card_of(simulated, audited=False)
 
 
-def test_no_name_becomes_a_tag_a_link_a_row_or_front_matter(tmp_path: Path) -> None:
-    evil = "x\n---\n# y <script>a</script> | [b](http://c) `d` www.e \x1b[31m"
-    card = card_of(networked_run(tmp_path), audited=True, federation=evil, description=evil, note=evil, round=1)
+EVIL = "x\n---\n# y <script>a</script> | [b](http://c) `d` www.e \x1b[31m"
+
+
+def assert_harmless(card: str) -> str:
+    """Check that a card with this name in it holds no markup that it made; return the part after the front matter."""
     body = card.split("---\n", 2)[2]
     assert not re.search(r"(?<!\\)<|http://|www\.|\x1b|(?<!\\)`d|(?<!\\)\[b", body)
     assert len(re.findall(r"^# ", body, re.MULTILINE)) == 1
+    return body
+
+
+def test_no_site_of_a_dataset_becomes_markup(tmp_path: Path) -> None:
+    """Simulated sites are called as a column of a table says."""
+    card = card_of(write_run_folder(tmp_path / "run", sites=(EVIL, "null")), audited=False)
+    assert_harmless(card)
+    about = yaml.safe_load(card.split("---\n")[1])
+    names = [result["dataset"]["name"] for result in about["model-index"][0]["results"]]
+    assert names == [f"hippocampus: {visible(EVIL)}", "hippocampus: null"]
+
+
+def test_no_name_becomes_a_tag_a_link_a_row_or_front_matter(tmp_path: Path) -> None:
+    evil = EVIL
+    about = {"description": evil, "note": evil, "modality": evil, "strategy": evil, "started": evil, "run": evil}
+    card = card_of(networked_run(tmp_path), audited=True, federation=evil, round=1, **about)
+    body = assert_harmless(card)
     # A label of this federation is called "shell | <b>".
     assert "shell \\| \\<b\\>" in body
-    assert yaml.safe_load(card.split("---\n")[1])["model-index"][0]["name"] == evil.replace("\n", "\\n").replace(
-        "\x1b", "\\x1b"
-    )
+    assert yaml.safe_load(card.split("---\n")[1])["model-index"][0]["name"] == visible(evil)
     assert markdown("- a_b") == "\\- a\\_b" and markdown("raw-low") == "raw-low"
     assert len(markdown("y" * 500)) < 100
