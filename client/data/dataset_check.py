@@ -31,6 +31,7 @@ from common.imaging.datasets.dataset import Dataset, scan_dataset
 from common.imaging.datasets.patients_csv import PATIENTS_FILE
 from common.imaging.geometry import Grid
 from common.imaging.io.nifti import read_volume
+from common.imaging.memory_order import in_c_order
 from common.imaging.plausibility import header_contradictions, padding_problem
 from common.imaging.preprocessing import require_room
 
@@ -147,7 +148,8 @@ def _read_case_image(found: _Found, channels: int, preprocessing: PreprocessingP
     volume = read_image(case)
     found.grid, found.orientation = volume.grid, volume.source.orientation
     found.intensity = tuple((float(values.min()), float(values.max())) for values in volume.array)
-    found.digest = hashlib.blake2b(volume.array.data, digest_size=16).digest()
+    voxels = np.ascontiguousarray(in_c_order(volume.array))
+    found.digest = hashlib.blake2b(voxels.data, digest_size=16).digest()
     found.prints = coarse_prints(volume.array)
     found.problems += image_problems(case, volume, channels)
     doubts = [item.text for item in header_contradictions(volume.source, case.reading.ranges)]

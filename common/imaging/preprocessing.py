@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.formatting import counted
+from common.imaging.memory_order import in_c_order
 from common.imaging.resampling import resample_label, resample_to_shape, resampled_shape, thick_axes
 from common.system.memory import require_memory
 
@@ -90,8 +91,9 @@ def preprocess_image(volume: Volume, plan: PreprocessingPlan) -> Preprocessed:
         )
     geometry = plan_geometry(volume, plan)
     _require_memory(geometry, len(volume.array))
-    channels = zip(volume.array, plan.intensity, strict=True)
-    normalised = np.stack([normalise_intensity(channel[geometry.crop], intensity) for channel, intensity in channels])
+    cropped = in_c_order(volume.array[(slice(None), *geometry.crop)])
+    channels = zip(cropped, plan.intensity, strict=True)
+    normalised = np.stack([normalise_intensity(channel, intensity) for channel, intensity in channels])
     image = resample_to_shape(normalised, geometry.shape, plan.image_order, geometry.nearest_axes)
     return Preprocessed(image, geometry)
 

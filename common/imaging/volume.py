@@ -44,7 +44,7 @@ class Volume:
     Attributes
     ----------
     array
-        Float32 (channels, x, y, z), axes in RAS+ order, C-contiguous.
+        Float32 (channels, x, y, z), axes in RAS+ order; see ``in_c_order`` for their order in memory.
     grid
         Shape and affine of ``array``'s three spatial axes.
     source

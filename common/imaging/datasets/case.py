@@ -214,7 +214,7 @@ def read_image(case: Case) -> Volume:
         raise DataError(
             case.images[0], f"has {counted(len(volume.array), 'channel')}, and channels_map needs number {max(order)}"
         )
-    return replace(volume, array=np.ascontiguousarray(volume.array[list(order)]))
+    return replace(volume, array=volume.array[list(order)])
 
 
 def read_case_label(
