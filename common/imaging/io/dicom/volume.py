@@ -20,8 +20,8 @@ def read_series(series: Series) -> Volume:
     Returns
     -------
     Volume
-        One channel in RAS+, in memory as the slices were stored. Values are scaled by each slice's slope and intercept; padding has the lowest value of the
-        image. ``Volume.source`` has columns, rows and slices as axes.
+        One channel in RAS+, in memory as the slices were stored. Values are scaled by each slice's slope and intercept;
+        padding has the lowest value of the image. ``Volume.source`` has columns, rows and slices as axes.
 
     Raises
     ------
