@@ -40,7 +40,7 @@ from server.rounds.quarantine import read_releases, record_conduct
 from server.rounds.roster import Names, Roster
 from server.rounds.round import Round
 from server.rounds.strategies.registry import make_strategy
-from server.rounds.strategies.strategy import StrategyState
+from server.rounds.strategies.strategy import StrategyState, Updates, remembered
 from server.rounds.terms import Terms
 from server.rounds.weight_transfer import Published, WeightTransfer
 from server.run_store.damage import check_files
@@ -204,13 +204,15 @@ class RoundLoop:
         self._record_scores(finished, state)
         weights = self._folder.map_checkpoint(state.round, self._layout)
         if self._has_quorum(finished.summary(), state):
+            updates = finished.accepted_updates()
             if task.round in self._kept:
-                keep_round(self._folder.path, task.round, weights, finished.accepted_updates())
-            parts = self._next_weights(weights, finished, state)
+                keep_round(self._folder.path, task.round, weights, updates)
+            parts = self._next_weights(weights, updates, task.round, state)
             state.sketches |= finished.copies.sketches
             state.model_sketch = finished.copies.model
             state.norms |= {site: finished.length(site) for site in finished.accepted}
-            state.counted |= dict.fromkeys(finished.accepted, task.round)
+            kept = remembered(updates) if self._config.strategy.keeps_vectors else finished.accepted
+            state.counted |= dict.fromkeys(kept, task.round)
             state.accepted_rounds += 1
             state.failed_rounds = 0
         else:
@@ -236,19 +238,17 @@ class RoundLoop:
             )
         return following
 
-    def _next_weights(self, weights: Vector, finished: Round, state: RunState) -> Iterator[Vector]:
+    def _next_weights(self, weights: Vector, updates: Updates, round_number: int, state: RunState) -> Iterator[Vector]:
         """Yield the next model; consuming it also writes the strategy's vectors."""
         names, size = self._strategy.state_vectors, self._layout.size
-        previous = StrategyState(
-            {name: map_strategy_vector(self._folder, state.strategy_round, name, size) for name in names},
-            state.strategy_numbers,
-        )
-        with strategy_vectors(self._folder, finished.task.round, names, size) as written:
-            for part in self._strategy.aggregate(finished.accepted_updates(), weights, previous):
+        vectors = {name: map_strategy_vector(self._folder, state.strategy_round, name, size) for name in names}
+        previous = StrategyState(vectors, state.strategy_numbers)
+        with strategy_vectors(self._folder, round_number, names, size) as written:
+            for part in self._strategy.aggregate(updates, weights, previous):
                 for name in names:
                     written[name].add(part.state[name])
                 yield part.weights
-        state.strategy_round = finished.task.round
+        state.strategy_round = round_number
 
     def _has_quorum(self, line: Mapping[str, Any], state: RunState) -> bool:
         """Return whether enough replies of a round, given by its line in ``rounds.jsonl``, were accepted."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from common.config.federation import FederationConfig
 from common.protocol.codec import Vector
-from server.rounds.strategies.strategy import Next, OneVector, StrategyState, Updates, Window
+from server.rounds.strategies.strategy import Next, OneVector, StrategyState, Updates, Window, remembered
 from server.rounds.strategies.weighted_mean import mean_update
 
 
@@ -32,13 +32,14 @@ class FedDyn(OneVector):
 
     def aggregate(self, updates: Updates, weights: Vector, state: StrategyState) -> Iterator[Next]:
         """Yield the next model and the sums; these are of updates as sent, as sites remember them."""
-        before = state.vectors["sums"]
+        before, kept = state.vectors["sums"], remembered(updates)
         sites = state.numbers.setdefault("sites", self._sites)
 
         def step(window: Window) -> Next:
             total = np.zeros(window.size, np.float64)
             for site, (update, *_) in window.updates():
-                total += update / np.float64(updates.scales.get(site, 1.0))
+                if site in kept:
+                    total += update / np.float64(updates.scales.get(site, 1.0))
             sums = (before[window.where] + total / sites).astype(np.float32)
             return Next(weights[window.where] + mean_update(window, updates.weights) + sums, {"sums": sums})
 

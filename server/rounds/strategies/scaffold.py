@@ -16,7 +16,7 @@ import numpy as np
 from common.config.federation import FederationConfig
 from common.config.schedule import round_length
 from common.protocol.codec import Vector
-from server.rounds.strategies.strategy import Next, OneVector, StrategyState, Updates, Window
+from server.rounds.strategies.strategy import Next, OneVector, StrategyState, Updates, Window, remembered
 from server.rounds.strategies.weighted_mean import mean_update
 
 
@@ -33,18 +33,20 @@ class Scaffold(OneVector):
 
     def aggregate(self, updates: Updates, weights: Vector, state: StrategyState) -> Iterator[Next]:
         """Yield the next model and c; the latter from updates as sent, as sites remember them."""
-        control = state.vectors["control"]
+        control, kept = state.vectors["control"], remembered(updates)
         sites = state.numbers.setdefault("sites", self._sites)
         lengths = {
             site: updates.scales.get(site, 1.0) * round_length(self._config, result.round, result.steps)
             for site, result in updates.results.items()
+            if site in kept
         }
 
         def step(window: Window) -> Next:
             before = control[window.where].astype(np.float64)
             changes = np.zeros(window.size, np.float64)
             for site, (update, *_) in window.updates():
-                changes -= before + update / np.float64(lengths[site])
+                if site in kept:
+                    changes -= before + update / np.float64(lengths[site])
             after = (before + changes / sites).astype(np.float32)
             change = np.float32(self.server_learning_rate) * mean_update(window, updates.weights)
             return Next(weights[window.where] + change, {"control": after})

@@ -120,6 +120,18 @@ class Strategy(Protocol):
         """
 
 
+def remembered(updates: Updates) -> set[str]:
+    """Return the sites whose updates go into what SCAFFOLD and FedDyn remember, at the server and at the site.
+
+    Each update pulls at the model in all later rounds, until others take it back. What is n - 1 times as long as the
+    n - 1 others' or longer, they cannot take back: sent round after round, it moves the model without end. So an update
+    is remembered up to n - 2 times the length of the others' (twice, at least). A longer one counts in the mean alone,
+    and its site goes on from the last round that is remembered.
+    """
+    most = max(2.0, len(updates.results) - 2.0)
+    return {site for site in updates.results if updates.scales.get(site, 1.0) * most >= 1}
+
+
 class OneVector:
     """What most strategies have in common: sites send updates alone, no state is kept, every federation will do."""
 

@@ -23,7 +23,7 @@ from common.protocol.codec import Task, Vector
 from common.weights.encoding import ErrorFeedback, vector_of
 from server.rounds.aggregation import StoredUpdates
 from server.rounds.strategies.registry import make_strategy
-from server.rounds.strategies.strategy import StrategyState
+from server.rounds.strategies.strategy import StrategyState, remembered
 from tests.server.rounds.test_admission import GOOD
 
 SIZE = 40
@@ -81,8 +81,8 @@ class Descent:
             )
             [step] = strategy.aggregate(updates, weights, state)
             weights, state = step.weights, StrategyState(step.state, state.numbers)
-            for site in present:
-                last[site] = number
+            for name in remembered(updates):
+                last[int(name[1:])] = number
         return weights, state
 
     def local_update(self, site: int, number: int, start: Vector, correction: Vector | None) -> Vector:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,6 +77,35 @@ def test_it_is_reached_although_a_site_is_always_scaled_down(tmp_path: Path, nam
     assert error(found.trained()[0], found.optimum) < NEAR
 
 
+class Pushed(Descent):
+    """The last site sends the same direction in every round, ``length`` times as long as the median of the others'."""
+
+    length = 1.0
+    norms: Sequence[float] = ()
+
+    def local_update(self, site: int, number: int, start: Vector, correction: Vector | None) -> Vector:
+        if site < len(self.optima) - 1:
+            moved = super().local_update(site, number, start, correction)
+            self.norms = [*(self.norms if site else []), float(np.linalg.norm(moved))]
+            return moved
+        median = sorted(self.norms)[len(self.norms) // 2]
+        return np.full(SIZE, self.length * median / SIZE**0.5, np.float32)
+
+
+@pytest.mark.parametrize("name", CORRECTING)
+@pytest.mark.parametrize("length", [1.0, 3.0, 9.0])
+def test_a_liar_among_five_does_not_move_the_model_without_end(tmp_path: Path, name: str, length: float) -> None:
+    """Remembered at nine times the others' length, it would be 10,000 away after these rounds, and far more later."""
+    found = []
+    for rounds in (20, 40):
+        config = federation(name, rounds=rounds)
+        honest_sites = descent(config, tmp_path, 5)
+        pushed = Pushed(config, tmp_path / str(rounds), honest_sites.curvatures, honest_sites.optima)
+        pushed.length, pushed.scales = length, {"s4": 1 / length} if length > 2 else {}
+        found.append(error(pushed.trained()[0], pushed.optimum))
+    assert found[1] < 1.1 * found[0] and found[1] < 10
+
+
 def test_it_is_reached_with_different_numbers_of_steps(tmp_path: Path) -> None:
     found = descent(federation("scaffold", local_epochs=1, batch_size=1), tmp_path)
     found.scans = [3, 10, 6]
@@ -106,6 +136,26 @@ def test_the_control_variate_of_the_server_is_the_mean_of_the_sites(tmp_path: Pa
     kept = [_kept(config, tmp_path, site, 5 if site != 2 else 2) for site in range(3)]
     np.testing.assert_allclose(state.vectors["control"], np.mean(kept, axis=0), atol=1e-5)
     assert np.abs(kept).max() > 0.1
+
+
+def test_an_update_that_is_not_remembered_is_so_at_the_server_and_at_the_site(tmp_path: Path) -> None:
+    """One of three sites is far too long in each round: it goes on from its beginning, the others from the last."""
+    config = federation("scaffold", rounds=5)
+    found = descent(config, tmp_path)
+    found.scales = {"s1": 0.4}
+    _, state = found.trained()
+    kept = [_kept(config, tmp_path, site, 0 if site == 1 else 5) for site in range(3)]
+    assert not kept[1].any() and kept[0].any()
+    np.testing.assert_allclose(state.vectors["control"], np.mean(kept, axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CORRECTING)
+def test_a_run_remembers_no_update_that_is_far_longer_than_the_others(tmp_path: Path, name: str) -> None:
+    config = federation(name, rounds=2, learning_rate=0.02)
+    goals = dict(zip("abcd", (1.0, 1.1, 1.2, 4.0), strict=True))
+    sites = [remembers(config, tmp_path / "sites", each, goal) for each, goal in goals.items()]
+    state = run_with_kills(config, sites, tmp_path / "run", []).load_state()
+    assert state is not None and state.counted == dict.fromkeys("abc", 2)
 
 
 def _kept(config: FederationConfig, folder: Path, site: int, counted: int) -> Vector:
