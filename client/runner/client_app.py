@@ -25,7 +25,8 @@ from client.runner.gradient_memory import GradientMemory
 from client.runner.personal_model import PersonalModel
 from client.site_vectors import Kept
 from client.training.personal import LocalRound
-from client.training.trainer import NonFiniteLossError, Trainer
+from client.training.scaled_step import NonFiniteLossError
+from client.training.trainer import Trainer
 from common.errors import ProtocolError
 from common.imaging.cache.case_cache import CachedCase
 from common.plan.privacy import PrivacyPlan, Spend

@@ -15,7 +15,8 @@ from typing import Protocol
 
 import numpy as np
 
-from client.training.trainer import NonFiniteLossError, StepCallback, Trainer, Training
+from client.training.scaled_step import NonFiniteLossError
+from client.training.trainer import StepCallback, Trainer, Training
 from common.config.federation import FederationConfig
 from common.imaging.cache.case_cache import CachedCase
 from common.protocol.codec import Vector

@@ -31,11 +31,6 @@ class ProximalTerm:
         self._pairs: list[tuple[nn.Parameter, Tensor]] = [(weights, weights.detach().clone()) for weights in kept]
         self._constant = list(zip(parameters, constant, strict=True)) if constant else []
 
-    @property
-    def is_zero(self) -> bool:
-        """Whether it adds nothing."""
-        return not self._pairs and not self._constant
-
     def add_gradient(self) -> None:
         """Add the term's gradient to the gradients of the parameters."""
         with torch.no_grad():

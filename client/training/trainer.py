@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from client.training.proximal import ProximalTerm
+from client.training.scaled_step import NonFiniteLossError, make_step
 from client.training.weight_gradients import ChannelsLastWeightGradients, is_faster
 from common.config.federation import TrainingConfig
 from common.config.schedule import poly_learning_rate
-from common.errors import FedvoxError
 from common.imaging.cache.case_cache import CachedCase
 from common.imaging.patches.sampler import Batch, BatchSource, PatchSampler, prefetch
 from common.imaging.sliding_window import WindowOptions, sliding_window
@@ -37,10 +37,6 @@ from common.system.devices import autocast_dtype, keep_freed_memory
 
 StepCallback = Callable[[int, float | None], None]
 NextBatch = Callable[[], Batch]
-
-
-class NonFiniteLossError(FedvoxError):
-    """The loss or a weight became infinite or NaN; the update would poison the model and is not sent."""
 
 
 @dataclass(frozen=True)
@@ -329,20 +325,15 @@ class Trainer:
         scaler = torch.amp.GradScaler(self.device.type, enabled=self._autocast is torch.float16)
         term = self._term
 
-        def step(number: int, next_batch: NextBatch) -> Tensor:
-            del number
-            batch = next_batch()
-            optimizer.zero_grad(set_to_none=True)
-            loss = self._forward(batch.image, batch.label)
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # -- torch's
-            if config.gradient_clip > 0 or not term.is_zero:
-                scaler.unscale_(optimizer)
+        def change_gradients() -> None:
             term.add_gradient()
             if config.gradient_clip > 0:
                 nn.utils.clip_grad_norm_(self._trained, config.gradient_clip, foreach=True)
-            scaler.step(optimizer)
-            scaler.update()
-            return loss.detach()
+
+        def step(number: int, next_batch: NextBatch) -> Tensor:
+            del number
+            batch = next_batch()
+            return make_step(optimizer, scaler, lambda: self._forward(batch.image, batch.label), change_gradients)
 
         return LocalSteps(sampler, steps, step)
 

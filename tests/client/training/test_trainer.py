@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from client.training.trainer import NonFiniteLossError, Trainer
+from client.training.scaled_step import NonFiniteLossError
+from client.training.trainer import Trainer
 from common.config.federation import TrainingConfig
 from common.config.schedule import poly_learning_rate
 from common.imaging.cache.case_cache import CachedCase
