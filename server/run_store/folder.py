@@ -121,7 +121,8 @@ class RunFolder:
         try:
             state = RunState.model_validate(content)
         except ValidationError:
-            raise DamagedFileError(file, "was written by another version of Fedvox", RESTORE) from None
+            advice = "use that version for this run, or start a new run in another folder"
+            raise DamagedFileError(file, "was written by another version of Fedvox", advice) from None
         self._seal = seal
         return state
 

@@ -11,6 +11,7 @@ from common.errors import FedvoxError
 from common.formatting import fixed
 from common.web.marks import mark_of
 from server.formatting import NOTHING
+from server.run_store.folder import REPORT_FILE
 from server.run_store.record import as_number
 from server.simulation.leftovers import COMPARISON_FILE, RESULTS_FILE
 
@@ -36,7 +37,12 @@ class WatchedComparison:
 
     def mark(self) -> Hashable:
         """Return a value that changes when there is news."""
-        return mark_of(self.path / RESULTS_FILE)
+        return mark_of(self.path / RESULTS_FILE, self.report)
+
+    @property
+    def report(self) -> Path:
+        """Its report, if there is one yet."""
+        return self.path / REPORT_FILE
 
     def name(self) -> str:
         """Return the folder's name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,9 @@ from server.run_store.record import Round, RunRecord, SiteRound
 MEAN = -1
 """Style of the curve over all sites; sites have 0, 1, ..."""
 MOST_POINTS_DRAWN = 150
-WIDTH, HEIGHT, MARGIN = 640, 240, 30
+WIDTH, HEIGHT, MARGIN, LEFT = 640, 240, 30, 52
+COLOURS, DASHES = 8, 4
+"""Sites that are more than ``COLOURS`` have the same ones again, with other dashes (``page.css``, ``page.js``)."""
 
 
 @dataclass(frozen=True)
@@ -37,22 +40,29 @@ class Curves:
         return {"x": list(self.x), "x_label": x_label, "limits": self.limits, "curves": curves}
 
     def drawing(self) -> dict[str, Any] | None:
-        """Return the lines of a picture of ``WIDTH`` by ``HEIGHT``, thinned out, and its scale; None without any."""
+        """Return the lines of a picture of ``WIDTH`` by ``HEIGHT``, thinned out, and its scale; None without any.
+
+        Its ``mark`` changes with the picture.
+        """
         values = [value for curve in self.curves for value in curve.y if value is not None]
         if not values:
             return None
         low, high = self.limits or (min(values), max(values))
+        lines = [
+            {"name": curve.name, "style": _style(curve.style), "points": self._points(curve, low, high)}
+            for curve in self.curves
+        ]
         return {
             "width": WIDTH,
             "height": HEIGHT,
+            "left": LEFT,
+            "margin": MARGIN,
             "low": f"{low:.3g}",
             "high": f"{high:.3g}",
             "first": self.x[0],
             "last": self.x[-1],
-            "lines": [
-                {"style": "mean" if curve.style == MEAN else curve.style % 8, "points": self._points(curve, low, high)}
-                for curve in self.curves
-            ],
+            "lines": lines,
+            "mark": zlib.crc32(repr((lines, low, high, self.x[0], self.x[-1])).encode()),
         }
 
     def _points(self, curve: Curve, low: float, high: float) -> str:
@@ -61,10 +71,11 @@ class Curves:
         points = []
         for x, y in list(zip(self.x, curve.y, strict=True))[::-step][::-1]:
             if y is not None:
-                right = MARGIN + (x - self.x[0]) / across * (WIDTH - 2 * MARGIN)
+                right = LEFT + (x - self.x[0]) / across * (WIDTH - MARGIN - LEFT)
                 down = HEIGHT - MARGIN - (y - low) / up * (HEIGHT - 2 * MARGIN)
                 points.append(f"{right:.0f},{down:.0f}")
-        return " ".join(points)
+        # One point is drawn as a line from it to itself.
+        return " ".join(points if len(points) > 1 else points * 2)
 
 
 def dice_curves(run: RunRecord, mean: str) -> Curves:
@@ -120,6 +131,10 @@ def _curves(
         name, value = of_all
         curves.append(Curve(name, MEAN, [value(line) for line in lines]))
     return Curves(x, [curve for curve in curves if any(y is not None for y in curve.y)], limits)
+
+
+def _style(number: int) -> str:
+    return "c-mean" if number == MEAN else f"c-{number % COLOURS} d-{number // COLOURS % DASHES}"
 
 
 def _rounded(values: Sequence[float | None]) -> list[float | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def server_side(folders: Sequence[Path]) -> Side:
             "/": pages.first,
             "/curves": pages.side_by_side,
             "/comparisons/{comparison:int}": pages.comparison,
+            "/comparisons/{comparison:int}/report": pages.comparison_report,
             "/runs/{run:int}": pages.run,
             "/runs/{run:int}/rounds": pages.rounds,
             "/runs/{run:int}/curves/{kind}": pages.curves,
@@ -89,20 +91,25 @@ class _Pages:
         del visit
         if len(self._runs) + len(self._comparisons) == 1:
             return GoTo("/runs/0" if self._runs else "/comparisons/0")
-        rows = [self._row(number) for number in range(len(self._runs))]
+        rows = [self._row(number, name) for number, name in enumerate(self._names())]
         drawing = self._side_by_side().drawing()
-        comparisons = [(number, one.name()) for number, one in enumerate(self._comparisons)]
+        comparisons = [self._comparison_row(number) for number in range(len(self._comparisons))]
         return Page("runs.html.jinja", self._shared() | {"rows": rows, "drawing": drawing, "comparisons": comparisons})
 
     def side_by_side(self, visit: Visit) -> Answer:
         return Data(self._side_by_side().as_json(visit.t("run.round")))
 
     def comparison(self, visit: Visit) -> Answer:
-        number = int(visit.parameters["comparison"])
-        if not 0 <= number < len(self._comparisons):
-            raise NotThereError("no such comparison")
-        values = {"number": number, "results": self._comparisons[number].results()}
+        one = self._comparison(visit)
+        values = {
+            "number": visit.parameters["comparison"],
+            "results": one.results(),
+            "has_report": one.report.is_file(),
+        }
         return Page("comparison.html.jinja", self._shared() | values)
+
+    def comparison_report(self, visit: Visit) -> Answer:
+        return _download(self._comparison(visit).report)
 
     def run(self, visit: Visit) -> Answer:
         seen = self._run(visit).see()
@@ -139,10 +146,7 @@ class _Pages:
         return Data(kind(record, visit.t("run.mean")).as_json(visit.t("run.round")))
 
     def report(self, visit: Visit) -> Answer:
-        file = self._run(visit).path / REPORT_FILE
-        if not file.is_file():
-            raise NotThereError("there is no report yet")
-        return Download(file, REPORT_FILE)
+        return _download(self._run(visit).path / REPORT_FILE)
 
     # Actions
 
@@ -167,30 +171,66 @@ class _Pages:
             raise NotThereError("no such run")
         return self._runs[number]
 
+    def _comparison(self, visit: Visit) -> WatchedComparison:
+        number = int(visit.parameters["comparison"])
+        if not 0 <= number < len(self._comparisons):
+            raise NotThereError("no such comparison")
+        return self._comparisons[number]
+
+    def _names(self) -> list[str]:
+        """Return the name of each run."""
+        return names_apart([_title(run) for run in self._runs], [run.path for run in self._runs])
+
     def _shared(self) -> dict[str, Any]:
         """Return what every page's navigation needs: path and name of each run and comparison."""
-        places = [(f"/runs/{number}", _name(run)) for number, run in enumerate(self._runs)]
+        places = [(f"/runs/{number}", name) for number, name in enumerate(self._names())]
         places += [(f"/comparisons/{number}", one.name()) for number, one in enumerate(self._comparisons)]
         return {"places": places, "topics": [place[1:].replace("s/", "-") for place, _ in places]}
 
     def _side_by_side(self) -> Curves:
-        """Return the mean Dice of every run; the folder tells runs of one federation apart."""
+        """Return the mean Dice of every run."""
         records = []
-        for run in self._runs:
+        for name, run in zip(self._names(), self._runs, strict=True):
             with contextlib.suppress(FedvoxError):
-                records.append((run.path.resolve().name, run.see().record))
+                records.append((name, run.see().record))
         return curves_of_runs(records)
 
-    def _row(self, number: int) -> dict[str, Any]:
-        run = self._runs[number]
+    def _row(self, number: int, name: str) -> dict[str, Any]:
         try:
-            seen = run.see()
+            seen = self._runs[number].see()
         except FedvoxError as error:
-            return {"number": number, "name": run.path.resolve().name, "problem": str(error), "headline": None}
-        return {"number": number, "name": seen.name, "problem": seen.problem, "headline": _headline(seen)}
+            return {"number": number, "name": name, "problem": str(error), "headline": None}
+        return {"number": number, "name": name, "problem": seen.problem, "headline": _headline(seen)}
+
+    def _comparison_row(self, number: int) -> dict[str, Any]:
+        one = self._comparisons[number]
+        try:
+            return {"number": number, "name": one.name(), "results": one.results()}
+        except FedvoxError as error:
+            return {"number": number, "name": one.name(), "results": None, "problem": str(error)}
 
 
-def _name(run: WatchedRun) -> str:
+def names_apart(titles: Sequence[str], paths: Sequence[Path]) -> list[str]:
+    """Return titles; those that several runs have, with as much of the end of each run's path as tells them apart."""
+    names = list(titles)
+    for title, count in Counter(titles).items():
+        if count == 1:
+            continue
+        same = [(number, paths[number].resolve().parts) for number, other in enumerate(titles) if other == title]
+        lengths = range(1, max(len(parts) for _, parts in same) + 1)
+        enough = next((length for length in lengths if len({parts[-length:] for _, parts in same}) == count), None)
+        for number, parts in same:
+            names[number] = f"{title} ({'/'.join(parts[-(enough or 1) :])})"
+    return names
+
+
+def _download(file: Path) -> Download:
+    if not file.is_file():
+        raise NotThereError("there is no report yet")
+    return Download(file, REPORT_FILE)
+
+
+def _title(run: WatchedRun) -> str:
     try:
         return run.see().name
     except FedvoxError:
@@ -202,16 +242,15 @@ def _headline(seen: Seen) -> dict[str, Any]:
     record, status = seen.record, seen.status
     planned = record.rounds_planned
     done = status.rounds_done if status else len(record.training_rounds)
-    epsilon = record.epsilon_spent()
     return {
         "status": status.status if status else "unreadable",
         "doing": status.network.doing if status and status.network else "",
         "rounds": str(done) if planned is None else f"{done} / {planned}",
         "dice": score(status.best_mean_dice if status else None),
-        "best_round": NOTHING if status is None or status.best_round is None else str(status.best_round),
+        "best_round": None if status is None else status.best_round,
         "noised": bool(status and status.noised),
         "sites": len(record.sites) or len(status.network.sites if status and status.network else ()),
-        "epsilon": NOTHING if epsilon is None else f"{epsilon:.3f}",
+        "epsilon": score(record.epsilon_spent()),
         "alarms": list(status.alarms) if status else [],
         "usual": seconds(_usual(seen)),
         **totals(record),

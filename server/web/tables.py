@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
+from common.formatting import fixed
 from server.formatting import NOTHING, format_bytes, format_seconds
 from server.run_store.record import Round, RunRecord, as_number
 from server.web.watched_run import Seen
@@ -20,13 +21,15 @@ def site_rows(seen: Seen) -> list[dict[str, Any]]:
     -------
     list[dict[str, Any]]
         ``connected`` is None where there is no server; ``progress`` is (step, steps) in this round, and ``now`` how the
-        site's work in it ended; ``last`` is what the site reported, or why it did not count, in the last round
-        (``last_round``) that it was part of; ``refusals`` are its requests that the gateway refused, by reason.
+        site's work in it ended, both only while there is a server; ``last`` is what the site reported, or why it did
+        not count, in the last round (``last_round``) that it was part of; ``refusals`` are its requests that the
+        gateway refused, by reason.
     """
     network = seen.status.network if seen.status else None
     quarantine = seen.state.quarantine if seen.state else {}
     known = {site.name: site for site in seen.record.sites}
     live = network.sites if network else {}
+    runs = network is not None and network.running
     rows = []
     for name in dict.fromkeys([*known, *live, *quarantine]):
         site, about = known.get(name), _mapping(live.get(name))
@@ -34,16 +37,20 @@ def site_rows(seen: Seen) -> list[dict[str, Any]]:
         rows.append(
             {
                 "name": name,
-                "connected": bool(about.get("connected")) if network and network.running and about else None,
+                "connected": bool(about.get("connected")) if runs and about else None,
                 "seen": short_time(about.get("seen")),
-                "progress": _progress(about),
-                "now": str(about.get("status") or ""),
+                "progress": _progress(about) if runs else None,
+                "now": str(about.get("status") or "") if runs else "",
                 "last": last.sites[name] if last else None,
                 "last_round": last.number if last else None,
+                "dice": score(last.sites[name].mean_dice if last else None),
+                "loss": score(last.sites[name].train_loss if last else None),
+                "time": seconds(last.sites[name].seconds if last else None),
                 "patients": (site.train, site.validation) if site else (None, None),
-                "epsilon": seen.record.epsilon_spent(name),
+                "epsilon": score(seen.record.epsilon_spent(name)),
                 "refused_rounds": _refused(seen.record, name),
                 "quarantine": str(quarantine.get(name, "")),
+                "released": name in seen.released,
                 "refusals": _mapping(network.refused.get(name)) if network else {},
             }
         )
@@ -105,7 +112,7 @@ def last_events(record: RunRecord) -> list[tuple[str, str, str]]:
     return [
         (
             short_time(event.get("time")),
-            str(event.get("event", "")),
+            str(event.get("event", "")).replace("_", " "),
             ", ".join(f"{key}: {_short(value)}" for key, value in event.items() if key not in ("time", "event")),
         )
         for event in reversed(record.events[-MOST_EVENTS:])
@@ -113,8 +120,8 @@ def last_events(record: RunRecord) -> list[tuple[str, str, str]]:
 
 
 def score(value: float | None) -> str:
-    """Format a score or loss."""
-    return NOTHING if value is None else f"{value:.3f}"
+    """Format a score, a loss or an epsilon."""
+    return NOTHING if value is None else fixed(value, 3)
 
 
 def seconds(value: float | None) -> str:
@@ -149,5 +156,5 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def _short(value: object, most: int = 200) -> str:
-    text = str(value)
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= most else f"{text[:most]}…"

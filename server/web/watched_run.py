@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -39,12 +40,15 @@ class Seen:
     ----------
     status, state
         As the command ``status`` has them; None if they cannot be read, and then ``problem`` says why.
+    released
+        Sites in quarantine that somebody has released, which the run's next round reads.
     """
 
     record: RunRecord
     status: RunStatus | None
     state: RunState | None
     problem: str = ""
+    released: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -90,10 +94,14 @@ class WatchedRun:
         record = self._record.get()
         try:
             folder = RunFolder.open(self.path)
-            return Seen(record, describe_run(folder), folder.load_state())
+            return Seen(record, describe_run(folder), folder.load_state(), released=_waiting_releases(self.path))
         except FedvoxError as error:
             return Seen(record, None, None, str(error))
 
 
-def _waiting_releases(path: Path) -> int:
-    return len(list((path / "releases").glob("*.txt")))
+def _waiting_releases(path: Path) -> frozenset[str]:
+    found = set()
+    for note in (path / "releases").glob("*.txt"):
+        with suppress(OSError):
+            found.add(note.read_text(encoding="utf-8", errors="replace"))
+    return frozenset(found)

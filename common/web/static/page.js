@@ -20,13 +20,18 @@
 
   const COLOURS = 8;
   const HEIGHT = 280;
-  const DASHES = [[], [6, 3], [2, 3]];
+  const DASHES = [[], [6, 3], [2, 3], [9, 3, 2, 3]];
+  const MARKERS = ["solid", "dashed", "dotted", "double"];
+  const WHOLE = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000];
   const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
+  const dashes = (index) => Math.floor(Math.max(index, 0) / COLOURS) % DASHES.length;
+  const said = (plot, value) => value ?? "";
+
   function series(name, index) {
-    if (index < 0) return { label: name, stroke: style("--ink"), width: 3, points: { show: false } };
-    const stroke = style(`--site-${index % COLOURS}`);
-    return { label: name, stroke, width: 1.5, dash: DASHES[Math.floor(index / COLOURS) % DASHES.length], points: { size: 4 } };
+    const common = { label: name, value: said };
+    if (index < 0) return { ...common, stroke: style("--ink"), width: 3, points: { size: 4 } };
+    return { ...common, stroke: style(`--site-${index % COLOURS}`), width: 1.5, dash: DASHES[dashes(index)], points: { size: 4 } };
   }
 
   function options(box, curves) {
@@ -37,9 +42,12 @@
       width: Math.max(box.clientWidth, 260),
       height: HEIGHT,
       scales,
-      axes: [{ ...axis, label: curves.x_label, labelSize: 24 }, { ...axis, size: 60 }],
-      series: [{ label: curves.x_label }, ...curves.curves.map((curve) => series(curve.name, curve.style))],
-      legend: { show: true, live: curves.curves.length <= 8 },
+      axes: [{ ...axis, label: curves.x_label, labelSize: 24, incrs: WHOLE }, { ...axis, size: 60 }],
+      series: [{ label: curves.x_label, value: said }, ...curves.curves.map((curve) => series(curve.name, curve.style))],
+      legend: { show: true, live: curves.curves.length <= COLOURS, markers: { width: 3, dash: (plot, at) => MARKERS[at ? dashes(curves.curves[at - 1].style) : 0] } },
+      // The line under the pointer stands out, here and in the legend.
+      cursor: { focus: { prox: 16 } },
+      focus: { alpha: 0.25 },
     };
   }
 
@@ -50,14 +58,20 @@
     const old = drawn.get(box);
     if (old) old.plot.destroy();
     box.replaceChildren();
-    drawn.set(box, { plot: new uPlot(options(box, curves), data, box), curves });
+    box.classList.add("drawn");
+    drawn.set(box, { plot: new uPlot(options(box, curves), data, box), curves, mark: old && old.mark });
+    const canvas = box.querySelector("canvas");
+    canvas.setAttribute("role", "img");
+    canvas.setAttribute("aria-label", box.dataset.label);
   }
 
   async function draw(box) {
+    const { mark } = box.nextElementSibling.dataset;
+    const old = drawn.get(box);
+    if (old && old.mark === mark) return;
     const answer = await fetch(box.dataset.curves, { headers: { Accept: "application/json" } });
     if (!answer.ok) return;
     const curves = await answer.json();
-    const old = drawn.get(box);
     const names = (some) => JSON.stringify(some.curves.map((curve) => curve.name));
     if (!curves.x.length) return;
     if (old && names(old.curves) === names(curves)) {
@@ -66,6 +80,7 @@
     } else {
       put(box, curves);
     }
+    drawn.get(box).mark = mark;
   }
 
   const boxes = () => document.querySelectorAll("[data-curves]");

@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+import server.web
 from common.audit import read_entries, verify
 from common.errors import FedvoxError
+from common.protocol.messages import ErrorCode, Refusal
 from common.web.shell import Address, Shell
+from common.web.texts import load_texts
 from common.web.visits import Role
 from server.run_store.folder import AUDIT_FILE, RunFolder
-from server.run_store.live_status import write_network_status
+from server.run_store.live_status import NetworkStatus, write_network_status
 from server.run_store.locks import only_start
-from server.web.side import check_folders, server_side
+from server.web.side import check_folders, names_apart, server_side
 from tests.common.web.side import HOST, SAME_ORIGIN, csrf_of, signed_in
 from tests.server.run_folder import SITES, write_examples, write_run_folder
 from tests.server.web.runs import network_status, write_live_run
@@ -51,10 +54,10 @@ def test_a_run_in_progress_is_shown_with_its_sites(live: Path) -> None:
         "not connected last seen 2026-01-05 09:07:37",
         "3 requests refused: too many requests",
         "refused in 1 round",
-        "in quarantine: patients-changed",
+        "in quarantine: the site declared other numbers of patients than before",
         "raw-high is in quarantine: it declared other patients.",
         "7 × no certificate",
-        "of a budget of 8.0 at delta 1e-05",
+        "2.500 highest of the sites; of a budget of 8.0 at delta 1e-05",
         "117 + 29",
         "gateway ready, 2 restarts",
         "No model is released yet.",
@@ -80,6 +83,47 @@ def test_one_run_is_the_first_page_and_several_have_a_list(tmp_path: Path, live:
     assert "6 / 12" in page
     assert "10 / 10" in page
     assert "does not exist" in page
+
+
+def test_runs_with_one_name_are_told_apart_by_as_much_of_their_paths_as_that_takes(tmp_path: Path) -> None:
+    first, second, third = (tmp_path / part for part in ("a/server/run", "b/server/run", "c"))
+    assert names_apart(["x", "x", "y"], [first, second, third]) == ["x (a/server/run)", "x (b/server/run)", "y"]
+    assert names_apart(["x", "y", "x"], [first, second, third]) == ["x (run)", "y", "x (c)"]
+    runs = [write_run_folder(folder, 2) for folder in (first, second)]
+    page = visitor(*runs).get("/runs/0").text
+    assert page.count(">hippocampus (a/server/run)</a>") == page.count(">hippocampus (b/server/run)</a>") == 1
+
+
+def test_a_run_that_waits_for_its_first_round_shows_its_sites_and_no_figures(live: Path) -> None:
+    for name in ("rounds.jsonl", "state.json", "partition.json", "report.html", "events.jsonl"):
+        (live / name).unlink()
+    waiting = {name: {"connected": name == "raw-low"} for name in SITES}
+    write_network_status(live, NetworkStatus(True, "", "waiting for sites", "fed.example:9443", sites=waiting))
+    with only_start(live):
+        page = text_of(visitor(live, role=Role.ACT), "/runs/0")
+    for part in (
+        "running waiting for sites",
+        "0 / 12",
+        "raw-low connected – – – – – – –",
+        "Write the report Last events",
+    ):
+        assert part in page, part
+    assert "after round" not in page
+    assert "(median)" not in page
+
+
+def test_a_server_that_is_not_running_shows_no_work_of_its_sites(live: Path) -> None:
+    page = text_of(visitor(live), "/runs/0")
+    assert "not running round 7 of 12" in page
+    assert "last seen 2026-01-05 09:07:37" in page
+    assert "step 17" not in page
+
+
+def test_every_reason_of_the_protocol_has_words() -> None:
+    texts = load_texts([Path(server.web.__file__).parent / "texts"])
+    names = [*Refusal, *(code.name.lower().replace("_", "-") for code in ErrorCode), "deadline", "silence"]
+    for language in texts.values():
+        assert [name for name in names if not language.known(f"reason.{name}", "")] == []
 
 
 def write_comparison(folder: Path) -> Path:
@@ -115,7 +159,12 @@ def test_a_comparison_is_shown_with_its_arms_and_who_is_worse_off(tmp_path: Path
     folder = write_comparison(tmp_path / "compared")
     check_folders([folder])
     client = visitor(live, folder)
-    assert "Comparisons compared" in text_of(client, "/")
+    assert "compared 1 of 2 runs finished fedavg: 0.871 0.850 to 0.890 local: 0.871" in text_of(client, "/")
+    assert client.get("/comparisons/0/report").status_code == 404
+    assert "report.html" not in client.get("/comparisons/0").text
+    (folder / "report.html").write_text("<!DOCTYPE html><title>compared</title>", encoding="utf-8")
+    assert "/comparisons/0/report" in client.get("/comparisons/0").text
+    assert "<title>compared" in client.get("/comparisons/0/report").text
     page = text_of(client, "/comparisons/0")
     for part in (
         "1 of 2 runs finished",
@@ -131,13 +180,14 @@ def test_a_comparison_is_shown_with_its_arms_and_who_is_worse_off(tmp_path: Path
     assert "results.json: cannot be read" in client.get("/comparisons/0").text
     (folder / "results.json").unlink()
     assert "is not there yet" in client.get("/comparisons/0").text
+    assert "is not there yet" in text_of(client, "/")
     assert visitor(folder).get("/").headers["location"] == "/comparisons/0"
 
 
 def test_runs_are_side_by_side_over_the_rounds_that_any_has(tmp_path: Path, live: Path) -> None:
     done = write_run_folder(tmp_path / "done", 10)
     curves = visitor(live, done, tmp_path / "missing").get("/curves").json()
-    assert [curve["name"] for curve in curves["curves"]] == ["live", "done"]
+    assert [curve["name"] for curve in curves["curves"]] == ["hippocampus (live)", "hippocampus (done)"]
     assert curves["x"] == list(range(11))
     assert curves["curves"][0]["y"][6:] == [None] * 5
 
@@ -171,6 +221,9 @@ def test_a_released_site_is_written_down_with_who_did_it(live: Path) -> None:
     form = {"csrf": csrf_of(client, "/runs/0"), "site": "raw-high"}
     assert client.post("/runs/0/release", data=form, headers=SAME_ORIGIN).headers["location"] == "/runs/0"
     assert "raw-high takes part again" in text_of(client, "/runs/0")
+    page = client.get("/runs/0").text
+    assert "Released; takes part again from the next round." in page
+    assert "/runs/0/release" not in page
     (note,) = (live / "releases").iterdir()
     assert note.read_text(encoding="utf-8") == "raw-high"
     verify(live / AUDIT_FILE)
@@ -304,7 +357,7 @@ def test_everything_is_there_in_german(live: Path) -> None:
     with only_start(live):
         page = text_of(visitor(live), "/runs/0?lang=de")
     assert "läuft round 7 of 12" in page
-    assert "in Quarantäne: patients-changed" in page
+    assert "in Quarantäne: der Standort hat andere Patientenzahlen angegeben" in page
     assert "Schritt 17 von 40" in page
 
 
