@@ -17,7 +17,7 @@ from common.errors import FedvoxError
 from common.system.files import cannot_write
 from common.system.ownership import owned
 from common.web.listening import Listening
-from common.web.serve import served
+from common.web.serve import served, wait_for
 
 LOCK_FILE = "page.lock"
 FOLDER = "page"
@@ -100,5 +100,5 @@ def _jobs(place: Place) -> Iterator[Jobs]:
 
 def serve_page(place: Place, listening: Listening, say: Callable[[str], None]) -> None:
     """Serve a site's page until the process is interrupted; as ``page_of``."""
-    with page_of(place, listening, say) as thread, contextlib.suppress(KeyboardInterrupt):
-        thread.join()
+    with page_of(place, listening, say) as page:
+        wait_for(page)

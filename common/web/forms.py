@@ -29,7 +29,8 @@ async def read_form(request: Request, fields: Collection[str]) -> dict[str, str]
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != _FORM:
         raise HTTPException(HTTPStatus.UNSUPPORTED_MEDIA_TYPE)
     try:
-        body = await asyncio.wait_for(_read_body(request), BODY_SECONDS)
+        async with asyncio.timeout(BODY_SECONDS):
+            body = await _read_body(request)
         pairs = parse_qsl(body.decode("ascii"), True, True, errors="strict", max_num_fields=MOST_FIELDS)
     except TimeoutError:
         raise HTTPException(HTTPStatus.REQUEST_TIMEOUT) from None

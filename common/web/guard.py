@@ -14,6 +14,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MOST_BODY_BYTES = 16_384
+LONGEST_PATH = 500
 METHODS = "GET, HEAD, POST"
 POLICY = "; ".join(
     (
@@ -71,15 +72,17 @@ class Guard:
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
-        refusal = self._refusal(scope["method"], Headers(scope=scope))
+        refusal = self._refusal(scope["method"], scope["path"], Headers(scope=scope))
         await (refusal or self._app)(scope, receive, send_with_headers)
 
-    def _refusal(self, method: str, headers: Headers) -> PlainTextResponse | None:
+    def _refusal(self, method: str, path: str, headers: Headers) -> PlainTextResponse | None:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
             return _refused(HTTPStatus.MISDIRECTED_REQUEST, "this name is not one of this page's")
         if method not in METHODS.split(", "):
             return _refused(HTTPStatus.METHOD_NOT_ALLOWED, f"only {METHODS}", Allow=METHODS)
+        if len(path) > LONGEST_PATH:
+            return _refused(HTTPStatus.REQUEST_URI_TOO_LONG, f"a path of more than {LONGEST_PATH} characters")
         length = headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 10 or int(length) > MOST_BODY_BYTES:
             return _refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"more than {MOST_BODY_BYTES} bytes")

@@ -65,3 +65,13 @@ def listening_from(options: argparse.Namespace, option: str, text: str | None, p
 
     host, number = (HOST, port) if text is None else parse_listen(option, text, f"{HOST}:{port}")
     return Listening(host, number, options.tls_cert, options.tls_key, options.oidc)
+
+
+def is_here(address: str) -> bool:
+    """Return whether an IP address is this machine's for itself."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return (mapped or found).is_loopback

@@ -19,6 +19,15 @@ def shown(value: object) -> object:
     return visible(value, keep="\n") if type(value) is str else value
 
 
+def shown_in_json(value: Any) -> Any:
+    """Do as ``shown`` to all texts of JSON values: a script shows them too."""
+    if isinstance(value, Mapping):
+        return {str(shown(str(key))): shown_in_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [shown_in_json(item) for item in value]
+    return shown(value)
+
+
 def environment(folders: Iterable[Path]) -> Environment:
     """Return an environment for the templates in some folders, with escaping; earlier folders win."""
     return Environment(

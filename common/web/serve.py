@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import logging
 import socket
 import ssl
@@ -16,13 +17,13 @@ from cryptography import x509
 
 from common.config.network import format_endpoint
 from common.errors import ConfigError, OutputError
-from common.web.listening import Listening
+from common.web.connections import MOST_CONNECTIONS, Connection
+from common.web.listening import HOST, Listening
 from common.web.openid import OpenId, read_settings
 from common.web.shell import Address, Shell
 from common.web.visits import Role, Side
 
 _STALLED_MILLISECONDS = 60_000
-_MOST_CONNECTIONS = 200
 
 
 def serve(side: Side, listening: Listening, say: Callable[[str], None]) -> None:
@@ -40,8 +41,14 @@ def serve(side: Side, listening: Listening, say: Callable[[str], None]) -> None:
     OutputError
         The address cannot be listened on.
     """
-    with served(side, listening, say) as thread, contextlib.suppress(KeyboardInterrupt):
-        thread.join()
+    with served(side, listening, say) as page:
+        wait_for(page)
+
+
+def wait_for(page: threading.Thread) -> None:
+    """Wait until a page ends, or the process is interrupted."""
+    with contextlib.suppress(KeyboardInterrupt):
+        page.join()
 
 
 @contextlib.contextmanager
@@ -61,15 +68,16 @@ def served(side: Side, listening: Listening, say: Callable[[str], None]) -> Iter
 
 def _prepared(side: Side, listening: Listening, say: Callable[[str], None]) -> tuple[uvicorn.Server, socket.socket]:
     _check_certificate(listening)
+    names = _names(listening)
+    openid = None if listening.provider is None else OpenId(read_settings(listening.provider))
     connection = _listen(listening.host, listening.port)
     port = connection.getsockname()[1]
     has_tls = listening.certificate is not None
-    hosts = tuple(format_endpoint(name, port) for name in _names(listening))
+    hosts = tuple(format_endpoint(name, port) for name in names)
     if port == (443 if has_tls else 80):
-        hosts += tuple(format_endpoint(name, port).rpartition(":")[0] for name in _names(listening))
+        hosts += tuple(format_endpoint(name, port).rpartition(":")[0] for name in names)
     shell = Shell(side, Address(hosts, port, has_tls))
-    if listening.provider is not None:
-        shell.openid = OpenId(read_settings(listening.provider), shell.address.url)
+    shell.openid = openid
     for role in (Role.ACT, Role.LOOK):
         say(f"to look{' and act' if role is Role.ACT else ''}: {shell.link(role)}")
     return uvicorn.Server(_configuration(shell, listening)), connection
@@ -77,16 +85,18 @@ def _prepared(side: Side, listening: Listening, say: Callable[[str], None]) -> t
 
 def _configuration(shell: Shell, listening: Listening) -> uvicorn.Config:
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
+    if not logging.getLogger("fedvox").isEnabledFor(logging.WARNING):
+        logging.getLogger("fedvox.web").setLevel(logging.WARNING)  # what pages say that the log tells, it tells
     return uvicorn.Config(
         shell.app,
-        http="h11",  # bounds the size of headers
+        http=Connection,  # h11, which bounds the size of headers
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,  # a link's token is in the path
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=_MOST_CONNECTIONS,
+        limit_concurrency=MOST_CONNECTIONS,
         timeout_graceful_shutdown=1,  # open pages never end by themselves
         ssl_certfile=listening.certificate,
         ssl_keyfile=listening.key,
@@ -115,7 +125,8 @@ def _check_certificate(listening: Listening) -> None:
     if listening.certificate is None or listening.key is None:
         return
     try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(listening.certificate, listening.key)
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(listening.certificate, listening.key, password="")  # which asks nobody for one
     except OSError as error:
         files = f"{listening.certificate}, {listening.key}"
         why = error.strerror or str(error)
@@ -125,10 +136,9 @@ def _check_certificate(listening: Listening) -> None:
 def _names(listening: Listening) -> list[str]:
     """Return what Host may say, without a port: the certificate's names, or those of this machine for itself."""
     if listening.certificate is None:
-        names = (
-            [listening.host, "localhost", "127.0.0.1"] if ":" not in listening.host else [listening.host, "localhost"]
-        )
-        return list(dict.fromkeys(names))
+        # As browsers write it: [::1] for every way to say that.
+        host = str(ipaddress.ip_address(listening.host))
+        return list(dict.fromkeys([host, "localhost"] if ":" in host else [host, "localhost", HOST]))
     certificate = x509.load_pem_x509_certificate(listening.certificate.read_bytes())
     try:
         given = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -136,6 +146,9 @@ def _names(listening: Listening) -> list[str]:
         given = x509.SubjectAlternativeName([])
     names = [name.lower() for name in given.get_values_for_type(x509.DNSName)]
     names += [str(address) for address in given.get_values_for_type(x509.IPAddress)]
+    names = [name for name in names if "*" not in name]  # no link leads to a pattern
     if not names:
-        raise ConfigError(f"{listening.certificate}: names no host (subjectAltName); make one that does")
+        raise ConfigError(
+            f"{listening.certificate}: names no host (subjectAltName without *); make one with the name in the links"
+        )
     return names

@@ -1,4 +1,4 @@
-"""Who has signed in: links that work once, sessions, and a brake on guessing.
+"""Who has signed in: links that work once, and sessions.
 
 All of it is in memory and measured on the monotonic clock: a clock that jumps neither ends a session nor revives one.
 """
@@ -10,21 +10,13 @@ import secrets
 import time
 from collections.abc import Callable
 
-from common.errors import FedvoxError
+from common.web.listening import is_here
 from common.web.visits import Role, Session
 
 LINK_SECONDS = 3600.0
 SESSION_SECONDS = 12 * 3600.0
 MOST_LINKS = 32
 MOST_SESSIONS = 64
-MOST_WRONG = 5
-"""Wrong tokens from one address within a minute, after which all of its tokens are refused."""
-WRONG_SECONDS = 60.0
-MOST_ADDRESSES = 1024
-
-
-class TooManyError(FedvoxError):
-    """An address has sent too many wrong tokens."""
 
 
 class Sessions:
@@ -40,7 +32,6 @@ class Sessions:
         self._clock = clock
         self._links: dict[str, tuple[Role, str, float]] = {}
         self._sessions: dict[str, Session] = {}
-        self._wrong: dict[str, list[float]] = {}
         self._made = 0
 
     def new_link(self, role: Role, made_by: str = "") -> str:
@@ -66,22 +57,14 @@ class Sessions:
         Parameters
         ----------
         address
-            Where the request comes from, for the brake on guessing.
-
-        Raises
-        ------
-        TooManyError
-            The address has guessed too often; nothing was looked up.
+            Where the request comes from; of another machine, it is part of the name in the audit log.
         """
         self._forget_old()
-        wrong = [moment for moment in self._wrong.get(address, []) if moment > self._clock() - WRONG_SECONDS]
-        if len(wrong) >= MOST_WRONG:
-            raise TooManyError(f"{address}: {MOST_WRONG} wrong tokens within a minute; wait a minute")
         found = self._links.pop(_key_of(token), None)
         if found is None:
-            self._note_wrong(address, wrong)
             return None
-        return self.open(*found[:2])
+        role, who, _ = found
+        return self.open(role, who if is_here(address) else f"{who} at {address}")
 
     def open(self, role: Role, who: str) -> str:
         """Open a session for somebody who has proved who they are, and return its secret."""
@@ -104,12 +87,6 @@ class Sessions:
     def is_open(self, session: Session) -> bool:
         """Return whether a session has neither ended nor expired."""
         return session.expires > self._clock() and any(other is session for other in self._sessions.values())
-
-    def _note_wrong(self, address: str, wrong: list[float]) -> None:
-        self._wrong.pop(address, None)
-        while len(self._wrong) >= MOST_ADDRESSES:
-            del self._wrong[next(iter(self._wrong))]
-        self._wrong[address] = [*wrong, self._clock()]
 
     def _forget_old(self) -> None:
         now = self._clock()

@@ -6,12 +6,13 @@ of the session, the audit entry before every action, languages, news to open pag
 
 from __future__ import annotations
 
-import hmac
+import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -26,8 +27,8 @@ from common.web.assets import Assets
 from common.web.forms import CSRF_FIELD, read_form
 from common.web.guard import POLICY_HEADER, POLICY_WITH_DATA_IMAGES, Guard
 from common.web.openid import BEGIN, CALLBACK, OpenId, OpenIdError
-from common.web.rendering import STATIC, TEMPLATES, Renderer
-from common.web.sessions import LINK_SECONDS, Sessions, TooManyError
+from common.web.rendering import STATIC, TEMPLATES, Renderer, shown_in_json
+from common.web.sessions import LINK_SECONDS, Sessions
 from common.web.streams import News, Streams
 from common.web.texts import LANGUAGES, Texts, choose_language, load_texts
 from common.web.visits import (
@@ -49,7 +50,14 @@ from common.web.visits import (
 SIGN_IN = "/sign-in"
 _LANGUAGE_COOKIE = "fedvox-language"
 _LONGEST_TOKEN = 200
+WRONG_SECONDS = 1.0
+"""How long the answer to a wrong token takes."""
+NOTE_SECONDS = 60.0
+"""Between two lines in the log on refused sign-ins."""
+_MOST_AT_PROVIDER = 4
+"""Requests that wait for the provider at a time: few of the threads, for who sends them has not signed in."""
 _logger = logging.getLogger("fedvox.web")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -92,11 +100,21 @@ class Shell:
         The provider through which people may sign in too, if there is one.
     """
 
-    def __init__(self, side: Side, address: Address, sessions: Sessions | None = None) -> None:
+    def __init__(
+        self,
+        side: Side,
+        address: Address,
+        sessions: Sessions | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
         self._side = side
+        self._clock, self._pause = clock, pause
+        self._refusals, self._next_note = 0, clock()
         self.address = address
         self.sessions = sessions or Sessions()
         self.openid: OpenId | None = None
+        self._asks_provider = asyncio.Semaphore(_MOST_AT_PROVIDER)
         self._texts = load_texts([TEMPLATES.parent / "texts", side.folder / "texts"])
         assets = Assets([STATIC, side.folder / "static"])
         self._render = Renderer(side.folder, assets.url)
@@ -109,7 +127,7 @@ class Shell:
             Route("/sign-out", self._sign_out, methods=["POST"]),
             Route(BEGIN, self._to_provider, methods=["GET"]),
             Route(CALLBACK, self._from_provider, methods=["GET"]),
-            Route("/events", _Stream(self)),
+            Route("/events", _Stream(self), methods=["GET"]),
             Route(
                 "/links", self._endpoint_of_action(Action("sign_in_link", self._new_link, ("role",))), methods=["POST"]
             ),
@@ -151,11 +169,12 @@ class Shell:
             if session is None:
                 return self._to_sign_in(request)
             form = await read_form(request, (*action.fields, CSRF_FIELD))
-            self._check(session, form)
-            if session.role is not Role.ACT:
+            if session.role is not Role.ACT or not session.forms.is_ours(form[CSRF_FIELD]):
                 raise HTTPException(HTTPStatus.FORBIDDEN)
-            visit = self._visit(request, session)
-            session.notice = await run_in_threadpool(self._act, action, visit, form)
+            if session.forms.take(form[CSRF_FIELD]):
+                session.notice = await run_in_threadpool(self._act, action, self._visit(request, session), form)
+            elif session.notice is None:
+                session.notice = Notice("shell.sent_before", wrong=True)
             return _to(request.url.path.rpartition("/")[0] or "/")
 
         return answer
@@ -192,13 +211,11 @@ class Shell:
         form = await read_form(request, ("token",))
         token = form["token"].strip()[-_LONGEST_TOKEN:].rpartition("token=")[2]
         address = request.client.host if request.client else ""
-        try:
-            secret = self.sessions.sign_in(token, address)
-        except TooManyError:
-            page = self._sign_in_form(request, "", "sign_in.too_many", HTTPStatus.TOO_MANY_REQUESTS)
-            page.headers["Retry-After"] = "60"
-            return page
+        secret = self.sessions.sign_in(token, address)
         if secret is None:
+            self._note_refusal(f"a wrong token from {address}")
+            # Whoever guesses is slowed, and nobody with a right token is kept out by it.
+            await self._pause(WRONG_SECONDS)
             return self._sign_in_form(request, "", "sign_in.wrong", HTTPStatus.FORBIDDEN)
         return self._signed_in(_to("/"), secret)
 
@@ -211,7 +228,7 @@ class Shell:
         if self.openid is None:
             raise HTTPException(HTTPStatus.NOT_FOUND)
         try:
-            address, secret = await run_in_threadpool(self.openid.begin)
+            address, secret = await self._from_openid(self.openid.begin, self._callback)
         except OpenIdError as error:
             return self._not_signed_in(request, error)
         response = _to(address)
@@ -225,7 +242,8 @@ class Shell:
             raise HTTPException(HTTPStatus.NOT_FOUND)
         secret = request.cookies.get(self._openid_cookie, "")
         try:
-            role, who = await run_in_threadpool(self.openid.finish, secret, dict(request.query_params))
+            query = dict(request.query_params)
+            role, who = await self._from_openid(self.openid.finish, self._callback, secret, query)
         except OpenIdError as error:
             return self._not_signed_in(request, error)
         # A page, not a redirect: with one, the browser would not yet send a cookie that is for this site alone.
@@ -233,18 +251,37 @@ class Shell:
         page.delete_cookie(self._openid_cookie, path="/", secure=self.address.has_tls, httponly=True, samesite="lax")
         return self._signed_in(page, self.sessions.open(role, who))
 
+    async def _from_openid(self, ask: Callable[..., T], *values: Any) -> T:
+        if self._asks_provider.locked():
+            raise OpenIdError("too many are signing in at once")
+        async with self._asks_provider:
+            return await run_in_threadpool(ask, *values)
+
+    @property
+    def _callback(self) -> str:
+        return f"{self.address.url}{CALLBACK}"
+
     @property
     def _openid_cookie(self) -> str:
         return f"{self.address.cookie}-openid"
 
     def _not_signed_in(self, request: Request, error: OpenIdError) -> Response:
-        _logger.warning("not signed in through the provider: %s", error)
+        self._note_refusal(f"not through the provider: {error}")
         return self._sign_in_form(request, "", "sign_in.provider_refused", HTTPStatus.FORBIDDEN)
+
+    def _note_refusal(self, why: str) -> None:
+        """Write into the log that somebody was not signed in, now and then: whoever knocks all day fills no disk."""
+        self._refusals += 1
+        if self._clock() >= self._next_note:
+            self._next_note = self._clock() + NOTE_SECONDS
+            _logger.warning("sign-in refused, %d since the page began: %s", self._refusals, why)
 
     async def _sign_out(self, request: Request) -> Response:
         session = self._session(request)
         if session is not None:
-            self._check(session, await read_form(request, (CSRF_FIELD,)))
+            form = await read_form(request, (CSRF_FIELD,))
+            if not session.forms.is_ours(form[CSRF_FIELD]):
+                raise HTTPException(HTTPStatus.FORBIDDEN)
             self.sessions.close(session)
         response = _to(SIGN_IN)
         tls = self.address.has_tls
@@ -257,10 +294,6 @@ class Shell:
 
     def _session(self, request: Request) -> Session | None:
         return self.sessions.find(request.cookies.get(self.address.cookie))
-
-    def _check(self, session: Session, form: Mapping[str, str]) -> None:
-        if not hmac.compare_digest(session.csrf.encode(), form[CSRF_FIELD].encode()):
-            raise HTTPException(HTTPStatus.FORBIDDEN)
 
     def _to_sign_in(self, request: Request) -> Response:
         if "hx-request" in request.headers:
@@ -278,8 +311,10 @@ class Shell:
             case Page():
                 return self._shown(request, visit, answer, seen)
             case Data(content):
-                return JSONResponse(content)
+                return JSONResponse(shown_in_json(content))
             case Download(path, name):
+                if path.is_symlink() or not path.is_file():
+                    raise HTTPException(HTTPStatus.NOT_FOUND)
                 return FileResponse(path, filename=name, content_disposition_type="attachment")
             case GoTo(path):
                 return _to(path)
@@ -300,7 +335,8 @@ class Shell:
         html = self._render(template, {"visit": None, "notice": None, "seen": 0} | common | dict(values))
         response = Response(html, status, media_type="text/html")
         if request.query_params.get("lang") in LANGUAGES:
-            response.set_cookie(_LANGUAGE_COOKIE, t.language, path="/", httponly=True, samesite="strict")
+            tls = self.address.has_tls
+            response.set_cookie(_LANGUAGE_COOKIE, t.language, path="/", secure=tls, httponly=True, samesite="strict")
         return response
 
     def _language(self, request: Request) -> Texts:
@@ -311,7 +347,8 @@ class Shell:
         return self._error(request, error.status_code)
 
     async def _failed(self, request: Request, error: Exception) -> Response:
-        _logger.error("a page could not be shown", exc_info=error)
+        shows_tracebacks = error if _logger.isEnabledFor(logging.DEBUG) else None
+        _logger.error("a page could not be shown (%s)", type(error).__name__, exc_info=shows_tracebacks)
         return self._error(request, HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def _error(self, request: Request, status: int) -> Response:
@@ -322,8 +359,9 @@ class Shell:
         """Answer a page that wants to hear of news."""
         request = Request(scope, receive)
         session = self._session(request)
-        if session is None:
-            await Response(status_code=HTTPStatus.UNAUTHORIZED)(scope, receive, send)
+        if session is None or request.method != "GET":
+            status = HTTPStatus.UNAUTHORIZED if session is None else HTTPStatus.METHOD_NOT_ALLOWED
+            await Response(status_code=status)(scope, receive, send)
             return
         seen = request.query_params.get("seen", "0")
         number = int(seen) if seen.isdecimal() and seen.isascii() and len(seen) < 16 else 0

@@ -49,15 +49,24 @@ class News:
         self._changed: dict[str, int] = {}
         self._wakers: set[asyncio.Event] = set()
         self._watcher: asyncio.Task[None] | None = None
+        self._one_look = asyncio.Lock()
+        self._is_blind = False
         self.now = 0
 
     async def look(self) -> None:
-        """Ask the side for news, and wake the streams if there is any."""
-        try:
-            marks = await run_in_threadpool(self._watch)
-        except Exception:  # whatever it is, it must not end the watch: the pages would stand still
-            _logger.exception("cannot see whether there is news")
-            return
+        """Ask the side for news, and wake the streams if there is any; one look at a time, or an older one wins."""
+        async with self._one_look:
+            try:
+                marks = await run_in_threadpool(self._watch)
+            except Exception:  # whatever it is, it must not end the watch: the pages would stand still
+                if not self._is_blind:
+                    _logger.exception("cannot see whether there is news")
+                self._is_blind = True
+                return
+            self._is_blind = False
+            self._compare(marks)
+
+    def _compare(self, marks: Mapping[str, object]) -> None:
         changed = [topic for topic, mark in marks.items() if self._marks.get(topic, self) != mark]
         self._marks = marks
         if changed:
@@ -125,11 +134,14 @@ class Streams:
                 waker.clear()
                 topics, seen = self._news.since(seen), self._news.now
                 text = "".join(f"event: {topic}\ndata: {seen}\n\n" for topic in topics) or ":\n\n"
-                body = {"type": "http.response.body", "body": text.encode(), "more_body": True}
-                await asyncio.wait_for(send(body), self._read_seconds)
+                # Not ``wait_for``, which in Python 3.11 ignores that a browser has gone if news come in just then.
+                async with asyncio.timeout(self._read_seconds):
+                    await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(waker.wait(), QUIET_SECONDS)
-            await asyncio.wait_for(send({"type": "http.response.body", "body": b""}), self._read_seconds)
+                    async with asyncio.timeout(QUIET_SECONDS):
+                        await waker.wait()
+            async with asyncio.timeout(self._read_seconds):
+                await send({"type": "http.response.body", "body": b""})
 
 
 async def _gone(receive: Receive) -> None:

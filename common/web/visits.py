@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,9 @@ from typing import Any
 
 from common.errors import FedvoxError
 from common.web.texts import Texts
+
+MOST_TAKEN = 1000
+"""Forms of a session that are remembered as sent; those before the oldest of them count as sent."""
 
 
 class NotThereError(FedvoxError):
@@ -24,6 +28,40 @@ class Role(StrEnum):
     ACT = "act"
 
 
+class Forms:
+    """Tokens of a session's forms, each of which is taken once: a form that is sent again changes nothing."""
+
+    def __init__(self) -> None:
+        self._key = secrets.token_bytes(32)
+        self._made = 0
+        self._taken: set[int] = set()
+        self._oldest = 0
+
+    def new(self) -> str:
+        """Return the token of a new form."""
+        self._made += 1
+        return f"{self._made}.{self._seal(str(self._made))}"
+
+    def is_ours(self, token: str) -> bool:
+        """Return whether a token is one of this session's."""
+        number, _, seal = token.partition(".")
+        return hmac.compare_digest(self._seal(number).encode(), seal.encode())
+
+    def take(self, token: str) -> bool:
+        """Take a token that is ours, and return whether nobody has before."""
+        number = int(token.partition(".")[0])
+        if number <= self._oldest or number in self._taken:
+            return False
+        self._taken.add(number)
+        if len(self._taken) > MOST_TAKEN:
+            self._oldest = min(self._taken)
+            self._taken.remove(self._oldest)
+        return True
+
+    def _seal(self, number: str) -> str:
+        return hmac.digest(self._key, number.encode(), "sha256").hex()
+
+
 @dataclass(eq=False)
 class Session:
     """Somebody who has signed in.
@@ -34,8 +72,8 @@ class Session:
         Their name in the audit log.
     expires
         On the monotonic clock, in seconds.
-    csrf
-        The secret of this session's forms.
+    forms
+        The tokens of their forms.
     notice
         What the next page tells them, once.
     """
@@ -43,7 +81,7 @@ class Session:
     role: Role
     who: str
     expires: float
-    csrf: str = field(default_factory=lambda: secrets.token_urlsafe(24), repr=False)
+    forms: Forms = field(default_factory=Forms, repr=False)
     notice: Notice | None = None
 
 

@@ -26,6 +26,7 @@ from server.run_store.folder import RunFolder
 from server.run_store.record import CaseScore, Example, Round, RunRecord, Site, SiteRound, as_number, as_scores
 
 CONTRIBUTIONS_FILE = "contributions.json"
+MOST_EVENT_BYTES = 256 * 1024
 _MARKS_OF_A_RUN = ("federation.yaml", "rounds.jsonl", "summary.json")
 # All errors that zipfile and NumPy raise for an archive that is damaged or made by other software.
 _UNREADABLE = (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile, zlib.error)
@@ -70,13 +71,15 @@ def read_run(folder: Path) -> RunRecord:
 def read_training(folder: Path) -> RunRecord:
     """Read a run folder as ``read_run`` does, without any case, without pictures, and without a check for damage.
 
+    Of the events, only the last ``MOST_EVENT_BYTES`` are read: a site that comes and goes all day writes many.
+
     Raises
     ------
     FedvoxError
         If the folder does not exist or is not the folder of a run.
     """
     run = _opened(folder)
-    _read_training(run)
+    _read_training(run, MOST_EVENT_BYTES)
     return run
 
 
@@ -91,7 +94,7 @@ def _opened(folder: Path) -> RunRecord:
     return RunRecord(folder)
 
 
-def _read_training(run: RunRecord) -> None:
+def _read_training(run: RunRecord, event_bytes: int | None = None) -> None:
     run.configuration_text = _read_text(run, "federation.yaml")
     run.configuration = _parse_mapping(run, "federation.yaml", run.configuration_text, _parse_yaml)
     run.summary = _parse_mapping(run, "summary.json", _read_text(run, "summary.json"), json.loads)
@@ -99,15 +102,20 @@ def _read_training(run: RunRecord) -> None:
     run.rounds = _read_rounds(run)
     run.sites = _read_sites(run)
     run.labels = _collect_labels(run, {})
-    run.events = _read_lines(run, "events.jsonl")
+    run.events = _read_lines(run, "events.jsonl", event_bytes)
 
 
-def _read_text(run: RunRecord, name: str) -> str:
+def _read_text(run: RunRecord, name: str, last_bytes: int | None = None) -> str:
+    """Return the text of a file, or of the last whole lines of it within so many bytes."""
     path = run.folder / name
     if not path.is_file():
         return ""
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        with path.open("rb") as stream:
+            skipped = 0 if last_bytes is None else max(0, stream.seek(0, 2) - last_bytes)
+            stream.seek(skipped)
+            text = stream.read().decode("utf-8", "replace")
+        return text.partition("\n")[2] if skipped else text
     except OSError as error:
         run.notes.append(f"{name} could not be read ({error.strerror}).")
         return ""
@@ -130,9 +138,9 @@ def _parse_mapping(run: RunRecord, name: str, text: str, parse: Callable[[str], 
     return {}
 
 
-def _read_lines(run: RunRecord, name: str) -> list[Mapping[str, Any]]:
+def _read_lines(run: RunRecord, name: str, last_bytes: int | None = None) -> list[Mapping[str, Any]]:
     """Read the objects of a JSON-lines file. An interruption can truncate only a last line without a newline."""
-    text = _read_text(run, name)
+    text = _read_text(run, name, last_bytes)
     lines = [line for line in text.split("\n") if line.strip()]
     objects: list[Mapping[str, Any]] = []
     for number, line in enumerate(lines, start=1):

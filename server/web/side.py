@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.config.kit import KIT_FILE
 from common.errors import FedvoxError
 from common.web.visits import Action, Answer, Data, Download, GoTo, Notice, NotThereError, Page, Side, Visit
 from server.formatting import NOTHING
@@ -64,6 +65,8 @@ def check_folders(folders: Sequence[Path]) -> None:
     """
     seen: set[Path] = set()
     for folder in folders:
+        if (folder / KIT_FILE).exists():
+            raise FedvoxError(f"{folder}: is a kit, not a run; the coordinator's run is in {folder / 'run'} by default")
         if not WatchedComparison.is_one(folder):
             read_training(folder)
         if folder.resolve() in seen:

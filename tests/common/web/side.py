@@ -43,6 +43,7 @@ class Place:
     log_is_broken: bool = False
     clock: Clock = field(default_factory=Clock)
     mark: int = 0
+    pauses: list[float] = field(default_factory=list)
 
     def side(self) -> Side:
         for name, content in (
@@ -57,7 +58,11 @@ class Place:
         return Side(self.folder, pages, actions, self._audit, lambda: {"room-1": self.mark})
 
     def shell(self, *, has_tls: bool = False) -> Shell:
-        return Shell(self.side(), Address((HOST, "localhost:8750"), 8750, has_tls), Sessions(self.clock))
+        address = Address((HOST, "localhost:8750"), 8750, has_tls)
+        return Shell(self.side(), address, Sessions(self.clock), self.clock, self._pause)
+
+    async def _pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
 
     def _page(self, visit: Visit) -> Answer:
         if visit.parameters.get("room", 1) != 1:
@@ -81,12 +86,10 @@ class Place:
         self.entries.append((event, details))
 
 
-def browser(shell: Shell, **headers: str) -> TestClient:
-    """A client that has not signed in; it follows no redirects."""
+def browser(shell: Shell, *, of: str = "127.0.0.1", **headers: str) -> TestClient:
+    """A client that has not signed in, at an address; it follows no redirects."""
     scheme = "https" if shell.address.has_tls else "http"
-    return TestClient(
-        shell.app, f"{scheme}://{HOST}", follow_redirects=False, headers=headers, client=("127.0.0.1", 5000)
-    )
+    return TestClient(shell.app, f"{scheme}://{HOST}", follow_redirects=False, headers=headers, client=(of, 5000))
 
 
 def signed_in(shell: Shell, role: Role) -> TestClient:

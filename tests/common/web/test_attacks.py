@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from common.web.forms import MOST_FIELDS
-from common.web.guard import MOST_BODY_BYTES
+from common.web.guard import LONGEST_PATH, MOST_BODY_BYTES
 from common.web.shell import Shell
-from common.web.visits import Role
+from common.web.visits import MOST_TAKEN, Forms, Role
 from tests.common.web.side import HOST, SAME_ORIGIN, Place, browser, csrf_of, signed_in
 
 RENAME = "/rooms/1/rename"
@@ -41,18 +41,42 @@ def test_an_action_that_fails_says_why_once(place: Place) -> None:
     assert "a room needs a name" not in client.get("/").text
 
 
-def test_forged_and_replayed_secrets_of_forms_are_refused(place: Place) -> None:
+def test_forged_secrets_of_forms_and_those_of_other_sessions_are_refused(place: Place) -> None:
     shell = place.shell()
     client, other = signed_in(shell, Role.ACT), signed_in(shell, Role.ACT)
     old = csrf_of(client)
-    client.post("/sign-out", data={"csrf": old}, headers=SAME_ORIGIN)
+    client.post("/sign-out", data={"csrf": csrf_of(client)}, headers=SAME_ORIGIN)
     client = signed_in(shell, Role.ACT)
-    for forged in ("", "guess", old, csrf_of(other), csrf_of(client) + "x"):
-        assert client.post(RENAME, data={"csrf": forged, "name": "x"}, headers=SAME_ORIGIN).status_code == 403
+    number, _, seal = csrf_of(client).partition(".")
+    forged = ("", "guess", ".", old, csrf_of(other), f"{number}.{seal}x", f"{int(number) + 1}.{seal}", f"-1.{seal}")
+    for token in forged:
+        assert client.post(RENAME, data={"csrf": token, "name": "x"}, headers=SAME_ORIGIN).status_code == 403
     assert client.post(RENAME, data={"name": "x"}, headers=SAME_ORIGIN).status_code == 403
     assert client.post("/sign-out", data={"csrf": "guess"}, headers=SAME_ORIGIN).status_code == 403
     assert place.name == "room"
     assert not place.entries
+
+
+def test_a_form_that_is_sent_again_changes_nothing_and_says_so(place: Place) -> None:
+    shell = place.shell()
+    client = signed_in(shell, Role.ACT)
+    forms = [{"csrf": csrf_of(client), "name": name} for name in ("north", "south")]
+    for form in (forms[1], forms[0], forms[1], forms[0]):
+        client.get("/")
+        assert client.post(RENAME, data=form, headers=SAME_ORIGIN).status_code == 303
+    assert place.name == "north", "each once, in any order"
+    assert len(place.entries) == 2
+    assert "was sent before, and nothing was done again" in client.get("/").text
+
+
+def test_forms_that_were_sent_are_few_in_memory_and_never_taken_again() -> None:
+    forms = Forms()
+    tokens = [forms.new() for _ in range(3 * MOST_TAKEN)]
+    assert all(forms.is_ours(token) and forms.take(token) for token in tokens[::2])
+    assert not any(forms.take(token) for token in tokens[::2])
+    assert len(forms._taken) == MOST_TAKEN
+    assert not forms.take(tokens[1]), "older than all that are remembered"
+    assert forms.take(forms.new())
 
 
 def test_who_may_only_look_cannot_act(place: Place) -> None:
@@ -140,6 +164,14 @@ def test_names_are_text_whatever_they_hold(place: Place) -> None:
         "/rooms/-1",
         "/rooms/1%00",
         "/rooms/99999999999999999999999999",
+        "/rooms/" + "9" * (LONGEST_PATH - 10),
+        "/rooms/%31%2e",
+        "/rooms/1%252f..",
+        "/rooms/1\\..\\..",
+        "/static/style.css%00.txt",
+        "/static/%2fetc%2fpasswd",
+        "/static/%252e%252e%252fshell.py",
+        "/static/..\\shell.py",
     ],
 )
 def test_paths_lead_nowhere_else(shell: Shell, path: str) -> None:
@@ -189,3 +221,26 @@ def test_a_page_that_cannot_be_shown_says_why(place: Place) -> None:
     answer = client.get("/")
     assert answer.status_code == 503
     assert "rooms.json: cannot be read" in answer.text
+
+
+def test_a_path_without_end_is_refused_before_it_is_read(shell: Shell) -> None:
+    for client in (browser(shell), signed_in(shell, Role.ACT)):
+        assert client.get("/rooms/" + "9" * 5000).status_code == 414
+
+
+def test_texts_in_json_are_text_whatever_they_hold(place: Place) -> None:
+    client = signed_in(place.shell(), Role.LOOK)
+    place.name = "\ud800\u202e\x1b<script>"
+    assert client.get("/names.json").json() == ["\\ud800\\u202e\\x1b<script>"]
+    assert client.get("/").status_code == 200
+
+
+@pytest.mark.parametrize("method", ["POST", "HEAD", "PUT", "OPTIONS", "TRACE", "PATCH", "DELETE", "CONNECT"])
+def test_methods_that_a_page_does_not_have_do_nothing(place: Place, method: str) -> None:
+    client = signed_in(place.shell(), Role.ACT)
+    override = {"X-HTTP-Method-Override": "POST", "X-Method-Override": "POST"}
+    for path in (RENAME, "/events"):
+        answer = client.request(method, f"{path}?_method=POST&name=x", headers=SAME_ORIGIN | override)
+        assert answer.status_code in (403, 405, 415), (path, answer.status_code)
+    assert place.name == "room"
+    assert not place.entries

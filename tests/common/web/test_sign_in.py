@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-from common.web.sessions import LINK_SECONDS, MOST_ADDRESSES, MOST_LINKS, MOST_WRONG, SESSION_SECONDS, Sessions
-from common.web.shell import Shell
+import inspect
+import logging
+import time
+
+import pytest
+
+from common.web.sessions import LINK_SECONDS, MOST_LINKS, MOST_SESSIONS, SESSION_SECONDS, Sessions
+from common.web.shell import NOTE_SECONDS, WRONG_SECONDS, Shell
 from common.web.visits import Role
 from tests.common.web.side import SAME_ORIGIN, Clock, Place, browser, csrf_of, signed_in
 
@@ -65,27 +71,69 @@ def test_the_cookie_is_for_this_port_and_no_script(place: Place) -> None:
         assert {"httponly", "samesite=strict", "path=/"} <= parts
         assert ("secure" in parts) is has_tls
         assert not any(part.startswith("domain") for part in parts)
+        chosen = browser(shell).get("/sign-in?lang=de").headers["set-cookie"].lower()
+        assert "httponly" in chosen and ("secure" in chosen) is has_tls
 
 
-def test_whoever_guesses_waits_a_minute(place: Place) -> None:
+def test_whoever_guesses_is_slowed_and_keeps_nobody_out(place: Place) -> None:
     shell = place.shell()
+    client, token = browser(shell), token_of(shell)
+    for number in range(1, 101):
+        assert client.post("/sign-in", data={"token": f"guess {number}"}, headers=SAME_ORIGIN).status_code == 403
+        assert place.pauses == [WRONG_SECONDS] * number
+    assert browser(shell).post("/sign-in", data={"token": token}, headers=SAME_ORIGIN).status_code == 303
+    assert len(place.pauses) == 100
+
+
+def test_guesses_are_told_now_and_then_without_the_token(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    client = browser(place.shell(), of="192.0.2.7")
+    with caplog.at_level(logging.WARNING, "fedvox.web"):
+        for _ in range(10):
+            client.post("/sign-in", data={"token": "s3cret"}, headers=SAME_ORIGIN)
+        place.clock.now += NOTE_SECONDS
+        client.post("/sign-in", data={"token": "s3cret"}, headers=SAME_ORIGIN)
+    assert [record.getMessage() for record in caplog.records] == [
+        "sign-in refused, 1 since the page began: a wrong token from 192.0.2.7",
+        "sign-in refused, 11 since the page began: a wrong token from 192.0.2.7",
+    ]
+
+
+def test_whoever_signs_in_from_another_machine_is_known_by_its_address(place: Place) -> None:
+    shell = place.shell()
+    for address, who in (("::ffff:127.0.0.1", "link 1 (look)"), ("2001:db8::7", "link 2 (look) at 2001:db8::7")):
+        client = browser(shell, of=address)
+        client.post("/sign-in", data={"token": token_of(shell)}, headers=SAME_ORIGIN)
+        session = shell.sessions.find(client.cookies["fedvox-8750"])
+        assert session is not None and session.who == who
+
+
+def test_a_session_that_somebody_else_chose_is_none(shell: Shell) -> None:
     client = browser(shell)
-    for _ in range(MOST_WRONG):
-        assert client.post("/sign-in", data={"token": "guess"}, headers=SAME_ORIGIN).status_code == 403
-    token = token_of(shell)
-    refused = client.post("/sign-in", data={"token": token}, headers=SAME_ORIGIN)
-    assert (refused.status_code, refused.headers["retry-after"]) == (429, "60")
-    place.clock.now += 61
-    assert client.post("/sign-in", data={"token": token}, headers=SAME_ORIGIN).status_code == 303
+    client.cookies.set("fedvox-8750", "chosen", domain="127.0.0.1")
+    assert client.get("/").status_code == 303
+    answer = client.post("/sign-in", data={"token": token_of(shell)}, headers=SAME_ORIGIN)
+    assert answer.status_code == 303
+    assert "fedvox-8750=" in answer.headers["set-cookie"] and "chosen" not in answer.headers["set-cookie"]
+    assert shell.sessions.find("chosen") is None
 
 
-def test_nothing_grows_with_guesses_and_links() -> None:
+def test_a_cookie_of_another_page_opens_nothing(place: Place) -> None:
+    client, other = browser(place.shell()), signed_in(place.shell(), Role.ACT)
+    client.cookies.update(other.cookies)
+    assert client.get("/").status_code == 303
+
+
+def test_the_clock_that_people_set_ends_no_session_and_revives_none() -> None:
+    assert inspect.signature(Sessions).parameters["clock"].default is time.monotonic
+
+
+def test_nothing_grows_with_links_and_sessions() -> None:
     sessions = Sessions(Clock())
-    for number in range(MOST_ADDRESSES + 100):
-        sessions.sign_in("guess", f"address {number}")
+    for _ in range(MOST_LINKS + MOST_SESSIONS + 10):
         sessions.new_link(Role.LOOK)
-    assert len(sessions._wrong) == MOST_ADDRESSES
+        sessions.open(Role.LOOK, "someone")
     assert len(sessions._links) == MOST_LINKS
+    assert len(sessions._sessions) == MOST_SESSIONS
 
 
 def test_signing_out_ends_the_session_for_good(shell: Shell) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pytest
 from starlette.types import Message
 
 from common.web.sessions import Sessions
@@ -56,6 +59,7 @@ def test_a_page_hears_what_has_changed_since_it_was_made() -> None:
         streams, news, session = opened(lambda: dict(marks))
         await news.look()
         seen = news.now
+        assert seen == 1, "the side could be asked"
         marks["run-1"] = 2
         page = Browser()
         await streams.answer(session, seen, SCOPE, page.receive, page.send)
@@ -93,6 +97,50 @@ def test_a_browser_that_takes_nothing_is_dropped() -> None:
     assert asyncio.run(visit()) == 0
 
 
+@pytest.mark.parametrize("steps", range(6))
+def test_a_browser_that_leaves_just_as_news_comes_has_gone(steps: int) -> None:
+    async def visit() -> int:
+        streams, news, session = opened(lambda: {"run-0": 1})
+        page = Browser(wanted=99)
+        answering = asyncio.create_task(streams.answer(session, 0, SCOPE, page.receive, page.send))
+        while not page.lines:
+            await asyncio.sleep(0.001)
+        page._left.set()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        for waker in news._wakers:
+            waker.set()
+        await asyncio.wait_for(answering, 20)
+        return len(streams._open)
+
+    assert asyncio.run(visit()) == 0
+
+
+def test_an_older_look_never_wins() -> None:
+    began, go_on = threading.Event(), threading.Event()
+    answers = iter([1, 2])
+
+    def watch() -> Mapping[str, object]:
+        answer = next(answers)
+        if answer == 1:
+            began.set()
+            go_on.wait(20)
+        return {"run-0": answer}
+
+    async def visit() -> object:
+        news = News(watch)
+        older = asyncio.create_task(news.look())
+        while not began.is_set():
+            await asyncio.sleep(0.001)
+        newer = asyncio.create_task(news.look())
+        await asyncio.wait([newer], timeout=0.1)
+        go_on.set()
+        await asyncio.gather(older, newer)
+        return news._marks["run-0"]
+
+    assert asyncio.run(visit()) == 2
+
+
 def test_a_session_has_so_many_streams_and_no_more() -> None:
     async def visit() -> tuple[int, int]:
         streams, news, session = opened(lambda: {"run-0": 1})
@@ -109,9 +157,9 @@ def test_a_session_has_so_many_streams_and_no_more() -> None:
     assert asyncio.run(visit()) == (503, 0)
 
 
-def test_a_watch_that_fails_does_not_end_the_news() -> None:
+def test_a_watch_that_fails_does_not_end_the_news_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
     async def visit() -> int:
-        answers = iter([OSError("gone"), {"run-0": 1}])
+        answers = iter([OSError("gone"), OSError("gone"), {"run-0": 1}])
 
         def watch() -> Mapping[str, object]:
             answer = next(answers)
@@ -120,8 +168,10 @@ def test_a_watch_that_fails_does_not_end_the_news() -> None:
             return answer
 
         _, news, _ = opened(watch)
-        await news.look()
-        await news.look()
+        for _ in range(3):
+            await news.look()
         return news.now
 
-    assert asyncio.run(visit()) == 1
+    with caplog.at_level(logging.ERROR, "fedvox.web"):
+        assert asyncio.run(visit()) == 1
+    assert len(caplog.records) == 1
