@@ -47,7 +47,8 @@ class RunnerStatus:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._content: dict[str, Any] = {"pid": os.getpid(), "state": "starting"}
-        self._steps_done = 0
+        self._steps_done, self._training_seconds = 0, 0.0
+        self._step_began = time.monotonic()
         self._written = 0.0
         self._lock = threading.Lock()
 
@@ -80,16 +81,21 @@ class RunnerStatus:
     def site_started(self, round: int, site: str, steps: int) -> None:
         """Report the start of a round."""
         del site
+        self._step_began = time.monotonic()
         self.say(round=round, step=0, steps=steps, loss=None)
 
     def site_step(self, round: int, site: str, step: int, steps: int, loss: float | None) -> None:
         """Report a finished step; the loss is for people at the hospital, and no heartbeat has it."""
         del site
         known = loss if loss is not None and math.isfinite(loss) else None
+        now = time.monotonic()
         self._steps_done += 1
+        self._training_seconds += now - self._step_began
+        self._step_began = now
         memory = gpu_memory()
-        on_gpu = {} if memory is None else {"gpu_memory": memory}
-        self.say(round=round, step=step, steps=steps, loss=known, steps_done=self._steps_done, **on_gpu)
+        done: dict[str, Any] = {"steps_done": self._steps_done, "training_seconds": self._training_seconds}
+        done |= {} if memory is None else {"gpu_memory": memory}
+        self.say(round=round, step=step, steps=steps, loss=known, **done)
 
 
 class TaskProgress:

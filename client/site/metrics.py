@@ -72,9 +72,13 @@ class SiteMetrics:
 def _of_runner(runner: Mapping[str, Any]) -> Iterator[Metric]:
     for key, text in (("round", "Round"), ("step", "Steps done in this round"), ("steps", "Steps of this round")):
         yield gauge(f"{PREFIX}round_{key}" if key != "round" else f"{PREFIX}round", text, runner.get(key))
-    yield counter(f"{PREFIX}training_steps", "Training steps since the runner started", runner.get("steps_done", 0.0))
+    for key, name, text in (
+        ("steps_done", "training_steps", "Training steps since the runner started"),
+        ("training_seconds", "training_seconds", "Seconds of these steps, reading of data included"),
+    ):
+        yield counter(PREFIX + name, text, None if runner.get("state") == "elsewhere" else runner.get(key, 0.0))
     problem = float(bool(runner.get("problem")))
     yield gauge(f"{PREFIX}problem", "1 while the runner has a problem that status shows", problem)
     used, total = runner.get("gpu_memory") or (None, None)
-    memory = [("used", used), ("total", total)]
-    yield gauges(f"{PREFIX}gpu_memory_bytes", "Memory of the GPU, and what training holds of it", "which", memory)
+    yield gauge(f"{PREFIX}gpu_memory_used_bytes", "Memory of the GPU that training holds", used)
+    yield gauge(f"{PREFIX}gpu_memory_size_bytes", "Memory of the GPU", total)

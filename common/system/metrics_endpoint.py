@@ -22,6 +22,9 @@ PATH = "/metrics"
 SILENCE_SECONDS = 10.0
 """After which a connection is closed."""
 LONGEST_LABEL = 100
+MOST_CONNECTIONS = 16
+"""At a time. Others are closed: each takes a thread of the process that runs the federation."""
+_TEXT = "text/plain; charset=utf-8"
 Collect = Callable[[], Iterable[Metric]]
 _log = logging.getLogger("fedvox.metrics")
 
@@ -51,9 +54,9 @@ def counters(name: str, text: str, labels: tuple[str, ...], values: Iterable[tup
     return family
 
 
-def counter(name: str, text: str, value: float) -> Metric:
-    """Return a metric that only grows."""
-    return counters(name, text, (), [((), value)])
+def counter(name: str, text: str, value: float | None) -> Metric:
+    """Return a metric that only grows; without a value if it is not known here."""
+    return counters(name, text, (), [] if value is None else [((), value)])
 
 
 @contextmanager
@@ -91,15 +94,36 @@ def metrics_served(host: str, port: int, collect: Collect) -> Iterator[None]:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
+    request_queue_size = MOST_CONNECTIONS
 
     def __init__(self, host: str, port: int, collect: Collect) -> None:
         address = ip_address(host)
         self.address_family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
         self.on_loopback = address.is_loopback
         self._lock = threading.Lock()
+        self._places = threading.Semaphore(MOST_CONNECTIONS)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Collector(collect))
         super().__init__((host, port), _Handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread, if there are not too many of them."""
+        if self._places.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer, and make room for another."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log nothing but details: whoever asked has gone before the answer was sent."""
+        del request
+        _log.debug("%s did not take its answer", client_address, exc_info=True)
 
     def text(self) -> bytes:
         with self._lock:
@@ -127,13 +151,18 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path.partition("?")[0] != PATH:
             self._answer(404, b"there is only /metrics\n")
         else:
-            try:
-                self._answer(200, self.server.text(), CONTENT_TYPE_LATEST)
-            except FedvoxError as error:
-                _log.warning("%s", error)
-                self._answer(503, b"the files that the metrics are read from are damaged\n")
+            self._answer(*self._metrics())
 
-    def _answer(self, status: int, content: bytes, kind: str = "text/plain; charset=utf-8") -> None:
+    def _metrics(self) -> tuple[int, bytes, str]:
+        try:
+            return 200, self.server.text(), CONTENT_TYPE_LATEST
+        except FedvoxError as error:
+            _log.warning("%s", error)
+        except Exception:  # a bug in here must not show a traceback every few seconds
+            _log.exception("metrics failed")
+        return 503, b"the files that the metrics are read from are damaged\n", _TEXT
+
+    def _answer(self, status: int, content: bytes, kind: str = _TEXT) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))

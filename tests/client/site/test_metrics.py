@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -46,7 +47,8 @@ def values(metrics: SiteMetrics) -> dict[str, float]:
 
 def test_a_site_that_trains(folder: StateFolder) -> None:
     memory = [2 * 2**30, 8 * 2**30]
-    runner = {"state": "working", "round": 2, "step": 5, "steps": 40, "steps_done": 45, "gpu_memory": memory}
+    runner = {"state": "working", "round": 2, "step": 5, "steps": 40, "steps_done": 45}
+    runner |= {"training_seconds": 9.0, "gpu_memory": memory}
     running(folder, "site", 4711, **runner)
     folder.contact.touch()
     found = values(SiteMetrics(folder))
@@ -54,8 +56,9 @@ def test_a_site_that_trains(folder: StateFolder) -> None:
     assert 0 <= found["contact_age_seconds"] < 15
     assert [found[name] for name in ("round", "round_step", "round_steps")] == [2, 5, 40]
     assert found["training_steps_total"] == 45
-    assert found["gpu_memory_bytes{which=used}"] == 2 * 2**30
-    assert found["gpu_memory_bytes{which=total}"] == 8 * 2**30
+    assert found["training_seconds_total"] == 9
+    assert found["gpu_memory_used_bytes"] == 2 * 2**30
+    assert found["gpu_memory_size_bytes"] == 8 * 2**30
     assert found["process_restarts_total{process=courier}"] == 1
     assert found["problem"] == 0
 
@@ -88,8 +91,11 @@ def test_halves_tell_what_they_know(folder: StateFolder) -> None:
     assert found["problem"] == 1
     assert found["ready"] == 0
     assert not any("scan" in name for name in found)
+    assert found["training_steps_total"] == found["training_seconds_total"] == 0
     running(folder, "courier", 4712)
-    assert values(SiteMetrics(folder))["connected"] == 0
+    found = values(SiteMetrics(folder))
+    assert found["connected"] == 0
+    assert not any(name.startswith("training") for name in found), "that is the runner's to tell"
 
 
 def test_a_site_that_does_not_run(tmp_path: Path) -> None:
@@ -98,6 +104,7 @@ def test_a_site_that_does_not_run(tmp_path: Path) -> None:
 
 
 def test_steps_are_counted_over_all_rounds(folder: StateFolder) -> None:
+    began = time.monotonic()
     status = RunnerStatus(folder.runner)
     for number in (1, 2):
         status.site_started(number, "north", 3)
@@ -105,8 +112,9 @@ def test_steps_are_counted_over_all_rounds(folder: StateFolder) -> None:
             status.site_step(number, "north", step, 3, None)
     status.state("waiting")
     running(folder, "site", 0)
-    content = folder.runner.read_text()
-    assert '"steps_done": 6' in content
+    content = json.loads(folder.runner.read_text())
+    assert content["steps_done"] == 6
+    assert 0 < content["training_seconds"] <= time.monotonic() - began
     assert "gpu_memory" not in content, "this machine has no GPU in use"
 
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import socket
+import struct
+import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -10,7 +13,15 @@ from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from common.errors import DamagedFileError, FedvoxError
-from common.system.metrics_endpoint import Collect, counter, counters, gauge, gauges, metrics_served
+from common.system.metrics_endpoint import (
+    MOST_CONNECTIONS,
+    Collect,
+    counter,
+    counters,
+    gauge,
+    gauges,
+    metrics_served,
+)
 from common.system.supervisor import free_port
 
 HOSTILE = 'north"\n# TYPE forged counter\nforged 1\x1b[31m\\'
@@ -26,6 +37,10 @@ def some() -> Iterable[Metric]:
 
 def damaged() -> Iterable[Metric]:
     raise DamagedFileError(Path("/secret/state.json"), "was changed", "restore it")
+
+
+def broken() -> Iterable[Metric]:
+    raise ValueError("secret")
 
 
 @contextmanager
@@ -67,11 +82,73 @@ def test_a_page_elsewhere_cannot_have_a_browser_read_it(host: str, status: int) 
         assert httpx.get(f"{url}/metrics", headers={"Host": host}).status_code == status
 
 
-def test_damaged_files_are_an_error_without_their_names() -> None:
-    with served(damaged) as url:
+@pytest.mark.parametrize("collect", [damaged, broken])
+def test_damaged_files_are_an_error_without_their_names(collect: Collect, capfd: pytest.CaptureFixture[str]) -> None:
+    with served(collect) as url:
         answer = httpx.get(f"{url}/metrics")
     assert answer.status_code == 503
     assert "secret" not in answer.text
+    assert "Traceback" not in capfd.readouterr().err
+
+
+REQUEST = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def at(url: str) -> socket.socket:
+    """A connection to what is served."""
+    return socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=60)
+
+
+def wait_for_answers() -> None:
+    """Wait for the threads that answer."""
+    for thread in threading.enumerate():
+        if "process_request_thread" in thread.name:
+            thread.join(60)
+
+
+def ask(url: str) -> bytes:
+    """The whole answer; empty if the connection is closed without one."""
+    with at(url) as connection, suppress(ConnectionError):
+        connection.sendall(REQUEST)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+    return b""
+
+
+def test_whoever_does_not_wait_for_the_answer_leaves_no_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    asked, gone = threading.Event(), threading.Event()
+
+    def late() -> Iterable[Metric]:
+        asked.set()
+        assert gone.wait(60)
+        return some()
+
+    with served(late) as url:
+        with at(url) as hasty:
+            hasty.sendall(REQUEST)
+            assert asked.wait(60)
+            hasty.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        gone.set()
+        wait_for_answers()
+        assert ask(url).startswith(b"HTTP/1.0 200 ")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_connections_beyond_those_that_prometheus_needs_are_closed() -> None:
+    enough = threading.Event()
+
+    def slow() -> Iterable[Metric]:
+        assert enough.wait(60)
+        return some()
+
+    with served(slow) as url, ExitStack() as stack:
+        connections = [stack.enter_context(at(url)) for _ in range(MOST_CONNECTIONS)]
+        for connection in connections:
+            connection.sendall(REQUEST)
+        assert ask(url) == b""
+        enough.set()
+        assert all(connection.recv(12) == b"HTTP/1.0 200" for connection in connections)
+        wait_for_answers()
+        assert ask(url).startswith(b"HTTP/1.0 200 ")
 
 
 def test_a_port_that_is_taken_is_named() -> None:
