@@ -75,9 +75,12 @@ def run_mlflow(folder: Path) -> Iterator[Mlflow]:
 
 
 class FakeServer:
-    """Answers every request as a function says, and keeps method, path and content of each."""
+    """Answers every request as a function says, and keeps method, path and content of each.
 
-    def __init__(self, answer: Callable[[str, str, bytes], Answer]) -> None:
+    A function that raises ``ConnectionError`` closes the connection without an answer.
+    """
+
+    def __init__(self, answer: Callable[[str, str, bytes], Answer], **headers: str) -> None:
         self.seen: list[tuple[str, str, bytes]] = []
         self.headers: list[dict[str, str]] = []
         outer = self
@@ -87,10 +90,11 @@ class FakeServer:
                 content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 outer.seen.append((self.command, self.path, content))
                 outer.headers.append(dict(self.headers))
-                status, body = answer(self.command, self.path, content)
-                with suppress(BrokenPipeError):  # whoever asked was killed, or waits no longer
+                with suppress(ConnectionError):  # whoever asked was killed, or waits no longer
+                    status, body = answer(self.command, self.path, content)
                     self.send_response(status)
-                    self.send_header("Content-Length", str(len(body)))
+                    for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                        self.send_header(name, value)
                     self.end_headers()
                     self.wfile.write(body)
 

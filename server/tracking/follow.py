@@ -217,7 +217,8 @@ class _Follower:
 
     def _finish(self) -> None:
         """Send the rest, again and again until it is sent or patience is over."""
-        left, end = self._attempt(self._places, ended=True), time.monotonic() + self._patience.end
+        end = time.monotonic() + self._patience.end
+        left = self._attempt(self._places, ended=True)
         while left and time.monotonic() < end and not self._given_up.wait(self._patience.look):
             left = self._attempt(left, ended=True)
 

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 import common
 from common.config.yaml_file import read_yaml
+from common.errors import DamagedFileError
 from common.system.state_file import digest_of_file
 from server.run_store.damage import SUMMARY_FILE
 from server.run_store.folder import FEDERATION_FILE, PLAN_FILE, REPORT_FILE, RunFolder, RunState
@@ -52,6 +53,8 @@ class _Stored:
         Names.
     files
         SHA-256 by tag.
+    has_parameters
+        Whether it has all of them.
     """
 
     run: str
@@ -59,6 +62,7 @@ class _Stored:
     last: int
     parameters: set[str]
     files: dict[str, str]
+    has_parameters: bool = False
 
     @classmethod
     def of(cls, run: Mapping[str, Any]) -> _Stored:
@@ -160,12 +164,13 @@ class MlflowRun:
         return _understood(lambda: str(answer["experiment"]["experiment_id"]))
 
     def _send_parameters(self, stored: _Stored) -> None:
-        if stored.parameters:
+        if stored.has_parameters:
             return
-        wanted = parameters_of(self._folder)
-        for part in _parts([{"key": key, "value": value} for key, value in wanted.items()], PARAMETERS_PER_CALL):
+        wanted = parameters_of(self._folder).items()
+        missing = [{"key": key, "value": value} for key, value in wanted if key not in stored.parameters]
+        for part in _parts(missing, PARAMETERS_PER_CALL):
             self._log(stored, params=part)
-        stored.parameters = set(wanted)
+        stored.has_parameters = True
 
     def _send_rounds(self, stored: _Stored) -> None:
         new = [committed for committed in self._reader.new_rounds() if int(committed.line["round"]) > stored.last]
@@ -184,12 +189,21 @@ class MlflowRun:
         try:
             self._send_results(stored)
         finally:
-            file = self._path / SUMMARY_FILE
-            summary = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+            summary = self._summary()
             values: dict[str, Any] = {"run_id": stored.run, "status": STATUS.get(str(summary.get("status")), "KILLED")}
             if "finished" in summary:
                 values["end_time"] = _milliseconds(datetime.fromisoformat(summary["finished"]).timestamp())
             self._client.call("POST", "runs/update", values)
+
+    def _summary(self) -> dict[str, Any]:
+        file = self._path / SUMMARY_FILE
+        try:
+            found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise DamagedFileError(file, "was changed or cut", "resume the run, which makes it again")
+        return found
 
     def _send_results(self, stored: _Stored) -> None:
         address = urlsplit(stored.artifacts)

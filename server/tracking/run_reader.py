@@ -9,7 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from server.run_store.folder import ROUNDS_FILE, STATE_FILE, RunFolder, RunState
+from common.errors import DamagedFileError
+from server.run_store.folder import RESTORE, ROUNDS_FILE, STATE_FILE, RunFolder, RunState
 from server.run_store.record import as_number
 
 
@@ -75,7 +76,7 @@ class RunReader:
         Raises
         ------
         DamagedFileError
-            The state is damaged.
+            The state or a round is damaged.
         """
         state = self.state()
         if state is None or state.rounds_bytes <= self._offset:
@@ -83,9 +84,13 @@ class RunReader:
         with (self.path / ROUNDS_FILE).open("rb") as stream:
             stream.seek(self._offset)
             content = stream.read(state.rounds_bytes - self._offset)
+        try:
+            lines = [json.loads(line) for line in content.splitlines()]
+        except ValueError:
+            raise DamagedFileError(self.path / ROUNDS_FILE, "was changed or cut", RESTORE) from None
         self._offset = state.rounds_bytes
         found = []
-        for line in map(json.loads, content.splitlines()):
+        for line in lines:
             self._seconds += as_number(line.get("seconds")) or 0.0
             found.append(CommittedRound(line, self.started() + self._seconds))
         return found

@@ -6,11 +6,13 @@ import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from common.config.yaml_file import read_yaml
 from common.errors import ConfigError
+from common.formatting import without_passwords
 
 KEYS = ("mlflow", "experiment", "tensorboard")
 VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
@@ -76,6 +78,8 @@ def read_tracking(path: Path) -> TrackingSettings:
         content = read_yaml(path)
     except FileNotFoundError:
         raise ConfigError(f"{path}: does not exist; write one, such as mlflow: http://127.0.0.1:5000") from None
+    except ConfigError as error:
+        raise ConfigError(without_passwords(str(error))) from None
     if not isinstance(content, dict) or not content.keys() <= set(KEYS):
         raise ConfigError(f"{path}: must be a mapping with no other keys than {', '.join(KEYS)}")
     address, experiment = content.get("mlflow"), content.get("experiment")
@@ -106,7 +110,7 @@ def parse_server(text: object, source: str, environment: Mapping[str, str] = os.
     Raises
     ------
     ConfigError
-        It is no such address. The error does not repeat it.
+        It is no such address, or would carry a secret through a network unencrypted. The error does not repeat it.
     """
     parts = _split(text) if isinstance(text, str) else None
     if parts is None:
@@ -117,6 +121,11 @@ def parse_server(text: object, source: str, environment: Mapping[str, str] = os.
     user, password, token = (environment.get(name, "") for name in VARIABLES)
     if parts.username:
         user, password, token = unquote(parts.username), unquote(parts.password or ""), ""
+    if (user or token) and parts.scheme == "http" and not _is_this_machine(parts.hostname or ""):
+        raise ConfigError(
+            f"{source}: would send password or token unencrypted to another machine; use https, or a tunnel that ends "
+            "at 127.0.0.1"
+        )
     host = parts.netloc.rpartition("@")[2]
     return MlflowServer(f"{parts.scheme}://{host}{parts.path.rstrip('/')}", user, password, token)
 
@@ -132,6 +141,13 @@ def _split(text: str) -> SplitResult | None:
         return None
     # A password with an unescaped / or # would otherwise be taken for a path, and shown.
     return parts if usable and not parts.query and not parts.fragment and "@" not in parts.path else None
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _is_name(text: str) -> bool:

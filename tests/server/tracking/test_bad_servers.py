@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import FedvoxError, OutputError
+from common.errors import RESTART_CANNOT_HELP, FedvoxError, OutputError
 from common.system.supervisor import free_port
 from server.cli import main
 from server.progress.events import Event, Notice, RunStarted
@@ -169,6 +169,29 @@ def test_what_is_no_mlflow_server_is_named(tmp_path: Path, answer: Answer, words
     with FakeServer(lambda *_: answer) as server, pytest.raises(MlflowError) as refused:
         track(run.path, TrackingSettings(MlflowServer(server.url)))
     assert words in str(refused.value)
+
+
+def test_a_redirect_takes_neither_run_nor_password_elsewhere(tmp_path: Path) -> None:
+    run = GrowingRun(tmp_path / "run").whole()
+    with (
+        FakeServer(MiniMlflow()) as elsewhere,
+        FakeServer(lambda *_: (307, b""), Location=f"{elsewhere.url}/api") as server,
+        pytest.raises(MlflowError, match=r"is no MLflow server \(HTTP 307\)"),
+    ):
+        track(run.path, TrackingSettings(MlflowServer(server.url, "kathe", "s3cret")))
+    assert len(server.seen) == 1
+    assert elsewhere.seen == []
+
+
+@pytest.mark.parametrize("name", ["rounds.jsonl", "summary.json"])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str) -> None:
+    run = GrowingRun(tmp_path / "run").whole()
+    file = run.path / name
+    file.write_bytes(b"x" + file.read_bytes()[1:])
+    with FakeServer(MiniMlflow()) as server:
+        done = call(main, "track", run.path, "--mlflow", server.url)
+    assert done.returncode == RESTART_CANNOT_HELP
+    assert f"{name}: was changed or cut" in done.stderr
 
 
 def test_what_speaks_no_http_is_named(tmp_path: Path) -> None:

@@ -14,9 +14,12 @@ import pytest
 
 from server.cli import main
 from server.progress.events import RunStarted
+from server.run_store.folder import RunFolder
 from server.tracking.follow import Patience, followed, track
+from server.tracking.mlflow_client import MlflowError
 from server.tracking.mlflow_run import MARK
 from server.tracking.settings import MlflowServer, TrackingSettings
+from server.tracking.values import parameters_of
 from tests import tiny
 from tests.e2e.commands import call
 from tests.mlflow_server import Mlflow, relay_to, run_mlflow
@@ -92,6 +95,37 @@ def test_a_killed_tracker_leaves_nothing_twice_and_nothing_out(mlflow: Mlflow, t
         key, at_round = metric.split("/")[-1], "round" if metric == "train_loss" else "model_round"
         parts = [(line[at_round], (line["sites"][site] if site else line)[key]) for line in run.lines]
         assert mlflow.history(name, metric) == [(step, value) for step, value in parts if value is not None]
+
+
+def test_a_crash_at_any_moment_leaves_nothing_twice_and_nothing_out(mlflow: Mlflow, tmp_path: Path) -> None:
+    """The server takes each request, and the tracker is gone before it knows; a new one begins."""
+    run = GrowingRun(tmp_path / "run", name="crashes").whole()
+    with (run.path / "federation.yaml").open("a", encoding="utf-8") as stream:
+        stream.write(f"more: {json.dumps({f'key{number}': number for number in range(150)})}\n")  # two calls
+    taken: set[tuple[str, bytes]] = set()
+
+    def crash(path: str, content: bytes) -> None:
+        if (path, content) not in taken:
+            taken.add((path, content))
+            raise ConnectionAbortedError
+
+    with relay_to(mlflow, crash) as relay:
+        for _ in range(50):
+            try:
+                track(run.path, TrackingSettings(MlflowServer(relay.url)))
+            except MlflowError:
+                continue
+            break
+    assert len(taken) > 15
+    [stored] = mlflow.runs("crashes")
+    assert stored["info"]["status"] == "FINISHED"
+    name = stored["info"]["run_id"]
+    assert mlflow.history(name, MARK) == [(number, number) for number in range(1, 5)]
+    scores = [(line["model_round"], line["mean_dice"]) for line in run.lines]
+    assert mlflow.history(name, "mean_dice") == scores
+    assert {item["key"]: item["value"] for item in stored["data"]["params"]} == parameters_of(RunFolder(run.path))
+    for file in ("report.html", "model/weights.safetensors"):
+        assert mlflow.file(stored, file) == (run.path / file).read_bytes()
 
 
 def test_a_run_that_is_sent_again_stays_one_run_and_its_new_report_replaces_the_old(

@@ -22,7 +22,20 @@ def test_user_and_password_come_from_the_address_or_from_mlflows_own_variables()
     assert named == MlflowServer("https://mlflow.example.org:5000/base", "kathe", "p@ss/w")
     variables = {"MLFLOW_TRACKING_USERNAME": "u", "MLFLOW_TRACKING_PASSWORD": "p", "MLFLOW_TRACKING_TOKEN": "t"}
     assert parse_server("http://[::1]:5000", "mlflow", variables) == MlflowServer("http://[::1]:5000", "u", "p", "t")
-    assert parse_server("http://kathe@h", "mlflow", variables) == MlflowServer("http://h", "kathe")
+    assert parse_server("http://kathe@localhost", "mlflow", variables) == MlflowServer("http://localhost", "kathe")
+
+
+def test_no_secret_crosses_a_network_unencrypted() -> None:
+    for address, variables in (
+        ("http://u:s3cret@h:5000", {}),
+        ("http://u:s3cret@127.0.0.1.evil.example", {}),
+        ("http://h", {"MLFLOW_TRACKING_TOKEN": "s3cret"}),
+        ("http://h", {"MLFLOW_TRACKING_USERNAME": "u", "MLFLOW_TRACKING_PASSWORD": "s3cret"}),
+    ):
+        with pytest.raises(ConfigError, match="--mlflow: would send password or token unencrypted") as refused:
+            parse_server(address, "--mlflow", variables)
+        assert "s3cret" not in str(refused.value)
+    assert parse_server("http://h", "--mlflow", {}) == MlflowServer("http://h")
 
 
 def test_a_server_does_not_show_its_secrets() -> None:
@@ -64,6 +77,7 @@ def test_an_address_that_cannot_be_used_is_refused_and_not_repeated(address: obj
         ("mlflow http://u:s3cret@h: x", "no other keys"),
         ("mlflow: {a: s3cret}", "must be the address"),
         ("mlflow: http://u:s3cret@h\nmlflow: http://h", "duplicate key"),
+        ("{'http://u:s3cret@h': 1, 'http://u:s3cret@h': 2}", "duplicate key"),
         ("mlflow: 'http://u:s3cret@h", "not valid YAML"),
         ("tensorboard: s3cret", "must be true or false"),
         ("tensorboard: false", "names neither"),
