@@ -130,7 +130,9 @@ def _check_certificate(listening: Listening) -> None:
     except OSError as error:
         files = f"{listening.certificate}, {listening.key}"
         why = error.strerror or str(error)
-        raise ConfigError(f"{files}: cannot be used for TLS ({why}); give a certificate and its key in PEM") from None
+        raise ConfigError(
+            f"{files}: cannot be used for TLS ({why}); give a certificate and its key in PEM, without a password"
+        ) from None
 
 
 def _names(listening: Listening) -> list[str]:

@@ -40,6 +40,10 @@ def test_every_answer_keeps_the_policy(place: Place) -> None:
     gate.check_that_every_answer_keeps_the_policy(shell_of(place))
 
 
+def test_no_path_leads_elsewhere(place: Place) -> None:
+    gate.check_that_no_path_leads_elsewhere(shell_of(place))
+
+
 EVIL = "<script>alert('x')</script>\x1b[31m\u202e\"><img src=x onerror=y>{{ 7 * 7 }}"
 
 

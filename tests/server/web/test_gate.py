@@ -54,6 +54,10 @@ def test_every_answer_keeps_the_policy(run: Path) -> None:
     gate.check_that_every_answer_keeps_the_policy(shell_of(run))
 
 
+def test_no_path_leads_elsewhere(run: Path) -> None:
+    gate.check_that_no_path_leads_elsewhere(shell_of(run))
+
+
 def test_a_kit_of_either_side_is_no_run(tmp_path: Path) -> None:
     write_kit(tmp_path / "kit")
     with pytest.raises(FedvoxError, match="is a kit, not a run"):
@@ -108,7 +112,7 @@ def poisoned(value: Any, is_named: bool = False) -> Any:
     return value + EVIL if isinstance(value, str) else value
 
 
-@pytest.mark.parametrize("name", ["rounds.jsonl", "events.jsonl", "partition.json", "summary.json"])
+@pytest.mark.parametrize("name", ["rounds.jsonl", "events.jsonl", "partition.json", "summary.json", "status.json"])
 def test_whatever_a_file_says_is_only_text(run: Path, name: str) -> None:
     write_json_lines(run / "events.jsonl", [{"time": "now", "event": "site_unusable", "reason": "none"}])
     if name == "summary.json":
