@@ -300,7 +300,8 @@ def _provenance(facts: CardFacts) -> str:
     ]
     text = log if facts.audited else "A simulated run has no audit log and no key, so nobody has signed this model."
     return (
-        f"## Provenance\n\n{table(['what', 'value'], rows)}\n\n`manifest.json` names every file by its SHA-256. {text}"
+        f"## Provenance\n\n{table(['what', 'value'], rows)}\n\n`manifest.json` names every file by its SHA-256. {text} "
+        "No licence is stated here: ask the federation before you use the model or pass it on."
     )
 
 

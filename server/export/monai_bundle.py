@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 import common
+from common.formatting import visible
 from common.imaging.sliding_window import GAUSSIAN_SIGMA
 from common.plan.plan import Plan
 from common.system.files import write_atomically
@@ -37,7 +38,10 @@ OVERLAP = 0.5
 _MONAI = "1.6.1"
 """The version that bundles were tested with."""
 _IMPORT = re.compile(r"^( *)from common\.(?:\w+\.)*(\w+) import", re.MULTILINE)
-_SCHEMA_URL = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20220324.json"
+_SCHEMA_URL = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
+_SYNTAX = re.compile(r"^(?=[$@%])|(?<=[@%])(?=[#:])")
+"""Where MONAI takes a text for an expression, a reference or a file to read, also in ``metadata.json``."""
+_LONGEST = 1000
 _LOGGING = """[loggers]
 keys=root
 
@@ -144,7 +148,7 @@ def inference_config(plan: Plan) -> dict[str, Any]:
 def metadata(plan: Plan, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``metadata.json``, which says what goes into the network and what comes out."""
     patch = list(plan.patch_size)
-    modality = str(provenance.get("modality") or "unknown")
+    modality = _words(provenance.get("modality")) or "n/a"
     inputs = {
         "type": "image",
         "format": "hounsfield" if modality == "CT" else "magnitude",
@@ -154,19 +158,19 @@ def metadata(plan: Plan, provenance: Mapping[str, Any]) -> dict[str, Any]:
         "dtype": "float32",
         "value_range": [],
         "is_patch_data": True,
-        "channel_def": {str(index): name for index, name in enumerate(plan.channels)},
+        "channel_def": {str(index): _words(name) for index, name in enumerate(plan.channels)},
     }
     outputs = {
         "type": "image",
-        "format": "segmentation",
+        "format": "labels",
         "num_channels": plan.model.classes,
         "spatial_shape": patch,
         "dtype": "float32",
         "value_range": [],
         "is_patch_data": True,
-        "channel_def": {"0": "background"} | {str(value): name for value, name in sorted(plan.labels.items())},
+        "channel_def": {"0": "background"} | {str(value): _words(name) for value, name in sorted(plan.labels.items())},
     }
-    name = str(provenance.get("federation") or "model")
+    name = _words(provenance.get("federation")) or "model"
     return {
         "schema": _SCHEMA_URL,
         "version": "1.0.0",
@@ -176,11 +180,11 @@ def metadata(plan: Plan, provenance: Mapping[str, Any]) -> dict[str, Any]:
         "numpy_version": np.__version__,
         "required_packages_version": {"nibabel": _version("nibabel", "5.4.2"), "fire": _version("fire", "0.7.1")},
         "name": name,
-        "task": f"Segmentation of {', '.join(plan.labels.values())}",
-        "description": str(provenance.get("description") or "") or "A model of a federation; see README.md",
+        "task": _words(f"Segmentation of {', '.join(plan.labels.values())}"),
+        "description": _words(provenance.get("description")) or "A model of a federation; see README.md",
         "authors": f"The federation {name}",
         "copyright": "See README.md",
-        "data_source": "Hospitals of the federation, whose scans never left them; see README.md",
+        "data_source": "Scans of the federation's sites, which are not published; see README.md",
         "data_type": "nibabel",
         "intended_use": "Research; see README.md",
         "network_data_format": {"inputs": {"image": inputs}, "outputs": {"pred": outputs}},
@@ -188,7 +192,7 @@ def metadata(plan: Plan, provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def metadata_schema() -> dict[str, Any]:
-    """Return a JSON schema of ``metadata.json`` after MONAI's specification of bundles."""
+    """Return a JSON schema of ``metadata.json``; whatever keeps to it keeps to MONAI's (``meta_schema_20240725``)."""
     text, texts = {"type": "string", "minLength": 1}, {"type": "object", "additionalProperties": {"type": "string"}}
     number = r"^\d+(\.\d+)*[\w.+-]*$"
     data = {
@@ -208,11 +212,11 @@ def metadata_schema() -> dict[str, Any]:
     }
     formats = {"type": "object", "minProperties": 1, "additionalProperties": data}
     versions = ("version", "monai_version", "pytorch_version", "numpy_version")
-    words = ("task", "description", "authors", "copyright")
+    words = ("schema", "task", "description", "authors", "copyright")
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "type": "object",
-        "required": [*versions, *words, "network_data_format"],
+        "required": [*versions, *words, "required_packages_version", "network_data_format"],
         "properties": {
             **{name: {"type": "string", "pattern": number} for name in versions},
             **dict.fromkeys(words, text),
@@ -235,9 +239,16 @@ def _readme() -> str:
         "`--input` is a NIfTI file, a folder of them, or a list of files, one for each channel "
         "(`--input \"['a.nii.gz','b.nii.gz']\"`). `OUT/SCAN_seg.nii.gz` is on the scan's own grid. Nothing is "
         "downloaded. `../README.md` is the model card.\n\n"
+        "This runs code of the bundle: `scripts/` and the expressions in `configs/`. Before you do, run "
+        "`fedvox-client verify`.\n\n# Check the metadata\n\nWith jsonschema installed:\n\n"
         "```\npython -m monai.bundle verify_metadata --meta_file configs/metadata.json "
         f"--filepath {SCHEMA_FILE}\n```\n"
     )
+
+
+def _words(text: object) -> str:
+    """Return a text for ``metadata.json`` that MONAI takes for words, whatever it holds; empty for None."""
+    return "" if text is None else _SYNTAX.sub(" ", visible(str(text)[:_LONGEST]))
 
 
 def _version(package: str, otherwise: str) -> str:

@@ -98,4 +98,7 @@ def cases(source: str | Sequence[str]) -> list[Item]:
     folder = Path(source)
     if not folder.is_dir():
         return [{"image": source}]
-    return [{"image": str(path)} for path in sorted(folder.iterdir()) if path.name.endswith((".nii", ".nii.gz"))]
+    found = [{"image": str(path)} for path in sorted(folder.iterdir()) if path.name.endswith((".nii", ".nii.gz"))]
+    if not found:
+        raise FileNotFoundError(f"{folder}: holds no .nii.gz or .nii file")
+    return found

@@ -22,12 +22,47 @@ from torch import Tensor, nn
 
 from common.errors import ConfigError, FedvoxError
 from common.plan.base import Axes3
-from common.plan.plan import Plan
+from common.plan.plan import ModelPlan, Plan
 
 ONNX_FILE, TORCHSCRIPT_FILE = "models/model.onnx", "models/model.ts"
 TOLERANCE = 1e-4
 """Largest difference of a logit from PyTorch's, or that fraction of the largest logit if it is over 1."""
 _SEED = 18
+
+
+class _Checked(nn.Module):
+    """The network behind a check of its input, which a trace leaves out."""
+
+    def __init__(self, network: nn.Module, plan: ModelPlan) -> None:
+        super().__init__()
+        self.network = network
+        self.channels = plan.in_channels
+        self.x, self.y, self.z = plan.divisors
+        self.expected = (
+            f"image must be (batch, {plan.in_channels}, x, y, z) with x, y, z multiples of {self.x}, {self.y}, {self.z}"
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the network's logits."""
+        if image.dim() != 5 or image.size(1) != self.channels:
+            raise ValueError(self.expected)
+        if image.size(2) % self.x != 0 or image.size(3) % self.y != 0 or image.size(4) % self.z != 0:
+            raise ValueError(self.expected)
+        logits: Tensor = self.network(image)
+        return logits
+
+
+class _Sized(nn.Module):
+    """The network before a check of its output: sizes that do not fit come out larger, if they come out."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the network's logits, expanded to the size that they have."""
+        logits: Tensor = self.network(image)
+        return logits.expand(-1, -1, *image.shape[2:])
 
 
 def require_packages(kind: str, *names: str) -> None:
@@ -64,7 +99,7 @@ def write_onnx(folder: Path, model: nn.Module, plan: Plan) -> None:
     import onnxruntime
 
     sizes = dict.fromkeys((2, 3, 4), torch.export.Dim.DYNAMIC)
-    example = _example(1, plan.patch_size, plan)
+    example = _example(2, _small(plan), plan)
     path = folder / ONNX_FILE
     path.parent.mkdir(exist_ok=True)
     # The exporter warns about its own operators, and about packages that it could use and does not need.
@@ -72,19 +107,23 @@ def write_onnx(folder: Path, model: nn.Module, plan: Plan) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            model,
+            _Sized(model).eval(),
             (example,),
             dynamo=True,
             verbose=False,
             input_names=["image"],
             output_names=["logits"],
-            dynamic_shapes={"x": {0: torch.export.Dim("batch"), **sizes}},
+            dynamic_shapes={"image": {0: torch.export.Dim("batch"), **sizes}},
         )
     if program is None:
         raise FedvoxError("the network cannot be written as ONNX; leave out this format")
+    x, y, z = plan.model.divisors
     for node in program.model.graph.all_nodes():
         # Lines of source with this machine's paths.
         node.metadata_props.clear()
+        # Sizes that do not fit are found here, and the error names the node.
+        if node.op_type in ("Concat", "Expand"):
+            node.name = f"{node.name}, where the image's sizes must be multiples of {x}, {y}, {z}"
     program.save(path, external_data=True)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
@@ -99,12 +138,14 @@ def write_torchscript(folder: Path, model: nn.Module, plan: Plan) -> None:
     path = folder / TORCHSCRIPT_FILE
     path.parent.mkdir(exist_ok=True)
     archive = io.BytesIO()
-    trace: Callable[..., Any] = torch.jit.trace  # without type hints, as is load
+    trace: Callable[..., Any] = torch.jit.trace  # without type hints, as are script and load
+    script: Callable[..., Any] = torch.jit.script
     load: Callable[..., Any] = torch.jit.load
     with warnings.catch_warnings():
         # The network compares sizes in Python to refuse wrong ones, which a trace leaves out.
         warnings.simplefilter("ignore")
-        torch.jit.save(trace(model, _example(1, plan.patch_size, plan), check_trace=False), archive)
+        traced = trace(model, _example(2, _small(plan), plan), check_trace=False)
+        torch.jit.save(script(_Checked(traced, plan.model)).eval(), archive)
     _without_debug_files(archive, path)
     loaded = load(str(path), map_location="cpu")
 
@@ -152,13 +193,16 @@ def check_same(path: Path, model: nn.Module, plan: Plan, run: Callable[[Tensor],
 
 
 def _images(plan: Plan) -> Iterator[Tensor]:
-    """Yield a patch, and a batch of two of another shape."""
+    """Yield a patch, and a batch of three of another shape."""
     yield _example(1, plan.patch_size, plan)
-    x, y, z = (
-        max(2, size // (2 * divisor)) * divisor
-        for size, divisor in zip(plan.patch_size, plan.model.divisors, strict=True)
-    )
-    yield _example(2, (x, y, z), plan)
+    x, y, z = plan.model.divisors
+    yield _example(3, (3 * x, 4 * y, 2 * z), plan)
+
+
+def _small(plan: Plan) -> Axes3:
+    """Return a shape to follow the network with: no axis has the size 1, of which exporters make a constant."""
+    x, y, z = plan.model.divisors
+    return 4 * x, 2 * y, 3 * z
 
 
 def _example(batch: int, shape: Axes3, plan: Plan) -> Tensor:

@@ -161,6 +161,10 @@ TAMPERING: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file is gone": (lambda model: (model / "model.json").unlink(), "model.json: is missing"),
     "a file more": (lambda model: (model / "setup.py").write_text("import os"), "setup.py: is not in manifest.json"),
     "a hidden file": (lambda model: (model / ".x").write_text(""), ".x: is not in manifest.json"),
+    "a name that is no text": (
+        lambda model: Path(os.fsdecode(bytes(model) + b"/\xff\x1b")).touch(),
+        "\\udcff\\x1b: is not in manifest.json",
+    ),
     "a link": (lambda model: (model / "more").symlink_to("/"), "more: is a link"),
     "a link for a file": (lambda model: replace_by_link(model, "README.md"), "README.md: is a link"),
     "a link for the manifest": (lambda model: replace_by_link(model, "manifest.json"), "manifest.json: is a link"),

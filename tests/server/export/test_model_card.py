@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +37,24 @@ def row_of(card: str, site: str, columns: int) -> list[str]:
 @pytest.fixture(scope="module")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_run_folder(tmp_path_factory.mktemp("simulated") / "run")
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return networked_run(tmp_path_factory.mktemp("network"))
+
+
+@pytest.fixture
+def changed(network: Path, tmp_path: Path) -> Path:
+    """A copy of the run over a network, to be changed."""
+    return Path(shutil.copytree(network, tmp_path / "changed"))
+
+
+def change_rounds(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    for line in lines:
+        change(line)
+    (run / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_front_matter_is_what_the_hub_reads(simulated: Path) -> None:
@@ -70,19 +91,19 @@ def test_simulated_sites_have_bootstrap_intervals_around_the_mean_of_their_cases
     assert row_of(card, "raw-low", 4) == ["raw-low", "10", "117", "29"]
     assert row_of(card, "all that trained", 4) == ["all that trained", "", "177", "43"]
     assert "nobody has signed this model" in card and "not a medical device" in card
-    assert "training scans" in card and "patients |" not in card
+    assert "training scans" in card and "patients |" not in card and "No licence is stated here" in card
 
 
-def test_sites_of_a_network_have_the_bound_that_holds_for_any_scores(tmp_path: Path) -> None:
-    card = card_of(networked_run(tmp_path), audited=True, federation="tiny", round=1, strategy="fedavg")
+def test_sites_of_a_network_have_the_bound_that_holds_for_any_scores(network: Path) -> None:
+    card = card_of(network, audited=True, federation="tiny", round=1, strategy="fedavg")
     # Eight scans with a mean of 0.9: 0.9 - sqrt(ln(40) / 16) = 0.420.
     assert row_of(card, "north", 6) == ["north", "8", "0.900", "0.420 to 1.000", "0.900", "0.900"]
     assert "release.jsonl" in card and "Hoeffding" in card
 
 
-def test_nothing_of_few_scans_is_published(tmp_path: Path) -> None:
+def test_nothing_of_few_scans_is_published(network: Path) -> None:
     """A site with a single validation scan: its score would be that scan's."""
-    card = card_of(networked_run(tmp_path), audited=True, round=1)
+    card = card_of(network, audited=True, round=1)
     assert row_of(card, "west", 4) == ["west", "1", "fewer than 5", "fewer than 5"]
     assert row_of(card, "west", 6) == ["west", "fewer than 5", "–", "–", "–", "–"]
     assert "0.123" not in card
@@ -91,18 +112,23 @@ def test_nothing_of_few_scans_is_published(tmp_path: Path) -> None:
     assert "Mean over sites with a score: 0.750." in card
 
 
-def test_a_site_whose_updates_were_refused_did_not_train_the_model(tmp_path: Path) -> None:
-    run = networked_run(tmp_path)
-    lines = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
-    lines[0]["sites"]["north"]["status"] = "refused"
-    (run / "rounds.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    card = card_of(run, audited=True, round=1)
+def test_a_site_whose_updates_were_refused_did_not_train_the_model(changed: Path) -> None:
+    change_rounds(changed, lambda line: line["sites"]["north"].update(status="refused"))
+    card = card_of(changed, audited=True, round=1)
     assert row_of(card, "north", 4) == ["north", "0", "12", "8"]
     assert row_of(card, "all that trained", 4)[2] == "at least 7"
 
 
-def test_the_card_says_which_model_training_started_from(tmp_path: Path) -> None:
-    run = networked_run(tmp_path)
+def test_a_run_without_scores_says_so(changed: Path) -> None:
+    change_rounds(changed, lambda line: [site.update(mean_dice=None, dice={}) for site in line["sites"].values()])
+    card = card_of(changed, audited=True, round=1)
+    assert "There is no score to show." in card and "optimistic" not in card
+    assert row_of(card, "north", 6) == ["north", "8", "–", "–", "–", "–"]
+    assert "model-index" not in card
+
+
+def test_the_card_says_which_model_training_started_from(changed: Path) -> None:
+    run = changed
     assert row_of(card_of(run, audited=True), "started from", 2)[1] == "weights drawn at random"
     federation = run / "federation.yaml"
     content = yaml.safe_load(federation.read_text()) | {"initial_model_sha256": "cd" * 32}
@@ -125,8 +151,8 @@ def test_the_bound_holds() -> None:
     assert hoeffding_half_width(40) == pytest.approx(hoeffding_half_width(10) / 2)
 
 
-def test_private_runs_say_what_was_spent_and_give_no_interval(simulated: Path, tmp_path: Path) -> None:
-    folder = networked_run(tmp_path)
+def test_private_runs_say_what_was_spent_and_give_no_interval(simulated: Path, changed: Path) -> None:
+    folder = changed
     federation = folder / "federation.yaml"
     content = yaml.safe_load(federation.read_text())
     content["privacy"] = {"epsilon": 8.0, "delta": 1e-5, "validation": "noised"}
@@ -161,10 +187,10 @@ def test_no_site_of_a_dataset_becomes_markup(tmp_path: Path) -> None:
     assert names == [f"hippocampus: {visible(EVIL)}", "hippocampus: null"]
 
 
-def test_no_name_becomes_a_tag_a_link_a_row_or_front_matter(tmp_path: Path) -> None:
+def test_no_name_becomes_a_tag_a_link_a_row_or_front_matter(network: Path) -> None:
     evil = EVIL
     about = {"description": evil, "note": evil, "modality": evil, "strategy": evil, "started": evil, "run": evil}
-    card = card_of(networked_run(tmp_path), audited=True, federation=evil, round=1, **about)
+    card = card_of(network, audited=True, federation=evil, round=1, **about)
     body = assert_harmless(card)
     # A label of this federation is called "shell | <b>".
     assert "shell \\| \\<b\\>" in body
