@@ -27,8 +27,10 @@ COPIED = (
     "common/errors.py",
     "common/formatting.py",
     "common/imaging/geometry.py",
+    "common/imaging/memory_order.py",
     "common/imaging/preprocessing.py",
     "common/imaging/resampling.py",
+    "common/imaging/threads.py",
     "common/imaging/volume.py",
     "common/system/memory.py",
 )
