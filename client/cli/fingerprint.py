@@ -58,8 +58,9 @@ def _fingerprint(options: argparse.Namespace) -> int:
 
 def _check_not_stopped(state: Path) -> None:
     """Check that nobody has paused the site, or withdrawn it."""
-    from client.consent.decisions import DecisionBook
-    from client.state_folder import default_consent
+    from client.consent.decisions import DECISION_EVENTS, DecisionBook, missing_stop
+    from client.state_folder import APPROVALS_FILE, AUDIT_FILE, default_consent
+    from common.audit import AuditLog
 
     decisions = DecisionBook(state, default_consent()).read()
     for done, decision, end in (
@@ -68,6 +69,9 @@ def _check_not_stopped(state: Path) -> None:
     ):
         if decision is not None:
             raise ConfigError(f"{state}: {done} by {decision.user}, so nothing is shared; fedvox-client {end} ends it")
+    events = (entry.event for entry in AuditLog(state / AUDIT_FILE, DECISION_EVENTS).kept())
+    if missing := missing_stop(decisions, events):
+        raise ConfigError(f"{state / APPROVALS_FILE}: is older than the {missing} in {AUDIT_FILE}; nothing is shared")
 
 
 def _make(config: FederationConfig, terms: SiteConfig, options: argparse.Namespace) -> None:
@@ -79,6 +83,9 @@ def _make(config: FederationConfig, terms: SiteConfig, options: argparse.Namespa
     made = make_fingerprint(config, options.name, options.data, options.key, terms, _progress)
     content = made.file.as_json().encode()
     with to_appear(options.out, content):
+        # Summing up takes a while, in which somebody may have changed their mind.
+        if options.state is not None:
+            _check_not_stopped(options.state)
         made.remember(options.key, options.out)
         # Logged before it is there to be sent.
         if options.state is not None:

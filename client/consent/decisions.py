@@ -10,7 +10,7 @@ import hmac
 import json
 import os
 import pwd
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -233,6 +233,19 @@ class DecisionBook:
             raise OutputError(f"{self._state}: cannot be written: {error.strerror or error}") from None
         with lock:
             yield
+
+
+def missing_stop(decisions: Decisions, events: Iterable[str]) -> Literal["withdrawal", "pause"] | None:
+    """Return the stop that the audit log's events have in force and the decisions lack: they are an older copy."""
+    last = {}
+    for event in events:
+        if event in (WITHDRAWN_EVENT, APPROVED_EVENT):
+            last["withdrawal"] = event
+        elif event in (PAUSED_EVENT, RESUMED_EVENT):
+            last["pause"] = event
+    if last.get("withdrawal") == WITHDRAWN_EVENT and decisions.withdrawn is None:
+        return "withdrawal"
+    return "pause" if last.get("pause") == PAUSED_EVENT and decisions.paused is None else None
 
 
 def decision_of(user: str | None) -> Decision:

@@ -14,14 +14,12 @@ from typing import Any
 
 from client.consent.contract import Begun, Contract, UsedUpError
 from client.consent.decisions import (
-    APPROVED_EVENT,
     DECISION_EVENTS,
-    PAUSED_EVENT,
-    RESUMED_EVENT,
     WITHDRAWN_EVENT,
     Approval,
     DecisionBook,
     Decisions,
+    missing_stop,
 )
 from client.consent.hospital_file import HospitalFile
 from client.consent.site_config import OUTSIDE_LIMITS, PAUSED_HERE, SITE_FILE, SiteConfig, load_site_config
@@ -225,18 +223,13 @@ class Policy:
 
     def _check_newest(self, decisions: Decisions) -> None:
         """Check that no stop is missing in the decisions that the audit log has: they would be an older copy."""
-        last: dict[str, str] = {}
         with _refused():
-            for entry in self.audit.kept():
-                if entry.event in (WITHDRAWN_EVENT, APPROVED_EVENT):
-                    last["withdrawal"] = entry.event
-                elif entry.event in (PAUSED_EVENT, RESUMED_EVENT):
-                    last["pause"] = entry.event
-        older = f"{self._state / APPROVALS_FILE}: is older than the"
-        if last.get("withdrawal") == WITHDRAWN_EVENT and decisions.withdrawn is None:
-            raise NotAsApprovedError(ErrorCode.WITHDRAWN, f"{older} withdrawal in {AUDIT_FILE}; approve again")
-        if last.get("pause") == PAUSED_EVENT and decisions.paused is None:
-            raise NotAsApprovedError(ErrorCode.PAUSED, f"{older} pause in {AUDIT_FILE}; run fedvox-client resume")
+            missing = missing_stop(decisions, (entry.event for entry in self.audit.kept()))
+        older = f"{self._state / APPROVALS_FILE}: is older than the {missing} in {AUDIT_FILE}"
+        if missing == "withdrawal":
+            raise NotAsApprovedError(ErrorCode.WITHDRAWN, f"{older}; approve again")
+        if missing == "pause":
+            raise NotAsApprovedError(ErrorCode.PAUSED, f"{older}; run fedvox-client resume")
 
     def _check_recorded(self, approval: Approval) -> None:
         """Check that the audit log has the approval, and no withdrawal after it."""

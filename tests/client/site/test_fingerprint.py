@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -14,10 +16,10 @@ from client.consent.decisions import DecisionBook
 from client.consent.fingerprint_terms import FINGERPRINT_MEANINGS
 from client.consent.sent_summary import departures, summary
 from client.consent.site_config import SiteConfig, load_site_config
-from client.site.earlier_fingerprints import lock_record
+from client.site.earlier_fingerprints import RECORD_FILE, lock_record
 from client.site.fingerprint import in_words, make_fingerprint
 from client.site.signing_request import make_request
-from client.state_folder import AUDIT_FILE, default_consent
+from client.state_folder import APPROVALS_FILE, AUDIT_FILE, default_consent
 from common.audit import read_entries
 from common.certificates import CertificateError, load_key
 from common.config.federation import FederationConfig
@@ -107,6 +109,34 @@ def test_a_site_that_is_stopped_shares_none(
     if stop == "pause":
         book.resume("Dr. Ada")
         assert main(words) == 0
+
+
+@pytest.mark.parametrize("stop", ["pause", "withdraw"])
+def test_a_stop_while_it_is_made_counts_and_so_does_one_that_an_older_copy_lacks(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, stop: str
+) -> None:
+    monkeypatch.setenv("FEDVOX_LEDGER", str(tmp_path / "hospital/ledger.jsonl"))
+    state = tmp_path / "state"
+    book = DecisionBook(state, default_consent())
+    book.resume("Dr. Ada")
+    older = (state / APPROVALS_FILE).read_bytes()
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+        def write(self, text: str) -> int:
+            if text.startswith("case 1 of 6"):
+                getattr(book, stop)("Dr. Ada")
+            return super().write(text)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", Terminal())
+        assert main(command(data, tmp_path, "--state", str(state))) == 2
+    assert not (tmp_path / "north.json").exists() and not (tmp_path / "key" / RECORD_FILE).exists()
+    (state / APPROVALS_FILE).write_bytes(older)
+    assert main(command(data, tmp_path, "--state", str(state))) == 2
+    assert f"is older than the {stop.replace('draw', 'drawal')} in audit.jsonl" in capsys.readouterr().err
 
 
 def test_two_are_not_made_at_once_with_one_key(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
