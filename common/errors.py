@@ -78,3 +78,10 @@ class OutputError(FedvoxError):
 
 class ProtocolError(FedvoxError):
     """A message between server and site violates the protocol."""
+
+
+def was_interrupted(error: BaseException | None) -> bool:
+    """Return whether an error is a KeyboardInterrupt, or hides one that was on its way when it was raised."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -27,7 +27,7 @@ from client.site_vectors import Kept
 from client.training.personal import LocalRound
 from client.training.scaled_step import NonFiniteLossError
 from client.training.trainer import Trainer
-from common.errors import ProtocolError
+from common.errors import ProtocolError, was_interrupted
 from common.imaging.cache.case_cache import CachedCase
 from common.plan.privacy import PrivacyPlan, Spend
 from common.protocol.codec import (
@@ -206,6 +206,8 @@ def make_client_app(
             if continuity is not None:
                 found = continuity.stamp(found)
         except Exception as error:  # only an error code and a class name may leave the site
+            if was_interrupted(error):  # in a simulation, by who runs it
+                raise KeyboardInterrupt from error
             return _failure(error, message)
         return Message(to_record(pack(found)), reply_to=message)
 

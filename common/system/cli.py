@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 import common
-from common.errors import FedvoxError
+from common.errors import FedvoxError, was_interrupted
 from common.formatting import visible, without_passwords
 from common.system.logs import log_to_stderr
 
@@ -173,7 +173,7 @@ def run(parser: Parser, arguments: Sequence[str] | None) -> int:
 
 
 def _tell_of_a_bug(program: str, error: Exception, options: argparse.Namespace) -> int:
-    if _was_interrupted(error):
+    if was_interrupted(error):
         print(f"{program}: interrupted", file=sys.stderr)
         return INTERRUPTED
     text = f"{program}: internal error, {type(error).__name__}: {error}"
@@ -200,13 +200,6 @@ def _refuse_empty(parser: Parser, arguments: Sequence[str]) -> None:
         if not argument or (option.startswith("--") and equals and not value):
             name = option or (before if before.startswith("-") else "an argument")
             parser.error(f"{name}: is empty; is a shell variable not set?")
-
-
-def _was_interrupted(error: BaseException | None) -> bool:
-    """Return whether a library turned a KeyboardInterrupt into an error of its own."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
 
 
 def _keep_files_private(options: argparse.Namespace) -> None:

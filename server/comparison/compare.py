@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.config.federation import FederationConfig, as_json
-from common.errors import ConfigError, FedvoxError, OutputError
+from common.errors import ConfigError, FedvoxError, OutputError, was_interrupted
 from common.privacy.calibration import check_epsilon
 from common.system.devices import choose_device
 from common.system.files import write_atomically
@@ -17,7 +17,7 @@ from server.comparison.report import write_comparison_report
 from server.comparison.results import results_of
 from server.comparison.runs import ModelRun, Setting, add_contributions, finish, runs_of, scores_of_run
 from server.comparison.scores import scores_table
-from server.progress.events import EventSink, Notice
+from server.progress.events import EventSink, Notice, interrupted
 from server.run_store.folder import PARTITION_FILE, RunFolder
 from server.simulation.data_record import check_data
 from server.simulation.data_setup import find_or_make_data, find_simulated_dataset, plan_and_partition
@@ -111,10 +111,15 @@ def _run_all(setting: Setting, question: Question, emit: EventSink) -> tuple[Pat
             except (ConfigError, OutputError):
                 raise
             except FedvoxError as error:
+                if was_interrupted(error):
+                    raise KeyboardInterrupt from error
                 problems[run.name] = str(error)
                 emit(Notice(f"{run.name} failed: {error}"))
             if number < len(runs) and runs[number].seed != run.seed:
                 _write(setting, question, runs, problems)
+    except KeyboardInterrupt:
+        emit(interrupted(setting.options.out))
+        raise
     finally:
         report = _write(setting, question, runs, problems)
     return report, not problems

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 Phase = Literal["train", "evaluate"]
@@ -83,3 +84,8 @@ class Notice:
 
 Event = RunStarted | Stage | RoundStarted | SiteStarted | SiteStep | SiteDone | RoundDone | Notice
 EventSink = Callable[[Event], None]
+
+
+def interrupted(folder: Path) -> Notice:
+    """Return what to say at once after an interruption, because the report may take a while."""
+    return Notice(f"stopping: the report of {folder} is written first; interrupt again to do without")

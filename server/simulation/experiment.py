@@ -20,7 +20,7 @@ from common.system.logs import log_to_file
 from common.system.state_file import check_digest, put_aside
 from server.privacy.forecast import privacy_summary
 from server.privacy.forecast_text import verdict_text
-from server.progress.events import EventSink, Notice, RunStarted, Stage
+from server.progress.events import EventSink, Notice, RunStarted, Stage, interrupted
 from server.release import validation
 from server.release.model import save_released_model
 from server.release.personal import with_bundle_scores
@@ -184,6 +184,7 @@ class _Experiment:
             status = "finished"
         except KeyboardInterrupt:
             status = "interrupted"
+            self._emit(interrupted(self._folder.path))
             raise
         finally:
             self._write_summary(status)

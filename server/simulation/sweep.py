@@ -11,7 +11,7 @@ from typing import Any
 
 from common.config.federation import FederationConfig, as_json
 from common.config.yaml_file import dump_yaml, parse_yaml
-from common.errors import ConfigError, FedvoxError, OutputError
+from common.errors import ConfigError, FedvoxError, OutputError, was_interrupted
 from common.system.files import write_atomically
 from common.system.ownership import Claim
 from server.progress.events import EventSink, Notice
@@ -176,6 +176,8 @@ def _run_all(
             except (ConfigError, OutputError):
                 raise
             except FedvoxError as error:
+                if was_interrupted(error):
+                    raise KeyboardInterrupt from error
                 first = first or error
                 problems[value.text] = str(error)
                 emit(Notice(f"{sweep.key}={value.text} failed: {error}"))

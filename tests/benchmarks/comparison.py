@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from server.cli.entry import main as fedvox_server
 from tests.conftest import REPOSITORY
 
 HARD = ("alpha=0.1", "strength=1.0")
@@ -44,11 +44,13 @@ def main(arguments: Sequence[str]) -> None:
 
 def compare(options: argparse.Namespace, out: Path) -> Mapping[str, Any]:
     file, changes = SPLITS[options.split]
-    command = [sys.executable, "-m", "server.cli", "compare", REPOSITORY / "deploy" / "examples" / file]
+    command = ["compare", REPOSITORY / "deploy" / "examples" / file]
     command += ["--data", options.data, "--arms", options.arms, "--seeds", options.seeds, "--out", out, *changes]
     command += [f"--set={change}" for change in options.set]
     command += [f"--set-arm={change}" for change in options.set_arm]
-    subprocess.run([*map(str, command)], check=True)
+    # In this process, so that a signal to it ends the comparison too.
+    if status := fedvox_server([*map(str, command)]):
+        sys.exit(status)
     results: dict[str, Any] = json.loads((out / "results.json").read_text(encoding="utf-8"))
     return results
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -169,10 +171,57 @@ def test_changed_data_are_refused_by_name(copied: Path, capsys: pytest.CaptureFi
     assert f"labelsTr/{one.name} was changed since the run began" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["comparison.json", "plan.json", "partition.json", "data.json"])
+def test_a_changed_file_of_the_comparison_is_refused_by_name(
+    finished: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, before = finished / "out" / name, times(finished)
+    content = file.read_text(encoding="utf-8")
+    try:
+        file.write_text(content.replace("a", "b", 1), encoding="utf-8")
+        assert command(finished) == 2
+    finally:
+        file.write_text(content, encoding="utf-8")
+    assert f"{file}: was changed" in capsys.readouterr().err
+    assert times(finished) == before
+
+
 def test_one_process_at_a_time(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with only_start(copied / "out"):
         assert command(copied) == 1
     assert f"is running already (process {os.getpid()} on " in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_sigterm_ends_a_comparison_at_any_moment_and_it_goes_on_to_the_same_scores(copied: Path) -> None:
+    command = [sys.executable, "-m", "tests.server.comparison.interrupted_comparisons", str(copied)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ended 4 times" in done.stdout
+
+
+def test_sigterm_ends_a_comparison_whose_run_cannot_write_its_report(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error of the report hides the interruption, which is none of a run that failed."""
+    shutil.rmtree(copied / "out")
+
+    class Stream(io.StringIO):
+        def write(self, text: str) -> int:
+            if text.startswith("round 1/1: phantom-site-a"):
+                (copied / f"out/runs/seed-1/local-{SITES[0]}/rounds.jsonl").write_text("damaged\n", encoding="utf-8")
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().write(text)
+
+    stream, ending = Stream(), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(sys, "stderr", stream)
+    try:
+        assert command(copied) == 130
+    finally:
+        signal.signal(signal.SIGTERM, ending)
+    said = stream.getvalue()
+    assert "interrupted; finished work is kept" in said and "stopping: the report of" in said
+    assert "failed" not in said and f"local at {SITES[1]}" not in said
 
 
 @pytest.mark.long

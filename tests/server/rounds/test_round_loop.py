@@ -318,6 +318,19 @@ def test_a_failure_at_a_site_leaves_only_a_code_and_a_class_name() -> None:
     assert (reply.error.code, reply.error.reason) == (1000, "FileNotFoundError")
 
 
+def test_an_interruption_that_a_library_hides_is_no_failure_of_a_site() -> None:
+    def open_site(context: Context) -> Site:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("cannot go on")
+
+    store = MemoryStore()
+    grid = InlineGrid(make_client_app(open_site, SiteWeights(store, store)), {1: {}})
+    with pytest.raises(KeyboardInterrupt):
+        grid.send_and_receive([grid.message(to_record(pack(Hello("r", "d"))), 1, "query.hello")])
+
+
 def test_a_run_whose_weights_are_not_finite_ends_before_the_round_is_committed(tmp_path: Path) -> None:
     """Each update is finite, and so is the model; their sum is not."""
     folder, config = RunFolder.create(tmp_path / "run"), tiny.federation(rounds=3)
