@@ -42,6 +42,9 @@ def add_compare_command(commands: argparse._SubParsersAction[Any]) -> None:
     )
     compare.add_argument("--engine", choices=["inline", "ray"], help="default: the federation file's")
     compare.add_argument("--ray-address", metavar="ADDRESS", help="a Ray cluster, such as ray://head:10001")
+    compare.add_argument(
+        "--no-contributions", action="store_true", help="do not find out what each site contributed to fedavg"
+    )
     add_device(compare)
     add_set(compare)
     compare.add_argument("--cache", type=Path, metavar="DIR", help="for preprocessed scans (default: $FEDVOX_CACHE)")
@@ -66,7 +69,7 @@ def _compare(options: argparse.Namespace) -> int:
     )
     with make_progress() as display:
         try:
-            report, complete = compare(config, arms, seeds, chosen, display)
+            report, complete = compare(config, arms, seeds, chosen, display, not options.no_contributions)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(
                 f"interrupted; finished work is kept. To continue, repeat the command with --out {out}"
@@ -76,6 +79,8 @@ def _compare(options: argparse.Namespace) -> int:
         dice = row["dice"]
         span = f" ({dice['low']:.3f} to {dice['high']:.3f})" if dice and dice["low"] is not None else ""
         show(f"{row['arm']}: mean Dice {dice['value']:.3f}{span}" if dice else f"{row['arm']}: no score")
+    if results["verdict"]:
+        show(results["verdict"])
     for row in results["against_alone"]:
         if row["worse"]:
             shown = "worse than alone" if row["clearly_worse"] else "worse than alone on average"

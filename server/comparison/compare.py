@@ -17,6 +17,7 @@ from server.comparison.report import write_comparison_report
 from server.comparison.results import results_of
 from server.comparison.runs import ModelRun, Setting, add_contributions, finish, runs_of, scores_of_run
 from server.comparison.scores import scores_table
+from server.comparison.valuing import valued_arm
 from server.progress.events import EventSink, Notice, interrupted
 from server.run_store.folder import PARTITION_FILE, RunFolder
 from server.simulation.data_record import check_data
@@ -30,7 +31,12 @@ SCORES_TABLE = "scores.csv"
 
 
 def compare(
-    config: FederationConfig, arms: Sequence[Arm], seeds: Sequence[int], options: SimulationOptions, emit: EventSink
+    config: FederationConfig,
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    options: SimulationOptions,
+    emit: EventSink,
+    value_sites: bool = True,
 ) -> tuple[Path, bool]:
     """Train and score every arm with every seed, as far as that is not done, and write the report.
 
@@ -46,6 +52,8 @@ def compare(
         ``out`` is the folder of the comparison.
     emit
         Takes notices and progress.
+    value_sites
+        Whether to find out what each site contributed, if the federation file keeps no updates for that.
 
     Returns
     -------
@@ -63,6 +71,7 @@ def compare(
     question = Question(config, tuple(arms), tuple(seeds))
     with open_comparison(options.out, question) as folder:
         setting = _prepare(config, question, folder, options, emit)
+        setting = replace(setting, valued=valued_arm(arms) if value_sites else "")
         folder.begin(question)
         return _run_all(setting, question, emit)
 

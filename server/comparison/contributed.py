@@ -16,9 +16,12 @@ from server.run_store.record_reader import CONTRIBUTIONS_FILE
 def contributed(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
     """Return what each site contributed to the models of each arm: the mean over seeds, and how much it varies."""
     found: dict[tuple[str, str], list[Mapping[str, float]]] = {}
+    looked_at: dict[str, dict[str, Any]] = {}
     for run in runs:
-        for site, part in _read(run.folder).items():
+        content = _read(run.folder)
+        for site, part in content.get("sites", {}).items():
             found.setdefault((run.arm.name, site), []).append(part)
+            looked_at[run.arm.name] = {"rounds": len(content["rounds"]), "scans": content["patients"]}
     return [
         {
             "arm": arm,
@@ -28,14 +31,15 @@ def contributed(runs: Sequence[ModelRun]) -> list[dict[str, Any]]:
             "error": math.hypot(*(part["error"] for part in parts)) / len(parts),
             "without": mean(part["without"] for part in parts),
             "seeds": len(parts),
+            **looked_at[arm],
         }
         for (arm, site), parts in found.items()
     ]
 
 
-def _read(folder: Path) -> dict[str, Mapping[str, float]]:
+def _read(folder: Path) -> dict[str, Any]:
     try:
-        sites: dict[str, Mapping[str, float]] = json.loads((folder / CONTRIBUTIONS_FILE).read_bytes())["sites"]
+        content: dict[str, Any] = json.loads((folder / CONTRIBUTIONS_FILE).read_bytes())
+        return {key: content[key] for key in ("sites", "rounds", "patients")}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    return sites

@@ -18,6 +18,7 @@ from server.comparison.patients import BySeed, own_scores, paired, patient_score
 from server.comparison.runs import ModelRun, Setting
 from server.comparison.scores import METRICS, ModelScores
 from server.comparison.statistics import FEWEST_TO_TELL, Interval, Values, bootstrap, holm, wilcoxon_p
+from server.comparison.verdict import verdict
 from server.run_store.damage import SUMMARY_FILE
 
 
@@ -47,11 +48,18 @@ def results_of(
     own = {arm.name: own_scores(found, "dice") for arm, found in known.items()}
     federated = [arm.name for arm in known if arm.data == "sites"]
     site_steps = _site_steps(setting)
+    finished = all(done for _, done in runs)
+    rows = [
+        _arm_row(arm, found, own, sites, setting.plan.labels) | _made(arm, setting, runs)
+        for arm, found in known.items()
+    ]
+    against = _against_reference(own, sites)
     return {
         "name": setting.config.name,
         "description": setting.config.description,
         "phantom": setting.config.simulation is not None and setting.config.simulation.phantom is not None,
-        "finished": all(done for _, done in runs),
+        "finished": finished,
+        "verdict": verdict(rows, against, REFERENCE, finished),
         "sites": {name: setting.partition.sites[name].differs for name in sites},
         "labels": {str(label): name for label, name in setting.plan.labels.items()},
         "rounds": setting.config.rounds,
@@ -59,11 +67,8 @@ def results_of(
         "steps_differ": len(set(site_steps)) > 1,
         "seeds": list(question.seeds),
         "reference": REFERENCE,
-        "arms": [
-            _arm_row(arm, found, own, sites, setting.plan.labels) | _made(arm, setting, runs)
-            for arm, found in known.items()
-        ],
-        "against_reference": _against_reference(own, sites),
+        "arms": rows,
+        "against_reference": against,
         "matrix": [row for arm, found in known.items() for row in _matrix_rows(arm, found, sites)],
         "against_alone": _against_alone(own, federated, sites),
         "contributed": contributed([run for run, done in runs if done]),

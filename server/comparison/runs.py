@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from torch.nn import Module
@@ -18,11 +20,13 @@ from common.system.files import write_atomically
 from server.comparison.arms import Arm, configuration
 from server.comparison.folder import RUNS
 from server.comparison.scores import ModelScores, Score, read_scores, scores_of, write_scores
-from server.contributions.valuation import MEANS, Sampling, contributions
+from server.comparison.valuing import Valuing, valuing_of
+from server.contributions.valuation import Sampling, contributions
 from server.progress.events import EventSink, Notice, Stage
 from server.release import validation
 from server.reporting.report import write_report
-from server.rounds.kept_updates import kept_numbers
+from server.rounds.initial_weights import weight_layout
+from server.rounds.kept_updates import KEPT, kept_numbers
 from server.run_store.damage import SUMMARY_FILE
 from server.run_store.folder import RunFolder, RunState
 from server.run_store.record_reader import CONTRIBUTIONS_FILE
@@ -47,6 +51,8 @@ class Setting:
         Patient of each case.
     options
         Of the command; ``data`` is the dataset, and ``out`` the folder of the comparison.
+    valued
+        Name of the arm whose sites are valued although the federation file keeps no updates; empty for none.
     """
 
     config: FederationConfig
@@ -54,6 +60,7 @@ class Setting:
     partition: SitePartition
     owners: Mapping[str, str]
     options: SimulationOptions
+    valued: str = ""
 
     def fold(self, seed: int) -> SitePartition:
         """Return who trains and who validates with a seed."""
@@ -109,8 +116,10 @@ def finish(setting: Setting, run: ModelRun, emit: EventSink) -> None:
     FedvoxError
         The run failed.
     """
+    valuing = _valuing(setting, run)
     options = replace(
         setting.options,
+        keep_updates_gb=valuing.keep_gb if valuing is not None else 0.0,
         out=run.folder,
         resume=True,
         arranged=run.arranged,
@@ -129,34 +138,44 @@ def finish(setting: Setting, run: ModelRun, emit: EventSink) -> None:
 def add_contributions(setting: Setting, run: ModelRun, emit: EventSink) -> None:
     """Write what each site contributed to a finished run's model, if it kept updates from which that is known.
 
-    What is there for the kept rounds stays. Damaged updates are told, and the run then has no contributions.
+    What is there for the kept rounds stays; updates that were kept for this alone go. Damaged updates are told, and the
+    run then has no contributions.
     """
-    config = run.config
-    if config.strategy.name not in MEANS or config.privacy is not None:
-        return
-    kept = kept_numbers(run.folder)
-    if not kept or _contributed_rounds(run.folder) == kept:
+    valuing, kept = _valuing(setting, run), kept_numbers(run.folder)
+    if valuing is None or not kept:
         return
 
     def progress(done: int, total: int) -> None:
         emit(Stage(f"contributions to {run.name}", done, total))
 
-    try:
-        found = contributions(run.folder, _sites(setting, run).score, Sampling(), progress)
-    except DamagedFileError as error:
-        emit(Notice(f"{run.name} has no contributions: {error}"))
-        return
-    write_atomically(run.folder / CONTRIBUTIONS_FILE, as_json(found.as_dict()))
-    write_report(run.folder)
+    if not _contributed_rounds(run.folder, valuing.sampling) >= set(kept):
+        score = partial(_sites(setting, run).score, patients=valuing.sampling.patients)
+        try:
+            found = contributions(run.folder, score, valuing.sampling, progress)
+        except DamagedFileError as error:
+            emit(Notice(f"{run.name} has no contributions: {error}"))
+            return
+        write_atomically(run.folder / CONTRIBUTIONS_FILE, as_json(found.as_dict()))
+        write_report(run.folder)
+    if valuing.keep_gb:
+        shutil.rmtree(run.folder / KEPT, ignore_errors=True)
 
 
-def _contributed_rounds(folder: Path) -> list[int] | None:
-    """Return the rounds of the contributions that are there; None if there are none over all validation scans."""
+def _valuing(setting: Setting, run: ModelRun) -> Valuing | None:
+    if run.arm.data != "sites":
+        return None
+    validation = [len(site.validation) for site in setting.fold(run.seed).sites.values()]
+    by_default = run.arm.name == setting.valued
+    return valuing_of(run.config, by_default, validation, weight_layout(setting.plan).size)
+
+
+def _contributed_rounds(folder: Path, sampling: Sampling) -> set[int]:
+    """Return the rounds of the contributions that are there; none if they are over other scans."""
     try:
         found = json.loads((folder / CONTRIBUTIONS_FILE).read_bytes())
-        return None if found["patients"] is not None else list(found["rounds"])
+        return set(found["rounds"]) if found["patients"] == sampling.patients else set()
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return set()
 
 
 def scores_of_run(run: ModelRun) -> ModelScores | None:

@@ -65,6 +65,8 @@ class SimulationOptions:
         Plan and sites of a comparison; None derives both from the data.
     ray_address
         Of a Ray cluster; None starts Ray on this machine, unless ``$RAY_ADDRESS`` names a cluster.
+    keep_updates_gb
+        Stands in for ``simulation.keep_updates_gb`` where that is 0, and decides no result.
     """
 
     data: Path | None
@@ -75,6 +77,7 @@ class SimulationOptions:
     resume: bool = False
     arranged: Arranged | None = None
     ray_address: str | None = None
+    keep_updates_gb: float = 0.0
 
 
 def simulate(config: FederationConfig, options: SimulationOptions, emit: EventSink) -> Path:
@@ -124,7 +127,7 @@ def simulate(config: FederationConfig, options: SimulationOptions, emit: EventSi
             # Before the run begins, so that an unusable scan refuses the start.
             for name in sites.names:
                 sites.open(name)
-        experiment = _Experiment(sites, folder, engine, emit)
+        experiment = _Experiment(sites, folder, engine, emit, options.keep_updates_gb)
         experiment.begin()
         return experiment.run()
 
@@ -156,12 +159,15 @@ def _is_finished(folder: RunFolder, emit: EventSink) -> bool:
 class _Experiment:
     """A simulation whose data are ready: rounds, release and comparison with pooled training."""
 
-    def __init__(self, sites: SimulatedSites, folder: RunFolder, engine: Engine, emit: EventSink) -> None:
+    def __init__(
+        self, sites: SimulatedSites, folder: RunFolder, engine: Engine, emit: EventSink, keep_gb: float
+    ) -> None:
         self._config, self._plan = sites.config, sites.plan
         self._sites = sites
         self._folder = folder
         self._engine = engine
         self._emit = emit
+        self._keep_gb = keep_gb
         self._pooled: dict[str, Any] | None = None
         self._privacy = privacy_summary(
             self._config, self._plan, sites.training_patients(), sites.trainer.trained_parameters
@@ -220,7 +226,8 @@ class _Experiment:
         if state is not None and state.finished:
             return
         layout = weight_layout(self._plan)
-        terms, count = Terms.of(sites.config, sites.plan, layout), len(sites.names)
+        config = _keeping_updates(sites.config, self._keep_gb)
+        terms, count = Terms.of(config, sites.plan, layout), len(sites.names)
 
         def app(link: Link) -> ServerApp:
             return make_server_app(lambda: RoundLoop(terms, count, folder, self._emit, link))
@@ -300,3 +307,11 @@ class _Experiment:
         bundles = {name: self._folder.path / PERSONAL_MODELS / folder_name(name) for name in self._sites.names}
         summary["personal"] = with_bundle_scores(summary["personal"], bundles)
         save_summary(self._folder, state, summary)
+
+
+def _keeping_updates(config: FederationConfig, gigabytes: float) -> FederationConfig:
+    """Return the configuration with space for kept updates, unless it has some."""
+    settings = config.simulation
+    if settings is None or settings.keep_updates_gb or not gigabytes:
+        return config
+    return config.model_copy(update={"simulation": settings.model_copy(update={"keep_updates_gb": gigabytes})})

@@ -63,6 +63,7 @@ def show(split: str, results: Mapping[str, Any]) -> None:
         print(f"{row['arm']:<18} - fedavg {interval(row['difference'])}, p {row['p']:.4f}, Holm {row['p_holm']:.4f}")
     for row in results["against_alone"]:
         print(f"{row['arm']:<18} - alone at {row['site']}: {interval(row['difference'])}{' WORSE' * row['worse']}")
+    print(results["verdict"] or "nothing is compared with fedavg")
     best = results["best"]
     share, margin = interval(best.get("ratio_to_pooled_of_sites")), interval(best.get("margin"))
     print(f"comparison, {split}: {best['arm']} {interval(best['dice'])} of pooled {share} margin {margin}")
