@@ -263,7 +263,7 @@ def sections(content: Mapping[str, Any]) -> list[Section]:
     if content["fingerprint"]:
         parts.append(Section("What your site has shared already", fingerprint_lines(content["fingerprint"])))
     meaning = f"{update['meaning'][0].upper()}{update['meaning'][1:]}"
-    size = f"{update['values']:,} numbers as {update['encoding']}, {_readable(update['bytes_per_round'])} a round"
+    size = f"{update['values']:,} numbers as {update['encoding']}, {readable_size(update['bytes_per_round'])} a round"
     parts.append(Section("What is sent back after every round: the model update", [f"{meaning}: {size}."]))
     for message, occasion in OCCASIONS.items():
         rows = [(field["name"], field["meaning"]) for field in sent["fields"] if field["message"] == message.__name__]
@@ -369,7 +369,8 @@ def _by(values: Sequence[float]) -> str:
     return " x ".join(f"{value:g}" for value in values)
 
 
-def _readable(size: int) -> str:
+def readable_size(size: int) -> str:
+    """Return a number of bytes in kB or MB."""
     return f"{size / 1e6:,.1f} MB" if size >= 1_000_000 else f"{size / 1e3:,.1f} kB"
 
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,12 @@ class ActivityPages:
         del visit
         status = site_status(self._folder)
         now = time.time()
-        # A clock that jumped makes no age negative.
         processes = [
-            (name, str(about.get("state")), max(0, round(now - about.get("since", now))), about.get("restarts", 0))
+            (name, str(about.get("state")), *_lasted(now - about.get("since", now)), about.get("restarts", 0))
             for name, about in status.get("processes", {}).items()
         ]
         rounds = self._rounds.get()
-        x = list(range(1, len(rounds) + 1))
+        x = _ascending([line.number for line in rounds])
         values = {
             "status": status,
             "runner": {**_NOTHING_KNOWN, **status.get("runner", {})},
@@ -85,6 +85,21 @@ class ActivityPages:
             return []
         found = (_round_of(entry) for entry in read_entries(self._log) if entry.event == SENT_EVENT)
         return [line for line in found if line is not None][-MOST_ROUNDS:]
+
+
+def _ascending(numbers: list[int]) -> list[int]:
+    """Return the numbers of rounds for a chart: as they are, or counted from 1 where a new run began again."""
+    return numbers if all(one < other for one, other in pairwise(numbers)) else list(range(1, len(numbers) + 1))
+
+
+def _lasted(seconds: float) -> tuple[str, int]:
+    """Return a duration as a unit, which is a key of the texts, and a whole number of it."""
+    # A clock that jumped makes no duration negative.
+    seconds = max(0.0, seconds)
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return unit, int(seconds // size)
+    return "seconds", round(seconds)
 
 
 def last_lines(file: Path) -> list[str]:

@@ -54,6 +54,11 @@ class CheckPages:
             "check": check,
             "preflight": found,
             "report": report,
+            "series": [
+                (number, one)
+                for number, study in enumerate(report["studies"] if report else [], 1)
+                for one in study["series"]
+            ][:MOST_ROWS],
             "problems": _worst_first(report["problems"])[:MOST_ROWS] if report else [],
             "cases": report["cases"][:MOST_ROWS] if report else [],
         }

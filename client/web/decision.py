@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from client.consent.decisions import Decision, DecisionBook
-from client.consent.disclosure import Request, document, read_request, sections
+from client.consent.disclosure import ConsentError, Request, document, read_request, readable_size, sections
 from client.consent.site_config import SITE_FILE
 from client.consent.standing import Standing, agree, standing_of
 from client.state_folder import APPROVALS_FILE
@@ -20,7 +20,9 @@ from common.web.visits import Answer, Notice, Page, Visit
 
 STOPS = ("pause", "withdraw")
 """Actions that are done even if the log cannot be written."""
-FIELDS = ("name", "digest")
+FIELDS = ("name", "digest", "read")
+READ = "yes"
+"""What the form says if the person has ticked that they have read the document."""
 LONGEST_NAME = 100
 _KIT_FILES = (KIT_FILE, *AGREED_FILES, CHOSEN_FILE)
 
@@ -42,6 +44,7 @@ class DecisionPages:
         standing = standing_of(request, place.kit, place.state, place.consent)
         values = {
             "content": content,
+            "short": _in_short(content),
             "sections": sections(content),
             "standing": standing,
             "state": state_of(standing),
@@ -57,6 +60,8 @@ class DecisionPages:
     def approve(self, visit: Visit, form: Mapping[str, str]) -> Notice:
         """Approve what the form's digest names, which is what the page showed."""
         place = self._place
+        if not form["name"].strip() or form["read"] != READ:
+            raise ConsentError("give your name, and tick that you have read the document")
         agreed = agree(place.kit, place.state, place.consent, _name(visit, form), form["digest"])
         key = "decision.approved_weaker" if agreed.weaker else "decision.approved"
         values = {"federation": agreed.approval.federation, "user": agreed.approval.user}
@@ -104,6 +109,22 @@ def state_of(standing: Standing) -> str:
         ("automatic", standing.is_automatic),
     )
     return next((word for word, holds in found if holds), "open")
+
+
+def _in_short(content: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the document in a few sentences: keys of the texts, with their values."""
+    privacy, data = content["privacy"], content["data"]
+    is_private = "epsilon" in privacy
+    spent = {name: f"{privacy[name]:g}" for name in ("epsilon", "delta")} if is_private else {}
+    return [
+        ("learned", {"labels": ", ".join(data["labels"].values()), "modality": data["modality"]}),
+        ("work", {"count": content["work"]["rounds"]}),
+        ("leaves", {"size": readable_size(content["sent_back"]["update"]["bytes_per_round"])}),
+        ("never", {}),
+        ("private" if is_private else "open", spent),
+        ("where", {"server": content["server"]}),
+        ("stop", {}),
+    ]
 
 
 def _name(visit: Visit, form: Mapping[str, str]) -> str:

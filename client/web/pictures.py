@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common.errors import DataError
 from common.imaging.datasets.case import Case, read_case_label, read_image
 from common.imaging.geometry import Grid
 
@@ -27,8 +29,15 @@ OPACITY = 0.5
 _WIDEST = 4096
 
 
-def draw_case(case: Case, file: Path) -> tuple[int, int]:
+def draw_case(case: Case, file: Path, declared: Collection[int]) -> tuple[int, int]:
     """Draw one axial slice of a case with its label map, if that fits, and return how wide and high it is in mm.
+
+    The slice is the one with the most voxels of labels that nobody declared or, without these, of all labels.
+
+    Parameters
+    ----------
+    declared
+        The labels that there may be.
 
     Raises
     ------
@@ -36,20 +45,31 @@ def draw_case(case: Case, file: Path) -> tuple[int, int]:
         The image cannot be read.
     """
     volume = read_image(case)
-    label = None
-    if case.label is not None:
-        doubts: list[str] = []
-        found, grid = read_case_label(case, case.label, doubts.append)
-        label = found if grid.shape == volume.grid.shape else None
+    label = _label_of(case, volume.grid)
     image = volume.array[0]
-    at = slice_with_most(label) if label is not None and label.any() else image.shape[2] // 2
+    at = image.shape[2] // 2
+    if label is not None and label.any():
+        odd = ~np.isin(label, [0, *declared])
+        at = slice_with_most(odd if odd.any() else label > 0)
     write_png(file, slice_of(image, label, at))
     return size_of(volume.grid)
 
 
-def slice_with_most(label: NDArray[np.uint8]) -> int:
-    """Return the axial slice with the most labelled voxels of a label map (x, y, z)."""
-    return int(np.argmax(np.count_nonzero(label, axis=(0, 1))))
+def _label_of(case: Case, grid: Grid) -> NDArray[np.uint8] | None:
+    """Return a case's label map; None if there is none, or none that can be drawn on the image."""
+    if case.label is None:
+        return None
+    doubts: list[str] = []
+    try:
+        label, its_grid = read_case_label(case, case.label, doubts.append)
+    except (DataError, ValueError):
+        return None
+    return label if its_grid.shape == grid.shape else None
+
+
+def slice_with_most(mask: NDArray[np.bool_]) -> int:
+    """Return the axial slice with the most voxels of a mask (x, y, z)."""
+    return int(np.argmax(np.count_nonzero(mask, axis=(0, 1))))
 
 
 def slice_of(image: NDArray[np.float32], label: NDArray[np.uint8] | None, at: int) -> NDArray[np.uint8]:

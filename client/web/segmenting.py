@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +76,19 @@ def segment_case(
     shown = sheet_of(image, truth, prediction)
     write_png(folder / SHEET, shown[0])
     wide, high = size_of(volume.grid)
-    scores = {name: dice(prediction == value, truth == value) for value, name in bundle.plan.labels.items()}
     return {
         "model": bundle.sha256,
         "labels": {str(value): name for value, name in bundle.plan.labels.items()},
-        "dice": scores,
+        "received": datetime.fromtimestamp(model.stat().st_mtime, UTC).isoformat(),
+        "dice": {name: _dice(prediction == value, truth == value) for value, name in bundle.plan.labels.items()},
         "slices": shown[1],
         "size": [2 * wide, len(shown[1]) * high],
     }
+
+
+def _dice(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float | None:
+    """Return the Dice of a label; None if neither has it, which says nothing about the model."""
+    return dice(prediction, truth) if prediction.any() or truth.any() else None
 
 
 def current_model(state: Path) -> Path | None:

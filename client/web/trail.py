@@ -19,12 +19,15 @@ from common.audit import AuditSummary, Entry, head_of, read_entries
 from common.errors import FedvoxError
 from common.web.marks import Remembered, mark_of
 from common.web.visits import Answer, Page, Visit
+from common.weights.digest import is_sha256
 
 MOST_ROWS = 100
 MOST_EVENTS = 60
 LONGEST_DETAILS = 300
 _OF_TASKS = frozenset({"task_accepted", COUNTED_EVENT, SENT_EVENT, SPENT_EVENT})
 """Events of every task, which would push the others off the page."""
+_NO_NEWS = ("at_time", "read")
+"""Details that say nothing more than the entry does."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,14 @@ def _unverified(place: Place) -> list[Entry]:
 
 
 def _details(entry: Entry) -> str:
-    """Return what an entry says besides its event, shortened: a person wants who and why, not every digest."""
-    shown = {key: value for key, value in entry.details.items() if not isinstance(value, dict | list) or key == "about"}
-    text = ", ".join(f"{key}: {value}" for key, value in shown.items() if value not in (None, "", {}))
+    """Return what an entry says besides its event, shortened: a person wants who and why, not every digest whole."""
+    about = entry.details.get("about")
+    given = entry.details | (about if isinstance(about, dict) else {})
+    shown = {key: value for key, value in given.items() if not isinstance(value, dict | list) and key not in _NO_NEWS}
+    text = ", ".join(f"{key}: {_short(value)}" for key, value in shown.items() if value not in (None, "", False))
     return text if len(text) <= LONGEST_DETAILS else f"{text[:LONGEST_DETAILS]}…"
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return f"{text[:12]}…" if is_sha256(text) else text

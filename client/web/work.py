@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +21,7 @@ from common.errors import DataError, FedvoxError
 if TYPE_CHECKING:
     from client.data.dataset_report import DatasetReport
     from common.imaging.datasets.case import Case
+    from common.imaging.datasets.comparison import SiteTerms, Wanted
 
 MOST_PICTURES = 24
 _NICE = 10
@@ -42,28 +43,40 @@ def check(request: Mapping[str, Any], answer: Answer) -> Any:
 
     report = check_dataset(Path(request["data"]), wanted, progress, site.data_terms)
     content = json.loads(report.to_json())
-    content["pictures"] = list(_pictures(report, Path(request["folder"])))
+    content["pictures"] = list(_pictures(report, _odd_cases(report, wanted, site.data_terms), Path(request["folder"])))
     return content
 
 
-def _pictures(report: DatasetReport, folder: Path) -> Iterator[dict[str, Any]]:
-    """Draw the cases with problems, those with errors first, and yield their names and sizes."""
-    from client.web.pictures import draw_case
+def _odd_cases(report: DatasetReport, wanted: Wanted, terms: SiteTerms) -> Iterator[tuple[Case, str]]:
+    """Yield the cases with problems, read as the check did, each with its worst problem; those with errors first."""
+    from common.imaging.datasets.comparison import compare
     from common.imaging.datasets.dataset import scan_dataset
 
-    severe = [problem for problem in report.problems if problem.severity == "error"]
-    odd = dict.fromkeys(problem.case for problem in (*severe, *report.problems) if problem.case is not None)
-    if not odd:
+    worst: dict[str, str] = {}
+    for problem in sorted(report.problems, key=lambda problem: problem.severity):
+        if problem.case is not None:
+            worst.setdefault(problem.case, problem.text)
+    if not worst:
         return
-    cases = {case.name: case for case in scan_dataset(report.root)[0].cases}
+    dataset = scan_dataset(report.root, terms.dicom, bids=terms.bids)[0]
+    # Those that the comparison leaves out are odd too.
+    cases = {case.name: case for case in (*dataset.cases, *compare(dataset, wanted, terms)[0].cases)}
+    yield from ((cases[name], text) for name, text in worst.items() if name in cases)
+
+
+def _pictures(report: DatasetReport, odd: Iterable[tuple[Case, str]], folder: Path) -> Iterator[dict[str, Any]]:
+    """Draw odd cases, and yield their names, problems and sizes."""
+    from client.web.pictures import draw_case
+
     drawn = 0
-    for name in odd:
-        if name in cases and drawn < MOST_PICTURES:
-            # What cannot be read, which may be the problem, has no picture.
-            with contextlib.suppress(DataError, ValueError):
-                size = draw_case(cases[name], folder / f"{drawn}.png")
-                yield {"case": name, "number": drawn, "size": list(size)}
-                drawn += 1
+    for case, problem in odd:
+        if drawn == MOST_PICTURES:
+            return
+        # What cannot be read, which may be the problem, has no picture.
+        with contextlib.suppress(DataError, ValueError):
+            size = draw_case(case, folder / f"{drawn}.png", report.labels)
+            yield {"case": case.name, "number": drawn, "size": list(size), "problem": problem}
+            drawn += 1
 
 
 def preflight(request: Mapping[str, Any], answer: Answer) -> Any:

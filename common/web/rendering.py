@@ -40,6 +40,11 @@ def environment(folders: Iterable[Path]) -> Environment:
     )
 
 
+def moment(time: str | None) -> str:
+    """Return a time in ISO 8601, to the second, without the zone and letters; the page says that it is UTC."""
+    return time[:19].replace("T", " ") if time else "–"
+
+
 class Renderer:
     """Renders the templates of the shell and of one side.
 
@@ -54,6 +59,7 @@ class Renderer:
     def __init__(self, folder: Path, asset: Callable[[str], str]) -> None:
         self._environment = environment([folder / "templates", TEMPLATES])
         self._environment.globals["asset"] = asset
+        self._environment.filters["moment"] = moment
 
     def __call__(self, template: str, values: Mapping[str, Any]) -> str:
         """Return a page as HTML."""

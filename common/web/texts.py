@@ -42,6 +42,17 @@ class Texts:
             key = f"{key}_one"
         return self._texts[key].format_map(values)
 
+    def number(self, value: float, form: str = ",") -> str:
+        """Return a number as people write it in this language.
+
+        Parameters
+        ----------
+        form
+            A format of Python, such as ``,`` or ``.2f``.
+        """
+        marks = {ord(","): self._texts["number.thousands"], ord("."): self._texts["number.point"]}
+        return format(value, form).translate(marks)
+
     def known(self, key: str, otherwise: str) -> str:
         """Return the text of a word that a run wrote, such as a status, or the word itself if there is none."""
         return self._texts.get(key, otherwise)

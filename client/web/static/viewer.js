@@ -2,14 +2,15 @@
 "use strict";
 
 (() => {
-  const RED = [[0, 86, 230, 0, 204, 240, 213, 0], [0, 0, 213, 255, 148, 126, 20, 180]];
-  const GREEN = [[0, 180, 159, 158, 121, 228, 94, 114], [0, 220, 60, 230, 0, 0, 160, 90]];
-  const BLUE = [[0, 233, 0, 115, 167, 66, 0, 178], [0, 120, 220, 90, 211, 200, 0, 255]];
-
-  function colours(labels, palette) {
+  // The colours are those of the legend.
+  function colours(labels, legend) {
     const values = [0, ...Object.keys(labels).map(Number)];
-    const of = (table) => values.map((value) => (value === 0 ? 0 : table[palette][((value - 1) % 7) + 1]));
-    return { R: of(RED), G: of(GREEN), B: of(BLUE), A: values.map((value) => (value === 0 ? 0 : 255)), I: values, labels: values.map((value) => labels[value] || "") };
+    const of = (value) => {
+      const key = legend.querySelector(`[data-label="${value}"]`);
+      return key ? getComputedStyle(key).backgroundColor.match(/[0-9]+/g).slice(0, 3).map(Number) : [0, 0, 0];
+    };
+    const [R, G, B] = [0, 1, 2].map((channel) => values.map((value) => of(value)[channel]));
+    return { R, G, B, A: values.map((value) => (value === 0 ? 0 : 255)), I: values, labels: values.map((value) => labels[value] || "") };
   }
 
   async function show(box) {
@@ -17,12 +18,12 @@
     const said = box.querySelector("[role=status]");
     const find = (name) => box.querySelector(`[name=${name}]`);
     box.hidden = false;
-    const viewer = new Niivue({ backColor: [0, 0, 0, 1], show3Dcrosshair: true, logLevel: "error", dragAndDropEnabled: false });
+    const viewer = new Niivue({ backColor: [0, 0, 0, 1], isRadiologicalConvention: true, crosshairWidth: 0.5, fontMinPx: 18, logLevel: "error", dragAndDropEnabled: false });
     await viewer.attachToCanvas(box.querySelector("canvas"));
     await viewer.loadVolumes([{ url: box.dataset.image }, { url: box.dataset.truth, opacity: 0.5 }, { url: box.dataset.prediction, opacity: 0.5 }]);
     const labels = JSON.parse(box.dataset.labels);
-    viewer.volumes[1].setColormapLabel(colours(labels, 0));
-    viewer.volumes[2].setColormapLabel(colours(labels, 1));
+    ["truth", "prediction"].forEach((name, index) =>
+      viewer.volumes[index + 1].setColormapLabel(colours(labels, find(name).closest(".buttons"))));
     viewer.updateGLVolume();
     viewer.setSliceType(3);
     const fade = () => ["truth", "prediction"].forEach((name, index) =>
@@ -33,6 +34,12 @@
     const move = (by) => viewer.moveCrosshairInVox(...along().map((step) => step * by));
     find("back").addEventListener("click", () => move(-1));
     find("forward").addEventListener("click", () => move(1));
+    box.querySelector("canvas").addEventListener("keydown", (event) => {
+      const by = { ArrowUp: 1, ArrowDown: -1 }[event.key];
+      if (!by) return;
+      event.preventDefault();
+      move(by);
+    });
     said.hidden = true;
     box.dataset.ready = "yes";
   }
@@ -43,7 +50,8 @@
       box.hidden = false;
       const said = box.querySelector("[role=status]");
       said.textContent = box.dataset.failed;
-      box.replaceChildren(said);
+      said.hidden = false;
+      box.querySelector(".shown").remove();
     });
   });
   document.addEventListener("DOMContentLoaded", start);

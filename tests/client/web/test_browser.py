@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from client.consent.decisions import DecisionBook
 from client.web.jobs import Jobs, Work
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 __all__ = ["browser"]
+
+A4 = 794
+"""Pixels across a sheet of paper."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,8 @@ def hospital(place: Place, tmp_path: Path) -> Iterator[Hospital]:
     for file in (folder / "0.png", folder / "scan" / "sheet.png"):
         write_png(file, picture)
     ball = (np.linalg.norm(np.indices((16, 20, 12)).T - (8, 10, 6), axis=-1).T < 5).astype(np.uint8)
-    for name, values in (("image", ball.astype(np.float32)), ("truth", ball), ("prediction", np.roll(ball, 2, 0))):
+    image = ball + 2.0 * (np.indices(ball.shape)[0] >= 8)  # the patient's right is brighter
+    for name, values in (("image", image.astype(np.float32)), ("truth", ball), ("prediction", np.roll(ball, 2, 0))):
         nib.save(nib.Nifti1Image(values, np.eye(4)), folder / "scan" / f"{name}.nii.gz")
     jobs = Jobs(tmp_path / "page.log")
     for kind, about, result in (
@@ -85,11 +91,24 @@ def test_pages_fit_have_no_barriers_and_ask_nobody_else(browser: Browser, hospit
             assert barriers(page) == [], path
 
 
+def test_nothing_is_cut_off_on_paper(browser: Browser, hospital: Hospital) -> None:
+    with opened(browser, hospital.address, A4) as page:
+        sign_in(page, hospital.link)
+        page.emulate_media(media="print")
+        for path in ("/", "/sent", "/privacy", "/data"):
+            page.goto(f"{hospital.address}{path}")
+            assert overflow(page) <= 0, path
+
+
 def test_a_federation_is_approved_by_keyboard_alone(browser: Browser, hospital: Hospital) -> None:
     with opened(browser, hospital.address) as page:
         sign_in(page, hospital.link)
         tab_to(page, "#name")
         page.keyboard.type("Dr. Keyboard")
+        page.keyboard.press("Enter")
+        assert not hospital.book().read().approvals, "nobody approves what they have not ticked"
+        tab_to(page, "#read")
+        page.keyboard.press("Space")
         tab_to(page, "#approve")
         page.once("dialog", lambda dialog: dialog.accept())
         page.keyboard.press("Enter")
@@ -128,5 +147,9 @@ def test_the_viewer_shows_the_scan_and_asks_nobody_else(browser: Browser, hospit
         before = page.locator("canvas").screenshot()
         page.locator("[name=truth]").uncheck()
         page.locator("[name=prediction]").uncheck()
-        assert page.locator("canvas").screenshot() != before
+        page.locator("[name=view]").select_option("0")
+        alone = page.locator("canvas").screenshot()
+        assert alone != before
+        left, right = np.array_split(imread(BytesIO(alone))[..., :3].mean(axis=2), 2, axis=1)
+        assert left.mean() > right.mean(), "the patient's right is on the left, as in the slices"
         assert barriers(page) == []

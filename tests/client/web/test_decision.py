@@ -35,13 +35,13 @@ def test_the_page_says_what_the_command_says(place: Place) -> None:
     for line in as_text(document(read_request(place.kit)), 100_000).splitlines()[1:]:
         for part in line.replace("Digest: ", "").strip().removeprefix("- ").split("  "):
             assert " ".join(part.split()) in shown
-    assert "not approved" in shown and "With your link you may look." in shown
+    assert "not approved" in shown and "Your link lets you look." in shown
 
 
 def test_decisions_on_the_page_are_those_of_the_commands(place: Place) -> None:
     client = visitor(place, Role.ACT)
     assert refusal(place) is ErrorCode.NOT_APPROVED
-    assert "is approved by Dr. A (link" in do(client, "/approve", name=" Dr.  A ", digest=DIGEST)
+    assert "is approved by Dr. A (link" in do(client, "/approve", name=" Dr.  A ", digest=DIGEST, read="yes")
     assert refusal(place) is None
     assert "Paused by link" in do(client, "/pause", name="", digest=DIGEST)
     assert refusal(place) is ErrorCode.PAUSED
@@ -51,11 +51,17 @@ def test_decisions_on_the_page_are_those_of_the_commands(place: Place) -> None:
     assert refusal(place) is ErrorCode.WITHDRAWN
 
 
+@pytest.mark.parametrize("given", [{"name": "Dr. A"}, {"name": " ", "read": "yes"}, {"name": "Dr. A", "read": "no"}])
+def test_nobody_approves_without_a_name_or_by_mistake(place: Place, given: dict[str, str]) -> None:
+    assert "Not done: give your name, and tick" in do(visitor(place, Role.ACT), "/approve", digest=DIGEST, **given)
+    assert refusal(place) is ErrorCode.NOT_APPROVED
+
+
 def test_the_log_says_who_did_what(place: Place) -> None:
-    do(visitor(place, Role.ACT), "/approve", name="Dr. A", digest=DIGEST)
+    do(visitor(place, Role.ACT), "/approve", name="Dr. A", digest=DIGEST, read="yes")
     asked, approved = read_entries(place.state / AUDIT_FILE)
     assert (asked.event, asked.details["action"]) == ("page_action", "approve")
-    assert asked.details["about"] == {"name": "Dr. A", "digest": DIGEST}
+    assert asked.details["about"] == {"name": "Dr. A", "digest": DIGEST, "read": "yes"}
     assert approved.event == "approved"
     assert approved.details["user"] == f"Dr. A ({asked.details['who']})"
     assert approved.details["account"]
@@ -65,7 +71,7 @@ def test_only_what_was_shown_is_approved(place: Place) -> None:
     client = visitor(place, Role.ACT)
     token = csrf_of(client)
     write_kit(place.kit, **ASKED, rounds=9)
-    client.post("/approve", data={"csrf": token, "name": "", "digest": DIGEST}, headers=SAME_ORIGIN)
+    client.post("/approve", data={"csrf": token, "name": "Dr. A", "digest": DIGEST, "read": "yes"}, headers=SAME_ORIGIN)
     shown = words(client.get("/"))
     assert "Not done" in shown and "review it again" in shown and "9 rounds" in shown
     assert not DecisionBook(place.state, place.consent).read().approvals
@@ -76,7 +82,7 @@ def test_what_the_site_file_does_not_allow_is_shown_and_not_approved(place: Plac
     (place.state / SITE_FILE).write_text("limits: {max_rounds: 2}\n", encoding="utf-8")
     client = visitor(place, Role.ACT)
     assert "3 rounds are more than limits.max_rounds (2)" in words(client.get("/"))
-    assert "does not allow this federation" in do(client, "/approve", name="", digest=DIGEST)
+    assert "does not allow this federation" in do(client, "/approve", name="Dr. A", digest=DIGEST, read="yes")
     assert refusal(place) is ErrorCode.OUTSIDE_LIMITS
 
 
@@ -90,7 +96,7 @@ def test_who_may_look_cannot_decide(place: Place) -> None:
 
 def test_stopping_works_with_a_log_that_cannot_be_written_and_approving_does_not(place: Place) -> None:
     client = visitor(place, Role.ACT)
-    do(client, "/approve", name="", digest=DIGEST)
+    do(client, "/approve", name="Dr. A", digest=DIGEST, read="yes")
     log = place.state / AUDIT_FILE
     log.write_bytes(log.read_bytes().replace(b'"approve"', b'"improve"'))
     assert "could not be written into the audit log" in do(client, "/pause", name="", digest=DIGEST)
@@ -112,7 +118,7 @@ def test_a_damaged_kit_is_named(place: Place, damage: str) -> None:
 
 def test_texts_of_the_federation_and_of_people_are_text(place: Place) -> None:
     client = visitor(place, Role.ACT)
-    do(client, "/approve", name='<img src=x onerror="x">\x1b[31m', digest=DIGEST)
+    do(client, "/approve", name='<img src=x onerror="x">\x1b[31m', digest=DIGEST, read="yes")
     for page in (client.get("/").text, client.get("/sent").text, client.get("/?lang=de").text):
         assert "<img" not in page and "<b>liver" not in page and "\x1b" not in page
     german = load_texts([Path(client_web.__file__).parent / "texts"])["de"]

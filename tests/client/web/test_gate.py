@@ -55,16 +55,26 @@ def test_whatever_a_file_a_log_or_a_scan_says_is_only_text(place: Place, tmp_pat
     (folder.logs / "runner.log").write_text(f"{EVIL}\n", encoding="utf-8")
     jobs = Jobs(tmp_path / "page.log")
     case = {"name": EVIL, "usable": False, "shape": [1, 2, 3], "spacing_mm": None, "orientation": EVIL}
+    texts = ("number", "description", "modality", "case", "outcome", "reason")
+    series = dict.fromkeys(texts, EVIL) | {"files": 1}
     report = {
-        "pictures": [{"case": EVIL, "number": 0, "size": [5, 6]}],
+        "pictures": [{"case": EVIL, "number": 0, "size": [5, 6], "problem": EVIL}],
         "problems": [{"case": EVIL, "severity": EVIL, "problem": EVIL, "file": EVIL}],
         "cases": [case | {"label_ml": {"1": 2.0}}],
         "labels": {"1": EVIL},
         "usable": False,
         "patients": None,
         "layout": EVIL,
+        "studies": [{"series": [series]}],
     }
-    segmented = {"model": EVIL, "labels": {"1": EVIL}, "dice": {EVIL: 0.5}, "slices": [3], "size": [20, 30]}
+    segmented = {
+        "received": EVIL,
+        "model": EVIL,
+        "labels": {"1": EVIL},
+        "dice": {EVIL: 0.5},
+        "slices": [3],
+        "size": [20, 30],
+    }
     preflight = [{"name": EVIL, "severity": EVIL, "text": EVIL}]
     for kind, result in (("check", report), ("cases", [EVIL]), ("segment", segmented), ("preflight", preflight)):
         jobs._last[kind] = Work(kind, {"case": EVIL}, result=result, has_ended=True)

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+import client.web as client_web
 from client.web.jobs import Jobs, Work
+from client.web.pictures import COLOURS
 from client.web.place import Place
 from client.web.side import hospital_side
 from common.web.shell import Address, Shell
@@ -16,15 +18,23 @@ from common.web.visits import Role
 from tests.client.web.hospital import do, words
 from tests.common.web.side import HOST, SAME_ORIGIN, browser, csrf_of, signed_in
 
-RESULT = {"model": "a" * 64, "labels": {"1": '"><b>'}, "dice": {'"><b>': 0.5}, "slices": [3, 4], "size": [20, 30]}
+RESULT = {
+    "received": "2026-01-05T09:07:37+00:00",
+    "model": "a" * 64,
+    "labels": {"1": '"><b>'},
+    "dice": {'"><b>': 0.5},
+    "slices": [3, 4],
+    "size": [20, 30],
+}
 REPORT = {
-    "pictures": [{"case": "<i>odd", "number": 0, "size": [5, 6]}],
+    "pictures": [{"case": "<i>odd", "number": 0, "size": [5, 6], "problem": "<i>bad"}],
     "problems": [],
     "cases": [],
     "labels": {},
     "usable": False,
     "patients": None,
     "layout": "files",
+    "studies": [],
 }
 NAMES = ["case <i>0", "case 1"]
 
@@ -100,6 +110,12 @@ def test_who_may_only_look_starts_nothing(shell: Shell, client: TestClient) -> N
 def test_without_a_dataset_folder_actions_say_so(place: Place, tmp_path: Path) -> None:
     page = Shell(hospital_side(place, Jobs(tmp_path / "log"), tmp_path), Address((HOST,), 8750))
     acts = signed_in(page, Role.ACT)
-    assert "start the page with --data DIR" in words(acts.get("/data"))
+    assert "Start it with --data DIR" in words(acts.get("/data"))
     for path in ("/data/check", "/data/preflight", "/scans/find"):
         assert "Not done: there is no dataset folder" in do(acts, path)
+
+
+def test_the_legend_has_the_colours_of_the_pictures() -> None:
+    style = (Path(client_web.__file__).parent / "static" / "hospital.css").read_text(encoding="utf-8")
+    for number, colour in enumerate(COLOURS[1:].tolist(), 1):
+        assert f".l-{number} {{ background: rgb({' '.join(map(str, colour))}); }}" in style

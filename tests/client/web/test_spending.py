@@ -10,7 +10,7 @@ from tests.client.web.hospital import visitor, words
 
 
 def test_nothing_spent_is_said(place: Place) -> None:
-    assert "Nothing was spent." in words(visitor(place).get("/privacy"))
+    assert "Nothing was spent yet." in words(visitor(place).get("/privacy"))
 
 
 def test_what_is_spent_and_left_and_where_the_limit_is(place: Place) -> None:
@@ -24,7 +24,7 @@ def test_what_is_spent_and_left_and_where_the_limit_is(place: Place) -> None:
     assert f"epsilon {spent:.2f}. Left: {8 - spent:.2f}." in shown
     assert f"epsilon {of(VALIDATION, VALIDATION):.2f}. Left" in shown
     assert "no patient may spend more than epsilon 8 at delta 1e-05" in shown
-    assert "first trained on 2 20" in shown
+    assert "first for training 2 20" in shown
     assert f'class="used" x="0" y="6" width="{round(640 * spent / 8)}"' in answer.text
     assert 'class="over"' not in answer.text
     (place.state / SITE_FILE).write_text("privacy: {max_epsilon: 0.01}\n", encoding="utf-8")

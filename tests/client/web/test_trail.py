@@ -9,6 +9,7 @@ from client.state_folder import AUDIT_FILE
 from client.web import trail
 from client.web.place import Place
 from common.audit import AuditLog, verify
+from common.web.rendering import moment
 from tests import kits
 from tests.client.web.hospital import visitor, words
 
@@ -34,12 +35,12 @@ def test_every_task_with_size_and_digest_and_the_proof(place: Place) -> None:
     shown = words(client.get("/sent"))
     for number in (1, 2, 3):
         assert f"updates aaaaaaaa {number} 1,00{number} {number:064x}" in shown
-    assert "Messages 3 Bytes 3,006 updates 3" in shown and "cost at most 1.50" in shown
+    assert "Messages 3 Bytes 3,006 updates 3" in shown and "Highest epsilon sent to this federation 1.50" in shown
     proof = verify(place.state / AUDIT_FILE)
-    assert "The chain of 4 entries is intact" in shown and proof.head in shown
+    assert "The log has 4 entries" in shown and proof.head in shown
     assert "approved" in shown and "Dr. A" in shown
     DecisionBook(place.state, place.consent).pause("Dr. B")
-    assert "The chain of 5 entries" in words(client.get("/sent")), "the page follows the log"
+    assert "The log has 5 entries" in words(client.get("/sent")), "the page follows the log"
 
 
 def test_a_broken_log_is_said_with_what_can_be_read(place: Place) -> None:
@@ -71,7 +72,7 @@ def test_a_clock_that_went_back_is_said_and_changes_no_order(place: Place) -> No
     lines[1]["time"] = "2001-01-01T00:00:00.000+00:00"
     log.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines), encoding="utf-8")
     shown = words(visitor(place).get("/sent"))
-    assert f"clock went back, from {first} to 2001-01-01" in shown
+    assert f"clock went back, from {moment(first)} to 2001-01-01 00:00:00" in shown
     table = shown.partition("Task by task")[2]
     assert table.index("1,002") < table.index("1,001"), "the newest is first, whatever its time"
 

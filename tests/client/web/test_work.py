@@ -80,6 +80,8 @@ def test_a_check_draws_the_odd_cases(site: Place, tmp_path: Path) -> None:
     case = next(case for case in found["cases"] if case["name"] == picture["case"])
     assert pixels.shape[:2] == (case["shape"][1], case["shape"][0])
     assert json.loads(json.dumps(found)) == found
+    red, _, blue = pixels[-1, -1, :3]
+    assert red > blue, "the slice is the one with the label that nobody declared"
 
 
 def test_slices_are_as_radiologists_see_them() -> None:

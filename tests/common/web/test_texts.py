@@ -67,3 +67,13 @@ def test_a_chosen_language_stays(shell: Shell) -> None:
     client = signed_in(shell, Role.LOOK)
     assert '<html lang="de">' in client.get("/?lang=de").text
     assert "Abmelden" in client.get("/").text
+
+
+@pytest.mark.parametrize(
+    ("language", "form", "written"),
+    [("en", ",", "1,234,568"), ("de", ",", "1.234.568"), ("en", ".2f", "1234567.89"), ("de", ",.1f", "1.234.567,9")],
+)
+def test_numbers_are_written_as_in_the_language(language: str, form: str, written: str) -> None:
+    assert (
+        load_texts([ROOM_OF_BOTH / "texts"])[language].number(1234567.89 if "f" in form else 1234568, form) == written
+    )
