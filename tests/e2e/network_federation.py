@@ -78,6 +78,7 @@ class Federation:
 
     Attributes:
         within: name of a process (``server``, or a site's) -> a command that runs it in another place.
+        server_options: further options of ``fedvox-server start``.
 
     Args:
         folder: for everything.
@@ -100,6 +101,7 @@ class Federation:
         provision(self.config, self.kits)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.within: dict[str, tuple[str, ...]] = {}
+        self.server_options: tuple[str, ...] = ()
         self._approved: set[str] = set()
 
     @property
@@ -121,7 +123,7 @@ class Federation:
 
     def server_command(self) -> list[str]:
         """``fedvox-server start``."""
-        return [*SERVER, "start", "--kit", str(self.kits / "server")]
+        return [*SERVER, "start", "--kit", str(self.kits / "server"), *self.server_options]
 
     def start_server(self) -> subprocess.Popen[bytes]:
         """Starts the server."""

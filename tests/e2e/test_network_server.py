@@ -6,15 +6,18 @@ import json
 import shutil
 import signal
 import subprocess
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from client.consent.sent_summary import NUMBERS, UPDATE, departures
 from client.state_folder import AUDIT_FILE
 from common.audit import read_entries, verify
 from common.models.bundle import load_bundle
+from common.system.supervisor import free_port
 from server.provisioning.kits import revoke
 from tests.e2e.network_federation import (
     NICE,
@@ -36,11 +39,14 @@ SCAFFOLD = ("strategy.name=scaffold", "training.optimizer=sgd", "training.learni
 def waiting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
     """A server that waits for all its sites, however late they come; ``lost`` was provisioned and then revoked.
 
-    With SCAFFOLD, whose sites receive a second vector and keep one.
+    With SCAFFOLD, whose sites receive a second vector and keep one. Its tracking server is down all the time.
     """
     everybody = ("strategy.min_sites=3", *SCAFFOLD)
     with federation(tmp_path_factory.mktemp("waiting"), ("east", "lost", "north", "west"), everybody) as made:
         revoke(made.kits, "lost")
+        tracking = made.folder / "tracking.yaml"
+        tracking.write_text(f"mlflow: http://kathe:s3cret@127.0.0.1:{free_port()}\n", encoding="utf-8")
+        made.server_options = ("--tracking", str(tracking), "--metrics", str(free_port()))
         made.start_server()
         wait_for(made.is_up, 120, "a server that waits for sites")
         yield made
@@ -57,7 +63,7 @@ def finished(waiting: Federation) -> Federation:
 
 
 def test_a_second_server_on_the_same_run_is_refused(waiting: Federation) -> None:
-    second = [*NICE, *waiting.server_command()]
+    *second, _, _ = [*NICE, *waiting.server_command()]  # without --metrics, whose port is taken, too
     done = subprocess.run(second, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "running already" in done.stderr
@@ -68,6 +74,13 @@ def test_status_tells_the_truth_while_it_waits(waiting: Federation) -> None:
     assert status["status"] == "running"
     assert {process["state"] for process in status["network"]["processes"].values()} == {"ready"}
     assert not any(site["connected"] for site in status["network"]["sites"].values())
+
+
+def test_metrics_tell_the_truth_while_it_waits(waiting: Federation) -> None:
+    served = httpx.get(f"http://127.0.0.1:{waiting.server_options[-1]}/metrics").text
+    assert "fedvox_server_up 1.0" in served
+    assert 'fedvox_server_site_connected{site="west"} 0.0' in served
+    assert 'fedvox_server_process_ready{process="gateway"} 1.0' in served
 
 
 def test_a_site_with_anothers_name_does_not_start(waiting: Federation) -> None:
@@ -115,6 +128,15 @@ def test_three_sites_finish_three_rounds(finished: Federation) -> None:
     events = verify(finished.run / "audit.jsonl").events
     assert events["round_done"] == 4
     assert events["model_released"] == 1
+
+
+def test_a_tracking_server_that_is_down_is_told_once_and_changes_nothing(finished: Federation) -> None:
+    shown = finished.log("server")
+    assert shown.count("tracking: mlflow: ") == 1
+    assert "not everything was sent; to send it later: fedvox-server track" in shown
+    files = [path for path in finished.folder.rglob("*") if path.is_file() and path.name != "tracking.yaml"]
+    for secret in (b"s3cret", b64encode(b"kathe:s3cret")):
+        assert [path for path in files if secret in path.read_bytes()] == []
 
 
 def test_sites_keep_what_they_learnt_of_their_gradient(finished: Federation) -> None:
