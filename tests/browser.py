@@ -23,16 +23,22 @@ RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """One browser for all tests of a process."""
-    program = shutil.which("chromium")
-    if program is None:
+    if shutil.which("chromium") is None:
         if os.environ.get("FEDVOX_REQUIRE_BROWSER") == "1":
             pytest.fail("chromium is missing: make browser-tools")
         pytest.skip("chromium is missing: make browser-tools")
+    with launched() as started:
+        yield started
+
+
+@contextmanager
+def launched() -> Iterator[Browser]:
+    """A browser that ends with the block."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         # As root, as in containers, Chromium starts only without its sandbox; it sees nothing but our own pages.
-        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        started = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         yield started
         started.close()
 

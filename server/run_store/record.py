@@ -176,9 +176,9 @@ class RunRecord:
 
 def as_number(value: object) -> float | None:
     """Return a finite number as float, and None for anything else (text, ``null``, NaN, infinity)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, int | float)):
         return None
-    return float(value)
+    return float(value) if math.isfinite(value) else None
 
 
 def as_scores(value: object) -> dict[int, float]:

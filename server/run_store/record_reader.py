@@ -12,6 +12,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def _read_training(run: RunRecord, event_bytes: int | None = None) -> None:
     run.rounds = _read_rounds(run)
     run.sites = _read_sites(run)
     run.labels = _collect_labels(run, {})
-    run.events = _read_lines(run, "events.jsonl", event_bytes)
+    run.events = _read_lines(run, "events.jsonl", last_bytes=event_bytes)
 
 
 def _read_text(run: RunRecord, name: str, last_bytes: int | None = None) -> str:
@@ -138,17 +139,19 @@ def _parse_mapping(run: RunRecord, name: str, text: str, parse: Callable[[str], 
     return {}
 
 
-def _read_lines(run: RunRecord, name: str, last_bytes: int | None = None) -> list[Mapping[str, Any]]:
+def _read_lines(
+    run: RunRecord, name: str, parse: Callable[[str], Any] = json.loads, last_bytes: int | None = None
+) -> list[Any]:
     """Read the objects of a JSON-lines file. An interruption can truncate only a last line without a newline."""
     text = _read_text(run, name, last_bytes)
     lines = [line for line in text.split("\n") if line.strip()]
-    objects: list[Mapping[str, Any]] = []
+    objects = []
     for number, line in enumerate(lines, start=1):
         try:
-            content = json.loads(line)
+            content = parse(line)
         except ValueError:
             content = None
-        if isinstance(content, dict):
+        if isinstance(content, dict | Round):
             objects.append(content)
         elif number == len(lines) and not text.endswith("\n"):
             run.notes.append(f"The last line of {name} is incomplete: the run was interrupted while writing it.")
@@ -171,13 +174,20 @@ def _read_plan(run: RunRecord) -> Plan | None:
 def _read_rounds(run: RunRecord) -> list[Round]:
     """Read the rounds in order; the last line counts for a round that was repeated after a resume."""
     rounds: dict[int, Round] = {}
-    for line in _read_lines(run, "rounds.jsonl"):
-        number = as_number(line.get("round"))
-        if number is None:
+    for line in _read_lines(run, "rounds.jsonl", _parse_round):
+        if isinstance(line, Round):
+            rounds[line.number] = line
+        else:
             run.notes.append("A line of rounds.jsonl has no round number and was ignored.")
-            continue
-        rounds[int(number)] = _round_from(int(number), line)
     return [rounds[number] for number in sorted(rounds)]
+
+
+@lru_cache(maxsize=1024)
+def _parse_round(text: str) -> Any:
+    """Parse a line of ``rounds.jsonl``, once: whoever watches a run reads its file again after each round."""
+    line = json.loads(text)
+    number = as_number(line.get("round")) if isinstance(line, dict) else None
+    return line if number is None else _round_from(int(number), line)
 
 
 def _round_from(number: int, line: Mapping[str, Any]) -> Round:

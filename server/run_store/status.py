@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,21 @@ def describe_run(folder: RunFolder) -> RunStatus:
     DamagedFileError
         A file that it reads is damaged.
     """
+    return as_it_runs(describe_files(folder), folder.path)
+
+
+def as_it_runs(status: RunStatus, run: Path) -> RunStatus:
+    """Return the status of a run's files (``describe_files``) with what its processes do now."""
+    network, word = read_network_status(run), status.status
+    if network is not None and word == "unfinished":
+        word = "running" if network.running else "not running"
+    elif network is None and word != "finished" and is_started(run):
+        word = "running"
+    return replace(status, status=word, network=network)
+
+
+def describe_files(folder: RunFolder) -> RunStatus:
+    """Return the status as the run's finished rounds have it, as ``describe_run`` without its processes."""
     config = _read_mapping(folder.path / "federation.yaml", lambda text: parse_yaml(text, FEDERATION_FILE))
     state = folder.load_state()
     if state is not None:
@@ -82,11 +97,6 @@ def describe_run(folder: RunFolder) -> RunStatus:
     rounds = folder.read_rounds()
     summary = folder.path / SUMMARY_FILE
     status = str(_read_mapping(summary, json.loads)["status"]) if summary.exists() else "unfinished"
-    network = read_network_status(folder.path)
-    if network is not None and status == "unfinished":
-        status = "running" if network.running else "not running"
-    elif network is None and status != "finished" and is_started(folder.path):
-        status = "running"
     last = rounds[-1] if rounds else {"mean_dice": None, "sites": {}}
     return RunStatus(
         name=config["name"],
@@ -103,7 +113,6 @@ def describe_run(folder: RunFolder) -> RunStatus:
         seconds=state.seconds if state else 0.0,
         noised=scores_are_noised(config),
         alarms=tuple(state.alarms.values()) if state else (),
-        network=network,
     )
 
 

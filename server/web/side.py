@@ -118,7 +118,7 @@ class _Pages:
         seen = self._run(visit).see()
         private = seen.record.configuration.get("privacy")
         kinds = ("dice", "loss", "epsilon") if isinstance(private, Mapping) else ("dice", "loss")
-        drawings = {kind: KINDS[kind](seen.record, visit.t("run.mean")).drawing() for kind in kinds}
+        drawings = {kind: seen.history.drawing(kind, visit.t("run.mean")) for kind in kinds}
         values = {
             "number": visit.parameters["run"],
             "seen_run": seen,
@@ -253,7 +253,7 @@ def _headline(seen: Seen) -> dict[str, Any]:
         "best_round": None if status is None else status.best_round,
         "noised": bool(status and status.noised),
         "sites": len(record.sites) or len(status.network.sites if status and status.network else ()),
-        "epsilon": score(record.epsilon_spent()),
+        "epsilon": score(seen.history.epsilon),
         "alarms": list(status.alarms) if status else [],
         "usual": seconds(_usual(seen)),
         **totals(record),

@@ -9,6 +9,7 @@ from typing import Any
 from common.formatting import fixed
 from server.formatting import NOTHING, format_bytes, format_seconds
 from server.run_store.record import Round, RunRecord, as_number
+from server.web.history import SiteHistory
 from server.web.watched_run import Seen
 
 MOST_EVENTS = 20
@@ -33,7 +34,7 @@ def site_rows(seen: Seen) -> list[dict[str, Any]]:
     rows = []
     for name in dict.fromkeys([*known, *live, *quarantine]):
         site, about = known.get(name), _mapping(live.get(name))
-        last = next((line for line in reversed(seen.record.rounds) if name in line.sites), None)
+        past = seen.history.sites.get(name, SiteHistory())
         rows.append(
             {
                 "name": name,
@@ -41,14 +42,14 @@ def site_rows(seen: Seen) -> list[dict[str, Any]]:
                 "seen": short_time(about.get("seen")),
                 "progress": _progress(about) if runs else None,
                 "now": str(about.get("status") or "") if runs else "",
-                "last": last.sites[name] if last else None,
-                "last_round": last.number if last else None,
-                "dice": score(last.sites[name].mean_dice if last else None),
-                "loss": score(last.sites[name].train_loss if last else None),
-                "time": seconds(last.sites[name].seconds if last else None),
+                "last": past.last,
+                "last_round": past.last_round,
+                "dice": score(past.last.mean_dice if past.last else None),
+                "loss": score(past.last.train_loss if past.last else None),
+                "time": seconds(past.last.seconds if past.last else None),
                 "patients": (site.train, site.validation) if site else (None, None),
-                "epsilon": score(seen.record.epsilon_spent(name)),
-                "refused_rounds": _refused(seen.record, name),
+                "epsilon": score(past.epsilon),
+                "refused_rounds": past.refused,
                 "quarantine": str(quarantine.get(name, "")),
                 "released": name in seen.released,
                 "refusals": _mapping(network.refused.get(name)) if network else {},
@@ -147,14 +148,12 @@ def _progress(about: Mapping[str, Any]) -> tuple[int, int] | None:
     return (int(step), int(steps)) if step is not None and steps else None
 
 
-def _refused(record: RunRecord, name: str) -> int:
-    return sum(name in line.sites and line.sites[name].status == "refused" for line in record.rounds)
-
-
 def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
 def _short(value: object, most: int = 200) -> str:
+    if isinstance(value, Mapping):
+        value = [f"{key} {part}" for key, part in value.items()]
     text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
     return text if len(text) <= most else f"{text[:most]}…"

@@ -27,7 +27,8 @@ from server.run_store.locks import is_started
 from server.run_store.record import RunRecord
 from server.run_store.record_reader import read_training
 from server.run_store.state import RunState
-from server.run_store.status import RunStatus, describe_run
+from server.run_store.status import RunStatus, as_it_runs, describe_files
+from server.web.history import History
 
 _READ = (FEDERATION_FILE, PLAN_FILE, PARTITION_FILE, ROUNDS_FILE, STATE_FILE, SUMMARY_FILE, "events.jsonl")
 
@@ -44,11 +45,16 @@ class Seen:
         Sites in quarantine that somebody has released, which the run's next round reads.
     """
 
-    record: RunRecord
+    history: History
     status: RunStatus | None
     state: RunState | None
     problem: str = ""
     released: frozenset[str] = frozenset()
+
+    @property
+    def record(self) -> RunRecord:
+        """All that the run's files hold."""
+        return self.history.record
 
     @property
     def name(self) -> str:
@@ -69,7 +75,8 @@ class WatchedRun:
         self.path = path
         self.audit = AuditLog(path / AUDIT_FILE)
         files = [path / name for name in _READ]
-        self._record = Remembered(partial(mark_of, *files), partial(read_training, path))
+        self._history = Remembered(partial(mark_of, *files), lambda: History(read_training(path)))
+        self._state = Remembered(partial(mark_of, *files), self._read_state)
         self._seen = Remembered(self.mark, self._look)
 
     def mark(self) -> Hashable:
@@ -91,12 +98,16 @@ class WatchedRun:
         return self._seen.get()
 
     def _look(self) -> Seen:
-        record = self._record.get()
+        history = self._history.get()
         try:
-            folder = RunFolder.open(self.path)
-            return Seen(record, describe_run(folder), folder.load_state(), released=_waiting_releases(self.path))
+            status, state = self._state.get()
         except FedvoxError as error:
-            return Seen(record, None, None, str(error))
+            return Seen(history, None, None, str(error))
+        return Seen(history, as_it_runs(status, self.path), state, released=_waiting_releases(self.path))
+
+    def _read_state(self) -> tuple[RunStatus, RunState | None]:
+        folder = RunFolder.open(self.path)
+        return describe_files(folder), folder.load_state()
 
 
 def _waiting_releases(path: Path) -> frozenset[str]:

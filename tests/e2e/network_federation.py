@@ -125,19 +125,20 @@ class Federation:
         """``fedvox-server start``."""
         return [*SERVER, "start", "--kit", str(self.kits / "server"), *self.server_options]
 
-    def start_server(self) -> subprocess.Popen[bytes]:
+    def start_server(self, *options: str) -> subprocess.Popen[bytes]:
         """Starts the server."""
-        return self._start("server", self.server_command())
+        return self._start("server", [*self.server_command(), *options])
 
-    def start_site(self, site: str, kit: Path | None = None, client: Sequence[str] = CLIENT) -> subprocess.Popen[bytes]:
-        """``fedvox-client approve`` and ``start``; ``client`` is the program that starts."""
+    def start_site(
+        self, site: str, kit: Path | None = None, client: Sequence[str] = CLIENT, options: Sequence[str] = ()
+    ) -> subprocess.Popen[bytes]:
+        """``fedvox-client approve`` and ``start`` with ``options``; ``client`` is the program that starts."""
         kit = kit or self.kits / "sites" / site
         self._approve(site, kit)
         cache = self.folder / "cache"
         StateFolder(kit / "state").make()
-        return self._start(
-            site, [*client, "start", "--kit", str(kit), "--data", str(self.data(site)), "--cache", str(cache)]
-        )
+        command = [*client, "start", "--kit", str(kit), "--data", str(self.data(site)), "--cache", str(cache)]
+        return self._start(site, [*command, *options])
 
     def start(self, *sites: str, scripted: Sequence[str] = ()) -> None:
         """Starts the server and, once it waits for sites, some of them."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import shutil
 import signal
 import subprocess
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -47,18 +50,37 @@ def waiting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
         tracking = made.folder / "tracking.yaml"
         tracking.write_text(f"mlflow: http://kathe:s3cret@127.0.0.1:{free_port()}\n", encoding="utf-8")
         made.server_options = ("--tracking", str(tracking), "--metrics", str(free_port()))
-        made.start_server()
+        made.start_server("--page", f"127.0.0.1:{free_port()}")
         wait_for(made.is_up, 120, "a server that waits for sites")
         yield made
 
 
 @pytest.fixture(scope="module")
-def finished(waiting: Federation) -> Federation:
+def shown() -> list[str]:
+    """What the page beside the server showed of the run, each time that it had changed."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def finished(waiting: Federation, shown: list[str]) -> Federation:
     """The same, joined by three sites, at its end."""
-    for site in ("east", "north", "west"):
-        waiting.start_site(site)
     server = waiting.processes["server"]
-    wait_for(lambda: server.poll() is not None, 240, "the end of the federation")
+    link = re.search(r"to look: (\S+)/sign-in\?token=(\S+)", waiting.log("server"))
+    assert link is not None
+    with httpx.Client(base_url=link[1], headers={"Origin": link[1]}, timeout=60) as client:
+        assert client.post("/sign-in", data={"token": link[2]}).status_code == 303
+
+        def look() -> bool:
+            with suppress(httpx.TransportError):  # the page ends with the server
+                said = " ".join(re.sub(r"<[^>]*>", " ", client.get("/runs/0").text.partition("<main")[2]).split())
+                if said not in shown[-1:]:
+                    shown.append(said)
+            return server.poll() is not None
+
+        look()
+        for site in ("east", "north", "west"):
+            waiting.start_site(site)
+        wait_for(look, 240, "the end of the federation")
     return waiting
 
 
@@ -137,6 +159,22 @@ def test_a_tracking_server_that_is_down_is_told_once_and_changes_nothing(finishe
     files = [path for path in finished.folder.rglob("*") if path.is_file() and path.name != "tracking.yaml"]
     for secret in (b"s3cret", b64encode(b"kathe:s3cret")):
         assert [path for path in files if secret in path.read_bytes()] == []
+
+
+@pytest.mark.usefixtures("finished")
+def test_pages_beside_the_server_show_the_run_from_its_first_site_to_its_last_round(shown: list[str]) -> None:
+    first, last = shown[0], shown[-1]
+    assert "waiting for sites" in first
+    assert first.count("not connected") == 4
+    assert "No round is finished yet." in first
+    found = [re.search(r"Rounds (\d) / 3", said) for said in shown]
+    rounds = [number for number, _ in itertools.groupby(match[1] for match in found if match)]
+    assert rounds == sorted(rounds)
+    assert rounds[0] == "0"
+    assert rounds[-1] == "3"
+    assert len(rounds) > 2
+    assert any("east connected" in said for said in shown)
+    assert "No round is finished yet." not in last
 
 
 def test_sites_keep_what_they_learnt_of_their_gradient(finished: Federation) -> None:
