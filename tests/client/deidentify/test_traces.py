@@ -104,19 +104,15 @@ def folder() -> Path:
 )
 def test_no_identifier_survives_wherever_it_is_planted(character_set: str, planted: list[tuple[Planted, str]]) -> None:
     name, part = CHARACTER_SETS[character_set]
-    one = one_image(
-        SpecificCharacterSet=character_set.split("\\"),
-        PatientName=name,
-        PatientID="QX-77120934",
-        AccessionNumber="ACC55120981",
-        InstitutionName="Klinik Wolkenheim",
-        ReferringPhysicianName="Quacksalver^Ferdinand",
-        PatientBirthDate="19630517",
-    )
+    one = one_image(SpecificCharacterSet=character_set.split("\\"))
     secrets = {"name": part, "id": "QX-77120934", "accession": "ACC55120981", "hospital": "Klinik Wolkenheim"}
     secrets |= {"physician": "Quacksalver", "birth": "19630517"}
     for plant, which in planted:
         put(one, plant, secrets[which])
+    # Only now, so that nothing took the place of a name: without it, nobody can tell that a word elsewhere is one.
+    one.PatientName, one.PatientID, one.AccessionNumber = name, "QX-77120934", "ACC55120981"
+    one.InstitutionName, one.ReferringPhysicianName = "Klinik Wolkenheim", "Quacksalver^Ferdinand"
+    one.PatientBirthDate = "19630517"
     made = deidentified(folder(), one)
     found = outside_pixels(made.content)
     for secret in secrets.values():
