@@ -95,7 +95,7 @@ class Pushed(Descent):
 @pytest.mark.parametrize("name", CORRECTING)
 @pytest.mark.parametrize("length", [1.0, 3.0, 9.0])
 def test_a_liar_among_five_does_not_move_the_model_without_end(tmp_path: Path, name: str, length: float) -> None:
-    """Remembered at nine times the others' length, it would be 10,000 away after these rounds, and far more later."""
+    """Remembered at nine times the others' length, it would be 8e10 away with FedDyn, and 7 with SCAFFOLD."""
     found = []
     for rounds in (20, 40):
         config = federation(name, rounds=rounds)
@@ -103,7 +103,7 @@ def test_a_liar_among_five_does_not_move_the_model_without_end(tmp_path: Path, n
         pushed = Pushed(config, tmp_path / str(rounds), honest_sites.curvatures, honest_sites.optima)
         pushed.length, pushed.scales = length, {"s4": 1 / length} if length > 2 else {}
         found.append(error(pushed.trained()[0], pushed.optimum))
-    assert found[1] < 1.1 * found[0] and found[1] < 10
+    assert found[1] < 1.1 * found[0] and found[1] < (0.3 if length == 9.0 else 7.0)
 
 
 def test_it_is_reached_with_different_numbers_of_steps(tmp_path: Path) -> None:
