@@ -31,6 +31,8 @@ def visible(text: str, keep: str = "") -> str:
     keep
         Characters to leave as they are, such as the line breaks of a text of several lines.
     """
+    if text.isprintable():
+        return text
     return "".join(
         character if character.isprintable() or character in keep else character.encode("unicode_escape").decode()
         for character in text

@@ -112,8 +112,9 @@ def last_lines(file: Path) -> list[str]:
     except OSError:
         return []
     lines = lines[1:] if size > MOST_BYTES else lines
-    shown = [_SECRETS.sub(r"\1\2…", line.rstrip("\r")) for line in lines if line.strip()]
-    return [line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}…" for line in shown[-MOST_LINES:]]
+    lines = [line.rstrip("\r") for line in lines if line.strip()][-MOST_LINES:]
+    shown = [_SECRETS.sub(r"\1\2…", line) for line in lines]
+    return [line if len(line) <= LONGEST_LINE else f"{line[:LONGEST_LINE]}…" for line in shown]
 
 
 def _round_of(entry: Entry) -> SentRound | None:
