@@ -12,6 +12,7 @@ from starlette.responses import PlainTextResponse
 from uvicorn.server import ServerState
 
 from common.web.connections import MOST_OF_AN_ADDRESS, REQUEST_SECONDS, Connection
+from tests.common.web.loops import run
 
 HEAD = b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 9000\r\n\r\n"
 """Of a request whose body comes never."""
@@ -86,8 +87,8 @@ def test_one_machine_does_not_take_all_connections() -> None:
         state = ServerState()
         return sum(not new_connection(state, address)[1].is_aborted for _ in range(MOST_OF_AN_ADDRESS + 10))
 
-    assert asyncio.run(kept("192.0.2.7")) == MOST_OF_AN_ADDRESS
-    assert asyncio.run(kept("127.0.0.1")) == MOST_OF_AN_ADDRESS + 10
+    assert run(kept("192.0.2.7")) == MOST_OF_AN_ADDRESS
+    assert run(kept("127.0.0.1")) == MOST_OF_AN_ADDRESS + 10
 
 
 def test_bytes_that_make_no_request_win_no_time() -> None:
@@ -109,7 +110,7 @@ def test_bytes_that_make_no_request_win_no_time() -> None:
         connection.connection_lost(None)
         assert not loop.patience()
 
-    asyncio.run(visit())
+    run(visit())
 
 
 def test_requests_one_after_another_have_time_each() -> None:
@@ -122,7 +123,7 @@ def test_requests_one_after_another_have_time_each() -> None:
                 await asyncio.sleep(0)
             assert len(loop.patience()) == 1
 
-    asyncio.run(visit())
+    run(visit())
 
 
 def test_a_head_without_end_is_refused() -> None:
@@ -135,4 +136,4 @@ def test_a_head_without_end_is_refused() -> None:
                 break
         return line.written
 
-    assert b" 400 " in asyncio.run(visit())
+    assert b" 400 " in run(visit())

@@ -14,6 +14,7 @@ from starlette.types import Message
 from common.web.sessions import Sessions
 from common.web.streams import MOST_STREAMS_OF_A_SESSION, News, Streams
 from common.web.visits import Role, Session
+from tests.common.web.loops import run
 from tests.common.web.side import Clock
 
 SCOPE: dict[str, Any] = {"type": "http", "method": "GET", "path": "/events", "headers": []}
@@ -65,7 +66,7 @@ def test_a_page_hears_what_has_changed_since_it_was_made() -> None:
         await streams.answer(session, seen, SCOPE, page.receive, page.send)
         return page.lines
 
-    assert [line for line in asyncio.run(visit()) if line != ":\n\n"] == ["event: run-1\ndata: 2\n\n"]
+    assert [line for line in run(visit()) if line != ":\n\n"] == ["event: run-1\ndata: 2\n\n"]
 
 
 def test_a_flood_of_changes_is_one_line_for_each_topic() -> None:
@@ -84,7 +85,7 @@ def test_a_flood_of_changes_is_one_line_for_each_topic() -> None:
         await streams.answer(session, 0, SCOPE, page.receive, page.send)
         return page.lines[0]
 
-    assert asyncio.run(visit()).count("event:") == 1
+    assert run(visit()).count("event:") == 1
 
 
 def test_a_browser_that_takes_nothing_is_dropped() -> None:
@@ -94,7 +95,7 @@ def test_a_browser_that_takes_nothing_is_dropped() -> None:
         await asyncio.wait_for(streams.answer(session, 0, SCOPE, page.receive, page.send), 20)
         return len(streams._open)
 
-    assert asyncio.run(visit()) == 0
+    assert run(visit()) == 0
 
 
 @pytest.mark.parametrize("steps", range(6))
@@ -113,7 +114,7 @@ def test_a_browser_that_leaves_just_as_news_comes_has_gone(steps: int) -> None:
         await asyncio.wait_for(answering, 20)
         return len(streams._open)
 
-    assert asyncio.run(visit()) == 0
+    assert run(visit()) == 0
 
 
 def test_an_older_look_never_wins() -> None:
@@ -138,7 +139,7 @@ def test_an_older_look_never_wins() -> None:
         await asyncio.gather(older, newer)
         return news._marks["run-0"]
 
-    assert asyncio.run(visit()) == 2
+    assert run(visit()) == 2
 
 
 def test_a_session_has_so_many_streams_and_no_more() -> None:
@@ -154,7 +155,7 @@ def test_a_session_has_so_many_streams_and_no_more() -> None:
         await asyncio.gather(*tasks)
         return late.status, len(news._wakers)
 
-    assert asyncio.run(visit()) == (503, 0)
+    assert run(visit()) == (503, 0)
 
 
 def test_a_watch_that_fails_does_not_end_the_news_and_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -173,5 +174,5 @@ def test_a_watch_that_fails_does_not_end_the_news_and_is_told_once(caplog: pytes
         return news.now
 
     with caplog.at_level(logging.ERROR, "fedvox.web"):
-        assert asyncio.run(visit()) == 1
+        assert run(visit()) == 1
     assert len(caplog.records) == 1
