@@ -181,6 +181,14 @@ def _about_server(facts: RunFacts) -> tuple[Row, ...]:
             else left_open("Where authority/ca.key and copies of the kits are, and who can read them.", _COORDINATOR),
         ),
         row(
+            "Somebody acts at a page in a browser without leave",
+            by_design(
+                "Pages are reached from their own machine alone, or over TLS, by links for one use each or a provider "
+                "of identities. Each action is in the audit log before it is done. Nothing records who only looked."
+            ),
+            left_open("Who was given links, and who can use the machines that serve pages.", _SECURITY),
+        ),
+        row(
             "A hospital's ledger or audit log is set back to an older copy",
             by_design(
                 "The server hands back what a site reported last, and the site compares. A lying server can stop the "
@@ -202,8 +210,8 @@ def _remembered(facts: RunFacts) -> Statement | None:
     if name not in ("scaffold", "feddyn"):
         return None
     return by_design(
-        f"With {name}, what the server remembers of a site counts up to ten times the median length, for the rest of "
-        "the run."
+        f"With {name}, server and sites remember updates for the rest of the run, up to n - 2 times the length of the "
+        "others' (twice, at least). Of three sites, one that lies can still move the model far."
     )
 
 

@@ -248,6 +248,7 @@ THREATS = {
     "Disks.": "A lost disk",
     "Retention.": "Data stay longer",
     "Those who watch a run.": "Others watch the run",
+    "Pages in a browser.": "acts at a page",
 }
 """Who or what the threat model names -> a part of the row of the risk table that is about it."""
 NO_THREATS = {
