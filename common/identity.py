@@ -22,6 +22,8 @@ TIME_HEADER = "fedvox-time"
 BODY_HEADER = "fedvox-body-sha256"
 SIGNATURE_HEADER = "fedvox-signature"
 SIGNED_HEADERS = ("upload-offset", "upload-length", "range")
+PROBE_PATH = f"/models/{'0' * 64}"
+"""What a site asks for before it joins: a model that does not exist, so a server that accepts the site says 404."""
 _HASH = ec.ECDSA(hashes.SHA256())
 
 

@@ -20,10 +20,8 @@ from client.courier.proxy import Address, find_address, open_socket
 from common.certificates import AUTHORITY_FILE, Identity, site_identity
 from common.config.kit import Kit
 from common.errors import FedvoxError
-from common.identity import sign
+from common.identity import PROBE_PATH, sign
 
-PROBE_PATH = f"/models/{'0' * 64}"
-"""A model that does not exist: an accepted site gets 404."""
 _EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 _LONGEST_WORD = 64
 _EXPIRED, _NOT_YET_VALID, _WRONG_NAME, _WRONG_ADDRESS = 10, 9, 62, 64

@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.errors import OutputError, ProtocolError
-from common.identity import BODY_HEADER, SIGNATURE_HEADER, SIGNED_HEADERS, SITE_HEADER, TIME_HEADER, Claim
+from common.identity import (
+    BODY_HEADER,
+    PROBE_PATH,
+    SIGNATURE_HEADER,
+    SIGNED_HEADERS,
+    SITE_HEADER,
+    TIME_HEADER,
+    Claim,
+)
 from common.protocol.codec import unpack_heartbeat
 from server.flower import NODE_KEY_HEADER
 from server.gateway.answers import Answer, Exchange, FileRange
@@ -146,8 +154,8 @@ class Gateway:
             answer.send(exchange)
 
     def _refused(self, site: str, refusal: RefusedError, method: str, path: str) -> Answer:
-        # A wrong offset is normal when an upload resumes.
-        if refusal.status != 409:
+        # A wrong offset is normal when an upload resumes, and so is the question of a site that is about to join.
+        if refusal.status != 409 and (refusal.status, path) != (404, PROBE_PATH):
             self._refusals.count(site, refusal, method, path)
         headers = {"content-type": "text/plain"} | refusal.headers
         if refusal.status in _CLOSING_STATUSES:

@@ -13,6 +13,7 @@ import pytest
 
 from common.config.network import parse_listen
 from common.errors import FedvoxError
+from common.identity import PROBE_PATH
 from server.gateway.__main__ import main
 from server.gateway.listen import Listen
 from server.gateway.serve import GatewayOptions, _server, serve
@@ -139,12 +140,14 @@ def test_it_ends_within_seconds_whoever_is_connected(tmp_path: Path) -> None:
         connections = stalled(made.client())
         assert made.client().request("GET", PATH).status == 404
         made.client().request("GET", "/nothing")
+        assert made.client().request("GET", PROBE_PATH).status == 404
         assert made.process is not None
         began = time.monotonic()
         made.process.send_signal(signal.SIGTERM)
         assert made.process.wait(20) == 0
         assert time.monotonic() - began < 5
         assert made.refused("north", "path") == 1, "the last counts are saved"
+        assert made.refused("north", "model") == 1, "but a site that asks whether it is accepted was not refused"
         assert "Traceback" not in made.log()
         for connection in connections:
             connection.close()
