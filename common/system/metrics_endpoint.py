@@ -17,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from common.errors import FedvoxError
 from common.formatting import visible
+from common.system.hosts import is_this_machine
 
 PATH = "/metrics"
 SILENCE_SECONDS = 10.0
@@ -181,9 +182,9 @@ class _Handler(BaseHTTPRequestHandler):
 def _names_loopback(host: str) -> bool:
     try:
         name = urlsplit(f"//{host}").hostname or ""
-        return name == "localhost" or ip_address(name).is_loopback
     except ValueError:
         return False
+    return is_this_machine(name)
 
 
 def _label(text: str) -> str:

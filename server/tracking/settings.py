@@ -6,13 +6,13 @@ import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from common.config.yaml_file import read_yaml
 from common.errors import ConfigError
 from common.formatting import without_passwords
+from common.system.hosts import is_this_machine
 
 KEYS = ("mlflow", "experiment", "tensorboard")
 VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
@@ -121,7 +121,7 @@ def parse_server(text: object, source: str, environment: Mapping[str, str] = os.
     user, password, token = (environment.get(name, "") for name in VARIABLES)
     if parts.username:
         user, password, token = unquote(parts.username), unquote(parts.password or ""), ""
-    if (user or token) and parts.scheme == "http" and not _is_this_machine(parts.hostname or ""):
+    if (user or token) and parts.scheme == "http" and not is_this_machine(parts.hostname or ""):
         raise ConfigError(
             f"{source}: would send password or token unencrypted to another machine; use https, or a tunnel that ends "
             "at 127.0.0.1"
@@ -141,13 +141,6 @@ def _split(text: str) -> SplitResult | None:
         return None
     # A password with an unescaped / or # would otherwise be taken for a path, and shown.
     return parts if usable and not parts.query and not parts.fragment and "@" not in parts.path else None
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _is_name(text: str) -> bool:
