@@ -147,6 +147,9 @@ class AuditLog:
         """
         if taken := OWN_KEYS & set(details):
             raise ValueError(f"details may not be called {', '.join(sorted(taken))}")
+        # Opening would make a new, empty log, and hide that the old one is gone.
+        if head_of(self.path).exists() and not self.path.exists():
+            raise AuditError(self.path, _GONE)
         try:
             with self._threads, _lock_to_write(self.path) as descriptor:
                 self._catch_up(descriptor)

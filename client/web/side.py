@@ -41,7 +41,7 @@ def hospital_side(place: Place, jobs: Jobs, folder: Path) -> Side:
             AuditLog(place.state / AUDIT_FILE).append(event, **details)
         except AuditError:
             # As on the command line: stopping must work even if the log cannot be written.
-            if details["action"] not in STOPS:
+            if details.get("action") not in STOPS:
                 raise
 
     def watch() -> Mapping[str, object]:

@@ -217,12 +217,22 @@ class Shell:
             # Whoever guesses is slowed, and nobody with a right token is kept out by it.
             await self._pause(WRONG_SECONDS)
             return self._sign_in_form(request, "", "sign_in.wrong", HTTPStatus.FORBIDDEN)
-        return self._signed_in(_to("/"), secret)
+        return await self._signed_in(request, _to("/"), secret)
 
-    def _signed_in(self, response: Response, secret: str) -> Response:
+    async def _signed_in(self, request: Request, response: Response, secret: str) -> Response:
+        session = self.sessions.find(secret)
+        if session is not None:
+            await run_in_threadpool(self._note_sign_in, self._visit(request, session))
         tls = self.address.has_tls
         response.set_cookie(self.address.cookie, secret, path="/", secure=tls, httponly=True, samesite="strict")
         return response
+
+    def _note_sign_in(self, visit: Visit) -> None:
+        try:
+            self._side.audit(visit, "page_sign_in", {"who": visit.session.who, "role": str(visit.session.role)})
+        except FedvoxError as error:
+            # They are let in all the same: the page says what is wrong with the log, and stops the site without it.
+            _logger.warning("the sign-in of %s is not in the audit log: %s", visit.session.who, error)
 
     async def _to_provider(self, request: Request) -> Response:
         if self.openid is None:
@@ -249,7 +259,7 @@ class Shell:
         # A page, not a redirect: with one, the browser would not yet send a cookie that is for this site alone.
         page = self._html(request, self._language(request), "signed_in.html.jinja", {}, HTTPStatus.OK)
         page.delete_cookie(self._openid_cookie, path="/", secure=self.address.has_tls, httponly=True, samesite="lax")
-        return self._signed_in(page, self.sessions.open(role, who))
+        return await self._signed_in(request, page, self.sessions.open(role, who))
 
     async def _from_openid(self, ask: Callable[..., T], *values: Any) -> T:
         if self._asks_provider.locked():

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from common.web.sessions import Sessions
 from common.web.visits import Session
 
-LOOK_SECONDS = 0.5
+LOOK_SECONDS = 0.75
 """How often the side is asked for news."""
 QUIET_SECONDS = 15.0
 """After so long without news, a line that says nothing tells whether the browser is there."""

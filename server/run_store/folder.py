@@ -219,16 +219,23 @@ class RunFolder:
         DamagedFileError
             A line cannot be read.
         """
-        lines = []
-        for number, text in enumerate(self._read_lines().splitlines(keepends=True), start=1):
+        return self._parsed(self._read_lines().splitlines(keepends=True))
+
+    def last_round(self) -> dict[str, Any] | None:
+        """Return the last of ``read_rounds``, or None; the same errors, but of its own line alone."""
+        lines = self._read_lines().splitlines(keepends=True)
+        return next(reversed(self._parsed(lines, max(0, len(lines) - 2))), None)
+
+    def _parsed(self, lines: Sequence[bytes], first: int = 0) -> list[dict[str, Any]]:
+        found = []
+        for number, text in enumerate(lines[first:], start=first + 1):
             try:
-                lines.append(json.loads(text))
+                found.append(json.loads(text))
             except ValueError:
                 if text.endswith(b"\n"):
-                    raise DamagedFileError(
-                        self.path / ROUNDS_FILE, f"line {number} was changed or cut", RESTORE
-                    ) from None
-        return lines
+                    problem = f"line {number} was changed or cut"
+                    raise DamagedFileError(self.path / ROUNDS_FILE, problem, RESTORE) from None
+        return found
 
     def _read_lines(self) -> bytes:
         file = self.path / ROUNDS_FILE

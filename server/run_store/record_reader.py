@@ -12,6 +12,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -244,13 +245,13 @@ def _read_sites(run: RunRecord) -> list[Site]:
             )
     for line in run.rounds:
         for name, part in line.sites.items():
-            known = sites.get(name, Site(name, None, None, ""))
-            sites[name] = Site(
-                name=name,
-                train=part.examples if known.train is None else known.train,
-                validation=part.validation_examples if known.validation is None else known.validation,
-                differs=known.differs,
-            )
+            known = sites.setdefault(name, Site(name, None, None, ""))
+            if known.train is None or known.validation is None:
+                sites[name] = replace(
+                    known,
+                    train=part.examples if known.train is None else known.train,
+                    validation=part.validation_examples if known.validation is None else known.validation,
+                )
     return list(sites.values())
 
 

@@ -13,12 +13,12 @@ from client.consent.policy import Policy, PolicyError
 from client.consent.site_config import SITE_FILE
 from client.state_folder import AUDIT_FILE
 from client.web.place import Place
-from common.audit import read_entries
 from common.protocol.messages import ErrorCode
 from common.web.texts import load_texts
 from common.web.visits import Role
 from tests.client.consent.test_disclosure import write_kit
 from tests.client.web.hospital import ASKED, DIGEST, do, visitor, words
+from tests.common.web.gate import written
 from tests.common.web.side import SAME_ORIGIN, csrf_of
 
 
@@ -59,7 +59,7 @@ def test_nobody_approves_without_a_name_or_by_mistake(place: Place, given: dict[
 
 def test_the_log_says_who_did_what(place: Place) -> None:
     do(visitor(place, Role.ACT), "/approve", name="Dr. A", digest=DIGEST, read="yes")
-    asked, approved = read_entries(place.state / AUDIT_FILE)
+    asked, approved = written(place.state / AUDIT_FILE)
     assert (asked.event, asked.details["action"]) == ("page_action", "approve")
     assert asked.details["about"] == {"name": "Dr. A", "digest": DIGEST, "read": "yes"}
     assert approved.event == "approved"
@@ -75,7 +75,7 @@ def test_only_what_was_shown_is_approved(place: Place) -> None:
     shown = words(client.get("/"))
     assert "Not done" in shown and "review it again" in shown and "9 rounds" in shown
     assert not DecisionBook(place.state, place.consent).read().approvals
-    assert [entry.event for entry in read_entries(place.state / AUDIT_FILE)] == ["page_action", "page_action_failed"]
+    assert [entry.event for entry in written(place.state / AUDIT_FILE)] == ["page_action", "page_action_failed"]
 
 
 def test_what_the_site_file_does_not_allow_is_shown_and_not_approved(place: Place) -> None:

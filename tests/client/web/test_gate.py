@@ -10,7 +10,7 @@ from client.state_folder import AUDIT_FILE, StateFolder, write_json
 from client.web.jobs import Jobs, Work
 from client.web.place import Place
 from client.web.side import hospital_side
-from common.audit import AuditLog, Entry, read_entries
+from common.audit import AuditLog, Entry
 from common.web.shell import Address, Shell
 from common.web.visits import Role
 from tests.client.web.hospital import do, shell_of
@@ -20,8 +20,7 @@ from tests.hostile import obeyed
 
 
 def written(place: Place) -> list[Entry]:
-    log = place.state / AUDIT_FILE
-    return read_entries(log) if log.exists() else []
+    return gate.written(place.state / AUDIT_FILE)
 
 
 def test_only_the_right_people_are_let_in_anywhere(place: Place) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from common.audit import Entry, read_entries
 from common.web.shell import SIGN_IN, Shell
 from common.web.visits import Role
 from tests.common.web.side import SAME_ORIGIN, browser, signed_in
@@ -36,6 +38,11 @@ ODD = (
     "%3Cscript%3E",
 )
 """For a parameter of a path; none of them is one of a page."""
+
+
+def written(log: Path) -> list[Entry]:
+    """All that an audit log says, but for who signed in."""
+    return [entry for entry in read_entries(log) if entry.event != "page_sign_in"] if log.exists() else []
 
 
 def routes(shell: Shell, method: str) -> list[str]:

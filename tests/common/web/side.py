@@ -40,6 +40,7 @@ class Place:
     folder: Path
     name: str = "room"
     entries: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
+    sign_ins: list[Mapping[str, Any]] = field(default_factory=list)
     log_is_broken: bool = False
     clock: Clock = field(default_factory=Clock)
     mark: int = 0
@@ -83,7 +84,10 @@ class Place:
     def _audit(self, visit: Visit, event: str, details: Mapping[str, Any]) -> None:
         if self.log_is_broken:
             raise OutputError("the log is full")
-        self.entries.append((event, details))
+        if event == "page_sign_in":
+            self.sign_ins.append(details)
+        else:
+            self.entries.append((event, details))
 
 
 def browser(shell: Shell, *, of: str = "127.0.0.1", **headers: str) -> TestClient:

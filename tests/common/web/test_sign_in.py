@@ -37,6 +37,22 @@ def test_a_link_signs_in_once(shell: Shell) -> None:
     assert second.get("/").status_code == 303
 
 
+def test_who_signs_in_is_written_down(place: Place) -> None:
+    shell = place.shell()
+    token, client = token_of(shell), browser(shell)
+    assert client.post("/sign-in", data={"token": "guess"}, headers=SAME_ORIGIN).status_code == 403
+    assert not place.sign_ins
+    client.post("/sign-in", data={"token": token}, headers=SAME_ORIGIN)
+    assert place.sign_ins == [{"who": "link 1 (look)", "role": "look"}]
+
+
+def test_a_log_that_cannot_be_written_keeps_nobody_out(place: Place, caplog: pytest.LogCaptureFixture) -> None:
+    place.log_is_broken = True
+    client = signed_in(place.shell(), Role.ACT)
+    assert client.get("/").status_code == 200
+    assert "is not in the audit log: the log is full" in caplog.text
+
+
 def test_looking_at_a_link_does_not_use_it(shell: Shell) -> None:
     token, client = token_of(shell), browser(shell)
     assert token in client.get("/sign-in", params={"token": token}).text

@@ -326,3 +326,18 @@ def test_what_the_gate_knows_returns(tmp_path: Path) -> None:
     assert loaded.refused_last == {"a": Refusal.NORM_OUTLIER}
     assert (loaded.norms, loaded.quarantine) == ({"a": 2.5}, {"b": Refusal.PROTOCOL})
     assert loaded.conduct == {"a": [Refusal.NORM_OUTLIER, None]}
+
+
+def test_the_last_round_is_the_last_of_all(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    assert folder.last_round() is None
+    rounds = tmp_path / "run" / "rounds.jsonl"
+    for number in (1, 2, 3):
+        folder.append_round({"round": number})
+        assert folder.last_round() == folder.read_rounds()[-1] == {"round": number}
+    whole = rounds.read_bytes()
+    rounds.write_bytes(whole[:-4])
+    assert folder.last_round() == folder.read_rounds()[-1] == {"round": 2}
+    rounds.write_bytes(whole[:-4] + b"\n")
+    with pytest.raises(DamagedFileError, match="line 3 was changed or cut"):
+        folder.last_round()

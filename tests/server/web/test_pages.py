@@ -10,7 +10,7 @@ import pytest
 from starlette.testclient import TestClient
 
 import server.web
-from common.audit import read_entries, verify
+from common.audit import verify
 from common.errors import FedvoxError
 from common.protocol.messages import ErrorCode, Refusal
 from common.web.shell import Address, Shell
@@ -20,6 +20,7 @@ from server.run_store.folder import AUDIT_FILE, RunFolder
 from server.run_store.live_status import NetworkStatus, write_network_status
 from server.run_store.locks import only_start
 from server.web.side import check_folders, names_apart, server_side
+from tests.common.web.gate import written
 from tests.common.web.side import HOST, SAME_ORIGIN, csrf_of, signed_in
 from tests.server.run_folder import SITES, write_examples, write_run_folder
 from tests.server.web.runs import network_status, write_live_run
@@ -227,7 +228,7 @@ def test_a_released_site_is_written_down_with_who_did_it(live: Path) -> None:
     (note,) = (live / "releases").iterdir()
     assert note.read_text(encoding="utf-8") == "raw-high"
     verify(live / AUDIT_FILE)
-    (entry,) = read_entries(live / AUDIT_FILE)
+    (entry,) = written(live / AUDIT_FILE)
     assert entry.event == "page_action"
     assert entry.details == {"who": "link 1 (act)", "action": "release", "about": {"run": 0, "site": "raw-high"}}
 
@@ -239,7 +240,7 @@ def test_what_is_not_in_quarantine_cannot_be_released(live: Path) -> None:
         assert client.post("/runs/0/release", data=form, headers=SAME_ORIGIN).status_code == 303
         assert "is not in quarantine" in text_of(client, "/runs/0")
     assert not (live / "releases").exists()
-    assert {entry.event for entry in read_entries(live / AUDIT_FILE)} == {"page_action", "page_action_failed"}
+    assert {entry.event for entry in written(live / AUDIT_FILE)} == {"page_action", "page_action_failed"}
 
 
 def test_whoever_may_only_look_sees_no_buttons_and_cannot_act(live: Path) -> None:
@@ -249,7 +250,7 @@ def test_whoever_may_only_look_sees_no_buttons_and_cannot_act(live: Path) -> Non
     assert "/write-report" not in page
     form = {"csrf": csrf_of(client, "/runs/0"), "site": "raw-high"}
     assert client.post("/runs/0/release", data=form, headers=SAME_ORIGIN).status_code == 403
-    assert not (live / AUDIT_FILE).exists()
+    assert not written(live / AUDIT_FILE)
 
 
 def test_names_of_sites_and_texts_of_runs_are_only_text(tmp_path: Path) -> None:
