@@ -27,6 +27,7 @@ from common.config.privacy import PrivacyConfig
 from common.config.strategy import SITES_OVER_A_NETWORK
 from common.errors import ConfigError
 from common.formatting import counted, visible
+from common.models.bundle_file import FEWEST
 from common.models.size import weight_count
 from common.plan.plan import Plan
 from common.protocol.messages import ErrorCode, Failure, Heartbeat, Result, SiteInfo
@@ -276,7 +277,10 @@ def sections(content: Mapping[str, Any]) -> list[Section]:
             "Where it goes",
             [
                 f"To {content['server']}, as site {content['site']}. The server also sees your site's network address, "
-                "its public key, and when it is connected."
+                "its public key, and when it is connected.",
+                "Whoever runs the server may pass on the finished model with a model card. It names your site, in how "
+                "many rounds it took part, how many scans it trained on and was scored on, its mean Dice, and its "
+                f"privacy cost if there is one; numbers and scores of fewer than {FEWEST} are left out.",
             ],
         ),
         Section(

@@ -21,6 +21,8 @@ from common.weights.digest import Digest
 from common.weights.safetensors_file import float32_header
 
 WEIGHTS_FILE = "model.safetensors"
+FEWEST = 5
+"""Nothing that goes with a model tells the number or scores of fewer scans: they would be of single patients."""
 DESCRIPTION_FILE = "model.json"
 FORMAT = "fedvox-bundle"
 FORMAT_VERSION = 1

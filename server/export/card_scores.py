@@ -9,12 +9,11 @@ from statistics import fmean
 
 import numpy as np
 
+from common.models.bundle_file import FEWEST
 from server.comparison.statistics import bootstrap
 from server.formatting import scores_are_noised
 from server.run_store.record import RunRecord
 
-FEWEST = 5
-"""Smaller counts, and scores of fewer scans, are not for publication: they tell about single patients."""
 _LEFT_OUT = f"Scores of fewer than {FEWEST} are left out, also of the mean: they would tell about single patients."
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from common.config.yaml_file import dump_yaml
 from common.formatting import counted, fixed, visible
+from common.models.bundle_file import FEWEST
 from common.plan.plan import IntensityPlan, Plan
-from server.export.card_scores import FEWEST, Scores, mean_over_sites, site_scores
+from server.export.card_scores import Scores, mean_over_sites, site_scores
 from server.formatting import NOTHING, escaped
 from server.run_store.record import RunRecord, as_number
 

@@ -8,6 +8,7 @@ from dataclasses import fields
 from common.config.network import format_endpoint
 from common.config.privacy import delta_warning
 from common.formatting import counted
+from common.models.bundle_file import FEWEST
 from common.protocol.messages import Failure, Heartbeat, Result, SiteInfo
 from server.formatting import format_bytes
 from server.reporting.dossier.document import Statement, brief, by_design, declared, left_open, listed, shown
@@ -21,8 +22,6 @@ NO_HOSPITAL = (
     "This run was a simulation. No hospital took part as a site, the program asked nobody for consent, and there was "
     "no hospital's privacy ledger or audit log."
 )
-FEWEST = 5
-"""Fewer patients are not told in numbers, as in cells of fingerprints by default."""
 
 
 def participants(facts: RunFacts) -> Statement:
