@@ -9,15 +9,14 @@ its next round; it works whether or not the federation is running.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Mapping
 
 from common.errors import FedvoxError
 from common.protocol.codec import Refusal, SiteInfo
-from common.system.files import write_atomically
 from server.rounds.judgement.conduct import blame_of, is_enough, with_round
 from server.rounds.judgement.directions import Directions
 from server.run_store.folder import RunFolder, RunState
+from server.run_store.releases import note_release, noted_releases
 
 
 class QuarantineError(FedvoxError):
@@ -37,16 +36,14 @@ def release(folder: RunFolder, site: str) -> None:
     if site not in quarantined:
         names = ", ".join(sorted(quarantined)) or "no site"
         raise QuarantineError(f"{folder.path}: {site} is not in quarantine (in it: {names})")
-    (folder.path / "releases").mkdir(exist_ok=True)
-    write_atomically(folder.path / "releases" / _file_name(site), site)
+    note_release(folder.path, site)
 
 
 def read_releases(folder: RunFolder, state: RunState) -> list[str]:
     """Release the sites that the coordinator noted, commit the state, and return their names."""
-    notes = sorted((folder.path / "releases").glob("*.txt"))
+    notes = noted_releases(folder.path)
     released = []
-    for note in notes:
-        site = note.read_text(encoding="utf-8", errors="replace")
+    for site in notes.values():
         if state.quarantine.pop(site, None) is not None:
             state.conduct.pop(site, None)
             for about in ("quarantine", "watch", "copy", "patients"):
@@ -123,7 +120,3 @@ def record_conduct(
             newly_quarantined.append(site)
             folder.event("site_quarantined", site=site, reason=blame)
     return newly_quarantined
-
-
-def _file_name(site: str) -> str:
-    return f"{hashlib.sha256(site.encode()).hexdigest()[:24]}.txt"

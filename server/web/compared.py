@@ -72,6 +72,7 @@ def _shown(results: Mapping[str, Any]) -> dict[str, Any]:
         "name": str(results["name"]),
         "done": sum(run["status"] == "finished" for run in runs),
         "runs": [{key: run.get(key) for key in ("arm", "seed", "model_site", "status", "problem")} for run in runs],
+        "verdict": str(results.get("verdict") or ""),
         "arms": [
             {"arm": row["arm"], "meaning": row["meaning"], "steps": row.get("steps"), "seeds": len(row["seeds"])}
             | {key: _interval(row.get(key), digits) for key, digits in _DIGITS.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from server.run_store.live_status import read_network_status
 from server.run_store.locks import is_started
 from server.run_store.record import RunRecord
 from server.run_store.record_reader import read_training
+from server.run_store.releases import noted_releases
 from server.run_store.state import RunState
 from server.run_store.status import RunStatus, as_it_runs, describe_files
 from server.web.history import History
@@ -85,7 +85,7 @@ class WatchedRun:
         # The time of the last look is no news.
         said = None if network is None else repr(replace(network, written=""))
         files = mark_of(*(self.path / name for name in _READ), self.path / REPORT_FILE)
-        return files, said, is_started(self.path), _waiting_releases(self.path)
+        return files, said, is_started(self.path), self._released()
 
     def see(self) -> Seen:
         """Return what the folder says now.
@@ -103,16 +103,11 @@ class WatchedRun:
             status, state = self._state.get()
         except FedvoxError as error:
             return Seen(history, None, None, str(error))
-        return Seen(history, as_it_runs(status, self.path), state, released=_waiting_releases(self.path))
+        return Seen(history, as_it_runs(status, self.path), state, released=self._released())
+
+    def _released(self) -> frozenset[str]:
+        return frozenset(noted_releases(self.path).values())
 
     def _read_state(self) -> tuple[RunStatus, RunState | None]:
         folder = RunFolder.open(self.path)
         return describe_files(folder), folder.load_state()
-
-
-def _waiting_releases(path: Path) -> frozenset[str]:
-    found = set()
-    for note in (path / "releases").glob("*.txt"):
-        with suppress(OSError):
-            found.add(note.read_text(encoding="utf-8", errors="replace"))
-    return frozenset(found)

@@ -147,6 +147,7 @@ def write_comparison(folder: Path) -> Path:
     ]
     results = {
         "name": "hippocampus",
+        "verdict": "No arm beats fedavg & its kin.",
         "runs": runs,
         "arms": [arm | {"arm": "fedavg", "hd95_mm": None}, arm | {"arm": "local", "hd95_mm": interval}],
         "against_alone": [alone, alone | {"worse": False, "site": "south"}],
@@ -171,6 +172,7 @@ def test_a_comparison_is_shown_with_its_arms_and_who_is_worse_off(tmp_path: Path
         "1 of 2 runs finished",
         "0.871 0.850 to 0.890",
         "fedavg, north: −0.012 (−0.020 to −0.004)",
+        "No arm beats fedavg &amp; its kin.",
         "out of memory",
     ):
         assert part in page, part
