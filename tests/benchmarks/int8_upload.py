@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.benchmarks._hippocampus import PLAIN
 from tests.conftest import REPOSITORY
 
 
@@ -21,7 +22,8 @@ def run(upload: str, dataset: Path, folder: Path) -> tuple[float, float]:
     """Best mean Dice, and bytes up per site and round, of a federation that is simulated here."""
     federation = REPOSITORY / "deploy" / "examples" / "hippocampus.yaml"
     command = [sys.executable, "-m", "server.cli", "simulate", federation, "--data", dataset, "--out", folder / upload]
-    command += ["--cache", folder / "cache", "--set", "simulation.pooled=false", "--set", f"transport.upload={upload}"]
+    changes = (*PLAIN, "simulation.pooled=false", f"transport.upload={upload}")
+    command += ["--cache", folder / "cache", *(f"--set={change}" for change in changes)]
     subprocess.run(list(map(str, command)), check=True, capture_output=True)
     summary = json.loads((folder / upload / "summary.json").read_text())
     rounds = [json.loads(line) for line in (folder / upload / "rounds.jsonl").read_text().splitlines()]

@@ -1,9 +1,10 @@
 """Training recipes for the three natural hippocampus sites, federated, pooled and alone, at equal gradient steps.
 
 ``python -m tests.benchmarks.recipe [DATASET] [--arms fedavg,pooled] [--seeds 1,2] [--rounds 12] [--steps 25] [--full]
-[--set KEY=VALUE] [--out FILE] [--cache DIR]`` trains ``deploy/examples/hippocampus.yaml`` with the product's trainer
-and strategies, without messages between them. By default on a coarse copy, at 2 mm with half the channels and one stage
-less, which takes a twentieth of the time; with ``--full`` as the file says. The patients of training and validation
+[--set KEY=VALUE] [--out FILE] [--cache DIR]`` trains the sites of ``deploy/examples/hippocampus.yaml`` with the
+product's trainer and strategies, without messages between them, and with the recipe of the arm in place of the file's.
+By default on a coarse copy, at 2 mm with half the channels and one stage less, which takes a twentieth of the time;
+with ``--full`` on the file's grid and with the default network. The patients of training and validation
 stay the same; a seed changes the first weights and all that training draws.
 
 ``pooled`` makes as many steps a round as all sites together, ``alone`` trains every site by itself, and with
@@ -36,6 +37,7 @@ from server.rounds.strategies.strategy import StrategyState
 from server.simulation.data_setup import examine
 from server.simulation.simulated_sites import SimulatedSites
 from server.site_weights import site_weights
+from tests.benchmarks._hippocampus import PLAIN
 from tests.conftest import REPOSITORY
 
 COARSE = ("preprocessing.spacing=[2, 2, 2]", "model.channels=[8, 16, 32]")
@@ -155,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path)
     options = parser.parse_args(arguments)
     common = [f"rounds={options.rounds}", f"training.local_steps={options.steps}", *options.set]
-    common = [*(() if options.full else COARSE), *common]
+    common = [*PLAIN, *(() if options.full else COARSE), *common]
     lines = [] if not options.out or not options.out.exists() else list(map(json.loads, options.out.open()))
     lines = [line for line in lines if line["settings"] == common]
     for seed in options.seeds:
