@@ -2,8 +2,9 @@
 
 ``python -m tests.benchmarks.comparison [--split natural|hard] [--arms ...] [--seeds N] [--out DIR] [--data DATASET]
 [--set KEY=VALUE ...] [--set-arm ARM:KEY=VALUE ...]``. The hard split has four sites: a Dirichlet draw of 0.1 over the
-labelled volume, and another scanner each. With ``--out`` it continues what is there. Last line: the best federated arm,
-its mean Dice, its share of pooled training's (mean of sites), and its margin over FedAvg, each with its 95 % interval.
+labelled volume, and another scanner each. With ``--out`` it continues what is there. Last line: the best federated
+arm, its mean Dice over patients, its share of pooled training's, and its margin over FedAvg, each with its 95 %
+interval; before it, its share of pooled training's mean of sites.
 """
 
 from __future__ import annotations
@@ -65,7 +66,12 @@ def show(split: str, results: Mapping[str, Any]) -> None:
         print(f"{row['arm']:<18} - alone at {row['site']}: {interval(row['difference'])}{' WORSE' * row['worse']}")
     print(results["verdict"] or "nothing is compared with fedavg")
     best = results["best"]
-    share, margin = interval(best.get("ratio_to_pooled_of_sites")), interval(best.get("margin"))
+    if best is None:
+        print(f"comparison, {split}: no federated arm")
+        return
+    share, of_sites = (interval(best.get(f"ratio_to_pooled{which}")) for which in ("", "_of_sites"))
+    print(f"share of pooled training's mean of sites {of_sites}")
+    margin = interval(best.get("margin"))
     print(f"comparison, {split}: {best['arm']} {interval(best['dice'])} of pooled {share} margin {margin}")
 
 
