@@ -279,8 +279,8 @@ def sections(content: Mapping[str, Any]) -> list[Section]:
                 f"To {content['server']}, as site {content['site']}. The server also sees your site's network address, "
                 "its public key, and when it is connected.",
                 "Whoever runs the server may pass on the finished model with a model card. It names your site, in how "
-                "many rounds it took part, how many scans it trained on and was scored on, its mean Dice, and its "
-                f"privacy cost if there is one; numbers and scores of fewer than {FEWEST} are left out.",
+                "many rounds it took part, how many scans or patients it trained on and was scored on, its mean Dice, "
+                f"and its privacy cost if there is one; numbers and scores of fewer than {FEWEST} are left out.",
             ],
         ),
         Section(
