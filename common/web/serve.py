@@ -63,7 +63,9 @@ def served(side: Side, listening: Listening, say: Callable[[str], None]) -> Iter
     finally:
         server.should_exit = True
         thread.join(10)
-        connection.close()
+        # One that is still ending closes it by itself, and fails if somebody else has.
+        if not thread.is_alive():
+            connection.close()
 
 
 def _prepared(side: Side, listening: Listening, say: Callable[[str], None]) -> tuple[uvicorn.Server, socket.socket]:
